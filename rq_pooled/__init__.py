@@ -1,0 +1,7 @@
+"""RQ on one shared, bounded connection pool: N jobs at once per worker, on two connections."""
+
+from .pool import get_connection, get_pool
+from .queue import Queue
+from .worker import Worker
+
+__all__ = ["Queue", "Worker", "get_connection", "get_pool"]

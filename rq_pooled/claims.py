@@ -1,0 +1,30 @@
+"""What a claim is: one job, popped and marked started by one script, and fenced by its execution id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class Claim(NamedTuple):
+    """One execution of one job, as parent and horse know it."""
+
+    job_id: str
+    execution_id: str
+    #: The queue in whose started registry it stands, from the job's ``origin``.
+    queue: str
+    #: The queue that it was popped from: where it goes when it is put back.
+    queue_key: str
+    #: The RQ worker (one per slot) that it was given to.
+    worker_name: str
+    #: Seconds since the epoch by the worker's clock, which is what RQ's executions keep.
+    created_at: float
+    #: Whether other jobs depended on it when it was claimed.
+    has_dependents: bool
+    #: The job's hash as it was before the claim.
+    raw: Mapping[bytes, bytes]
+
+    @property
+    def member(self) -> str:
+        """Its name in ``rq:wip:<queue>``, which is the claim itself: test it, remove it, and the claim is gone."""
+        return f"{self.job_id}:{self.execution_id}"

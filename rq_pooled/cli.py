@@ -1,0 +1,261 @@
+"""The command ``rq-pooled``: a worker with the flags of ``rq worker``, a demo, and the settings in force.
+
+The options of ``worker`` come from options.py; what is here is what the commands do, and how each error ends.
+"""
+
+from __future__ import annotations
+
+import json
+import logging.config
+import os
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import click
+import redis
+import rq
+from redis.exceptions import AuthenticationError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.cli import helpers
+from rq.serializers import resolve_serializer
+from rq.utils import import_attribute
+
+from .config import Settings, scrub, scrub_url
+from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
+from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
+
+STRATEGIES = ("default", "random", "round_robin")
+
+EXAMPLES = """\b
+Examples:
+  rq-pooled demo                                   what ten jobs at once cost
+  rq-pooled worker                                 one job at a time, as rq worker does
+  rq-pooled worker --concurrency 10 high default   ten at once, "high" first
+  rq-pooled worker --burst --url rediss://example.org:6380/0
+  RQ_POOLED_CONCURRENCY=10 rq worker --worker-class rq_pooled.Worker
+
+\b
+Every setting that `rq-pooled settings` shows is also read from the environment,
+with RQ_POOLED_ before its name. A password belongs there, not in an argument.
+Exit codes: 0, 2 (a setting or argument is wrong), 75 (trying again may help)."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, or one line on stderr and 2 (change something) or 75 (try again)."""
+    try:
+        code = cli.main(arguments, prog_name="rq-pooled", standalone_mode=False) or 0
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        code = _say(f"{error.format_message()} (see {context.command_path if context else 'rq-pooled'} --help)", USAGE)
+    except (click.Abort, KeyboardInterrupt):
+        code = _say("interrupted", 130)
+    except RQPooledError as error:
+        code = _say(error, error.exit_code)
+    except AuthenticationError as error:
+        code = _say(error, USAGE)
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        code = _say(error, TRY_AGAIN)
+    except BrokenPipeError:
+        # Whoever read our output has gone (`| head`); Python's flush at exit would only fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 1
+    sys.exit(code)
+
+
+def _say(message: object, code: int) -> int:
+    """Write one line to stderr and return ``code``."""
+    click.echo("rq-pooled: " + " ".join(scrub(str(message)).split()), err=True)
+    return code
+
+
+def _version() -> str:
+    try:
+        return version("rq_pooled")
+    except PackageNotFoundError:  # run from a source tree
+        return "(not installed)"
+
+
+@click.group(
+    epilog=EXAMPLES,
+    no_args_is_help=False,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+)
+@click.version_option(
+    _version(),
+    message=f"rq_pooled %(version)s (rq {rq.__version__}, redis-py {redis.__version__}, "
+    f"Python {platform.python_version()})",
+)
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """RQ on a few shared connections."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+def run_worker(**options: Any) -> None:
+    """Run jobs of QUEUES (default: "default"), CONCURRENCY at once.
+
+    Takes the options of `rq worker` and one for each setting. A setting on the command line goes before one in
+    the environment (RQ_POOLED_CONCURRENCY), that before one in the settings module (--config).
+    """
+    given = {option.name: options.pop(option.name) for option in setting_options() if option.name}
+    if options["verbose"] and options["quiet"]:
+        raise click.UsageError("--verbose and --quiet exclude each other: use one.")
+    if options["dequeue_strategy"] not in STRATEGIES:
+        raise click.UsageError(f"--dequeue-strategy is one of {', '.join(STRATEGIES)}.")
+
+    classes = _classes(options)
+    module = _settings_module(options["config"])
+    settings = Settings.load(given, module)
+    handlers = [_imported("--exception-handler", name) for name in options["exception_handler"]]
+    connection = _connection(settings, module, classes.connection_class)
+
+    if module.get("DICT_CONFIG"):
+        logging.config.dictConfig(module["DICT_CONFIG"])
+    helpers.setup_loghandlers_from_args(
+        options["verbose"], options["quiet"], options["date_format"], options["log_format"]
+    )
+    if options["pid"]:
+        _write_pid(options["pid"])
+
+    names = options["queues"] or module.get("QUEUES") or ["default"]
+    queues = [
+        classes.queue_class(name, connection=connection, job_class=classes.job_class, serializer=options["serializer"])
+        for name in names
+    ]
+    worker = classes.worker_class(
+        queues,
+        name=options["name"] or module.get("NAME"),
+        connection=connection,
+        worker_ttl=options["worker_ttl"],
+        default_result_ttl=options["results_ttl"],
+        maintenance_interval=options["maintenance_interval"],
+        job_monitoring_interval=options["job_monitoring_interval"],
+        job_class=classes.job_class,
+        queue_class=classes.queue_class,
+        exception_handlers=handlers or None,
+        disable_default_exception_handler=options["disable_default_exception_handler"],
+        log_job_description=not options["disable_job_desc_logging"],
+        serializer=options["serializer"],
+        # The URL is in the connection, which may come from elsewhere (SENTINEL in the settings module).
+        **{setting.name: getattr(settings, setting.name) for setting in Settings.describe() if setting.name != "url"},
+    )
+    worker.work(
+        burst=options["burst"],
+        logging_level="DEBUG" if options["verbose"] else "WARNING" if options["quiet"] else options["logging_level"],
+        date_format=options["date_format"],
+        log_format=options["log_format"],
+        max_jobs=options["max_jobs"],
+        max_idle_time=options["max_idle_time"],
+        with_scheduler=options["with_scheduler"],
+        dequeue_strategy=options["dequeue_strategy"],
+    )
+
+
+cli.add_command(
+    WorkerCommand(
+        "worker",
+        callback=run_worker,
+        params=[*setting_options(), *rq_options()],
+        help=run_worker.__doc__,
+        short_help="Run jobs.",
+    )
+)
+
+
+def _classes(options: Mapping[str, Any]) -> Any:
+    """Return RQ's own object with the classes that were asked for, each of them importable; extends the import path."""
+    sys.path.extend(options["path"])
+    names = {name: value for name, value in options.items() if name.endswith("_class")}
+    for name, value in names.items():
+        _imported("--" + name.replace("_", "-"), value)
+    try:
+        resolve_serializer(options["serializer"])
+    except Exception as error:
+        raise ConfigurationError(f"--serializer {options['serializer']} cannot be used: {_words(error)}") from error
+    classes = helpers.CliConfig(**names)
+    from rq_pooled import Worker  # here, so that --help and the demo do without the worker
+
+    if not issubclass(classes.worker_class, Worker):
+        raise ConfigurationError(
+            f"--worker-class {names['worker_class']} is no subclass of rq_pooled.Worker: leave it out, or use `rq worker`"
+        )
+    return classes
+
+
+def _settings_module(name: str | None) -> dict[str, Any]:
+    if not name:
+        return {}
+    try:
+        return dict(helpers.read_config_file(name))
+    except Exception as error:  # the user's own module: whatever is wrong there is said in one line
+        raise ConfigurationError(f"--config {name} cannot be imported: {_words(error)}") from error
+
+
+def _imported(option: str, name: str) -> Any:
+    try:
+        return import_attribute(name)
+    except Exception as error:
+        raise ConfigurationError(f"{option} {name} cannot be imported: {_words(error)}") from error
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _connection(settings: Settings, module: Mapping[str, Any], connection_class: type[redis.Redis]) -> redis.Redis:
+    """Return a client of the server; nothing connects yet. Where no URL is set, RQ's other ways to name one count."""
+    source: Mapping[str, Any] = module or os.environ
+    if settings.url == Settings().url and ("SENTINEL" in source or "REDIS_HOST" in source):
+        try:
+            client: redis.Redis = helpers.get_redis_from_config(source, connection_class)
+        except (ValueError, TypeError, KeyError) as error:
+            raise ConfigurationError(f"the server cannot be found from REDIS_HOST or SENTINEL: {error}") from error
+        return client
+    try:
+        return connection_class.from_url(settings.url)
+    except ValueError as error:
+        raise ConfigurationError(f"URL is {scrub_url(settings.url)}: {error}") from error
+
+
+def _write_pid(path: str) -> None:
+    try:
+        with open(os.path.expanduser(path), "w") as file:
+            file.write(str(os.getpid()))
+    except OSError as error:
+        raise ConfigurationError(f"--pid {path} cannot be written: {error.strerror}") from error
+
+
+@cli.command()
+@click.option("--jobs", type=click.IntRange(1, 100_000), default=300, show_default=True, help="How many jobs.")
+@click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="How many at once.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+def demo(jobs: int, concurrency: int, as_json: bool) -> None:
+    """Run real jobs on a server of its own and show what they cost.
+
+    Starts a bundled Valkey (or redis-server from PATH) on a free port, enqueues jobs that hash, compress and count
+    the words of the standard library's sources, a few of them failing, and runs a worker on them.
+    """
+    from . import demo as play
+
+    with click.progressbar(length=jobs, label=f"{jobs} jobs, {concurrency} at once", file=sys.stderr) as bar:
+        report = play.run(jobs, concurrency, bar.update)
+    click.echo(json.dumps(report.as_dict(), indent=2) if as_json else "\n" + report.as_table())
+
+
+@cli.command()
+@click.option("--markdown", is_flag=True, help="Print the table of docs/settings.md.")
+def settings(markdown: bool) -> None:
+    """Show the settings that the environment gives, without passwords."""
+    if markdown:
+        click.echo(settings_as_markdown(), nl=False)
+        return
+    current = Settings.load()
+    for setting in Settings.describe():
+        value = getattr(current, setting.name)
+        click.echo(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")

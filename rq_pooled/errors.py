@@ -1,0 +1,69 @@
+"""Every exception of rq_pooled, under one root, each named by the event that raises it."""
+
+from __future__ import annotations
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+#: The command line was right but the world was not: trying again may help (EX_TEMPFAIL in sysexits.h).
+TRY_AGAIN = 75
+#: The command or a setting is wrong: trying again without changing it cannot help.
+USAGE = 2
+
+
+class RQPooledError(Exception):
+    """The root of all errors that rq_pooled raises itself.
+
+    ``exit_code`` is what a command ends with when this error reaches the top: 2 where a setting or a
+    command has to be changed first, 75 where trying again may help.
+    """
+
+    exit_code: int = USAGE
+
+
+class ConfigurationError(RQPooledError, ValueError):
+    """A setting, a URL or an argument cannot be used. A ValueError, as for any bad argument in Python."""
+
+
+class PoolExhausted(RQPooledError, RedisConnectionError):
+    """All connections of a pool stayed in use for POOL_TIMEOUT seconds.
+
+    A redis ConnectionError because that is what redis-py's own BlockingConnectionPool raises here:
+    code that already handles it around ``enqueue`` goes on working.
+    """
+
+    exit_code = TRY_AGAIN
+
+
+class ServerUnreachable(RQPooledError, RedisConnectionError):
+    """No connection to the server could be opened: nothing was sent. A redis ConnectionError, see above."""
+
+    exit_code = TRY_AGAIN
+
+
+class EnqueueUnconfirmed(RQPooledError, RedisConnectionError):
+    """The connection was lost after an enqueue was sent: the job may have been enqueued.
+
+    ``job_id`` names the job, ``job_ids`` all of them where many were enqueued at once. Enqueueing again with this id
+    cannot double it. A redis ConnectionError, see above.
+    """
+
+    exit_code = TRY_AGAIN
+
+    def __init__(self, message: str, job_id: str, job_ids: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+        self.job_ids = job_ids or (job_id,)
+
+
+class ServerUnsupported(RQPooledError):
+    """The server answers but cannot be worked with: too old, a cluster, wrong or missing password."""
+
+
+class WorkerNameTaken(RQPooledError, ValueError):
+    """Another live worker has this name. A ValueError, as RQ's ``register_birth`` raises; its hash may expire."""
+
+    exit_code = TRY_AGAIN
+
+
+class PlatformUnsupported(RQPooledError, RuntimeError):
+    """The operating system lacks something that the worker is built on, such as ``fork``."""

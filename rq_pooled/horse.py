@@ -1,0 +1,320 @@
+"""What runs inside a horse: it is given one task at a time by the parent and answers with the outcome.
+
+Tasks: *perform* a claimed job; *bury* one whose horse died; *settle* the dependents of one that got some while it ran;
+*maintain* the registries. In each, RQ's own methods decide what is written; the recorder collects it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.utils import now
+from rq.worker import Worker
+
+from . import hooks
+from .channel import ChildChannel
+from .claims import Claim
+from .recorder import Recorder, Tape
+from .relay import Relay
+
+logger = logging.getLogger("rq.worker")
+
+
+class _Discard:
+    """Takes what RQ writes when a job begins: the claim script has written it already."""
+
+    def hset(self, *_args: Any, **_kwargs: Any) -> None:
+        """Write nothing."""
+
+
+class HorseMixin(Worker):
+    """Turns the worker of a forked child into its horse; mixed in front of the worker's own class.
+
+    Overridden are the steps at which RQ writes to Redis. ``perform_job`` and ``handle_exception`` are not: Sentry's
+    integration wraps them.
+    """
+
+    connection: Recorder
+    tape: Tape
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
+        job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
+        self.procline(f"Processing {job.func_name} from {job.origin}")
+
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
+        """As RQ, recorded."""
+        with self.connection.record_to(self.tape):
+            super().handle_execution_ended(job, queue, heartbeat_ttl)
+
+    def handle_job_success(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ, recorded."""
+        with self.connection.record_to(self.tape):
+            super().handle_job_success(*args, **kwargs)
+
+    def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ, recorded."""
+        with self.connection.record_to(self.tape):
+            super().handle_job_failure(*args, **kwargs)
+
+    def handle_job_retry(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ, recorded."""
+        with self.connection.record_to(self.tape):
+            super().handle_job_retry(*args, **kwargs)
+
+    def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
+        """Keep the value; replaces RQ's write: the heartbeat publishes it."""
+        self.current_job_working_time = current_job_working_time
+
+
+class HorseProcess:
+    """The loop of one horse.
+
+    Args:
+        worker: the forked copy of the parent's worker, with the recorder as its connection.
+        channel: to the parent.
+        max_jobs: leave after so many jobs.
+    """
+
+    def __init__(self, worker: HorseMixin, channel: ChildChannel, max_jobs: int) -> None:
+        self._worker = worker
+        self._recorder = worker.connection
+        # By key. Not the worker's own queues: RQ gives a popped job a queue with the worker's serializer.
+        self._queues: dict[str, Queue] = {}
+        self._channel = channel
+        self._jobs_left = max_jobs
+        self._alarm_fired = False
+        self._webhooks: list[tuple[Job, JobStatus, str | None]] = []
+        self._in_job_phase = False
+        self._surroundings = Surroundings()
+        worker.death_penalty_class = self._announcing(worker.death_penalty_class)  # type: ignore[type-abstract]
+
+    def run(self) -> None:
+        """Serve tasks until the parent closes the channel, or until this process should not be used again."""
+        random.seed()
+        gc.enable()
+        leaving = False
+        self._channel.send(("free", False))
+        while not leaving:
+            try:
+                kind, *rest = self._channel.receive()
+            except (EOFError, OSError):
+                return
+            getattr(self, f"_{kind}")(*rest)
+            leaving = self._clean_up()
+            self._channel.send(("free", leaving))
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def _perform(self, fields: tuple[Any, ...]) -> None:
+        """Run a job."""
+        claim = Claim(*fields)
+        job, queue, tape = self._prepare(claim)
+        self._in_job_phase = True
+        os.environ["RQ_WORKER_ID"] = self._worker.name
+        os.environ["RQ_JOB_ID"] = job.id
+        self._jobs_left -= 1
+        with hooks.around_job():
+            self._worker.perform_job(job, queue)
+        if claim.has_dependents and tape.guards:
+            self._enqueue_dependents(job, queue, tape)
+        else:
+            self._deliver(tape)
+
+    def _bury(self, fields: tuple[Any, ...], pid: int, status: int, usage: Sequence[float], stopped: bool) -> None:
+        """Record the failure of a job whose horse died.
+
+        Replaces the end of RQ's ``monitor_work_horse``, which looks only at an own child, reads the job's status
+        from the server, and takes ``os._exit(0)`` in a job for its regular end.
+        """
+        claim = Claim(*fields)
+        job, queue, tape = self._prepare(claim)
+        worker = self._worker
+        worker._stopped_job_id = job.id if stopped else None
+        rusage = resource.struct_rusage(usage)
+        with hooks.around_job():
+            job.started_at = _from_timestamp(claim.created_at)
+            if stopped:
+                worker.log.warning("Worker %s: job %s stopped by user", worker.name, job.id)
+                if job.stopped_callback:
+                    job.execute_stopped_callback(worker.death_penalty_class)
+                text = "Job stopped by user, work-horse terminated."
+            else:
+                job.ended_at = now()
+                signalled = f" (signal {os.WTERMSIG(status)})" if os.WIFSIGNALED(status) else ""
+                text = f"Work-horse terminated unexpectedly; waitpid returned {status}{signalled}; "
+                worker.log.warning("Worker %s: job %s failed (%s)", worker.name, job.id, text)
+                worker.handle_work_horse_killed(job, pid, status, rusage)
+            worker.handle_job_failure(job, queue=queue, exc_string=text)
+        worker._stopped_job_id = None
+        self._deliver(tape)
+
+    def _fail(self, fields: tuple[Any, ...], reason: str) -> None:
+        """Record a failure with this reason, for a job whose own outcome the server refused."""
+        job, queue, tape = self._prepare(Claim(*fields))
+        job.ended_at = job.started_at = now()
+        self._worker.handle_job_failure(job, queue=queue, exc_string=reason)
+        self._deliver(tape)
+
+    def _settle(self, fields: tuple[Any, ...], status: str, commands: list[list[bytes]]) -> None:
+        """Complete the outcome of a job that got dependents while it ran."""
+        job, queue, tape = self._prepare(Claim(*fields))
+        tape.status, tape.commands = status.encode(), commands
+        self._enqueue_dependents(job, queue, tape)
+
+    def _enqueue_dependents(self, job: Job, queue: Queue, tape: Tape) -> None:
+        """Add what RQ's ``enqueue_dependents`` writes, based on reads that guard the commit, and deliver."""
+        own_commands = len(tape.commands)
+        tape.expect_dependents()
+        with self._recorder.record_to(tape):
+            queue.enqueue_dependents(job)
+        self._deliver(tape, own_commands)
+
+    def _maintain(self) -> None:
+        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs."""
+        with Relay(self._channel).carry(self._recorder):
+            self._worker.run_maintenance_tasks()
+
+    def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
+        worker, recorder = self._worker, self._recorder
+        worker.name = claim.worker_name
+        execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
+        execution.created_at = execution.last_heartbeat = _from_timestamp(claim.created_at)
+        worker.execution = execution
+        worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize(), self._read)
+        job = worker.job_class(claim.job_id, connection=recorder, serializer=worker.serializer)
+        job.restore(claim.raw)
+        recorder.running = job.key
+        if job.webhooks:
+            # On the object, since job classes are the user's: sent once the outcome is known to be recorded.
+            job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
+                (job, status, exc_string)
+            )
+        return job, self._queue(claim.queue_key), worker.tape
+
+    def _queue(self, key: str) -> Queue:
+        queue = self._queues.get(key)
+        if queue is None:
+            worker = self._worker
+            queue = self._queues[key] = worker.queue_class.from_queue_key(
+                key,
+                connection=self._recorder,
+                job_class=worker.job_class,
+                serializer=worker.serializer,
+                death_penalty_class=worker.death_penalty_class,
+            )
+        return queue
+
+    # -- the parent ----------------------------------------------------------------------------------------------
+
+    def _deliver(self, tape: Tape, own_commands: int | None = None) -> None:
+        """Send the outcome. It is not recorded yet; only webhooks wait for that."""
+        own = len(tape.commands) if own_commands is None else own_commands
+        self._channel.send(("outcome", tape.status.decode(), tape.guards, tape.commands, own, bool(self._webhooks)))
+        if self._webhooks:
+            webhooks, self._webhooks = self._webhooks, []
+            if self._channel.receive() == ("committed", True):
+                for job, status, exc_string in webhooks:
+                    type(job).send_webhooks(job, status, exc_string=exc_string)
+
+    def _read(self, commands: Sequence[Sequence[bytes]]) -> list[tuple[bytes, Any]]:
+        self._channel.send(("read", [list(words) for words in commands]))
+        _kind, replies = self._channel.receive()
+        if isinstance(replies, str):
+            raise RuntimeError(f"the server could not be asked while an outcome was written: {replies}")
+        return [(digest, reply) for digest, reply in replies]
+
+    def _announcing(self, penalty: Any) -> Any:
+        """Return ``penalty`` with each phase announced, so that the parent knows when to kill this process.
+
+        The first phase, the job itself, is not: the parent knows its timeout from the job's hash.
+        """
+        horse = self
+
+        class Announcing(penalty):  # type: ignore[misc]
+            def setup_death_penalty(self) -> None:
+                if horse._in_job_phase:
+                    horse._in_job_phase = False
+                else:
+                    horse._channel.send(("phase", self._timeout))
+                super().setup_death_penalty()
+
+            def handle_death_penalty(self, *args: Any) -> None:
+                horse._alarm_fired = True
+                super().handle_death_penalty(*args)
+
+        return Announcing
+
+    # -- hygiene -------------------------------------------------------------------------------------------------
+
+    def _clean_up(self) -> bool:
+        """Leave nothing of a job to the next one; return whether this process should end instead."""
+        self._recorder.running = None
+        if self._recorder.connection_pool.stats()["created"]:
+            # Also after an interrupted read, which would give the next caller somebody else's reply.
+            self._recorder.connection_pool.disconnect()
+        self._surroundings.restore()
+        return self._jobs_left <= 0 or self._alarm_fired or self._surroundings.has_new_threads() or _has_children()
+
+
+class Surroundings:
+    """What a job may change in its process, as it was when the process began."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
+    def __init__(self) -> None:
+        self._handlers = {signum: signal.getsignal(signum) for signum in self._SIGNALS}
+        self._threads = threading.active_count()
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        try:
+            self._directory: str | None = os.getcwd()
+        except OSError:  # removed under us
+            self._directory = None
+
+    def has_new_threads(self) -> bool:
+        """Tell whether the job left a thread running."""
+        return threading.active_count() > self._threads
+
+    def restore(self) -> None:
+        """Stop timers, give back handlers, umask and directory, write out what is buffered."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for signum, handler in self._handlers.items():
+            if signal.getsignal(signum) is not handler:
+                signal.signal(signum, handler)
+        os.umask(self._umask)
+        if self._directory is not None:
+            with contextlib.suppress(OSError):
+                if os.getcwd() != self._directory:
+                    os.chdir(self._directory)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+
+
+def _has_children() -> bool:
+    """Tell whether the job left processes behind, dead or alive; they end with this one's group."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def _from_timestamp(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, tz=timezone.utc)

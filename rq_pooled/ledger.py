@@ -1,0 +1,216 @@
+"""A job's transitions in Redis: which script with which arguments, and what the replies mean.
+
+It sends nothing by itself: each method returns a command or reads a reply, so that the parent decides what shares a
+round trip.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from rq.registry import FailedJobRegistry
+from rq.results import Result
+from rq.utils import now, utcformat
+
+from .claims import Claim
+from .config import Settings
+from .scripts import Command, Scripts, Word, claims_key
+
+#: Bytes of job data after which one claim takes no further job.
+MAX_CLAIM_BYTES = 1024 * 1024
+#: Most jobs of one claim: 200 small ones hold the server for 5 to 8 ms.
+MAX_CLAIM_JOBS = 50
+#: Life of a scheduler lock, as RQ's own: its interval of one second plus 60.
+SCHEDULER_LOCK_TTL = 61
+#: Jobs per queue that one promotion moves; when there are more, it is called again at once.
+MAX_PROMOTED = 100
+#: What RQ's scheduler gives to a job without a timeout.
+DEFAULT_TIMEOUT = 180
+
+
+@dataclass
+class Outcome:
+    """What is to be recorded for a claim: commands, and the reads (digest, command) that they rely on."""
+
+    claim: Claim
+    status: str
+    guards: Sequence[tuple[bytes, Sequence[bytes]]]
+    commands: Sequence[Sequence[bytes]]
+    #: How many of the commands are RQ's handler's own; the others enqueue dependents, and are made anew on a change.
+    own_commands: int
+    #: The slot whose horse waits to hear that it was recorded, if one does.
+    receipt_for: Any = None
+    #: How often the server was asked to record it.
+    attempts: int = 0
+    errors: list[str] = field(default_factory=list)
+
+    def words(self) -> list[Word]:
+        """Return it as commit.lua takes it."""
+        claim = self.claim
+        words: list[Word] = [claim.job_id, claim.execution_id, claim.queue, claim.worker_name]
+        words += [len(self.guards), len(self.commands)]
+        for digest, command in self.guards:
+            words += [digest, len(command), *command]
+        for command in self.commands:
+            words += [len(command), *command]
+        return words
+
+
+class Claimed(NamedTuple):
+    """The reply to a claim."""
+
+    suspended: bool
+    #: How many ids stayed in their queue because an execution of the same job is running.
+    held: int
+    #: Ids that were dropped because their job has no data.
+    stale: list[str]
+    claims: list[Claim]
+
+
+class Ledger:
+    """Builds the commands of one worker process.
+
+    Args:
+        scripts: the scripts.
+        settings: leases and limits.
+        token: of this process; names its claims hash.
+    """
+
+    def __init__(self, scripts: Scripts, settings: Settings, token: str) -> None:
+        self._scripts = scripts
+        self._settings = settings
+        self.token = token
+
+    # -- claim ---------------------------------------------------------------------------------------------------
+
+    def claim(self, queue_keys: Sequence[str], strategy: str, names: Sequence[str]) -> tuple[Command, ClaimRequest]:
+        """Return the command that claims up to one job for each worker name, and what its reply is read with."""
+        created_at = time.time()
+        slots = [(name, uuid4().hex) for name in names[:MAX_CLAIM_JOBS]]
+        command = self._scripts.claim(
+            queue_keys,
+            utcformat(now()),
+            created_at,
+            self._settings.heartbeat_ttl,
+            int(self._settings.abandon_after),
+            MAX_CLAIM_BYTES,
+            strategy,
+            random.randrange(2**31),
+            self.token,
+            slots,
+        )
+        return command, ClaimRequest(created_at, slots)
+
+    def push_back(self, claims: Iterable[Claim]) -> Command:
+        """Return the command that puts claimed jobs back at the front of their queues."""
+        words = [(c.job_id, c.execution_id, c.queue, c.worker_name, c.queue_key) for c in claims]
+        return self._scripts.push_back(utcformat(now()), self.token, words)
+
+    def known_claims(self) -> Command:
+        """Return the command that asks for all claims of this process; its reply is read by ``unknown``."""
+        return ("HGETALL", claims_key(self.token))
+
+    @staticmethod
+    def unknown(reply: Sequence[bytes], known: Iterable[str]) -> list[Claim]:
+        """Return the claims in the server's note that are not among ``known`` members: their reply was lost."""
+        members = set(known)
+        claims = []
+        for member, note in zip(reply[::2], reply[1::2]):
+            if member.decode() not in members:
+                job_id, _, execution_id = member.decode().rpartition(":")
+                queue, key, name = note.decode().split("\n")
+                claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, False, {}))
+        return claims
+
+    # -- commit --------------------------------------------------------------------------------------------------
+
+    def commit(self, outcomes: Iterable[Outcome]) -> Command:
+        """Return the command that records outcomes; its reply has one word for each, see commit.lua."""
+        return self._scripts.commit(utcformat(now()), self.token, [outcome.words() for outcome in outcomes])
+
+    def bare_failure(self, claim: Claim, reason: str) -> Outcome:
+        """Return the plainest failure of a job that RQ's own code cannot even be given.
+
+        Only for jobs whose hash makes every horse fail that rebuilds it: without this, they would be claimed and
+        buried for ever. Written as RQ writes a failed job, but for the fields that only a Job could compute.
+        """
+        job, registry = f"rq:job:{claim.job_id}", FailedJobRegistry.key_template.format(claim.queue)
+        ended = utcformat(now())
+        text = zlib.compress(reason.encode())
+        commands: list[tuple[Word, ...]] = [
+            ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", text),
+            ("ZADD", registry, int(time.time()) + _failure_ttl(claim.raw), claim.job_id),
+            ("XADD", Result.get_key(claim.job_id), "MAXLEN", "~", 10, "*", "type", Result.Type.FAILED.value)
+            + ("worker_name", claim.worker_name, "exc_string", b64encode(text)),
+            ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
+        ]
+        return Outcome(claim, "failed", (), [[_bytes(word) for word in command] for command in commands], len(commands))
+
+    # -- alive ---------------------------------------------------------------------------------------------------
+
+    def heartbeat(
+        self, worker_ttl: int, slots: Sequence[tuple[str, str, float]], claims: Iterable[Claim]
+    ) -> Command:
+        """Return the command that renews slots, each (name, state or '', seconds its job has run), and claims."""
+        return self._scripts.heartbeat(
+            utcformat(now()),
+            time.time(),
+            self._settings.heartbeat_ttl,
+            int(self._settings.abandon_after),
+            worker_ttl,
+            slots,
+            [(claim.job_id, claim.execution_id, claim.queue) for claim in claims],
+        )
+
+    def promote(self, queues: Iterable[str], name: str, fields: Mapping[str, str]) -> Command:
+        """Return the command that moves due scheduled jobs, as the scheduler of this name."""
+        return self._scripts.promote(
+            queues, name, SCHEDULER_LOCK_TTL, utcformat(now()), DEFAULT_TIMEOUT, MAX_PROMOTED, fields
+        )
+
+
+class ClaimRequest(NamedTuple):
+    """What a claim was asked with, needed to read its reply."""
+
+    created_at: float
+    slots: list[tuple[str, str]]
+
+    def read(self, reply: Any) -> Claimed:
+        """Return the reply of claim.lua in our terms."""
+        suspended, held, stale, jobs = reply
+        claims = []
+        for (name, execution_id), (key, job_id, queue, has_dependents, raw) in zip(self.slots, jobs):
+            fields = dict(zip(raw[::2], raw[1::2]))
+            claims.append(
+                Claim(
+                    job_id.decode(),
+                    execution_id,
+                    queue.decode(),
+                    key.decode(),
+                    name,
+                    self.created_at,
+                    bool(has_dependents),
+                    fields,
+                )
+            )
+        return Claimed(bool(suspended), held, [job_id.decode() for job_id in stale], claims)
+
+
+def _failure_ttl(raw: Mapping[bytes, bytes]) -> int:
+    from rq.defaults import DEFAULT_FAILURE_TTL
+
+    try:
+        return int(raw[b"failure_ttl"])
+    except (KeyError, ValueError):
+        return DEFAULT_FAILURE_TTL
+
+
+def _bytes(word: Word) -> bytes:
+    return word if isinstance(word, bytes) else str(word).encode()

@@ -1,0 +1,97 @@
+-- Pop jobs and mark them started, in one atomic step: a job is either in its queue or claimed, never neither.
+--
+-- KEYS[1..n]  queues (rq:queue:<name>), in the order in which to pop
+-- ARGV[1]     now, as RQ formats a date        ARGV[2]  now, seconds since the epoch as RQ's executions keep it
+-- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
+-- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
+-- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
+-- ARGV[9..]   per free slot: worker name, execution id
+-- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue, has dependents (0/1),
+--             { field, value ... as before the claim } } ... one per slot that got a job, in slot order } }
+if redis.call('EXISTS', 'rq:suspended') == 1 then
+  return { 1, 0, {}, {} }
+end
+
+local now, now_seconds = ARGV[1], ARGV[2]
+local lease, abandon_after = tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_bytes, strategy = tonumber(ARGV[5]), ARGV[6]
+local claims = ARGV[8]
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local MAX_STALE = 1000 -- ids without data dropped by one call: it must not hold the server
+
+local order = {}
+for i, key in ipairs(KEYS) do
+  order[i] = key
+end
+if strategy == 'random' then
+  math.randomseed(tonumber(ARGV[7]))
+end
+
+-- Pop the next id; under round_robin the queue that gave it moves to the end, as RQ's reorder_queues does.
+local function pop()
+  if strategy == 'random' then
+    for i = #order, 2, -1 do
+      local j = math.random(i)
+      order[i], order[j] = order[j], order[i]
+    end
+  end
+  for i, key in ipairs(order) do
+    local id = redis.call('LPOP', key)
+    if id then
+      if strategy == 'round_robin' then
+        for _ = 1, i do
+          table.insert(order, table.remove(order, 1))
+        end
+      end
+      return key, id
+    end
+  end
+end
+
+local stale, held, jobs, bytes = {}, {}, {}, 0
+local slot = 9
+while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
+  local key, id = pop()
+  if not id then
+    break
+  end
+  local job = 'rq:job:' .. id
+  local raw = redis.call('HGETALL', job)
+  local data, origin = false, false
+  for i = 1, #raw, 2 do
+    if raw[i] == 'data' then
+      data = true
+    elseif raw[i] == 'origin' and raw[i + 1] ~= '' then
+      origin = raw[i + 1]
+    end
+    bytes = bytes + #raw[i + 1]
+  end
+  if not data then
+    stale[#stale + 1] = id
+  elseif redis.call('EXISTS', 'rq:executions:' .. id) == 1 then
+    held[#held + 1] = { key, id } -- queued twice: runs again, but not beside itself
+  else
+    local name, execution = ARGV[slot], ARGV[slot + 1]
+    slot = slot + 2
+    local queue = origin or string.sub(key, 10)
+    local member = id .. ':' .. execution
+    redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', name)
+    redis.call('PERSIST', job)
+    redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'created_at', now_seconds,
+      'last_heartbeat', now_seconds, 'worker_name', name)
+    redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
+    redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
+    redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+    redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
+    redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
+    redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+    redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
+      'last_heartbeat', now)
+    jobs[#jobs + 1] = { key, id, queue, redis.call('EXISTS', job .. ':dependents'), raw }
+  end
+end
+for i = #held, 1, -1 do
+  redis.call('LPUSH', held[i][1], held[i][2])
+end
+return { 0, #held, stale, jobs }

@@ -1,0 +1,55 @@
+-- Say that this worker is alive, renew the claims that still stand, and name those that do not.
+--
+-- KEYS        none: they follow from the names
+-- ARGV[1]     now, as RQ formats a date        ARGV[2]  now, seconds since the epoch as RQ's executions keep it
+-- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
+-- ARGV[5]     life of the workers' hashes, s   ARGV[6]  number of slots
+-- ARGV[7..]   per slot: worker name, state if it has no job else '', seconds its job has run
+--             then per claim: job id, execution id, wip queue
+-- returns     { { worker name whose hash is gone ... }, { number (from 1) of a claim that is gone ... } }
+local now, now_seconds = ARGV[1], ARGV[2]
+local lease, abandon_after, worker_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local slots = tonumber(ARGV[6])
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+local missing, at = {}, 7
+for _ = 1, slots do
+  local worker = 'rq:worker:' .. ARGV[at]
+  if redis.call('HEXISTS', worker, 'birth') == 0 or redis.call('HEXISTS', worker, 'death') == 1
+    or redis.call('SISMEMBER', 'rq:workers', worker) == 0 then
+    missing[#missing + 1] = ARGV[at]
+  else
+    redis.call('HSET', worker, 'last_heartbeat', now, 'current_job_working_time', ARGV[at + 2])
+    if ARGV[at + 1] ~= '' then
+      redis.call('HSET', worker, 'state', ARGV[at + 1])
+    end
+    redis.call('EXPIRE', worker, worker_ttl)
+  end
+  at = at + 3
+end
+
+local gone, number = {}, 0
+while at <= #ARGV do
+  number = number + 1
+  local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
+  local member = id .. ':' .. execution
+  at = at + 3
+  if redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
+    redis.call('ZADD', 'rq:wip:' .. queue, 'XX', clock + abandon_after, member)
+    redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
+    -- Never recreate a hash that somebody deleted: half an execution makes Job.delete raise.
+    if redis.call('EXISTS', 'rq:execution:' .. member) == 1 then
+      redis.call('HSET', 'rq:execution:' .. member, 'last_heartbeat', now_seconds)
+      redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
+      redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
+      redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+    end
+    if redis.call('HEXISTS', 'rq:job:' .. id, 'data') == 1 then
+      redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
+    end
+  else
+    gone[#gone + 1] = number
+  end
+end
+return { missing, gone }

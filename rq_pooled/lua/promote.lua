@@ -1,0 +1,52 @@
+-- Move scheduled jobs that are due to their queues, under RQ's own scheduler lock. Does what RQScheduler's
+-- enqueue_scheduled_jobs does to a job, in one step, by the server's clock.
+--
+-- KEYS[1..n]  scheduled registries (rq:scheduled:<queue>)
+-- ARGV[1]     this scheduler's name            ARGV[2]  life of its locks, seconds
+-- ARGV[3]     now, as RQ formats a date        ARGV[4]  timeout of a job that has none, seconds
+-- ARGV[5]     jobs per queue at most
+-- ARGV[6..]   field, value ... of the hash rq:scheduler:<name>
+-- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due }
+local name, lock_ttl, now, default_timeout, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
+local clock = redis.call('TIME')[1]
+local locks, moved, more = 0, 0, 0
+for _, scheduled in ipairs(KEYS) do
+  local queue = string.sub(scheduled, 14)
+  local lock = 'rq:scheduler-lock:' .. queue
+  local owner = redis.call('GET', lock)
+  if not owner or owner == name then
+    locks = locks + 1
+    redis.call('SET', lock, name, 'EX', lock_ttl)
+    local due = redis.call('ZRANGEBYSCORE', scheduled, 0, clock, 'LIMIT', 0, limit)
+    if #due == limit then
+      more = 1
+    end
+    for _, id in ipairs(due) do
+      local job = 'rq:job:' .. id
+      local fields = redis.call('HMGET', job, 'data', 'timeout', 'ttl', 'enqueue_at_front',
+        'enqueue_at_front_on_retry', 'ended_at')
+      if fields[1] then
+        redis.call('HSET', job, 'status', 'queued', 'origin', queue, 'enqueued_at', now)
+        if not fields[2] then
+          redis.call('HSET', job, 'timeout', default_timeout)
+        end
+        local ttl = tonumber(fields[3] or '')
+        if ttl and ttl > 0 then
+          redis.call('EXPIRE', job, ttl)
+          redis.call('EXPIRE', job .. ':dependents', ttl)
+          redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
+        end
+        local ran_before = fields[6] and fields[6] ~= ''
+        local at_front = fields[4] == '1' or (fields[5] == '1' and ran_before)
+        redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+        moved = moved + 1
+      end
+      redis.call('ZREM', scheduled, id)
+    end
+  end
+end
+if locks > 0 then
+  redis.call('HSET', 'rq:scheduler:' .. name, unpack(ARGV, 6))
+  redis.call('EXPIRE', 'rq:scheduler:' .. name, lock_ttl)
+end
+return { locks, moved, more }

@@ -1,0 +1,25 @@
+-- Register the death of all slots, as RQ's register_death does for one, and give back the scheduler's locks.
+--
+-- KEYS        none: they follow from the names
+-- ARGV[1]     now, as RQ formats a date        ARGV[2]  this scheduler's name
+-- ARGV[3]     number of queues                 ARGV[4..]  queue name ...
+-- then        worker name ...
+-- returns     number of workers
+local now, scheduler, queues = ARGV[1], ARGV[2], tonumber(ARGV[3])
+for at = 4 + queues, #ARGV do
+  local worker = 'rq:worker:' .. ARGV[at]
+  redis.call('SREM', 'rq:workers', worker)
+  for i = 4, 3 + queues do
+    redis.call('SREM', 'rq:workers:' .. ARGV[i], worker)
+  end
+  redis.call('HSET', worker, 'death', now)
+  redis.call('EXPIRE', worker, 60) -- as RQ: the grave is visible for a minute
+end
+for i = 4, 3 + queues do
+  local lock = 'rq:scheduler-lock:' .. ARGV[i]
+  if redis.call('GET', lock) == scheduler then
+    redis.call('DEL', lock)
+  end
+end
+redis.call('DEL', 'rq:scheduler:' .. scheduler)
+return #ARGV - 3 - queues

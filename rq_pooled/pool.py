@@ -1,0 +1,534 @@
+"""The bounded pool of a web process or horse: who holds what, statistics, events, renewal, and forks.
+
+Waits are bounded and end in ``PoolExhausted``; what cannot connect ends in ``ServerUnreachable``, and nothing was sent
+then. There is no thread: whatever is due (idle connections, leaks, statistics) is looked at when somebody takes or
+returns a connection. Locks are made with each pool, never at import, so gevent may patch after importing this.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import random
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from queue import Empty, Full
+from typing import Any
+
+from redis import BlockingConnectionPool, Redis
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .backoff import jittered_delay
+from .config import Settings, scrub
+from .errors import PoolExhausted, ServerUnreachable
+from .sockets import address_of, connection_options, pool_limits
+
+log = logging.getLogger("rq_pooled.pool")
+
+#: ``callback(event, details)``; events are connect, error, close and exhausted.
+Callback = Callable[[str, dict[str, Any]], Any]
+
+_LIBRARIES = ("redis", "rq", "rq_pooled")
+#: How often connecting is tried for one caller. Only connecting: a command that was sent is never sent again.
+_CONNECT_ATTEMPTS = 3
+#: While a server is away every call fails: a warning at most this often (seconds), the others at level debug.
+_WARN_EVERY = 10.0
+_SHOWN_HOLDERS = 10
+
+
+@dataclass(eq=False)
+class _Line:
+    """What the pool knows about one of its connections; times are ``time.monotonic()``."""
+
+    opened_at: float = 0.0
+    expires_at: float = float("inf")
+    released_at: float = 0.0
+    #: Its ``close`` is still to be published.
+    open_noted: bool = False
+    #: It was open, and not the pool closed it: opening it again is a reconnect.
+    lost: bool = False
+
+
+@dataclass(eq=False)
+class _Hold:
+    """Who took a connection, and when."""
+
+    since: float
+    thread: str
+    place: str
+    warned: bool = False
+
+    def describe(self, now: float) -> str:
+        return f"{self.thread} for {now - self.since:.1f} s at {self.place}"
+
+
+@dataclass
+class _Counters:
+    waiting: int = 0
+    longest_wait: float = 0.0
+    timeouts: int = 0
+    reconnects: int = 0
+    last_warning: dict[str, float] = field(default_factory=dict)
+
+
+class Pool(BlockingConnectionPool):
+    """A bounded pool of connections to one server, on redis-py's ``BlockingConnectionPool``.
+
+    Use it as any redis-py pool: ``Redis(connection_pool=pool)``. Taking a connection blocks for at most POOL_TIMEOUT
+    while all are in use, and for at most SOCKET_CONNECT_TIMEOUT past that while connecting. After a fork the child
+    closes its copies of the sockets and starts empty; the parent's connections stay as they are.
+
+    Args:
+        settings: limits and timeouts; from the environment if not given.
+        role: the last part of the connections' names in CLIENT LIST.
+        client: take server, credentials and connection class from this client instead of from URL.
+        max_connections, timeout: instead of MAX_CONNECTIONS and POOL_TIMEOUT.
+        connection_kwargs: options of redis-py's connections that win over all of these.
+
+    Raises:
+        ConfigurationError: a setting or the URL cannot be used.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | None = None,
+        role: str = "web",
+        *,
+        client: Redis | None = None,
+        max_connections: int | None = None,
+        timeout: float | None = None,
+        **connection_kwargs: Any,
+    ) -> None:
+        self.settings = settings = settings or Settings.load()
+        self.role = role
+        cls, options = connection_options(settings, role, client)
+        options = {**options, **connection_kwargs}
+        most, wait = pool_limits(settings)
+        self.address = address_of(cls, options)
+        self._subscribers: list[Callback] = []
+        super().__init__(  # type: ignore[no-untyped-call]
+            max_connections=max_connections or most,
+            timeout=wait if timeout is None else timeout,
+            connection_class=cls,
+            **options,
+        )
+        _pools.add(self)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, role: str = "web") -> Pool:
+        """Return a pool for the server at ``settings.url``; nothing is opened yet."""
+        return cls(settings, role)
+
+    @classmethod
+    def from_url(cls, url: str, **kwargs: Any) -> Pool:
+        """Return a pool for the server at ``url``; everything else is as with ``Pool(**kwargs)``."""
+        return cls(Settings.load({"url": url}), **kwargs)
+
+    def __repr__(self) -> str:  # redis-py's shows the keyword arguments, some versions with the password
+        return f"<{type(self).__name__} {self.role} {self.address} {len(self._holds)}/{self.max_connections} in use>"
+
+    def reset(self) -> None:
+        """Forget all connections and start empty: at construction, and in the child after a fork."""
+        # New locks first: the thread that held the old ones does not exist in the child (redis-py 8 takes _lock here).
+        self._book = threading.Lock()
+        self._lock = threading.RLock()
+        self._connections: list[Any] = []
+        self._lines: dict[Any, _Line] = {}
+        self._holds: dict[Any, _Hold] = {}
+        self._counters = _Counters()
+        self._check_leaks_at = self._log_statistics_at = float("-inf")
+        self._waits_logged = 0.0
+        super().reset()  # type: ignore[no-untyped-call]
+
+    def reset_in_child(self) -> None:
+        """Close this process's copies of the parent's sockets, without a shutdown, and start empty."""
+        if self.pid == os.getpid():
+            return
+        inherited = list(self._connections)
+        self._fork_lock = threading.RLock()
+        self.reset()
+        for connection in inherited:
+            connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
+
+    def limit(self, role: str, max_connections: int) -> None:
+        """Close all connections and go on under another role and bound, which may be below MAX_CONNECTIONS' least.
+
+        For a horse: the pool that its job's code may have kept from before the fork becomes the horse's own share.
+        Nobody may be using the pool meanwhile.
+        """
+        self.disconnect()
+        self.role, self.max_connections = role, max(1, max_connections)
+        introduce = self.connection_kwargs["redis_connect_func"]
+        self.connection_kwargs["redis_connect_func"] = dataclasses.replace(introduce, role=role)
+        self.reset()
+
+    def subscribe(self, callback: Callback) -> Callable[[], None]:
+        """Call ``callback(event, details)`` at each event, in the thread it happens in; return what ends that.
+
+        Events: ``connect``, ``error`` (connecting failed), ``close`` (with its reason), ``exhausted``. The details are
+        a dict with at least ``role`` and ``address``. What a callback raises is logged and goes no further.
+        """
+        self._subscribers.append(callback)
+
+        def unsubscribe() -> None:
+            if callback in self._subscribers:
+                self._subscribers.remove(callback)
+
+        return unsubscribe
+
+    def stats(self) -> dict[str, Any]:
+        """Return the state of the pool; times are seconds. Does not block.
+
+        ``created`` are the connections open or being opened now: ``available`` idle ones and those ``in_use``.
+        ``longest_wait``, ``timeouts`` (PoolExhausted) and ``reconnects`` (lost connections opened anew) count since
+        the process began to use the pool.
+        """
+        now = time.monotonic()
+        with self._book:
+            in_use = len(self._holds)
+            idle = [line for c, line in self._lines.items() if c not in self._holds and _is_open(c)]
+            ages = [now - line.opened_at for c, line in self._lines.items() if _is_open(c)]
+            counters = self._counters
+            return {
+                "max": self.max_connections,
+                "created": in_use + len(idle),
+                "available": len(idle),
+                "in_use": in_use,
+                "waiting": counters.waiting,
+                "longest_wait": counters.longest_wait,
+                "timeouts": counters.timeouts,
+                "reconnects": counters.reconnects,
+                "oldest_age": max(ages, default=0.0),
+            }
+
+    def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> Any:
+        """Take a connection that is connected and has no unread data; return it with ``release``.
+
+        Replaces ``BlockingConnectionPool.get_connection`` (redis-py 5.0 to 8.1; the arguments are those of 5.x and
+        have no effect): says who holds what when it is exhausted, tries connecting again, keeps the book.
+
+        Raises:
+            PoolExhausted: all connections stayed in use for the pool's timeout.
+            ServerUnreachable: connecting failed; nothing was sent.
+        """
+        self._checkpid()
+        started = time.monotonic()
+        connection = self._take_slot(started)
+        try:
+            if connection is None:
+                connection = self.make_connection()
+        except BaseException:
+            self._put(None)
+            raise
+        with self._book:
+            self._holds[connection] = _Hold(time.monotonic(), threading.current_thread().name, _place())
+        try:
+            self._make_ready(connection, started + (self.timeout if self.timeout is not None else float("inf")))
+            self._housekeeping()
+        except BaseException:
+            self.release(connection)
+            raise
+        return connection
+
+    def make_connection(self) -> Any:
+        """Return a new connection, not connected yet, that reports each connect to this pool."""
+        options = dict(self.connection_kwargs)
+        options["redis_connect_func"] = _Report(weakref.ref(self), options["redis_connect_func"])
+        connection = self.connection_class(**options)
+        with self._book:
+            self._connections.append(connection)
+            self._lines[connection] = _Line()
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Take back a connection. One returned twice, or by a child that inherited it, is not pooled again."""
+        self._checkpid()
+        now = time.monotonic()
+        with self._book:
+            hold = self._holds.pop(connection, None)
+            line = self._lines.get(connection)
+        if hold is None or line is None:
+            if not self.owns_connection(connection):
+                connection.disconnect()
+            return
+        self._warn_of_leak(hold, now)
+        if getattr(connection, "should_reconnect", bool)():
+            self._close(connection, "marked for reconnecting")
+        elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
+            self._close(connection, "closed while in use", lost=True)
+        line.released_at = now
+        self._put(connection)
+        self._close_idle(now)
+        self._housekeeping()
+
+    def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the pool's connections, those in use too unless told otherwise; the pool stays usable."""
+        self._checkpid()
+        with self._book:
+            chosen = [c for c in self._connections if inuse_connections or c not in self._holds]
+        for connection in chosen:
+            self._close(connection, "pool disconnected")
+
+    # taking
+
+    def _take_slot(self, started: float) -> Any:
+        """Return an idle connection, or None for a free slot; blocks for at most the pool's timeout."""
+        try:
+            return self.pool.get_nowait()
+        except Empty:
+            pass
+        with self._book:
+            self._counters.waiting += 1
+        try:
+            return self.pool.get(block=True, timeout=self.timeout)
+        except Empty:
+            raise self._exhausted() from None
+        finally:
+            with self._book:
+                self._counters.waiting -= 1
+                self._counters.longest_wait = max(self._counters.longest_wait, time.monotonic() - started)
+
+    def _exhausted(self) -> PoolExhausted:
+        now = time.monotonic()
+        with self._book:
+            self._counters.timeouts += 1
+            waiting = self._counters.waiting - 1
+            holds = sorted(self._holds.values(), key=lambda hold: hold.since)
+        holders = [hold.describe(now) for hold in holds]
+        more = len(holders) - _SHOWN_HOLDERS
+        shown = "; ".join(holders[:_SHOWN_HOLDERS]) + (f"; and {more} more" if more > 0 else "")
+        self._publish("exhausted", max=self.max_connections, timeout=self.timeout, waiting=waiting, holders=holders)
+        return PoolExhausted(
+            f"no connection to {self.address} became free within {self.timeout:g} s (POOL_TIMEOUT): all "
+            f"{self.max_connections} (MAX_CONNECTIONS) are in use, {waiting} others are waiting. Held by: {shown}. "
+            "Raise MAX_CONNECTIONS or POOL_TIMEOUT, or return connections earlier"
+        )
+
+    def _make_ready(self, connection: Any, deadline: float) -> None:
+        """Connect if need be, and see to it that no reply to somebody else is waiting in the connection."""
+        line = self._lines[connection]
+        if _is_open(connection) and time.monotonic() >= line.expires_at:
+            self._close(connection, "max_lifetime")
+        if _is_open(connection):
+            try:
+                if not connection.can_read():
+                    connection.check_health()  # before use, not on the first command: nothing is at stake yet
+                    return
+                self._close(connection, "unread data, or closed by the server", lost=True)
+            except (RedisError, OSError) as error:
+                self._close(connection, scrub(str(error)), lost=True)
+        for attempt in range(1, _CONNECT_ATTEMPTS + 1):
+            try:
+                connection.connect()
+                if connection.can_read():
+                    raise RedisConnectionError("the server sent data that nobody asked for")
+                return
+            except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
+                connection.disconnect()
+                reason = scrub(str(error)) or type(error).__name__
+                self._publish("error", reason=reason, attempt=attempt)
+                delay = jittered_delay(attempt - 1, self.settings.reconnect_base, self.settings.reconnect_cap)
+                # A refusal in words (password, database) will be the same the next time.
+                final = isinstance(error, (AuthenticationError, AuthorizationError, ResponseError))
+                if final or attempt == _CONNECT_ATTEMPTS or time.monotonic() + delay >= deadline:
+                    raise ServerUnreachable(
+                        f"cannot connect to {self.address}: {reason} (tried {attempt} times); nothing was sent. "
+                        "Check that the server runs, and URL"
+                    ) from error
+                time.sleep(delay)
+
+    def _connected(self, connection: Any) -> None:
+        """Note that a connection has just been opened, by the pool or by redis-py on its own."""
+        now = time.monotonic()
+        lifetime = self.settings.max_lifetime
+        with self._book:
+            line = self._lines.get(connection)
+            if line is None:
+                return
+            again = line.lost or line.open_noted  # still noted as open: redis-py lost it and reconnected by itself
+            self._counters.reconnects += again
+            line.lost, line.open_noted = False, True
+            line.opened_at = now
+            # Spread, so that connections opened together are not all renewed together.
+            line.expires_at = now + lifetime * random.uniform(0.8, 1.0) if lifetime else float("inf")
+        self._publish("connect", reconnect=again)
+
+    # returning
+
+    def _put(self, connection: Any) -> None:
+        try:
+            self.pool.put_nowait(connection)
+        except Full:  # reset in between: nobody waits for it
+            if connection is not None:
+                connection.disconnect()
+
+    def _close(self, connection: Any, reason: str, lost: bool = False) -> None:
+        """Close, if it is not closed already, and say so once. ``lost``: it was not the pool that wanted it."""
+        connection.disconnect()
+        with self._book:
+            line = self._lines.get(connection)
+            noted = line is not None and line.open_noted
+            if line is not None and noted:
+                line.open_noted, line.lost = False, lost
+        if noted:
+            self._publish("close", reason=reason)
+
+    def _close_idle(self, now: float) -> None:
+        """Close and drop what nobody needed for MAX_IDLE: last in, first out, so the bottom shows the surplus."""
+        if not self.settings.max_idle:
+            return
+        surplus = []
+        # redis-py itself reads ``queue`` here; ``mutex`` is the lock that the waiters of this queue sleep on.
+        with self.pool.mutex:
+            for i, connection in enumerate(self.pool.queue):
+                if connection is None:
+                    continue
+                if now - self._lines[connection].released_at < self.settings.max_idle:
+                    break
+                self.pool.queue[i] = None
+                surplus.append(connection)
+        for connection in surplus:
+            self._close(connection, "max_idle")
+            with self._book:
+                self._connections.remove(connection)
+                del self._lines[connection]
+
+    # looking after
+
+    def _housekeeping(self) -> None:
+        now = time.monotonic()
+        if self.settings.leak_warn and now >= self._check_leaks_at:
+            with self._book:
+                holds = list(self._holds.values())
+            for hold in holds:
+                self._warn_of_leak(hold, now)
+            oldest = min((hold.since for hold in holds if not hold.warned), default=now)
+            self._check_leaks_at = oldest + self.settings.leak_warn
+        if self.settings.health_check_interval and now >= self._log_statistics_at:
+            first = self._log_statistics_at == float("-inf")
+            self._log_statistics_at = now + self.settings.health_check_interval
+            if not first:
+                stats = self.stats()
+                news = stats["timeouts"] + stats["reconnects"] + stats["longest_wait"]
+                level = logging.DEBUG if news == self._waits_logged else logging.INFO
+                self._waits_logged = news
+                log.log(level, "pool %s %s: %s", self.role, self.address, stats)
+
+    def _warn_of_leak(self, hold: _Hold, now: float) -> None:
+        if self.settings.leak_warn and not hold.warned and now - hold.since > self.settings.leak_warn:
+            hold.warned = True
+            log.warning(
+                "pool %s %s: a connection is held by %s, longer than LEAK_WARN=%g s: return it earlier (a pubsub, "
+                "pipeline or generator left open?)",
+                self.role,
+                self.address,
+                hold.describe(now),
+                self.settings.leak_warn,
+            )
+
+    def _publish(self, event: str, **details: Any) -> None:
+        details = {"role": self.role, "address": self.address, **details}
+        level = logging.INFO
+        if event in ("error", "exhausted"):
+            now = time.monotonic()
+            last = self._counters.last_warning.get(event, float("-inf"))
+            level = logging.DEBUG if now - last < _WARN_EVERY else logging.WARNING
+            if level == logging.WARNING:
+                self._counters.last_warning[event] = now
+        log.log(level, "pool %s %s: %s %s", self.role, self.address, event, details.get("reason", ""))
+        for callback in list(self._subscribers):
+            try:
+                callback(event, dict(details))
+            except Exception:
+                log.exception("pool %s %s: a subscriber failed on %s", self.role, self.address, event)
+
+
+@dataclass(frozen=True)
+class _Report:
+    """A ``redis_connect_func``: the handshake, then a word to the pool, held weakly since the pool owns the connection."""
+
+    pool: weakref.ref[Pool]
+    handshake: Callable[[Any], Any]
+
+    def __call__(self, connection: Any) -> None:
+        self.handshake(connection)
+        pool = self.pool()
+        if pool is not None:
+            pool._connected(connection)
+
+
+def _is_open(connection: Any) -> bool:
+    # redis-py 5 has no public name for this. Asked without I/O: it may well be closed by the other side.
+    return getattr(connection, "_sock", None) is not None
+
+
+def _place() -> str:
+    """Return file, line and function of the innermost caller outside redis-py, RQ and this package."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None:
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.split(".")[0] not in _LIBRARIES:
+            break
+        frame = frame.f_back
+    return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
+
+
+#: The pools of this process, so that a forked child closes its copies of their sockets at once: while they stay open,
+#: the server does not notice when the parent dies. Weak: a pool lives as long as its user.
+_pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+#: The one pool, with its client, per process and server that ``get_pool`` is about; the only module global that holds
+#: connections. Keyed by address and credentials. The key needs no pid: a pool resets itself in a
+#: child, and a second one for the same server would break the bound for code that kept the first. It needs no lock
+#: either: ``dict.setdefault`` is atomic and building a pool opens nothing, and a lock made at import could not be
+#: patched by gevent.
+_registry: dict[tuple[Any, ...], tuple[Pool, Redis]] = {}
+
+
+def _reset_after_fork() -> None:
+    for pool in list(_pools):
+        pool.reset_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_reset_after_fork)
+
+
+def get_pool(settings: Settings | None = None, role: str = "web", client: Redis | None = None) -> Pool:
+    """Return this process's pool for a server, the same one each time. Opens nothing, does not block.
+
+    Args:
+        settings: from the environment if not given.
+        role: the last part of the connections' names in CLIENT LIST; the first caller's is kept.
+        client: a client whose server, credentials and connection class are to be used instead of URL.
+
+    Raises:
+        ConfigurationError: a setting or the URL cannot be used.
+    """
+    return _entry(settings, role, client)[0]
+
+
+def get_connection(settings: Settings | None = None, role: str = "web", client: Redis | None = None) -> Redis:
+    """Return the ``redis.Redis`` client of ``get_pool``'s pool, the same object each time; see there.
+
+    Sharing the object matters: RQ caches scripts and the server's version per client object. Closing it closes nothing.
+    """
+    return _entry(settings, role, client)[1]
+
+
+def _entry(settings: Settings | None, role: str, client: Redis | None) -> tuple[Pool, Redis]:
+    settings = settings or Settings.load()
+    cls, options = connection_options(settings, role, client)
+    key = (address_of(cls, options), *(options.get(name) for name in ("username", "password", "credential_provider")))
+    found = _registry.get(key)
+    if found is None:
+        pool = Pool(settings, role, client=client)
+        found = _registry.setdefault(key, (pool, Redis(connection_pool=pool)))
+    return found

@@ -1,0 +1,216 @@
+"""``Queue``: rq.Queue on the shared pool, whose enqueue either worked, did not, or says that nobody knows.
+
+What RQ 2.11 and 2.12 send, in order, for one enqueue without a pipeline, and what is known when it breaks off there:
+
+1. ``depends_on`` only: WATCH and reads, then MULTI: the job as deferred, its dependencies. Broken off: unknown. From here
+   on the job exists.
+2. SADD of the queue's name, INFO of the server. Without ``depends_on`` the job is still nowhere.
+3. The job and its place in the queue, or in the registry of scheduled jobs. Broken off: unknown.
+
+Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
+script is always tried first: should a request that was given up arrive late, after it was repeated, it changes nothing.
+(Stock ``enqueue_at`` also writes its registry outside of its MULTI; the script does not.) Where a job with that id is
+there already RQ's MULTI follows, which replaces it, as stock RQ does.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+import rq
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, WatchError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.queue import EnqueueData
+from rq.utils import as_text, now, utcformat
+
+from .errors import EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
+from .pool import get_connection
+
+#: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
+_REMEMBERED = 10_000
+_SHOWN = 10
+#: Connection errors that are replies of the server: the command was refused, not lost.
+_REFUSALS = (AuthenticationError, AuthorizationError, BusyLoadingError)
+
+#: id of a job whose enqueue was not confirmed -> when that enqueue began (UTC, this process's clock, which also writes
+#: the job's ``created_at``). Of the process and not of a Queue: web code makes a new Queue for each request.
+_unconfirmed: OrderedDict[str, datetime] = OrderedDict()
+
+
+class Queue(rq.Queue):
+    """An ``rq.Queue`` whose connection may be left out, and whose enqueue cannot fail silently or double a job.
+
+    Every argument of ``rq.Queue`` works as there. Without a connection the process's pool is used (``get_connection``),
+    and an enqueue raises, within POOL_TIMEOUT and the socket timeouts:
+
+    * ``PoolExhausted``, ``ServerUnreachable``: the job was not enqueued.
+    * ``EnqueueUnconfirmed``: the connection was lost before the reply came. The job may have been enqueued. Repeat the
+      call with ``job_id=error.job_id``: in this process the job that is there is returned, else it is enqueued. In
+      another process pass ``unique=True`` too: RQ then raises DuplicateJobError if the job is there.
+
+    A repeat cannot see a job that has already run and left no trace (``result_ttl=0``). Where the caller gives a
+    pipeline, its own ``execute`` tells how it went; with ``is_async=False`` errors are RQ's.
+
+    Raises:
+        ConfigurationError: no connection is given and the settings cannot be used.
+    """
+
+    def __init__(self, name: str = "default", connection: Redis | None = None, *args: Any, **kwargs: Any) -> None:
+        super().__init__(name, get_connection() if connection is None else connection, *args, **kwargs)
+
+    def enqueue_job(
+        self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
+    ) -> Job:
+        """Enqueue a job, or return the one that an unconfirmed call with this id has enqueued; see the class."""
+        # Keywords: Sentry's integration replaces rq's method by one that takes nothing else.
+        if pipeline is not None or not self._is_async:
+            return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+        with self._confirming([job.id], job):
+            return self._landed(job.id) or super().enqueue_job(job, pipeline=None, at_front=at_front, unique=unique)
+
+    def schedule_job(
+        self,
+        job: Job,
+        datetime: datetime,
+        pipeline: Pipeline | None = None,
+        unique: bool = False,
+    ) -> Job:
+        """Schedule a job, or return the one that an unconfirmed call with this id has scheduled; see the class."""
+        if pipeline is not None:
+            return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        with self._confirming([job.id], job):
+            landed = self._landed(job.id)
+            if landed is not None:
+                return landed
+            try:
+                return super().schedule_job(job, datetime, unique=True)
+            except DuplicateJobError:
+                if unique:
+                    raise
+            return super().schedule_job(job, datetime)
+
+    def enqueue_many(
+        self, job_datas: Iterable[EnqueueData], pipeline: Pipeline | None = None, group_id: str | None = None
+    ) -> list[Job]:
+        """Enqueue many jobs in one MULTI, and those with dependencies after it; see ``rq.Queue.enqueue_many``.
+
+        Raises:
+            EnqueueUnconfirmed: all, some or none of the jobs in its ``job_ids`` may have been enqueued. Repeat with
+                ``prepare_data(..., job_id=...)`` for each: those that are there are returned as they are.
+        """
+        if pipeline is not None or not self._is_async:
+            return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
+        # The ids are chosen here, not in RQ, so that an error can name them.
+        datas = [data if data.job_id else data._replace(job_id=str(uuid4())) for data in job_datas]
+        with self._confirming([data.job_id for data in datas], steps=any(data.depends_on for data in datas)):
+            landed = [job for job in (self._landed(data.job_id) for data in datas) if job is not None]
+            there = {job.id for job in landed}
+            missing = [data for data in datas if data.job_id not in there]
+            return landed + (super().enqueue_many(missing, group_id=group_id) if missing else [])
+
+    def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
+        """Do step 1 of the module's docstring, and start again only where another client changed a dependency.
+
+        Replaces the loop of rq's method: while watching, redis-py turns a lost connection into a WatchError, too, and
+        RQ would send a MULTI that may have been done once more.
+        """
+        if pipeline is not None or not job._dependency_ids:
+            return super().setup_dependencies(job, pipeline=pipeline)
+        status = job.get_status(refresh=False)
+        while True:
+            with self.connection.pipeline() as pipe:
+                try:
+                    super().setup_dependencies(job, pipeline=pipe)
+                except WatchError as error:
+                    if _is_lost(error):
+                        raise ServerUnreachable(f"the connection was lost: {error.__context__}") from error
+                    continue
+                if job.get_status(refresh=False) != JobStatus.DEFERRED:
+                    return job
+                try:
+                    pipe.execute()
+                    return job
+                except WatchError as error:
+                    if _is_lost(error):
+                        raise RedisConnectionError(str(error.__context__)) from error
+                    job._status = status
+
+    def _enqueue_async_job(
+        self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
+    ) -> Job:
+        """Do step 3 of the module's docstring."""
+        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs.
+        if pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED:
+            try:
+                return super()._enqueue_async_job(job, at_front=at_front, unique=True)
+            except DuplicateJobError:
+                # With a connection of the caller's own redis-py may have sent the script twice: then this is our job,
+                # told by the time that was set just now. (For schedule_job a second time changes nothing.)
+                written = self.connection.hget(job.key, "enqueued_at")
+                if job.enqueued_at is not None and as_text(written or b"") == utcformat(job.enqueued_at):
+                    return job
+        return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+
+    def _landed(self, job_id: str) -> Job | None:
+        """Return the job that an unconfirmed enqueue of this process left in Redis, if there is one."""
+        since = _unconfirmed.get(job_id)
+        if since is None:
+            return None
+        try:
+            job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+        except NoSuchJobError:
+            return None
+        # An older job under this id was there before: the lost enqueue was to replace it, and did not.
+        if job.created_at is None or job.created_at < since:
+            return None
+        self.log.info("Job %s was enqueued by an earlier call whose reply was lost", job_id)
+        return job
+
+    @contextmanager
+    def _confirming(self, ids: list[str], job: Job | None = None, steps: bool = False) -> Iterator[None]:
+        """Turn a connection error into what it means for these jobs, and remember those that nobody knows about.
+
+        Args:
+            steps: some of the jobs may have been written before the last connection was asked for.
+        """
+        began = job.created_at if job is not None and job.created_at is not None else now()
+        shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+        what, verb = (f"job {shown}", "was") if len(ids) == 1 else (f"jobs {shown}", "were")
+        try:
+            yield
+        except _REFUSALS:
+            raise
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            # Status deferred: step 1 was done, the job waits for its dependencies and will be enqueued.
+            saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
+            doubtful = saved or any(job_id in _unconfirmed for job_id in ids)
+            if isinstance(error, (PoolExhausted, ServerUnreachable)) and not doubtful:
+                raise type(error)(f"{what} {verb} not enqueued in {self.name!r}: {error}") from error
+            for job_id in ids:
+                _unconfirmed.setdefault(job_id, began)
+            while len(_unconfirmed) > _REMEMBERED:
+                _unconfirmed.popitem(last=False)
+            raise EnqueueUnconfirmed(
+                f"{what} may have been enqueued in {self.name!r}: the connection was lost before the server confirmed "
+                f"it ({error}). Repeat the call with the same job id: that cannot double the job (in another process "
+                "pass unique=True, too)",
+                ids[0],
+                tuple(ids),
+            ) from error
+        for job_id in ids:
+            _unconfirmed.pop(job_id, None)
+
+
+def _is_lost(error: WatchError) -> bool:
+    """Tell whether redis-py raised this WatchError while it handled a lost connection."""
+    return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))

@@ -1,0 +1,216 @@
+"""A Redis client that can write down what RQ's handlers want to change instead of doing it.
+
+A horse runs RQ's own success, failure and retry handlers; while it does, the client *records*: writes go to a tape,
+reads are answered from what the claim is known to have written or else by the server (through the parent, each with a
+digest that guards the commit against a change in between). The tape is the outcome of the job. Outside of a recording
+the same client is a plain one: user code that is handed ``job.connection`` reaches the real server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+from rq.job import Job
+
+#: Answers reads on behalf of a recording: takes encoded commands, returns (digest, raw reply) for each.
+Reader = Callable[[Sequence[Sequence[bytes]]], list[tuple[bytes, Any]]]
+
+#: Commands that change nothing. What is not listed counts as a write, and is recorded.
+READS = frozenset(
+    b"EXISTS GET GETRANGE HEXISTS HGET HGETALL HKEYS HLEN HMGET HSTRLEN HVALS INFO LINDEX LLEN LPOS LRANGE MGET PTTL "
+    b"SCARD SISMEMBER SMEMBERS SMISMEMBER STRLEN TIME TTL TYPE XLEN XRANGE XREVRANGE ZCARD ZCOUNT ZMSCORE ZRANGE "
+    b"ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYSCORE ZREVRANK ZSCORE".split()
+)
+#: Most words of one recorded command: Lua cannot unpack more than some 8000 values at once.
+_MAX_WORDS = 4000
+_SPLITTABLE = frozenset((b"SREM", b"SADD", b"ZREM", b"DEL", b"UNLINK"))
+
+
+class Tape:
+    """What one execution's handlers wrote, and what they relied on.
+
+    Args:
+        job_id, execution_id: the claim.
+        execution: the fields of the execution's hash, as the claim script wrote them.
+        read: answers all other reads.
+    """
+
+    def __init__(
+        self,
+        job_id: str,
+        execution_id: str,
+        execution: dict[str, Any],
+        read: Reader,
+    ) -> None:
+        self.commands: list[list[bytes]] = []
+        self.guards: list[tuple[bytes, list[bytes]]] = []
+        self._read = read
+        self._job_key = Job.key_for(job_id).encode()
+        self._dependents_key = Job.dependents_key_for(job_id).encode()
+        self.status = b"started"
+        member = f"{job_id}:{execution_id}".encode()
+        flat = [part.encode() for field in execution.items() for part in map(str, field)]
+        self._known: dict[tuple[bytes, ...], Any] = {
+            (b"ZRANGE", b"rq:executions:" + job_id.encode(), b"0", b"-1"): [execution_id.encode()],
+            (b"HGETALL", b"rq:execution:" + member): flat,
+        }
+        # Dependents are enqueued in a step of their own, see expect_dependents: here there are none, and the commit
+        # looks whether that is true.
+        self._known[(b"SMEMBERS", self._dependents_key)] = []
+
+    def answer(self, words: list[bytes]) -> Any:
+        """Return the raw reply to a read."""
+        command = tuple(words)
+        if command == (b"HGET", self._job_key, b"status"):
+            return self.status
+        if command in self._known:
+            if words[1] == self._dependents_key and not self.guards:
+                self.guards.append((b"0", [b"EXISTS", self._dependents_key]))
+            return self._known[command]
+        ((digest, reply),) = self._read([words])
+        self.guards.append((digest, words))
+        return reply
+
+    def expect_dependents(self) -> None:
+        """From here on ask the server for the dependents, and let what it says guard the commit."""
+        self._known.pop((b"SMEMBERS", self._dependents_key), None)
+        self.guards = []
+
+    def write(self, words: list[bytes]) -> None:
+        """Record a write."""
+        if words[1:2] == [self._job_key] and words[0] in (b"HSET", b"HMSET") and b"status" in words[2::2]:
+            self.status = words[words.index(b"status", 2) + 1]
+        if len(words) > _MAX_WORDS and words[0] in _SPLITTABLE:
+            head = 1 if words[0] in (b"DEL", b"UNLINK") else 2
+            for start in range(head, len(words), _MAX_WORDS):
+                self.commands.append(words[:head] + words[start : start + _MAX_WORDS])
+        else:
+            self.commands.append(words)
+
+
+class RecordingPipeline(Pipeline):
+    """A pipeline whose ``execute`` plays its commands to the recorder; it never uses a connection.
+
+    WATCH is a no-op: the claim fences the commit, and guards take the place of watched keys.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(recorder.connection_pool, recorder.response_callbacks, True, None)
+        self._recorder = recorder
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Answer at once between WATCH and MULTI, as redis-py does; queue otherwise."""
+        if self.watching and not self.explicit_transaction:
+            return self._recorder.record(args, options)
+        self.command_stack.append((args, options))
+        return self
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        """Return another pipeline of this kind; RQ asks a watching pipeline for one."""
+        return RecordingPipeline(self._recorder)
+
+    def watch(self, *names: Any) -> bool:
+        """Switch to answering at once."""
+        self.watching = True
+        return True
+
+    def unwatch(self) -> bool:
+        """Switch back to queueing."""
+        self.watching = False
+        return True
+
+    def multi(self) -> None:
+        """Queue from here on."""
+        self.explicit_transaction = True
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Record what was queued, and return one reply per command."""
+        stack = list(self.command_stack)
+        self.reset()
+        return [self._recorder.record(args, options) for args, options in stack]
+
+    def reset(self) -> None:
+        """Forget what was queued."""
+        self.command_stack: list[Any] = []
+        self.watching = False
+        self.explicit_transaction = False
+
+
+class Recorder(Redis):
+    """A Redis client with a switch: live, recording, or relayed. Mixed over the user's own client class."""
+
+    tape: Tape | None = None
+    recording: bool = False
+    relay: Any = None
+    #: Key of the job that runs: RQ makes it persistent when it begins, which the claim has already done.
+    running: str | None = None
+
+    @contextlib.contextmanager
+    def record_to(self, tape: Tape) -> Iterator[Tape]:
+        """Record inside the block."""
+        self.tape, self.recording, outer = tape, True, self.recording
+        try:
+            yield tape
+        finally:
+            self.recording = outer
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Record, relay, or send to the server."""
+        if self.recording:
+            return self.record(args, options)
+        if self.relay is not None and self.relay.takes(args[0]):
+            return self.relay_command(self.relay, args, options)
+        if args[0] == "PERSIST" and args[1] == self.running:
+            return 1
+        return super().execute_command(*args, **options)
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
+        """Return a pipeline of the kind that the switch asks for."""
+        if self.recording:
+            return RecordingPipeline(self)
+        if self.relay is not None:
+            pipeline: Pipeline = self.relay.pipeline(self)
+            return pipeline
+        return super().pipeline(transaction, shard_hint)
+
+    def record(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Answer a read, or record a write and answer 1, which RQ's handlers never look at."""
+        assert self.tape is not None
+        words = self.encode(args)
+        if words[0] in READS:
+            return self.parse(args, options, self.tape.answer(words))
+        self.tape.write(words)
+        return 1
+
+    def relay_command(self, relay: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Have one command executed by the parent."""
+        (reply,) = relay.execute([self.encode(args)])
+        if isinstance(reply, Exception):
+            raise reply
+        return self.parse(args, options, reply)
+
+    def encode(self, args: Sequence[Any]) -> list[bytes]:
+        """Return the words as they would be sent."""
+        encode = self.connection_pool.get_encoder().encode
+        return [encode(arg) for arg in args]
+
+    def parse(self, args: Sequence[Any], options: dict[str, Any], reply: Any) -> Any:
+        """Return a raw reply as redis-py returns it to callers."""
+        callback = self.response_callbacks.get(args[0])
+        if callback is None:
+            return reply
+        options.pop("keys", None)  # for redis-py's own client-side cache
+        return callback(reply, **options)
+
+
+def make_recorder(client_class: type[Redis], connection_pool: Any, server_version: tuple[int, int, int]) -> Recorder:
+    """Return a recorder that is also an instance of ``client_class``; it connects only when user code uses it."""
+    kind = Recorder if client_class is Redis else type("Recorder", (Recorder, client_class), {})
+    recorder = kind(connection_pool=connection_pool)
+    # Where RQ's get_version keeps what it has asked INFO for, so that it does not ask.
+    setattr(recorder, "__rq_redis_server_version", server_version)  # noqa: B010 - no identifier can name it here
+    return recorder

@@ -1,0 +1,125 @@
+"""The Lua scripts, one typed method each, and the names of our own keys.
+
+A method only builds the command (a tuple of words for one EVALSHA); who sends it, and when, is the caller's affair:
+several can travel in one round trip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Union
+
+Word = Union[bytes, str, int, float]
+Command = tuple[Word, ...]
+RawCommand = Sequence[bytes]
+
+_FOLDER = Path(__file__).parent / "lua"
+_NAMES = ("claim", "commit", "heartbeat", "promote", "push_back", "reads", "register", "unregister")
+
+
+def claims_key(token: str) -> str:
+    """Return the hash in which the worker with this process token has its claims noted.
+
+    Claim -> its queue, the key of the queue that it was popped from and its worker's name, a line each.
+    """
+    return f"rq_pooled:claims:{token}"
+
+
+def leases_key(queue: str) -> str:
+    """Return the sorted set of the leases of a queue's claims: claim -> server time at which it ends."""
+    return f"rq_pooled:leases:{queue}"
+
+
+class Scripts:
+    """Knows the scripts' texts and hashes, and what each takes. Arguments are as in the header of its file."""
+
+    def __init__(self) -> None:
+        self._texts = {name: (_FOLDER / f"{name}.lua").read_text() for name in _NAMES}
+        self._hashes = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._texts.items()}
+
+    def load(self) -> list[Command]:
+        """Return the commands that make the server know all scripts; needed once, and after a SCRIPT FLUSH."""
+        return [("SCRIPT", "LOAD", text) for text in self._texts.values()]
+
+    def _call(self, name: str, keys: Sequence[str], *arguments: Word) -> Command:
+        return ("EVALSHA", self._hashes[name], len(keys), *keys, *arguments)
+
+    def claim(
+        self,
+        queue_keys: Sequence[str],
+        now: str,
+        now_seconds: float,
+        lease: float,
+        abandon_after: int,
+        max_bytes: int,
+        strategy: str,
+        seed: int,
+        token: str,
+        slots: Iterable[tuple[str, str]],
+    ) -> Command:
+        """Pop up to one job per slot, each slot given as (worker name, execution id)."""
+        words = [word for slot in slots for word in slot]
+        limits = (lease, abandon_after, max_bytes, strategy, seed, claims_key(token))
+        return self._call("claim", queue_keys, now, now_seconds, *limits, *words)
+
+    def commit(self, now: str, token: str, outcomes: Iterable[Sequence[Word]]) -> Command:
+        """Record outcomes, each given as the words that commit.lua takes per outcome."""
+        return self._call("commit", (), now, claims_key(token), *(word for outcome in outcomes for word in outcome))
+
+    def reads(self, commands: Iterable[RawCommand]) -> Command:
+        """Read, with a digest per reply."""
+        return self._call("reads", (), *(word for command in commands for word in (len(command), *command)))
+
+    def heartbeat(
+        self,
+        now: str,
+        now_seconds: float,
+        lease: float,
+        abandon_after: int,
+        worker_ttl: int,
+        slots: Sequence[tuple[str, str, float]],
+        claims: Iterable[tuple[str, str, str]],
+    ) -> Command:
+        """Renew slots, each (worker name, state or '', seconds its job has run), and claims (job, execution, queue)."""
+        words: list[Word] = [word for slot in slots for word in slot]
+        words += [word for claim in claims for word in claim]
+        return self._call("heartbeat", (), now, now_seconds, lease, abandon_after, worker_ttl, len(slots), *words)
+
+    def promote(
+        self,
+        queues: Iterable[str],
+        name: str,
+        lock_ttl: int,
+        now: str,
+        default_timeout: int,
+        limit: int,
+        fields: Mapping[str, str],
+    ) -> Command:
+        """Move due scheduled jobs of these queues, as the scheduler with this name and these hash fields."""
+        keys = [f"rq:scheduled:{queue}" for queue in queues]
+        words = [word for field in fields.items() for word in field]
+        return self._call("promote", keys, name, lock_ttl, now, default_timeout, limit, *words)
+
+    def register(
+        self,
+        worker_ttl: int,
+        again: bool,
+        dead: tuple[str, int],
+        queues: Sequence[str],
+        slots: Iterable[tuple[str, Mapping[str, Word]]],
+    ) -> Command:
+        """Register slots, each (worker name, its hash); ``dead`` is (host, pid) of a process whose names are free."""
+        words: list[Word] = []
+        for name, fields in slots:
+            words += [name, 2 * len(fields), *(word for field in fields.items() for word in field)]
+        return self._call("register", (), worker_ttl, int(again), *dead, len(queues), *queues, *words)
+
+    def unregister(self, now: str, scheduler: str, queues: Sequence[str], names: Iterable[str]) -> Command:
+        """Register the death of these workers and release the scheduler's locks."""
+        return self._call("unregister", (), now, scheduler, len(queues), *queues, *names)
+
+    def push_back(self, now: str, token: str, claims: Iterable[Sequence[str]]) -> Command:
+        """Undo claims, each (job, execution, wip queue, worker name, queue key)."""
+        return self._call("push_back", (), now, claims_key(token), *(word for claim in claims for word in claim))

@@ -1,0 +1,335 @@
+"""``Worker``: RQ's worker class in front, a prefork server behind; reached by ``rq worker --worker-class``."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import platform
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any, NoReturn
+from uuid import uuid4
+
+import click
+import rq.worker
+from redis import Redis
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
+from rq.logutils import blue, green, setup_loghandlers
+from rq.scheduler import RQScheduler
+from rq.utils import now, utcformat
+from rq.worker import DequeueStrategy, WorkerStatus
+
+from .arbiter import Arbiter
+from .channel import ChildChannel
+from .claims import Claim
+from .config import Settings, scrub
+from .connections import CommandConnection, ListenConnection
+from .errors import (
+    ConfigurationError,
+    PlatformUnsupported,
+    RQPooledError,
+    ServerUnreachable,
+    ServerUnsupported,
+    WorkerNameTaken,
+)
+from .horse import HorseMixin, HorseProcess
+from .ledger import Ledger
+from .pool import get_connection, get_pool
+from .recorder import make_recorder
+from .scripts import Command, Scripts
+from .server import check_server
+from .sockets import make_connection
+
+#: Connections that a worker has of its own: command and listen.
+ROLES = 2
+#: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
+RESPAWN_PAUSE = 5.0
+_SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
+
+
+class Worker(rq.worker.Worker):
+    """An RQ worker that runs CONCURRENCY jobs at once in reused horses, on two connections.
+
+    Constructing it has no side effects: monitors construct workers to look at them. Everything starts in ``work``.
+
+    Args:
+        queues: as for RQ's Worker: names or queues, one or several.
+        connection: as for RQ's Worker, except that it may be left out: then the setting URL says where.
+        args, kwargs: everything else that RQ's Worker takes, and every setting by its lower-case name
+            (``concurrency=10``), which wins over environment and settings module.
+    """
+
+    def __init__(self, queues: Any, name: str | None = None, *args: Any, **kwargs: Any) -> None:
+        self._arguments = {key: kwargs.pop(key) for key in list(kwargs) if key in _SETTINGS}
+        positional = args[1] if len(args) > 1 else None
+        if kwargs.get("connection") is None and positional is None and _has_no_connection(queues):
+            kwargs["connection"] = get_connection(self._load_settings())
+        super().__init__(queues, name, *args, **kwargs)
+
+    def _set_connection(self, connection: Redis) -> Redis:
+        """Take the connection as it is; RQ would write its read timeout into the pool that others share."""
+        return connection
+
+    def _set_ip_address(self, connection: Redis) -> None:
+        """Leave the address to ``work``; RQ would connect here."""
+        self.ip_address = "unknown"
+
+    # -- work ----------------------------------------------------------------------------------------------------
+
+    def work(
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+        max_jobs: int | None = None,
+        max_idle_time: int | None = None,
+        with_scheduler: bool = False,
+        dequeue_strategy: DequeueStrategy = DequeueStrategy.DEFAULT,
+    ) -> bool:
+        """Work until stopped, or until the burst, ``max_jobs`` or ``max_idle_time`` (seconds) is over.
+
+        Replaces RQ's ``work``. ``with_scheduler`` changes nothing: due jobs are always enqueued, whoever's lock.
+
+        Returns:
+            Whether any job was executed.
+
+        Raises:
+            SystemExit: 2 if a setting or the server is unusable, 75 if trying again may help; the reason is logged in
+                one line. 0 after a second SIGTERM or SIGINT.
+        """
+        for logger in ("rq.worker", "rq.job", "rq_pooled"):
+            setup_loghandlers(logging_level, date_format, log_format, name=logger)
+        try:
+            _check_platform()
+            _check_strategy(dequeue_strategy)
+            self._dequeue_strategy = dequeue_strategy
+            return self._work(self._load_settings(), burst, max_jobs, max_idle_time)
+        except RQPooledError as error:
+            self._refuse(error)
+
+    def _work(
+        self, settings: Settings, burst: bool, max_jobs: int | None, max_idle_time: int | None
+    ) -> bool:
+        for module in settings.preload:
+            _preload(module)
+        self.connection.connection_pool.disconnect()  # what came in has served to find the server
+        scripts = Scripts()
+        ledger = Ledger(scripts, settings, uuid4().hex)
+        self._scripts, self._ledger = scripts, ledger
+        command = CommandConnection(self._connector(settings, "command"), scripts.load())
+        names = [self.name] + [f"{self.name}-{i}" for i in range(1, settings.concurrency)]
+        listen = ListenConnection(self._connector(settings, "listen"), [f"rq:pubsub:{name}" for name in names])
+        self.pid, self.hostname = os.getpid(), socket.gethostname()
+        self.birth_date = self.last_heartbeat = now()
+        # RQ's own object only says what a scheduler's hash looks like; it opens and starts nothing.
+        self.scheduler = RQScheduler(self.queues, connection=self.connection, name=self.name)
+        self.scheduler.pid = self.pid
+        try:
+            _connect(command)
+            version = check_server(command.execute)
+            self.ip_address = command.address()
+            self._register(command, names)
+            try:
+                _connect(listen)
+                self.log.info(
+                    "Worker %s: started with PID %d, rq %s, %d horses", self.name, self.pid, self.version, len(names)
+                )
+                self._say_what_worker_pool_does(settings)
+                self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
+                arbiter = Arbiter(
+                    self,
+                    settings,
+                    scripts,
+                    ledger,
+                    command,
+                    listen,
+                    names,
+                    lambda channel: self._run_horse(settings, version, channel),
+                )
+                arbiter.burst, arbiter.max_jobs, arbiter.max_idle_time = burst, max_jobs, max_idle_time
+                exit_code = arbiter.run()
+            finally:
+                self._unregister(command, names)
+        finally:
+            command.close()
+            listen.close()
+        if exit_code is not None:
+            raise SystemExit(exit_code)
+        return bool(arbiter.completed)
+
+    def _run_horse(self, settings: Settings, version: tuple[int, int, int], channel: ChildChannel) -> None:
+        """Be a horse, in a forked child, until there is a reason to end."""
+        # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
+        share = max(1, (settings.max_connections - ROLES) // settings.concurrency)
+        pool = get_pool(dataclasses.replace(settings, max_connections=share), "job", client=self.connection)
+        recorder = make_recorder(type(self.connection), pool, version)
+        horse: Any = self
+        horse.__class__ = type("Horse", (HorseMixin, type(self)), {})
+        horse._is_horse = True
+        horse.connection = recorder
+        horse.queues = [
+            horse.queue_class.from_queue_key(
+                queue.key,
+                connection=recorder,
+                job_class=queue.job_class,
+                serializer=queue.serializer,
+                death_penalty_class=horse.death_penalty_class,
+            )
+            for queue in self.queues
+        ]
+        HorseProcess(horse, channel, settings.max_jobs_per_horse).run()
+
+    # -- what the arbiter asks for -------------------------------------------------------------------------------
+
+    def log_claimed(self, claim: Claim) -> None:
+        """Log a claimed job as RQ logs one that it has popped."""
+        queue = green(claim.queue_key.removeprefix(self.queue_class.redis_queue_namespace_prefix))
+        if self.log_job_description:
+            description = blue(claim.raw.get(b"description", b"").decode(errors="replace"))
+            self.log.info("Worker %s: %s: %s (%s)", claim.worker_name, queue, description, claim.job_id)
+        else:
+            self.log.info("Worker %s: %s: %s", claim.worker_name, queue, claim.job_id)
+
+    def registration(self, names: Sequence[str], again: bool = False, dead: tuple[str, int] = ("", 0)) -> Command:
+        """Return the command that registers slots as RQ workers, see register.lua."""
+        self.last_heartbeat = now()
+        fields = {key: value or "" for key, value in self.serialize().items()}
+        fields["state"] = WorkerStatus.IDLE.value
+        return self._scripts.register(
+            self.worker_ttl + 60, again, dead, self.queue_names(), [(name, fields) for name in names]
+        )
+
+    def promotion(self) -> Command:
+        """Return the command that enqueues due scheduled jobs."""
+        assert self.scheduler is not None
+        self.scheduler.last_heartbeat = now()
+        return self._ledger.promote(self.queue_names(), self.scheduler.name, self.scheduler.to_dict())
+
+    def note_warm_shutdown(self, command: CommandConnection | None, busy: Sequence[str]) -> None:
+        """Log a warm shutdown, and note it in the hashes of busy workers as RQ does."""
+        self._shutdown_requested_date = now()
+        self.handle_warm_shutdown_request()
+        if command is not None and busy:
+            date = utcformat(self._shutdown_requested_date)
+            command.execute([("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy])
+
+    # -- beginning and end ---------------------------------------------------------------------------------------
+
+    def _load_settings(self) -> Settings:
+        return Settings.load(self._arguments, _settings_module())
+
+    def _connector(self, settings: Settings, role: str) -> Any:
+        """Return what makes a connection to the server of the connection that came in."""
+        return lambda: make_connection(settings, role, self.connection, protocol=2, health_check_interval=0)
+
+    def _register(self, command: CommandConnection, names: Sequence[str]) -> None:
+        """Register all slots or none. Names left by a process of this host that is dead are taken over.
+
+        Raises:
+            WorkerNameTaken: by a worker that lives, or whose process cannot be looked at from here.
+        """
+        (taken,) = command.execute([self.registration(names)])
+        if isinstance(taken, Exception):
+            raise ServerUnsupported(f"the server refused to register the worker: {taken}")
+        if taken:
+            name, host, pid = (part.decode() for part in taken)
+            if host == self.hostname and pid.isdigit() and _is_dead(int(pid)):
+                (taken,) = command.execute([self.registration(names, dead=(host, int(pid)))])
+        if taken:
+            name, host, pid = (part.decode() for part in taken)
+            raise WorkerNameTaken(
+                f"there is an active worker named {name!r} already (pid {pid} on {host}); choose another --name, or "
+                f"wait until its registration has expired ({self.worker_ttl + 60} s after its last heartbeat)"
+            )
+
+    def _unregister(self, command: CommandConnection, names: Sequence[str]) -> None:
+        if command.connected:
+            try:
+                command.execute([self._scripts.unregister(utcformat(now()), self.name, self.queue_names(), names)])
+            except (RedisError, OSError) as error:
+                self.log.warning("Worker %s: death not registered: %s", self.name, scrub(str(error)))
+
+    def _say_what_worker_pool_does(self, settings: Settings) -> None:
+        if multiprocessing.parent_process() is not None and settings.concurrency > 1:
+            self.log.warning(
+                "Worker %s: started by a pool of processes: each of them runs CONCURRENCY=%d jobs at once",
+                self.name,
+                settings.concurrency,
+            )
+
+    def _refuse(self, error: RQPooledError) -> NoReturn:
+        """End with one line and the exit code that says whether trying again may help."""
+        self.log.error("Worker %s: %s", self.name, scrub(str(error)))
+        if multiprocessing.parent_process() is not None:
+            time.sleep(RESPAWN_PAUSE)  # rq worker-pool would start it again every second, whatever the exit code
+        raise SystemExit(error.exit_code) from None
+
+
+def _has_no_connection(queues: Any) -> bool:
+    items = [queues] if isinstance(queues, (str, bytes)) or not hasattr(queues, "__iter__") else list(queues)
+    return all(isinstance(item, str) for item in items)
+
+
+def _settings_module() -> dict[str, Any]:
+    """Return the uppercase names of the module that ``rq worker -c`` was given: it reaches a worker only this way."""
+    context = click.get_current_context(silent=True)
+    name = context.params.get("config") if context is not None else None
+    if not name:
+        return {}
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigurationError(f"the settings module {name!r} cannot be imported: {error}") from None
+    return {key: value for key, value in vars(module).items() if key.isupper()}
+
+
+def _check_platform() -> None:
+    if not hasattr(os, "fork"):
+        raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {platform.system()} does not have")
+
+
+def _check_strategy(strategy: Any) -> None:
+    if strategy not in ("default", "random", "round_robin"):
+        raise ConfigurationError(f"dequeue strategy {strategy!r} is not allowed: use default, random or round_robin")
+
+
+def _preload(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ImportError as error:
+        raise ConfigurationError(f"PRELOAD names the module {module!r}, which cannot be imported: {error}") from None
+
+
+def _connect(connection: CommandConnection | ListenConnection) -> None:
+    """Connect for the first time.
+
+    Raises:
+        ServerUnsupported: the password is missing or wrong.
+        ServerUnreachable: everything else.
+    """
+    try:
+        connection.connect()
+    except AuthenticationError as error:
+        raise ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL") from None
+    except (RedisConnectionError, RedisError, OSError) as error:
+        if any(word in str(error) for word in ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")):
+            raise ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL") from None
+        raise ServerUnreachable(f"cannot connect to the server: {error}") from None
+
+
+def _is_dead(pid: int) -> bool:
+    if pid == os.getpid():  # a restarted container gives the same pid again
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False

@@ -1,0 +1,108 @@
+"""A TCP proxy on loopback that loses replies: for what a client may and may not conclude from a broken connection."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import threading
+
+
+class CutProxy:
+    """Forward connections to a local server, and on demand cut one after its request went on and before the reply.
+
+    ``cut_on(words)`` arms it: the next request that contains these bytes is forwarded, the server's reply to it is
+    awaited (so the server has done it) and dropped, and the connection is closed. ``hold_on(words)`` instead keeps
+    that request back until ``let_go()``, with the client's side closed: a request that arrives late.
+    """
+
+    def __init__(self, server_port: int) -> None:
+        self._server_port = server_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        #: Set when an armed cut has happened.
+        self.done = threading.Event()
+        self._words = b""
+        self._hold = False
+        self._held: tuple[socket.socket, bytes] | None = None
+        self._stop_r, self._stop_w = socket.socketpair()
+        self._thread = threading.Thread(target=self._run, name="cut-proxy", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stop forwarding and close every connection."""
+        self._stop_w.send(b".")
+        self._thread.join()
+        if self._held is not None:
+            self._held[0].close()
+        for sock in (self._listener, self._stop_r, self._stop_w):
+            sock.close()
+
+    def cut_on(self, words: bytes) -> None:
+        """Arm: drop the reply to the next request that contains ``words``."""
+        self.done.clear()
+        self._hold, self._words = False, words
+
+    def hold_on(self, words: bytes) -> None:
+        """Arm: keep the next request that contains ``words``, and close the client's side."""
+        self.done.clear()
+        self._hold, self._words = True, words
+
+    def let_go(self) -> None:
+        """Send the request that was kept, and wait until the server has done it."""
+        assert self._held is not None
+        upstream, data = self._held
+        self._held = None
+        upstream.sendall(data)
+        upstream.recv(65536)
+        upstream.close()
+
+    def _run(self) -> None:
+        peers: dict[socket.socket, socket.socket] = {}
+        clients: set[socket.socket] = set()
+
+        def close(one: socket.socket, keep: socket.socket | None = None) -> None:
+            other = peers.pop(one)
+            peers.pop(other)
+            clients.difference_update((one, other))
+            for sock in (one, other):
+                if sock is not keep:
+                    sock.close()
+
+        while True:
+            ready = select.select([self._listener, self._stop_r, *peers], [], [])[0]
+            if self._stop_r in ready:
+                break
+            if self._listener in ready:
+                client = self._listener.accept()[0]
+                try:
+                    upstream = socket.create_connection(("127.0.0.1", self._server_port))
+                except OSError:
+                    client.close()
+                    continue
+                peers[client], peers[upstream] = upstream, client
+                clients.add(client)
+            for sock in ready:
+                if sock not in peers:
+                    continue
+                other = peers[sock]
+                data = b""
+                with contextlib.suppress(OSError):
+                    data = sock.recv(1 << 20)
+                if not data:
+                    close(sock)
+                elif sock in clients and self._words and self._words in data:
+                    self._words = b""
+                    if self._hold:
+                        self._held = (other, data)
+                    else:
+                        other.sendall(data)
+                        other.recv(1 << 20)  # the first bytes of the reply: the server has done it
+                    self.done.set()  # before the client notices: it may ask at once
+                    close(sock, keep=other if self._hold else None)
+                else:
+                    with contextlib.suppress(OSError):
+                        other.sendall(data)
+        for sock in peers:
+            sock.close()

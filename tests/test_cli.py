@@ -1,0 +1,228 @@
+"""The command line: it teaches, it refuses bad input in one line, and its worker and demo run for real."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.cli.workers import worker as rq_worker
+
+from rq_pooled import cli, demo, options
+from rq_pooled.config import Settings
+from rq_pooled.embedded import EmbeddedServer
+
+ROOT = Path(__file__).resolve().parent.parent
+SECRET = "s3cr#t"  # with the character that cuts a URL in two when nobody encoded it
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command in this process; return its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(list(arguments))
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def command(*arguments: str, timeout: float = 40, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m rq_pooled`` as a user would, warnings being errors, and return what came of it."""
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-m", "rq_pooled", *arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, **environ},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nope"], "nope"),
+        (["worker", "--nope"], "--nope"),
+        (["worker", "--concurrency", "0"], "CONCURRENCY"),
+        (["worker", "--concurrency", "many"], "CONCURRENCY"),
+        (["worker", "--max-connections", "2"], "MAX_CONNECTIONS"),
+        (["worker", "--url", f"http://:{SECRET}@localhost"], "http"),
+        (["worker", "--url", f"redis://:{SECRET}@localhost/0"], "%23"),
+        (["worker", "--url", "localhost:6379"], "redis://"),
+        (["worker", "--worker-class", "rq.Worker"], "rq_pooled.Worker"),
+        (["worker", "--worker-class", "nowhere.Worker"], "--worker-class"),
+        (["worker", "--queue-class", "rq.Nope"], "--queue-class"),
+        (["worker", "--job-class", "rq.Nope"], "--job-class"),
+        (["worker", "--serializer", "nowhere"], "--serializer"),
+        (["worker", "--exception-handler", "nowhere.handler"], "--exception-handler"),
+        (["worker", "--config", "nowhere"], "--config"),
+        (["worker", "--dequeue-strategy", "fair"], "round_robin"),
+        (["worker", "--verbose", "--quiet"], "--quiet"),
+        (["worker", "--max-jobs", "some"], "--max-jobs"),
+        (["worker", "--pid", "/nowhere/pid"], "--pid"),
+        (["demo", "--jobs", "0"], "--jobs"),
+        (["demo", "--concurrency", "many"], "--concurrency"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str], words: str) -> None:
+    """What the user typed wrong is named on one line, without a traceback or a password, and ends in 2."""
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert err.count("\n") == 1 and err.startswith("rq-pooled: ")
+    assert words in err and SECRET not in err and "s3cr" not in err
+    assert out == ""
+
+
+def test_wrong_environment_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bad value in the environment is refused with the variable's name."""
+    monkeypatch.setenv("RQ_POOLED_POOL_TIMEOUT", "soon")
+    code, _, err = run("worker")
+    assert code == 2 and "RQ_POOLED_POOL_TIMEOUT" in err
+
+
+def test_broken_settings_module_is_one_line(run: Run, tmp_path: Path) -> None:
+    """A settings module that fails while it is imported is the user's mistake, not ours: one line, 2."""
+    (tmp_path / "broken_settings.py").write_text("1 / 0\n")
+    code, _, err = run("worker", "--path", str(tmp_path), "--config", "broken_settings")
+    assert code == 2 and "ZeroDivisionError" in err and err.count("\n") == 1
+
+
+def test_unreachable_server_is_exit_code_75() -> None:
+    """A server that refuses is one line naming it, without the password, and 75: trying again may help."""
+    done = command("worker", "--burst", RQ_POOLED_URL="redis://:hidden@127.0.0.1:1/0")
+    assert done.returncode == 75
+    assert "127.0.0.1:1" in done.stderr and "hidden" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_help_teaches_with_examples(run: Run) -> None:
+    """--help, -h and no argument at all show commands to copy and where settings are read from."""
+    shown = [run("--help"), run("-h"), run()]
+    for code, out, _ in shown:
+        assert code == 0
+        assert "rq-pooled worker --concurrency 10 high default" in out and "RQ_POOLED_" in out
+    code, out, _ = run("--version")
+    assert code == 0 and out.startswith("rq_pooled ")
+
+
+def test_worker_help_lists_everything_once(run: Run) -> None:
+    """The worker's help has a line for each setting and for each option of rq worker, none of them twice."""
+    code, out, _ = run("worker", "--help")
+    assert code == 0
+    flags = [line.split()[0].rstrip(",") for line in out.splitlines() if line.startswith("  -")]
+    assert len(flags) == len(set(flags))
+    for setting in Settings.describe():
+        assert "--" + setting.name.replace("_", "-") in out
+    for parameter in rq_worker.params:
+        if parameter.param_type_name == "option":
+            assert parameter.opts[0] in out
+
+
+def test_every_option_of_rq_worker_is_used() -> None:
+    """A newer RQ with a further option is noticed here: each one that we accept is read by our command."""
+    source = inspect.getsource(cli)
+    settings = {setting.name for setting in Settings.describe()}
+    for name in {parameter.name for parameter in rq_worker.params} - settings:
+        assert name is not None
+        assert f'options["{name}"]' in source or name.endswith("_class"), f"rq worker's {name} has no effect here"
+
+
+def test_settings_document_is_current() -> None:
+    """docs/settings.md is what `make docs` writes."""
+    assert (ROOT / "docs" / "settings.md").read_text() == options.settings_as_markdown()
+
+
+def test_settings_are_shown_without_passwords(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rq-pooled settings` shows what the environment gives, and the URL without its password."""
+    monkeypatch.setenv("RQ_POOLED_URL", "redis://user:hidden@example.org:6380/1")
+    monkeypatch.setenv("RQ_POOLED_CONCURRENCY", "7")
+    code, out, _ = run("settings")
+    assert code == 0 and "hidden" not in out and "example.org:6380/1" in out
+    assert [line.split()[1] for line in out.splitlines() if "CONCURRENCY" in line] == ["7"]
+
+
+def test_worker_runs_jobs_of_stock_rq(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """`rq-pooled worker --burst` runs what a plain rq.Queue enqueued, from several queues, and ends with 0."""
+    jobs = [Queue(name, connection=redis).enqueue("math.sqrt", 16) for name in ("high", "low")]
+    pid = tmp_path / "pid"
+    done = command(
+        "worker", "--burst", "--concurrency", "2", "--pid", str(pid), "high", "low", RQ_POOLED_URL=server.url
+    )
+    assert done.returncode == 0, done.stderr
+    assert [job.return_value(refresh=True) for job in jobs] == [4.0, 4.0]
+    assert pid.read_text().isdigit()
+
+
+def test_argument_goes_before_environment_and_module(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """A value on the command line makes a wrong one elsewhere irrelevant; the module names server and queues."""
+    (tmp_path / "shop_settings.py").write_text(
+        f"REDIS_URL = {server.url!r}\nQUEUES = ['from-module']\nRQ_POOLED_CONCURRENCY = 0\n"
+    )
+    job = Queue("from-module", connection=redis).enqueue("math.sqrt", 9)
+    arguments = ["worker", "--burst", "-P", str(tmp_path), "-c", "shop_settings"]
+    refused = command(*arguments)
+    assert refused.returncode == 2 and "CONCURRENCY" in refused.stderr
+    done = command(*arguments, "--concurrency", "1")
+    assert done.returncode == 0, done.stderr
+    assert job.return_value(refresh=True) == 3.0
+
+
+def test_server_named_by_host_as_rq_does(redis: Redis, server: EmbeddedServer) -> None:
+    """Without a URL, REDIS_HOST and REDIS_PORT name the server, as they do for rq worker."""
+    job = Queue(connection=redis).enqueue("math.sqrt", 25)
+    done = command("worker", "--burst", REDIS_HOST=server.host, REDIS_PORT=str(server.port))
+    assert done.returncode == 0, done.stderr
+    assert job.return_value(refresh=True) == 5.0
+
+
+def test_demo_reports_what_happened(_server_available: None) -> None:
+    """The demo's jobs end as planned, flaky ones are retried, and the worker needs three connections at most."""
+    done = command("demo", "--jobs", "50", "--json", timeout=55)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert (report["jobs"], report["finished"], report["failed"], report["retries"]) == (50, 48, 2, 4)
+    assert 1 <= report["most_connections"] <= 3 and report["connections_opened"] <= 3
+    assert report["stock_connections"] == 40 and report["stock_connections_opened"] == 2 + 50 + 4
+    assert report["words"] > 0 and report["seconds"] > 0
+    assert "rq_pooled" in demo.Report(**report).as_table()
+
+
+def test_terminated_demo_leaves_nothing_behind(_server_available: None) -> None:
+    """SIGTERM to the demo also ends its worker, the horses and the server."""
+    play = subprocess.Popen(
+        [sys.executable, "-m", "rq_pooled", "demo", "--jobs", "3000"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    try:
+        process, deadline = psutil.Process(play.pid), time.monotonic() + 20
+        family: list[psutil.Process] = []
+        while len(family) < 3 and time.monotonic() < deadline:  # the server, the worker and a horse at least
+            family = process.children(recursive=True)
+            time.sleep(0.05)
+        assert len(family) >= 3
+        play.send_signal(signal.SIGTERM)
+        assert play.wait(30) == 128 + signal.SIGTERM
+        _, alive = psutil.wait_procs(family, timeout=5)
+        assert alive == []
+    finally:
+        play.kill()
+        play.wait()

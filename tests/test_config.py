@@ -1,0 +1,240 @@
+"""Settings: the table of defaults, where values come from, and refusals in words."""
+
+from __future__ import annotations
+
+import dataclasses
+import pickle
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rq_pooled.config import Settings, scrub, scrub_url
+from rq_pooled.errors import ConfigurationError
+
+SECRET = "s3cr3t"
+
+#: DESIGN section 5, written out.
+DEFAULTS: dict[str, Any] = {
+    "url": "redis://localhost:6379/0",
+    "max_connections": 10,
+    "pool_timeout": 20,
+    "socket_timeout": 5,
+    "socket_connect_timeout": 5,
+    "block": 60,
+    "keepalive_idle": 60,
+    "keepalive_interval": 10,
+    "keepalive_count": 3,
+    "health_check_interval": 30,
+    "max_idle": 300,
+    "max_lifetime": 3600,
+    "leak_warn": 60,
+    "reconnect_base": 0.1,
+    "reconnect_cap": 3,
+    "reconnect_attempts": 0,
+    "concurrency": 1,
+    "max_jobs_per_horse": 1000,
+    "max_horse_memory": None,
+    "heartbeat_interval": 15,
+    "heartbeat_ttl": 60,
+    "abandon_after": 900,
+    "stalled_interval": 30,
+    "max_stalls": 3,
+    "kill_grace": 10,
+    "shutdown_timeout": None,
+    "guard_warn": 0.8,
+    "guard_stop": 0.95,
+    "guard_interval": 15,
+    "guard_wait": 60,
+    "budget": None,
+    "budget_name": None,
+    "preload": (),
+    "app": None,
+}
+
+
+def test_defaults() -> None:
+    """The defaults are those of the design, no more and no fewer settings exist, and they pass their own checks."""
+    assert dataclasses.asdict(Settings()) == DEFAULTS
+    assert dataclasses.asdict(Settings.load(environ={})) == DEFAULTS
+
+
+def test_description_covers_every_setting() -> None:
+    """Each setting describes itself in one line, with its environment names, for documentation and options."""
+    described = {info.name: info for info in Settings.describe()}
+    assert list(described) == list(DEFAULTS)
+    for name, info in described.items():
+        assert info.env[0] == f"RQ_POOLED_{name.upper()}" and info.default == DEFAULTS[name]
+        assert info.description and "\n" not in info.description
+        assert info.default is None or isinstance(info.default, info.type)
+    assert described["url"].env == ("RQ_POOLED_URL", "RQ_REDIS_URL", "REDIS_URL")
+    assert described["concurrency"].env == ("RQ_POOLED_CONCURRENCY", "QUEUE_CONCURRENCY")
+
+
+def test_frozen_and_picklable() -> None:
+    """Settings cannot change once they exist, and travel to other processes."""
+    settings = Settings(concurrency=4)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        settings.concurrency = 5  # type: ignore[misc]
+    assert pickle.loads(pickle.dumps(settings)) == settings
+
+
+def test_precedence() -> None:
+    """An argument wins over the environment, that over the settings module, that over the default."""
+    everywhere: dict[str, Any] = {
+        "arguments": {"concurrency": 2, "block": None},
+        "environ": {"RQ_POOLED_CONCURRENCY": "3", "RQ_POOLED_BLOCK": "7", "RQ_POOLED_MAX_IDLE": ""},
+        "module": {"RQ_POOLED_CONCURRENCY": 4, "BLOCK": 8, "MAX_IDLE": 9, "REDIS_URL": "redis://module", "QUEUES": []},
+    }
+    settings = Settings.load(**everywhere)
+    assert (settings.concurrency, settings.block, settings.max_idle) == (2, 7, 9)
+    assert settings.url == "redis://module"
+    everywhere["arguments"] = {}
+    assert Settings.load(**everywhere).concurrency == 3
+    everywhere["environ"] = {"QUEUE_CONCURRENCY": "5"}
+    assert Settings.load(**everywhere).concurrency == 5
+    everywhere["environ"] = {}
+    assert Settings.load(**everywhere).concurrency == 4
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"REDIS_URL": "redis://a"}, "redis://a"),
+        ({"REDIS_URL": "redis://a", "RQ_REDIS_URL": "redis://b"}, "redis://b"),
+        ({"REDIS_URL": "redis://a", "RQ_REDIS_URL": "redis://b", "RQ_POOLED_URL": "redis://c"}, "redis://c"),
+        ({"REDIS_URL": "redis://a", "RQ_POOLED_URL": ""}, "redis://a"),
+    ],
+)
+def test_names_of_the_url(environ: dict[str, str], expected: str) -> None:
+    """Of the variables that name the server the most particular wins, and an empty one counts as not set."""
+    assert Settings.load(environ=environ).url == expected
+
+
+def test_texts_are_converted() -> None:
+    """What arrives as text from the environment has the type of its setting."""
+    settings = Settings.load(
+        environ={
+            "RQ_POOLED_PRELOAD": "app.jobs, app.models,",
+            "RQ_POOLED_MAX_HORSE_MEMORY": "none",
+            "RQ_POOLED_SHUTDOWN_TIMEOUT": "2.5",
+            "RQ_POOLED_BUDGET": "20",
+            "RQ_POOLED_APP": "shop.web:create_app()",
+        }
+    )
+    assert settings.preload == ("app.jobs", "app.models") and settings.max_horse_memory is None
+    assert settings.shutdown_timeout == 2.5 and settings.budget == 20 and type(settings.budget) is int
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("concurrency", 0, "at least 1"),
+        ("concurrency", "many", "whole number"),
+        ("concurrency", "1.5", "whole number"),
+        ("concurrency", True, "whole number"),
+        ("max_connections", 2, "at least 3 and at most 100000 (2 for the roles"),
+        ("pool_timeout", -1, "at least 0"),
+        ("socket_timeout", 0, "above 0"),
+        ("socket_timeout", "nan", "finite"),
+        ("block", "inf", "finite"),
+        ("max_stalls", "inf", "whole number"),
+        ("kill_grace", -1, "at least 0"),
+        ("heartbeat_ttl", 30, "HEARTBEAT_TTL (30) must be above twice HEARTBEAT_INTERVAL (15)"),
+        ("heartbeat_interval", 31, "HEARTBEAT_INTERVAL is 31"),
+        ("abandon_after", 50, "above HEARTBEAT_TTL"),
+        ("guard_warn", 0.95, "GUARD_STOP (0.95) must be above GUARD_WARN (0.95)"),
+        ("guard_stop", 1.1, "at most 1"),
+        ("reconnect_cap", 0.05, "at least RECONNECT_BASE"),
+        ("keepalive_count", 128, "at most 127"),
+        ("budget_name", "my shop", "letters"),
+        ("app", "shop", "module:app_or_factory"),
+        ("preload", "no/path", "names of modules"),
+    ],
+)
+def test_refused_in_one_line(name: str, value: Any, words: str) -> None:
+    """A bad value is refused with one line: the setting, the value, where it came from, what is allowed."""
+    places: list[tuple[str, dict[str, Any]]] = [
+        (f"the environment variable RQ_POOLED_{name.upper()}", {"environ": {f"RQ_POOLED_{name.upper()}": str(value)}}),
+        (f"the argument {name}", {"arguments": {name: value}, "environ": {}}),
+        (f"{name.upper()} in the settings module", {"module": {name.upper(): value}, "environ": {}}),
+    ]
+    for source, settings in places:
+        with pytest.raises(ConfigurationError) as caught:
+            Settings.load(**settings)
+        message = str(caught.value)
+        assert words in message and source in message and message.startswith(f"{name.upper()} is {value}")
+        assert "\n" not in message and caught.value.exit_code == 2 and caught.value.__cause__ is None
+
+
+def test_direct_construction_is_checked() -> None:
+    """Settings that are built directly pass the same checks."""
+    with pytest.raises(ConfigurationError, match="CONCURRENCY is 0"):
+        Settings(concurrency=0)
+    with pytest.raises(ConfigurationError, match="HEARTBEAT_INTERVAL is 31"):
+        Settings(heartbeat_interval=31)
+    with pytest.raises(ConfigurationError, match="URL is 5 .* a text"):
+        Settings(url=5)  # type: ignore[arg-type]
+
+
+def test_unknown_argument() -> None:
+    """A misspelled argument is refused and the right name suggested."""
+    with pytest.raises(ConfigurationError, match="'concurency': did you mean 'concurrency'"):
+        Settings.load({"concurency": 3})
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("localhost:6379", "no scheme"),
+        (f":{SECRET}@localhost:6379", "no scheme"),
+        (f"http://:{SECRET}@localhost", "unknown"),
+        (f"sentinel://:{SECRET}@a,b/mymaster/0", "not supported yet"),
+        (f"redis://:{SECRET}@localhost:port/0", "malformed"),
+        (f"redis://:{SECRET}@localhost:70000", "malformed"),
+        (f"redis://:{SECRET}/x@localhost", "malformed"),
+        (f"redis://:{SECRET}#x@localhost", "'#'"),
+        (f"redis://:{SECRET} x@localhost", "white space"),
+        (f"redis://:{SECRET}@[::1", "malformed"),
+        (f"redis://:{SECRET}@localhost/zero", "not a number"),
+        (f"unix://:{SECRET}@", "no path"),
+        ("", "no scheme"),
+    ],
+)
+def test_bad_url(url: str, words: str) -> None:
+    """A URL that cannot be used is refused in words, and its password appears neither there nor in a traceback."""
+    with pytest.raises(ConfigurationError, match=re.escape(words)) as caught:
+        Settings(url=url)
+    assert SECRET not in str(caught.value) and caught.value.__cause__ is None
+    assert caught.value.__suppress_context__ or caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://", "redis://h", "redis://h:1/15", "rediss://u:p%2F@h/0?ssl_cert_reqs=none", "unix:///a/b.sock?db=2",
+     "redis://[::1]:6379/0", "unix://user@/tmp/s?password=x"],
+)  # fmt: skip
+def test_good_url(url: str) -> None:
+    """Every form of URL that redis-py reads is accepted."""
+    assert Settings(url=url).url == url
+
+
+def test_repr_has_no_password() -> None:
+    """Settings in a log or traceback do not show the password."""
+    assert SECRET not in repr(Settings(url=f"redis://:{SECRET}@h"))
+
+
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'\""), min_size=8))
+def test_scrub_removes_any_password(password: str) -> None:
+    """Whatever characters a password has, no message about its URL contains it."""
+    url = f"redis://user:{password}@host:6379/0"
+    assert f":{password}@" not in scrub(f"cannot reach {url} now") and "host:6379/0 now" in scrub(f"to {url} now")
+    assert scrub_url(url) == "redis://***@host:6379/0"
+
+
+def test_scrub_removes_parameters() -> None:
+    """Passwords given as parameters of a URL are scrubbed as well."""
+    assert scrub("unix:///s?db=1&password=x&a=1") == "unix:///s?db=1&password=***&a=1"
+    assert scrub_url("rediss://h?ssl_password=x") == "rediss://h?ssl_password=***"

