@@ -25,7 +25,7 @@ def main(patience: float = 30) -> int:
     paths = sorted(Path(__file__).resolve().parent.glob("*.py"))
     jobs = [queue.enqueue(checksum, str(path), retry=Retry(max=2)) for path in paths]
     deadline = time.monotonic() + patience
-    while any(not job.get_status() in ("finished", "failed") for job in jobs) and time.monotonic() < deadline:
+    while any(job.get_status() not in ("finished", "failed") for job in jobs) and time.monotonic() < deadline:
         time.sleep(0.1)
     for path, job in zip(paths, jobs, strict=True):
         print(path.name, job.return_value() or job.get_status(refresh=False))

@@ -1,7 +1,8 @@
 """The parent's loop: gives claimed jobs to horses, commits what they answer, and keeps both sides alive.
 
-Each turn serves what is ready (messages of horses, deaths, signals, control commands, timers), then makes at most one
-round trip to Redis that carries everything which is due: heartbeat, commits, reads for horses, promotion, a claim.
+Each turn serves what is ready (messages of horses, deaths, signals, control commands, timers, replies), then sends
+everything that is due in one write: heartbeat, commits, reads for horses, promotion, a claim. It never waits for the
+server: while a reply is on its way, horses and signals are served.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from .backoff import reconnect_delays
 from .channel import ChildChannel
 from .claims import Claim
 from .config import Settings
-from .connections import CommandConnection, ListenConnection
+from .connections import CommandConnection, ListenConnection, OnLost, OnReplies
 from .errors import TRY_AGAIN
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest, Ledger, Outcome
 from .loop import Loop, Timer
@@ -50,7 +51,12 @@ RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
 #: Seconds within which a second SIGTERM or SIGINT counts as the same one (rq worker-pool plus Ctrl-C).
 SAME_SIGNAL = 1.0
 
-_Due = tuple[list[Command], Callable[[list[Any]], None], Callable[[Exception], None]]
+#: Exchanges under way at once: one is being answered while the next is on its way. More would make them smaller.
+MAX_IN_FLIGHT = 2
+#: Seconds between looks whether a reply is overdue.
+DEADLINE_INTERVAL = 0.5
+
+_Due = tuple[list[Command], OnReplies, OnLost]
 
 
 class Arbiter:
@@ -130,7 +136,9 @@ class Arbiter:
         for slot in self._slots:
             self._spawn(slot)
         loop.watch(self._listen, self._on_listen)
+        loop.watch(self._command, self._on_command_readable)
         self._track()
+        loop.call_every(DEADLINE_INTERVAL, self._check_deadline)
         loop.call_every(settings.heartbeat_interval, self._set_heartbeat_due)
         loop.call_every(settings.block, self._probe)
         self._plan_maintenance()
@@ -168,11 +176,17 @@ class Arbiter:
 
     def _outstanding(self) -> bool:
         """Tell whether anything was begun that is not recorded yet."""
-        return bool(self._tasks or self._outcomes or self._requests or any(slot.task for slot in self._slots))
+        return bool(
+            self._tasks
+            or self._outcomes
+            or self._requests
+            or self._command.in_flight
+            or any(slot.task for slot in self._slots)
+        )
 
     def _has_work(self) -> bool:
-        """Tell whether a round trip is due now."""
-        if not self._command.connected:
+        """Tell whether something can be sent now."""
+        if not self._command.connected or self._command.in_flight >= MAX_IN_FLIGHT:
             return False
         return bool(
             self._outcomes
@@ -303,7 +317,7 @@ class Arbiter:
         for slot in self._slots:
             if not self._tasks:
                 return
-            if slot.ready:
+            if slot.ready and not slot.reserved:
                 self._give(slot, self._tasks.popleft())
         urgent = [task for task in self._tasks if task.claim is not None]
         if urgent and all(slot.task is not None for slot in self._slots):
@@ -329,8 +343,8 @@ class Arbiter:
     # -- the round trip ------------------------------------------------------------------------------------------
 
     def _exchange(self) -> None:
-        """Make one round trip with all that is due."""
-        if not self._command.connected:
+        """Send all that is due."""
+        if not self._command.connected or self._command.in_flight >= MAX_IN_FLIGHT:
             return
         due: list[_Due] = []
         if self._recover_due:
@@ -349,16 +363,27 @@ class Arbiter:
             due.append(self._due_look())
         if not due:
             return
-        try:
-            replies = self._command.execute([command for commands, _, _ in due for command in commands])
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            for _, _, on_lost in due:
-                on_lost(error)
+
+        def on_replies(replies: list[Any]) -> None:
+            for commands, on_mine, _ in due:
+                mine, replies = replies[: len(commands)], replies[len(commands) :]
+                on_mine(mine)
+
+        def on_lost(error: Exception) -> None:
+            for _, _, on_mine_lost in reversed(due):
+                on_mine_lost(error)
+
+        self._command.submit([command for commands, _, _ in due for command in commands], on_replies, on_lost)
+        if not self._command.connected:
+            self._on_server_lost(RedisConnectionError("connection lost"))
+
+    def _on_command_readable(self) -> None:
+        if self._command.connected and (error := self._command.drain()) is not None:
             self._on_server_lost(error)
-            return
-        for commands, on_replies, _ in due:
-            mine, replies = replies[: len(commands)], replies[len(commands) :]
-            on_replies(mine)
+
+    def _check_deadline(self) -> None:
+        if (error := self._command.check_deadline()) is not None:
+            self._on_server_lost(error)
 
     def _due_commit(self) -> _Due:
         batch = [self._outcomes.popleft() for _ in range(min(MAX_COMMIT, len(self._outcomes)))]
@@ -443,7 +468,7 @@ class Arbiter:
     # -- claiming ------------------------------------------------------------------------------------------------
 
     def _free_slots(self) -> list[Slot]:
-        free = [slot for slot in self._slots if slot.ready and not slot.spare][:MAX_CLAIM_JOBS]
+        free = [slot for slot in self._slots if slot.ready and not slot.reserved and not slot.spare][:MAX_CLAIM_JOBS]
         return free if self.max_jobs is None else free[: max(0, self.max_jobs - self._dispatched)]
 
     def _may_claim(self) -> bool:
@@ -462,10 +487,19 @@ class Arbiter:
         keys = [queue.key for queue in worker._ordered_queues]
         strategy = str(getattr(worker._dequeue_strategy, "value", worker._dequeue_strategy) or "default")
         command, request = self._ledger.claim(keys, strategy, [slot.name for slot in slots])
-        return [command], lambda replies: self._on_claimed(slots, request, replies[0]), self._on_claim_lost
+        for slot in slots:
+            slot.reserved = True
 
-    def _on_claim_lost(self, _error: Exception) -> None:
-        """Nothing to do here: what was claimed is found in the claims hash when the server is back."""
+        def release() -> None:
+            for slot in slots:
+                slot.reserved = False
+
+        def on_replies(replies: list[Any]) -> None:
+            release()
+            self._on_claimed(slots, request, replies[0])
+
+        # What a lost claim took is found in the claims hash when the server is back.
+        return [command], on_replies, lambda _error: release()
 
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         if isinstance(reply, ResponseError):
@@ -485,10 +519,16 @@ class Arbiter:
                 claimed.stale[0],
             )
         for slot, claim in zip(slots, claimed.claims):
-            self._dispatch(slot, claim)
+            if slot.ready:
+                self._dispatch(slot, claim)
+            else:  # its horse died meanwhile
+                self._push_back([claim])
         self._misses = 0 if claimed.claims else self._misses + 1
         if len(claimed.claims) < len(slots) and not claimed.stale:
             self._sleep(retry=HELD_INTERVAL if claimed.held else None)
+
+    def _push_back(self, claims: Sequence[Claim]) -> None:
+        self._command.submit([self._ledger.push_back(claims)], lambda _replies: self._wake())
 
     def _dispatch(self, slot: Slot, claim: Claim) -> None:
         queue = self._queues.get(claim.queue_key)
@@ -562,16 +602,16 @@ class Arbiter:
                 ("CLIENT", "TRACKING", "OFF"),
                 ("CLIENT", "TRACKING", "ON", "REDIRECT", self._listen.client_id, "OPTIN"),
             ]
-            try:
-                replies = self._command.execute(commands)
-            except (RedisError, OSError) as error:
-                self._on_server_lost(error)
-                return
-            self._tracking = not isinstance(replies[1], ResponseError)
+            self._command.submit(commands, lambda replies: self._on_tracking(not isinstance(replies[1], ResponseError)))
+        else:
+            self._on_tracking(False)
+
+    def _on_tracking(self, tracking: bool) -> None:
+        self._tracking = tracking
         self._log.info(
             "Worker %s: 2 connections: command, and listen for control commands%s",
             self._worker.name,
-            " and wake-ups (client tracking)" if self._tracking else f"; polling every {POLL_INTERVAL * 1000:g} ms",
+            " and wake-ups (client tracking)" if tracking else f"; polling every {POLL_INTERVAL * 1000:g} ms",
         )
         self._maybe_jobs = True
 
@@ -677,7 +717,7 @@ class Arbiter:
             elif replies[0][0]:
                 missing = [name.decode() for name in replies[0][0]]
                 self._log.warning("Worker %s: registering again: the server has forgotten %s", self._worker.name, missing)
-                self._command.execute([self._worker.registration(missing, again=True)])
+                self._command.submit([self._worker.registration(missing, again=True)], lambda _replies: None)
 
         return [command], on_replies, lambda _error: None
 
@@ -716,7 +756,8 @@ class Arbiter:
     # -- losing and finding the server ---------------------------------------------------------------------------
 
     def _on_server_lost(self, error: Exception) -> None:
-        self._command.close()
+        self._loop.unwatch(self._command)
+        self._command.lose(error)
         if self._away_since is None:
             self._away_since = time.monotonic()
             self._log.error("Worker %s: lost the server (%s); reconnecting", self._worker.name, error)
@@ -725,7 +766,7 @@ class Arbiter:
             self._loop.call_later(next(self._reconnects), self._reconnect)
 
     def _on_listen_lost(self, error: Exception) -> None:
-        self._loop.unwatch(self._listen) if self._listen.connected else None
+        self._loop.unwatch(self._listen)
         self._listen.close()
         self._on_server_lost(error)
 
@@ -733,8 +774,7 @@ class Arbiter:
         """Connect both again. Then: what claims are there, heartbeat, commits, claims, in this order."""
         try:
             self._command.connect()
-            if self._listen.connected:
-                self._loop.unwatch(self._listen)
+            self._loop.unwatch(self._listen)
             self._listen.connect()
         except (RedisError, OSError) as error:
             self._command.close()
@@ -745,6 +785,7 @@ class Arbiter:
                 return
             self._loop.call_later(next(self._reconnects), self._reconnect)
             return
+        self._loop.watch(self._command, self._on_command_readable)
         self._loop.watch(self._listen, self._on_listen)
         away, self._away_since = time.monotonic() - (self._away_since or time.monotonic()), None
         self._log.info("Worker %s: the server is back after %.1f s", self._worker.name, away)
@@ -766,7 +807,7 @@ class Arbiter:
                 self._log.warning(
                     "Worker %s: putting back %d jobs whose claim was not answered", self._worker.name, len(unknown)
                 )
-                self._command.execute([self._ledger.push_back(unknown)])
+                self._push_back(unknown)
 
         def on_lost(_error: Exception) -> None:
             self._recover_due = True

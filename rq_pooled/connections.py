@@ -1,6 +1,6 @@
 """The parent's own two connections to the server, by role: ``command`` and ``listen``. There is no pool here.
 
-*command* carries every script, one round trip at a time. *listen* carries only what the server sends by itself: the
+*command* carries every script; nobody waits for its replies, which come back through the selector. *listen* carries only what the server sends by itself: the
 control commands of ``rq`` (PubSub) and the wake-ups, which are the invalidation messages of client tracking that is
 switched on for the command connection and redirected here. Both speak RESP2: a redirected invalidation then arrives as
 an ordinary PubSub message, so one parser serves every server since 6.0, and two connections are enough everywhere.
@@ -9,11 +9,15 @@ an ordinary PubSub message, so one parser serves every server since 6.0, and two
 from __future__ import annotations
 
 import json
+import select
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .scripts import Command
 
@@ -37,6 +41,14 @@ _AWAY = (
 )
 
 
+OnReplies = Callable[[list[Any]], None]
+OnLost = Callable[[Exception], None]
+
+
+def _ignore(_error: Exception) -> None:
+    """Be told of a loss that needs no answer."""
+
+
 class ServerAway(RedisConnectionError):
     """The server cannot serve for now. A ConnectionError: the cure is the same, to connect again later."""
 
@@ -48,26 +60,49 @@ def check_away(error: Exception) -> None:
         raise ServerAway(text) from error
 
 
+class Exchange:
+    """Commands that travelled together, and who hears of their replies."""
+
+    __slots__ = ("commands", "on_lost", "on_replies", "replies")
+
+    def __init__(self, commands: Sequence[Command], on_replies: OnReplies, on_lost: OnLost) -> None:
+        self.commands = commands
+        self.on_replies = on_replies
+        self.on_lost = on_lost
+        self.replies: list[Any] = []
+
+
 class CommandConnection:
-    """Sends commands and waits for the replies, at most the socket timeout for each.
+    """Sends commands without waiting, and hands out their replies when they have come, in order.
+
+    A command is never sent twice unless the server said that it did not run it (NOSCRIPT).
 
     Args:
         make: opens nothing yet, but returns a new redis-py connection object with role ``command``.
         prepare: commands to send after every connect, before anything else (loading the scripts).
+        timeout: seconds within which a reply has to come.
     """
 
-    def __init__(self, make: Callable[[], Any], prepare: Sequence[Command]) -> None:
+    def __init__(self, make: Callable[[], Any], prepare: Sequence[Command], timeout: float) -> None:
         self._make = make
         self._prepare = prepare
+        self._timeout = timeout
         self._connection: Any = None
+        self._in_flight: deque[Exchange] = deque()
+        self._waiting_since = 0.0
 
     @property
     def connected(self) -> bool:
         """Tell whether the last word about this connection was good."""
         return self._connection is not None
 
+    @property
+    def in_flight(self) -> int:
+        """Return how many exchanges wait for replies."""
+        return len(self._in_flight)
+
     def connect(self) -> None:
-        """Connect anew. Raises redis-py's ConnectionError, TimeoutError or AuthenticationError."""
+        """Connect anew, waiting for it. Raises redis-py's ConnectionError, TimeoutError or AuthenticationError."""
         self.close()
         connection = self._make()
         try:
@@ -77,55 +112,111 @@ class CommandConnection:
                 if isinstance(reply, Exception):
                     raise reply
         except BaseException:
-            self._connection = None
+            self.close()
             connection.disconnect()
             raise
 
-    def execute(self, commands: Sequence[Command]) -> list[Any]:
-        """Send ``commands`` in one write and return their replies, raw bytes, in order; an error reply is returned.
+    def submit(self, commands: Sequence[Command], on_replies: OnReplies, on_lost: OnLost = _ignore) -> None:
+        """Send ``commands`` in one write; ``drain`` calls ``on_replies`` with their raw replies, errors included.
 
-        A command is never sent twice unless the server said that it did not run it (NOSCRIPT).
+        ``on_lost`` is called instead, once, if the connection is lost first: what was sent may or may not have been
+        done. Never raises for a lost connection.
+        """
+        if self._connection is None:  # redis-py would reconnect by itself here, unnoticed
+            on_lost(RedisConnectionError("not connected"))
+            return
+        if not self._in_flight:
+            self._waiting_since = time.monotonic()
+        self._in_flight.append(Exchange(commands, on_replies, on_lost))
+        try:
+            self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        except (RedisError, OSError) as error:
+            self.lose(error)
+
+    def drain(self) -> Exception | None:
+        """Hand out the replies that are here; return what went wrong if the connection is lost now."""
+        try:
+            while self._in_flight and self._connection.can_read(0):
+                exchange = self._in_flight[0]
+                try:
+                    reply = self._connection.read_response(disable_decoding=True)
+                except ResponseError as error:
+                    check_away(error)
+                    reply = error
+                exchange.replies.append(reply)
+                if len(exchange.replies) == len(exchange.commands):
+                    self._in_flight.popleft()
+                    self._waiting_since = time.monotonic()
+                    self._finish(exchange)
+                if self._connection is None:  # lost while a reply was being acted on
+                    return RedisConnectionError("connection lost")
+            if not self._in_flight and self._connection.can_read(0):
+                raise RedisConnectionError("the server sent what nobody asked for, or closed the connection")
+        except (RedisError, OSError) as error:
+            self.lose(error)
+            return error
+        return None
+
+    def _finish(self, exchange: Exchange) -> None:
+        unknown = [i for i, reply in enumerate(exchange.replies) if _is_noscript(reply)]
+        if not unknown:
+            exchange.on_replies(exchange.replies)
+            return
+
+        # SCRIPT FLUSH, or a new master: nothing of these was done, so sending them again is safe.
+        def on_replies(replies: list[Any]) -> None:
+            for i, reply in zip(unknown, replies[len(self._prepare) :]):
+                exchange.replies[i] = reply
+            exchange.on_replies(exchange.replies)
+
+        self.submit([*self._prepare, *(exchange.commands[i] for i in unknown)], on_replies, exchange.on_lost)
+
+    def check_deadline(self) -> Exception | None:
+        """Lose the connection if a reply is overdue; return the error then."""
+        if self._in_flight and time.monotonic() - self._waiting_since > self._timeout:
+            error = RedisTimeoutError(f"no reply within {self._timeout:g} s")
+            self.lose(error)
+            return error
+        return None
+
+    def execute(self, commands: Sequence[Command]) -> list[Any]:
+        """Send ``commands`` and wait for their replies, for at most the timeout; for beginning and end.
 
         Raises:
             redis.exceptions.ConnectionError, TimeoutError: the connection is closed then; what was sent may or may
                 not have been done.
         """
-        replies = self._round_trip(commands)
-        unknown = [i for i, reply in enumerate(replies) if _is_noscript(reply)]
-        if unknown:  # SCRIPT FLUSH or a restart: nothing of these was done, so sending them again is safe
-            again = self._round_trip([*self._prepare, *(commands[i] for i in unknown)])[len(self._prepare) :]
-            for i, reply in zip(unknown, again):
-                replies[i] = reply
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                try:
-                    check_away(reply)
-                except ServerAway:
-                    self.close()
-                    raise
-        return replies
+        result: list[Any] = []
+        errors: list[Exception] = []
+        self.submit(commands, result.extend, errors.append)
+        deadline = time.monotonic() + self._timeout
+        while self._connection is not None and self._in_flight:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self.lose(RedisTimeoutError(f"no reply within {self._timeout:g} s"))
+            elif select.select([self], [], [], left)[0]:
+                self.drain()
+        if errors:
+            raise errors[0]
+        return result
 
-    def _round_trip(self, commands: Sequence[Command]) -> list[Any]:
-        if self._connection is None:  # redis-py would reconnect by itself here, unnoticed
-            raise RedisConnectionError("not connected")
-        replies: list[Any] = []
-        try:
-            self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
-            for _ in commands:
-                try:
-                    replies.append(self._connection.read_response(disable_decoding=True))
-                except ResponseError as error:
-                    replies.append(error)
-        except BaseException:  # a reply may still come: nobody may use this connection again
-            self.close()
-            raise
-        return replies
+    def lose(self, error: Exception) -> None:
+        """Close, and tell everybody who waits for a reply."""
+        self.close()
+        waiting, self._in_flight = list(self._in_flight), deque()
+        for exchange in waiting:
+            exchange.on_lost(error)
 
     def address(self) -> str:
         """Return the local end as ``host:port``, which is how CLIENT LIST names this connection, or ``unknown``."""
         sock = self._connection._sock if self._connection is not None else None
         name = sock.getsockname() if sock is not None else None
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
+
+    def fileno(self) -> int:
+        """Return the descriptor, for the selector."""
+        descriptor: int = self._connection._sock.fileno()
+        return descriptor
 
     def close(self) -> None:
         """Close; ``connect`` opens it again."""

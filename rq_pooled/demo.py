@@ -35,6 +35,8 @@ RETRIES, RETRY_DELAY = 3, 1
 # server connections while busy, and `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
 STOCK_PER_SLOT, STOCK_OWN = 4, 2
 
+_OURS = "demo"
+
 
 def measure(path: str) -> dict[str, int | str]:
     """Hash, compress and count the words of a file. Raises OSError where it cannot be read, as jobs do."""
@@ -123,8 +125,8 @@ def run(jobs: int, concurrency: int, progress: Callable[[int], object], stalled_
     previous = signal.signal(signal.SIGTERM, _exit)  # so that a terminated demo, too, takes worker and server along
     try:
         with EmbeddedServer() as server, tempfile.TemporaryFile() as log:
-            # One connection for everything, so that exactly one has to be left out of the count.
-            connection = Redis.from_url(server.url, single_connection_client=True)
+            # Named, so that our own connections can be left out of the count.
+            connection = Redis.from_url(server.url, client_name=_OURS)
             try:
                 ids = _enqueue(connection, jobs)
                 before = _opened(connection)
@@ -180,7 +182,7 @@ def _watch(
     queue = Queue("demo", connection=connection)
     ended, most, last_news = 0, 0, time.monotonic()
     while ended < jobs:
-        most = max(most, len(connection.client_list()) - 1)
+        most = max(most, sum(client["name"] != _OURS for client in connection.client_list()))
         # Without the registries' own cleanup: that is the worker's business.
         count = sum(
             registry.get_job_count(cleanup=False)

@@ -45,6 +45,7 @@ class Loop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
+        self._descriptors: dict[Any, int] = {}  # by source: a closed one no longer knows its number
         self._timers: list[tuple[float, int, Timer]] = []
         self._sequence = itertools.count()  # keeps timers of the same instant in order and out of comparison
         self._signals: dict[int, Callback] = {}
@@ -62,17 +63,20 @@ class Loop:
 
         Watching a source again replaces what was there.
         """
+        self.unwatch(source)
+        fd = source if isinstance(source, int) else source.fileno()
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0)
-        data = (on_readable, on_writable)
-        try:
-            self._selector.modify(source, events, data)
-        except KeyError:
-            self._selector.register(source, events, data)
+        with contextlib.suppress(KeyError):  # whoever had this number before closed it without a word
+            self._selector.unregister(fd)
+        self._selector.register(fd, events, (on_readable, on_writable))
+        self._descriptors[source] = fd
 
     def unwatch(self, source: Any) -> None:
-        """Stop watching; has to come before the descriptor is closed. Unknown or closed sources are ignored."""
-        with contextlib.suppress(KeyError, ValueError):
-            self._selector.unregister(source)
+        """Stop watching. Sources that are unknown, or closed by now, are fine."""
+        fd = self._descriptors.pop(source, None)
+        if fd is not None:
+            with contextlib.suppress(KeyError):
+                self._selector.unregister(fd)
 
     # -- timers --------------------------------------------------------------------------------------------------
 

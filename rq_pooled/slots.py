@@ -36,6 +36,8 @@ class Slot:
     horse: Horse | None = None
     ready: bool = False
     task: Task | None = None
+    #: A claim for it is under way.
+    reserved: bool = False
     #: The outcome of the task has arrived; the horse is still cleaning up.
     delivered: bool = False
     #: A stop-job command ended the horse.

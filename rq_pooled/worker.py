@@ -122,7 +122,7 @@ class Worker(rq.worker.Worker):
         scripts = Scripts()
         ledger = Ledger(scripts, settings, uuid4().hex)
         self._scripts, self._ledger = scripts, ledger
-        command = CommandConnection(self._connector(settings, "command"), scripts.load())
+        command = CommandConnection(self._connector(settings, "command"), scripts.load(), settings.socket_timeout)
         names = [self.name] + [f"{self.name}-{i}" for i in range(1, settings.concurrency)]
         listen = ListenConnection(self._connector(settings, "listen"), [f"rq:pubsub:{name}" for name in names])
         self.pid, self.hostname = os.getpid(), socket.gethostname()
@@ -167,7 +167,8 @@ class Worker(rq.worker.Worker):
         """Be a horse, in a forked child, until there is a reason to end."""
         # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
         share = max(1, (settings.max_connections - ROLES) // settings.concurrency)
-        pool = get_pool(dataclasses.replace(settings, max_connections=share), "job", client=self.connection)
+        pool = get_pool(settings, "job", client=self.connection)
+        pool.limit("job", share)
         recorder = make_recorder(type(self.connection), pool, version)
         horse: Any = self
         horse.__class__ = type("Horse", (HorseMixin, type(self)), {})
@@ -217,7 +218,9 @@ class Worker(rq.worker.Worker):
         self.handle_warm_shutdown_request()
         if command is not None and busy:
             date = utcformat(self._shutdown_requested_date)
-            command.execute([("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy])
+            command.submit(
+                [("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy], lambda _replies: None
+            )
 
     # -- beginning and end ---------------------------------------------------------------------------------------
 

@@ -226,3 +226,21 @@ def test_terminated_demo_leaves_nothing_behind(_server_available: None) -> None:
     finally:
         play.kill()
         play.wait()
+
+
+def test_examples_run(redis: Redis, server: EmbeddedServer) -> None:
+    """The example's producer gets the results that a worker started in its folder made."""
+    environ = {**os.environ, "RQ_POOLED_URL": server.url, "PYTHONPATH": str(ROOT)}
+    examples = ROOT / "examples"
+    producer = subprocess.Popen(
+        [sys.executable, "enqueue.py"], cwd=examples, env=environ, stdout=subprocess.PIPE, text=True
+    )
+    worker = subprocess.run(
+        [sys.executable, "-m", "rq_pooled", "worker", "--max-idle-time", "2", "--concurrency", "2"],
+        check=False, cwd=examples, env=environ, capture_output=True, text=True, timeout=40,
+    )  # fmt: skip
+    out, _ = producer.communicate(timeout=40)
+    assert worker.returncode == 0, worker.stderr
+    assert producer.returncode == 0
+    assert sorted(line.split()[0] for line in out.splitlines()) == ["enqueue.py", "tasks.py"]
+    assert all(len(line.split()[1]) == 64 for line in out.splitlines())

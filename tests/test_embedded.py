@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.retry import Retry
 
 from rq_pooled import embedded
 from rq_pooled.embedded import EmbeddedServer, EmbeddedServerError, find_server
@@ -64,7 +66,7 @@ def test_password_stays_out_of_sight(start_server: StartServer) -> None:
     """A password with any characters works, and appears in no argument list, representation or readable file."""
     password = 'a b"c\\/@:%'
     server = start_server({"requirepass": password})
-    with server.client() as client, Redis(port=server.port) as stranger:
+    with server.client() as client, Redis(port=server.port, retry=Retry(NoBackoff(), 0)) as stranger:
         assert client.ping()
         with pytest.raises(RedisConnectionError):
             stranger.ping()
@@ -85,7 +87,7 @@ def test_unix_socket(start_server: StartServer) -> None:
 def test_pause_freezes_and_resume_goes_on(start_server: StartServer) -> None:
     """A paused server keeps its connections open and answers nothing until it is resumed."""
     server = start_server()
-    with server.client(socket_timeout=0.2, retry=None) as client:
+    with server.client(socket_timeout=0.2, retry=Retry(NoBackoff(), 0)) as client:
         client.ping()
         server.pause()
         with pytest.raises(Exception, match="(?i)timeout"):
