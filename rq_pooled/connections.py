@@ -45,8 +45,8 @@ OnReplies = Callable[[list[Any]], None]
 OnLost = Callable[[Exception], None]
 
 
-def _ignore(_error: Exception) -> None:
-    """Be told of a loss that needs no answer."""
+def _ignore(_news: Any) -> None:
+    """Be told of replies or of a loss that need no answer."""
 
 
 class ServerAway(RedisConnectionError):
@@ -61,15 +61,22 @@ def check_away(error: Exception) -> None:
 
 
 class Exchange:
-    """Commands that travelled together, and who hears of their replies."""
+    """Some commands, and who hears of their replies.
 
-    __slots__ = ("commands", "on_lost", "on_replies", "replies")
+    Args:
+        commands: sent together, answered in order.
+        on_replies: called once with all raw replies, error replies included as exceptions.
+        on_lost: called once instead if the connection is lost first: the commands may or may not have been done.
+    """
 
-    def __init__(self, commands: Sequence[Command], on_replies: OnReplies, on_lost: OnLost) -> None:
+    __slots__ = ("commands", "on_lost", "on_replies", "replies", "ends_write")
+
+    def __init__(self, commands: Sequence[Command], on_replies: OnReplies = _ignore, on_lost: OnLost = _ignore) -> None:
         self.commands = commands
         self.on_replies = on_replies
         self.on_lost = on_lost
         self.replies: list[Any] = []
+        self.ends_write = False
 
 
 class CommandConnection:
@@ -89,6 +96,7 @@ class CommandConnection:
         self._timeout = timeout
         self._connection: Any = None
         self._in_flight: deque[Exchange] = deque()
+        self._writes = 0
         self._waiting_since = 0.0
 
     @property
@@ -98,8 +106,8 @@ class CommandConnection:
 
     @property
     def in_flight(self) -> int:
-        """Return how many exchanges wait for replies."""
-        return len(self._in_flight)
+        """Return how many writes wait for replies."""
+        return self._writes
 
     def connect(self) -> None:
         """Connect anew, waiting for it. Raises redis-py's ConnectionError, TimeoutError or AuthenticationError."""
@@ -116,18 +124,18 @@ class CommandConnection:
             connection.disconnect()
             raise
 
-    def submit(self, commands: Sequence[Command], on_replies: OnReplies, on_lost: OnLost = _ignore) -> None:
-        """Send ``commands`` in one write; ``drain`` calls ``on_replies`` with their raw replies, errors included.
-
-        ``on_lost`` is called instead, once, if the connection is lost first: what was sent may or may not have been
-        done. Never raises for a lost connection.
-        """
+    def submit(self, *exchanges: Exchange) -> None:
+        """Send ``exchanges`` in one write; ``drain`` hands out the replies. Never raises for a lost connection."""
         if self._connection is None:  # redis-py would reconnect by itself here, unnoticed
-            on_lost(RedisConnectionError("not connected"))
+            for exchange in reversed(exchanges):
+                exchange.on_lost(RedisConnectionError("not connected"))
             return
         if not self._in_flight:
             self._waiting_since = time.monotonic()
-        self._in_flight.append(Exchange(commands, on_replies, on_lost))
+        exchanges[-1].ends_write = True
+        self._in_flight.extend(exchanges)
+        self._writes += 1
+        commands = [command for exchange in exchanges for command in exchange.commands]
         try:
             self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
         except (RedisError, OSError) as error:
@@ -146,6 +154,7 @@ class CommandConnection:
                 exchange.replies.append(reply)
                 if len(exchange.replies) == len(exchange.commands):
                     self._in_flight.popleft()
+                    self._writes -= exchange.ends_write
                     self._waiting_since = time.monotonic()
                     self._finish(exchange)
                 if self._connection is None:  # lost while a reply was being acted on
@@ -169,7 +178,8 @@ class CommandConnection:
                 exchange.replies[i] = reply
             exchange.on_replies(exchange.replies)
 
-        self.submit([*self._prepare, *(exchange.commands[i] for i in unknown)], on_replies, exchange.on_lost)
+        again = [*self._prepare, *(exchange.commands[i] for i in unknown)]
+        self.submit(Exchange(again, on_replies, exchange.on_lost))
 
     def check_deadline(self) -> Exception | None:
         """Lose the connection if a reply is overdue; return the error then."""
@@ -188,7 +198,7 @@ class CommandConnection:
         """
         result: list[Any] = []
         errors: list[Exception] = []
-        self.submit(commands, result.extend, errors.append)
+        self.submit(Exchange(commands, result.extend, errors.append))
         deadline = time.monotonic() + self._timeout
         while self._connection is not None and self._in_flight:
             left = deadline - time.monotonic()
@@ -203,8 +213,8 @@ class CommandConnection:
     def lose(self, error: Exception) -> None:
         """Close, and tell everybody who waits for a reply."""
         self.close()
-        waiting, self._in_flight = list(self._in_flight), deque()
-        for exchange in waiting:
+        waiting, self._in_flight, self._writes = list(self._in_flight), deque(), 0
+        for exchange in reversed(waiting):  # the newest first: who puts something back puts it in front
             exchange.on_lost(error)
 
     def address(self) -> str:

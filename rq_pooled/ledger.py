@@ -11,7 +11,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -49,7 +49,8 @@ class Outcome:
     receipt_for: Any = None
     #: How often the server was asked to record it.
     attempts: int = 0
-    errors: list[str] = field(default_factory=list)
+    #: How often the server refused it.
+    refusals: int = 0
 
     def words(self) -> list[Word]:
         """Return it as commit.lua takes it."""

@@ -70,7 +70,10 @@ class Scripts:
 
     def reads(self, commands: Iterable[RawCommand]) -> Command:
         """Read, with a digest per reply."""
-        return self._call("reads", (), *(word for command in commands for word in (len(command), *command)))
+        words: list[Word] = []
+        for command in commands:
+            words += [len(command), *command]
+        return self._call("reads", (), *words)
 
     def heartbeat(
         self,

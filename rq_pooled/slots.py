@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from resource import struct_rusage
 from typing import Any
 
+from . import hooks
+from .channel import ChildChannel
 from .claims import Claim
+from .ledger import Outcome
 from .loop import Timer
-from .prefork import Horse
+from .parent import Parent
+from .prefork import Horse, Prefork
+
+#: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
+RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
 
 
 @dataclass
@@ -26,7 +36,7 @@ class Task:
         return (self.kind, *(() if self.claim is None else (tuple(self.claim),)), *self.arguments)
 
 
-@dataclass
+@dataclass(eq=False)
 class Slot:
     """One slot. ``ready`` means that its horse waits for a task."""
 
@@ -52,10 +62,10 @@ class Slot:
         """The claim whose job it is running and whose outcome has not arrived yet."""
         return self.task.claim if self.task is not None and not self.delivered else None
 
-    def begin(self, task: Task) -> None:
-        """Note that the horse was given ``task``."""
-        self.task, self.ready, self.delivered, self.stopped = task, False, False, False
-        self.since = time.monotonic()
+    @property
+    def free(self) -> bool:
+        """Tell whether it can be given a task."""
+        return self.ready and not self.reserved
 
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""
@@ -67,6 +77,210 @@ class Slot:
         if self.deadline is not None:
             self.deadline.cancel()
         self.deadline = timer
+
+
+class Slots:
+    """Keeps every slot supplied with a horse, hands tasks to horses, and passes on what they answer.
+
+    Args:
+        parent: as the name says.
+        names: the RQ workers.
+        run_horse: runs in a forked child until it should end.
+        on_outcome: called with each outcome.
+        on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; answer with ``reply``.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        names: Sequence[str],
+        run_horse: Callable[[ChildChannel], None],
+        on_outcome: Callable[[Outcome], None],
+        on_request: Callable[[Slot, str, list[list[bytes]]], None],
+    ) -> None:
+        self._parent = parent
+        self._on_outcome = on_outcome
+        self._on_request = on_request
+        self._prefork = Prefork(
+            parent.loop,
+            lambda _slot, channel: run_horse(channel),
+            self._close_in_child,
+            self._on_message,
+            self._on_exit,
+        )
+        self._slots = [Slot(name) for name in names]
+        self._ending = False
+        self.tasks: deque[Task] = deque()
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def regular(self) -> list[Slot]:
+        """Return the slots that are RQ workers: all but spare ones."""
+        return [slot for slot in self._slots if not slot.spare]
+
+    def claims(self) -> list[Claim]:
+        """Return the claims whose outcomes have not arrived yet."""
+        claims = [slot.claim for slot in self._slots] + [task.claim for task in self.tasks]
+        return [claim for claim in claims if claim is not None]
+
+    def busy(self) -> bool:
+        """Tell whether any horse has a task, or one is waiting for a horse."""
+        return bool(self.tasks) or any(slot.task is not None for slot in self._slots)
+
+    # -- horses --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fork a horse for each slot."""
+        for slot in self._slots:
+            self._spawn(slot)
+
+    def close(self) -> None:
+        """End all horses."""
+        self._ending = True
+        self._prefork.close()
+
+    def kill(self, slot: Slot) -> None:
+        """Kill the slot's horse and what it started; its job is buried as RQ buries it."""
+        if slot.horse is not None:
+            self._prefork.kill(slot.horse)
+
+    def receive(self, slot: Slot) -> None:
+        """Take what the slot's horse has sent until now, before it is killed: a complete outcome wins."""
+        if slot.horse is not None:
+            self._prefork.receive(slot.horse)
+
+    def _spawn(self, slot: Slot) -> None:
+        if self._ending:
+            return
+        hooks.before_fork()
+        slot.ready = False
+        slot.end()
+        slot.horse = self._prefork.spawn(self._slots.index(slot))
+
+    def _close_in_child(self) -> None:
+        self._parent.command.close_in_child()
+        self._parent.listen.close_in_child()
+
+    def _slot_of(self, horse: Horse) -> Slot | None:
+        return next((slot for slot in self._slots if slot.horse is horse), None)
+
+    def _on_exit(self, horse: Horse, status: int, rusage: struct_rusage) -> None:
+        slot = self._slot_of(horse)
+        if slot is None or self._ending:
+            return
+        task, delivered, stopped, was_ready = slot.task, slot.delivered, slot.stopped, slot.ready
+        slot.horse, slot.ready = None, False
+        slot.end()
+        if task is not None and not delivered:
+            self._on_task_died(task, horse.pid, status, rusage, stopped)
+        if slot.spare:
+            self._slots.remove(slot)
+        elif task is None and not was_ready:
+            slot.stillborn += 1
+            delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
+            self._parent.log.error("Worker %s: a horse ended before it was ready (status %d)", slot.name, status)
+            self._parent.loop.call_later(delay, lambda: self._spawn(slot))
+        else:
+            self._spawn(slot)
+
+    def _on_task_died(self, task: Task, pid: int, status: int, rusage: struct_rusage, stopped: bool) -> None:
+        claim, log = task.claim, self._parent.log
+        if claim is None:
+            log.error("Worker %s: horse %d died during %s", self._parent.name, pid, task.kind)
+        elif task.kind == "perform":
+            self.tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped)))
+        elif task.deaths == 0:
+            task.deaths = 1
+            self.tasks.append(task)
+        elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
+            job_status, commands = task.arguments
+            log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
+            self._on_outcome(Outcome(claim, job_status, (), commands, len(commands)))
+        else:
+            reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
+            self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def _on_message(self, horse: Horse, message: tuple[Any, ...]) -> None:
+        slot = self._slot_of(horse)
+        if slot is None:  # a horse on its way out
+            return
+        kind, *rest = message
+        if kind == "outcome":
+            self._on_outcome_message(slot, *rest)
+        elif kind == "free":
+            self._on_free(slot, *rest)
+        elif kind == "phase":
+            self._set_deadline(slot, *rest)
+        elif kind in ("read", "relay"):
+            self._on_request(slot, kind, rest[0])
+
+    def _on_outcome_message(
+        self, slot: Slot, status: str, guards: Any, commands: Any, own_commands: int, wants_receipt: bool
+    ) -> None:
+        claim = slot.claim
+        if claim is None:
+            return
+        slot.delivered = True
+        # Cleaning up takes moments; webhooks have timeouts of their own.
+        self._set_deadline(slot, -1 if wants_receipt else 0)
+        self._on_outcome(Outcome(claim, status, guards, commands, own_commands, slot if wants_receipt else None))
+
+    def _on_free(self, slot: Slot, leaving: bool) -> None:
+        slot.end()
+        slot.stillborn = 0
+        if slot.spare and (leaving or not self.tasks):
+            self._slots.remove(slot)
+            if slot.horse is not None:
+                self._prefork.retire(slot.horse)
+        elif leaving:
+            self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
+        else:
+            slot.ready = True
+
+    def reply(self, slot: Slot, message: tuple[Any, ...]) -> None:
+        """Send the answer that the slot's horse waits for, if it still lives."""
+        if slot.horse is not None and slot.task is not None:
+            self._prefork.send(slot.horse, message)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def give(self, slot: Slot, task: Task) -> None:
+        """Hand ``task`` to the slot's horse, which is free."""
+        assert slot.horse is not None
+        slot.task, slot.ready, slot.delivered, slot.stopped = task, False, False, False
+        slot.since = time.monotonic()
+        if task.kind == "perform" and task.claim is not None:
+            self._set_deadline(slot, job_timeout(task.claim, self._parent.worker.queue_class.DEFAULT_TIMEOUT))
+        self._prefork.send(slot.horse, task.message())
+
+    def assign_tasks(self) -> None:
+        """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs."""
+        for slot in self._slots:
+            if not self.tasks:
+                return
+            if slot.free:
+                self.give(slot, self.tasks.popleft())
+        urgent = any(task.claim is not None for task in self.tasks)
+        if urgent and all(slot.task is not None for slot in self._slots):
+            spare = Slot(self._parent.name, spare=True)
+            self._slots.append(spare)
+            self._spawn(spare)
+
+    def _set_deadline(self, slot: Slot, timeout: float) -> None:
+        """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
+        if timeout < 0:
+            slot.set_deadline(None)
+            return
+        grace = self._parent.settings.kill_grace
+
+        def kill() -> None:
+            self._parent.log.warning("Worker %s: killing its horse, %g s past its timeout", slot.name, grace)
+            self.kill(slot)
+
+        slot.set_deadline(self._parent.loop.call_later(timeout + grace, kill))
 
 
 def job_timeout(claim: Claim, default: int) -> float:

@@ -28,7 +28,7 @@ from .arbiter import Arbiter
 from .channel import ChildChannel
 from .claims import Claim
 from .config import Settings, scrub
-from .connections import CommandConnection, ListenConnection
+from .connections import CommandConnection, Exchange, ListenConnection
 from .errors import (
     ConfigurationError,
     PlatformUnsupported,
@@ -39,6 +39,8 @@ from .errors import (
 )
 from .horse import HorseMixin, HorseProcess
 from .ledger import Ledger
+from .loop import Loop
+from .parent import Parent
 from .pool import get_connection, get_pool
 from .recorder import make_recorder
 from .scripts import Command, Scripts
@@ -123,6 +125,7 @@ class Worker(rq.worker.Worker):
         ledger = Ledger(scripts, settings, uuid4().hex)
         self._scripts, self._ledger = scripts, ledger
         command = CommandConnection(self._connector(settings, "command"), scripts.load(), settings.socket_timeout)
+        self._command = command
         names = [self.name] + [f"{self.name}-{i}" for i in range(1, settings.concurrency)]
         listen = ListenConnection(self._connector(settings, "listen"), [f"rq:pubsub:{name}" for name in names])
         self.pid, self.hostname = os.getpid(), socket.gethostname()
@@ -143,16 +146,13 @@ class Worker(rq.worker.Worker):
                 self._say_what_worker_pool_does(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
                 arbiter = Arbiter(
-                    self,
-                    settings,
-                    scripts,
-                    ledger,
-                    command,
-                    listen,
+                    Parent(self, settings, scripts, ledger, command, listen, Loop()),
                     names,
                     lambda channel: self._run_horse(settings, version, channel),
+                    burst,
+                    max_jobs,
+                    max_idle_time,
                 )
-                arbiter.burst, arbiter.max_jobs, arbiter.max_idle_time = burst, max_jobs, max_idle_time
                 exit_code = arbiter.run()
             finally:
                 self._unregister(command, names)
@@ -212,15 +212,14 @@ class Worker(rq.worker.Worker):
         self.scheduler.last_heartbeat = now()
         return self._ledger.promote(self.queue_names(), self.scheduler.name, self.scheduler.to_dict())
 
-    def note_warm_shutdown(self, command: CommandConnection | None, busy: Sequence[str]) -> None:
+    def note_warm_shutdown(self, busy: Sequence[str]) -> None:
         """Log a warm shutdown, and note it in the hashes of busy workers as RQ does."""
         self._shutdown_requested_date = now()
         self.handle_warm_shutdown_request()
-        if command is not None and busy:
+        if busy:
             date = utcformat(self._shutdown_requested_date)
-            command.submit(
-                [("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy], lambda _replies: None
-            )
+            commands: list[Command] = [("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy]
+            self._command.submit(Exchange(commands))
 
     # -- beginning and end ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,123 @@
+"""Keeps the connections to the server: notices that they are lost, and opens them again with growing delay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from .backoff import reconnect_delays
+from .parent import Parent
+
+#: Seconds between looks whether a reply is overdue.
+DEADLINE_INTERVAL = 0.5
+
+
+class Link:
+    """Watches both connections. When one is lost, both are opened anew: they belong to one server.
+
+    Args:
+        parent: as the name says.
+        on_message: called with (whether there was a wake-up, control commands) of the listening connection.
+        on_back: called when the server is back.
+        on_given_up: called after RECONNECT_ATTEMPTS attempts in vain.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        on_message: Callable[[bool, list[tuple[str, dict[str, Any]]]], None],
+        on_back: Callable[[], None],
+        on_given_up: Callable[[], None],
+    ) -> None:
+        self._parent = parent
+        self._on_message = on_message
+        self._on_back = on_back
+        self._on_given_up = on_given_up
+        self._away_since: float | None = None
+        self._delays = iter(())  # type: Any
+        self._failures = 0
+
+    def start(self) -> None:
+        """Begin to watch connections that are connected already."""
+        self._watch()
+        self._parent.loop.call_every(DEADLINE_INTERVAL, self._check_deadline)
+
+    def check(self) -> None:
+        """Look whether the command connection was lost by a write."""
+        if not self._parent.command.connected:
+            self._on_lost(ConnectionError("connection lost"))
+
+    def probe(self) -> None:
+        """Find out whether a listening connection on which nothing comes is alive."""
+        listen = self._parent.listen
+        if not listen.connected:
+            return
+        try:
+            listen.ping()
+        except (RedisError, OSError) as error:
+            self._on_lost(error)
+            return
+        self._parent.loop.call_later(self._parent.settings.socket_timeout, self._check_probe)
+
+    def _watch(self) -> None:
+        self._parent.loop.watch(self._parent.command, self._on_command_readable)
+        self._parent.loop.watch(self._parent.listen, self._on_listen_readable)
+
+    def _on_command_readable(self) -> None:
+        if self._parent.command.connected and (error := self._parent.command.drain()) is not None:
+            self._on_lost(error)
+
+    def _on_listen_readable(self) -> None:
+        if not self._parent.listen.connected:
+            return
+        try:
+            woken, commands = self._parent.listen.drain()
+        except (RedisError, OSError) as error:
+            self._on_lost(error)
+            return
+        self._on_message(woken, commands)
+
+    def _check_deadline(self) -> None:
+        if (error := self._parent.command.check_deadline()) is not None:
+            self._on_lost(error)
+
+    def _check_probe(self) -> None:
+        if self._parent.listen.connected and self._parent.listen.unanswered_pings:
+            self._on_lost(RedisTimeoutError("no answer to PING"))
+
+    def _on_lost(self, error: Exception) -> None:
+        parent = self._parent
+        parent.loop.unwatch(parent.command)
+        parent.loop.unwatch(parent.listen)
+        parent.command.lose(error)
+        parent.listen.close()
+        if self._away_since is None:
+            self._away_since = time.monotonic()
+            self._failures = 0
+            self._delays = reconnect_delays(parent.settings.reconnect_base, parent.settings.reconnect_cap)
+            parent.log.error("Worker %s: lost the server (%s); reconnecting", parent.name, error)
+            parent.loop.call_later(next(self._delays), self._reconnect)
+
+    def _reconnect(self) -> None:
+        parent = self._parent
+        try:
+            parent.command.connect()
+            parent.listen.connect()
+        except (RedisError, OSError) as error:
+            parent.command.close()
+            self._failures += 1
+            if 0 < parent.settings.reconnect_attempts <= self._failures:
+                parent.log.error("Worker %s: gave up after %d attempts: %s", parent.name, self._failures, error)
+                self._on_given_up()
+            else:
+                parent.loop.call_later(next(self._delays), self._reconnect)
+            return
+        away = time.monotonic() - (self._away_since or time.monotonic())
+        self._away_since = None
+        self._watch()
+        parent.log.info("Worker %s: the server is back after %.1f s", parent.name, away)
+        self._on_back()

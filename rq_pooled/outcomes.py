@@ -1,0 +1,118 @@
+"""Outcomes on their way to Redis: committed together, and followed up one by one."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .claims import Claim
+from .connections import Exchange
+from .ledger import Outcome
+from .parent import Parent
+from .slots import Slot, Task
+
+#: Outcomes in one commit.
+MAX_COMMIT = 50
+#: How often an outcome is refused before its job is left alone; from the second time on it is a failure.
+MAX_REFUSALS = 4
+
+
+class Outcomes:
+    """Holds outcomes until the server has recorded them.
+
+    Args:
+        parent: as the name says.
+        add_task: has a horse do something about an outcome.
+        reply: tells a horse that waits for it what became of its outcome.
+        on_done: called when a job is over: recorded, or dropped because its claim is gone.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        add_task: Callable[[Task], None],
+        reply: Callable[[Slot, tuple[Any, ...]], None],
+        on_done: Callable[[], None],
+    ) -> None:
+        self._parent = parent
+        self._add_task = add_task
+        self._reply = reply
+        self._on_done = on_done
+        self._waiting: deque[Outcome] = deque()
+        self.lost_claims = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, outcome: Outcome) -> None:
+        """Take an outcome; it is sent with the next commit."""
+        self._waiting.append(outcome)
+
+    def claims(self) -> list[Claim]:
+        """Return the claims that wait to be committed."""
+        return [outcome.claim for outcome in self._waiting]
+
+    def commit(self) -> Exchange:
+        """Return the exchange that records what waits."""
+        batch = [self._waiting.popleft() for _ in range(min(MAX_COMMIT, len(self._waiting)))]
+        for outcome in batch:
+            outcome.attempts += 1
+
+        def on_replies(replies: list[Any]) -> None:
+            results = replies[0]
+            if isinstance(results, ResponseError):
+                results = [str(results).encode()] * len(batch)
+            for outcome, result in zip(batch, results):
+                self._on_result(outcome, result.decode(errors="replace"))
+
+        def on_lost(_error: Exception) -> None:
+            self._waiting.extendleft(reversed(batch))
+
+        return Exchange([self._parent.ledger.commit(batch)], on_replies, on_lost)
+
+    def _on_result(self, outcome: Outcome, result: str) -> None:
+        claim = outcome.claim
+        if result == "changed":
+            # It got dependents while it ran. What its horse waits to hear is that it will be recorded: it will.
+            self._receipt(outcome, True)
+            self._add_task(Task("settle", claim, (outcome.status, list(outcome.commands[: outcome.own_commands]))))
+        elif result in ("ok", "lost"):
+            if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
+                self.lost_claims += 1
+                self._parent.log.warning(
+                    "Worker %s: outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
+                    claim.worker_name,
+                    claim.job_id,
+                )
+            self._receipt(outcome, result == "ok")
+            self._on_done()
+        else:
+            self._on_refused(outcome, result)
+
+    def _on_refused(self, outcome: Outcome, reason: str) -> None:
+        """Try an outcome that the server refused once more, then fail its job alone, with the reason."""
+        claim, log = outcome.claim, self._parent.log
+        outcome.refusals += 1
+        text = f"The outcome could not be recorded: {reason}"
+        log.error("Worker %s: job %s: %s", claim.worker_name, claim.job_id, text)
+        if outcome.refusals == 1:
+            self._waiting.append(outcome)
+            return
+        self._receipt(outcome, False)
+        if outcome.refusals >= MAX_REFUSALS:
+            log.error("Worker %s: giving up on recording job %s", claim.worker_name, claim.job_id)
+            self._on_done()
+        elif outcome.status == "failed":
+            bare = self._parent.ledger.bare_failure(claim, text)
+            bare.refusals = outcome.refusals
+            self._waiting.append(bare)
+        else:
+            self._add_task(Task("fail", claim, (text,)))
+
+    def _receipt(self, outcome: Outcome, recorded: bool) -> None:
+        slot, outcome.receipt_for = outcome.receipt_for, None
+        if slot is not None and slot.delivered:
+            self._reply(slot, ("committed", recorded))

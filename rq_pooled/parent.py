@@ -1,0 +1,40 @@
+"""What the parts of the parent share: one object each of what there is one of in the process."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .config import Settings
+from .connections import CommandConnection, ListenConnection
+from .ledger import Ledger
+from .loop import Loop
+from .scripts import Scripts
+
+if TYPE_CHECKING:
+    from .worker import Worker
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The parent process of one worker."""
+
+    #: RQ's side: name, queues, strategy, what is logged and registered.
+    worker: Worker
+    settings: Settings
+    scripts: Scripts
+    ledger: Ledger
+    command: CommandConnection
+    listen: ListenConnection
+    loop: Loop
+
+    @property
+    def log(self) -> logging.Logger:
+        """The worker's logger."""
+        return self.worker.log
+
+    @property
+    def name(self) -> str:
+        """The worker's name, which most log lines begin with."""
+        return self.worker.name

@@ -1,0 +1,126 @@
+"""When to look for jobs: knows whether the queues may hold some, and has the server say when that changes.
+
+Client tracking makes reading the queues and registering for their next change one step, so nothing is popped while
+asleep and nothing is missed. Where a server refuses it, the queues are looked at every 50 ms.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .connections import Exchange
+from .loop import Timer
+from .parent import Parent
+from .scripts import Command
+
+#: Seconds between looks at the queues where the server offers no client tracking.
+POLL_INTERVAL = 0.05
+#: Longest and per-miss delay before a woken worker claims, once others were faster several times in a row: a push
+#: wakes every idle worker, and a hundred of them must not ask at once for one job.
+HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
+
+
+class Wakeup:
+    """Awake means that a claim may find something. It begins awake."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._keys = [queue.key for queue in parent.worker.queues]
+        self._awake = True
+        self._look_due = False
+        self._tracking = False
+        self._misses = 0
+        self._timer: Timer | None = None
+        self.suspended = False
+        #: Ids wait in a queue for another execution of theirs to end.
+        self.held = False
+
+    @property
+    def awake(self) -> bool:
+        """Tell whether a claim may find something now."""
+        return self._awake and self._timer is None
+
+    @property
+    def asleep(self) -> bool:
+        """Tell whether the queues were seen empty, and nothing has been heard since."""
+        return not (self._awake or self._look_due or self.held)
+
+    @property
+    def look_due(self) -> bool:
+        """Tell whether ``look`` should be sent."""
+        return self._look_due and not self._awake
+
+    def wake(self) -> None:
+        """Claim with the next exchange."""
+        self._awake = True
+
+    def wake_later(self, delay: float) -> None:
+        """Wake ``delay`` seconds from now."""
+        self._parent.loop.call_later(delay, self.wake)
+
+    def sleep(self) -> None:
+        """A claim got less than it could have: look once, register, and claim no more until something changes."""
+        self._awake = False
+        self._look_due = True
+
+    def on_claimed(self, found: bool) -> None:
+        """Note whether a claim found anything."""
+        self._misses = 0 if found else self._misses + 1
+
+    def on_invalidation(self) -> None:
+        """Wake, after a random moment if others have been faster lately."""
+        delay = random.uniform(0, min(HERD_DELAY, HERD_STEP * max(0, self._misses - HERD_MISSES)))
+        self.wake()
+        if delay > HERD_STEP and self._timer is None:
+            self._timer = self._parent.loop.call_later(delay, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+
+    def look(self) -> Exchange:
+        """Return the exchange that reads whether there are jobs and registers for the next change of that."""
+        self._look_due = False
+        optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
+        commands: list[Command] = [*optin, ("EXISTS", *self._keys), *optin, ("EXISTS", "rq:suspended")]
+
+        def on_replies(replies: list[Any]) -> None:
+            waiting, suspended = replies[len(optin)], replies[-1]
+            if any(isinstance(reply, ResponseError) for reply in replies):
+                self._on_tracking(False)
+            elif bool(suspended) != self.suspended or (waiting and not suspended and not self.held):
+                self.wake()
+            elif not self._tracking:
+                self._parent.loop.call_later(POLL_INTERVAL, self._poll)
+
+        return Exchange(commands, on_replies)
+
+    def _poll(self) -> None:
+        self._look_due = not self._awake
+
+    def track(self) -> None:
+        """Switch on tracking for the command connection, redirected to the listening one, where the server can.
+
+        After every connect of either: the registration is the connection's, the redirection names the other's id.
+        """
+        if self._parent.listen.client_id is None:
+            self._on_tracking(False)
+            return
+        commands: list[Command] = [
+            ("CLIENT", "TRACKING", "OFF"),
+            ("CLIENT", "TRACKING", "ON", "REDIRECT", self._parent.listen.client_id, "OPTIN"),
+        ]
+        self._parent.command.submit(
+            Exchange(commands, lambda replies: self._on_tracking(not isinstance(replies[1], ResponseError)))
+        )
+
+    def _on_tracking(self, tracking: bool) -> None:
+        self._tracking = tracking
+        self._parent.log.info(
+            "Worker %s: 2 connections: command, and listen for control commands%s",
+            self._parent.name,
+            " and wake-ups (client tracking)" if tracking else f"; polling every {POLL_INTERVAL * 1000:g} ms",
+        )
+        self.wake()

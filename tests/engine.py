@@ -1,0 +1,101 @@
+"""The ledger on a connection of its own, without a worker around it, and what the server holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from redis import Redis
+
+from rq_pooled.claims import Claim
+from rq_pooled.config import Settings
+from rq_pooled.connections import CommandConnection
+from rq_pooled.ledger import Claimed, Ledger, Outcome
+from rq_pooled.scripts import Command, Scripts
+from rq_pooled.sockets import make_connection
+
+
+class Engine:
+    """Claims and commits as the worker's parent does, one command at a time."""
+
+    def __init__(self, url: str, token: str = "token", **settings: Any) -> None:
+        self.settings = Settings(url=url, **settings)
+        self.scripts = Scripts()
+        self.ledger = Ledger(self.scripts, self.settings, token)
+        self.command = CommandConnection(
+            lambda: make_connection(self.settings, "command"), self.scripts.load(), self.settings.socket_timeout
+        )
+
+    def run(self, command: Command) -> Any:
+        """Return the reply to one command; an error of the server is raised."""
+        (reply,) = self.command.execute([command])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    def register(self, *names: str, queues: Sequence[str] = ("default",), **options: Any) -> Any:
+        """Register workers with the fields that the tests look at."""
+        fields = {"birth": "b", "state": "idle", "hostname": "here", "pid": "1", "last_heartbeat": "h"}
+        return self.run(
+            self.scripts.register(
+                options.get("ttl", 480),
+                options.get("again", False),
+                options.get("dead", ("", 0)),
+                queues,
+                [(name, fields) for name in names],
+            )
+        )
+
+    def claim(self, *names: str, queues: Sequence[str] = ("default",), strategy: str = "default") -> Claimed:
+        """Claim one job for each name."""
+        command, request = self.ledger.claim([f"rq:queue:{queue}" for queue in queues], strategy, names)
+        return request.read(self.run(command))
+
+    def commit(self, *outcomes: Outcome) -> list[str]:
+        """Return commit's word for each outcome."""
+        return [word.decode() for word in self.run(self.ledger.commit(outcomes))]
+
+
+def finished(claim: Claim, *more: Sequence[Any], guards: Sequence[Any] = ()) -> Outcome:
+    """The outcome of a job that went well, with what RQ's handlers write in short, and ``more`` commands after it."""
+    commands = [
+        ("HSET", f"rq:job:{claim.job_id}", "status", "finished"),
+        ("ZADD", f"rq:finished:{claim.queue}", 1, claim.job_id),
+        ("HINCRBY", f"rq:worker:{claim.worker_name}", "successful_job_count", 1),
+        ("XADD", f"rq:results:{claim.job_id}", "*", "type", 1),
+        *more,
+    ]
+    encoded = [[str(word).encode() if not isinstance(word, bytes) else word for word in words] for words in commands]
+    return Outcome(claim, "finished", guards, encoded, len(encoded))
+
+
+@contextmanager
+def engine(url: str, token: str = "token", **settings: Any) -> Iterator[Engine]:
+    """A connected engine."""
+    one = Engine(url, token, **settings)
+    one.command.connect()
+    try:
+        yield one
+    finally:
+        one.command.close()
+
+
+def key_space(client: Redis) -> dict[str, Any]:
+    """Everything in the database: key -> (value, whether it expires)."""
+    read = {
+        b"hash": lambda key: client.hgetall(key),
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"set": lambda key: sorted(client.smembers(key)),
+        b"zset": lambda key: client.zrange(key, 0, -1, withscores=True),
+        b"string": lambda key: client.get(key),
+        b"stream": lambda key: [fields for _, fields in client.xrange(key)],
+    }
+    return {key.decode(): (read[client.type(key)](key), client.ttl(key) >= 0) for key in sorted(client.keys("*"))}
+
+
+def residue(client: Redis) -> list[str]:
+    """The keys that only running jobs have, and workers that still show one."""
+    keys = [key.decode() for key in client.keys("*")]
+    left = [key for key in keys if key.startswith(("rq_pooled:", "rq:execution", "rq:wip:"))]
+    return left + [key for key in keys if key.startswith("rq:worker:") and client.hexists(key, "current_job")]

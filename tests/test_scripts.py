@@ -1,0 +1,106 @@
+"""The scripts as files: what their headers say is what they take, and any server can run them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine import engine
+from redis import Redis
+from rq import Queue
+
+import rq_pooled
+from rq_pooled.scripts import Scripts, claims_key, leases_key
+
+FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
+FORBIDDEN = frozenset(
+    "KEYS SCAN HSCAN SSCAN ZSCAN FLUSHALL FLUSHDB BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT "
+    "WATCH MULTI EXEC DISCARD SUBSCRIBE PSUBSCRIBE MONITOR DEBUG CONFIG SAVE SORT RANDOMKEY SPOP SRANDMEMBER".split()
+)
+
+
+def split(path: Path) -> tuple[str, str]:
+    """The header of a script, and its code without comments."""
+    lines = path.read_text().splitlines()
+    first = next(i for i, line in enumerate(lines) if not line.startswith("--"))
+    return "\n".join(lines[:first]), "\n".join(re.sub(r"--.*", "", line) for line in lines[first:])
+
+
+def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
+    """An EVALSHA of every script, and how many keys it has to name."""
+    return {
+        "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
+        "commit": (scripts.commit("now", "t", []), 0),
+        "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, [], []), 0),
+        "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
+        "push_back": (scripts.push_back("now", "t", []), 0),
+        "reads": (scripts.reads([]), 0),
+        "register": (scripts.register(480, False, ("", 0), [], []), 0),
+        "unregister": (scripts.unregister("now", "name", [], []), 0),
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_header_says_what_the_script_takes(path: Path) -> None:
+    """Every file has a header that says what it does, its keys, each numbered argument that it uses, and its reply."""
+    header, code = split(path)
+    assert re.match(r"-- [A-Z].{20,}", header)
+    assert re.search(r"^-- returns +\S", header, re.MULTILINE)
+    keys = re.search(r"^-- KEYS(\S*) +(\S+)", header, re.MULTILINE)
+    assert keys is not None
+    assert ("KEYS" in code) == (keys[2] != "none"), "a script that declares no keys uses none, and the other way round"
+
+    single = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", header)}
+    rest = [int(number) for number in re.findall(r"ARGV\[(\d+)\.\.\]", header)]
+    used = {int(number) for number in re.findall(r"ARGV\[(\d+)\]", code)}
+    assert used <= single, f"not in the header: {sorted(used - single)}"
+    assert single <= used, f"not used: {sorted(single - used)}"
+    if rest:
+        assert single == set(range(1, rest[0])), "the numbers before the rest leave no gap"
+        assert re.search(rf"\b{rest[0]}\b", code), "the rest is read from the number that the header gives"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_runs_on_every_server(path: Path) -> None:
+    """No shebang (6.2 knows none), nothing that looks at the whole key space, nothing that blocks, no globals."""
+    _, code = split(path)
+    assert not path.read_text().startswith("#!")
+    commands = set(re.findall(r"redis\.p?call\(\s*'(\w+)'", code))
+    assert commands or "unpack" in code
+    assert not commands & FORBIDDEN
+    assert commands == {command.upper() for command in commands}
+    assert not re.search(r"^\s*(?!local\b)[a-z_]+ = (?=\{|function)", code, re.MULTILINE)
+
+
+def test_every_file_has_a_method_and_names_its_keys(redis: Redis, server: Any) -> None:
+    """Each file is called by one method of Scripts, with as many declared keys as its header says, and runs."""
+    scripts = Scripts()
+    assert sorted(calls(scripts)) == [path.stem for path in FILES]
+    with engine(server.url) as ours:
+        for name, (command, keys) in calls(scripts).items():
+            assert command[2] == keys, name
+            ours.run(command)
+
+
+def test_survive_script_flush(redis: Redis, server: Any) -> None:
+    """After SCRIPT FLUSH the next call loads all scripts again and gets its reply, with others around it unharmed."""
+    queue = Queue(connection=redis)
+    queue.enqueue("math.factorial", 3, job_id="a")
+    with engine(server.url) as ours:
+        redis.script_flush()
+        command, request = ours.ledger.claim([queue.key], "default", ["w"])
+        replies = ours.command.execute([("PING",), command, ("ECHO", "x")])
+        assert replies[0] == b"PONG" and replies[2] == b"x"
+        assert [claim.job_id for claim in request.read(replies[1]).claims] == ["a"]
+        assert redis.script_exists(*[command[1] for command, _ in calls(ours.scripts).values()]) == [True] * len(FILES)
+
+
+def test_own_keys_have_one_prefix() -> None:
+    """Whatever is ours begins with rq_pooled:, in the scripts and in the names that Python knows."""
+    assert claims_key("t").startswith("rq_pooled:") and leases_key("q").startswith("rq_pooled:")
+    for path in FILES:
+        _, code = split(path)
+        for literal in re.findall(r"'([a-z_]+:[^']*)'", code):
+            assert literal.startswith(("rq:", "rq_pooled:")), (path.stem, literal)
