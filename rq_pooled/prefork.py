@@ -137,6 +137,8 @@ class Prefork:
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # the parent has closed the channel while this horse was at something: nobody waits for the answer
         except BaseException:
             logger.exception("horse %d: error outside of a job", os.getpid())
         finally:

@@ -48,7 +48,7 @@ def test_header_says_what_the_script_takes(path: Path) -> None:
     header, code = split(path)
     assert re.match(r"-- [A-Z].{20,}", header)
     assert re.search(r"^-- returns +\S", header, re.MULTILINE)
-    keys = re.search(r"^-- KEYS(\S*) +(\S+)", header, re.MULTILINE)
+    keys = re.search(r"^-- KEYS(\S*) +(\w+)", header, re.MULTILINE)
     assert keys is not None
     assert ("KEYS" in code) == (keys[2] != "none"), "a script that declares no keys uses none, and the other way round"
 

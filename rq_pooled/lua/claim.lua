@@ -12,6 +12,9 @@ if redis.call('EXISTS', 'rq:suspended') == 1 then
   return { 1, 0, {}, {} }
 end
 
+-- Changes nothing, but is refused when the server is out of memory: after the first LPOP nothing would be.
+redis.call('LPUSHX', 'rq_pooled:none', '')
+
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after = tonumber(ARGV[3]), tonumber(ARGV[4])
 local max_bytes, strategy = tonumber(ARGV[5]), ARGV[6]
@@ -49,7 +52,22 @@ local function pop()
   end
 end
 
-local stale, held, jobs, bytes = {}, {}, {}, 0
+-- Write the claim itself. Where that fails, the job goes back, and its queue is left alone so that others are served.
+local function register(key, id, queue, execution)
+  local reply = redis.pcall('ZADD', 'rq:wip:' .. queue, clock + abandon_after, id .. ':' .. execution)
+  if type(reply) ~= 'table' then
+    return true
+  end
+  redis.call('LPUSH', key, id)
+  for i, other in ipairs(order) do
+    if other == key then
+      table.remove(order, i)
+      break
+    end
+  end
+end
+
+local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
   local key, id = pop()
@@ -57,7 +75,7 @@ while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
     break
   end
   local job = 'rq:job:' .. id
-  local raw = redis.call('HGETALL', job)
+  local raw = redis.pcall('HGETALL', job)
   local data, origin = false, false
   for i = 1, #raw, 2 do
     if raw[i] == 'data' then
@@ -71,6 +89,8 @@ while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
     stale[#stale + 1] = id
   elseif redis.call('EXISTS', 'rq:executions:' .. id) == 1 then
     held[#held + 1] = { key, id } -- queued twice: runs again, but not beside itself
+  elseif not register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
+    failure = 'WRONGTYPE rq:wip:' .. (origin or string.sub(key, 10)) .. ' is no sorted set'
   else
     local name, execution = ARGV[slot], ARGV[slot + 1]
     slot = slot + 2
@@ -83,7 +103,6 @@ while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
     redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
     redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
-    redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
     redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
     redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
     redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
@@ -93,5 +112,8 @@ while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
 end
 for i = #held, 1, -1 do
   redis.call('LPUSH', held[i][1], held[i][2])
+end
+if failure and #jobs == 0 and #stale == 0 then
+  return redis.error_reply(failure)
 end
 return { 0, #held, stale, jobs }

@@ -8,6 +8,9 @@
 -- returns     one of these per outcome: ok | lost (the claim is gone: nothing was recorded) | changed (a guard's
 --             reply differs: nothing was recorded) | error text (a command failed: the claim stands)
 --
+-- A script cannot undo what it wrote. So the error that does happen, a key that holds another type than its command
+-- expects, is looked for before the first command of an outcome: what is refused is sent again, and would count twice.
+--
 -- A write that the server never denies comes first: under maxmemory a script may go on once it has written, so
 -- results can be recorded when nothing else fits.
 redis.call('DEL', 'rq_pooled:none')
@@ -21,6 +24,29 @@ local function digest(reply)
   return tostring(reply)
 end
 
+local EXPECTED = {
+  HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
+  ZADD = 'zset', ZREM = 'zset', ZINCRBY = 'zset', ZREMRANGEBYSCORE = 'zset', SADD = 'set', SREM = 'set',
+  LPUSH = 'list', RPUSH = 'list', LREM = 'list', XADD = 'stream', XTRIM = 'stream'
+}
+local MAX_WORDS = 7000 -- more than Lua can unpack at once
+
+local types = {} -- of keys, as far as looked at in this call
+local function refused(command, key, words)
+  local expected = EXPECTED[command]
+  if words < 1 or words > MAX_WORDS then
+    return 'ERR a command of ' .. words .. ' words'
+  elseif expected then
+    local found = types[key] or redis.call('TYPE', key).ok
+    types[key] = found
+    if found == 'none' then
+      types[key] = nil
+    elseif found ~= expected then
+      return 'WRONGTYPE ' .. command .. ' needs a ' .. expected .. ', but ' .. key .. ' is a ' .. found
+    end
+  end
+end
+
 local results, at = {}, 3
 while at <= #ARGV do
   local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -29,8 +55,11 @@ while at <= #ARGV do
   local member = id .. ':' .. execution
   local wip, worker = 'rq:wip:' .. queue, 'rq:worker:' .. name
   local result = 'ok'
-  if not redis.call('ZSCORE', wip, member) then
+  local score = redis.pcall('ZSCORE', wip, member)
+  if not score then
     result = 'lost'
+  elseif type(score) == 'table' and score.err then
+    result = score.err
   end
   for _ = 1, guards do
     local expected, words = ARGV[at], tonumber(ARGV[at + 1])
@@ -39,6 +68,15 @@ while at <= #ARGV do
     end
     at = at + 2 + words
   end
+  local first = at
+  for _ = 1, commands do
+    local words = tonumber(ARGV[at])
+    if result == 'ok' then
+      result = refused(ARGV[at + 1], ARGV[at + 2], words) or 'ok'
+    end
+    at = at + 1 + words
+  end
+  at = first
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
     if result == 'ok' then
@@ -53,10 +91,11 @@ while at <= #ARGV do
     -- The claim goes last. For a lost one, this is what Job.cancel of a running job leaves lying about.
     redis.call('DEL', 'rq:execution:' .. member)
     redis.call('ZREM', 'rq:executions:' .. id, execution)
-    if redis.call('HGET', worker, 'current_job') == id then
+    local current = redis.call('HGET', worker, 'current_job')
+    if current == id then
       redis.call('HDEL', worker, 'current_job')
     end
-    if redis.call('EXISTS', worker) == 1 then
+    if (not current or current == id) and redis.call('EXISTS', worker) == 1 then
       redis.call('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
     end
     redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)

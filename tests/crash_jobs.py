@@ -1,0 +1,201 @@
+"""Job functions of the tests about connections, crashes, hygiene, bad input and entry points."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from redis import Redis
+from rq import Retry, get_current_job
+
+import rq_pooled
+
+_imported_by = os.getpid()
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+def add(a: int, b: int) -> int:
+    """Return the sum."""
+    return a + b
+
+
+def pid() -> int:
+    """Return the process that runs the job."""
+    return os.getpid()
+
+
+def pids() -> tuple[int, int]:
+    """Return the process that runs the job and the one that imported this module."""
+    return os.getpid(), _imported_by
+
+
+def note(url: str, key: str, value: Any) -> None:
+    """Append to a list in Redis, over a connection of its own."""
+    with Redis.from_url(url) as client:
+        client.rpush(key, value)
+
+
+def wait_for(url: str, key: str, announce: str = "", patience: float = 30.0) -> int:
+    """Announce the own pid in a list, then wait until ``key`` exists."""
+    deadline = time.monotonic() + patience
+    with Redis.from_url(url) as client:
+        if announce:
+            client.rpush(announce, os.getpid())
+        while not client.exists(key):
+            if time.monotonic() > deadline:
+                raise TimeoutError(key)
+            time.sleep(0.01)
+    return os.getpid()
+
+
+def wait_for_file(path: str, patience: float = 40.0) -> int:
+    """Wait until a file exists; write the own pid beside it at the beginning."""
+    with open(f"{path}.{os.getpid()}.pid", "w") as file:
+        file.write(str(os.getpid()))
+    deadline = time.monotonic() + patience
+    while not os.path.exists(path):
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.01)
+    return os.getpid()
+
+
+def fail(text: str = "on purpose") -> None:
+    """Raise."""
+    raise ValueError(text)
+
+
+def fail_first(times: int) -> int:
+    """Raise on the first runs of this job."""
+    job = get_current_job()
+    assert job is not None
+    left = job.retries_left or 0
+    if left > 3 - times:
+        raise ValueError(f"{left} retries left")
+    return left
+
+
+def returned_retry() -> Any:
+    """Ask to be run once more."""
+    return Retry(max=1)
+
+
+def use_redis_of_job() -> int:
+    """Use RQ's connection of the job; return how many connections the server sees of this process."""
+    job = get_current_job()
+    assert job is not None
+    return _mine(job.connection)
+
+
+def use_pooled_connection() -> int:
+    """Use rq_pooled's connection; return how many connections the server sees of this process."""
+    return _mine(rq_pooled.get_connection())
+
+
+def _mine(client: Any) -> int:
+    return sum(f":{os.getpid()}:" in str(entry["name"]) for entry in client.client_list())
+
+
+def exit_at_once(status: int = 0) -> None:
+    """End the process without a word."""
+    os._exit(status)
+
+
+def segfault() -> None:
+    """Read from address zero."""
+    ctypes.string_at(0)
+
+
+# -- what a job leaves behind ------------------------------------------------------------------------------------------
+
+
+def leave_alarm() -> int:
+    """Arm a timer with the signal's default action, which ends the process."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    return os.getpid()
+
+
+def leave_surroundings() -> int:
+    """Change directory, umask and signal handlers."""
+    os.chdir("/")
+    os.umask(0)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD):
+        signal.signal(signum, signal.SIG_IGN)
+    return os.getpid()
+
+
+def surroundings() -> dict[str, Any]:
+    """Return what the previous job may have changed."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    handlers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+    return {
+        "pid": os.getpid(),
+        "cwd": os.getcwd(),
+        "umask": umask,
+        "ignored": [int(signum) for signum in handlers if signal.getsignal(signum) is signal.SIG_IGN],
+        "alarm": signal.getitimer(signal.ITIMER_REAL)[0],
+        "job": os.environ.get("RQ_JOB_ID"),
+        "worker": os.environ.get("RQ_WORKER_ID"),
+    }
+
+
+def leave_thread() -> int:
+    """Leave a thread running for ever."""
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+    return os.getpid()
+
+
+def leave_child() -> tuple[int, int]:
+    """Leave a child running; return the own pid and the child's."""
+    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    child.returncode = 0  # so that Popen.__del__ does not complain
+    return os.getpid(), child.pid
+
+
+def leave_output(words: list[str]) -> int:
+    """Print the words in one line without flushing."""
+    sys.stdout.reconfigure(line_buffering=False, write_through=False)  # type: ignore[union-attr]
+    print(*words, end=" ")
+    return os.getpid()
+
+
+def leave_environment() -> int:
+    """Overwrite what RQ says about the job."""
+    os.environ["RQ_JOB_ID"] = "somebody else's"
+    return os.getpid()
+
+
+def close_all_descriptors() -> None:
+    """Close everything that the process has inherited."""
+    os.closerange(0, 4096)
+
+
+def interrupted_read() -> None:
+    """Wait for a reply that the job's timeout cuts off; the reply is sent later nevertheless."""
+    job = get_current_job()
+    assert job is not None
+    job.connection.blpop(["never:pushed", "pushed:later"], timeout=30)
+
+
+def echo_from_server(text: str) -> str:
+    """Return what the server answers to ECHO, on the connection that a job is given."""
+    job = get_current_job()
+    assert job is not None
+    reply = job.connection.execute_command("ECHO", text)
+    return reply.decode() if isinstance(reply, bytes) else str(reply)
+
+
+def threads_and_warnings() -> list[str]:
+    """Return the names of the threads of this process."""
+    return [thread.name for thread in threading.enumerate()]

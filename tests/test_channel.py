@@ -1,0 +1,161 @@
+"""Laws of the messages between the parent and a horse."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import socket
+import struct
+import threading
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rq_pooled.channel import MAX_MESSAGE, ChildChannel, Inbox, ParentChannel, encode
+
+scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.binary(max_size=50) | st.floats(allow_nan=False)
+plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=10)
+
+
+@given(st.lists(plain, max_size=8), st.lists(st.integers(1, 40), max_size=200))
+@settings(deadline=None, max_examples=200)
+def test_messages_survive_any_cutting(messages: list[Any], cuts: list[int]) -> None:
+    """However the stream is cut into chunks, the same messages come out, in order and as soon as they are complete."""
+    stream = b"".join(encode(message) for message in messages)
+    inbox, out = Inbox(), []
+    for cut in cuts:
+        out += inbox.feed(stream[:cut])
+        stream = stream[cut:]
+    out += inbox.feed(stream)
+    assert out == messages
+
+
+def test_a_message_is_handed_out_with_its_last_byte() -> None:
+    """Nothing comes out before the last byte of a message, and nothing of it is kept back after."""
+    inbox, data = Inbox(), encode(("perform", b"x" * 10))
+    for byte in data[:-1]:
+        assert inbox.feed(bytes([byte])) == []
+    assert inbox.feed(data[-1:]) == [("perform", b"x" * 10)]
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [struct.pack(">I", MAX_MESSAGE + 1), struct.pack(">I", 0), struct.pack(">I", 3) + b"\xff\xff\xff", b"\0\0\0\1("],
+    ids=["too long", "empty", "no marshal", "cut"],
+)
+def test_garbage_is_refused(garbage: bytes) -> None:
+    """What encode cannot have written raises one of the errors that the reader promises, and is never obeyed."""
+    with pytest.raises((ValueError, EOFError, TypeError)):
+        Inbox().feed(garbage)
+
+
+@given(st.binary(max_size=200))
+@settings(deadline=None, max_examples=300)
+def test_no_bytes_raise_anything_else(garbage: bytes) -> None:
+    """Whatever a horse writes, the parent sees a message or one of the three errors."""
+    try:
+        Inbox().feed(garbage)
+    except (ValueError, EOFError, TypeError):
+        pass
+
+
+def test_the_parent_never_blocks_on_a_horse_that_does_not_read() -> None:
+    """A message larger than the socket's buffer is kept, sent bit by bit, and arrives whole."""
+    mine, theirs = socket.socketpair()
+    parent, child = ParentChannel(mine), ChildChannel(theirs)
+    big = [("data", os.urandom(1 << 20)) for _ in range(8)]
+    for message in big:
+        assert not parent.send(message)
+    assert parent.unsent
+    got: list[Any] = []
+    reader = threading.Thread(target=lambda: got.extend(child.receive() for _ in big))
+    reader.start()
+    while not parent.flush():
+        select.select([], [parent], [], 5)
+    reader.join(10)
+    assert got == big
+    parent.close()
+    theirs.close()
+
+
+def test_a_big_message_of_a_horse_arrives_in_parts() -> None:
+    """The parent reads what is there and never waits for the rest of a large outcome."""
+    mine, theirs = socket.socketpair()
+    parent, child = ParentChannel(mine), ChildChannel(theirs)
+    big = os.urandom(5 << 20)
+    writer = threading.Thread(target=lambda: (child.send(("outcome", big)), child.send(("free", False))))
+    writer.start()
+    got: list[Any] = []
+    empty_reads = 0
+    while len(got) < 2:
+        select.select([parent], [], [], 5)
+        messages = parent.receive()
+        empty_reads += not messages
+        got += messages
+    writer.join(10)
+    assert got == [("outcome", big), ("free", False)]
+    assert empty_reads
+    parent.close()
+    theirs.close()
+
+
+def test_what_was_complete_before_the_end_is_received() -> None:
+    """An outcome that was sent before its horse died counts; half of one does not."""
+    mine, theirs = socket.socketpair()
+    parent = ParentChannel(mine)
+    theirs.sendall(encode("whole") + encode("half")[:-1])
+    theirs.close()
+    got = parent.receive() + parent.receive()
+    assert got == ["whole"]
+    assert parent.at_eof
+    assert parent.receive() == []
+    parent.close()
+
+
+def test_what_was_complete_before_the_end_is_received_however_much() -> None:
+    """Reading until the end hands out everything, also where it does not fit one read."""
+    mine, theirs = socket.socketpair()
+    parent, child = ParentChannel(mine), ChildChannel(theirs)
+    random.seed(1)
+    sizes = [random.choice([1, 100, 262_140, 262_144, 300_000]) for _ in range(20)]
+
+    def write() -> None:
+        for size in sizes:
+            child.send(b"x" * size)
+        theirs.close()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    got: list[bytes] = []
+    while not parent.at_eof:
+        select.select([parent], [], [], 5)
+        got += parent.receive()
+    writer.join(10)
+    assert [len(message) for message in got] == sizes
+    parent.close()
+
+
+def test_each_end_notices_that_the_other_has_gone() -> None:
+    """The horse gets EOFError when the parent closes; the parent's sends to a closed horse are dropped quietly."""
+    mine, theirs = socket.socketpair()
+    ParentChannel(mine).close()
+    with pytest.raises(EOFError):
+        ChildChannel(theirs).receive()
+    theirs.close()
+    mine, theirs = socket.socketpair()
+    parent = ParentChannel(mine)
+    theirs.close()
+    assert parent.send(("perform", b"x" * (1 << 20)))
+    assert not parent.unsent
+    parent.close()
+
+
+def test_objects_with_code_do_not_travel() -> None:
+    """Only plain data can be sent: neither end ever runs code while reading."""
+    with pytest.raises(ValueError):
+        encode(object())
+    with pytest.raises(ValueError):
+        encode(ValueError("an exception"))

@@ -1,0 +1,571 @@
+"""Commit and push-back: an outcome counts once, harms nobody, and nothing of a claim is left behind."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import claim_jobs
+import pytest
+from engine import Engine, engine, finished, key_space, residue
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from redis import Redis
+from redis.exceptions import OutOfMemoryError, ResponseError
+from rq import Queue
+from rq.job import Job, JobStatus
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from support import running_worker, wait_until
+
+from rq_pooled.claims import Claim
+
+
+@pytest.fixture
+def ours(server: Any, redis: Redis) -> Iterator[Engine]:
+    """An engine on an empty database, with a worker named w registered."""
+    with engine(server.url) as one:
+        one.register("w", "x", "y")
+        yield one
+
+
+def claim_one(ours: Engine, redis: Redis, job_id: str = "a", name: str = "w", **options: Any) -> Claim:
+    """Enqueue a job and claim it."""
+    Queue(connection=redis).enqueue("math.factorial", 3, job_id=job_id, **options)
+    (claim,) = ours.claim(name).claims
+    return claim
+
+
+def counted(redis: Redis, name: str = "w") -> int:
+    """How many successes a worker has."""
+    return int(redis.hget(f"rq:worker:{name}", "successful_job_count") or 0)
+
+
+# -- once --------------------------------------------------------------------------------------------------------
+
+
+def test_sent_twice_counts_once(ours: Engine, redis: Redis) -> None:
+    """An outcome that is sent again, in another commit or in the same one, changes nothing the second time."""
+    outcome = finished(claim_one(ours, redis))
+    assert ours.commit(outcome) == ["ok"]
+    after = key_space(redis)
+    assert ours.commit(outcome, outcome) == ["lost", "lost"]
+    again = key_space(redis)
+    for space in (after, again):
+        space["rq:worker:w"][0].pop(b"last_heartbeat")
+    assert again == after
+    assert (counted(redis), residue(redis)) == (1, [])
+
+    other = finished(claim_one(ours, redis, "b"))
+    assert ours.commit(other, other) == ["ok", "lost"]
+    assert counted(redis) == 2
+
+
+def test_outcome_of_a_claim_that_another_has_taken_over_records_nothing(ours: Engine, redis: Redis) -> None:
+    """Who lost the claim records nothing, and does not touch the execution that has taken its place."""
+    old = claim_one(ours, redis)
+    ours.run(ours.ledger.push_back([old]))
+    (new,) = ours.claim("x").claims
+    assert new.job_id == old.job_id and new.execution_id != old.execution_id
+    before = key_space(redis)
+    assert ours.commit(finished(old)) == ["lost"]
+    after = key_space(redis)
+    before["rq:worker:w"][0].pop(b"last_heartbeat"), after["rq:worker:w"][0].pop(b"last_heartbeat")
+    assert after == before
+    assert ours.commit(finished(new)) == ["ok"]
+
+
+def test_late_outcome_leaves_a_slot_that_has_its_next_job_busy(ours: Engine, redis: Redis) -> None:
+    """Clearing up after a lost claim does not make a worker look idle that has another job by now."""
+    old = claim_one(ours, redis)
+    Job.fetch("a", redis).cancel()
+    claim_one(ours, redis, "b")
+    assert ours.commit(finished(old)) == ["lost"]
+    assert redis.hmget("rq:worker:w", "state", "current_job") == [b"busy", b"b"]
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+def test_cancelled_and_deleted_jobs_leave_nothing(ours: Engine, redis: Redis, how: str) -> None:
+    """The dropped outcome of a cancelled or deleted job clears what Job.cancel leaves: executions, lease, current_job."""
+    claim = claim_one(ours, redis)
+    getattr(Job.fetch("a", redis), how)()
+    assert ours.commit(finished(claim)) == ["lost"]
+    assert residue(redis) == []
+    assert redis.hget("rq:worker:w", "state") == b"idle"
+    assert counted(redis) == 0
+    assert redis.hget("rq:job:a", "status") == (b"canceled" if how == "cancel" else None)
+
+
+def test_does_not_bring_back_a_worker_that_is_gone(ours: Engine, redis: Redis) -> None:
+    """Removing a claim never writes half a worker's hash where the server has forgotten the worker."""
+    claim = claim_one(ours, redis)
+    redis.delete("rq:worker:w")
+    outcome = finished(claim)
+    outcome.commands = outcome.commands[:1]
+    assert ours.commit(outcome) == ["ok"]
+    assert not redis.exists("rq:worker:w")
+
+
+# -- errors ------------------------------------------------------------------------------------------------------
+
+
+def test_an_outcome_that_errors_harms_no_neighbour(ours: Engine, redis: Redis) -> None:
+    """A command that fails is told for its outcome alone: none of it is recorded, its claim stands, the others are ok."""
+    claims = [claim_one(ours, redis, name, name) for name in "wxy"]
+    redis.set("text", "x")
+    bad = finished(claims[1], ("RPUSH", "text", 1))
+    words = ours.commit(finished(claims[0]), bad, finished(claims[2]))
+    assert (words[0], words[2]) == ("ok", "ok") and words[1].startswith("WRONGTYPE")
+    assert [counted(redis, name) for name in "wxy"] == [1, 0, 1]
+    assert redis.hget("rq:job:x", "status") == b"started" and not redis.exists("rq:results:x")
+    assert redis.zrange("rq:wip:default", 0, -1) == [claims[1].member.encode()]
+    redis.delete("text")
+    assert ours.commit(bad) == ["ok"], "nothing blocks it once the cause is gone"
+    assert (counted(redis, "x"), redis.xlen("rq:results:x"), residue(redis)) == (1, 1, [])
+
+
+@pytest.mark.parametrize("command", [("NOSUCH", "k"), ("HSET", "k"), ("HSET", "k", *"x" * 12_001), ()])
+def test_an_impossible_command_is_that_outcome_s_alone(ours: Engine, redis: Redis, command: Any) -> None:
+    """Unknown commands, wrong numbers of words, and more words than Lua can pass are errors of one outcome, not of all."""
+    claims = [claim_one(ours, redis, name, name) for name in "wx"]
+    words = ours.commit(finished(claims[0], command), finished(claims[1]))
+    assert words[1] == "ok" and words[0] not in ("ok", "lost", "changed")
+    assert redis.zrange("rq:wip:default", 0, -1) == [claims[0].member.encode()]
+
+
+def test_a_spoilt_registry_harms_no_neighbour(ours: Engine, redis: Redis) -> None:
+    """Where a started registry itself is no sorted set, only the outcomes of its queue are refused."""
+    Queue("other", redis).enqueue("math.factorial", 3, job_id="b")
+    claims = [claim_one(ours, redis), *ours.claim("x", queues=["other"]).claims]
+    redis.delete("rq:wip:default")
+    redis.set("rq:wip:default", "text")
+    words = ours.commit(*map(finished, claims))
+    assert words[0].startswith("WRONGTYPE") and words[1] == "ok"
+
+
+def test_a_claim_that_cannot_be_written_leaves_the_job_in_its_queue(ours: Engine, redis: Redis) -> None:
+    """A job whose claim the server refuses is not popped, and one whose key holds something else is dropped as stale."""
+    redis.set("rq:wip:default", "text")
+    Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        ours.claim("w")
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+    assert redis.hget("rq:job:a", "status") == b"queued"
+    Queue("other", redis).enqueue("math.factorial", 3, job_id="b")
+    claims = ours.claim("w", queues=["default", "other"]).claims
+    assert [claim.job_id for claim in claims] == ["b"], "other queues are served"
+    redis.delete("rq:wip:default")
+    redis.lpush("rq:queue:default", "text")
+    redis.set("rq:job:text", "text")
+    claimed = ours.claim("w")
+    assert (claimed.stale, [claim.job_id for claim in claimed.claims]) == (["text"], ["a"])
+
+
+def test_end_to_end_a_refused_outcome_fails_alone(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """Where RQ's finished registry is unusable, its queue's jobs fail with the reason; where the failed one is too, the
+    worker lives and others are served."""
+    queue, other = Queue("spoilt", redis), Queue("fine", redis)
+    redis.set("rq:finished:spoilt", "text")
+    with running_worker(server.url, "spoilt", "fine", log=tmp_path / "log", concurrency=3) as worker:
+        bad = queue.enqueue(claim_jobs.nothing)
+        good = [other.enqueue(claim_jobs.nothing) for _ in range(5)]
+        wait_until(lambda: bad.get_status() == JobStatus.FAILED, what="the bad job to fail")
+        wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in good), what="the others")
+        assert "WRONGTYPE" in bad.latest_result().exc_string
+        assert FailedJobRegistry("spoilt", redis).get_job_ids() == [bad.id]
+        wait_until(lambda: not residue(redis), what="no residue")
+        counts = [redis.hmget(key, "successful_job_count", "failed_job_count") for key in redis.keys("rq:worker:*")]
+        assert [sum(int(count[i] or 0) for count in counts) for i in (0, 1)] == [5, 1], "each outcome counts once"
+
+        redis.delete("rq:failed:spoilt")
+        redis.set("rq:failed:spoilt", "text")
+        worse = queue.enqueue(claim_jobs.nothing)
+        worker.wait_for(f"giving up on recording job {worse.id}")
+        more = [other.enqueue(claim_jobs.nothing) for _ in range(5)]
+        wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in more), what="the others")
+        assert worker.process.poll() is None
+
+
+# -- guards ------------------------------------------------------------------------------------------------------
+
+
+def test_a_dependent_that_appears_changes_the_outcome(ours: Engine, redis: Redis) -> None:
+    """An outcome that relies on there being no dependents records nothing when there is one, and keeps its claim."""
+    claim = claim_one(ours, redis)
+    guard = (b"0", [b"EXISTS", b"rq:job:a:dependents"])
+    Queue(connection=redis).enqueue("math.factorial", 3, job_id="child", depends_on="a")
+    assert ours.commit(finished(claim, guards=[guard])) == ["changed"]
+    assert counted(redis) == 0 and redis.zscore("rq:wip:default", claim.member)
+    redis.delete("rq:job:a:dependents")
+    assert ours.commit(finished(claim, guards=[guard])) == ["ok"]
+
+
+@pytest.mark.parametrize(
+    ("read", "change"),
+    [
+        (("SMEMBERS", "k:set"), ("SADD", "k:set", "more")),
+        (("LRANGE", "k:list", 0, -1), ("RPUSH", "k:list", "more")),
+        (("HGETALL", "k:hash"), ("HSET", "k:hash", "more", "1")),
+        (("HGET", "k:hash", "field"), ("HSET", "k:hash", "field", "other")),
+        (("HGET", "k:hash", "none"), ("HSET", "k:hash", "none", "x")),
+        (("HMGET", "k:hash", "none", "field"), ("HSET", "k:hash", "none", "x")),
+        (("ZSCORE", "k:zset", "m"), ("ZADD", "k:zset", 2.5, "m")),
+        (("ZSCORE", "k:zset", "none"), ("ZADD", "k:zset", 1, "none")),
+        (("EXISTS", "k:set"), ("DEL", "k:set")),
+        (("TYPE", "k:set"), ("DEL", "k:set")),
+        (("GET", "k:none"), ("SET", "k:none", "")),
+        (("XRANGE", "k:stream", "-", "+"), ("XADD", "k:stream", "2-1", "f", "v")),
+        (("ZRANGE", "k:zset", 0, -1, "WITHSCORES"), ("ZADD", "k:zset", 7, "m")),
+    ],
+    ids=lambda words: " ".join(map(str, words)),
+)
+def test_guards_know_every_kind_of_reply(ours: Engine, redis: Redis, read: Any, change: Any) -> None:
+    """reads.lua and commit.lua digest each type of reply alike, and a changed reply differently."""
+    redis.sadd("k:set", "a", "b"), redis.rpush("k:list", "a"), redis.hset("k:hash", "field", "\xff")
+    redis.zadd("k:zset", {"m": 1.5}), redis.xadd("k:stream", {"f": "v"}, id="1-1")
+    words = [str(word).encode() for word in read]
+    ((digest, reply),) = ours.run(ours.scripts.reads([words]))
+    raw = ours.run(tuple(words))
+    assert reply == raw
+    guard = (digest if isinstance(digest, bytes) else str(digest).encode(), words)
+    assert ours.commit(finished(claim_one(ours, redis, "a"), guards=[guard])) == ["ok"]
+    redis.execute_command(*change)
+    assert ours.commit(finished(claim_one(ours, redis, "b"), guards=[guard])) == ["changed"]
+
+
+# -- push back ---------------------------------------------------------------------------------------------------
+
+
+def test_push_back_undoes_everything_that_the_claim_wrote(ours: Engine, redis: Redis) -> None:
+    """After a claim of jobs of three queues and their push-back the key space is the one before, order and ttl included."""
+    for name in ("default", "q2", "q3"):
+        queue = Queue(name, redis)
+        queue.enqueue("math.factorial", 1, job_id=f"{name}-1", ttl=500)
+        queue.enqueue("math.factorial", 1, job_id=f"{name}-2", result_ttl=7, meta={"a": 1})
+        queue.enqueue("math.factorial", 1, job_id=f"{name}-3")
+    before = key_space(redis)
+    names, queues = [f"w{i}" for i in range(8)], ("default", "q2", "q3")
+    ours.register(*names)
+    before |= {key: value for key, value in key_space(redis).items() if ":worker" in key}
+    claims = ours.claim(*names, queues=queues).claims
+    assert len(claims) == 8 and redis.llen("rq:queue:q3") == 1 and redis.ttl("rq:job:default-1") == -1
+    assert ours.run(ours.ledger.push_back(claims)) == 8
+    after = key_space(redis)
+    for name in names:
+        worker = after[f"rq:worker:{name}"][0]
+        before[f"rq:worker:{name}"][0][b"last_heartbeat"] = worker[b"last_heartbeat"]
+        assert worker.pop(b"current_job_working_time") == b"0"
+    assert after == before
+    assert ours.run(ours.ledger.push_back(claims)) == 0, "a second time it finds no claims"
+    assert redis.llen("rq:queue:default") == 3
+
+
+def test_push_back_of_a_deleted_job_clears_without_queueing(ours: Engine, redis: Redis) -> None:
+    """What was cancelled or deleted while claimed does not come back to the queue when claims are put back."""
+    first, second = claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b", "x")
+    Job.fetch("a", redis).cancel()
+    Job.fetch("b", redis).delete()
+    assert ours.run(ours.ledger.push_back([first, second])) == 0
+    assert redis.llen("rq:queue:default") == 0 and residue(redis) == []
+    assert redis.hget("rq:job:a", "status") == b"canceled" and not redis.exists("rq:job:b")
+
+
+def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> None:
+    """The worker's claims hash names exactly what it holds, with all that is needed to put it back."""
+    known, lost = claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b-b", "x")
+    reply = ours.run(ours.ledger.known_claims())
+    (found,) = ours.ledger.unknown(reply, [known.member])
+    assert found[:5] == lost[:5]
+    assert ours.run(ours.ledger.push_back([found])) == 1
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"b-b"]
+
+
+# -- heartbeat and registration ----------------------------------------------------------------------------------
+
+
+def test_heartbeat_renews_and_never_recreates(ours: Engine, redis: Redis) -> None:
+    """It renews lease, horizon and hashes of standing claims, names gone ones, and brings no deleted hash back."""
+    kept, cancelled, deleted = (claim_one(ours, redis, name, name) for name in "wxy")
+    for key in ("rq:wip:default", "rq_pooled:leases:default"):
+        redis.zadd(key, {kept.member: 5})
+    redis.expire("rq:worker:w", 5), redis.expire(f"rq:execution:{kept.member}", 5)
+    Job.fetch("x", redis).cancel()
+    redis.delete("rq:job:y", f"rq:execution:{deleted.member}", "rq:worker:y")
+    before = set(redis.keys("*"))
+    slots = [(name, "", 1.5) for name in "wxy"]
+    missing, gone = ours.run(ours.ledger.heartbeat(480, slots, [kept, cancelled, deleted]))
+    assert (missing, gone) == ([b"y"], [2])
+    assert set(redis.keys("*")) == before
+    clock = redis.time()[0]
+    assert clock + 55 < redis.zscore("rq_pooled:leases:default", kept.member) < clock + 65
+    assert clock + 895 < redis.zscore("rq:wip:default", kept.member) < clock + 905
+    assert redis.ttl("rq:worker:w") > 400 and redis.ttl(f"rq:execution:{kept.member}") > 800
+    assert redis.hget("rq:worker:w", "current_job_working_time") == b"1.5"
+    assert StartedJobRegistry(connection=redis).get_job_ids(cleanup=False) == ["w", "y"]
+
+
+def test_register_all_or_none(ours: Engine, redis: Redis) -> None:
+    """One taken name refuses them all and says whose it is; names of a process known dead, or of a buried one, are free."""
+    before = key_space(redis)
+    assert ours.register("n1", "w", "n2") == [b"w", b"here", b"1"]
+    assert key_space(redis) == before
+    assert ours.register("n1", "w", dead=("elsewhere", 1)) == [b"w", b"here", b"1"]
+    assert ours.register("n1", "w", dead=("here", 1)) == []
+    assert redis.smembers("rq:workers") == {f"rq:worker:{name}".encode() for name in ("w", "x", "y", "n1")}
+    ours.run(ours.scripts.unregister("now", "none", ["default"], ["x"]))
+    assert ours.register("x") == [] and not redis.hexists("rq:worker:x", "death")
+
+
+def test_register_again_keeps_what_a_worker_has_counted(ours: Engine, redis: Redis) -> None:
+    """Registering again, as after a heartbeat that found it missing, keeps counters; a first registration starts anew."""
+    ours.commit(finished(claim_one(ours, redis)))
+    redis.srem("rq:workers", "rq:worker:w")
+    assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0)], []))[0] == [b"w"]
+    assert ours.register("w", again=True) == [] and counted(redis) == 1
+    assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0)], []))[0] == []
+
+
+def test_unregister_takes_all_slots_out_of_every_list(ours: Engine, redis: Redis) -> None:
+    """Death is written for each slot, visible for a minute, and only our own scheduler's locks are given back."""
+    redis.mset({"rq:scheduler-lock:default": "mine", "rq:scheduler-lock:q2": "theirs", "rq:scheduler:mine": "x"})
+    assert ours.run(ours.scripts.unregister("now", "mine", ["default", "q2"], ["w", "x", "y"])) == 3
+    assert not redis.exists("rq:workers", "rq:workers:default", "rq:scheduler-lock:default", "rq:scheduler:mine")
+    assert redis.get("rq:scheduler-lock:q2") == b"theirs"
+    assert {redis.hget(f"rq:worker:{name}", "death") for name in "wxy"} == {b"now"}
+    assert 0 < redis.ttl("rq:worker:w") <= 60
+
+
+# -- out of memory -----------------------------------------------------------------------------------------------
+
+
+def fill(redis: Redis) -> None:
+    """Write until the server takes no more."""
+    with suppress(OutOfMemoryError):
+        for i in range(10_000):
+            redis.set(f"filler:{i}", os.urandom(50_000))
+    with suppress(OutOfMemoryError):
+        for i in range(100_000):
+            redis.set(f"filler:small:{i}", b"x" * 100)
+    with pytest.raises(OutOfMemoryError):
+        redis.set("filler:last", b"x" * 1000)
+
+
+def empty(redis: Redis) -> None:
+    """Take away what ``fill`` wrote."""
+    keys = redis.keys("filler:*")
+    for start in range(0, len(keys), 1000):
+        redis.delete(*keys[start : start + 1000])
+
+
+def test_out_of_memory_commits_go_on_and_claims_stop(start_server: Any) -> None:
+    """On a full server an outcome, a push-back and a heartbeat are recorded, while a claim is refused and pops nothing."""
+    server = start_server({"maxmemory": "20mb", "maxmemory-policy": "noeviction"})
+    redis = server.client()
+    with engine(server.url) as ours:
+        ours.register("w", "x")
+        first, second = claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b", "x")
+        Queue(connection=redis).enqueue("math.factorial", 3, job_id="c")
+        fill(redis)
+        with pytest.raises(ResponseError, match="OOM|maxmemory"):
+            ours.claim("w")
+        assert redis.lrange("rq:queue:default", 0, -1) == [b"c"]
+        assert ours.commit(finished(first)) == ["ok"]
+        assert ours.run(ours.ledger.push_back([second])) == 1
+        assert redis.lrange("rq:queue:default", 0, -1) == [b"b", b"c"]
+        empty(redis)
+        assert [claim.job_id for claim in ours.claim("w", "x").claims] == ["b", "c"]
+
+
+def test_out_of_memory_a_worker_records_waits_and_goes_on(start_server: Any, tmp_path: Path) -> None:
+    """A worker on a full server records the job that runs, claims no other, says so, and goes on when there is room."""
+    server = start_server({"maxmemory": "20mb", "maxmemory-policy": "noeviction"})
+    redis = server.client()
+    queue = Queue(connection=redis)
+    started, gate = tmp_path / "started", tmp_path / "gate"
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        running = queue.enqueue(claim_jobs.wait_for_file, str(started), str(gate))
+        waiting = queue.enqueue(claim_jobs.nothing)
+        wait_until(started.exists)
+        fill(redis)
+        gate.touch()
+        wait_until(lambda: running.get_status() == JobStatus.FINISHED, what="the outcome to be recorded")
+        assert running.return_value() == "passed"
+        worker.wait_for("cannot claim jobs: ")
+        assert waiting.get_status() == JobStatus.QUEUED
+        empty(redis)
+        wait_until(lambda: waiting.get_status() == JobStatus.FINISHED, what="the next job")
+        assert FinishedJobRegistry(connection=redis).count == 2
+
+
+# -- any order ---------------------------------------------------------------------------------------------------
+
+IDS = ("a", "b", "c")
+
+
+class Ledgers(RuleBasedStateMachine):
+    """Claims, outcomes and other people's commands in any order, next to a model of one queue."""
+
+    ours: Engine
+    redis: Redis
+
+    @initialize()
+    def begin(self) -> None:
+        self.redis.flushall()
+        self.ours.register("w", "x", "y")
+        self.queue = Queue(connection=self.redis)
+        self.waiting: list[str] = []
+        self.exists: set[str] = set()
+        #: Claims that stand; those that were cancelled or deleted under their holder; those that are over.
+        self.standing: dict[str, Claim] = {}
+        self.void: dict[str, Claim] = {}
+        self.over: list[Claim] = []
+        self.counts: Counter[str] = Counter()
+
+    def held(self) -> set[str]:
+        """Ids with an execution that nobody has cleared up yet."""
+        return {claim.job_id for claim in self.standing.values()} | {
+            claim.job_id for claim in self.void.values() if self.redis.exists(f"rq:executions:{claim.job_id}")
+        }
+
+    @rule(job_id=st.sampled_from(IDS), at_front=st.booleans())
+    def enqueue(self, job_id: str, at_front: bool) -> None:
+        if job_id in self.exists:  # an id that is queued once more, as after rq requeue
+            (self.redis.lpush if at_front else self.redis.rpush)(self.queue.key, job_id)
+        else:
+            self.queue.enqueue("math.factorial", 3, job_id=job_id, at_front=at_front)
+            self.exists.add(job_id)
+        self.waiting.insert(0 if at_front else len(self.waiting), job_id)
+
+    @rule(number=st.integers(1, 3))
+    def claim(self, number: int) -> None:
+        busy = {claim.worker_name for claim in self.standing.values()}
+        names = [name for name in "wxy" if name not in busy][:number]
+        if not names:
+            return
+        expected, stale, held, blocked = [], [], [], self.held()
+        while self.waiting and len(expected) < len(names):
+            job_id = self.waiting.pop(0)
+            if job_id not in self.exists:
+                stale.append(job_id)
+            elif job_id in blocked:
+                held.append(job_id)
+            else:
+                expected.append(job_id)
+                blocked.add(job_id)
+        self.waiting[:0] = held
+        claimed = self.ours.claim(*names)
+        assert [claim.job_id for claim in claimed.claims] == expected
+        assert (claimed.stale, claimed.held) == (stale, len(held))
+        self.standing |= {claim.member: claim for claim in claimed.claims}
+
+    def any_of(self, data: Any, *kinds: Any) -> Claim:
+        return data.draw(st.sampled_from([claim for kind in kinds for claim in kind]))
+
+    @precondition(lambda self: self.standing or self.void or self.over)
+    @rule(data=st.data(), twice=st.booleans())
+    def commit(self, data: Any, twice: bool) -> None:
+        claim = self.any_of(data, self.standing.values(), self.void.values(), self.over)
+        stands = claim.member in self.standing
+        outcome = finished(claim, ("INCR", f"count:{claim.member}"))
+        expected = ["ok" if stands else "lost", "lost"][: 1 + twice]
+        assert self.ours.commit(*[outcome] * (1 + twice)) == expected
+        if stands:
+            self.counts[claim.member] += 1
+        self.end(claim)
+
+    @precondition(lambda self: self.standing or self.void or self.over)
+    @rule(data=st.data())
+    def push_back(self, data: Any) -> None:
+        claim = self.any_of(data, self.standing.values(), self.void.values(), self.over)
+        stands = claim.member in self.standing
+        back = stands and claim.job_id in self.exists
+        assert self.ours.run(self.ours.ledger.push_back([claim])) == back
+        if back:
+            self.waiting.insert(0, claim.job_id)
+        self.end(claim)
+
+    def end(self, claim: Claim) -> None:
+        self.standing.pop(claim.member, None)
+        self.void.pop(claim.member, None)
+        if claim not in self.over:
+            self.over.append(claim)
+
+    def drop(self, job_id: str) -> None:
+        """What cancelling or deleting does to the queue and to claims."""
+        if job_id in self.waiting:
+            self.waiting.remove(job_id)  # RQ removes one
+        for member, claim in list(self.standing.items()):
+            if claim.job_id == job_id:
+                self.void[member] = self.standing.pop(member)
+
+    @precondition(lambda self: self.exists)
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        job = Job.fetch(data.draw(st.sampled_from(sorted(self.exists))), self.redis)
+        if not job.is_canceled:
+            job.cancel()
+            self.drop(job.id)
+
+    @precondition(lambda self: self.exists)
+    @rule(data=st.data())
+    def delete(self, data: Any) -> None:
+        job = Job.fetch(data.draw(st.sampled_from(sorted(self.exists))), self.redis)
+        job.delete()
+        self.exists.discard(job.id)
+        self.drop(job.id)
+
+    @rule(job_id=st.sampled_from(IDS))
+    def expire(self, job_id: str) -> None:
+        if not any(claim.job_id == job_id for claim in self.standing.values()):  # claims make their job persistent
+            self.redis.delete(f"rq:job:{job_id}")
+            self.exists.discard(job_id)
+
+    @rule()
+    def heartbeat(self) -> None:
+        claims = [*self.standing.values(), *self.void.values()]
+        missing, gone = self.ours.run(self.ours.ledger.heartbeat(480, [(n, "", 0.0) for n in "wxy"], claims))
+        assert missing == []
+        assert gone == [i for i, claim in enumerate(claims, 1) if claim.member in self.void]
+
+    @invariant()
+    def each_execution_is_in_one_place(self) -> None:
+        if not hasattr(self, "waiting"):
+            return
+        standing = {member.encode() for member in self.standing}
+        assert self.redis.lrange("rq:queue:default", 0, -1) == [job_id.encode() for job_id in self.waiting]
+        assert set(self.redis.zrange("rq:wip:default", 0, -1)) == standing
+        void = {member.encode() for member in self.void}
+        assert standing <= set(self.redis.zrange("rq_pooled:leases:default", 0, -1)) <= standing | void
+        assert set(self.redis.hkeys("rq_pooled:claims:token")) == standing | void
+
+    @invariant()
+    def each_execution_counts_once(self) -> None:
+        if not hasattr(self, "waiting"):
+            return
+        for claim in self.over:
+            assert int(self.redis.get(f"count:{claim.member}") or 0) == self.counts[claim.member] <= 1
+
+    def teardown(self) -> None:
+        """When everybody who holds a claim has answered, nothing is left of any."""
+        if hasattr(self, "waiting"):
+            self.ours.commit(*(finished(claim) for claim in (*self.standing.values(), *self.void.values())))
+            assert residue(self.redis) == []
+
+
+def test_any_order_of_commands_keeps_each_execution_in_one_place(ours: Engine, redis: Redis) -> None:
+    """Whatever the order of claims, commits, push-backs, cancels, deletes and heartbeats, a model of one queue agrees."""
+    machine = type("Machine", (Ledgers,), {"ours": ours, "redis": redis})
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=25,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

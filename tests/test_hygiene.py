@@ -1,0 +1,163 @@
+"""What one job leaves behind does not reach the next one in the same horse."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import crash_jobs
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.job import Job, JobStatus
+from support import WorkerProcess, running_worker, wait_until
+
+from rq_pooled.embedded import EmbeddedServer
+
+Run = Callable[..., Any]
+
+
+@pytest.fixture
+def worker(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> Iterator[WorkerProcess]:
+    """A worker with one horse."""
+    with running_worker(server.url, "q", log=tmp_path / "log", RQ_POOLED_KILL_GRACE="0.5", RQ_POOLED_URL=server.url) as running:
+        yield running
+
+
+@pytest.fixture
+def run(redis: Redis, worker: WorkerProcess) -> Run:
+    """A function that has a job run and returns its result."""
+    queue = Queue("q", connection=redis)
+
+    def run(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        job = queue.enqueue(function, *args, **options)
+        assert ended(job) == JobStatus.FINISHED, worker.output()
+        return job.return_value()
+
+    return run
+
+
+def ended(job: Job, timeout: float = 20) -> JobStatus:
+    """Wait for the end of a job and return its status."""
+    ends = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED)
+    return wait_until(lambda: (status := job.get_status()) in ends and status, timeout, f"the end of {job.id}")
+
+
+def lives(pid: int) -> bool:
+    """Tell whether a process is alive and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_a_horse_is_reused(run: Run) -> None:
+    """Jobs that leave nothing behind run in one process, else the other laws of this file would hold by accident."""
+    assert run(crash_jobs.pid) == run(crash_jobs.pid) == run(crash_jobs.pid)
+
+
+def test_an_alarm_left_behind_does_not_fire_in_the_next_job(run: Run, redis: Redis) -> None:
+    """A timer armed by one job neither ends nor interrupts the next."""
+    first = run(crash_jobs.leave_alarm)
+    job = Queue("q", connection=redis).enqueue(time.sleep, 0.3)
+    assert ended(job) == JobStatus.FINISHED
+    after = run(crash_jobs.surroundings, job_timeout=-1)
+    assert (after["pid"], after["alarm"]) == (first, 0)
+
+
+def test_surroundings_are_given_back(run: Run) -> None:
+    """Directory, umask and signal handlers changed by one job are as before for the next, in the same process."""
+    before = run(crash_jobs.surroundings)
+    pid = run(crash_jobs.leave_surroundings)
+    after = run(crash_jobs.surroundings)
+    assert after["pid"] == pid
+    for name in ("cwd", "umask", "ignored", "worker"):
+        assert after[name] == before[name]
+
+
+def test_each_job_is_told_its_own_id(run: Run, redis: Redis) -> None:
+    """RQ_JOB_ID names the job that runs, whatever an earlier one wrote there."""
+    run(crash_jobs.leave_environment)
+    job = Queue("q", connection=redis).enqueue(crash_jobs.surroundings)
+    ended(job)
+    assert job.return_value()["job"] == job.id
+
+
+def test_a_thread_left_behind_costs_the_horse(run: Run) -> None:
+    """After a job that left a thread the next one has a new process without it."""
+    first = run(crash_jobs.leave_thread)
+    assert run(crash_jobs.pid) != first
+    assert run(crash_jobs.threads_and_warnings) == ["MainThread"]
+
+
+def test_a_child_left_behind_is_ended_with_the_horse(run: Run) -> None:
+    """After a job that left a child process the next one has a new process, and the child is gone."""
+    first, child = run(crash_jobs.leave_child)
+    assert run(crash_jobs.pid) != first
+    wait_until(lambda: not lives(child) and not lives(first), 5, "the end of the child")
+
+
+def test_output_is_written_by_the_end_of_the_job(run: Run, worker: WorkerProcess) -> None:
+    """What a job printed is out when it has ended, once, although its horse lives on."""
+    first = run(crash_jobs.leave_output, ["buffered", "words"])
+    assert run(crash_jobs.pid) == first
+    worker.wait_for("buffered words")
+    assert worker.output().count("buffered words") == 1
+
+
+def test_an_interrupted_read_never_answers_the_next_job(run: Run, redis: Redis) -> None:
+    """A reply that a job's timeout cut off never becomes the answer to another job's question."""
+    queue = Queue("q", connection=redis)
+    for number in range(3):
+        redis.delete("pushed:later")
+        cut = queue.enqueue(crash_jobs.interrupted_read, job_timeout=1)
+        waiting = [queue.enqueue(crash_jobs.echo_from_server, f"{number} {i}") for i in range(4)]
+        assert ended(cut) == JobStatus.FAILED
+        redis.rpush("pushed:later", "late reply")
+        assert "JobTimeoutException" in str(cut.latest_result().exc_string)
+        for i, job in enumerate(waiting):
+            assert ended(job) == JobStatus.FINISHED
+            assert job.return_value() == f"{number} {i}"
+
+
+def test_a_timeout_costs_the_horse(run: Run, redis: Redis) -> None:
+    """After a job whose alarm fired, anywhere in anybody's code, the next one has a new process."""
+    before = run(crash_jobs.pid)
+    job = Queue("q", connection=redis).enqueue(time.sleep, 30, job_timeout=1)
+    assert ended(job) == JobStatus.FAILED
+    assert run(crash_jobs.pid) != before
+
+
+def test_a_job_that_closes_all_descriptors_fails_alone(run: Run, redis: Redis, worker: WorkerProcess) -> None:
+    """A job that closes what it did not open loses its own outcome; the worker and the next jobs go on."""
+    queue = Queue("q", connection=redis)
+    bad = queue.enqueue(crash_jobs.close_all_descriptors)
+    good = [queue.enqueue(crash_jobs.add, i, i) for i in range(5)]
+    assert ended(bad) == JobStatus.FAILED
+    assert "Work-horse terminated unexpectedly" in str(bad.latest_result().exc_string)
+    for i, job in enumerate(good):
+        assert ended(job) == JobStatus.FINISHED
+        assert job.return_value() == 2 * i
+    assert worker.process.poll() is None
+
+
+def test_no_connection_of_a_job_is_left_open(run: Run, redis: Redis) -> None:
+    """A connection that a job opened through us is closed when the job has ended, and the next job gets a new one."""
+    assert run(crash_jobs.use_redis_of_job) == 1
+    wait_until(lambda: not job_connections(redis), 5, "the end of the job's connection")
+    assert run(crash_jobs.use_pooled_connection) == 1
+    wait_until(lambda: not job_connections(redis), 5, "the end of the job's connection")
+
+
+def job_connections(redis: Redis) -> list[str]:
+    """Return the names of connections that jobs have open."""
+    return [entry["name"] for entry in redis.client_list() if entry["name"].endswith(":job")]
+
+
+def test_the_job_is_not_told_of_the_workers_settings(run: Run) -> None:
+    """The environment of a job is the worker's, with the id of the worker that runs it."""
+    assert run(crash_jobs.surroundings)["worker"]
+    assert os.environ.get("RQ_JOB_ID") is None
