@@ -22,13 +22,13 @@ from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .link import Link
 from .outcomes import Outcomes
 from .parent import Parent
-from .scripts import Command
+from .resp import Command
 from .slots import Slot, Slots, Task
 from .upkeep import Upkeep
 from .wakeup import Wakeup
 
-#: Writes under way at once: one is being answered while the next is on its way. More would make them smaller.
-MAX_IN_FLIGHT = 2
+#: Writes under way at once. More make them smaller without making them faster (measured with 1, 2 and 4).
+MAX_IN_FLIGHT = 1
 #: Seconds after which a claim is tried again that the server refused (out of memory), or that found only ids whose
 #: other execution is running.
 REFUSED_RETRY, HELD_RETRY = 1.0, 0.25

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .scripts import Command
+from .resp import Command, pack_commands
 
 _INVALIDATE = b"__redis__:invalidate"
 
@@ -69,7 +69,7 @@ class Exchange:
         on_lost: called once instead if the connection is lost first: the commands may or may not have been done.
     """
 
-    __slots__ = ("commands", "on_lost", "on_replies", "replies", "ends_write")
+    __slots__ = ("commands", "ends_write", "on_lost", "on_replies", "replies")
 
     def __init__(self, commands: Sequence[Command], on_replies: OnReplies = _ignore, on_lost: OnLost = _ignore) -> None:
         self.commands = commands
@@ -137,7 +137,7 @@ class CommandConnection:
         self._writes += 1
         commands = [command for exchange in exchanges for command in exchange.commands]
         try:
-            self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+            self._connection.send_packed_command([pack_commands(commands)], check_health=False)
         except (RedisError, OSError) as error:
             self.lose(error)
 

@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
@@ -31,9 +32,13 @@ from .channel import ChildChannel
 from .claims import Claim
 from .recorder import Recorder, Tape
 from .relay import Relay
+from .resp import Word, pack, pack_runs
 from .success import is_plain, plain_success, snapshot
 
 logger = logging.getLogger("rq.worker")
+
+#: No commands, packed.
+_NOTHING = (0, 0, b"")
 
 
 class _Discard:
@@ -123,10 +128,10 @@ class HorseProcess:
         self._channel = channel
         self._jobs_left = max_jobs
         self._alarm_fired = False
-        self._webhooks: list[tuple[Job, JobStatus, str | None]] = []
+        self._webhooks: list[tuple[Job, str, str | None]] = []
         self._in_job_phase = False
         self._surroundings = Surroundings()
-        worker.death_penalty_class = self._announcing(worker.death_penalty_class)  # type: ignore[type-abstract]
+        worker.death_penalty_class = self._announcing(worker.death_penalty_class)
 
     def run(self) -> None:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
@@ -156,7 +161,7 @@ class HorseProcess:
         with hooks.around_job():
             self._worker.perform_job(job, queue)
         if claim.has_dependents and tape.guards:
-            self._enqueue_dependents(job, queue, tape)
+            self._enqueue_dependents(job, queue, tape, (len(tape.commands), *pack_runs(tape.commands)))
         else:
             self._deliver(tape)
 
@@ -195,23 +200,22 @@ class HorseProcess:
         self._worker.handle_job_failure(job, queue=queue, exc_string=reason)
         self._deliver(tape)
 
-    def _settle(self, fields: tuple[Any, ...], status: str, commands: list[list[bytes]]) -> None:
+    def _settle(self, fields: tuple[Any, ...], status: str, *commands: Any) -> None:
         """Complete the outcome of a job that got dependents while it ran."""
         job, queue, tape = self._prepare(Claim(*fields))
-        tape.status, tape.commands = status.encode(), commands
-        self._enqueue_dependents(job, queue, tape)
+        tape.status = status.encode()
+        self._enqueue_dependents(job, queue, tape, commands)
 
-    def _enqueue_dependents(self, job: Job, queue: Queue, tape: Tape) -> None:
-        """Add what RQ's ``enqueue_dependents`` writes, based on reads that guard the commit, and deliver."""
-        own_commands = len(tape.commands)
+    def _enqueue_dependents(self, job: Job, queue: Queue, tape: Tape, commands: tuple[Any, ...]) -> None:
+        """Add to ``commands`` what RQ's ``enqueue_dependents`` writes, based on reads that guard the commit."""
         tape.expect_dependents()
         with self._recorder.record_to(tape):
             queue.enqueue_dependents(job)
-        self._deliver(tape, own_commands)
+        self._deliver(tape, commands)
 
     def _maintain(self) -> None:
         """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs."""
-        with Relay(self._channel).carry(self._recorder):
+        with Relay(self._channel, self._recorder).carry():
             self._worker.run_maintenance_tasks()
 
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
@@ -247,10 +251,18 @@ class HorseProcess:
 
     # -- the parent ----------------------------------------------------------------------------------------------
 
-    def _deliver(self, tape: Tape, own_commands: int | None = None) -> None:
-        """Send the outcome. It is not recorded yet; only webhooks wait for that."""
-        own = len(tape.commands) if own_commands is None else own_commands
-        self._channel.send(("outcome", tape.status.decode(), tape.guards, tape.commands, own, bool(self._webhooks)))
+    def _deliver(self, tape: Tape, commands: tuple[Any, ...] | None = None) -> None:
+        """Send the outcome, packed for the server; with ``commands``, the tape's own are those of dependents.
+
+        It is not recorded yet; only webhooks wait for that.
+        """
+        words: list[Word] = []
+        for digest, read in tape.guards:
+            words += [digest, len(read), *read]
+        guards = (len(tape.guards), *pack(words))
+        mine = (len(tape.commands), *pack_runs(tape.commands))
+        parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
+        self._channel.send(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))
         if self._webhooks:
             webhooks, self._webhooks = self._webhooks, []
             if self._channel.receive() == ("committed", True):
@@ -290,9 +302,10 @@ class HorseProcess:
     def _clean_up(self) -> bool:
         """Leave nothing of a job to the next one; return whether this process should end instead."""
         self._recorder.running = None
-        if self._recorder.connection_pool.stats()["created"]:
+        pool: Any = self._recorder.connection_pool
+        if pool.stats()["created"]:
             # Also after an interrupted read, which would give the next caller somebody else's reply.
-            self._recorder.connection_pool.disconnect()
+            pool.disconnect()
         self._surroundings.restore()
         return self._jobs_left <= 0 or self._alarm_fired or self._surroundings.has_new_threads() or _has_children()
 

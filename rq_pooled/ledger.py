@@ -21,7 +21,8 @@ from rq.utils import now, utcformat
 
 from .claims import Claim
 from .config import Settings
-from .scripts import Command, Scripts, Word, claims_key
+from .resp import Command, Packed, Word, pack_runs
+from .scripts import Scripts, claims_key
 
 #: Bytes of job data after which one claim takes no further job.
 MAX_CLAIM_BYTES = 1024 * 1024
@@ -35,16 +36,22 @@ MAX_PROMOTED = 100
 DEFAULT_TIMEOUT = 180
 
 
+NOTHING = (0, Packed(0, b""))
+
+
 @dataclass
 class Outcome:
-    """What is to be recorded for a claim: commands, and the reads (digest, command) that they rely on."""
+    """What is to be recorded for a claim, packed: the parent only passes it on."""
 
     claim: Claim
+    #: The job's status after it: only whether it is ``failed`` matters here.
     status: str
-    guards: Sequence[tuple[bytes, Sequence[bytes]]]
-    commands: Sequence[Sequence[bytes]]
-    #: How many of the commands are RQ's handler's own; the others enqueue dependents, and are made anew on a change.
-    own_commands: int
+    #: Reads that have to give the same reply still, as commit.lua takes them, and how many.
+    guards: tuple[int, Packed]
+    #: The commands that RQ's handler chose, likewise.
+    commands: tuple[int, Packed]
+    #: Further commands, which enqueue dependents; they are made anew when a guard's reply has changed.
+    dependents: tuple[int, Packed] = NOTHING
     #: The slot whose horse waits to hear that it was recorded, if one does.
     receipt_for: Any = None
     #: How often the server was asked to record it.
@@ -52,16 +59,23 @@ class Outcome:
     #: How often the server refused it.
     refusals: int = 0
 
-    def words(self) -> list[Word]:
+    def words(self) -> list[Word | Packed]:
         """Return it as commit.lua takes it."""
         claim = self.claim
-        words: list[Word] = [claim.job_id, claim.execution_id, claim.queue, claim.worker_name]
-        words += [len(self.guards), len(self.commands)]
-        for digest, command in self.guards:
-            words += [digest, len(command), *command]
-        for command in self.commands:
-            words += [len(command), *command]
-        return words
+        counts = (self.guards[0], self.commands[0] + self.dependents[0])
+        packed = (self.guards[1], self.commands[1], self.dependents[1])
+        return [claim.job_id, claim.execution_id, claim.queue, claim.worker_name, *counts, *packed]
+
+
+def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:
+    """Return a part of an outcome as it travels between parent and horse."""
+    return (part[0], *part[1])
+
+
+def packed(part: Sequence[Any]) -> tuple[int, Packed]:
+    """Return what ``flat`` was given."""
+    number, count, data = part
+    return number, Packed(count, data)
 
 
 class Claimed(NamedTuple):
@@ -152,7 +166,7 @@ class Ledger:
             + ("worker_name", claim.worker_name, "exc_string", b64encode(text)),
             ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
         ]
-        return Outcome(claim, "failed", (), [[_bytes(word) for word in command] for command in commands], len(commands))
+        return Outcome(claim, "failed", NOTHING, (len(commands), pack_runs(commands)))
 
     # -- alive ---------------------------------------------------------------------------------------------------
 
@@ -212,6 +226,3 @@ def _failure_ttl(raw: Mapping[bytes, bytes]) -> int:
     except (KeyError, ValueError):
         return DEFAULT_FAILURE_TTL
 
-
-def _bytes(word: Word) -> bytes:
-    return word if isinstance(word, bytes) else str(word).encode()

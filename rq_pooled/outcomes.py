@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 
 from .claims import Claim
 from .connections import Exchange
-from .ledger import Outcome
+from .ledger import Outcome, flat
 from .parent import Parent
 from .slots import Slot, Task
 
@@ -78,7 +78,7 @@ class Outcomes:
         if result == "changed":
             # It got dependents while it ran. What its horse waits to hear is that it will be recorded: it will.
             self._receipt(outcome, True)
-            self._add_task(Task("settle", claim, (outcome.status, list(outcome.commands[: outcome.own_commands]))))
+            self._add_task(Task("settle", claim, (outcome.status, *flat(outcome.commands))))
         elif result in ("ok", "lost"):
             if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
                 self.lost_claims += 1

@@ -16,6 +16,8 @@ from redis import Redis
 from redis.client import Pipeline
 from rq.job import Job
 
+from .pipelines import HandedPipeline
+
 #: Answers reads on behalf of a recording: takes encoded commands, returns (digest, raw reply) for each.
 Reader = Callable[[Sequence[Sequence[bytes]]], list[tuple[bytes, Any]]]
 
@@ -84,7 +86,7 @@ class Tape:
     def expect_dependents(self) -> None:
         """From here on ask the server for the dependents, and let what it says guard the commit."""
         self._known.pop((b"SMEMBERS", self._dependents_key), None)
-        self.guards = []
+        self.guards, self.commands = [], []
 
     def write(self, words: list[bytes]) -> None:
         """Record a write."""
@@ -96,54 +98,6 @@ class Tape:
                 self.commands.append(words[:head] + words[start : start + _MAX_WORDS])
         else:
             self.commands.append(words)
-
-
-class RecordingPipeline(Pipeline):
-    """A pipeline whose ``execute`` plays its commands to the recorder; it never uses a connection.
-
-    WATCH is a no-op: the claim fences the commit, and guards take the place of watched keys.
-    """
-
-    def __init__(self, recorder: Recorder) -> None:
-        super().__init__(recorder.connection_pool, recorder.response_callbacks, True, None)
-        self._recorder = recorder
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Answer at once between WATCH and MULTI, as redis-py does; queue otherwise."""
-        if self.watching and not self.explicit_transaction:
-            return self._recorder.record(args, options)
-        self.command_stack.append((args, options))
-        return self
-
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        """Return another pipeline of this kind; RQ asks a watching pipeline for one."""
-        return RecordingPipeline(self._recorder)
-
-    def watch(self, *names: Any) -> bool:
-        """Switch to answering at once."""
-        self.watching = True
-        return True
-
-    def unwatch(self) -> bool:
-        """Switch back to queueing."""
-        self.watching = False
-        return True
-
-    def multi(self) -> None:
-        """Queue from here on."""
-        self.explicit_transaction = True
-
-    def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Record what was queued, and return one reply per command."""
-        stack = list(self.command_stack)
-        self.reset()
-        return [self._recorder.record(args, options) for args, options in stack]
-
-    def reset(self) -> None:
-        """Forget what was queued."""
-        self.command_stack: list[Any] = []
-        self.watching = False
-        self.explicit_transaction = False
 
 
 class Recorder(Redis):
@@ -167,9 +121,9 @@ class Recorder(Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Record, relay, or send to the server."""
         if self.recording:
-            return self.record(args, options)
+            return self.answer(args, options)
         if self.relay is not None and self.relay.takes(args[0]):
-            return self.relay_command(self.relay, args, options)
+            return self.relay.answer(args, options)
         if args[0] == "PERSIST" and args[1] == self.running:
             return 1
         return super().execute_command(*args, **options)
@@ -177,13 +131,12 @@ class Recorder(Redis):
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         """Return a pipeline of the kind that the switch asks for."""
         if self.recording:
-            return RecordingPipeline(self)
+            return HandedPipeline(self, self)
         if self.relay is not None:
-            pipeline: Pipeline = self.relay.pipeline(self)
-            return pipeline
+            return HandedPipeline(self, self.relay)
         return super().pipeline(transaction, shard_hint)
 
-    def record(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
+    def answer(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Answer a read, or record a write and answer 1, which RQ's handlers never look at."""
         assert self.tape is not None
         words = self.encode(args)
@@ -192,12 +145,15 @@ class Recorder(Redis):
         self.tape.write(words)
         return 1
 
-    def relay_command(self, relay: Any, args: Sequence[Any], options: dict[str, Any]) -> Any:
-        """Have one command executed by the parent."""
-        (reply,) = relay.execute([self.encode(args)])
-        if isinstance(reply, Exception):
-            raise reply
-        return self.parse(args, options, reply)
+    def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
+        """Record what a pipeline has queued."""
+        return [self.answer(args, options) for args, options in stack]
+
+    def watch(self, names: Sequence[Any]) -> None:  # type: ignore[override] # of a pipeline, which gives one list
+        """Do nothing: the claim fences the commit, and guards take the place of watched keys."""
+
+    def unwatch(self) -> None:
+        """Do nothing, see ``watch``."""
 
     def encode(self, args: Sequence[Any]) -> list[bytes]:
         """Return the words as they would be sent."""
@@ -216,7 +172,7 @@ class Recorder(Redis):
 def make_recorder(client_class: type[Redis], connection_pool: Any, server_version: tuple[int, int, int]) -> Recorder:
     """Return a recorder that is also an instance of ``client_class``; it connects only when user code uses it."""
     kind = Recorder if client_class is Redis else type("Recorder", (Recorder, client_class), {})
-    recorder = kind(connection_pool=connection_pool)
+    recorder: Recorder = kind(connection_pool=connection_pool)
     # Where RQ's get_version keeps what it has asked INFO for, so that it does not ask.
-    setattr(recorder, "__rq_redis_server_version", server_version)  # noqa: B010 - no identifier can name it here
+    setattr(recorder, "__rq_redis_server_version", server_version)
     return recorder

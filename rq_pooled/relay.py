@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError, WatchError
 
@@ -26,33 +25,55 @@ _SIMPLE = READS | frozenset(
 
 
 class Relay:
-    """Carries a recorder's commands to the parent and back.
+    """Carries a recorder's commands to the parent and back; the backend of its pipelines meanwhile.
 
     WATCH works since only one horse at a time does maintenance, and the parent itself never uses MULTI.
     """
 
-    def __init__(self, channel: ChildChannel) -> None:
+    def __init__(self, channel: ChildChannel, recorder: Recorder) -> None:
         self._channel = channel
+        self._recorder = recorder
 
     @contextlib.contextmanager
-    def carry(self, recorder: Recorder) -> Iterator[None]:
+    def carry(self) -> Iterator[None]:
         """Send the recorder's simple commands through the parent inside the block."""
-        recorder.relay = self
+        self._recorder.relay = self
         try:
             yield
         finally:
-            recorder.relay = None
-
-    def pipeline(self, recorder: Recorder) -> Pipeline:
-        """Return a pipeline that travels this way."""
-        return RelayPipeline(recorder, self)
+            self._recorder.relay = None
 
     def takes(self, name: str) -> bool:
         """Tell whether the command is a simple one."""
         return name.encode() in _SIMPLE
 
-    def execute(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:
-        """Have the parent execute ``commands`` in one round trip; error replies are returned as ResponseError.
+    def answer(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Have one command executed by the parent."""
+        (reply,) = self._execute([self._recorder.encode(args)])
+        if isinstance(reply, Exception):
+            raise reply
+        return self._recorder.parse(args, options, reply)
+
+    def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
+        """Have a transaction executed by the parent. Raises WatchError when a watched key has changed."""
+        words = [self._recorder.encode(args) for args, _ in stack]
+        replies = self._execute([[b"MULTI"], *words, [b"EXEC"]])[-1]
+        if isinstance(replies, Exception):
+            raise replies
+        if replies is None:
+            raise WatchError("a watched key has changed")
+        return [self._recorder.parse(args, options, reply) for (args, options), reply in zip(stack, replies)]
+
+    def watch(self, names: Sequence[Any]) -> None:
+        """Have keys watched on the parent's connection."""
+        self.answer(("WATCH", *names), {})
+
+    def unwatch(self) -> None:
+        """End that."""
+        self.answer(("UNWATCH",), {})
+
+    def _execute(self, commands: Sequence[Sequence[bytes]]) -> list[Any]:
+        """Have the parent execute ``commands`` in one write; error replies are returned as ResponseError.
 
         Raises:
             redis.exceptions.ConnectionError: the parent has lost the server.
@@ -62,56 +83,3 @@ class Relay:
         if isinstance(replies, str):
             raise RedisConnectionError(replies)
         return [ResponseError(reply[1]) if isinstance(reply, tuple) else reply for reply in replies]
-
-
-class RelayPipeline(Pipeline):
-    """A MULTI/EXEC pipeline whose commands travel through the relay."""
-
-    def __init__(self, recorder: Recorder, relay: Relay) -> None:
-        super().__init__(recorder.connection_pool, recorder.response_callbacks, True, None)
-        self._recorder = recorder
-        self._relay = relay
-
-    def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Answer at once between WATCH and MULTI, as redis-py does; queue otherwise."""
-        if self.watching and not self.explicit_transaction:
-            return self._recorder.relay_command(self._relay, args, options)
-        self.command_stack.append((args, options))
-        return self
-
-    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
-        """Return another pipeline of this kind."""
-        return RelayPipeline(self._recorder, self._relay)
-
-    def watch(self, *names: Any) -> bool:
-        """Watch keys until ``execute`` or ``reset``."""
-        self._recorder.relay_command(self._relay, ("WATCH", *names), {})
-        self.watching = True
-        return True
-
-    def multi(self) -> None:
-        """Queue from here on."""
-        self.explicit_transaction = True
-
-    def execute(self, raise_on_error: bool = True) -> list[Any]:
-        """Send what was queued as one transaction. Raises WatchError when a watched key changed."""
-        stack, self.command_stack = list(self.command_stack), []
-        if not stack:
-            self.reset()
-            return []
-        self.watching = self.explicit_transaction = False
-        words = [self._recorder.encode(args) for args, _ in stack]
-        replies = self._relay.execute([[b"MULTI"], *words, [b"EXEC"]])[-1]
-        if isinstance(replies, Exception):
-            raise replies
-        if replies is None:
-            raise WatchError("a watched key changed")
-        return [self._recorder.parse(args, options, reply) for (args, options), reply in zip(stack, replies)]
-
-    def reset(self) -> None:
-        """Forget what was queued and watched."""
-        if getattr(self, "watching", False):
-            self._recorder.relay_command(self._relay, ("UNWATCH",), {})
-        self.command_stack: list[Any] = []
-        self.watching = False
-        self.explicit_transaction = False

@@ -9,10 +9,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Union
 
-Word = Union[bytes, str, int, float]
-Command = tuple[Word, ...]
+from .resp import Command, Packed, Word, pack_runs
+
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
@@ -43,7 +42,7 @@ class Scripts:
         """Return the commands that make the server know all scripts; needed once, and after a SCRIPT FLUSH."""
         return [("SCRIPT", "LOAD", text) for text in self._texts.values()]
 
-    def _call(self, name: str, keys: Sequence[str], *arguments: Word) -> Command:
+    def _call(self, name: str, keys: Sequence[str], *arguments: Word | Packed) -> Command:
         return ("EVALSHA", self._hashes[name], len(keys), *keys, *arguments)
 
     def claim(
@@ -64,16 +63,13 @@ class Scripts:
         limits = (lease, abandon_after, max_bytes, strategy, seed, claims_key(token))
         return self._call("claim", queue_keys, now, now_seconds, *limits, *words)
 
-    def commit(self, now: str, token: str, outcomes: Iterable[Sequence[Word]]) -> Command:
+    def commit(self, now: str, token: str, outcomes: Iterable[Sequence[Word | Packed]]) -> Command:
         """Record outcomes, each given as the words that commit.lua takes per outcome."""
         return self._call("commit", (), now, claims_key(token), *(word for outcome in outcomes for word in outcome))
 
     def reads(self, commands: Iterable[RawCommand]) -> Command:
         """Read, with a digest per reply."""
-        words: list[Word] = []
-        for command in commands:
-            words += [len(command), *command]
-        return self._call("reads", (), *words)
+        return self._call("reads", (), pack_runs(commands))
 
     def heartbeat(
         self,

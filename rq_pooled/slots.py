@@ -12,7 +12,7 @@ from typing import Any
 from . import hooks
 from .channel import ChildChannel
 from .claims import Claim
-from .ledger import Outcome
+from .ledger import NOTHING, Outcome, packed
 from .loop import Timer
 from .parent import Parent
 from .prefork import Horse, Prefork
@@ -194,9 +194,9 @@ class Slots:
             task.deaths = 1
             self.tasks.append(task)
         elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
-            job_status, commands = task.arguments
+            job_status, *commands = task.arguments
             log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
-            self._on_outcome(Outcome(claim, job_status, (), commands, len(commands)))
+            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands)))
         else:
             reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
             self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
@@ -218,7 +218,7 @@ class Slots:
             self._on_request(slot, kind, rest[0])
 
     def _on_outcome_message(
-        self, slot: Slot, status: str, guards: Any, commands: Any, own_commands: int, wants_receipt: bool
+        self, slot: Slot, status: str, guards: Any, commands: Any, dependents: Any, wants_receipt: bool
     ) -> None:
         claim = slot.claim
         if claim is None:
@@ -226,7 +226,8 @@ class Slots:
         slot.delivered = True
         # Cleaning up takes moments; webhooks have timeouts of their own.
         self._set_deadline(slot, -1 if wants_receipt else 0)
-        self._on_outcome(Outcome(claim, status, guards, commands, own_commands, slot if wants_receipt else None))
+        receipt_for = slot if wants_receipt else None
+        self._on_outcome(Outcome(claim, status, packed(guards), packed(commands), packed(dependents), receipt_for))
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:
         slot.end()

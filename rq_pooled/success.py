@@ -20,14 +20,17 @@ from rq.utils import current_timestamp, utcformat
 #: Attributes that running a job changes; what else differs from the moment it was rebuilt, its code has changed.
 _CHANGED_BY_RUNNING = frozenset(
     (
-        "_args _cached_result _func_name _instance _kwargs _result _status _success_callback connection ended_at "
-        "last_heartbeat meta started_at worker_name"
-    ).split()
+        *("_args", "_cached_result", "_func_name", "_instance", "_kwargs", "_result", "_status", "_success_callback"),
+        *("connection", "ended_at", "last_heartbeat", "meta", "started_at", "worker_name"),
+    )
 )
 #: Fields that RQ always writes: a hash that lacks one was written by another version, and RQ's handler completes it.
 _ALWAYS_WRITTEN = frozenset(
-    b"created_at data description ended_at enqueued_at failure_callback_name group_id last_heartbeat origin started_at "
-    b"status stopped_callback_name success_callback_name timeout worker_name".split()
+    (
+        *(b"created_at", b"data", b"description", b"ended_at", b"enqueued_at", b"failure_callback_name", b"group_id"),
+        *(b"last_heartbeat", b"origin", b"started_at", b"status", b"stopped_callback_name", b"success_callback_name"),
+        *(b"timeout", b"worker_name"),
+    )
 )
 
 
@@ -55,7 +58,9 @@ def is_plain(job: Job, raw: Mapping[bytes, bytes], before: Mapping[str, Any], re
     )
 
 
-def plain_success(job: Job, execution: Execution, worker_key: str, worker_name: str, result_ttl: int) -> list[list[Any]]:
+def plain_success(
+    job: Job, execution: Execution, worker_key: str, worker_name: str, result_ttl: int
+) -> list[list[Any]]:
     """Return the commands that record a plain success; words are bytes, text or numbers.
 
     They stand for RQ's handle_job_success, Job._handle_success, Job.save, Result.save and Job.cleanup. Left out, since
@@ -76,7 +81,7 @@ def plain_success(job: Job, execution: Execution, worker_key: str, worker_name: 
     entry += ["execution_ended_at", job.ended_at.timestamp()]
     # RQ's registry takes -1 for ever as the score +inf, and any other negative number as it is.
     score: Any = current_timestamp() + result_ttl if result_ttl > 0 else "+inf" if result_ttl == -1 else result_ttl
-    commands = [
+    commands: list[list[Any]] = [
         ["HINCRBY", worker_key, "successful_job_count", 1],
         ["HINCRBYFLOAT", worker_key, "total_working_time", repr(seconds)],
         changed,
@@ -95,6 +100,6 @@ def plain_success(job: Job, execution: Execution, worker_key: str, worker_name: 
 def _serialized(job: Job) -> bytes:
     try:
         serialized: bytes = job.serializer.dumps(job._result)
-    except Exception:
+    except Exception:  # noqa: BLE001 - whatever a serializer raises, as RQ
         serialized = job.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
     return serialized

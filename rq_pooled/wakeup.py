@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from .connections import Exchange
 from .loop import Timer
 from .parent import Parent
-from .scripts import Command
+from .resp import Command
 
 #: Seconds between looks at the queues where the server offers no client tracking.
 POLL_INTERVAL = 0.05

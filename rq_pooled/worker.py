@@ -43,7 +43,8 @@ from .loop import Loop
 from .parent import Parent
 from .pool import get_connection, get_pool
 from .recorder import make_recorder
-from .scripts import Command, Scripts
+from .resp import Command
+from .scripts import Scripts
 from .server import check_server
 from .sockets import make_connection
 

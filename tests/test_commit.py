@@ -562,7 +562,7 @@ def test_any_order_of_commands_keeps_each_execution_in_one_place(ours: Engine, r
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=60,
+            max_examples=150,
             stateful_step_count=25,
             deadline=None,
             database=None,
