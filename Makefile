@@ -11,6 +11,7 @@ help:
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis chooses the server)'
 	@echo 'make lint    ruff'
 	@echo 'make types   mypy --strict'
+	@echo 'make bench   run the benchmarks; they print what README quotes'
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
 	@echo 'make clean   remove .venv and all caches'
 
@@ -25,6 +26,9 @@ lint: .venv/ready-dev
 
 types: .venv/ready-dev
 	@$(BIN)/mypy $(ARGS)
+
+bench: .venv/ready-dev
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 docs: .venv/ready
 	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
@@ -62,4 +66,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo test lint types docs clean
+.PHONY: help demo test lint types bench docs clean

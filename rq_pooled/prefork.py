@@ -221,13 +221,14 @@ class Prefork:
         if horse.pid not in self.horses:
             return
         try:
-            pid, status, rusage = os.wait4(horse.pid, os.WNOHANG)
+            if os.waitid(os.P_PID, horse.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+                return
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                # What the job left behind; while the horse is not waited for, nobody else can have its number.
+                os.killpg(horse.pid, signal.SIGKILL)
+            _pid, status, rusage = os.wait4(horse.pid, 0)
         except ChildProcessError:  # somebody else waited for it: the cause is unknown, the death is certain
-            pid, status, rusage = horse.pid, signal.SIGKILL, resource.getrusage(resource.RUSAGE_CHILDREN)
-        if pid == 0:
-            return
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # children that the job left behind
-            os.killpg(horse.pid, signal.SIGKILL)
+            status, rusage = int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
         if not horse.retiring:
             self.receive(horse)  # an outcome that was complete before the death counts
         del self.horses[horse.pid]

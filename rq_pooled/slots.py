@@ -19,6 +19,8 @@ from .prefork import Horse, Prefork
 
 #: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
 RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
+#: Seconds, before KILL_GRACE, that a horse may take to clean up after a job; it takes microseconds.
+CLEAN_UP_TIME = 5.0
 
 
 @dataclass
@@ -156,7 +158,11 @@ class Slots:
         hooks.before_fork()
         slot.ready = False
         slot.end()
-        slot.horse = self._prefork.spawn(self._slots.index(slot))
+        try:
+            slot.horse = self._prefork.spawn(self._slots.index(slot))
+        except OSError as error:  # no process or memory left: later there may be
+            self._parent.log.error("Worker %s: cannot fork (%s); trying again", slot.name, error)
+            self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn(slot))
 
     def _close_in_child(self) -> None:
         self._parent.command.close_in_child()
@@ -224,8 +230,8 @@ class Slots:
         if claim is None:
             return
         slot.delivered = True
-        # Cleaning up takes moments; webhooks have timeouts of their own.
-        self._set_deadline(slot, -1 if wants_receipt else 0)
+        # Webhooks have timeouts of their own.
+        self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
         receipt_for = slot if wants_receipt else None
         self._on_outcome(Outcome(claim, status, packed(guards), packed(commands), packed(dependents), receipt_for))
 

@@ -39,7 +39,9 @@ class Upkeep:
     def start(self) -> None:
         """Begin: maintenance at once, as RQ, then everything at its interval."""
         loop = self._parent.loop
-        loop.call_every(self._parent.settings.heartbeat_interval, self.beat)
+        # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
+        worker, settings = self._parent.worker, self._parent.settings
+        loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
         self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 

@@ -16,7 +16,7 @@ from uuid import uuid4
 import click
 import rq.worker
 from redis import Redis
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.logutils import blue, green, setup_loghandlers
@@ -48,6 +48,8 @@ from .scripts import Scripts
 from .server import check_server
 from .sockets import make_connection
 
+#: The minor versions of RQ whose handlers the parity tests have seen.
+TESTED_RQ = ("2.11.", "2.12.")
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
 #: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
@@ -144,7 +146,7 @@ class Worker(rq.worker.Worker):
                 self.log.info(
                     "Worker %s: started with PID %d, rq %s, %d horses", self.name, self.pid, self.version, len(names)
                 )
-                self._say_what_worker_pool_does(settings)
+                self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
                 arbiter = Arbiter(
                     Parent(self, settings, scripts, ledger, command, listen, Loop()),
@@ -258,7 +260,10 @@ class Worker(rq.worker.Worker):
             except (RedisError, OSError) as error:
                 self.log.warning("Worker %s: death not registered: %s", self.name, scrub(str(error)))
 
-    def _say_what_worker_pool_does(self, settings: Settings) -> None:
+    def _warn(self, settings: Settings) -> None:
+        """Say once what an operator would want to know in advance."""
+        if not self.version.startswith(TESTED_RQ):
+            self.log.warning("Worker %s: not tested with rq %s, but with %s", self.name, self.version, TESTED_RQ)
         if multiprocessing.parent_process() is not None and settings.concurrency > 1:
             self.log.warning(
                 "Worker %s: started by a pool of processes: each of them runs CONCURRENCY=%d jobs at once",
@@ -268,7 +273,7 @@ class Worker(rq.worker.Worker):
 
     def _refuse(self, error: RQPooledError) -> NoReturn:
         """End with one line and the exit code that says whether trying again may help."""
-        self.log.error("Worker %s: %s", self.name, scrub(str(error)))
+        self.log.error("Worker %s: %s", self.name, " ".join(scrub(str(error)).split()))
         if multiprocessing.parent_process() is not None:
             time.sleep(RESPAWN_PAUSE)  # rq worker-pool would start it again every second, whatever the exit code
         raise SystemExit(error.exit_code) from None
@@ -287,8 +292,10 @@ def _settings_module() -> dict[str, Any]:
         return {}
     try:
         module = importlib.import_module(name)
-    except ImportError as error:
-        raise ConfigurationError(f"the settings module {name!r} cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:
+        raise ConfigurationError(
+            f"the settings module {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from None
     return {key: value for key, value in vars(module).items() if key.isupper()}
 
 
@@ -305,8 +312,10 @@ def _check_strategy(strategy: Any) -> None:
 def _preload(module: str) -> None:
     try:
         importlib.import_module(module)
-    except ImportError as error:
-        raise ConfigurationError(f"PRELOAD names the module {module!r}, which cannot be imported: {error}") from None
+    except (Exception, SystemExit) as error:  # a user's module: whatever is wrong there is said in one line
+        raise ConfigurationError(
+            f"PRELOAD names the module {module!r}, which cannot be imported: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _connect(connection: CommandConnection | ListenConnection) -> None:
@@ -320,6 +329,11 @@ def _connect(connection: CommandConnection | ListenConnection) -> None:
         connection.connect()
     except AuthenticationError as error:
         raise ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL") from None
+    except NoPermissionError as error:
+        raise ServerUnsupported(
+            f"the server's access control refuses what a worker does: {error}; let its user run all commands (but "
+            "@dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+        ) from None
     except (RedisConnectionError, RedisError, OSError) as error:
         if any(word in str(error) for word in ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")):
             raise ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL") from None

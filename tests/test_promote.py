@@ -24,7 +24,7 @@ PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 TIMES = (b"enqueued_at", b"created_at", b"last_heartbeat")
 
 
-def promote(ours: Engine, redis: Redis, queues: Any = QUEUES, name: str = "us", **changes: Any) -> list[int]:
+def promote(ours: Engine, redis: Redis, queues: Any = QUEUES, name: str = "us") -> list[int]:
     """Promote as the scheduler ``name``."""
     scheduler = RQScheduler(queues, redis, name=name)
     scheduler.pid, scheduler.last_heartbeat = 1234, datetime.now(timezone.utc)
@@ -46,6 +46,7 @@ def schedule_all_kinds(redis: Redis) -> None:
     queue, other = Queue("default", redis), Queue("q2", redis, default_timeout=77)
     queue.enqueue_at(PAST, "math.factorial", 3, job_id="plain")
     queue.enqueue_at(PAST + timedelta(seconds=1), "math.factorial", 3, job_id="ttl", ttl=900, result_ttl=5)
+    queue.enqueue("math.factorial", 3, job_id="dependent", depends_on="ttl")
     queue.enqueue_at(PAST + timedelta(seconds=2), "math.factorial", 3, job_id="meta", meta={"a": 1}, timeout=33)
     other.enqueue_at(PAST, "math.factorial", 3, job_id="other")
     queue.enqueue_at(datetime.now(timezone.utc) + timedelta(hours=1), "math.factorial", 3, job_id="later")
@@ -89,7 +90,7 @@ def test_leaves_what_stock_rq_leaves(server: Any, redis: Redis) -> None:
         assert promote(ours, redis) == [2, 16, 0]
     assert normalised(redis) == expected
     assert redis.zrange("rq:scheduled:default", 0, -1) == [b"later"], "ghosts are gone, what is not due stays"
-    assert 880 < redis.ttl("rq:job:ttl") <= 900
+    assert 880 < redis.ttl("rq:job:ttl") <= 900 and 880 < redis.ttl("rq:job:ttl:dependents") <= 900
 
 
 @pytest.mark.parametrize("at_front", [None, False, True])

@@ -15,10 +15,11 @@ import rq_pooled
 from rq_pooled.scripts import Scripts, claims_key, leases_key
 
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
-FORBIDDEN = frozenset(
-    "KEYS SCAN HSCAN SSCAN ZSCAN FLUSHALL FLUSHDB BLPOP BRPOP BLMOVE BRPOPLPUSH BLMPOP BZPOPMIN BZPOPMAX BZMPOP WAIT "
-    "WATCH MULTI EXEC DISCARD SUBSCRIBE PSUBSCRIBE MONITOR DEBUG CONFIG SAVE SORT RANDOMKEY SPOP SRANDMEMBER".split()
-)
+FORBIDDEN = {
+    *("KEYS", "SCAN", "HSCAN", "SSCAN", "ZSCAN", "FLUSHALL", "FLUSHDB", "SORT", "RANDOMKEY", "SPOP", "SRANDMEMBER"),
+    *("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT"),
+    *("WATCH", "MULTI", "EXEC", "DISCARD", "SUBSCRIBE", "PSUBSCRIBE", "MONITOR", "DEBUG", "CONFIG", "SAVE"),
+}
 
 
 def split(path: Path) -> tuple[str, str]:

@@ -1,0 +1,24 @@
+"""``python -m benchmarks``: all of them, and one summary."""
+
+from __future__ import annotations
+
+import sys
+
+from . import connections, latency, memory, startup, throughput
+from .common import machine, server
+
+ALL = [throughput, latency, memory, startup, connections]
+
+
+def main() -> None:
+    """Run all, or those named on the command line."""
+    names = sys.argv[1:]
+    with server() as running:
+        print(machine(running), end="\n\n", flush=True)
+        for module in ALL:
+            if not names or module.__name__.rpartition(".")[2] in names:
+                print(module.run(running).text(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""Servers, workers as a user starts them, tables."""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from redis import Redis
+from rq import Queue
+from rq.registry import FinishedJobRegistry
+
+from rq_pooled.embedded import EmbeddedServer
+
+ROOT = Path(__file__).resolve().parent.parent
+QUEUE = "bench"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run jobs: its name in the table, its command, how many RQ workers it registers."""
+
+    name: str
+    command: tuple[str, ...]
+    workers: int
+    concurrency: int = 1
+
+
+def ours(concurrency: int) -> Contender:
+    """``rq worker`` with our class."""
+    command = ("worker", "--worker-class", "rq_pooled.Worker")
+    return Contender(f"rq_pooled, concurrency {concurrency}", command, concurrency, concurrency)
+
+
+def stock_worker() -> Contender:
+    """``rq worker``."""
+    return Contender("rq worker", ("worker",), 1)
+
+
+def stock_pool(number: int, worker_class: str = "rq.Worker") -> Contender:
+    """``rq worker-pool``."""
+    kind = "" if worker_class == "rq.Worker" else f" of {worker_class.removeprefix('rq.')}"
+    command = ("worker-pool", "-n", str(number), "--worker-class", worker_class)
+    return Contender(f"rq worker-pool -n {number}{kind}", command, number)
+
+
+@dataclass
+class Table:
+    """One benchmark's result; the first row is ours, and what others are compared with."""
+
+    title: str
+    header: Sequence[str]
+    rows: list[Sequence[str]]
+    note: str = ""
+
+    def text(self) -> str:
+        """Return it as Markdown with aligned columns."""
+        rows = [list(self.header), *map(list, self.rows)]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
+        pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
+        lines = ["| " + " | ".join(pad[i](row[i], widths[i]) for i in range(len(widths))) + " |" for row in rows]
+        rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
+        body = "\n".join([lines[0], rule, *lines[1:]])
+        return f"### {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+
+
+def machine(server: EmbeddedServer) -> str:
+    """Say where and with what these numbers were made."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
+    packages = ", ".join(f"{name} {version(name)}" for name in ("rq", "redis"))
+    return (
+        f"{date.today()} · {platform.system()} {platform.machine()}, {cores} cores, load before the run {load} · "
+        f"Python {platform.python_version()}, {packages} · {server.kind} {server.version} on loopback"
+    )
+
+
+@contextmanager
+def server() -> Iterator[EmbeddedServer]:
+    """A server of its own."""
+    with EmbeddedServer() as running:
+        yield running
+
+
+@contextmanager
+def client(running: EmbeddedServer) -> Iterator[Redis]:
+    """A client on an empty database."""
+    with Redis.from_url(running.url) as redis:
+        redis.flushall()
+        yield redis
+
+
+def spawn(running: EmbeddedServer, contender: Contender, log: Any) -> subprocess.Popen[bytes]:
+    """Start a contender on the queue, and return at once."""
+    env = {**os.environ, "RQ_POOLED_CONCURRENCY": str(contender.concurrency), "PYTHONUNBUFFERED": "1"}
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    verb, *options = contender.command
+    command = [sys.executable, "-m", "rq.cli", verb, "--url", running.url, *options, QUEUE]
+    return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+
+
+@contextmanager
+def worker(running: EmbeddedServer, redis: Redis, contender: Contender) -> Iterator[subprocess.Popen[bytes]]:
+    """A contender that has registered all its workers and run some jobs; ended with the block."""
+    with tempfile.TemporaryFile() as log:
+        process = spawn(running, contender, log)
+        try:
+            wait_until(lambda: redis.scard("rq:workers") >= contender.workers)
+            run_jobs(redis, 4 * contender.workers, "benchmarks.jobs.nothing")
+            yield process
+        finally:
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """End a contender and everything that it has started."""
+    process.terminate()
+    try:
+        process.wait(15)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def run_jobs(redis: Redis, number: int, function: str, *args: Any, each: Callable[[], Any] | None = None) -> float:
+    """Enqueue jobs in one step and return the seconds until all are finished; ``each`` is called while waiting."""
+    queue, registry = Queue(QUEUE, connection=redis), FinishedJobRegistry(QUEUE, redis)
+    before = redis.zcard(registry.key)
+    with redis.pipeline() as pipe:
+        queue.enqueue_many([Queue.prepare_data(function, args) for _ in range(number)], pipeline=pipe)
+        pipe.execute()
+    start = time.perf_counter()
+    wait_until(lambda: (each and each()) or redis.zcard(registry.key) >= before + number)
+    return time.perf_counter() - start
+
+
+def wait_until(condition: Callable[[], Any], timeout: float = 120) -> None:
+    """Wait; a benchmark that takes longer is broken."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"a benchmark took longer than {timeout:g} s")
+        time.sleep(0.002)
+
+
+def family(pid: int) -> list[int]:
+    """Return a process and all its descendants (Linux)."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(one for child in children for one in family(int(child)))]
+
+
+def main(run: Callable[[EmbeddedServer], Table]) -> None:
+    """Run one benchmark by itself."""
+    with server() as running:
+        print(machine(running), end="\n\n", flush=True)
+        print(run(running).text())

@@ -1,0 +1,53 @@
+"""From the call of enqueue to the first line of the job, with a worker that sleeps."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import tempfile
+import time
+from statistics import quantiles
+
+from redis import Redis
+from rq import Queue
+
+from rq_pooled.embedded import EmbeddedServer
+
+from .common import QUEUE, Contender, Table, client, main, ours, stock_pool, stock_worker, wait_until, worker
+
+CONTENDERS = [(ours(1), 300), (ours(10), 300), (stock_worker(), 100), (stock_pool(1, "rq.SimpleWorker"), 100)]
+
+
+def _measure(redis: Redis, jobs: int) -> list[float]:
+    queue, delays = Queue(QUEUE, connection=redis), []
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as inbox:
+        path = os.path.join(folder, "inbox")
+        inbox.bind(path)
+        inbox.settimeout(30)
+        for i in range(jobs + 10):
+            time.sleep(random.uniform(0.005, 0.02))  # so that it does not beat with anybody's timer
+            start = time.time_ns()
+            job = queue.enqueue("benchmarks.jobs.stamp", path)
+            stamp = int(inbox.recv(100).split()[0])
+            if i >= 10:
+                delays.append((stamp - start) / 1e6)
+            wait_until(lambda: redis.hget(job.key, "status") == b"finished")  # noqa: B023
+    return delays
+
+
+def run(server: EmbeddedServer) -> Table:
+    """Measure."""
+    results: list[tuple[Contender, float, float]] = []
+    for contender, jobs in CONTENDERS:
+        with client(server) as redis, worker(server, redis, contender):
+            cuts = quantiles(_measure(redis, jobs), n=100)
+            results.append((contender, cuts[49], cuts[98]))
+    best = results[0][1]
+    rows = [(c.name, f"{p50:.1f}", f"{p99:.1f}", f"{p50 / best:.1f}") for c, p50, p99 in results]
+    note = "Target: p50 under 3 ms."
+    return Table("Idle latency", ["enqueue to first line of the job", "p50 ms", "p99 ms", "p50 is × ours"], rows, note)
+
+
+if __name__ == "__main__":
+    main(run)

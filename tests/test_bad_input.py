@@ -1,0 +1,311 @@
+"""Bad input ends in one clear line and exit code 2 (75 where trying again may help), and never shows a password."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import crash_jobs
+import pytest
+from redis import Redis
+from redis.exceptions import ResponseError
+from rq import Queue
+from support import TESTS, running_worker, wait_until
+
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.errors import ServerUnsupported
+from rq_pooled.server import check_server
+
+PASSWORD = "gAngenHeim"
+SCRIPT = """
+import sys
+from redis import Redis
+from rq_pooled import Worker
+Worker(["q"], connection=Redis.from_url(sys.argv[1])).work(burst=True)
+"""
+URL_SCRIPT = """
+from rq_pooled import Worker
+Worker(["q"]).work(burst=True)
+"""
+WAYS = {
+    "rq worker": ["-m", "rq.cli", "worker", "--worker-class", "rq_pooled.Worker", "--burst", "--url", "{url}", "q"],
+    "rq-pooled worker": ["-m", "rq_pooled", "worker", "--burst", "--url", "{url}", "q"],
+    "script": ["-c", SCRIPT, "{url}"],
+}
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def run(way: list[str], url: str = "", timeout: float = 20, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a program to its end."""
+    env = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}", **environment}
+    return subprocess.run(
+        [sys.executable, *(word.format(url=url) if word == "{url}" else word for word in way)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def refusal(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
+    """Check that a program was refused in one line, without traceback and password, and return the line."""
+    output = result.stdout + result.stderr
+    assert result.returncode == code, output
+    assert "Traceback" not in output, output
+    assert PASSWORD not in output
+    lines = [line for line in output.splitlines() if line.strip()]
+    assert len(lines) == 1, output
+    return lines[0]
+
+
+every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+# -- settings ----------------------------------------------------------------------------------------------------------
+
+
+@every_way
+@pytest.mark.parametrize(
+    ("setting", "value", "words"),
+    [
+        ("CONCURRENCY", "0", "CONCURRENCY is 0 .*at least 1"),
+        ("CONCURRENCY", "many", "CONCURRENCY is many"),
+        ("MAX_CONNECTIONS", "2", "MAX_CONNECTIONS is 2 .*at least 3"),
+        ("PRELOAD", "no_such_module_anywhere", "PRELOAD .*'no_such_module_anywhere'.*cannot be imported"),
+        ("PRELOAD", "broken_preload", "PRELOAD .*'broken_preload'.*cannot be imported.*on purpose"),
+        ("PRELOAD", "leaving_preload", "PRELOAD .*'leaving_preload'.*cannot be imported"),
+    ],
+)
+def test_a_setting_that_cannot_be_used(
+    server: EmbeddedServer, redis: Redis, way: list[str], setting: str, value: str, words: str
+) -> None:
+    """A wrong setting is named with its value and what is allowed, and nothing is half started."""
+    line = refusal(run(way, server.url, **{f"RQ_POOLED_{setting}": value}))
+    assert re.search(words, line), line
+    assert not redis.keys("*")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("no-scheme-at-all", "no scheme"),
+        ("http://localhost:1/0", "scheme 'http' is unknown"),
+        (f"redis://:{PASSWORD}@localhost:port/0", "malformed"),
+        (f"redis://:{PASSWORD}@localhost:6379/database", "not a number"),
+        (f"redis://user:{PASSWORD}/x@localhost:6379/0", "malformed"),
+        (f"redis://:{PASSWORD}@localhost:99999/0", "malformed"),
+    ],
+)
+@pytest.mark.parametrize("way", [WAYS["rq-pooled worker"], ["-c", URL_SCRIPT]], ids=["rq-pooled worker", "script"])
+def test_a_malformed_url(way: list[str], url: str, words: str) -> None:
+    """A URL that cannot be used is refused before anything connects, without the password in it."""
+    if way[0] == "-c":  # constructing has to raise: there is no work() that could end the program
+        result = run(way, RQ_POOLED_URL=url)
+        assert result.returncode == 1
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("rq_pooled.errors.ConfigurationError: URL is ") and words in last
+        assert PASSWORD not in result.stdout + result.stderr
+    else:
+        assert words in refusal(run(way, url))
+        assert words in refusal(run(["-m", "rq_pooled", "worker", "q"], RQ_POOLED_URL=url))
+
+
+def test_a_wrong_dequeue_strategy_from_a_script(server: EmbeddedServer, redis: Redis) -> None:
+    """A strategy that does not exist is refused by work() with the ones that do."""
+    script = SCRIPT.replace("burst=True", "dequeue_strategy='newest'")
+    assert "use default, random or round_robin" in refusal(run(["-c", script, "{url}"], server.url))
+    assert not redis.keys("*")
+
+
+def test_an_unknown_setting_from_a_script(server: EmbeddedServer) -> None:
+    """An argument that is neither RQ's nor a setting is a TypeError where it is written, as for any class."""
+    script = SCRIPT.replace("Redis.from_url(sys.argv[1]))", "Redis.from_url(sys.argv[1]), concurency=3)")
+    result = run(["-c", script, "{url}"], server.url)
+    assert result.returncode == 1 and "concurency" in result.stderr
+
+
+def test_a_platform_without_fork(server: EmbeddedServer, redis: Redis) -> None:
+    """Where os.fork is missing the worker says so instead of failing somewhere inside."""
+    line = refusal(run(["-c", "import os; del os.fork" + SCRIPT, "{url}"], server.url))
+    assert "os.fork" in line
+    assert not redis.keys("*")
+
+
+# -- the server --------------------------------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    """Return a port on which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize("way", [WAYS["rq-pooled worker"], WAYS["script"]], ids=["rq-pooled worker", "script"])
+def test_a_server_that_refuses(way: list[str]) -> None:
+    """Where nobody listens the line names the address, and the exit code says that trying again may help."""
+    port = free_port()
+    line = refusal(run(way, f"redis://:{PASSWORD}@127.0.0.1:{port}/0"), 75)
+    assert f"127.0.0.1:{port}" in line
+
+
+@every_way
+@pytest.mark.parametrize("login", ["", f":{PASSWORD}@", f"nobody:{PASSWORD}@"], ids=["missing", "wrong", "unknown user"])
+def test_a_password_that_is_missing_or_wrong(
+    start_server: Callable[..., EmbeddedServer], way: list[str], login: str
+) -> None:
+    """A refused login is said as such, and no password of either side appears."""
+    server = start_server({"requirepass": PASSWORD + "Secret"})
+    result = run(way, f"redis://{login}{server.host}:{server.port}/0")
+    if way is WAYS["rq worker"]:  # connects before it hands over: what it meets there ends as RQ ends it
+        assert PASSWORD not in result.stdout + result.stderr
+        assert result.returncode in (1, 2)
+    else:
+        assert "refuses the login" in refusal(result)
+
+
+def test_a_user_who_may_not_subscribe(start_server: Callable[..., EmbeddedServer]) -> None:
+    """An ACL without the control channels is refused at start: the worker could not be stopped or told anything."""
+    server = start_server()
+    server.client().execute_command("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "~*", "resetchannels", "+@all")
+    line = refusal(run(WAYS["script"], f"redis://worker:{PASSWORD}@{server.host}:{server.port}/0"))
+    assert "channel" in line.lower()
+    assert not server.client().keys("*worker*")
+
+
+@every_way
+def test_cluster_mode(start_server: Callable[..., EmbeddedServer], way: list[str]) -> None:
+    """A cluster node is refused with the reason."""
+    server = start_server({"cluster-enabled": "yes", "cluster-port": free_port()})
+    redis = server.client()
+    redis.execute_command("CLUSTER", "ADDSLOTS", *range(16384))
+    wait_until(lambda: b"cluster_state:ok" in redis.execute_command("CLUSTER INFO"), what="a working cluster")
+    assert "cluster" in refusal(run(way, server.url))
+
+
+def answering_as(version: str) -> tuple[socket.socket, threading.Thread]:
+    """Start a TCP server that speaks just enough to be asked who it is."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve(connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            while data := connection.recv(65536):
+                for _ in range(data.count(b"*")):
+                    info = f"redis_version:{version}\r\nredis_mode:standalone\r\n".encode()
+                    connection.sendall(b"$%d\r\n%s\r\n" % (len(info), info) if b"INFO" in data else b"+OK\r\n")
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threading.Thread(target=serve, args=(connection,), daemon=True).start()
+
+    thread = threading.Thread(target=accept)
+    thread.start()
+    return listener, thread
+
+
+@pytest.fixture
+def old_server() -> Iterator[str]:
+    """The URL of something that says it is Redis 6.0."""
+    listener, thread = answering_as("6.0.16")
+    yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+@pytest.mark.parametrize("way", [WAYS["rq-pooled worker"], WAYS["script"]], ids=["rq-pooled worker", "script"])
+def test_a_server_that_is_too_old(old_server: str, way: list[str]) -> None:
+    """A server before 6.2 is refused with its version and the one that is needed."""
+    line = refusal(run(way, old_server))
+    assert "6.0.16" in line and "6.2" in line
+
+
+@pytest.mark.parametrize(
+    ("info", "words"),
+    [
+        ("redis_version:5.0.7", "5.0.7"),
+        ("redis_version:6.0.20", "6.0.20"),
+        ("other:1", "unknown"),
+        ("redis_version:7.2.0\r\ncluster_enabled:1", "cluster"),
+        ("redis_version:7.2.0\r\nredis_mode:cluster", "cluster"),
+    ],
+)
+def test_servers_that_are_refused(info: str, words: str) -> None:
+    """What INFO says decides; the error names it."""
+    with pytest.raises(ServerUnsupported, match=words):
+        check_server(lambda _: [info.encode()])
+
+
+def test_a_server_that_does_not_answer_info_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    """An ACL without INFO is no reason to refuse; the log says what was not checked."""
+    assert check_server(lambda _: [ResponseError("NOPERM")]) == (6, 2, 0)
+    assert "not checked" in caplog.text
+    assert check_server(lambda _: [b"redis_version:7.2.5\r\nmaxmemory_policy:noeviction\r\n"]) == (7, 2, 5)
+    assert check_server(lambda _: [b"redis_version:8.0-rc1"]) == (8, 0, 0)
+
+
+def test_a_server_that_evicts_keys_is_warned_of(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
+    """Eviction loses jobs: the worker runs, and says so with the policy's name; noeviction is not spoken of."""
+    server = start_server({"maxmemory-policy": "allkeys-lru"})
+    for expected in (1, 0):
+        with running_worker(server.url, "q", "--burst", log=tmp_path / "log", ready=None) as worker:
+            assert worker.wait() == 0
+            assert worker.output().count("maxmemory-policy allkeys-lru") == expected
+        server.client().config_set("maxmemory-policy", "noeviction")
+
+
+# -- names -------------------------------------------------------------------------------------------------------------
+
+
+def test_two_workers_with_one_name(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """The second of two workers with one name is refused, whichever slot collides; the first is not harmed."""
+    with running_worker(server.url, "q", "--name", "w", log=tmp_path / "log", concurrency=3) as first:
+        for name in ("w", "w-2"):
+            script = SCRIPT.replace('["q"]', f'["q"], {name!r}')
+            line = refusal(run(["-c", script, "{url}"], server.url), 75)
+            assert repr(name) in line and str(first.pid) in line
+            assert redis.smembers("rq:workers") == {b"rq:worker:w", b"rq:worker:w-1", b"rq:worker:w-2"}
+        way = [*WAYS["rq-pooled worker"][:-1], "--name", "w", "q"]
+        assert "'w'" in refusal(run(way, server.url), 75)
+        way = [*WAYS["rq worker"][:-1], "--name", "w", "q"]
+        result = run(way, server.url)
+        assert result.returncode in (1, 75)
+        job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
+        wait_until(lambda: job.get_status() == "finished", what="the first worker's work")
+
+
+def test_the_name_of_a_dead_process_is_taken_over_at_once(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """After kill -9 a worker of the same name starts without waiting for the registration to expire."""
+    with running_worker(server.url, "q", "--name", "w", log=tmp_path / "first", concurrency=2) as first:
+        first.kill()
+    assert redis.smembers("rq:workers") == {b"rq:worker:w", b"rq:worker:w-1"}
+    with running_worker(server.url, "q", "--name", "w", log=tmp_path / "second", concurrency=2) as second:
+        assert int(redis.hget("rq:worker:w", "pid")) == second.pid
+        assert second.stop() == 0
+    assert not redis.smembers("rq:workers")
+
+
+def test_a_worker_refused_by_a_pool_waits_before_it_ends(server: EmbeddedServer, tmp_path: Path) -> None:
+    """Under rq worker-pool, which starts its workers again every second, a refused one is in no hurry."""
+    with running_worker(
+        server.url,
+        "q",
+        "-n",
+        "1",
+        log=tmp_path / "log",
+        command=("worker-pool",),
+        ready="CONCURRENCY is 0",
+        concurrency=0,
+    ) as pool:
+        wait_until(lambda: pool.output().count("CONCURRENCY is 0") >= 1)
+        assert "Traceback" not in pool.output()
