@@ -348,6 +348,8 @@ class Surroundings:
 
 def _has_children() -> bool:
     """Tell whether the job left processes behind, dead or alive; they end with this one's group."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return False
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:

@@ -202,8 +202,7 @@ class Prefork:
         """Send ``signum`` to the horse and to every process of its group. A horse that is gone is ignored."""
         if horse.pid not in self.horses:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(horse.pid, signum)
+        _kill_group(horse.pid, signum)
 
     def retire(self, horse: Horse) -> None:
         """Close the channel of an idle horse, which exits when it sees that; its death is reported as any other."""
@@ -220,15 +219,9 @@ class Prefork:
     def _reap(self, horse: Horse) -> None:
         if horse.pid not in self.horses:
             return
-        try:
-            if os.waitid(os.P_PID, horse.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-                return
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                # What the job left behind; while the horse is not waited for, nobody else can have its number.
-                os.killpg(horse.pid, signal.SIGKILL)
-            _pid, status, rusage = os.wait4(horse.pid, 0)
-        except ChildProcessError:  # somebody else waited for it: the cause is unknown, the death is certain
-            status, rusage = int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
+        ended = _wait(horse.pid)
+        if ended is None:
+            return
         if not horse.retiring:
             self.receive(horse)  # an outcome that was complete before the death counts
         del self.horses[horse.pid]
@@ -237,7 +230,7 @@ class Prefork:
         if horse.pidfd is not None:
             self._loop.unwatch(horse.pidfd)
             os.close(horse.pidfd)
-        self._on_exit(horse, status, rusage)
+        self._on_exit(horse, *ended)
 
     def _reap_strangers(self) -> None:
         """As PID 1 of a container, wait for orphans that were handed to us, so that no zombies pile up."""
@@ -276,6 +269,28 @@ def _pidfd_works() -> bool:
     except OSError:
         return False
     return True
+
+
+def _wait(pid: int) -> tuple[int, resource.struct_rusage] | None:
+    """Return (wait status, rusage) of a child that has ended, and end what it left behind; None while it lives."""
+    try:
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped == 0:
+                return None
+            _kill_group(pid)
+            return status, rusage
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        _kill_group(pid)  # while it is not waited for, nobody else can have its number
+        return os.wait4(pid, 0)[1:]
+    except ChildProcessError:  # somebody else waited for it: the cause is unknown, the death is certain
+        return int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def _kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signum)
 
 
 def _die_with_parent(parent: int) -> None:
