@@ -36,7 +36,7 @@ def run(server: EmbeddedServer) -> Table:
             pids = family(process.pid)
             results.append((contender, len(pids), sum(map(pss, pids))))
     best = results[0][2]
-    rows = [(c.name, str(n), f"{mb:.0f}", f"{mb / 10:.1f}", f"{mb / best:.1f}") for c, n, mb in results]
+    rows = [(c.name, str(n), f"{mb:.1f}", f"{mb / 10:.1f}", f"{mb / best:.1f}") for c, n, mb in results]
     return Table(title, header, rows, "Target: under 100 MB. While busy, `rq worker-pool` adds a process per job.")
 
 

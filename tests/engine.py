@@ -12,7 +12,8 @@ from rq_pooled.claims import Claim
 from rq_pooled.config import Settings
 from rq_pooled.connections import CommandConnection
 from rq_pooled.ledger import Claimed, Ledger, Outcome
-from rq_pooled.scripts import Command, Scripts
+from rq_pooled.resp import Command, pack, pack_runs
+from rq_pooled.scripts import Scripts
 from rq_pooled.sockets import make_connection
 
 
@@ -58,7 +59,10 @@ class Engine:
 
 
 def finished(claim: Claim, *more: Sequence[Any], guards: Sequence[Any] = ()) -> Outcome:
-    """The outcome of a job that went well, with what RQ's handlers write in short, and ``more`` commands after it."""
+    """The outcome of a job that went well: what RQ's handlers write, in short, then the commands ``more``.
+
+    A guard is (digest, words of a read).
+    """
     commands = [
         ("HSET", f"rq:job:{claim.job_id}", "status", "finished"),
         ("ZADD", f"rq:finished:{claim.queue}", 1, claim.job_id),
@@ -66,8 +70,8 @@ def finished(claim: Claim, *more: Sequence[Any], guards: Sequence[Any] = ()) -> 
         ("XADD", f"rq:results:{claim.job_id}", "*", "type", 1),
         *more,
     ]
-    encoded = [[str(word).encode() if not isinstance(word, bytes) else word for word in words] for words in commands]
-    return Outcome(claim, "finished", guards, encoded, len(encoded))
+    reads = pack(word for digest, words in guards for word in (digest, len(words), *words))
+    return Outcome(claim, "finished", (len(guards), reads), (len(commands), pack_runs(commands)))
 
 
 @contextmanager

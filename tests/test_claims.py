@@ -173,6 +173,31 @@ def test_one_claim_is_bounded(server: Any, redis: Redis, size: int, expected: in
     assert queue.get_job_ids() == [f"j{i}" for i in range(expected, number)]
 
 
+def test_a_held_id_does_not_block_what_is_behind_it(server: Any, redis: Redis) -> None:
+    """Ids that wait for their other run to end stay in front, and the jobs behind them are claimed, however large the
+    data of those that wait."""
+    queue = Queue(connection=redis)
+    queue.enqueue("builtins.len", os.urandom(2_000_000), job_id="large", description="large")
+    redis.rpush(queue.key, "large", "large")
+    queue.enqueue("builtins.len", "x", job_id="small")
+    with engine(server.url) as ours:
+        assert [claim.job_id for claim in ours.claim("w").claims] == ["large"]
+        claimed = ours.claim("x", "y")
+        assert ([claim.job_id for claim in claimed.claims], claimed.held) == (["small"], 2)
+    assert queue.get_job_ids() == ["large", "large"]
+
+
+def test_a_crowd_of_held_ids_holds_the_server_for_one_bounded_step(server: Any, redis: Redis) -> None:
+    """One claim passes over at most 1 000 ids that wait for another run, and loses none of them."""
+    queue = Queue(connection=redis)
+    queue.enqueue("builtins.len", "x", job_id="twice")
+    with engine(server.url) as ours:
+        ours.claim("w")
+        redis.rpush(queue.key, *["twice"] * 3000)
+        assert ours.claim("x").held == 1000
+    assert redis.llen(queue.key) == 3000
+
+
 # -- suspension --------------------------------------------------------------------------------------------------
 
 

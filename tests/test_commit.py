@@ -30,6 +30,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from support import running_worker, wait_until
 
 from rq_pooled.claims import Claim
+from rq_pooled.resp import pack_runs
 
 
 @pytest.fixture
@@ -112,7 +113,7 @@ def test_does_not_bring_back_a_worker_that_is_gone(ours: Engine, redis: Redis) -
     claim = claim_one(ours, redis)
     redis.delete("rq:worker:w")
     outcome = finished(claim)
-    outcome.commands = outcome.commands[:1]
+    outcome.commands = (1, pack_runs([("HSET", "rq:job:a", "status", "finished")]))
     assert ours.commit(outcome) == ["ok"]
     assert not redis.exists("rq:worker:w")
 
@@ -152,6 +153,16 @@ def test_a_spoilt_registry_harms_no_neighbour(ours: Engine, redis: Redis) -> Non
     redis.set("rq:wip:default", "text")
     words = ours.commit(*map(finished, claims))
     assert words[0].startswith("WRONGTYPE") and words[1] == "ok"
+
+
+@pytest.mark.parametrize("key", ["rq:executions:a", "rq:worker:w", "rq_pooled:leases:default", "rq_pooled:claims:token"])
+def test_a_spoilt_key_of_a_claim_does_not_spoil_the_commit(ours: Engine, redis: Redis, key: str) -> None:
+    """Where what belongs to a claim has become something else, the others of the same commit are recorded all the same."""
+    claims = [claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b", "x")]
+    redis.delete(key)
+    redis.set(key, "text")
+    assert ours.commit(*map(finished, claims))[1] == "ok"
+    assert redis.zscore("rq:wip:default", claims[1].member) is None and counted(redis, "x") == 1
 
 
 def test_a_claim_that_cannot_be_written_leaves_the_job_in_its_queue(ours: Engine, redis: Redis) -> None:
@@ -380,6 +391,9 @@ def test_out_of_memory_commits_go_on_and_claims_stop(start_server: Any) -> None:
         with pytest.raises(ResponseError, match="OOM|maxmemory"):
             ours.claim("w")
         assert redis.lrange("rq:queue:default", 0, -1) == [b"c"]
+        redis.expire("rq:worker:w", 5)
+        assert ours.run(ours.ledger.heartbeat(480, [("w", "", 0.0)], [first, second])) == [[], []]
+        assert redis.ttl("rq:worker:w") > 400
         assert ours.commit(finished(first)) == ["ok"]
         assert ours.run(ours.ledger.push_back([second])) == 1
         assert redis.lrange("rq:queue:default", 0, -1) == [b"b", b"c"]

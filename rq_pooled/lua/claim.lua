@@ -21,7 +21,7 @@ local max_bytes, strategy = tonumber(ARGV[5]), ARGV[6]
 local claims = ARGV[8]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local MAX_STALE = 1000 -- ids without data dropped by one call: it must not hold the server
+local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks at: it must not hold the server
 
 local order = {}
 for i, key in ipairs(KEYS) do
@@ -69,14 +69,19 @@ end
 
 local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
 local slot = 9
-while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
+while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local key, id = pop()
   if not id then
     break
   end
   local job = 'rq:job:' .. id
-  local raw = redis.pcall('HGETALL', job)
-  local data, origin = false, false
+  local running = redis.call('EXISTS', 'rq:executions:' .. id) == 1
+  local raw, data, origin = {}, false, false
+  if running then
+    data = redis.pcall('HEXISTS', job, 'data') == 1
+  else
+    raw = redis.pcall('HGETALL', job)
+  end
   for i = 1, #raw, 2 do
     if raw[i] == 'data' then
       data = true
@@ -87,7 +92,7 @@ while slot < #ARGV and bytes < max_bytes and #stale < MAX_STALE do
   end
   if not data then
     stale[#stale + 1] = id
-  elseif redis.call('EXISTS', 'rq:executions:' .. id) == 1 then
+  elseif running then
     held[#held + 1] = { key, id } -- queued twice: runs again, but not beside itself
   elseif not register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
     failure = 'WRONGTYPE rq:wip:' .. (origin or string.sub(key, 10)) .. ' is no sorted set'

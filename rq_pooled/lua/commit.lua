@@ -88,19 +88,20 @@ while at <= #ARGV do
     at = at + 1 + words
   end
   if result == 'ok' or result == 'lost' then
-    -- The claim goes last. For a lost one, this is what Job.cancel of a running job leaves lying about.
-    redis.call('DEL', 'rq:execution:' .. member)
-    redis.call('ZREM', 'rq:executions:' .. id, execution)
-    local current = redis.call('HGET', worker, 'current_job')
+    -- The claim goes last. For a lost one, this is what Job.cancel of a running job leaves lying about. Where one of
+    -- these keys has become something else, that is no reason to stop: the outcome is recorded, the others wait.
+    redis.pcall('DEL', 'rq:execution:' .. member)
+    redis.pcall('ZREM', 'rq:executions:' .. id, execution)
+    local current = redis.pcall('HGET', worker, 'current_job')
     if current == id then
-      redis.call('HDEL', worker, 'current_job')
+      redis.pcall('HDEL', worker, 'current_job')
     end
-    if (not current or current == id) and redis.call('EXISTS', worker) == 1 then
-      redis.call('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
+    if (not current or current == id) and redis.pcall('EXISTS', worker) == 1 then
+      redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
     end
-    redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
-    redis.call('HDEL', claims, member)
-    redis.call('ZREM', wip, member)
+    redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
+    redis.pcall('HDEL', claims, member)
+    redis.pcall('ZREM', wip, member)
   end
   results[#results + 1] = result
 end

@@ -7,6 +7,10 @@
 -- ARGV[7..]   per slot: worker name, state if it has no job else '', seconds its job has run
 --             then per claim: job id, execution id, wip queue
 -- returns     { { worker name whose hash is gone ... }, { number (from 1) of a claim that is gone ... } }
+--
+-- As in commit.lua, a write that the server never denies comes first: leases are renewed when its memory is full.
+redis.call('DEL', 'rq_pooled:none')
+
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, worker_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local slots = tonumber(ARGV[6])

@@ -1,0 +1,72 @@
+"""The short way to record a plain success, against RQ's own handler on the recorder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from keyspace import dump
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+from support import running_worker
+
+from rq_pooled.success import is_plain, snapshot
+
+
+def _run(redis: Redis, url: str, log: Path, worker_class: str, **options: Any) -> tuple[dict[str, Any], int]:
+    """Run one job and return the key space after it and how many EXPIRE commands that took."""
+    redis.flushall()
+    began = time.time()
+    Queue("default", connection=redis).enqueue("jobs.add", 1, 2, job_id="a", **options)
+    redis.config_resetstat()
+    with running_worker(url, "--burst", "--name", "w", log=log, worker_class=worker_class, ready=None) as worker:
+        assert worker.wait() == 0, worker.output()
+    expires = redis.info("commandstats").get("cmdstat_expire", {"calls": 0})["calls"]
+    redis.hdel("rq:worker:w", "ip_address")  # the port of a connection that is gone
+    return dump(redis, began), expires
+
+
+@pytest.mark.parametrize("options", [{}, {"result_ttl": 30}, {"result_ttl": -1}, {"result_ttl": -5}, {"ttl": 90}])
+def test_the_short_way_leaves_what_the_long_way_leaves(
+    redis: Redis, server: Any, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """A plain success recorded the short way leaves the key space that RQ's own handler leaves, with fewer commands."""
+    short, few = _run(redis, server.url, tmp_path / "short", "rq_pooled.Worker", **options)
+    long, many = _run(redis, server.url, tmp_path / "long", "long_way.LongWayWorker", **options)
+    assert short == long
+    assert few < many or options.get("result_ttl", 0) < 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda job: setattr(job, "description", "other"),
+        lambda job: setattr(job, "result_ttl", 7),
+        lambda job: setattr(job, "retries_left", 1),
+        lambda job: setattr(job, "repeats_left", 1),
+        lambda job: setattr(job, "data", b"other"),
+        lambda job: setattr(job, "failure_ttl", 9),
+        lambda job: setattr(job, "anything", "new"),
+    ],
+)
+def test_a_job_that_changed_itself_goes_the_long_way(redis: Redis, change: Any) -> None:
+    """Whatever a job changes on itself, RQ's handler writes it."""
+    job = Queue("default", connection=redis).enqueue("jobs.add", 1, 2)
+    raw = redis.hgetall(job.key)
+    rebuilt = Job.fetch(job.id, connection=redis)
+    before = snapshot(rebuilt)
+    assert is_plain(rebuilt, raw, before, 500)
+    change(rebuilt)
+    assert not is_plain(rebuilt, raw, before, 500)
+
+
+def test_a_hash_of_another_version_goes_the_long_way(redis: Redis) -> None:
+    """A job's hash that lacks a field which RQ always writes is completed by RQ's handler."""
+    job = Queue("default", connection=redis).enqueue("jobs.add", 1, 2)
+    raw = redis.hgetall(job.key)
+    rebuilt = Job.fetch(job.id, connection=redis)
+    del raw[b"group_id"]
+    assert not is_plain(rebuilt, raw, snapshot(rebuilt), 500)
