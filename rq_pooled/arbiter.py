@@ -69,6 +69,7 @@ class Arbiter:
         self._queues = {queue.key: queue for queue in parent.worker.queues}
         self._requests: list[Exchange] = []
         self._recover_due = False
+        self._refused = False
         self._dispatched = 0
         self._idle_since = time.monotonic()
         self._first_signal_at: float | None = None
@@ -187,9 +188,15 @@ class Arbiter:
                 answer = [("error", str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
             self._slots.reply(slot, ("reply", answer))
 
-        self._requests.append(
-            Exchange(commands, on_replies, lambda error: self._slots.reply(slot, ("reply", str(error))))
-        )
+        exchange = Exchange(commands, on_replies)
+        if kind == "read":  # part of an outcome, which waits for the server to come back
+            exchange.on_lost = lambda _error: self._requests.insert(0, exchange.again())
+            self._requests.append(exchange)
+        elif self._parent.command.connected:
+            exchange.on_lost = lambda error: self._slots.reply(slot, ("reply", str(error)))
+            self._requests.append(exchange)
+        else:
+            self._slots.reply(slot, ("reply", "the server is away"))
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
@@ -201,7 +208,9 @@ class Arbiter:
         return free[: max(0, self._max_jobs - self._dispatched - under_way)]
 
     def _may_claim(self) -> bool:
-        return self._wakeup.awake and not self._stopping and not self._slots.tasks and bool(self._free_slots())
+        # Not while outcomes wait that did not fit into the commit: they would clear what a slot's next claim writes.
+        waiting = self._slots.tasks or self._outcomes
+        return self._wakeup.awake and not self._stopping and not waiting and bool(self._free_slots())
 
     def _claim(self) -> Exchange:
         worker, slots = self._parent.worker, self._free_slots()
@@ -225,10 +234,15 @@ class Arbiter:
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         parent, wakeup = self._parent, self._wakeup
         if isinstance(reply, ResponseError):  # out of memory, usually: commits go on
-            parent.log.error("Worker %s: cannot claim jobs: %s", parent.name, reply)
+            if not self._refused:
+                parent.log.error("Worker %s: cannot claim jobs: %s; trying again every second", parent.name, reply)
+            self._refused = True
             wakeup.sleep()
             wakeup.wake_later(REFUSED_RETRY)
             return
+        if self._refused:
+            self._refused = False
+            parent.log.info("Worker %s: claiming jobs again", parent.name)
         claimed = request.read(reply)
         self._note_suspension(claimed)
         if claimed.stale:

@@ -19,8 +19,6 @@ class Claim(NamedTuple):
     worker_name: str
     #: Seconds since the epoch by the worker's clock, which is what RQ's executions keep.
     created_at: float
-    #: Whether other jobs depended on it when it was claimed.
-    has_dependents: bool
     #: The job's hash as it was before the claim.
     raw: Mapping[bytes, bytes]
 

@@ -78,6 +78,10 @@ class Exchange:
         self.replies: list[Any] = []
         self.ends_write = False
 
+    def again(self) -> Exchange:
+        """Return the same exchange as if it had never been sent."""
+        return Exchange(self.commands, self.on_replies, self.on_lost)
+
 
 class CommandConnection:
     """Sends commands without waiting, and hands out their replies when they have come, in order.

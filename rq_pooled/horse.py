@@ -20,6 +20,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
@@ -152,18 +153,14 @@ class HorseProcess:
 
     def _perform(self, fields: tuple[Any, ...]) -> None:
         """Run a job."""
-        claim = Claim(*fields)
-        job, queue, tape = self._prepare(claim)
+        job, queue, tape = self._prepare(Claim(*fields))
         self._in_job_phase = True
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
         with hooks.around_job():
             self._worker.perform_job(job, queue)
-        if claim.has_dependents and tape.guards:
-            self._enqueue_dependents(job, queue, tape, (len(tape.commands), *pack_runs(tape.commands)))
-        else:
-            self._deliver(tape)
+        self._deliver(tape)
 
     def _bury(self, fields: tuple[Any, ...], pid: int, status: int, usage: Sequence[float], stopped: bool) -> None:
         """Record the failure of a job whose horse died.
@@ -201,13 +198,13 @@ class HorseProcess:
         self._deliver(tape)
 
     def _settle(self, fields: tuple[Any, ...], status: str, *commands: Any) -> None:
-        """Complete the outcome of a job that got dependents while it ran."""
+        """Complete the outcome of a job that has dependents.
+
+        To its ``commands``, packed, this adds what RQ's ``enqueue_dependents`` writes, based on reads that guard the
+        commit.
+        """
         job, queue, tape = self._prepare(Claim(*fields))
         tape.status = status.encode()
-        self._enqueue_dependents(job, queue, tape, commands)
-
-    def _enqueue_dependents(self, job: Job, queue: Queue, tape: Tape, commands: tuple[Any, ...]) -> None:
-        """Add to ``commands`` what RQ's ``enqueue_dependents`` writes, based on reads that guard the commit."""
         tape.expect_dependents()
         with self._recorder.record_to(tape):
             queue.enqueue_dependents(job)
@@ -215,8 +212,11 @@ class HorseProcess:
 
     def _maintain(self) -> None:
         """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs."""
-        with Relay(self._channel, self._recorder).carry():
-            self._worker.run_maintenance_tasks()
+        try:
+            with Relay(self._channel, self._recorder).carry():
+                self._worker.run_maintenance_tasks()
+        except RedisConnectionError as error:
+            self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, error)
 
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
         worker, recorder = self._worker, self._recorder
@@ -273,7 +273,7 @@ class HorseProcess:
         self._channel.send(("read", [list(words) for words in commands]))
         _kind, replies = self._channel.receive()
         if isinstance(replies, str):
-            raise RuntimeError(f"the server could not be asked while an outcome was written: {replies}")
+            raise ResponseError(f"the server refused a read on which an outcome depends: {replies}")
         return [(digest, reply) for digest, reply in replies]
 
     def _announcing(self, penalty: Any) -> Any:

@@ -141,7 +141,7 @@ class Ledger:
             if member.decode() not in members:
                 job_id, _, execution_id = member.decode().rpartition(":")
                 queue, key, name = note.decode().split("\n")
-                claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, False, {}))
+                claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
         return claims
 
     # -- commit --------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ class ClaimRequest(NamedTuple):
         """Return the reply of claim.lua in our terms."""
         suspended, held, stale, jobs = reply
         claims = []
-        for (name, execution_id), (key, job_id, queue, has_dependents, raw) in zip(self.slots, jobs):
+        for (name, execution_id), (key, job_id, queue, raw) in zip(self.slots, jobs):
             fields = dict(zip(raw[::2], raw[1::2]))
             claims.append(
                 Claim(
@@ -211,7 +211,6 @@ class ClaimRequest(NamedTuple):
                     key.decode(),
                     name,
                     self.created_at,
-                    bool(has_dependents),
                     fields,
                 )
             )

@@ -65,9 +65,13 @@ class Upkeep:
             if isinstance(replies[0], ResponseError):
                 log.error("Worker %s: heartbeat refused: %s", name, replies[0])
             elif replies[0][0]:
-                missing = [name.decode() for name in replies[0][0]]
-                log.warning("Worker %s: the server has forgotten %s; registering again", name, ", ".join(missing))
-                self._parent.command.submit(Exchange([self._parent.worker.registration(missing, again=True)]))
+                missing = {name.decode() for name in replies[0][0]}
+                log.warning(
+                    "Worker %s: the server has forgotten %s; registering again", name, ", ".join(sorted(missing))
+                )
+                states = {slot.name: "busy" if slot.claim else idle for slot in self._slots.regular()}
+                again = {name: state for name, state in states.items() if name in missing}
+                self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
 
         return Exchange([self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)], on_replies)
 

@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -200,14 +200,14 @@ class Worker(rq.worker.Worker):
         else:
             self.log.info("Worker %s: %s: %s", claim.worker_name, queue, claim.job_id)
 
-    def registration(self, names: Sequence[str], again: bool = False, dead: tuple[str, int] = ("", 0)) -> Command:
-        """Return the command that registers slots as RQ workers, see register.lua."""
+    def registration(
+        self, states: Mapping[str, str], again: bool = False, dead: tuple[str, int] = ("", 0)
+    ) -> Command:
+        """Return the command that registers slots, name -> state, as RQ workers; see register.lua."""
         self.last_heartbeat = now()
         fields = {key: value or "" for key, value in self.serialize().items()}
-        fields["state"] = WorkerStatus.IDLE.value
-        return self._scripts.register(
-            self.worker_ttl + 60, again, dead, self.queue_names(), [(name, fields) for name in names]
-        )
+        slots = [(name, {**fields, "state": state}) for name, state in states.items()]
+        return self._scripts.register(self.worker_ttl + 60, again, dead, self.queue_names(), slots)
 
     def promotion(self) -> Command:
         """Return the command that enqueues due scheduled jobs."""
@@ -239,13 +239,14 @@ class Worker(rq.worker.Worker):
         Raises:
             WorkerNameTaken: by a worker that lives, or whose process cannot be looked at from here.
         """
-        (taken,) = command.execute([self.registration(names)])
+        states = dict.fromkeys(names, WorkerStatus.IDLE.value)
+        (taken,) = command.execute([self.registration(states)])
         if isinstance(taken, Exception):
             raise ServerUnsupported(f"the server refused to register the worker: {taken}")
         if taken:
             name, host, pid = (part.decode() for part in taken)
             if host == self.hostname and pid.isdigit() and _is_dead(int(pid)):
-                (taken,) = command.execute([self.registration(names, dead=(host, int(pid)))])
+                (taken,) = command.execute([self.registration(states, dead=(host, int(pid)))])
         if taken:
             name, host, pid = (part.decode() for part in taken)
             raise WorkerNameTaken(

@@ -38,7 +38,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "recorder": (3, "pipelines rq redis"),
     "relay": (3, "channel recorder redis"),
     "success": (3, "rq"),
-    "horse": (3, "channel claims hooks recorder relay resp success rq"),
+    "horse": (3, "channel claims hooks recorder relay resp success rq redis"),
     "ledger": (3, "claims config resp scripts rq"),
     "server": (3, "errors redis"),
     # The parent, by duty.

@@ -6,7 +6,7 @@
 -- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
 -- ARGV[9..]   per free slot: worker name, execution id
--- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue, has dependents (0/1),
+-- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
 --             { field, value ... as before the claim } } ... one per slot that got a job, in slot order } }
 if redis.call('EXISTS', 'rq:suspended') == 1 then
   return { 1, 0, {}, {} }
@@ -112,7 +112,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
     redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
       'last_heartbeat', now)
-    jobs[#jobs + 1] = { key, id, queue, redis.call('EXISTS', job .. ':dependents'), raw }
+    jobs[#jobs + 1] = { key, id, queue, raw }
   end
 end
 for i = #held, 1, -1 do
