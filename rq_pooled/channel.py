@@ -16,7 +16,7 @@ from typing import Any
 _HEADER = struct.Struct(">I")
 #: The longest message believed. Redis refuses strings over 512 MB, so a longer one is garbage.
 MAX_MESSAGE = 512 * 1024 * 1024
-_CHUNK = 256 * 1024
+_CHUNK = 64 * 1024
 
 
 def encode(message: Any) -> bytes:

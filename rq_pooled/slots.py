@@ -13,12 +13,13 @@ from . import hooks
 from .channel import ChildChannel
 from .claims import Claim
 from .ledger import NOTHING, Outcome, packed
-from .loop import Timer
 from .parent import Parent
 from .prefork import Horse, Prefork
 
 #: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
 RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
+#: Seconds between looks whether a horse is past its deadline.
+DEADLINE_INTERVAL = 0.25
 #: Seconds, before KILL_GRACE, that a horse may take to clean up after a job; it takes microseconds.
 CLEAN_UP_TIME = 5.0
 
@@ -55,7 +56,8 @@ class Slot:
     #: A stop-job command ended the horse.
     stopped: bool = False
     since: float = field(default_factory=time.monotonic)
-    deadline: Timer | None = None
+    #: When its horse is killed, by the monotonic clock.
+    deadline: float | None = None
     #: Horses in a row that died before they were ever ready.
     stillborn: int = 0
 
@@ -71,14 +73,7 @@ class Slot:
 
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""
-        self.task, self.delivered, self.stopped = None, False, False
-        self.set_deadline(None)
-
-    def set_deadline(self, timer: Timer | None) -> None:
-        """Replace the timer that would kill the horse."""
-        if self.deadline is not None:
-            self.deadline.cancel()
-        self.deadline = timer
+        self.task, self.delivered, self.stopped, self.deadline = None, False, False, None
 
 
 class Slots:
@@ -133,9 +128,10 @@ class Slots:
     # -- horses --------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Fork a horse for each slot."""
+        """Fork a horse for each slot, and begin to watch their deadlines."""
         for slot in self._slots:
             self._spawn(slot)
+        self._parent.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
 
     def close(self) -> None:
         """End all horses."""
@@ -278,16 +274,18 @@ class Slots:
 
     def _set_deadline(self, slot: Slot, timeout: float) -> None:
         """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
-        if timeout < 0:
-            slot.set_deadline(None)
-            return
-        grace = self._parent.settings.kill_grace
+        slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._parent.settings.kill_grace
 
-        def kill() -> None:
-            self._parent.log.warning("Worker %s: killing its horse, %g s past its timeout", slot.name, grace)
-            self.kill(slot)
-
-        slot.set_deadline(self._parent.loop.call_later(timeout + grace, kill))
+    def _kill_overdue(self) -> None:
+        # One look at all slots, not a timer per job, which would stay in the loop's heap long after the job.
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.deadline is not None and slot.deadline <= now:
+                slot.deadline = None
+                self._parent.log.warning(
+                    "Worker %s: killing its horse, %g s past its timeout", slot.name, self._parent.settings.kill_grace
+                )
+                self.kill(slot)
 
 
 def job_timeout(claim: Claim, default: int) -> float:

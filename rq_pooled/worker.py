@@ -9,7 +9,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -47,6 +47,7 @@ from .resp import Command
 from .scripts import Scripts
 from .server import check_server
 from .sockets import make_connection
+from .warmup import warm_up
 
 #: The minor versions of RQ whose handlers the parity tests have seen.
 TESTED_RQ = ("2.11.", "2.12.")
@@ -151,7 +152,7 @@ class Worker(rq.worker.Worker):
                 arbiter = Arbiter(
                     Parent(self, settings, scripts, ledger, command, listen, Loop()),
                     names,
-                    lambda channel: self._run_horse(settings, version, channel),
+                    self._prepare_horses(settings, version),
                     burst,
                     max_jobs,
                     max_idle_time,
@@ -166,28 +167,38 @@ class Worker(rq.worker.Worker):
             raise SystemExit(exit_code)
         return bool(arbiter.completed)
 
-    def _run_horse(self, settings: Settings, version: tuple[int, int, int], channel: ChildChannel) -> None:
-        """Be a horse, in a forked child, until there is a reason to end."""
-        # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
-        share = max(1, (settings.max_connections - ROLES) // settings.concurrency)
+    def _prepare_horses(self, settings: Settings, version: tuple[int, int, int]) -> Callable[[ChildChannel], None]:
+        """Return what a forked child runs to be a horse until there is a reason to end.
+
+        Everything that can be is made here, once, before the first fork: what a child makes is its own memory, what
+        it inherits is shared.
+        """
         pool = get_pool(settings, "job", client=self.connection)
-        pool.limit("job", share)
         recorder = make_recorder(type(self.connection), pool, version)
-        horse: Any = self
-        horse.__class__ = type("Horse", (HorseMixin, type(self)), {})
-        horse._is_horse = True
-        horse.connection = recorder
-        horse.queues = [
-            horse.queue_class.from_queue_key(
+        horse_class: Any = type("Horse", (HorseMixin, type(self)), {})
+        queues = [
+            self.queue_class.from_queue_key(
                 queue.key,
                 connection=recorder,
                 job_class=queue.job_class,
                 serializer=queue.serializer,
-                death_penalty_class=horse.death_penalty_class,
+                death_penalty_class=self.death_penalty_class,
             )
             for queue in self.queues
         ]
-        HorseProcess(horse, channel, settings.max_jobs_per_horse).run()
+        # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
+        share = max(1, (settings.max_connections - ROLES) // settings.concurrency)
+        warm_up(recorder)
+
+        def run_horse(channel: ChildChannel) -> None:
+            pool.limit("job", share)
+            horse: Any = self
+            horse.__class__ = horse_class
+            horse._is_horse = True
+            horse.connection, horse.queues = recorder, queues
+            HorseProcess(horse, channel, settings.max_jobs_per_horse).run()
+
+        return run_horse
 
     # -- what the arbiter asks for -------------------------------------------------------------------------------
 

@@ -39,6 +39,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "relay": (3, "channel recorder redis"),
     "success": (3, "rq"),
     "horse": (3, "channel claims hooks recorder relay resp success rq redis"),
+    "warmup": (3, "recorder resp success rq"),
     "ledger": (3, "claims config resp scripts rq"),
     "server": (3, "errors redis"),
     # The parent, by duty.

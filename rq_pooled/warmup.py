@@ -1,0 +1,43 @@
+"""Touches once, before the first fork, what every job touches: caches filled here are shared by all horses.
+
+A horse that fills them itself has them in memory of its own: 1.4 MB each, measured with Python 3.11.
+"""
+
+from __future__ import annotations
+
+from rq.executions import Execution
+from rq.job import Job
+from rq.utils import now
+
+from .recorder import Recorder
+from .resp import pack_runs
+from .success import is_plain, plain_success, snapshot
+
+
+def nothing() -> None:
+    """Be a job."""
+
+
+def warm_up(recorder: Recorder) -> None:
+    """Rebuild, perform and record a job of our own that exists nowhere; sends nothing, runs no user code.
+
+    RQ's own classes are used throughout, not the worker's: those may be the user's.
+    """
+    job = Job.create(nothing, connection=recorder, id="warm-up", origin="warm-up", timeout=180)
+    job.enqueued_at = now()
+    raw = {name.encode(): _bytes(value) for name, value in job.to_dict().items()}
+    job = Job("warm-up", connection=recorder)
+    job.restore(raw)
+    before = snapshot(job)
+    job.started_at = job.ended_at = job.last_heartbeat = now()
+    recorder.running = job.key
+    job.perform()
+    recorder.running = None
+    execution = Execution("warm-up", job.id, recorder, worker_name="warm-up")
+    execution.serialize()
+    if is_plain(job, raw, before, 500):
+        pack_runs(plain_success(job, execution, "rq:worker:warm-up", "warm-up", 500))
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else str(getattr(value, "value", value)).encode()
