@@ -334,6 +334,7 @@ class Arbiter:
         """Begin a warm shutdown: claim nothing more, finish what runs. Doing it again changes nothing."""
         if not self._stopping:
             self._stopping = True
+            self._slots.forget_maintenance()
             self._parent.worker.note_warm_shutdown([slot.name for slot in self._slots.regular() if slot.claim])
 
     def _stop_hard(self) -> None:

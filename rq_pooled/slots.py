@@ -117,9 +117,14 @@ class Slots:
         return [slot for slot in self._slots if not slot.spare]
 
     def claims(self) -> list[Claim]:
-        """Return the claims whose outcomes have not arrived yet."""
+        """Return the claims whose outcomes have not arrived yet, in the order in which they were popped."""
         claims = [slot.claim for slot in self._slots] + [task.claim for task in self.tasks]
-        return [claim for claim in claims if claim is not None]
+        return sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.created_at)
+
+    def forget_maintenance(self) -> None:
+        """Drop waiting tasks that belong to no job: nobody waits for them at the end."""
+        for task in [task for task in self.tasks if task.claim is None]:
+            self.tasks.remove(task)
 
     def busy(self) -> bool:
         """Tell whether any horse has a task, or one is waiting for a horse."""

@@ -11,5 +11,5 @@ import rq_pooled
 class Worker(rq_pooled.Worker):
     """Its horses end at once."""
 
-    def _run_horse(self, *_: Any) -> None:
-        os._exit(3)
+    def _prepare_horses(self, *_: Any) -> Any:
+        return lambda _channel: os._exit(3)

@@ -205,7 +205,6 @@ def test_horses_that_die_at_once_do_not_make_the_parent_spin(
         worker.kill()
 
 
-@pytest.mark.xfail(strict=True, reason="a warm shutdown waits for the maintenance task, which no horse ever takes")
 def test_a_worker_without_living_horses_can_be_stopped(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """A warm shutdown ends although no horse comes up: nothing runs that it would have to wait for."""
     with running_worker(server.url, "q", log=tmp_path / "log", worker_class="stillborn_worker.Worker") as worker:
