@@ -141,9 +141,9 @@ class Worker(rq.worker.Worker):
             _connect(command)
             version = check_server(command.execute)
             self.ip_address = command.address()
+            _connect(listen)
             self._register(command, names)
             try:
-                _connect(listen)
                 self.log.info(
                     "Worker %s: started with PID %d, rq %s, %d horses", self.name, self.pid, self.version, len(names)
                 )

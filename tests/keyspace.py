@@ -90,6 +90,8 @@ def _field(key: bytes, name: str, value: bytes, began: float) -> Any:
     if key.startswith(b"rq:worker:"):
         if name == "pid":
             return "<pid>" if value.isdigit() else value
+        if name == "ip_address":
+            return "<address>"
         if name == "total_working_time":
             return Near(float(value))
     if name == "current_job_working_time":
@@ -119,6 +121,8 @@ def _traceback(text: str) -> str:
         path = match.group(1)
         if "/rq_pooled/" in path or "/redis/" in path or "contextlib" in path:
             return ""
+        if match.group(2) == "prepare_job_execution":  # a step of RQ's that the claim script has done before
+            return ""
         return f"  {path.rpartition('/')[2]} in {match.group(2)}\n"
 
     text = re.sub(r" at \d{4}-\d\d-\d\d [\d:.+]+", " at <date>", text)
@@ -127,6 +131,6 @@ def _traceback(text: str) -> str:
 
 def _id(value: bytes) -> Any:
     try:
-        return _HEX_ID.sub("<id>", value.decode())
+        return re.sub(r"\b0x[0-9a-f]+", "0x", _HEX_ID.sub("<id>", value.decode()))
     except UnicodeDecodeError:
         return value

@@ -1,0 +1,81 @@
+"""Job functions and callbacks of the tests about what RQ promises for a job."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import jobs
+from redis import Redis
+from rq import Queue, Worker, get_current_job
+from rq.job import Job
+
+import rq_pooled
+
+
+class Eager(Job):
+    """A job class that does not inherit what it promises: its own ``perform`` never calls RQ's."""
+
+    def perform(self) -> Any:
+        """Run the function twice."""
+        self.prepare_for_execution  # noqa: B018  # exists as RQ left it
+        return [self.func(*self.args, **self.kwargs) for _ in range(2)]
+
+
+def pid() -> int:
+    """Return the process that runs the job."""
+    return os.getpid()
+
+
+def announce_and_fail(key: str) -> None:
+    """Say which process runs this, then fail."""
+    jobs.announce(key)
+    raise ValueError("on purpose")
+
+
+def hang_without_redis(started: str) -> None:
+    """Say by a file that it runs, then sleep until stopped."""
+    open(started, "w").close()
+    time.sleep(60)
+
+
+def report_progress(go: str, started: str) -> dict[str, Any]:
+    """Use meta in every way while the test looks."""
+    job = get_current_job()
+    assert job is not None
+    job.meta["progress"] = 50
+    job.save_meta()
+    jobs.wait_for(go, started)
+    job.refresh()
+    seen = dict(job.get_meta())
+    job.meta["progress"] = 100
+    job.save_meta()
+    return seen
+
+
+def on_any_write_pid(_job: Job, connection: Redis, *_rest: Any) -> None:
+    """A callback: say which process runs it, by a transaction, an increment and a plain write."""
+    with connection.pipeline() as pipeline:
+        pipeline.incr("callbacks:count")
+        pipeline.rpush("callbacks:pid", os.getpid())
+        pipeline.execute()
+
+
+def on_success_enqueue(job: Job, connection: Redis, _result: Any) -> None:
+    """A callback: enqueue another job."""
+    Queue("default", connection=connection).enqueue(jobs.add, 3, 4, job_id=f"{job.id}-next")
+
+
+def on_abandoned(job: Job, connection: Redis, kind: Any, *_error: Any) -> None:
+    """A failure callback that needs plain commands only."""
+    connection.rpush("abandoned", f"{os.getpid()} {job.id} {kind.__name__}")
+
+
+def run_worker_with_killed_handler(url: str) -> None:
+    """What a script of a user's does."""
+    with Redis.from_url(url) as connection:
+        worker: Worker = rq_pooled.Worker(
+            ["default"], connection=connection, work_horse_killed_handler=jobs.handle_killed
+        )
+        worker.work(logging_level="INFO")
