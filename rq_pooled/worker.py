@@ -304,7 +304,7 @@ def _settings_module() -> dict[str, Any]:
         return {}
     try:
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module: whatever is wrong is said in one line
         raise ConfigurationError(
             f"the settings module {name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from None
@@ -324,7 +324,7 @@ def _check_strategy(strategy: Any) -> None:
 def _preload(module: str) -> None:
     try:
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a user's module: whatever is wrong there is said in one line
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
         raise ConfigurationError(
             f"PRELOAD names the module {module!r}, which cannot be imported: {type(error).__name__}: {error}"
         ) from None

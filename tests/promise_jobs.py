@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
+import itertools
 import os
-import time
 from typing import Any
 
 import jobs
@@ -19,7 +20,6 @@ class Eager(Job):
 
     def perform(self) -> Any:
         """Run the function twice."""
-        self.prepare_for_execution  # noqa: B018  # exists as RQ left it
         return [self.func(*self.args, **self.kwargs) for _ in range(2)]
 
 
@@ -34,10 +34,9 @@ def announce_and_fail(key: str) -> None:
     raise ValueError("on purpose")
 
 
-def hang_without_redis(started: str) -> None:
-    """Say by a file that it runs, then sleep until stopped."""
-    open(started, "w").close()
-    time.sleep(60)
+def hang_in_c() -> None:
+    """Stay for ever in a C loop that looks at no signals and holds the interpreter."""
+    collections.deque(itertools.repeat(None), maxlen=0)
 
 
 def report_progress(go: str, started: str) -> dict[str, Any]:

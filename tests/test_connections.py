@@ -51,7 +51,7 @@ class Sampler:
         self._url = url
         self._thread = threading.Thread(target=self._run)
 
-    def __enter__(self) -> Sampler:
+    def __enter__(self) -> Sampler:  # noqa: PYI034 - typing.Self needs Python 3.11
         self._thread.start()
         wait_until(lambda: self.samples, what="a first look")
         return self

@@ -76,7 +76,7 @@ class Side:
             worker = self.worker_class(list(queues), name=NAME, connection=Redis.from_url(self.url), **kwargs)
             worker.work(burst=True, logging_level="INFO")
             status = 0
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - a forked child must not return into pytest
             traceback.print_exc()
         finally:
             sys.stdout.flush()

@@ -114,9 +114,9 @@ def job_connections(redis: Redis) -> int:
 def test_callbacks_have_a_working_connection(start: Start, redis: Redis, queue: Queue) -> None:
     """Success, failure and stopped callbacks can read and write Redis with the connection they are given."""
     with start():
-        good = queue.enqueue(jobs.add, 1, 2, on_success=jobs.on_success)
-        bad = queue.enqueue(jobs.fail, on_failure=jobs.on_failure)
-        long = queue.enqueue(jobs.hang, "started", on_stopped=jobs.on_stopped)
+        good = queue.enqueue(jobs.add, 1, 2, on_success=Callback(jobs.on_success))
+        bad = queue.enqueue(jobs.fail, on_failure=Callback(jobs.on_failure))
+        long = queue.enqueue(jobs.hang, "started", on_stopped=Callback(jobs.on_stopped))
         wait_running(redis, "started")
         send_stop_job_command(redis, long.id)
         assert ended(long) == JobStatus.STOPPED
@@ -133,9 +133,9 @@ def test_no_callback_runs_in_the_parent(start: Start, redis: Redis, queue: Queue
     """Callbacks are user code: each runs in a horse, the stopped one, whose own horse is dead, in another."""
     callback = promise_jobs.on_any_write_pid
     with start() as worker:
-        good = queue.enqueue(jobs.announce, "started", on_success=callback)
-        bad = queue.enqueue(promise_jobs.announce_and_fail, "started", on_failure=callback)
-        long = queue.enqueue(jobs.hang, "started", on_stopped=callback)
+        good = queue.enqueue(jobs.announce, "started", on_success=Callback(callback))
+        bad = queue.enqueue(promise_jobs.announce_and_fail, "started", on_failure=Callback(callback))
+        long = queue.enqueue(jobs.hang, "started", on_stopped=Callback(callback))
         own = wait_running(redis, "started", 3)
         send_stop_job_command(redis, long.id)
         assert [ended(job) for job in (good, bad, long)] == [JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED]
@@ -149,7 +149,7 @@ def test_no_callback_runs_in_the_parent(start: Start, redis: Redis, queue: Queue
 def test_a_callback_enqueues_a_job(start: Start, redis: Redis, queue: Queue) -> None:
     """What a success callback enqueues runs, also when the callback's own job leaves no trace."""
     with start():
-        queue.enqueue(jobs.add, 1, 2, job_id="a", result_ttl=0, on_success=promise_jobs.on_success_enqueue)
+        queue.enqueue(jobs.add, 1, 2, job_id="a", result_ttl=0, on_success=Callback(promise_jobs.on_success_enqueue))
         wait_until(lambda: redis.exists("rq:job:a-next"), what="the job that the callback enqueues")
         following = Job.fetch("a-next", connection=redis)
         assert ended(following) == JobStatus.FINISHED
@@ -160,7 +160,7 @@ def test_a_callback_enqueues_a_job(start: Start, redis: Redis, queue: Queue) -> 
 def test_a_failing_success_callback_fails_the_job(start: Start, redis: Redis, queue: Queue) -> None:
     """As in RQ, a job whose success callback raises has failed, with that error."""
     with start():
-        job = queue.enqueue(jobs.add, 1, 2, on_success=jobs.on_success_raise, on_failure=jobs.on_failure)
+        job = queue.enqueue(jobs.add, 1, 2, on_success=Callback(jobs.on_success_raise), on_failure=Callback(jobs.on_failure))
         assert ended(job) == JobStatus.FAILED
         assert "RuntimeError: the success callback failed" in str(result_of(job).exc_string)
         assert texts(redis, "callbacks") == [f"failure {job.id} RuntimeError the success callback failed"]
@@ -198,7 +198,7 @@ def test_the_outcome_of_a_job_taken_away_is_dropped(
 ) -> None:
     """A job that is cancelled or deleted while it runs has no outcome and leaves no residue."""
     with start() as worker:
-        job = queue.enqueue(jobs.wait_for, "go", "started", on_success=jobs.nothing)
+        job = queue.enqueue(jobs.wait_for, "go", "started", on_success=Callback(jobs.nothing))
         wait_running(redis, "started")
         Job.fetch(job.id, connection=redis).delete() if delete else Job.fetch(job.id, connection=redis).cancel()
         redis.rpush("go", 1)
@@ -327,7 +327,7 @@ def test_suspend_and_resume_reach_a_sleeping_worker(start: Start, redis: Redis, 
 def test_timeouts_come_as_exceptions_first(start: Start, redis: Redis, queue: Queue) -> None:
     """A job past its timeout gets RQ's exception and may clean up; a horse that survives it is not killed."""
     with start(concurrency=1, RQ_POOLED_KILL_GRACE="20") as worker:
-        job = queue.enqueue(jobs.hang_politely, "noted", job_timeout=1, on_failure=jobs.on_failure)
+        job = queue.enqueue(jobs.hang_politely, "noted", job_timeout=1, on_failure=Callback(jobs.on_failure))
         assert ended(job) == JobStatus.FAILED
         assert texts(redis, "noted") == ["JobTimeoutException"]
         assert "JobTimeoutException" in str(result_of(job).exc_string)
@@ -336,7 +336,7 @@ def test_timeouts_come_as_exceptions_first(start: Start, redis: Redis, queue: Qu
         assert "killing its horse" not in worker.output()
 
 
-@pytest.mark.parametrize("function", [jobs.hang_deaf, jobs.hang_in_c])
+@pytest.mark.parametrize("function", [jobs.hang_deaf, promise_jobs.hang_in_c])
 def test_who_does_not_hear_the_alarm_is_killed(
     start: Start, redis: Redis, queue: Queue, function: Callable[..., None]
 ) -> None:
@@ -611,8 +611,8 @@ def test_a_busy_slot_says_so(start: Start, redis: Redis, queue: Queue) -> None:
 
 
 def test_exception_handlers_run_in_the_horse(start: Start, redis: Redis, queue: Queue) -> None:
-    """``--exception-handler`` functions run where the job ran, the last one first, until one returns False."""
-    names = ("handle_exception_never", "handle_exception_last", "handle_exception")
+    """``--exception-handler`` functions run where the job ran, in their order, until one returns False."""
+    names = ("handle_exception", "handle_exception_last", "handle_exception_never")
     options = [part for name in names for part in ("--exception-handler", f"jobs.{name}")]
     with start(*options) as worker:
         job = queue.enqueue(promise_jobs.announce_and_fail, "started")
@@ -661,11 +661,11 @@ def abandon(redis: Redis, job: Job) -> None:
 
 def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue) -> None:
     """An expired job of a dead stock worker fails; its callback runs in a horse and costs no connection."""
-    suspend(redis)  # so that the job is not taken before it is made an abandoned one
     with start("--maintenance-interval", "1", "--job-monitoring-interval", "1") as worker:
+        suspend(redis)  # so that the job is not taken before it is made an abandoned one
         wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
         opened = redis.info("stats")["total_connections_received"]
-        job = queue.enqueue(jobs.nothing, on_failure=promise_jobs.on_abandoned)
+        job = queue.enqueue(jobs.nothing, on_failure=Callback(promise_jobs.on_abandoned))
         abandon(redis, job)
         assert ended(job) == JobStatus.FAILED
         wait_until(lambda: queue.failed_job_registry.get_job_ids(cleanup=False) == [job.id])
@@ -679,8 +679,9 @@ def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue
 
 def test_abandoned_jobs_are_retried(start: Start, redis: Redis, queue: Queue) -> None:
     """An expired job of a dead stock worker that has retries left runs again."""
-    suspend(redis)
-    with start("--maintenance-interval", "1"):
+    with start("--maintenance-interval", "1", "--job-monitoring-interval", "1"):
+        suspend(redis)
+        wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
         job = queue.enqueue(jobs.add, 1, 2, retry=Retry(max=1))
         abandon(redis, job)
         wait_until(lambda: job.get_status() == JobStatus.QUEUED, what="the retry")
