@@ -61,9 +61,9 @@ class ChildChannel:
         self._inbox = Inbox()
         self._messages: deque[Any] = deque()
 
-    def send(self, message: Any) -> None:
-        """Send one message whole; blocks while the parent does not read. Raises OSError when the parent is gone."""
-        self._socket.sendall(encode(message))
+    def send(self, *messages: Any) -> None:
+        """Send messages whole; blocks while the parent does not read. Raises OSError when the parent is gone."""
+        self._socket.sendall(b"".join(map(encode, messages)))
 
     def receive(self) -> Any:
         """Return the next message, waiting for it without bound. Raises EOFError when the parent closed its end."""

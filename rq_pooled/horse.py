@@ -127,12 +127,16 @@ class HorseProcess:
         # RQ asks a serializer whether it is one each time it is given one, which is slow; None is its default.
         self._serializer = None if worker.serializer is DefaultSerializer else worker.serializer
         self._channel = channel
+        #: Outcomes that leave together with the word that this process is free again.
+        self._outbox: list[tuple[Any, ...]] = []
         self._jobs_left = max_jobs
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._in_job_phase = False
         self._surroundings = Surroundings()
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
+        # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
+        worker.scheduler = None
 
     def run(self) -> None:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
@@ -146,8 +150,14 @@ class HorseProcess:
             except (EOFError, OSError):
                 return
             getattr(self, f"_{kind}")(*rest)
-            leaving = self._clean_up()
-            self._channel.send(("free", leaving))
+            try:
+                leaving = self._clean_up()
+            except Exception:
+                self._worker.log.exception("Worker %s: error while cleaning up after a job", self._worker.name)
+                leaving = True
+            # In one write, so that the parent's answer to both is one write too. Cleaning up takes microseconds.
+            self._channel.send(*self._outbox, ("free", leaving))
+            self._outbox.clear()
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 
@@ -262,8 +272,10 @@ class HorseProcess:
         guards = (len(tape.guards), *pack(words))
         mine = (len(tape.commands), *pack_runs(tape.commands))
         parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
-        self._channel.send(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))
+        self._outbox.append(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))
         if self._webhooks:
+            self._channel.send(*self._outbox)
+            self._outbox.clear()
             webhooks, self._webhooks = self._webhooks, []
             if self._channel.receive() == ("committed", True):
                 for job, status, exc_string in webhooks:
