@@ -61,11 +61,14 @@ class HorseMixin(Worker):
     #: The running job's hash as it was claimed, and its attributes when it was rebuilt from it.
     raw: Mapping[bytes, bytes] = {}
     before: Mapping[str, Any] = {}
+    #: The next time limit that is set is the job's own.
+    begins: bool = False
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
         job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
-        self.procline(f"Processing {job.func_name} from {job.origin}")
+        self.procline(f"Processing {job.func_name} from {job.origin}")  # fails where the job cannot be read
+        self.begins = True
 
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         """Set the times; replaces RQ's write of the heartbeat: each handler that follows saves the job."""
@@ -132,7 +135,6 @@ class HorseProcess:
         self._jobs_left = max_jobs
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
-        self._in_job_phase = False
         self._surroundings = Surroundings()
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
@@ -164,7 +166,6 @@ class HorseProcess:
     def _perform(self, fields: tuple[Any, ...]) -> None:
         """Run a job."""
         job, queue, tape = self._prepare(Claim(*fields))
-        self._in_job_phase = True
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
@@ -297,8 +298,8 @@ class HorseProcess:
 
         class Announcing(penalty):  # type: ignore[misc]
             def setup_death_penalty(self) -> None:
-                if horse._in_job_phase:
-                    horse._in_job_phase = False
+                if horse._worker.begins:
+                    horse._worker.begins = False
                 else:
                     horse._channel.send(("phase", self._timeout))
                 super().setup_death_penalty()

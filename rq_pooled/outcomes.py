@@ -76,9 +76,9 @@ class Outcomes:
     def _on_result(self, outcome: Outcome, result: str) -> None:
         claim = outcome.claim
         if result == "changed":
-            # It got dependents while it ran. What its horse waits to hear is that it will be recorded: it will.
-            self._receipt(outcome, True)
-            self._add_task(Task("settle", claim, (outcome.status, *flat(outcome.commands))))
+            # It has dependents. Who waits for the record goes on waiting.
+            commands = (outcome.status, *flat(outcome.commands))
+            self._add_task(Task("settle", claim, commands, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
             if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
                 self.lost_claims += 1

@@ -33,6 +33,8 @@ class Task:
     arguments: tuple[Any, ...] = ()
     #: How many horses have died of it.
     deaths: int = 0
+    #: The slot whose horse waits to hear that the outcome of this task was recorded.
+    receipt_for: Slot | None = None
 
     def message(self) -> tuple[Any, ...]:
         """Return it as the horse reads it."""
@@ -203,7 +205,7 @@ class Slots:
         elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
             job_status, *commands = task.arguments
             log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
-            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands)))
+            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
         else:
             reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
             self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
@@ -233,7 +235,7 @@ class Slots:
         slot.delivered = True
         # Webhooks have timeouts of their own.
         self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
-        receipt_for = slot if wants_receipt else None
+        receipt_for = slot if wants_receipt else slot.task and slot.task.receipt_for
         self._on_outcome(Outcome(claim, status, packed(guards), packed(commands), packed(dependents), receipt_for))
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import multiprocessing
 import os
 import platform
+import signal
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 from uuid import uuid4
 
@@ -55,6 +57,8 @@ TESTED_RQ = ("2.11.", "2.12.")
 ROLES = 2
 #: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
 RESPAWN_PAUSE = 5.0
+#: Signals that begin a shutdown.
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
 
 
@@ -115,15 +119,17 @@ class Worker(rq.worker.Worker):
             _check_platform()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
-            return self._work(self._load_settings(), burst, max_jobs, max_idle_time)
+            settings = self._load_settings()
+            for module in settings.preload:
+                _preload(module)
+            with _loop_for_stop_signals() as loop:
+                return self._work(settings, loop, burst, max_jobs, max_idle_time)
         except RQPooledError as error:
             self._refuse(error)
 
     def _work(
-        self, settings: Settings, burst: bool, max_jobs: int | None, max_idle_time: int | None
+        self, settings: Settings, loop: Loop, burst: bool, max_jobs: int | None, max_idle_time: int | None
     ) -> bool:
-        for module in settings.preload:
-            _preload(module)
         self.connection.connection_pool.disconnect()  # what came in has served to find the server
         scripts = Scripts()
         ledger = Ledger(scripts, settings, uuid4().hex)
@@ -150,7 +156,7 @@ class Worker(rq.worker.Worker):
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
                 arbiter = Arbiter(
-                    Parent(self, settings, scripts, ledger, command, listen, Loop()),
+                    Parent(self, settings, scripts, ledger, command, listen, loop),
                     names,
                     self._prepare_horses(settings, version),
                     burst,
@@ -314,6 +320,32 @@ def _settings_module() -> dict[str, Any]:
 def _check_platform() -> None:
     if not hasattr(os, "fork"):
         raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {platform.system()} does not have")
+
+
+def _nothing(*_: object) -> None:
+    """Do nothing."""
+
+
+@contextlib.contextmanager
+def _loop_for_stop_signals() -> Iterator[Loop]:
+    """Return a loop whose first turn serves stop signals that come before it; later ones do nothing until the end.
+
+    None of them ends the process while it registers its slots, or their death: they would stay behind.
+    """
+    loop = Loop()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        previous = {signum: signal.signal(signum, _nothing) for signum in STOP_SIGNALS}
+        for signum in STOP_SIGNALS:
+            loop.on_signal(signum, _nothing)  # until the arbiter takes over
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    try:
+        yield loop
+    finally:
+        loop.close()
+        for signum, handler in previous.items():
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
 def _check_strategy(strategy: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import itertools
 import os
+import time
 from typing import Any
 
 import jobs
@@ -64,6 +65,12 @@ def on_any_write_pid(_job: Job, connection: Redis, *_rest: Any) -> None:
 def on_success_enqueue(job: Job, connection: Redis, _result: Any) -> None:
     """A callback: enqueue another job."""
     Queue("default", connection=connection).enqueue(jobs.add, 3, 4, job_id=f"{job.id}-next")
+
+
+def on_failure_take_time(job: Job, connection: Redis, *_error: Any) -> None:
+    """A callback that needs longer than its job may."""
+    time.sleep(2)
+    connection.rpush("callbacks", job.id)
 
 
 def on_abandoned(job: Job, connection: Redis, kind: Any, *_error: Any) -> None:

@@ -67,6 +67,24 @@ local function register(key, id, queue, execution)
   end
 end
 
+-- Tell whether an execution of the job stands in the started registry. Its list of executions alone says nothing:
+-- that of a worker which died outlives RQ's clean-up by a minute.
+local function is_running(job, id, key)
+  if redis.call('EXISTS', 'rq:executions:' .. id) == 0 then
+    return false
+  end
+  local origin = redis.pcall('HGET', job, 'origin')
+  local wip = 'rq:wip:' .. (type(origin) == 'string' and origin ~= '' and origin or string.sub(key, 10))
+  local executions = redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)
+  for _, execution in ipairs(executions) do
+    local score = redis.pcall('ZSCORE', wip, id .. ':' .. execution)
+    if type(score) == 'string' then
+      return true
+    end
+  end
+  return false
+end
+
 local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
@@ -75,7 +93,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     break
   end
   local job = 'rq:job:' .. id
-  local running = redis.call('EXISTS', 'rq:executions:' .. id) == 1
+  local running = is_running(job, id, key)
   local raw, data, origin = {}, false, false
   if running then
     data = redis.pcall('HEXISTS', job, 'data') == 1

@@ -1,0 +1,245 @@
+"""Programs that know RQ find what they expect: ``rq info``, django-rq, rq-dashboard, Sentry."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import entry_jobs
+import pytest
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+from rq.registry import StartedJobRegistry
+from support import TESTS, WorkerProcess, running_worker, wait_until
+
+from rq_pooled.embedded import EmbeddedServer
+
+
+def status(job: Job) -> str:
+    return str(getattr(job.get_status(), "value", ""))
+
+
+def execute(*command: str, cwd: Path | None = None, **environment: str) -> str:
+    """Run a Python program, warnings being errors, and return what it printed."""
+    paths = [str(cwd)] if cwd else []
+    done = subprocess.run(
+        [sys.executable, *command],
+        check=False,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=40,
+        cwd=cwd,
+        env={
+            **os.environ,
+            "PYTHONWARNINGS": "error",
+            "PYTHONPATH": os.pathsep.join([*paths, str(TESTS), str(TESTS.parent)]),
+            **environment,
+        },
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+# -- rq info and its like ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def busy(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> Iterator[tuple[WorkerProcess, Job]]:
+    """A worker named "seen" of three slots, one of which runs a job until the key "go" exists."""
+    queue = Queue("q", connection=redis)
+    job = queue.enqueue(entry_jobs.wait_for_key, "go")
+    with running_worker(server.url, "q", "--name", "seen", concurrency=3, log=tmp_path / "log") as worker:
+        wait_until(lambda: status(job) == "started")
+        yield worker, job
+        redis.set("go", 1)
+
+
+def test_rq_info_lists_a_worker_for_each_slot(busy: tuple[WorkerProcess, Job], server: EmbeddedServer) -> None:
+    """``rq info`` shows N workers for concurrency N, what each does, and the queue they share."""
+    lines = execute("-m", "rq.cli", "info", "--url", server.url, "--raw").splitlines()
+    workers = {line.split()[1]: line for line in lines if line.startswith("worker ")}
+    assert set(workers) == {"seen", "seen-1", "seen-2"}
+    assert sorted(line.split(")")[1].split()[0] for line in workers.values()) == ["busy", "idle", "idle"]
+    assert "3 workers, 1 queues" in execute("-m", "rq.cli", "info", "--url", server.url)
+
+
+def test_looking_never_fails_a_running_job(
+    busy: tuple[WorkerProcess, Job], server: EmbeddedServer, redis: Redis
+) -> None:
+    """No look at queues, workers or the started registry, all of which clean up, ends a job that runs."""
+    _worker, job = busy
+    queue = Queue("q", connection=redis)
+    registry: StartedJobRegistry = queue.started_job_registry
+    for _ in range(3):
+        assert len(registry) == registry.count == 1
+        assert registry.get_job_ids() == [job.id]
+        execute("-m", "rq.cli", "info", "--url", server.url, "--by-queue")
+    assert status(job) == "started"
+    redis.set("go", 1)
+    wait_until(lambda: status(job) == "finished")
+    assert len(queue.failed_job_registry) == 0
+
+
+# -- django-rq ---------------------------------------------------------------------------------------------------------
+
+DJANGO_SETTINGS = """
+SECRET_KEY = "x"
+USE_TZ = True
+DATABASES = {{"default": {{"ENGINE": "django.db.backends.sqlite3", "NAME": {database!r}}}}}
+INSTALLED_APPS = ["django_rq"]
+RQ_QUEUES = {{"default": {{"URL": {url!r}}}, "low": {{"URL": {url!r}}}}}
+RQ_EXCEPTION_HANDLERS = ["shop_jobs.handler"]
+SHOP = "corner"
+"""
+
+DJANGO_JOBS = """
+import os
+import django_rq
+from django.conf import settings
+from django.db import connection
+
+def price():
+    fresh = connection.connection is None
+    with connection.cursor() as cursor:
+        cursor.execute("select 6 * 7")
+        return [settings.SHOP, cursor.fetchone()[0], fresh, os.getpid()]
+
+def order():
+    return django_rq.enqueue(price).id
+
+def fail():
+    raise ValueError("on purpose")
+
+def handler(job, *exc_info):
+    job.connection.rpush("handled", job.id)
+    return True
+"""
+
+
+@pytest.fixture
+def project(server: EmbeddedServer, tmp_path: Path) -> Path:
+    """A Django project that uses django-rq."""
+    settings = DJANGO_SETTINGS.format(database=str(tmp_path / "db.sqlite3"), url=server.url)
+    (tmp_path / "shop_settings.py").write_text(settings)
+    (tmp_path / "shop_jobs.py").write_text(DJANGO_JOBS)
+    return tmp_path
+
+
+def rqworker(project: Path, *arguments: str, **environment: str) -> str:
+    """Run ``manage.py rqworker``, by default with our class."""
+    options = ["--worker-class", "rq_pooled.Worker"]
+    return execute(
+        "-m",
+        "django",
+        "rqworker",
+        *arguments,
+        *options,
+        cwd=project,
+        DJANGO_SETTINGS_MODULE="shop_settings",
+        **environment,
+    )
+
+
+@pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")
+@pytest.mark.parametrize("concurrency", ["1", "3"])
+def test_django_rq(project: Path, redis: Redis, concurrency: str) -> None:
+    """``rqworker --worker-class rq_pooled.Worker`` runs jobs that use Django, each with a database connection of its
+    own making, enqueues what they enqueue and calls the project's exception handlers."""
+    default = Queue("default", connection=redis)
+    jobs = [Queue(name, connection=redis).enqueue("shop_jobs.price") for name in ("default", "low") * 3]
+    order, failing = default.enqueue("shop_jobs.order"), default.enqueue("shop_jobs.fail")
+    output = rqworker(project, "default", "low", "--burst", RQ_POOLED_CONCURRENCY=concurrency)
+    results = [job.return_value() for job in jobs]
+    assert [result[:3] for result in results] == [["corner", 42, True]] * 6, output
+    if concurrency == "1":
+        assert len({result[3] for result in results}) == 1
+    ordered = Job.fetch(order.return_value(), connection=redis)
+    assert ordered.return_value()[0] == "corner"
+    assert status(failing) == "failed"
+    assert redis.lrange("handled", 0, -1) == [failing.id.encode()]
+    assert not redis.smembers("rq:workers")
+
+
+# -- rq-dashboard ------------------------------------------------------------------------------------------------------
+
+
+def test_dashboard(busy: tuple[WorkerProcess, Job], server: EmbeddedServer, redis: Redis) -> None:
+    """Each page of rq-dashboard, and the data it loads, shows our workers and their jobs, and leaves them alone."""
+    flask = pytest.importorskip("flask")
+    dashboard = pytest.importorskip("rq_dashboard", reason="rq-dashboard, or six that it needs, is not installed")
+    from rq_dashboard.web import setup_rq_connection
+
+    _worker, job = busy
+    queue = Queue("q", connection=redis)
+    good, failing = queue.enqueue(entry_jobs.add, 1, 2), queue.enqueue(entry_jobs.fail)
+    wait_until(lambda: (status(good), status(failing)) == ("finished", "failed"))
+    app = flask.Flask("dashboard")
+    app.config["RQ_DASHBOARD_REDIS_URL"] = server.url
+    setup_rq_connection(app)
+    app.register_blueprint(dashboard.blueprint, url_prefix="/rq")
+    client = app.test_client()
+
+    def get(path: str) -> Any:
+        response = client.get(f"/rq/0/{path}", follow_redirects=True)
+        assert response.status_code == 200, path
+        return response.get_json() if path.endswith(".json") else response.get_data(as_text=True)
+
+    registries = {"queued": 0, "started": 1, "finished": 1, "failed": 1, "scheduled": 0, "deferred": 0, "canceled": 0}
+    pages = [
+        "",
+        "view",
+        "view/queues",
+        "view/workers",
+        "view/jobs",
+        *(f"view/job/{each.id}" for each in (job, good, failing)),
+    ]
+    for page in [*pages, *(f"view/jobs/q/{registry}/8/asc/1" for registry in registries)]:
+        assert "</html>" in get(page)
+    workers = {worker["name"]: worker for worker in get("data/workers.json")["workers"]}
+    assert set(workers) == {"seen", "seen-1", "seen-2"}
+    assert sum("busy" in worker["state"].lower() for worker in workers.values()) == 1
+    assert sum(worker["successful_job_count"] for worker in workers.values()) == 1
+    (shown,) = get("data/queues.json")["queues"]
+    assert (shown["name"], shown["failed_job_registry_count"]) == ("q", 1)
+    for registry, number in registries.items():
+        assert len(get(f"data/jobs/q/{registry}/8/asc/1.json")["jobs"]) == number, registry
+    assert get(f"data/job/{good.id}.json")["status"] == "finished"
+    assert "on purpose" in get(f"data/job/{failing.id}.json")["exc_info"]
+    assert get(f"data/job/{job.id}.json")["status"] == "started"
+    app.redis_conn.close()
+
+
+# -- Sentry ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_sentry_captures_a_failure_once(server: EmbeddedServer, redis: Redis, tmp_path: Path, concurrency: int) -> None:
+    """With Sentry's RQ integration preloaded each failed job is one event that names the job; a good one is none."""
+    pytest.importorskip("sentry_sdk")
+    queue = Queue("q", connection=redis)
+    jobs = [queue.enqueue(function) for function in (entry_jobs.fail, entry_jobs.preloaded, entry_jobs.fail)]
+    file = tmp_path / "events"
+    with running_worker(
+        server.url,
+        "q",
+        "--burst",
+        log=tmp_path / "log",
+        ready=None,
+        concurrency=concurrency,
+        RQ_POOLED_PRELOAD="entry_sentry",
+        ENTRY_SENTRY_FILE=str(file),
+        PYTHONWARNINGS="error",
+    ) as worker:
+        assert worker.wait() == 0, worker.output()
+    assert [status(job) for job in jobs] == ["failed", "finished", "failed"], worker.output()
+    events = [json.loads(line) for line in file.read_text().splitlines()]
+    assert sorted(event["job"] for event in events) == sorted([jobs[0].id, jobs[2].id]), events
+    assert all(event["type"] == ["ValueError"] for event in events)
