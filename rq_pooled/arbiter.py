@@ -155,13 +155,15 @@ class Arbiter:
             exchanges.append(self._recovery())
         if self._upkeep.heartbeat_due:
             exchanges.append(self._upkeep.heartbeat())
+        # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
+        commit_first = bool(self._outcomes) and self._parent.settings.concurrency == 1
         if self._outcomes:
             exchanges.append(self._outcomes.commit())
         exchanges += self._requests
         self._requests.clear()
         if self._upkeep.promote_due:
             exchanges.append(self._upkeep.promotion())
-        if self._may_claim():
+        if self._may_claim() and not commit_first:
             exchanges.append(self._claim())
         elif self._wakeup.look_due:
             exchanges.append(self._wakeup.look())

@@ -52,7 +52,7 @@ class Outcome:
     commands: tuple[int, Packed]
     #: Further commands, which enqueue dependents; they are made anew when a guard's reply has changed.
     dependents: tuple[int, Packed] = NOTHING
-    #: The slot whose horse waits to hear that it was recorded, if one does.
+    #: The slot and its task whose horse waits to hear that it was recorded, if one does.
     receipt_for: Any = None
     #: How often the server was asked to record it.
     attempts: int = 0

@@ -87,7 +87,7 @@ class Outcomes:
                     claim.worker_name,
                     claim.job_id,
                 )
-            self._receipt(outcome, result == "ok")
+            self._receipt(outcome, result == "ok" or outcome.attempts > 1)
             self._on_done()
         else:
             self._on_refused(outcome, result)
@@ -113,6 +113,8 @@ class Outcomes:
             self._add_task(Task("fail", claim, (text,)))
 
     def _receipt(self, outcome: Outcome, recorded: bool) -> None:
-        slot, outcome.receipt_for = outcome.receipt_for, None
-        if slot is not None and slot.delivered:
-            self._reply(slot, ("committed", recorded))
+        if outcome.receipt_for is not None:
+            slot, task = outcome.receipt_for
+            outcome.receipt_for = None
+            if slot.task is task:  # else its horse has died meanwhile
+                self._reply(slot, ("committed", recorded))

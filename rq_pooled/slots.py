@@ -33,8 +33,8 @@ class Task:
     arguments: tuple[Any, ...] = ()
     #: How many horses have died of it.
     deaths: int = 0
-    #: The slot whose horse waits to hear that the outcome of this task was recorded.
-    receipt_for: Slot | None = None
+    #: The slot, and its task, whose horse waits to hear that the outcome of this task was recorded.
+    receipt_for: tuple[Slot, Task] | None = None
 
     def message(self) -> tuple[Any, ...]:
         """Return it as the horse reads it."""
@@ -235,7 +235,8 @@ class Slots:
         slot.delivered = True
         # Webhooks have timeouts of their own.
         self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
-        receipt_for = slot if wants_receipt else slot.task and slot.task.receipt_for
+        assert slot.task is not None
+        receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
         self._on_outcome(Outcome(claim, status, packed(guards), packed(commands), packed(dependents), receipt_for))
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:
