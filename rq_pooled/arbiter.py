@@ -65,7 +65,7 @@ class Arbiter:
         self._outcomes = Outcomes(parent, self._slots.tasks.append, self._slots.reply, self._on_job_done)
         self._wakeup = Wakeup(parent)
         self._upkeep = Upkeep(parent, self._slots, self._outcomes.claims, lambda: self._wakeup.suspended)
-        self._link = Link(parent, self._on_message, self._on_back, self._on_given_up)
+        self._link = Link(parent, self._on_message, self._on_away, self._on_back, self._on_given_up)
         self._queues = {queue.key: queue for queue in parent.worker.queues}
         self._requests: list[Exchange] = []
         self._recover_due = False
@@ -365,6 +365,12 @@ class Arbiter:
         """Probe a connection that has been silent, and look once in case a wake-up was lost."""
         self._link.probe()
         self._wakeup.wake()
+
+    def _on_away(self, error: Exception) -> None:
+        """Answer the requests of horses that were not sent yet, as if they had been."""
+        requests, self._requests = self._requests, []
+        for exchange in reversed(requests):
+            exchange.on_lost(error)
 
     def _on_back(self) -> None:
         """Heartbeat first, then commits, then claims: the order of ``_send``."""

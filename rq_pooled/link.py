@@ -22,6 +22,7 @@ class Link:
     Args:
         parent: as the name says.
         on_message: called with (whether there was a wake-up, control commands) of the listening connection.
+        on_away: called with the error when the server is lost.
         on_back: called when the server is back.
         on_given_up: called after RECONNECT_ATTEMPTS attempts in vain.
     """
@@ -30,11 +31,13 @@ class Link:
         self,
         parent: Parent,
         on_message: Callable[[bool, list[tuple[str, dict[str, Any]]]], None],
+        on_away: Callable[[Exception], None],
         on_back: Callable[[], None],
         on_given_up: Callable[[], None],
     ) -> None:
         self._parent = parent
         self._on_message = on_message
+        self._on_away = on_away
         self._on_back = on_back
         self._on_given_up = on_given_up
         self._away_since: float | None = None
@@ -95,6 +98,7 @@ class Link:
         parent.loop.unwatch(parent.listen)
         parent.command.lose(error)
         parent.listen.close()
+        self._on_away(error)
         if self._away_since is None:
             self._away_since = time.monotonic()
             self._failures = 0

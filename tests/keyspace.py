@@ -12,7 +12,7 @@ from redis import Redis
 from rq.utils import utcparse
 
 #: Seconds that two runs may differ in what they compute from the clock.
-TOLERANCE = 3.0
+TOLERANCE = 8.0
 
 _DATES = {
     "created_at",
@@ -52,6 +52,18 @@ def dump(redis: Redis, began: float) -> dict[str, Any]:
     and the comparison fails.
     """
     return {_id(key): _describe(redis, key, began) for key in sorted(redis.keys())}
+
+
+def differences(theirs: Any, ours: Any, where: str = "") -> list[str]:
+    """Return where the two differ, a line each, and both values."""
+    if type(theirs) is type(ours) and isinstance(theirs, dict):
+        lines = []
+        for key in sorted({*theirs, *ours}):
+            lines += differences(theirs.get(key, "absent"), ours.get(key, "absent"), f"{where}/{key}")
+        return lines
+    if type(theirs) is type(ours) and isinstance(theirs, (list, tuple)) and len(theirs) == len(ours):
+        return [line for i in range(len(ours)) for line in differences(theirs[i], ours[i], f"{where}[{i}]")]
+    return [] if theirs == ours else [f"{where}: RQ {theirs!r}, we {ours!r}"]
 
 
 def _describe(redis: Redis, key: bytes, began: float) -> tuple[Any, ...]:
