@@ -524,12 +524,12 @@ def callbacks(side: Side) -> None:
 @scenario
 def callbacks_that_raise(side: Side) -> None:
     success, failure = Callback("jobs.on_success_raise"), Callback("jobs.on_failure_raise")
-    side.queue().enqueue("jobs.add", 1, 2, job_id="a", on_success=Callback(success))
-    side.queue().enqueue("jobs.add", 1, 2, job_id="b", on_success=Callback(success), on_failure=Callback("jobs.on_failure"))
-    side.queue().enqueue("jobs.fail", job_id="c", on_failure=Callback(failure))
-    side.queue().enqueue("jobs.add", 1, 2, job_id="d", on_success=Callback(success), retry=Retry(max=1))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="a", on_success=success)
+    side.queue().enqueue("jobs.add", 1, 2, job_id="b", on_success=success, on_failure=Callback("jobs.on_failure"))
+    side.queue().enqueue("jobs.fail", job_id="c", on_failure=failure)
+    side.queue().enqueue("jobs.add", 1, 2, job_id="d", on_success=success, retry=Retry(max=1))
     side.queue().enqueue("jobs.add", 1, 2, job_id="e", on_success=Callback("jobs.no_such_callback"))
-    job = side.queue().enqueue("jobs.add", 1, 2, job_id="f", on_success=Callback(success))
+    job = side.queue().enqueue("jobs.add", 1, 2, job_id="f", on_success=success)
     side.queue().enqueue("jobs.add", 1, 2, job_id="g", depends_on=job)
     side.work()
 
