@@ -103,12 +103,16 @@ class Arbiter:
     def _finished(self) -> bool:
         if self._exit_code is not None:
             return True
-        if self._slots.busy() or self._outcomes or self._requests or self._parent.command.in_flight:
+        if self._is_under_way():
             return False
         reason = self._reason_to_end()
         if reason is not None:
             self._parent.log.info("Worker %s: %s", self._parent.name, reason)
         return reason is not None
+
+    def _is_under_way(self) -> bool:
+        """Tell whether anything was begun that is not recorded yet; whatever ends it wakes the loop."""
+        return bool(self._slots.busy() or self._outcomes or self._requests or self._parent.command.in_flight)
 
     def _reason_to_end(self) -> str | None:
         """Return why it should end now that nothing is under way, in RQ's words, or None."""
@@ -125,7 +129,7 @@ class Arbiter:
         return None
 
     def _patience(self) -> float | None:
-        if self._max_idle_time is None:
+        if self._max_idle_time is None or self._is_under_way():
             return None
         return max(0.0, self._idle_since + self._max_idle_time - time.monotonic())
 
@@ -180,6 +184,16 @@ class Arbiter:
 
     def _on_request(self, slot: Slot, kind: str, words: list[list[bytes]]) -> None:
         """Ask Redis on behalf of a horse, which waits for the answer."""
+        task, horse = slot.task, slot.horse
+
+        def reply(answer: Any) -> None:
+            if slot.task is task and slot.horse is horse:  # else the one that asked has died
+                self._slots.reply(slot, ("reply", answer))
+
+        def ask_again(_error: Exception) -> None:
+            if slot.task is task and slot.horse is horse:
+                self._requests.insert(0, exchange.again())
+
         commands = [self._parent.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
 
         def on_replies(replies: list[Any]) -> None:
@@ -188,17 +202,17 @@ class Arbiter:
                 answer = str(replies[0]) if isinstance(replies[0], ResponseError) else replies[0]
             else:
                 answer = [("error", str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
-            self._slots.reply(slot, ("reply", answer))
+            reply(answer)
 
         exchange = Exchange(commands, on_replies)
         if kind == "read":  # part of an outcome, which waits for the server to come back
-            exchange.on_lost = lambda _error: self._requests.insert(0, exchange.again())
+            exchange.on_lost = ask_again
             self._requests.append(exchange)
         elif self._parent.command.connected:
-            exchange.on_lost = lambda error: self._slots.reply(slot, ("reply", str(error)))
+            exchange.on_lost = lambda error: reply(str(error))
             self._requests.append(exchange)
         else:
-            self._slots.reply(slot, ("reply", "the server is away"))
+            reply("the server is away")
 
     # -- claiming ------------------------------------------------------------------------------------------------
 
@@ -264,7 +278,6 @@ class Arbiter:
         if unwanted:
             self._push_back(unwanted)
         wakeup.on_claimed(bool(claimed.claims))
-        wakeup.held = bool(claimed.held)
         if len(claimed.claims) < len(slots) and not claimed.stale:
             wakeup.sleep()
             if claimed.held:
@@ -344,20 +357,32 @@ class Arbiter:
         parent = self._parent
         for slot in list(self._slots):
             self._slots.receive(slot)  # what has ended has ended
-        again = self._slots.claims()
-        parent.log.warning("Worker %s: cold shut down; %d jobs go back to their queues", parent.name, len(again))
         for slot in list(self._slots):
             self._slots.kill(slot)
         self._exit_code = 0
         try:
             while self._outcomes:
-                parent.command.execute(self._outcomes.commit().commands)
+                self._await(self._outcomes.commit())
+            self._await(Exchange([("PING",)]))  # what was under way before is answered before this
+            again = self._slots.claims()
             if again:
-                parent.command.execute([parent.ledger.push_back(again)])
+                self._await(Exchange([parent.ledger.push_back(again)]))
+            parent.log.warning("Worker %s: cold shut down; %d jobs go back to their queues", parent.name, len(again))
         except (RedisError, OSError) as error:
             self._exit_code = TRY_AGAIN
-            names = ", ".join(claim.job_id for claim in again)
-            parent.log.error("Worker %s: the server is away (%s); these jobs run again: %s", parent.name, error, names)
+            claims = self._slots.claims() + self._outcomes.claims()
+            names = ", ".join(claim.job_id for claim in claims) or "none"
+            parent.log.error(
+                "Worker %s: cold shut down while the server is away (%s); jobs left as started: %s",
+                parent.name,
+                error,
+                names,
+            )
+
+    def _await(self, exchange: Exchange) -> None:
+        """Send an exchange and wait for its replies, at most SOCKET_TIMEOUT."""
+        replies = self._parent.command.execute(exchange.commands)
+        exchange.on_replies(replies)
 
     # -- the server is away and back -----------------------------------------------------------------------------
 

@@ -257,7 +257,7 @@ class ListenConnection:
         self._channels = channels
         self._connection: Any = None
         self.client_id: int | None = None
-        self.unanswered_pings = 0
+        self._asked_at: float | None = None
 
     @property
     def connected(self) -> bool:
@@ -287,11 +287,16 @@ class ListenConnection:
             connection.disconnect()
             raise
         self._connection = connection
-        self.unanswered_pings = 0
+        self._asked_at = None
+
+    def silent_for(self) -> float:
+        """Return the seconds since the oldest PING that was not answered, 0 if all were."""
+        return 0.0 if self._asked_at is None else time.monotonic() - self._asked_at
 
     def ping(self) -> None:
-        """Ask for a sign of life; ``unanswered_pings`` counts those that got none yet."""
-        self.unanswered_pings += 1
+        """Ask for a sign of life; ``silent_for`` tells how long it has not come."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
         self._connection.send_command("PING", check_health=False)
 
     def drain(self) -> tuple[bool, list[tuple[str, dict[str, Any]]]]:
@@ -308,7 +313,7 @@ class ListenConnection:
             while self._connection.can_read(0):
                 message = self._connection.read_response(disable_decoding=True)
                 if message[0] == b"pong":
-                    self.unanswered_pings = 0
+                    self._asked_at = None
                 elif message[0] == b"message" and message[1] == _INVALIDATE:
                     woken = True
                 elif message[0] == b"message":

@@ -99,7 +99,10 @@ class HorseMixin(Worker):
             inherited(job, queue, started_job_registry)
 
     def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
-        """As RQ, recorded."""
+        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
+        if self.connection.relay is not None:
+            super().handle_job_failure(*args, **kwargs)
+            return
         with self.connection.record_to(self.tape):
             super().handle_job_failure(*args, **kwargs)
 

@@ -50,8 +50,8 @@ class Link:
         self._parent.loop.call_every(DEADLINE_INTERVAL, self._check_deadline)
 
     def check(self) -> None:
-        """Look whether the command connection was lost by a write."""
-        if not self._parent.command.connected:
+        """Look whether the command connection was lost by a write of somebody who does not look."""
+        if not self._parent.command.connected and self._away_since is None:
             self._on_lost(ConnectionError("connection lost"))
 
     def probe(self) -> None:
@@ -63,8 +63,6 @@ class Link:
             listen.ping()
         except (RedisError, OSError) as error:
             self._on_lost(error)
-            return
-        self._parent.loop.call_later(self._parent.settings.socket_timeout, self._check_probe)
 
     def _watch(self) -> None:
         self._parent.loop.watch(self._parent.command, self._on_command_readable)
@@ -87,9 +85,10 @@ class Link:
     def _check_deadline(self) -> None:
         if (error := self._parent.command.check_deadline()) is not None:
             self._on_lost(error)
-
-    def _check_probe(self) -> None:
-        if self._parent.listen.connected and self._parent.listen.unanswered_pings:
+        else:
+            self.check()
+        listen = self._parent.listen
+        if listen.connected and listen.silent_for() > self._parent.settings.socket_timeout:
             self._on_lost(RedisTimeoutError("no answer to PING"))
 
     def _on_lost(self, error: Exception) -> None:

@@ -156,8 +156,9 @@ class Slots:
             self._prefork.receive(slot.horse)
 
     def _spawn(self, slot: Slot) -> None:
-        if self._ending:
+        if self._ending or slot not in self._slots:
             return
+        slot.horse = None
         hooks.before_fork()
         slot.ready = False
         slot.end()
@@ -165,7 +166,11 @@ class Slots:
             slot.horse = self._prefork.spawn(self._slots.index(slot))
         except OSError as error:  # no process or memory left: later there may be
             self._parent.log.error("Worker %s: cannot fork (%s); trying again", slot.name, error)
-            self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn(slot))
+            self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
+
+    def _spawn_if_empty(self, slot: Slot) -> None:
+        if slot.horse is None:
+            self._spawn(slot)
 
     def _close_in_child(self) -> None:
         self._parent.command.close_in_child()
@@ -189,7 +194,7 @@ class Slots:
             slot.stillborn += 1
             delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
             self._parent.log.error("Worker %s: a horse ended before it was ready (status %d)", slot.name, status)
-            self._parent.loop.call_later(delay, lambda: self._spawn(slot))
+            self._parent.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
         else:
             self._spawn(slot)
 

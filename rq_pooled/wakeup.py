@@ -34,9 +34,9 @@ class Wakeup:
         self._tracking = False
         self._misses = 0
         self._timer: Timer | None = None
+        self._later: Timer | None = None
+        self._polling: Timer | None = None
         self.suspended = False
-        #: Ids wait in a queue for another execution of theirs to end.
-        self.held = False
 
     @property
     def awake(self) -> bool:
@@ -46,7 +46,7 @@ class Wakeup:
     @property
     def asleep(self) -> bool:
         """Tell whether the queues were seen empty, and nothing has been heard since."""
-        return not (self._awake or self._look_due or self.held)
+        return not (self._awake or self._look_due or self._later)
 
     @property
     def look_due(self) -> bool:
@@ -58,8 +58,13 @@ class Wakeup:
         self._awake = True
 
     def wake_later(self, delay: float) -> None:
-        """Wake ``delay`` seconds from now."""
-        self._parent.loop.call_later(delay, self.wake)
+        """Wake ``delay`` seconds from now, unless that is planned already; until then nothing else wakes."""
+        if self._later is None:
+            self._later = self._parent.loop.call_later(delay, self._on_later)
+
+    def _on_later(self) -> None:
+        self._later = None
+        self.wake()
 
     def sleep(self) -> None:
         """A claim got less than it could have: look once, register, and claim no more until something changes."""
@@ -71,7 +76,12 @@ class Wakeup:
         self._misses = 0 if found else self._misses + 1
 
     def on_invalidation(self) -> None:
-        """Wake, after a random moment if others have been faster lately."""
+        """Wake, after a random moment if others have been faster lately.
+
+        Not while a later look is planned: a claim that puts back what it may not take changes the queue itself.
+        """
+        if self._later is not None:
+            return
         delay = random.uniform(0, min(HERD_DELAY, HERD_STEP * max(0, self._misses - HERD_MISSES)))
         self.wake()
         if delay > HERD_STEP and self._timer is None:
@@ -90,14 +100,15 @@ class Wakeup:
             waiting, suspended = replies[len(optin)], replies[-1]
             if any(isinstance(reply, ResponseError) for reply in replies):
                 self._on_tracking(False)
-            elif bool(suspended) != self.suspended or (waiting and not suspended and not self.held):
+            elif self._later is None and (bool(suspended) != self.suspended or (waiting and not suspended)):
                 self.wake()
-            elif not self._tracking:
-                self._parent.loop.call_later(POLL_INTERVAL, self._poll)
+            elif not self._tracking and self._polling is None:
+                self._polling = self._parent.loop.call_later(POLL_INTERVAL, self._poll)
 
         return Exchange(commands, on_replies)
 
     def _poll(self) -> None:
+        self._polling = None
         self._look_due = not self._awake
 
     def track(self) -> None:

@@ -241,6 +241,20 @@ def exit_with(code: int) -> None:
     os._exit(code)
 
 
+def leave(code: int) -> None:
+    sys.exit(code)
+
+
+def fork_and_return(key: str) -> str:
+    """Return twice: in this process and, a little later, in a copy of it."""
+    pid = os.fork()
+    if pid:
+        os.waitpid(pid, 0)
+        return "parent"
+    get_current_job().connection.rpush(key, os.getpid())
+    return "child"
+
+
 def kill_itself(signum: int) -> None:
     os.kill(os.getpid(), signum)
     time.sleep(60)
@@ -290,6 +304,10 @@ def on_stopped_raise(job: Job, _connection: Any) -> None:
     raise RuntimeError("the stopped callback failed")
 
 
+def on_any_leave(job: Job, *_rest: Any) -> None:
+    sys.exit(4)
+
+
 def on_success_hang(job: Job, _connection: Any, _result: Any) -> None:
     time.sleep(60)
 
@@ -325,6 +343,11 @@ def handle_exception_never(job: Job, *_error: Any) -> bool:
 def handle_killed(job: Job, pid: int, status: int, rusage: Any) -> None:
     """A work_horse_killed_handler."""
     job.connection.rpush("killed", f"{os.getpid()} {job.id} {pid} {status} {rusage.ru_maxrss}")
+
+
+def handle_killed_raise(job: Job, *_rest: Any) -> None:
+    """A work_horse_killed_handler that does not work."""
+    raise RuntimeError("the handler failed")
 
 
 class CustomJob(Job):

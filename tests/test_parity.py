@@ -11,11 +11,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -40,8 +41,11 @@ NAME = "the-worker"
 class Side:
     """One of the two that are compared: a database and a kind of worker."""
 
-    def __init__(self, redis: Redis, url: str, worker_class: type, log: Path) -> None:
+    def __init__(
+        self, redis: Redis, url: str, worker_class: type, log: Path, arguments: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         self.redis, self.url, self.worker_class, self.log = redis, url, worker_class, log
+        self.arguments = arguments
         self.ours = issubclass(worker_class, rq_pooled.Worker)
         self.began = time.time()
 
@@ -73,7 +77,9 @@ class Side:
             with open(self.log, "a") as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
-            worker = self.worker_class(list(queues), name=NAME, connection=Redis.from_url(self.url), **kwargs)
+            worker = self.worker_class(
+                list(queues), name=NAME, connection=Redis.from_url(self.url), **kwargs, **self.arguments
+            )
             worker.work(burst=True, logging_level="INFO")
             status = 0
         except BaseException:  # noqa: BLE001 - a forked child must not return into pytest
@@ -246,6 +252,22 @@ def cannot_be_imported(side: Side) -> None:
 
 
 @scenario
+def leaves_by_system_exit(side: Side) -> None:
+    side.queue().enqueue("jobs.leave", 0, job_id="a")
+    side.queue().enqueue("jobs.leave", 3, job_id="b", on_failure=Callback("jobs.on_failure"))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="c", on_success=Callback("jobs.on_any_leave"))
+    side.queue().enqueue("jobs.fail", job_id="d", on_failure=Callback("jobs.on_any_leave"), retry=Retry(max=1))
+    side.work()
+
+
+@scenario
+def no_timeout(side: Side) -> None:
+    side.queue(default_timeout=-1).enqueue("jobs.add", 1, 2, job_id="a")
+    side.queue(default_timeout="2h").enqueue("jobs.fail", job_id="b")
+    side.work()
+
+
+@scenario
 def cannot_be_deserialised(side: Side) -> None:
     side.queue().enqueue("jobs.add", 1, 2, job_id="a")
     side.redis.hset("rq:job:a", "data", b"no pickle")
@@ -307,9 +329,7 @@ def retry_delayed_to_the_end(side: Side) -> None:
 
 @scenario
 def retry_at_front(side: Side) -> None:
-    side.queue().enqueue(
-        "jobs.fail_unless_last", job_id="a", retry=Retry(max=1, enqueue_at_front=True), result_ttl=-1
-    )
+    side.queue().enqueue("jobs.fail_unless_last", job_id="a", retry=Retry(max=1, enqueue_at_front=True), result_ttl=-1)
     side.queue().enqueue("jobs.add", 1, 2, job_id="b")
     side.work()
 
@@ -512,7 +532,10 @@ def dependents_added_while_it_runs_result_ttl_0(side: Side) -> None:
 
 @scenario
 def callbacks(side: Side) -> None:
-    kwargs: dict[str, Any] = {"on_success": Callback("jobs.on_success"), "on_failure": Callback("jobs.on_failure", timeout=30)}
+    kwargs: dict[str, Any] = {
+        "on_success": Callback("jobs.on_success"),
+        "on_failure": Callback("jobs.on_failure", timeout=30),
+    }
     side.queue().enqueue("jobs.add", 1, 2, job_id="a", **kwargs)
     side.queue().enqueue("jobs.fail", job_id="b", **kwargs)
     side.queue().enqueue("jobs.fail", job_id="c", retry=Retry(max=1), **kwargs)
@@ -548,8 +571,11 @@ def webhooks(side: Side) -> None:
         side.queue().enqueue("jobs.fail", job_id="b", webhooks=hooks)
         side.work()
     for name in ("a", "b"):  # the port differs
-        side.redis.hset(f"rq:job:{name}", "webhooks", side.redis.hget(f"rq:job:{name}", "webhooks").replace(
-            url.encode(), b"http://server/"))
+        side.redis.hset(
+            f"rq:job:{name}",
+            "webhooks",
+            side.redis.hget(f"rq:job:{name}", "webhooks").replace(url.encode(), b"http://server/"),
+        )
 
 
 @contextmanager
@@ -727,6 +753,53 @@ def exits(side: Side) -> None:
 
 
 @forking
+def exception_handler_that_raises(side: Side) -> None:
+    side.queue().enqueue("jobs.fail", job_id="a")
+    side.queue().enqueue("jobs.fail", job_id="b", retry=Retry(max=1))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="c")
+    side.work(exception_handlers=[_raise])
+
+
+def _raise(*_error: Any) -> None:
+    raise RuntimeError("the exception handler failed")
+
+
+@forking
+def killed_with_dependents_and_repeats(side: Side) -> None:
+    job = side.queue().enqueue("jobs.exit_with", 3, job_id="a", retry=Retry(max=1), repeat=Repeat(times=2), ttl=300)
+    side.queue().enqueue("jobs.add", 1, 2, job_id="never", depends_on=job)
+    side.queue().enqueue("jobs.add", 1, 2, job_id="anyway", depends_on=Dependency(jobs=[job], allow_failure=True))
+    side.work()
+
+
+@forking
+def stopped_with_a_dependent_that_may(side: Side) -> None:
+    job = side.queue().enqueue("jobs.hang", "started:a", job_id="a")
+    side.queue().enqueue("jobs.add", 1, 2, job_id="b", depends_on=Dependency(jobs=[job], allow_failure=True))
+    with side.working():
+        side.stop("a")
+    side.redis.delete("started:a")
+
+
+@forking
+def stuck_in_the_intermediate_queue(side: Side) -> None:
+    """A stock worker died between taking these ids and registering their execution."""
+    side.queue().enqueue("jobs.add", 1, 2, job_id="a", on_failure=Callback("jobs.on_failure"))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="again", retry=Retry(max=1, interval=60))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="new")
+    side.queue().enqueue("jobs.add", 1, 2, job_id="ghost")
+    for job_id in ("a", "again", "new", "ghost"):
+        side.redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "LEFT")
+        if job_id in ("a", "again"):
+            side.redis.set(f"rq:queue:default:intermediate:first_seen:{job_id}", time.time() - 90)
+    side.redis.delete("rq:job:ghost")
+    side.work()
+    for key in side.redis.keys("*:first_seen:*"):  # times as RQ writes them there
+        if side.redis.ttl(key) > 0:
+            side.redis.set(key, "now", keepttl=True)
+
+
+@forking
 def killed(side: Side) -> None:
     side.queue().enqueue("jobs.kill_itself", int(signal.SIGKILL), job_id="a")
     side.queue().enqueue("jobs.kill_itself", int(signal.SIGSEGV), job_id="b", failure_ttl=55)
@@ -746,6 +819,49 @@ def test_leaves_what_rq_leaves(name: str, redis: Redis, server: Any, tmp_path: P
     theirs, ours = both(redis, server.url, tmp_path, play, stock)
     assert not [key for key in ours if key.startswith("rq_pooled:")]
     assert differences(theirs, ours) == []
+
+
+#: Scenarios in which the order of jobs decides nothing.
+UNORDERED = ("with_result", "result_ttls", "ttl", "failing", "retry_delayed", "repeat_delayed", "dependents", "group")
+UNORDERED += ("meta_saved_and_unsaved", "saves_itself", "dependents_added_while_it_fails", "json_serializer")
+
+
+@pytest.mark.parametrize("settings", [{"concurrency": 3}, {"max_jobs_per_horse": 1}], ids=["3-horses", "fresh-horses"])
+@pytest.mark.parametrize("name", UNORDERED)
+def test_leaves_the_same_with_other_settings(
+    name: str, settings: dict[str, int], redis: Redis, server: Any, tmp_path: Path
+) -> None:
+    """Jobs beside each other, or each in a process of its own, leave what they leave one after the other."""
+    play, stock = SCENARIOS[name]
+    dumps = []
+    for worker_class, arguments in ((stock, {}), (rq_pooled.Worker, settings)):
+        redis.flushall()
+        side = Side(redis, server.url, worker_class, tmp_path / f"{worker_class.__module__}.log", arguments)
+        play(side)
+        dumps.append(_as_one_worker(dump(redis, side.began)))
+    theirs, ours = dumps
+    assert differences(theirs, ours) == []
+
+
+def _as_one_worker(keys: dict[str, Any]) -> Any:
+    """Put what the slots did to the account of one worker."""
+    counts = {"successful_job_count": 0, "failed_job_count": 0}
+    for key in [key for key in keys if key.startswith("rq:worker:")]:
+        _kind, _life, fields = keys.pop(key)
+        assert fields["state"] == b"idle" or fields["state"] == "idle"
+        assert "current_job" not in fields
+        for count in counts:
+            counts[count] += int(fields.get(count, 0))
+
+    def rename(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: rename(each) for name, each in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(rename(each) for each in value)
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        return NAME if isinstance(text, str) and text.startswith(f"{NAME}-") else value if text != NAME else NAME
+
+    return rename(keys) | counts
 
 
 def test_the_dump_tells_differences(redis: Redis) -> None:

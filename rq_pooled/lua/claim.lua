@@ -136,6 +136,10 @@ end
 for i = #held, 1, -1 do
   redis.call('LPUSH', held[i][1], held[i][2])
 end
+if #jobs > 0 then
+  -- Only needed until the reply has arrived; a worker that was killed leaves it behind.
+  redis.call('EXPIRE', claims, abandon_after + 60)
+end
 if failure and #jobs == 0 and #stale == 0 then
   return redis.error_reply(failure)
 end
