@@ -282,6 +282,18 @@ class Worker(rq.worker.Worker):
         """Say once what an operator would want to know in advance."""
         if not self.version.startswith(TESTED_RQ):
             self.log.warning("Worker %s: not tested with rq %s, but with %s", self.name, self.version, TESTED_RQ)
+        for info in Settings.describe():
+            if "not in effect yet" in info.description and getattr(settings, info.name) != info.default:
+                self.log.warning("Worker %s: %s has no effect yet", self.name, info.env[0])
+        if ROLES + settings.concurrency > settings.max_connections:
+            self.log.warning(
+                "Worker %s: with CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, beyond "
+                "MAX_CONNECTIONS=%d",
+                self.name,
+                settings.concurrency,
+                settings.concurrency,
+                settings.max_connections,
+            )
         if multiprocessing.parent_process() is not None and settings.concurrency > 1:
             self.log.warning(
                 "Worker %s: started by a pool of processes: each of them runs CONCURRENCY=%d jobs at once",
