@@ -15,7 +15,7 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -142,6 +142,8 @@ class HorseProcess:
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
         worker.scheduler = None
+        for queue in worker.queues:  # used by maintenance only
+            queue.job_class = self._abandoned(queue.job_class)
 
     def run(self) -> None:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
@@ -172,12 +174,17 @@ class HorseProcess:
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
+        horse = os.getpid()
         with hooks.around_job():
             self._worker.perform_job(job, queue)
+        if os.getpid() != horse:  # a copy that the job made by os.fork, and let return
+            os._exit(0)
         self._deliver(tape)
 
-    def _bury(self, fields: tuple[Any, ...], pid: int, status: int, usage: Sequence[float], stopped: bool) -> None:
-        """Record the failure of a job whose horse died.
+    def _bury(
+        self, fields: tuple[Any, ...], pid: int, status: int, usage: Sequence[float], stopped: bool, quietly: bool
+    ) -> None:
+        """Record the failure of a job whose horse died; ``quietly`` calls no user code, of which a horse died before.
 
         Replaces the end of RQ's ``monitor_work_horse``, which looks only at an own child, reads the job's status
         from the server, and takes ``os._exit(0)`` in a job for its regular end.
@@ -191,18 +198,26 @@ class HorseProcess:
             job.started_at = _from_timestamp(claim.created_at)
             if stopped:
                 worker.log.warning("Worker %s: job %s stopped by user", worker.name, job.id)
-                if job.stopped_callback:
-                    job.execute_stopped_callback(worker.death_penalty_class)
+                if not quietly:
+                    self._attempt(job, lambda: job.execute_stopped_callback(worker.death_penalty_class))
                 text = "Job stopped by user, work-horse terminated."
             else:
                 job.ended_at = now()
                 signalled = f" (signal {os.WTERMSIG(status)})" if os.WIFSIGNALED(status) else ""
                 text = f"Work-horse terminated unexpectedly; waitpid returned {status}{signalled}; "
                 worker.log.warning("Worker %s: job %s failed (%s)", worker.name, job.id, text)
-                worker.handle_work_horse_killed(job, pid, status, rusage)
+                if not quietly:
+                    self._attempt(job, lambda: worker.handle_work_horse_killed(job, pid, status, rusage))
             worker.handle_job_failure(job, queue=queue, exc_string=text)
         worker._stopped_job_id = None
         self._deliver(tape)
+
+    def _attempt(self, job: Job, call: Callable[[], Any]) -> None:
+        """Call what runs user code; an error in it must not keep the job's end from being recorded."""
+        try:
+            call()
+        except BaseException:  # also SystemExit, as RQ does with callbacks
+            self._worker.log.exception("Worker %s: job %s: a callback or handler failed", self._worker.name, job.id)
 
     def _fail(self, fields: tuple[Any, ...], reason: str) -> None:
         """Record a failure with this reason, for a job whose own outcome the server refused."""
@@ -312,6 +327,21 @@ class HorseProcess:
                 super().handle_death_penalty(*args)
 
         return Announcing
+
+    def _abandoned(self, job_class: type[Job]) -> type[Job]:
+        """Return ``job_class`` for the jobs that RQ's maintenance gives up.
+
+        There, an error in one's failure callback would end the clean-up of all registries, each time again. And RQ
+        would use a time limit of which the parent does not know.
+        """
+        horse, penalty = self, self._worker.death_penalty_class
+
+        class Abandoned(job_class):  # type: ignore[misc, valid-type]
+            def execute_failure_callback(self, _penalty: Any, *exc_info: Any) -> None:
+                horse._attempt(self, lambda: super(Abandoned, self).execute_failure_callback(penalty, *exc_info))
+                horse._channel.send(("phase", -1))
+
+        return Abandoned
 
     # -- hygiene -------------------------------------------------------------------------------------------------
 

@@ -203,9 +203,11 @@ class Slots:
         if claim is None:
             log.error("Worker %s: horse %d died during %s", self._parent.name, pid, task.kind)
         elif task.kind == "perform":
-            self.tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped)))
+            self.tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped, False)))
         elif task.deaths == 0:
             task.deaths = 1
+            if task.kind == "bury":  # its user code killed it: the next one does without, see horse.py
+                task.arguments = (*task.arguments[:-1], True)
             self.tasks.append(task)
         elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
             job_status, *commands = task.arguments

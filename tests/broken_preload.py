@@ -1,1 +1,1 @@
-raise RuntimeError("on purpose")
+raise RuntimeError("on purpose: cannot reach redis://:gAngenHeim@localhost:1/0?password=gAngenHeim")

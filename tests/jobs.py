@@ -300,7 +300,8 @@ def on_failure_raise(job: Job, _connection: Any, *_error: Any) -> None:
     raise RuntimeError("the failure callback failed")
 
 
-def on_stopped_raise(job: Job, _connection: Any) -> None:
+def on_stopped_raise(job: Job, connection: Any) -> None:
+    connection.rpush("callbacks", f"stopped {job.id}")
     raise RuntimeError("the stopped callback failed")
 
 

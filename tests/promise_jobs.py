@@ -78,10 +78,31 @@ def on_abandoned(job: Job, connection: Redis, kind: Any, *_error: Any) -> None:
     connection.rpush("abandoned", f"{os.getpid()} {job.id} {kind.__name__}")
 
 
-def run_worker_with_killed_handler(url: str) -> None:
+def on_stopped_hang(_job: Job, _connection: Redis) -> None:
+    """A callback that does not end by itself."""
+    time.sleep(60)
+
+
+def on_stopped_hang_deaf(_job: Job, _connection: Redis) -> None:
+    """A callback that does not hear its alarm either."""
+    jobs.hang_deaf()
+
+
+def on_failure_hang_deaf(_job: Job, connection: Redis, *_error: Any) -> None:
+    """A failure callback of that kind."""
+    connection.rpush("deaf", os.getpid())
+    jobs.hang_deaf()
+
+
+def count(key: str) -> None:
+    """Count how often this runs."""
+    job = get_current_job()
+    assert job is not None
+    job.connection.incr(key)
+
+
+def run_worker_with_killed_handler(url: str, handler: Any = jobs.handle_killed) -> None:
     """What a script of a user's does."""
     with Redis.from_url(url) as connection:
-        worker: Worker = rq_pooled.Worker(
-            ["default"], connection=connection, work_horse_killed_handler=jobs.handle_killed
-        )
+        worker: Worker = rq_pooled.Worker(["default"], connection=connection, work_horse_killed_handler=handler)
         worker.work(logging_level="INFO")

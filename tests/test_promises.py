@@ -168,6 +168,51 @@ def test_a_failing_success_callback_fails_the_job(start: Start, redis: Redis, qu
         assert texts(redis, "callbacks") == [f"failure {job.id} RuntimeError the success callback failed"]
 
 
+def test_a_failing_stopped_callback_stops_the_job(start: Start, redis: Redis, queue: Queue) -> None:
+    """A stopped callback that raises is logged; its job is recorded as stopped, once, and the worker goes on."""
+    with start() as worker:
+        job = queue.enqueue(jobs.hang, "started", on_stopped=Callback(jobs.on_stopped_raise))
+        wait_running(redis, "started")
+        send_stop_job_command(redis, job.id)
+        assert ended(job) == JobStatus.STOPPED
+        assert queue.failed_job_registry.get_job_ids() == [job.id]
+        assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED
+        assert "RuntimeError: the stopped callback failed" in worker.output()
+        assert texts(redis, "callbacks") == [f"stopped {job.id}"]
+        assert_no_residue(redis)
+
+
+def test_a_stopped_callback_that_hangs_ends_too(start: Start, redis: Redis, queue: Queue) -> None:
+    """A stopped callback past its timeout does not keep its job from being recorded as stopped."""
+    with start(RQ_POOLED_KILL_GRACE="0.5"):
+        polite = queue.enqueue(jobs.hang, "started", on_stopped=Callback(promise_jobs.on_stopped_hang, timeout=1))
+        wait_running(redis, "started")
+        send_stop_job_command(redis, polite.id)
+        assert ended(polite) == JobStatus.STOPPED
+        deaf = queue.enqueue(jobs.hang, "started", on_stopped=Callback(promise_jobs.on_stopped_hang_deaf, timeout=1))
+        wait_running(redis, "started", 2)
+        send_stop_job_command(redis, deaf.id)
+        assert ended(deaf) == JobStatus.STOPPED
+        assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED
+        assert_no_residue(redis)
+
+
+# -- dependents ------------------------------------------------------------------------------------------------------
+
+
+def test_a_child_of_parents_that_end_together_runs_once(start: Start, redis: Redis, queue: Queue) -> None:
+    """However the ends of its parents interleave, a job that depends on several is enqueued, and only once."""
+    with start(concurrency=4):
+        children = []
+        for number in range(60):
+            parents = [queue.enqueue(jobs.add, number, each) for each in range(3)]
+            children.append(queue.enqueue(promise_jobs.count, f"runs:{number}", depends_on=parents))
+        assert {ended(child) for child in children} == {JobStatus.FINISHED}
+        assert_no_residue(redis)
+    assert [redis.get(f"runs:{number}") for number in range(60)] == [b"1"] * 60
+    assert redis.zcard("rq:deferred:default") == redis.llen("rq:queue:default") == 0
+
+
 # -- groups ----------------------------------------------------------------------------------------------------------
 
 
@@ -660,19 +705,51 @@ def test_the_killed_handler_hears_how_the_horse_died(
         worker.kill()
 
 
+def test_a_killed_handler_that_raises_costs_nothing(
+    server: EmbeddedServer, redis: Redis, queue: Queue, tmp_path: Path
+) -> None:
+    """A ``work_horse_killed_handler`` that raises is logged; the job fails by what killed its horse."""
+    code = (
+        "import sys, jobs, promise_jobs as p; p.run_worker_with_killed_handler(sys.argv[1], jobs.handle_killed_raise)"
+    )
+    env = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    worker = WorkerProcess([sys.executable, "-W", "error", "-c", code, server.url], env, tmp_path / "log")
+    try:
+        worker.wait_for("connections: command")
+        job = queue.enqueue(jobs.kill_itself, 9)
+        assert ended(job) == JobStatus.FAILED
+        assert "waitpid returned 9 (signal 9)" in str(result_of(job).exc_string)
+        assert worker.output().count("RuntimeError: the handler failed") == 1
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
+def test_a_copy_of_the_horse_that_a_job_makes_is_not_a_horse(start: Start, redis: Redis, queue: Queue) -> None:
+    """A job that forks and lets both processes return has one outcome, that of the process that is the horse."""
+    with start():
+        job = queue.enqueue(jobs.fork_and_return, "copies", job_timeout=5)
+        assert ended(job) == JobStatus.FINISHED
+        assert job.return_value() == "parent"
+        assert redis.llen("copies") == 1
+        assert [ended(queue.enqueue(jobs.add, 1, 2)) for _ in range(3)] == [JobStatus.FINISHED] * 3
+        assert worker_field(redis, "w", "successful_job_count") == "4"
+
+
 # -- maintenance -----------------------------------------------------------------------------------------------------
 
 
-def abandon(redis: Redis, job: Job) -> None:
-    """Make of a queued job what a stock worker that died leaves, 10 seconds after its last sign of life expired.
+def abandon(redis: Redis, *jobs: Job) -> None:
+    """Make of queued jobs what a stock worker that died leaves, 10 seconds after its last sign of life expired.
 
     RQ lets the job's own list of executions outlive its claim by a minute.
     """
-    redis.lrem("rq:queue:default", 1, job.id)
     with redis.pipeline() as pipeline:
-        execution = Execution.create(job, ttl=-10, pipeline=pipeline)
-        job.set_status(JobStatus.STARTED, pipeline=pipeline)
-        pipeline.zadd("rq:wip:default", {execution.composite_key: time.time() - 10})
+        for job in jobs:
+            pipeline.lrem("rq:queue:default", 1, job.id)
+            execution = Execution.create(job, ttl=-10, pipeline=pipeline)
+            job.set_status(JobStatus.STARTED, pipeline=pipeline)
+            pipeline.zadd("rq:wip:default", {execution.composite_key: time.time() - 10})
         pipeline.delete("rq:clean_registries:default")  # RQ cleans a queue every 15 minutes
         pipeline.execute()
 
@@ -693,6 +770,36 @@ def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue
         assert int(pid) != worker.pid
         assert redis.llen("abandoned") == 1
         assert not redis.exists("rq:wip:default")
+
+
+def test_an_abandoned_job_whose_callback_raises_fails_too(start: Start, redis: Redis, queue: Queue) -> None:
+    """A failure callback that raises or hangs does not keep its abandoned job, or others, from being failed."""
+    with start("--maintenance-interval", "1", "--job-monitoring-interval", "1") as worker:
+        suspend(redis)
+        wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
+        bad = queue.enqueue(jobs.nothing, on_failure=Callback(jobs.on_failure_raise))
+        missing = queue.enqueue(jobs.nothing, on_failure=Callback("jobs.no_such_callback"))
+        slow = queue.enqueue(jobs.nothing, on_failure=Callback(jobs.on_failure_hang, timeout=1))
+        good = queue.enqueue(jobs.nothing, on_failure=Callback(promise_jobs.on_abandoned))
+        abandon(redis, bad, missing, slow, good)
+        assert [ended(job) for job in (bad, missing, slow, good)] == [JobStatus.FAILED] * 4
+        assert texts(redis, "abandoned")[0].split()[1:] == [good.id, "AbandonedJobError"]
+        assert "RuntimeError: the failure callback failed" in worker.output()
+        assert "died during" not in worker.output()
+
+
+def test_an_abandoned_job_whose_callback_is_deaf_does_not_keep_the_slot(
+    start: Start, redis: Redis, queue: Queue
+) -> None:
+    """A failure callback that maintenance cannot end by its timeout costs a horse, not the slot."""
+    with start("--maintenance-interval", "1", "--job-monitoring-interval", "1", RQ_POOLED_KILL_GRACE="0.5"):
+        suspend(redis)
+        wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
+        deaf = queue.enqueue(jobs.nothing, on_failure=Callback(promise_jobs.on_failure_hang_deaf, timeout=1))
+        abandon(redis, deaf)
+        wait_until(lambda: redis.exists("deaf"), what="the callback")
+        resume(redis)
+        assert ended(queue.enqueue(jobs.add, 1, 2), timeout=10) == JobStatus.FINISHED
 
 
 def test_abandoned_jobs_are_retried(start: Start, redis: Redis, queue: Queue) -> None:
