@@ -523,7 +523,18 @@ def get_connection(settings: Settings | None = None, role: str = "web", client: 
     return _entry(settings, role, client)[1]
 
 
+def adopt(pool: Pool) -> None:
+    """Make ``pool`` the one that this process gets without saying which: in a horse, that of its worker's server."""
+    _adopted[:] = [(pool, Redis(connection_pool=pool))]
+
+
+#: At most one entry, in a horse only, see ``adopt``.
+_adopted: list[tuple[Pool, Redis]] = []
+
+
 def _entry(settings: Settings | None, role: str, client: Redis | None) -> tuple[Pool, Redis]:
+    if settings is None and client is None and _adopted:
+        return _adopted[0]
     settings = settings or Settings.load()
     cls, options = connection_options(settings, role, client)
     key = (address_of(cls, options), *(options.get(name) for name in ("username", "password", "credential_provider")))

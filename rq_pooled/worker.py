@@ -43,7 +43,7 @@ from .horse import HorseMixin, HorseProcess
 from .ledger import Ledger
 from .loop import Loop
 from .parent import Parent
-from .pool import get_connection, get_pool
+from .pool import adopt, get_connection, get_pool
 from .recorder import make_recorder
 from .resp import Command
 from .scripts import Scripts
@@ -198,6 +198,7 @@ class Worker(rq.worker.Worker):
 
         def run_horse(channel: ChildChannel) -> None:
             pool.limit("job", share)
+            adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class
             horse._is_horse = True
