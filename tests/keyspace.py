@@ -51,7 +51,8 @@ def dump(redis: Redis, began: float) -> dict[str, Any]:
     Times have to lie between ``began`` and now and to be written as RQ writes them; otherwise they stay as they are,
     and the comparison fails.
     """
-    return {_id(key): _describe(redis, key, began) for key in sorted(redis.keys())}
+    described = {_id(key): _describe(redis, key, began) for key in sorted(redis.keys())}
+    return {key: value for key, value in described.items() if value[0] != "zset" or value[2]}
 
 
 def differences(theirs: Any, ours: Any, where: str = "") -> list[str]:
@@ -71,13 +72,22 @@ def _describe(redis: Redis, key: bytes, began: float) -> tuple[Any, ...]:
     ttl = redis.pttl(key)
     life: Any = Near(ttl / 1000) if ttl >= 0 else "persistent"
     if kind == "hash":
-        return kind, life, {k.decode(): _field(key, k.decode(), v, began) for k, v in redis.hgetall(key).items()}
+        raw = {name.decode(): value for name, value in redis.hgetall(key).items()}
+        fields = {name: _field(key, name, value, began) for name, value in raw.items()}
+        for earlier, later in (("started_at", "ended_at"), ("ended_at", "last_heartbeat")):
+            if fields.get(earlier) == fields.get(later) == "<date>":
+                fields[f"{earlier} <= {later}"] = raw[earlier] <= raw[later]
+        return kind, life, fields
     if kind == "list":
         return kind, life, [_id(item) for item in redis.lrange(key, 0, -1)]
     if kind == "set":
         return kind, life, sorted(_id(item) for item in redis.smembers(key))
     if kind == "zset":
-        return kind, life, {_id(m): _score(score, began) for m, score in redis.zrange(key, 0, -1, withscores=True)}
+        members = redis.zrange(key, 0, -1, withscores=True)
+        if key.startswith((b"rq:failed:", b"rq:finished:")):
+            # An entry whose time has come (failure_ttl=0) goes with whatever cleans up next: now, or in ten minutes.
+            members = [(member, score) for member, score in members if not 0 < score <= time.time()]
+        return kind, life, {_id(member): _score(score, began) for member, score in members}
     if kind == "stream":
         entries = redis.xrange(key)
         assert all(began - 1 < int(id_.split(b"-")[0]) / 1000 < time.time() + 1 for id_, _ in entries)

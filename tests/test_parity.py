@@ -6,6 +6,7 @@ with ours, each in a process of its own; the two dumps have to be equal.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import sys
@@ -74,6 +75,7 @@ class Side:
         status = 1
         try:
             signal.setitimer(signal.ITIMER_REAL, 0)  # pytest's, which must not go off here
+            faulthandler.disable()  # also pytest's; one job ends by SIGSEGV
             with open(self.log, "a") as out:
                 os.dup2(out.fileno(), 1)
                 os.dup2(out.fileno(), 2)
@@ -193,6 +195,10 @@ def ttl(side: Side) -> None:
     side.queue().enqueue("jobs.add", 1, 2, job_id="a", ttl=300)
     side.queue().enqueue("jobs.fail", job_id="b", ttl=300)
     side.queue().enqueue("jobs.fail_unless_last", job_id="c", ttl=300, retry=Retry(max=1))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="d", ttl=300, result_ttl=-1)
+    side.queue().enqueue("jobs.fail", job_id="e", ttl=300, failure_ttl=-1)
+    side.queue().enqueue("jobs.fail", job_id="f", ttl=300, retry=Retry(max=1, interval=60))
+    side.queue().enqueue("jobs.add", 1, 2, job_id="g", ttl=300, repeat=Repeat(times=1, interval=60), result_ttl=-1)
     side.work()
 
 
