@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import click
+from redis import Redis
 from rq.cli.workers import worker as rq_worker
 
 from .config import Settings
+from .pool import get_connection
+
+
+def server_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--url`` (as ``url``) and ``--json`` (as ``as_json``), written the same everywhere."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print data as JSON.")(command)
+    text = "The server; else RQ_POOLED_URL, RQ_REDIS_URL or REDIS_URL. A password belongs there, not here."
+    return click.option("-u", "--url", metavar="TEXT", help=text)(command)
+
+
+def open_server(url: str | None) -> Redis:
+    """Return a client of the server that ``--url`` or the environment names; nothing connects yet.
+
+    Raises:
+        ConfigurationError: the URL or a setting cannot be used.
+    """
+    return get_connection(Settings.load({"url": url}), "cli")
 
 
 def setting_options() -> list[click.Option]:

