@@ -20,10 +20,12 @@ from .connections import Exchange
 from .errors import TRY_AGAIN
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .link import Link
+from .orphans import Orphans
 from .outcomes import Outcomes
 from .parent import Parent
 from .resp import Command
 from .slots import Slot, Slots, Task
+from .stalls import Stalls
 from .upkeep import Upkeep
 from .wakeup import Wakeup
 
@@ -64,7 +66,11 @@ class Arbiter:
         self._slots = Slots(parent, names, run_horse, self._on_outcome, self._on_request)
         self._outcomes = Outcomes(parent, self._slots.tasks.append, self._slots.reply, self._on_job_done)
         self._wakeup = Wakeup(parent)
-        self._upkeep = Upkeep(parent, self._slots, self._outcomes.claims, lambda: self._wakeup.suspended)
+        self._upkeep = Upkeep(
+            parent, self._slots, self._outcomes.claims, lambda: self._wakeup.suspended, self._recover
+        )
+        self._stalls = Stalls(parent, self._slots, self._upkeep.settled)
+        self._orphans = Orphans(parent, self._upkeep.settled)
         self._link = Link(parent, self._on_message, self._on_away, self._on_back, self._on_given_up)
         self._queues = {queue.key: queue for queue in parent.worker.queues}
         self._requests: list[Exchange] = []
@@ -75,6 +81,8 @@ class Arbiter:
         self._first_signal_at: float | None = None
         self._stopping = False
         self._exit_code: int | None = None
+        #: SIGHUP with code loaded that new horses would inherit: end in order, to be started anew.
+        self.reload = False
         self.completed = 0
         self.stale_ids = 0
 
@@ -85,10 +93,14 @@ class Arbiter:
         loop = self._parent.loop
         loop.on_signal(signal.SIGTERM, self._on_stop_signal)
         loop.on_signal(signal.SIGINT, self._on_stop_signal)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            loop.on_signal(signal.SIGHUP, self._on_hangup)
         self._slots.start()
         self._link.start()
         self._wakeup.track()
         self._upkeep.start()
+        self._stalls.start()
+        self._orphans.start()
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():
@@ -112,7 +124,13 @@ class Arbiter:
 
     def _is_under_way(self) -> bool:
         """Tell whether anything was begun that is not recorded yet; whatever ends it wakes the loop."""
-        return bool(self._slots.busy() or self._outcomes or self._requests or self._parent.command.in_flight)
+        return bool(
+            self._slots.busy()
+            or self._outcomes
+            or self._requests
+            or self._recover_due
+            or self._parent.command.in_flight
+        )
 
     def _reason_to_end(self) -> str | None:
         """Return why it should end now that nothing is under way, in RQ's words, or None."""
@@ -146,6 +164,8 @@ class Arbiter:
             or self._upkeep.heartbeat_due
             or self._upkeep.promote_due
             or self._recover_due
+            or (self._stalls.due and not self._stopping)
+            or self._orphans.due
             or self._wakeup.look_due
             or self._may_claim()
         )
@@ -167,6 +187,10 @@ class Arbiter:
         self._requests.clear()
         if self._upkeep.promote_due:
             exchanges.append(self._upkeep.promotion())
+        if self._stalls.due and not self._stopping:
+            exchanges.append(self._stalls.exchange())
+        if self._orphans.due:
+            exchanges.append(self._orphans.exchange())
         if self._may_claim() and not commit_first:
             exchanges.append(self._claim())
         elif self._wakeup.look_due:
@@ -244,8 +268,11 @@ class Arbiter:
             release()
             self._on_claimed(slots, request, replies[0])
 
-        # What a lost claim took is found in the claims hash when the server is back.
-        return Exchange([command], on_replies, lambda _error: release())
+        def on_lost(_error: Exception) -> None:
+            release()
+            self._recover()  # what it may have taken is found in the claims hash when the server is back
+
+        return Exchange([command], on_replies, on_lost)
 
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         parent, wakeup = self._parent, self._wakeup
@@ -345,10 +372,24 @@ class Arbiter:
         elif now - self._first_signal_at >= SAME_SIGNAL:
             self._stop_hard()
 
+    def _on_hangup(self) -> None:
+        """Take up new code: horses are replaced, or, where this process itself holds code of the user, all of it."""
+        settings = self._parent.settings
+        if not (settings.preload or settings.app):
+            self._parent.log.info("Worker %s: SIGHUP: replacing all horses", self._parent.name)
+            self._slots.replace()
+        elif not self._stopping:
+            self._parent.log.info("Worker %s: SIGHUP: finishing what runs, then starting anew", self._parent.name)
+            self.reload = True
+            self._stop()
+
     def _stop(self) -> None:
         """Begin a warm shutdown: claim nothing more, finish what runs. Doing it again changes nothing."""
         if not self._stopping:
             self._stopping = True
+            timeout = self._parent.settings.shutdown_timeout
+            if timeout is not None:
+                self._parent.loop.call_later(timeout, self._stop_hard)
             self._slots.forget_maintenance()
             self._parent.worker.note_warm_shutdown([slot.name for slot in self._slots.regular() if slot.claim])
 
@@ -359,25 +400,30 @@ class Arbiter:
             self._slots.receive(slot)  # what has ended has ended
         for slot in list(self._slots):
             self._slots.kill(slot)
+        self._slots.close()  # waits for their deaths: somebody else may be given their jobs
         self._exit_code = 0
         try:
             while self._outcomes:
                 self._await(self._outcomes.commit())
-            self._await(Exchange([("PING",)]))  # what was under way before is answered before this
+            # What was under way before is answered before this; it also tells what a lost claim took.
+            self._await(self._recovery())
             again = self._slots.claims()
             if again:
-                self._await(Exchange([parent.ledger.push_back(again)]))
+                self._await(Exchange([parent.ledger.push_back(again, begun=True)]))
             parent.log.warning("Worker %s: cold shut down; %d jobs go back to their queues", parent.name, len(again))
         except (RedisError, OSError) as error:
-            self._exit_code = TRY_AGAIN
-            claims = self._slots.claims() + self._outcomes.claims()
-            names = ", ".join(claim.job_id for claim in claims) or "none"
-            parent.log.error(
-                "Worker %s: cold shut down while the server is away (%s); jobs left as started: %s",
-                parent.name,
-                error,
-                names,
-            )
+            self._end_away(error)
+
+    def _end_away(self, error: Exception) -> None:
+        """End without the server, naming the jobs that others will run again once their leases are over."""
+        claims = self._slots.claims() + self._outcomes.claims()
+        self._parent.log.error(
+            "Worker %s: ending while the server is away (%s); jobs that will run again: %s",
+            self._parent.name,
+            error,
+            ", ".join(claim.job_id for claim in claims) or "none",
+        )
+        self._exit_code = TRY_AGAIN
 
     def _await(self, exchange: Exchange) -> None:
         """Send an exchange and wait for its replies, at most SOCKET_TIMEOUT."""
@@ -393,18 +439,24 @@ class Arbiter:
 
     def _on_away(self, error: Exception) -> None:
         """Answer the requests of horses that were not sent yet, as if they had been."""
+        self._upkeep.unsettle()
         requests, self._requests = self._requests, []
         for exchange in reversed(requests):
             exchange.on_lost(error)
 
     def _on_back(self) -> None:
         """Heartbeat first, then commits, then claims: the order of ``_send``."""
-        self._recover_due = True
+        self._upkeep.unsettle()
+        self._outcomes.send_again()
+        self._recover()
         self._upkeep.beat()
         self._wakeup.track()
 
-    def _on_given_up(self) -> None:
-        self._exit_code = TRY_AGAIN
+    def _on_given_up(self, error: Exception) -> None:
+        self._end_away(error)
+
+    def _recover(self) -> None:
+        self._recover_due = True
 
     def _recovery(self) -> Exchange:
         """Put back what a claim took whose reply was lost."""

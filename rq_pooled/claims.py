@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+#: Field of a job's hash: how often its execution ended without an outcome. Gone with the next outcome, and with the job.
+STALLS = b"rq_pooled_stalls"
+
 
 class Claim(NamedTuple):
     """One execution of one job, as parent and horse know it."""

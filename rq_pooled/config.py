@@ -154,7 +154,7 @@ class Settings:
         env=("QUEUE_CONCURRENCY",),
     )
     max_jobs_per_horse: int = _setting(1000, int, "replace a horse after so many jobs", "jobs", low=1)
-    max_horse_memory: int | None = _setting(None, int, "replace a horse whose memory is above this (not in effect yet)", "MB", low=1)
+    max_horse_memory: int | None = _setting(None, int, "replace a horse whose memory is above this", "MB", low=1)
     heartbeat_interval: float = _setting(15.0, float, "time between renewals of the leases", "s", low=0, above=True)
     heartbeat_ttl: float = _setting(
         60.0, float, "how long a silent worker keeps its leases (server time)", "s", low=0, above=True
@@ -162,13 +162,13 @@ class Settings:
     abandon_after: float = _setting(
         900.0, float, "when RQ's own tools give up on a running job nobody renews", "s", low=0, above=True
     )
-    stalled_interval: float = _setting(30.0, float, "how often expired leases are looked for (not in effect yet)", "s", low=0, above=True)
-    max_stalls: int = _setting(3, int, "how often a job may stall before it fails (not in effect yet)", "stalls", low=0)
+    stalled_interval: float = _setting(30.0, float, "how often expired leases are looked for", "s", low=0, above=True)
+    max_stalls: int = _setting(3, int, "how often a job may stall before it fails", "stalls", low=0)
     kill_grace: float = _setting(
         10.0, float, "time past the timeout of a job or callback before its horse is killed", "s", low=0
     )
     shutdown_timeout: float | None = _setting(
-        None, float, "after this, a warm shutdown stops running jobs and puts them back; none waits, as RQ (not in effect yet)", "s", low=0
+        None, float, "after this, a warm shutdown stops running jobs and puts them back; none waits, as RQ", "s", low=0
     )
     guard_warn: float = _setting(
         0.8, float, "share of the server's connections in use at which the guard warns (not in effect yet)", low=0, above=True, high=1

@@ -1,6 +1,6 @@
 """What runs inside a horse: it is given one task at a time by the parent and answers with the outcome.
 
-Tasks: *perform* a claimed job; *bury* one whose horse died; *settle* the dependents of one that got some while it ran;
+Tasks: *perform* a claimed job; *bury* one whose horse died; *abandon* one that has stalled too often; *settle* the dependents of one that got some while it ran;
 *maintain* the registries. In each, RQ's own methods decide what is written; the recorder collects it.
 """
 
@@ -15,12 +15,14 @@ import resource
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
+from rq.exceptions import AbandonedJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
@@ -30,7 +32,8 @@ from rq.worker import BaseWorker, Worker
 
 from . import hooks
 from .channel import ChildChannel
-from .claims import Claim
+from .claims import STALLS, Claim
+from .memory import resident_megabytes
 from .recorder import Recorder, Tape
 from .relay import Relay
 from .resp import Word, pack, pack_runs
@@ -60,6 +63,7 @@ class HorseMixin(Worker):
     tape: Tape
     #: The running job's hash as it was claimed, and its attributes when it was rebuilt from it.
     raw: Mapping[bytes, bytes] = {}
+    raw_key: bytes = b""
     before: Mapping[str, Any] = {}
     #: The next time limit that is set is the job's own.
     begins: bool = False
@@ -123,9 +127,12 @@ class HorseProcess:
         worker: the forked copy of the parent's worker, with the recorder as its connection.
         channel: to the parent.
         max_jobs: leave after so many jobs.
+        max_memory: leave after a job when more MB than this are resident; None never.
     """
 
-    def __init__(self, worker: HorseMixin, channel: ChildChannel, max_jobs: int) -> None:
+    def __init__(
+        self, worker: HorseMixin, channel: ChildChannel, max_jobs: int, max_memory: float | None = None
+    ) -> None:
         self._worker = worker
         self._recorder = worker.connection
         # By key. Not the worker's own queues: RQ gives a popped job a queue with the worker's serializer.
@@ -136,6 +143,7 @@ class HorseProcess:
         #: Outcomes that leave together with the word that this process is free again.
         self._outbox: list[tuple[Any, ...]] = []
         self._jobs_left = max_jobs
+        self._max_memory = max_memory
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
@@ -212,6 +220,33 @@ class HorseProcess:
         worker._stopped_job_id = None
         self._deliver(tape)
 
+    def _abandon(self, fields: tuple[Any, ...], reason: str, quietly: bool) -> None:
+        """Fail a job that nobody finishes, as RQ's StartedJobRegistry.cleanup does; ``quietly`` calls no user code.
+
+        Differs from it in that retries do not help: the job has had its second chances.
+        """
+        job, queue, tape = self._prepare(Claim(*fields))
+        worker = self._worker
+        with hooks.around_job():
+            job.ended_at = now()
+            if not quietly:
+                error = AbandonedJobError(reason)
+                stack: Any = traceback.extract_stack()  # what RQ passes in the place of a traceback
+                self._attempt(
+                    job,
+                    lambda: job.execute_failure_callback(worker.death_penalty_class, AbandonedJobError, error, stack),
+                )
+                self._attempt(job, lambda: self._call_handlers(job, AbandonedJobError, error, stack))
+            text = f"Moved to FailedJobRegistry, due to AbandonedJobError, at {now()}: {reason}"
+            job.retries_left = None
+            worker.handle_job_failure(job, queue=queue, exc_string=text)
+        self._deliver(tape)
+
+    def _call_handlers(self, job: Job, *exc_info: Any) -> None:
+        for handler in self._worker._exc_handlers:
+            if handler(job, *exc_info) is False:
+                break
+
     def _attempt(self, job: Job, call: Callable[[], Any]) -> None:
         """Call what runs user code; an error in it must not keep the job's end from being recorded."""
         try:
@@ -256,7 +291,7 @@ class HorseProcess:
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize(), self._read)
         job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
         job.restore(claim.raw)
-        worker.raw, worker.before = claim.raw, snapshot(job)
+        worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
         recorder.running = job.key
         if job.webhooks:
             # On the object, since job classes are the user's: sent once the outcome is known to be recorded.
@@ -285,6 +320,8 @@ class HorseProcess:
 
         It is not recorded yet; only webhooks wait for that.
         """
+        if STALLS in self._worker.raw:  # whatever became of it, it has come to an end
+            tape.write([b"HDEL", self._worker.raw_key, STALLS])
         words: list[Word] = []
         for digest, read in tape.guards:
             words += [digest, len(read), *read]
@@ -353,7 +390,24 @@ class HorseProcess:
             # Also after an interrupted read, which would give the next caller somebody else's reply.
             pool.disconnect()
         self._surroundings.restore()
-        return self._jobs_left <= 0 or self._alarm_fired or self._surroundings.has_new_threads() or _has_children()
+        return (
+            self._jobs_left <= 0
+            or self._alarm_fired
+            or self._surroundings.has_new_threads()
+            or _has_children()
+            or self._is_too_big()
+        )
+
+    def _is_too_big(self) -> bool:
+        if self._max_memory is None or (size := resident_megabytes()) <= self._max_memory:
+            return False
+        self._worker.log.info(
+            "Worker %s: its horse holds %.0f MB, above MAX_HORSE_MEMORY=%g; replacing it",
+            self._worker.name,
+            size,
+            self._max_memory,
+        )
+        return True
 
 
 class Surroundings:

@@ -32,6 +32,8 @@ MAX_CLAIM_JOBS = 50
 SCHEDULER_LOCK_TTL = 61
 #: Jobs per queue that one promotion moves; when there are more, it is called again at once.
 MAX_PROMOTED = 100
+#: Expired leases that one look deals with, and jobs among them that it fails: each of these needs a horse.
+MAX_STALLED, MAX_STALLED_FAILURES = 100, 5
 #: What RQ's scheduler gives to a job without a timeout.
 DEFAULT_TIMEOUT = 180
 
@@ -58,13 +60,23 @@ class Outcome:
     attempts: int = 0
     #: How often the server refused it.
     refusals: int = 0
+    #: It was recorded once already, by a server that may have lost its last seconds since.
+    again: bool = False
 
     def words(self) -> list[Word | Packed]:
         """Return it as commit.lua takes it."""
         claim = self.claim
         counts = (self.guards[0], self.commands[0] + self.dependents[0])
         packed = (self.guards[1], self.commands[1], self.dependents[1])
-        return [claim.job_id, claim.execution_id, claim.queue, claim.worker_name, *counts, *packed]
+        # What is sent again says nothing about what its worker does now.
+        name = "" if self.again else claim.worker_name
+        return [claim.job_id, claim.execution_id, claim.queue, name, *counts, *packed]
+
+    def size(self) -> int:
+        """Return about how many bytes it holds."""
+        return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents)) + sum(
+            map(len, self.claim.raw.values())
+        )
 
 
 def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:
@@ -87,6 +99,17 @@ class Claimed(NamedTuple):
     #: Ids that were dropped because their job has no data.
     stale: list[str]
     claims: list[Claim]
+
+
+class Stalled(NamedTuple):
+    """The reply to a look for expired leases."""
+
+    #: There may be more.
+    more: bool
+    #: What went back: job id, queue, worker that had it, how often it has stalled.
+    returned: list[tuple[str, str, str, int]]
+    #: What has stalled too often and is to be failed: claim, how often.
+    taken: list[tuple[Claim, int]]
 
 
 class Ledger:
@@ -123,10 +146,10 @@ class Ledger:
         )
         return command, ClaimRequest(created_at, slots)
 
-    def push_back(self, claims: Iterable[Claim]) -> Command:
-        """Return the command that puts claimed jobs back at the front of their queues."""
+    def push_back(self, claims: Iterable[Claim], begun: bool = False) -> Command:
+        """Return the command that puts claimed jobs back at the front of their queues; ``begun`` counts as a stall."""
         words = [(c.job_id, c.execution_id, c.queue, c.worker_name, c.queue_key) for c in claims]
-        return self._scripts.push_back(utcformat(now()), self.token, words)
+        return self._scripts.push_back(utcformat(now()), self.token, self._settings.max_stalls if begun else -1, words)
 
     def known_claims(self) -> Command:
         """Return the command that asks for all claims of this process; its reply is read by ``unknown``."""
@@ -143,6 +166,39 @@ class Ledger:
                 queue, key, name = note.decode().split("\n")
                 claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
         return claims
+
+    # -- stalls ----------------------------------------------------------------------------------------------------
+
+    def stalled(self, queue_keys: Sequence[str], name: str) -> tuple[Command, list[str]]:
+        """Return the command that finds expired leases, and the execution ids that it may use."""
+        executions = [uuid4().hex for _ in range(MAX_STALLED_FAILURES)]
+        command = self._scripts.stalled(
+            queue_keys,
+            utcformat(now()),
+            time.time(),
+            self._settings.heartbeat_ttl,
+            int(self._settings.abandon_after),
+            self._settings.max_stalls,
+            # A little less than the interval: whoever is next does not find the lock of the round before.
+            self._settings.stalled_interval * 0.9,
+            self.token,
+            name,
+            MAX_STALLED,
+            executions,
+        )
+        return command, executions
+
+    @staticmethod
+    def stalled_reply(reply: Any, name: str) -> Stalled:
+        """Return the reply to ``stalled`` in our terms."""
+        more, back, failed = reply
+        returned = [(job.decode(), queue.decode(), holder.decode(), stalls) for job, queue, holder, stalls in back]
+        taken = []
+        for key, job_id, queue, stalls, execution, raw in failed:
+            fields = dict(zip(raw[::2], raw[1::2]))
+            ids = (job_id.decode(), execution.decode(), queue.decode(), key.decode())
+            taken.append((Claim(*ids, name, time.time(), fields), stalls))
+        return Stalled(bool(more), returned, taken)
 
     # -- commit --------------------------------------------------------------------------------------------------
 
@@ -180,6 +236,7 @@ class Ledger:
             self._settings.heartbeat_ttl,
             int(self._settings.abandon_after),
             worker_ttl,
+            self.token,
             slots,
             [(claim.job_id, claim.execution_id, claim.queue) for claim in claims],
         )

@@ -24,7 +24,7 @@ class Link:
         on_message: called with (whether there was a wake-up, control commands) of the listening connection.
         on_away: called with the error when the server is lost.
         on_back: called when the server is back.
-        on_given_up: called after RECONNECT_ATTEMPTS attempts in vain.
+        on_given_up: called with the last error after RECONNECT_ATTEMPTS attempts in vain.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Link:
         on_message: Callable[[bool, list[tuple[str, dict[str, Any]]]], None],
         on_away: Callable[[Exception], None],
         on_back: Callable[[], None],
-        on_given_up: Callable[[], None],
+        on_given_up: Callable[[Exception], None],
     ) -> None:
         self._parent = parent
         self._on_message = on_message
@@ -115,7 +115,7 @@ class Link:
             self._failures += 1
             if 0 < parent.settings.reconnect_attempts <= self._failures:
                 parent.log.error("Worker %s: gave up after %d attempts: %s", parent.name, self._failures, error)
-                self._on_given_up()
+                self._on_given_up(error)
             else:
                 parent.loop.call_later(next(self._delays), self._reconnect)
             return

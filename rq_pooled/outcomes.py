@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,9 @@ from .slots import Slot, Task
 MAX_COMMIT = 50
 #: How often an outcome is refused before its job is left alone; from the second time on it is a failure.
 MAX_REFUSALS = 4
+#: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
+#: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
+KEPT_FOR, KEPT_BYTES = 3.0, 8 * 1024 * 1024
 
 
 class Outcomes:
@@ -42,6 +46,9 @@ class Outcomes:
         self._reply = reply
         self._on_done = on_done
         self._waiting: deque[Outcome] = deque()
+        #: (when it was recorded, its size, itself), the oldest first.
+        self._recorded: deque[tuple[float, int, Outcome]] = deque()
+        self._recorded_bytes = 0
         self.lost_claims = 0
 
     def __bool__(self) -> bool:
@@ -55,6 +62,14 @@ class Outcomes:
         """Return the claims that wait to be committed."""
         return [outcome.claim for outcome in self._waiting]
 
+    def send_again(self) -> None:
+        """Send what was recorded last once more: the server has been away. The fence makes it harmless."""
+        for _, _, outcome in reversed(self._recorded):
+            outcome.again = True
+            self._waiting.appendleft(outcome)
+        self._recorded.clear()
+        self._recorded_bytes = 0
+
     def commit(self) -> Exchange:
         """Return the exchange that records what waits."""
         batch = [self._waiting.popleft() for _ in range(min(MAX_COMMIT, len(self._waiting)))]
@@ -65,8 +80,19 @@ class Outcomes:
             results = replies[0]
             if isinstance(results, ResponseError):
                 results = [str(results).encode()] * len(batch)
+            recorded_again = 0
             for outcome, result in zip(batch, results):
-                self._on_result(outcome, result.decode(errors="replace"))
+                word = result.decode(errors="replace")
+                if outcome.again and word in ("ok", "lost"):
+                    recorded_again += word == "ok"
+                else:
+                    self._on_result(outcome, word)
+            if recorded_again:
+                self._parent.log.warning(
+                    "Worker %s: the server had lost %d outcomes that it acknowledged; they are recorded again",
+                    self._parent.name,
+                    recorded_again,
+                )
 
         def on_lost(_error: Exception) -> None:
             self._waiting.extendleft(reversed(batch))
@@ -88,9 +114,17 @@ class Outcomes:
                     claim.job_id,
                 )
             self._receipt(outcome, result == "ok" or outcome.attempts > 1)
+            self._keep(outcome)
             self._on_done()
         else:
             self._on_refused(outcome, result)
+
+    def _keep(self, outcome: Outcome) -> None:
+        now, size = time.monotonic(), outcome.size()
+        self._recorded.append((now, size, outcome))
+        self._recorded_bytes += size
+        while self._recorded and (self._recorded[0][0] < now - KEPT_FOR or self._recorded_bytes > KEPT_BYTES):
+            self._recorded_bytes -= self._recorded.popleft()[1]
 
     def _on_refused(self, outcome: Outcome, reason: str) -> None:
         """Try an outcome that the server refused once more, then fail its job alone, with the reason."""

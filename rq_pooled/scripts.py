@@ -15,7 +15,10 @@ from .resp import Command, Packed, Word, pack_runs
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
-_NAMES = ("claim", "commit", "heartbeat", "promote", "push_back", "reads", "register", "unregister")
+_NAMES = (
+    *("claim", "commit", "executions", "ghosts", "heartbeat", "intermediate", "promote", "push_back", "reads"),
+    *("register", "rescue", "stalled", "unregister"),
+)
 
 
 def claims_key(token: str) -> str:
@@ -78,13 +81,15 @@ class Scripts:
         lease: float,
         abandon_after: int,
         worker_ttl: int,
+        token: str,
         slots: Sequence[tuple[str, str, float]],
         claims: Iterable[tuple[str, str, str]],
     ) -> Command:
         """Renew slots, each (worker name, state or '', seconds its job has run), and claims (job, execution, queue)."""
         words: list[Word] = [word for slot in slots for word in slot]
         words += [word for claim in claims for word in claim]
-        return self._call("heartbeat", (), now, now_seconds, lease, abandon_after, worker_ttl, len(slots), *words)
+        limits = (lease, abandon_after, worker_ttl, len(slots), claims_key(token))
+        return self._call("heartbeat", (), now, now_seconds, *limits, *words)
 
     def promote(
         self,
@@ -119,6 +124,41 @@ class Scripts:
         """Register the death of these workers and release the scheduler's locks."""
         return self._call("unregister", (), now, scheduler, len(queues), *queues, *names)
 
-    def push_back(self, now: str, token: str, claims: Iterable[Sequence[str]]) -> Command:
-        """Undo claims, each (job, execution, wip queue, worker name, queue key)."""
-        return self._call("push_back", (), now, claims_key(token), *(word for claim in claims for word in claim))
+    def push_back(self, now: str, token: str, max_stalls: int, claims: Iterable[Sequence[str]]) -> Command:
+        """Undo claims, each (job, execution, wip queue, worker name, queue key); -1 as ``max_stalls`` counts none."""
+        words = (word for claim in claims for word in claim)
+        return self._call("push_back", (), now, claims_key(token), max_stalls, *words)
+
+    def stalled(
+        self,
+        queue_keys: Sequence[str],
+        now: str,
+        now_seconds: float,
+        lease: float,
+        abandon_after: int,
+        max_stalls: int,
+        interval: float,
+        token: str,
+        name: str,
+        limit: int,
+        executions: Iterable[str],
+    ) -> Command:
+        """Put jobs back whose lease is over; claim those that stalled too often, under these execution ids."""
+        limits = (lease, abandon_after, max_stalls, max(1, int(interval * 1000)), claims_key(token), name, limit)
+        return self._call("stalled", queue_keys, now, now_seconds, *limits, *executions)
+
+    def intermediate(self, queue_keys: Sequence[str], age: float) -> Command:
+        """Rescue ids that were left in intermediate lists for ``age`` seconds."""
+        return self._call("intermediate", queue_keys, age)
+
+    def ghosts(self, registry: str, cursor: str, count: int, owner: str, lock_ttl: int) -> Command:
+        """Remove one page of a registry's entries without a job."""
+        return self._call("ghosts", (registry,), cursor, count, owner, lock_ttl)
+
+    def executions(self, cursor: str, count: int, owner: str, lock_ttl: int) -> Command:
+        """Remove one page of executions that are half deleted or without a job."""
+        return self._call("executions", (), cursor, count, owner, lock_ttl)
+
+    def rescue(self, apply: bool, jobs: Iterable[tuple[str, str]]) -> Command:
+        """Put queued jobs that stand in no list back, each (id, its enqueued_at); or only tell which."""
+        return self._call("rescue", (), int(apply), *(word for job in jobs for word in job))

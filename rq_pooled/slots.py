@@ -57,6 +57,10 @@ class Slot:
     delivered: bool = False
     #: A stop-job command ended the horse.
     stopped: bool = False
+    #: Somebody else has been given its job: nothing of it is to be recorded.
+    handed_on: bool = False
+    #: Its horse is to be replaced once it has nothing to do.
+    worn: bool = False
     since: float = field(default_factory=time.monotonic)
     #: When its horse is killed, by the monotonic clock.
     deadline: float | None = None
@@ -66,7 +70,9 @@ class Slot:
     @property
     def claim(self) -> Claim | None:
         """The claim whose job it is running and whose outcome has not arrived yet."""
-        return self.task.claim if self.task is not None and not self.delivered else None
+        if self.task is None or self.delivered or self.handed_on:
+            return None
+        return self.task.claim
 
     @property
     def free(self) -> bool:
@@ -75,7 +81,7 @@ class Slot:
 
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""
-        self.task, self.delivered, self.stopped, self.deadline = None, False, False, None
+        self.task, self.delivered, self.stopped, self.handed_on, self.deadline = None, False, False, False, None
 
 
 class Slots:
@@ -150,6 +156,26 @@ class Slots:
         if slot.horse is not None:
             self._prefork.kill(slot.horse)
 
+    def hand_on(self, claim: Claim) -> None:
+        """Kill the horse whose job somebody else has been given, and forget the claim."""
+        for task in [task for task in self.tasks if task.claim is claim]:
+            self.tasks.remove(task)
+        for slot in self._slots:
+            if slot.claim is claim:
+                self.receive(slot)  # a complete outcome is refused by the fence, and its horse lives
+                if slot.claim is claim:
+                    slot.handed_on = True
+                    self.kill(slot)
+
+    def replace(self) -> None:
+        """Replace all horses, those that run a job when it has ended."""
+        for slot in self.regular():
+            if slot.free and slot.horse is not None:
+                self._prefork.retire(slot.horse)
+                self._spawn(slot)
+            else:
+                slot.worn = True
+
     def receive(self, slot: Slot) -> None:
         """Take what the slot's horse has sent until now, before it is killed: a complete outcome wins."""
         if slot.horse is not None:
@@ -160,7 +186,7 @@ class Slots:
             return
         slot.horse = None
         hooks.before_fork()
-        slot.ready = False
+        slot.ready = slot.worn = False
         slot.end()
         try:
             slot.horse = self._prefork.spawn(self._slots.index(slot))
@@ -183,7 +209,8 @@ class Slots:
         slot = self._slot_of(horse)
         if slot is None or self._ending:
             return
-        task, delivered, stopped, was_ready = slot.task, slot.delivered, slot.stopped, slot.ready
+        task, stopped, was_ready = slot.task, slot.stopped, slot.ready
+        delivered = slot.delivered or slot.handed_on
         slot.horse, slot.ready = None, False
         slot.end()
         if task is not None and not delivered:
@@ -253,7 +280,9 @@ class Slots:
             self._slots.remove(slot)
             if slot.horse is not None:
                 self._prefork.retire(slot.horse)
-        elif leaving:
+        elif leaving or slot.worn:
+            if not leaving and slot.horse is not None:
+                self._prefork.retire(slot.horse)
             self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
         else:
             slot.ready = True

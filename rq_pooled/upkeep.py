@@ -24,15 +24,29 @@ class Upkeep:
         parent, slots: as the names say.
         waiting: returns the claims whose outcomes wait to be committed; they are renewed too.
         suspended: tells whether RQ is suspended, which idle workers show as their state.
+        on_unknown: called when the server has noted claims of which nobody here knows.
     """
 
     def __init__(
-        self, parent: Parent, slots: Slots, waiting: Callable[[], list[Claim]], suspended: Callable[[], bool]
+        self,
+        parent: Parent,
+        slots: Slots,
+        waiting: Callable[[], list[Claim]],
+        suspended: Callable[[], bool],
+        on_unknown: Callable[[], None],
     ) -> None:
         self._parent = parent
         self._slots = slots
         self._waiting = waiting
         self._suspended = suspended
+        self._on_unknown = on_unknown
+        #: Since when nothing has kept this worker, and so perhaps others, from renewing leases: by the monotonic clock.
+        self._good_since = time.monotonic()
+        #: When the last heartbeat was answered, by the server's clock.
+        self._answered_at: float | None = None
+        #: The server has been away while this worker ran, or just before.
+        self._was_away = parent.server_uptime < parent.settings.heartbeat_ttl
+        self.lost_claims = 0
         self.heartbeat_due = False
         self.promote_due = True
 
@@ -42,8 +56,27 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
-        self._maintain()
+        if self._was_away:
+            loop.call_later(settings.heartbeat_ttl, self._maintain)
+        else:
+            self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
+
+    def settled(self) -> bool:
+        """Tell whether leases of others that are over can be trusted to be: see Stalls."""
+        return time.monotonic() - self._good_since >= self._parent.settings.heartbeat_ttl
+
+    def unsettle(self) -> None:
+        """Note that the server was away, or this process stopped: others may not have renewed their leases either."""
+        self._good_since = time.monotonic()
+        self._answered_at = None
+        self._was_away = True
+
+    def _note_answer(self, clock: float) -> None:
+        last, self._answered_at = self._answered_at, clock
+        # At least twice the interval: the whole machine may have been asleep, and everybody's leases are over.
+        if last is not None and clock - last > self._parent.settings.heartbeat_ttl / 2:
+            self._good_since = time.monotonic()
 
     def beat(self) -> None:
         """Have a heartbeat sent with the next exchange."""
@@ -64,8 +97,22 @@ class Upkeep:
             log, name = self._parent.log, self._parent.name
             if isinstance(replies[0], ResponseError):
                 log.error("Worker %s: heartbeat refused: %s", name, replies[0])
-            elif replies[0][0]:
-                missing = {name.decode() for name in replies[0][0]}
+                return
+            forgotten, handed_on, noted, milliseconds = replies[0]
+            self._note_answer(milliseconds / 1000)
+            for number in handed_on:
+                claim = claims[number - 1]
+                self.lost_claims += 1
+                log.warning(
+                    "Worker %s: job %s was handed on while this worker could not renew its lease; ending its horse",
+                    claim.worker_name,
+                    claim.job_id,
+                )
+                self._slots.hand_on(claim)
+            if noted > len(claims):
+                self._on_unknown()
+            if forgotten:
+                missing = {name.decode() for name in forgotten}
                 log.warning(
                     "Worker %s: the server has forgotten %s; registering again", name, ", ".join(sorted(missing))
                 )
@@ -94,5 +141,8 @@ class Upkeep:
         self.promote_due = True
 
     def _maintain(self) -> None:
+        # RQ's clean-up fails jobs whose score is over. After an outage as long as that, everybody's is.
+        if self._was_away and not self.settled():
+            return
         if not any(task.kind == "maintain" for task in self._slots.tasks):
             self._slots.tasks.append(Task("maintain"))

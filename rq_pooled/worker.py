@@ -10,6 +10,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
@@ -145,7 +146,7 @@ class Worker(rq.worker.Worker):
         self.scheduler.pid = self.pid
         try:
             _connect(command)
-            version = check_server(command.execute)
+            server = check_server(command.execute)
             self.ip_address = command.address()
             _connect(listen)
             self._register(command, names)
@@ -156,9 +157,9 @@ class Worker(rq.worker.Worker):
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
                 arbiter = Arbiter(
-                    Parent(self, settings, scripts, ledger, command, listen, loop),
+                    Parent(self, settings, scripts, ledger, command, listen, loop, server.uptime),
                     names,
-                    self._prepare_horses(settings, version),
+                    self._prepare_horses(settings, server.version),
                     burst,
                     max_jobs,
                     max_idle_time,
@@ -171,6 +172,8 @@ class Worker(rq.worker.Worker):
             listen.close()
         if exit_code is not None:
             raise SystemExit(exit_code)
+        if arbiter.reload:
+            _start_anew()
         return bool(arbiter.completed)
 
     def _prepare_horses(self, settings: Settings, version: tuple[int, int, int]) -> Callable[[ChildChannel], None]:
@@ -203,7 +206,7 @@ class Worker(rq.worker.Worker):
             horse.__class__ = horse_class
             horse._is_horse = True
             horse.connection, horse.queues = recorder, queues
-            HorseProcess(horse, channel, settings.max_jobs_per_horse).run()
+            HorseProcess(horse, channel, settings.max_jobs_per_horse, settings.max_horse_memory).run()
 
         return run_horse
 
@@ -330,6 +333,18 @@ def _settings_module() -> dict[str, Any]:
     return {key: value for key, value in vars(module).items() if key.isupper()}
 
 
+def _start_anew() -> NoReturn:
+    """Replace this process by a new one of the same command line; a child of ``rq worker-pool`` ends, and is replaced.
+
+    The process id stays, so a service manager or a container does not notice.
+    """
+    if multiprocessing.parent_process() is not None:
+        raise SystemExit(0)
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def _check_platform() -> None:
     if not hasattr(os, "fork"):
         raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {platform.system()} does not have")
@@ -341,15 +356,16 @@ def _nothing(*_: object) -> None:
 
 @contextlib.contextmanager
 def _loop_for_stop_signals() -> Iterator[Loop]:
-    """Return a loop whose first turn serves stop signals that come before it; later ones do nothing until the end.
+    """Return a loop whose first turn serves stop signals, and SIGHUP where it is not ignored (nohup), that come before it; later ones do nothing until the end.
 
     None of them ends the process while it registers its slots, or their death: they would stay behind.
     """
     loop = Loop()
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    signals = [*STOP_SIGNALS, *([] if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else [signal.SIGHUP])]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
-        previous = {signum: signal.signal(signum, _nothing) for signum in STOP_SIGNALS}
-        for signum in STOP_SIGNALS:
+        previous = {signum: signal.signal(signum, _nothing) for signum in signals}
+        for signum in signals:
             loop.on_signal(signum, _nothing)  # until the arbiter takes over
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

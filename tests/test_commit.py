@@ -306,7 +306,7 @@ def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> No
 
 
 def test_heartbeat_renews_and_never_recreates(ours: Engine, redis: Redis) -> None:
-    """It renews lease, horizon and hashes of standing claims, names gone ones, and brings no deleted hash back."""
+    """It renews what stands, tells how many claims are noted, and neither recreates a hash nor ends a cancelled job."""
     kept, cancelled, deleted = (claim_one(ours, redis, name, name) for name in "wxy")
     for key in ("rq:wip:default", "rq_pooled:leases:default"):
         redis.zadd(key, {kept.member: 5})
@@ -315,8 +315,9 @@ def test_heartbeat_renews_and_never_recreates(ours: Engine, redis: Redis) -> Non
     redis.delete("rq:job:y", f"rq:execution:{deleted.member}", "rq:worker:y")
     before = set(redis.keys("*"))
     slots = [(name, "", 1.5) for name in "wxy"]
-    missing, gone = ours.run(ours.ledger.heartbeat(480, slots, [kept, cancelled, deleted]))
-    assert (missing, gone) == ([b"y"], [2])
+    missing, handed_on, noted, clock = ours.run(ours.ledger.heartbeat(480, slots, [kept, cancelled, deleted]))
+    assert (missing, handed_on, noted) == ([b"y"], [], 3)
+    assert abs(clock / 1000 - redis.time()[0]) < 5
     assert set(redis.keys("*")) == before
     clock = redis.time()[0]
     assert clock + 55 < redis.zscore("rq_pooled:leases:default", kept.member) < clock + 65
@@ -392,7 +393,7 @@ def test_out_of_memory_commits_go_on_and_claims_stop(start_server: Any) -> None:
             ours.claim("w")
         assert redis.lrange("rq:queue:default", 0, -1) == [b"c"]
         redis.expire("rq:worker:w", 5)
-        assert ours.run(ours.ledger.heartbeat(480, [("w", "", 0.0)], [first, second])) == [[], []]
+        assert ours.run(ours.ledger.heartbeat(480, [("w", "", 0.0)], [first, second]))[:3] == [[], [], 2]
         assert redis.ttl("rq:worker:w") > 400
         assert ours.commit(finished(first)) == ["ok"]
         assert ours.run(ours.ledger.push_back([second])) == 1
@@ -447,10 +448,8 @@ class Ledgers(RuleBasedStateMachine):
         self.counts: Counter[str] = Counter()
 
     def held(self) -> set[str]:
-        """Ids with an execution that nobody has cleared up yet."""
-        return {claim.job_id for claim in self.standing.values()} | {
-            claim.job_id for claim in self.void.values() if self.redis.exists(f"rq:executions:{claim.job_id}")
-        }
+        """Ids with a claim that stands: cancelled and deleted ones hold nothing back."""
+        return {claim.job_id for claim in self.standing.values()}
 
     @rule(job_id=st.sampled_from(IDS), at_front=st.booleans())
     def enqueue(self, job_id: str, at_front: bool) -> None:
@@ -548,9 +547,12 @@ class Ledgers(RuleBasedStateMachine):
     @rule()
     def heartbeat(self) -> None:
         claims = [*self.standing.values(), *self.void.values()]
-        missing, gone = self.ours.run(self.ours.ledger.heartbeat(480, [(n, "", 0.0) for n in "wxy"], claims))
-        assert missing == []
-        assert gone == [i for i, claim in enumerate(claims, 1) if claim.member in self.void]
+        slots = [(name, "", 0.0) for name in "wxy"]
+        missing, handed_on, noted, _ = self.ours.run(self.ours.ledger.heartbeat(480, slots, claims))
+        assert (missing, noted) == ([], len(claims))
+        void = [i for i, claim in enumerate(claims, 1) if claim.member in self.void]
+        status = {i: self.redis.hget(f"rq:job:{claims[i - 1].job_id}", "status") for i in void}
+        assert handed_on == [i for i in void if status[i] not in (None, b"canceled")]
 
     @invariant()
     def each_execution_is_in_one_place(self) -> None:

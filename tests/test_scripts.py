@@ -15,8 +15,9 @@ import rq_pooled
 from rq_pooled.scripts import Scripts, claims_key, leases_key
 
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
+#: SCAN and ZSCAN are allowed: one page each.
 FORBIDDEN = {
-    *("KEYS", "SCAN", "HSCAN", "SSCAN", "ZSCAN", "FLUSHALL", "FLUSHDB", "SORT", "RANDOMKEY", "SPOP", "SRANDMEMBER"),
+    *("KEYS", "FLUSHALL", "FLUSHDB", "SORT", "RANDOMKEY", "SPOP", "SMEMBERS"),
     *("BLPOP", "BRPOP", "BLMOVE", "BRPOPLPUSH", "BLMPOP", "BZPOPMIN", "BZPOPMAX", "BZMPOP", "WAIT"),
     *("WATCH", "MULTI", "EXEC", "DISCARD", "SUBSCRIBE", "PSUBSCRIBE", "MONITOR", "DEBUG", "CONFIG", "SAVE"),
 }
@@ -34,11 +35,16 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
     return {
         "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
         "commit": (scripts.commit("now", "t", []), 0),
-        "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, [], []), 0),
+        "executions": (scripts.executions("0", 10, "t", 10), 0),
+        "ghosts": (scripts.ghosts("rq:failed:a", "0", 10, "t", 10), 1),
+        "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, "t", [], []), 0),
+        "intermediate": (scripts.intermediate(["rq:queue:a"], 20), 1),
         "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
-        "push_back": (scripts.push_back("now", "t", []), 0),
+        "push_back": (scripts.push_back("now", "t", -1, []), 0),
         "reads": (scripts.reads([]), 0),
         "register": (scripts.register(480, False, ("", 0), [], []), 0),
+        "rescue": (scripts.rescue(True, []), 0),
+        "stalled": (scripts.stalled(["rq:queue:a"], "now", 1.0, 60, 900, 3, 30.0, "t", "w", 10, ["e"]), 1),
         "unregister": (scripts.unregister("now", "name", [], []), 0),
     }
 

@@ -123,6 +123,9 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('PERSIST', job)
     redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'created_at', now_seconds,
       'last_heartbeat', now_seconds, 'worker_name', name)
+    if key ~= 'rq:queue:' .. queue then
+      redis.call('HSET', 'rq:execution:' .. member, 'queue_key', key) -- where it goes back to when it stalls
+    end
     redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
     redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)

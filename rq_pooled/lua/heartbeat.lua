@@ -1,23 +1,25 @@
--- Say that this worker is alive, renew the claims that still stand, and name those that do not.
+-- Say that this worker is alive, renew the claims that still stand, and name those that were handed on.
 --
 -- KEYS        none: they follow from the names
 -- ARGV[1]     now, as RQ formats a date        ARGV[2]  now, seconds since the epoch as RQ's executions keep it
 -- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
 -- ARGV[5]     life of the workers' hashes, s   ARGV[6]  number of slots
--- ARGV[7..]   per slot: worker name, state if it has no job else '', seconds its job has run
+-- ARGV[7]     this worker's claims hash
+-- ARGV[8..]   per slot: worker name, state if it has no job else '', seconds its job has run
 --             then per claim: job id, execution id, wip queue
--- returns     { { worker name whose hash is gone ... }, { number (from 1) of a claim that is gone ... } }
+-- returns     { { worker name whose hash is gone ... }, { number (from 1) of a claim that was handed on ... },
+--             number of claims noted in the claims hash, server time in milliseconds }
 --
 -- As in commit.lua, a write that the server never denies comes first: leases are renewed when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
 
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, worker_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local slots = tonumber(ARGV[6])
+local slots, claims = tonumber(ARGV[6]), ARGV[7]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 
-local missing, at = {}, 7
+local missing, at = {}, 8
 for _ = 1, slots do
   local worker = 'rq:worker:' .. ARGV[at]
   if redis.call('HEXISTS', worker, 'birth') == 0 or redis.call('HEXISTS', worker, 'death') == 1
@@ -33,7 +35,7 @@ for _ = 1, slots do
   at = at + 3
 end
 
-local gone, number = {}, 0
+local handed_on, number = {}, 0
 while at <= #ARGV do
   number = number + 1
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
@@ -53,7 +55,12 @@ while at <= #ARGV do
       redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
     end
   else
-    gone[#gone + 1] = number
+    -- Cancelled or deleted: it runs on, as in RQ. Else the job is in its queue again, or somebody else's by now.
+    local status = redis.call('HGET', 'rq:job:' .. id, 'status')
+    if status and status ~= 'canceled' and status ~= 'stopped' then
+      handed_on[#handed_on + 1] = number
+    end
   end
 end
-return { missing, gone }
+redis.call('EXPIRE', claims, abandon_after + 60)
+return { missing, handed_on, redis.call('HLEN', claims), math.floor(clock * 1000) }

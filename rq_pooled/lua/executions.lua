@@ -1,0 +1,45 @@
+-- Remove one page of executions that are half deleted, or whose job is gone: the first make Job.delete raise.
+--
+-- KEYS        none: SCAN finds them
+-- ARGV[1]     cursor of SCAN, 0 at first       ARGV[2]  about how many keys to look at
+-- ARGV[3]     the caller, of whom one is enough  ARGV[4]  seconds for which it keeps the others away
+-- returns     { next cursor, 0 at the end, number of executions removed }
+redis.call('DEL', 'rq_pooled:none')
+
+local LOCK = 'rq_pooled:lock:ghosts'
+local owner = redis.call('GET', LOCK)
+if owner and owner ~= ARGV[3] then
+  return { '0', 0 }
+end
+redis.call('SET', LOCK, ARGV[3], 'EX', ARGV[4])
+local reply, removed = redis.call('SCAN', ARGV[1], 'MATCH', 'rq:execution*', 'COUNT', ARGV[2]), 0
+
+-- A claim that stands is left alone whatever its hash looks like: a worker holds it.
+local function is_claimed(id, execution)
+  local origin = redis.pcall('HGET', 'rq:job:' .. id, 'origin')
+  local wip = type(origin) == 'string' and redis.pcall('ZSCORE', 'rq:wip:' .. origin, id .. ':' .. execution)
+  return type(wip) == 'string'
+end
+
+for _, key in ipairs(reply[2]) do
+  local id, execution = string.match(key, '^rq:execution:(.*):([^:]*)$')
+  if id then
+    local fields = redis.pcall('HMGET', key, 'id', 'created_at')
+    local half = fields.err or not (fields[1] and fields[2])
+    local orphan = redis.pcall('EXISTS', 'rq:job:' .. id) == 0
+    if (half or orphan) and not is_claimed(id, execution) then
+      redis.call('DEL', key)
+      redis.pcall('ZREM', 'rq:executions:' .. id, execution)
+      removed = removed + 1
+    end
+  elseif string.sub(key, 1, 14) == 'rq:executions:' then
+    id = string.sub(key, 15)
+    local listed = redis.pcall('ZRANGE', key, 0, 99)
+    for _, one in ipairs(listed.err and {} or listed) do
+      if redis.call('EXISTS', 'rq:execution:' .. id .. ':' .. one) == 0 and not is_claimed(id, one) then
+        removed = removed + redis.call('ZREM', key, one)
+      end
+    end
+  end
+end
+return { reply[1], removed }

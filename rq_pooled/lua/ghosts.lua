@@ -1,0 +1,22 @@
+-- Remove one page of a registry's entries whose job is gone.
+--
+-- KEYS[1]     a registry of job ids (rq:failed:<queue> and the like)
+-- ARGV[1]     cursor of ZSCAN, 0 at first      ARGV[2]  about how many entries to look at
+-- ARGV[3]     the caller, of whom one is enough  ARGV[4]  seconds for which it keeps the others away
+-- returns     { next cursor, 0 at the end, number of entries removed }
+redis.call('DEL', 'rq_pooled:none')
+
+local LOCK = 'rq_pooled:lock:ghosts'
+local owner = redis.call('GET', LOCK)
+if owner and owner ~= ARGV[3] then
+  return { '0', 0 }
+end
+redis.call('SET', LOCK, ARGV[3], 'EX', ARGV[4])
+local reply, removed = redis.call('ZSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2]), 0
+for i = 1, #reply[2], 2 do
+  local id = reply[2][i]
+  if redis.pcall('HEXISTS', 'rq:job:' .. id, 'data') == 0 then
+    removed = removed + redis.call('ZREM', KEYS[1], id)
+  end
+end
+return { reply[1], removed }

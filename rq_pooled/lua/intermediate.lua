@@ -1,0 +1,68 @@
+-- Rescue ids from RQ's intermediate lists: a stock worker moves an id there, writes that the job has started, and
+-- removes it, all within milliseconds. What stays was left by one that died in between. RQ would fail such a job.
+--
+-- KEYS[1..n]  queues (rq:queue:<name>) of the caller; other queues known to RQ are looked at, too
+-- ARGV[1]     seconds after which an id was left
+-- returns     { { job id, queue key, 1 if it went back to its queue, 0 if it was only removed } ... }
+redis.call('DEL', 'rq_pooled:none')
+
+local age = tonumber(ARGV[1])
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local SAMPLE, PAGE = 100, 100
+
+local keys, known = {}, {}
+local function add(key)
+  if not known[key] then
+    known[key] = true
+    keys[#keys + 1] = key
+  end
+end
+for _, key in ipairs(KEYS) do
+  add(key)
+end
+for _, key in ipairs(redis.call('SRANDMEMBER', 'rq:queues', SAMPLE)) do
+  add(key)
+end
+
+local function is_running(id, queue)
+  for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+    if redis.call('ZSCORE', 'rq:wip:' .. queue, id .. ':' .. execution) then
+      return true
+    end
+  end
+  return false
+end
+
+local found = {}
+for _, key in ipairs(keys) do
+  local list, seen_key = key .. ':intermediate', 'rq_pooled:intermediate:' .. string.sub(key, 10)
+  local ids = redis.call('LRANGE', list, 0, PAGE - 1)
+  local here = {}
+  for _, id in ipairs(ids) do
+    here[id] = true
+    local seen = tonumber(redis.call('ZSCORE', seen_key, id) or '')
+    if not seen then
+      redis.call('ZADD', seen_key, clock, id)
+    elseif clock - seen >= age then
+      local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'status', 'origin')
+      local waiting = fields[2] == 'queued' or fields[2] == 'started'
+      local rescue = fields[1] and waiting and not is_running(id, fields[3] or string.sub(key, 10))
+      redis.call('LREM', list, 1, id)
+      redis.call('ZREM', seen_key, id)
+      redis.call('DEL', list .. ':first_seen:' .. id) -- where RQ notes the same, for a day
+      if rescue then
+        redis.call('HSET', 'rq:job:' .. id, 'status', 'queued')
+        redis.call('LPUSH', key, id)
+      end
+      found[#found + 1] = { id, key, rescue and 1 or 0 }
+    end
+  end
+  -- An id that passed through in time must not count as left when it passes again.
+  for _, id in ipairs(redis.call('ZRANGE', seen_key, 0, -1)) do
+    if not here[id] then
+      redis.call('ZREM', seen_key, id)
+    end
+  end
+end
+return found

@@ -1,0 +1,28 @@
+-- Put jobs that are queued but stand in no list back into their queues: a stock worker that died after its BLPOP took
+-- their ids with it. What the caller has found from outside is looked at once more here, where nothing can move.
+--
+-- KEYS        none: they follow from the ids
+-- ARGV[1]     1: put back, 0: only tell
+-- ARGV[2..]   per job: id, its enqueued_at as the caller has read it
+-- returns     the ids that are (or would be) put back
+local found = {}
+for at = 2, #ARGV, 2 do
+  local id, enqueued_at = ARGV[at], ARGV[at + 1]
+  local job = 'rq:job:' .. id
+  local fields = redis.call('HMGET', job, 'data', 'status', 'origin', 'enqueued_at')
+  if fields[1] and fields[2] == 'queued' and fields[3] and fields[4] == enqueued_at then
+    local key = 'rq:queue:' .. fields[3]
+    local listed = redis.call('LPOS', key, id) or redis.call('LPOS', key .. ':intermediate', id)
+    for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+      listed = listed or redis.call('ZSCORE', 'rq:wip:' .. fields[3], id .. ':' .. execution)
+    end
+    if not listed then
+      if ARGV[1] == '1' then
+        redis.call('SADD', 'rq:queues', key)
+        redis.call('RPUSH', key, id)
+      end
+      found[#found + 1] = id
+    end
+  end
+end
+return found

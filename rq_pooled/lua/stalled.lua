@@ -1,0 +1,113 @@
+-- Find claims whose lease is over: nobody renews them, so whoever held them is dead, cut off or stopped. Their jobs go
+-- back to the front of their queues. One that has stalled too often is claimed for the caller, who is to fail it.
+--
+-- KEYS[1..n]  queues (rq:queue:<name>) of the caller; other queues known to RQ are looked at, too
+-- ARGV[1]     now, as RQ formats a date        ARGV[2]  now, seconds since the epoch as RQ's executions keep it
+-- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
+-- ARGV[5]     how often a job may stall        ARGV[6]  milliseconds in which one caller is enough
+-- ARGV[7]     the caller's claims hash         ARGV[8]  worker name for jobs to fail
+-- ARGV[9]     claims that one call looks at    ARGV[10..]  execution ids for jobs to fail
+-- returns     { 1 if there may be more, { { job id, queue, worker that had it, stalls } ... that went back },
+--             { { queue key, job id, queue, stalls, execution id, { field, value ... } } ... to fail } }
+--
+-- As in commit.lua, a write that the server never denies comes first: jobs come back when its memory is full.
+redis.call('DEL', 'rq_pooled:none')
+
+local LOCK = 'rq_pooled:lock:stalled'
+if not redis.call('SET', LOCK, ARGV[7], 'NX', 'PX', ARGV[6]) then
+  return { 0, {}, {} }
+end
+
+local now, now_seconds = ARGV[1], ARGV[2]
+local lease, abandon_after, max_stalls = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local claims, name, left = ARGV[7], ARGV[8], tonumber(ARGV[9])
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local SAMPLE = 100 -- of all queues, in case the workers of one are gone for good
+
+local queues, known = {}, {}
+local function add(key)
+  if not known[key] and string.sub(key, 1, 9) == 'rq:queue:' then
+    known[key] = true
+    queues[#queues + 1] = string.sub(key, 10)
+  end
+end
+for _, key in ipairs(KEYS) do
+  add(key)
+end
+for _, key in ipairs(redis.call('SRANDMEMBER', 'rq:queues', SAMPLE)) do
+  add(key)
+end
+
+local function forget(queue, id, execution)
+  local member = id .. ':' .. execution
+  redis.call('DEL', 'rq:execution:' .. member)
+  redis.call('ZREM', 'rq:executions:' .. id, execution)
+  redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
+  redis.call('ZREM', 'rq:wip:' .. queue, member)
+end
+
+local back, failed, more, execution_at = {}, {}, 0, 10
+for _, queue in ipairs(queues) do
+  local stalled = redis.call('ZRANGEBYSCORE', 'rq_pooled:leases:' .. queue, '-inf', clock, 'LIMIT', 0, left)
+  local pushed = {}
+  for _, member in ipairs(stalled) do
+    local id, execution = string.match(member, '^(.*):([^:]*)$')
+    local job = 'rq:job:' .. id
+    local key = redis.call('HGET', 'rq:execution:' .. member, 'queue_key') or ('rq:queue:' .. queue)
+    if not redis.call('ZSCORE', 'rq:wip:' .. queue, member) or redis.pcall('HEXISTS', job, 'data') ~= 1 then
+      forget(queue, id, execution) -- cancelled or deleted while it ran
+    else
+      local before = tonumber(redis.call('HGET', job, 'rq_pooled_stalls') or '0')
+      if before + 1 > max_stalls and execution_at > #ARGV then
+        more = 1
+        break
+      end
+      left = left - 1
+      local holder = redis.call('HGET', job, 'worker_name') or ''
+      local worker = 'rq:worker:' .. holder
+      if redis.pcall('HGET', worker, 'current_job') == id then
+        redis.call('HDEL', worker, 'current_job')
+      end
+      forget(queue, id, execution)
+      redis.call('HINCRBY', job, 'rq_pooled_stalls', 1)
+      if before + 1 > max_stalls then
+        local raw = redis.call('HGETALL', job)
+        local own = ARGV[execution_at]
+        execution_at = execution_at + 1
+        member = id .. ':' .. own
+        redis.call('HSET', job, 'worker_name', name, 'last_heartbeat', now)
+        redis.call('HSET', 'rq:execution:' .. member, 'id', own, 'created_at', now_seconds,
+          'last_heartbeat', now_seconds, 'worker_name', name, 'queue_key', key)
+        redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
+        redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, own)
+        redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+        redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
+        redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+        redis.call('EXPIRE', claims, abandon_after + 60)
+        redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
+        failed[#failed + 1] = { key, id, queue, before + 1, own, raw }
+      else
+        redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
+        local ttl = tonumber(redis.call('HGET', job, 'ttl') or '')
+        if ttl and ttl > 0 then
+          redis.call('EXPIRE', job, ttl)
+        end
+        pushed[#pushed + 1] = { key, id }
+        back[#back + 1] = { id, queue, holder, before + 1 }
+      end
+    end
+  end
+  -- From the last to the first, so that what stalled first runs first.
+  for i = #pushed, 1, -1 do
+    redis.call('LPUSH', pushed[i][1], pushed[i][2])
+  end
+  if left <= 0 then
+    more = 1
+  end
+  if more == 1 then
+    redis.call('DEL', LOCK) -- the caller goes on at once
+    break
+  end
+end
+return { more, back, failed }

@@ -1,0 +1,73 @@
+"""Looks for claims that nobody renews any more: of workers that were killed, cut off or stopped; see stalled.lua."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .connections import Exchange
+from .parent import Parent
+from .slots import Slots, Task
+
+#: Jobs named in one line of the log.
+_NAMED = 10
+
+
+class Stalls:
+    """Says when a look is due, and makes the exchange.
+
+    Args:
+        parent, slots: as the names say.
+        settled: tells whether this worker may judge others: its own connection has been good for a full HEARTBEAT_TTL,
+            so whoever could renew a lease has had the time to do so.
+    """
+
+    def __init__(self, parent: Parent, slots: Slots, settled: Callable[[], bool]) -> None:
+        self._parent = parent
+        self._slots = slots
+        self._settled = settled
+        self.due = False
+        self.returned = self.failed = 0
+
+    def start(self) -> None:
+        """Begin to look every STALLED_INTERVAL."""
+        self._parent.loop.call_every(self._parent.settings.stalled_interval, self._on_interval)
+
+    def _on_interval(self) -> None:
+        self.due = self._settled()
+
+    def exchange(self) -> Exchange:
+        """Return the exchange that puts stalled jobs back and claims those to be failed."""
+        self.due = False
+        parent = self._parent
+        command, _ = parent.ledger.stalled([queue.key for queue in parent.worker.queues], parent.name)
+
+        def on_replies(replies: list[Any]) -> None:
+            if isinstance(replies[0], ResponseError):
+                parent.log.error("Worker %s: cannot look for stalled jobs: %s", parent.name, replies[0])
+                return
+            stalled = parent.ledger.stalled_reply(replies[0], parent.name)
+            self.due = stalled.more
+            self.returned += len(stalled.returned)
+            self.failed += len(stalled.taken)
+            if stalled.returned:
+                named = ", ".join(
+                    f"{job_id} (stall {stalls} of {parent.settings.max_stalls}, worker {holder or 'unknown'})"
+                    for job_id, _queue, holder, stalls in stalled.returned[:_NAMED]
+                )
+                more = len(stalled.returned) - _NAMED
+                parent.log.warning(
+                    "Worker %s: put back %d stalled jobs: %s%s",
+                    parent.name,
+                    len(stalled.returned),
+                    named,
+                    f" and {more} more" if more > 0 else "",
+                )
+            for claim, stalls in stalled.taken:
+                reason = f"stalled {stalls} times, more often than MAX_STALLS={parent.settings.max_stalls} allows"
+                parent.log.error("Worker %s: job %s %s; failing it", parent.name, claim.job_id, reason)
+                self._slots.tasks.append(Task("abandon", claim, (reason, False)))
+
+        return Exchange([command], on_replies)
