@@ -24,6 +24,7 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
+from .cli_rescue import rescue
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
@@ -229,6 +230,9 @@ def _write_pid(path: str) -> None:
             file.write(str(os.getpid()))
     except OSError as error:
         raise ConfigurationError(f"--pid {path} cannot be written: {error.strerror}") from error
+
+
+cli.add_command(rescue)
 
 
 @cli.command()

@@ -14,7 +14,8 @@ from .connections import Exchange
 from .parent import Parent
 from .resp import Command
 
-#: Seconds between looks at the intermediate lists, and after which an id there was left. RQ fails it after 60.
+#: Seconds between looks at the intermediate lists, and after which an id there was left: it is rescued 45 seconds after
+#: it was left at the latest, and RQ would fail it after 60.
 INTERMEDIATE_INTERVAL, INTERMEDIATE_AGE = 15.0, 20.0
 #: Entries and keys of one page, and seconds between two pages: together some percent of the server's time at most.
 PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05
@@ -36,7 +37,7 @@ class Orphans:
     def __init__(self, parent: Parent, settled: Callable[[], bool]) -> None:
         self._parent = parent
         self._settled = settled
-        self._intermediate_due = True
+        self._intermediate_due = False
         self._pages: Iterator[None] = iter(())
         self._page: Exchange | None = None
         self._cursor = "0"

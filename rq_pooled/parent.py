@@ -28,8 +28,6 @@ class Parent:
     command: CommandConnection
     listen: ListenConnection
     loop: Loop
-    #: Seconds that the server had been up when this worker started.
-    server_uptime: float = float("inf")
 
     @property
     def log(self) -> logging.Logger:

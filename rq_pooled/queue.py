@@ -161,6 +161,14 @@ class Queue(rq.Queue):
                     return job
         return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
 
+    def run_sync(self, job: Job) -> Job:
+        """Run a job in this process, as RQ; that it has started is written, too, which RQ forgets to send.
+
+        So a job that runs here is not mistaken for one that was lost on its way to a worker; see rescue.py.
+        """
+        job.prepare_for_execution("sync", self.connection)  # type: ignore[arg-type] # a pipeline that sends at once
+        return super().run_sync(job)
+
     def _landed(self, job_id: str) -> Job | None:
         """Return the job that an unconfirmed enqueue of this process left in Redis, if there is one."""
         since = _unconfirmed.get(job_id)

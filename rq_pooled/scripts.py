@@ -16,8 +16,8 @@ RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
 _NAMES = (
-    *("claim", "commit", "executions", "ghosts", "heartbeat", "intermediate", "promote", "push_back", "reads"),
-    *("register", "rescue", "stalled", "unregister"),
+    *("claim", "commit", "executions", "ghosts", "heartbeat", "intermediate", "postpone", "promote"),
+    *("push_back", "reads", "register", "rescue", "stalled", "unregister"),
 )
 
 
@@ -150,6 +150,10 @@ class Scripts:
     def intermediate(self, queue_keys: Sequence[str], age: float) -> Command:
         """Rescue ids that were left in intermediate lists for ``age`` seconds."""
         return self._call("intermediate", queue_keys, age)
+
+    def postpone(self, queue_keys: Sequence[str], abandon_after: int) -> Command:
+        """Keep RQ's clean-up from claims with a lease of ours, once each."""
+        return self._call("postpone", queue_keys, abandon_after)
 
     def ghosts(self, registry: str, cursor: str, count: int, owner: str, lock_ttl: int) -> Command:
         """Remove one page of a registry's entries without a job."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis.exceptions import ResponseError
 
@@ -16,16 +16,8 @@ logger = logging.getLogger("rq.worker")
 OLDEST = (6, 2, 0)
 
 
-class Server(NamedTuple):
-    """What a server says of itself."""
-
-    version: tuple[int, int, int]
-    #: Seconds since it was started; infinite where it does not say.
-    uptime: float
-
-
-def check_server(execute: Callable[[list[Any]], list[Any]]) -> Server:
-    """Ask the server what it is; warn where it may evict keys.
+def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, int]:
+    """Ask the server what it is and return its version; warn where it may evict keys.
 
     Args:
         execute: sends commands and returns raw replies.
@@ -36,7 +28,7 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> Server:
     (reply,) = execute([("INFO",)])
     if isinstance(reply, ResponseError):  # an ACL: what it cannot do will be said when it is asked to
         logger.warning("the server does not answer INFO (%s): its version and eviction policy are not checked", reply)
-        return Server(OLDEST, float("inf"))
+        return OLDEST
     info = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
     version = _parse(info.get("redis_version", "0"))
     if version < OLDEST:
@@ -50,8 +42,7 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> Server:
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logger.warning("the server may evict jobs when memory is short (maxmemory-policy %s); set noeviction", policy)
-    uptime = info.get("uptime_in_seconds", "")
-    return Server(version, float(uptime) if uptime.isdigit() else float("inf"))
+    return version
 
 
 def _parse(text: str) -> tuple[int, int, int]:

@@ -28,19 +28,24 @@ class Stalls:
         self._parent = parent
         self._slots = slots
         self._settled = settled
-        self.due = False
+        self._due = False
         self.returned = self.failed = 0
 
     def start(self) -> None:
         """Begin to look every STALLED_INTERVAL."""
         self._parent.loop.call_every(self._parent.settings.stalled_interval, self._on_interval)
 
+    @property
+    def due(self) -> bool:
+        """Tell whether a look should be sent; asked at that moment, since an outage may have come between."""
+        return self._due and self._settled()
+
     def _on_interval(self) -> None:
-        self.due = self._settled()
+        self._due = True
 
     def exchange(self) -> Exchange:
         """Return the exchange that puts stalled jobs back and claims those to be failed."""
-        self.due = False
+        self._due = False
         parent = self._parent
         command, _ = parent.ledger.stalled([queue.key for queue in parent.worker.queues], parent.name)
 
@@ -49,7 +54,7 @@ class Stalls:
                 parent.log.error("Worker %s: cannot look for stalled jobs: %s", parent.name, replies[0])
                 return
             stalled = parent.ledger.stalled_reply(replies[0], parent.name)
-            self.due = stalled.more
+            self._due = stalled.more
             self.returned += len(stalled.returned)
             self.failed += len(stalled.taken)
             if stalled.returned:

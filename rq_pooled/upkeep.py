@@ -44,8 +44,6 @@ class Upkeep:
         self._good_since = time.monotonic()
         #: When the last heartbeat was answered, by the server's clock.
         self._answered_at: float | None = None
-        #: The server has been away while this worker ran, or just before.
-        self._was_away = parent.server_uptime < parent.settings.heartbeat_ttl
         self.lost_claims = 0
         self.heartbeat_due = False
         self.promote_due = True
@@ -56,21 +54,20 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
-        if self._was_away:
-            loop.call_later(settings.heartbeat_ttl, self._maintain)
-        else:
-            self._maintain()
+        self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 
     def settled(self) -> bool:
         """Tell whether leases of others that are over can be trusted to be: see Stalls."""
-        return time.monotonic() - self._good_since >= self._parent.settings.heartbeat_ttl
+        settings = self._parent.settings
+        # Others may come back later than this worker did, by the longest pause between two attempts.
+        good_for = time.monotonic() - self._good_since if self._parent.command.connected else 0.0
+        return good_for >= settings.heartbeat_ttl + settings.reconnect_cap
 
     def unsettle(self) -> None:
         """Note that the server was away, or this process stopped: others may not have renewed their leases either."""
         self._good_since = time.monotonic()
         self._answered_at = None
-        self._was_away = True
 
     def _note_answer(self, clock: float) -> None:
         last, self._answered_at = self._answered_at, clock
@@ -141,8 +138,9 @@ class Upkeep:
         self.promote_due = True
 
     def _maintain(self) -> None:
-        # RQ's clean-up fails jobs whose score is over. After an outage as long as that, everybody's is.
-        if self._was_away and not self.settled():
-            return
         if not any(task.kind == "maintain" for task in self._slots.tasks):
+            # Before anything that the horse asks for, on the same connection.
+            keys = [queue.key for queue in self._parent.worker.queues]
+            command = self._parent.scripts.postpone(keys, int(self._parent.settings.abandon_after))
+            self._parent.command.submit(Exchange([command]))
             self._slots.tasks.append(Task("maintain"))

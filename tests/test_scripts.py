@@ -39,6 +39,7 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "ghosts": (scripts.ghosts("rq:failed:a", "0", 10, "t", 10), 1),
         "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, "t", [], []), 0),
         "intermediate": (scripts.intermediate(["rq:queue:a"], 20), 1),
+        "postpone": (scripts.postpone(["rq:queue:a"], 900), 1),
         "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
         "push_back": (scripts.push_back("now", "t", -1, []), 0),
         "reads": (scripts.reads([]), 0),

@@ -59,6 +59,7 @@ while at <= #ARGV do
     local status = redis.call('HGET', 'rq:job:' .. id, 'status')
     if status and status ~= 'canceled' and status ~= 'stopped' then
       handed_on[#handed_on + 1] = number
+      redis.call('HDEL', claims, member)
     end
   end
 end

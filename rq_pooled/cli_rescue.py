@@ -1,0 +1,56 @@
+"""``rq-pooled rescue``: jobs that are queued but stand in no list."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+
+from .durations import parse_duration
+from .options import open_server, server_options
+from .rescue import Lost, find_lost, put_back
+
+#: Jobs shown without --json.
+_SHOWN = 20
+
+
+@click.command()
+@click.option("-q", "--queue", "queues", multiple=True, metavar="NAME", help="Only this queue; may be given again.")
+@click.option("--older-than", default="1h", show_default=True, metavar="DURATION", help="Safety age: 10m, 1h30m, 2d.")
+@click.option("--apply", is_flag=True, help="Put them back into their queues; without it they are only listed.")
+@server_options
+def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | None, as_json: bool) -> None:
+    """Find jobs that are queued but stand in no list, and put them back.
+
+    A stock worker that is killed right after it has popped a job from one of several queues loses it this way;
+    workers of rq_pooled do not. A job that a program runs itself with rq.Queue(is_async=False) looks the same while
+    it runs: hence the safety age. Jobs of rq_pooled.Queue(is_async=False) are never touched.
+    """
+    age = parse_duration(older_than, "--older-than")
+    connection = open_server(url)
+    with click.progressbar(length=connection.dbsize(), label="looking", file=sys.stderr, hidden=as_json) as bar:
+        lost = list(find_lost(connection, age, set(queues) or None, bar.update))
+    found = put_back(connection, lost, apply)
+    if as_json:
+        click.echo(json.dumps({"applied": apply, "jobs": [job._asdict() for job in found]}, indent=2))
+        return
+    _say(found, apply)
+
+
+def _say(found: list[Lost], apply: bool) -> None:
+    for job in found[:_SHOWN]:
+        click.echo(f"{job.id}  {job.queue}  {job.enqueued_at}  {job.description}")
+    if len(found) > _SHOWN:
+        click.echo(f"and {len(found) - _SHOWN} more")
+    if not found:
+        click.echo("no lost jobs")
+    elif apply:
+        click.echo(f"put back {_jobs(found)}")
+    else:
+        click.echo(f"found {_jobs(found)}; --apply puts them back")
+
+
+def _jobs(found: list[Any]) -> str:
+    return f"{len(found)} job{'' if len(found) == 1 else 's'}"

@@ -1,0 +1,27 @@
+-- Keep RQ's clean-up from claims that have a lease of ours: their jobs go back to their queues (stalled.lua), where RQ
+-- would fail them. Only once per claim: where no worker lives long enough to look for stalled ones, RQ's rule has to do.
+--
+-- KEYS[1..n]  queues (rq:queue:<name>) whose started registries are about to be cleaned
+-- ARGV[1]     abandon after, seconds
+-- returns     number of claims
+redis.call('DEL', 'rq_pooled:none')
+
+local abandon_after = tonumber(ARGV[1])
+local clock = tonumber(redis.call('TIME')[1])
+local SKEW = 60 -- RQ's clean-up goes by the clock of whoever runs it
+local MAX_CLAIMS = 1000
+local postponed = 0
+for _, key in ipairs(KEYS) do
+  local queue = string.sub(key, 10)
+  local wip = 'rq:wip:' .. queue
+  local over = redis.call('ZRANGEBYSCORE', wip, 0, clock + SKEW, 'WITHSCORES', 'LIMIT', 0, MAX_CLAIMS)
+  for i = 1, #over, 2 do
+    local lease = redis.call('ZSCORE', 'rq_pooled:leases:' .. queue, over[i])
+    -- A horizon that lies further behind the lease than the claim or a heartbeat puts it has been postponed before.
+    if lease and tonumber(over[i + 1]) <= tonumber(lease) + abandon_after then
+      redis.call('ZADD', wip, 'XX', clock + SKEW + abandon_after, over[i])
+      postponed = postponed + 1
+    end
+  end
+end
+return postponed

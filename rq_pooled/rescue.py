@@ -1,0 +1,100 @@
+"""Finds jobs that are queued but stand in no list, on demand: a stock worker that dies after its BLPOP loses the id."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from typing import Any, NamedTuple
+
+from redis import Redis
+from rq.utils import as_text, utcparse
+
+from .scripts import Scripts
+
+#: Ids or keys of one command.
+PAGE = 1000
+
+
+class Lost(NamedTuple):
+    """A job that nobody would ever run."""
+
+    id: str
+    queue: str
+    enqueued_at: str
+    description: str
+
+
+def find_lost(
+    connection: Redis, min_age: float, queues: set[str] | None = None, progress: Callable[[int], None] = lambda _n: None
+) -> Iterator[Lost]:
+    """Yield queued jobs that stand in no list, from pages of SCAN; holds the ids that do stand in one in memory.
+
+    Jobs of ``Queue(is_async=False)`` look the same while stock RQ runs them: ours says that they have started, and
+    ``min_age`` is there for the others.
+
+    Args:
+        connection: to the server.
+        min_age: seconds, by the server's clock, since the job was enqueued.
+        queues: names of queues to look at; None for all.
+        progress: called with about the number of keys that were looked at.
+    """
+    listed = set(_listed(connection))
+    now = connection.time()[0]
+    cursor = 0
+    while True:
+        cursor, keys = connection.scan(cursor, match="rq:job:*", count=PAGE)
+        ids = [as_text(key).removeprefix("rq:job:") for key in keys]
+        ids = [job_id for job_id in ids if job_id not in listed and not job_id.endswith(":dependents")]
+        with connection.pipeline(transaction=False) as pipeline:
+            for job_id in ids:
+                pipeline.hmget(f"rq:job:{job_id}", "status", "origin", "enqueued_at", "description")
+            replies = pipeline.execute(raise_on_error=False)
+        for job_id, reply in zip(ids, replies):
+            if isinstance(reply, Exception) or reply[0] != b"queued" or not reply[1] or not reply[2]:
+                continue
+            origin, enqueued_at, description = (as_text(value or b"") for value in reply[1:])
+            if (queues is None or origin in queues) and now - _seconds(enqueued_at) >= min_age:
+                yield Lost(job_id, origin, enqueued_at, description)
+        progress(PAGE)
+        if not cursor:
+            return
+
+
+def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
+    """Put jobs back at the end of their queues if they are still lost, atomically per page; return those that were.
+
+    Args:
+        connection: to the server.
+        lost: as found.
+        apply: False only tells which would be.
+    """
+    scripts, back = Scripts(), set()
+    for start in range(0, len(lost), PAGE):
+        command = scripts.rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + PAGE]))
+        back |= {as_text(job_id) for job_id in _run(connection, scripts, command)}
+    return [job for job in lost if job.id in back]
+
+
+def _run(connection: Redis, scripts: Scripts, command: Any) -> Any:
+    execute: Any = connection.execute_command
+    for load in scripts.load():
+        execute(*load)
+    return execute(*command)
+
+
+def _listed(connection: Redis) -> Iterator[str]:
+    """Yield the ids in all queues and intermediate lists."""
+    for queue in map(as_text, connection.smembers("rq:queues")):
+        for key in (queue, f"{queue}:intermediate"):
+            start = 0
+            # Overlapping pages: what others pop meanwhile moves the rest to the front.
+            while ids := connection.lrange(key, start, start + 2 * PAGE):
+                yield from map(as_text, ids)
+                start += PAGE
+
+
+def _seconds(date: str) -> float:
+    try:
+        return utcparse(date).replace(tzinfo=timezone.utc).timestamp()
+    except ValueError:
+        return datetime.now(timezone.utc).timestamp()

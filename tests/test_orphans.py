@@ -1,0 +1,201 @@
+"""What others left behind: ids in intermediate lists, entries without a job, half executions, jobs in no list."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jobs
+import pytest
+from engine import Engine, engine
+from redis import Redis
+from rq import Queue
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job, JobStatus
+from support import running_worker, wait_until
+
+import rq_pooled
+from rq_pooled.embedded import EmbeddedServer
+
+
+@pytest.fixture
+def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
+    """A ledger with two registered workers."""
+    with engine(server.url) as one:
+        one.register("w", "x")
+        yield one
+
+
+def leave(redis: Redis, job: Job) -> None:
+    """Do what a stock worker has done when it is killed between its BLMOVE and the start of the job."""
+    assert redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT") == job.id.encode()
+
+
+# -- intermediate lists ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(120)
+def test_an_id_left_in_an_intermediate_list_is_rescued(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A job that a stock worker popped and did not start runs within a minute, before RQ would fail it."""
+    queue = Queue(connection=redis)
+    job = queue.enqueue(jobs.add, 1, 2)
+    leave(redis, job)
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED, timeout=58)
+        worker.wait_for(f"job {job.id} was left in rq:queue:default:intermediate; put back into its queue")
+    assert redis.keys("*intermediate*") == []
+
+
+def test_only_what_stays_is_rescued(ours: Engine, redis: Redis) -> None:
+    """Ids pass through an intermediate list all the time: one counts as left when it was there for the whole age."""
+    queue = Queue(connection=redis)
+    job = queue.enqueue(jobs.nothing)
+
+    def look(age: float = 1000) -> list[tuple[bytes, bytes, int]]:
+        return [tuple(found) for found in ours.run(ours.scripts.intermediate([queue.key], age))]
+
+    leave(redis, job)
+    assert look() == look() == [] and redis.llen(f"{queue.key}:intermediate") == 1
+    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    redis.lrem(f"{queue.key}:intermediate", 1, job.id)  # it was started in time
+    assert look(1) == [] and not redis.exists("rq_pooled:intermediate:default")
+    redis.rpush(f"{queue.key}:intermediate", job.id)  # and passes once more
+    assert look(1) == []
+    IntermediateQueue(queue.key, redis).set_first_seen(job.id)
+    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    assert look(1) == [(job.id.encode(), queue.key.encode(), 1)]
+    assert redis.lrange(queue.key, 0, -1) == [job.id.encode()]
+    assert redis.keys("*intermediate*") == [], "RQ must not take the next pass for this one"
+
+
+@pytest.mark.parametrize("state", ["running", "gone", "finished"])
+def test_what_need_not_run_is_only_removed(ours: Engine, redis: Redis, state: str) -> None:
+    """A left id whose job runs, is gone or has ended is taken out of the list and not queued."""
+    queue = Queue(connection=redis)
+    job = queue.enqueue(jobs.nothing)
+    if state == "running":
+        ours.claim("w")
+    else:
+        redis.delete(queue.key)
+        job.delete() if state == "gone" else job.set_status(JobStatus.FINISHED)
+    redis.rpush(f"{queue.key}:intermediate", job.id)
+    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    assert ours.run(ours.scripts.intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 0]]
+    assert redis.llen(queue.key) == 0
+    assert redis.keys("*intermediate*") == []
+
+
+# -- entries without a job -------------------------------------------------------------------------------------------
+
+
+def test_maintenance_removes_entries_without_a_job(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Ghosts go from RQ's registries in bounded pages; entries whose job exists, and scheduled ones, stay."""
+    queue = Queue(connection=redis)
+    real = queue.enqueue(jobs.nothing)
+    redis.delete(queue.key)
+    far = time.time() + 10_000
+    for name in ("failed", "finished", "deferred", "canceled", "scheduled"):
+        redis.zadd(f"rq:{name}:default", {f"ghost-{i}": far for i in range(1200)} | {real.id: far})
+    redis.hset("rq:execution:half:1", "last_heartbeat", "1")
+    redis.zadd("rq:executions:half", {"1": far})
+    settings = {
+        "RQ_POOLED_HEARTBEAT_INTERVAL": "0.3",
+        "RQ_POOLED_HEARTBEAT_TTL": "1",
+        "RQ_POOLED_RECONNECT_CAP": "0.3",
+    }
+    with running_worker(server.url, "--maintenance-interval", "1", log=tmp_path / "log", **settings) as worker:
+        worker.wait_for("registry entries and executions without a job", timeout=40)
+        assert "removed 4801 registry entries" in worker.output()
+    for name in ("failed", "finished", "deferred", "canceled"):
+        assert redis.zrange(f"rq:{name}:default", 0, -1) == [real.id.encode()], name
+    assert redis.zcard("rq:scheduled:default") == 1201
+    assert not redis.exists("rq:execution:half:1", "rq:executions:half")
+
+
+def test_executions_that_somebody_holds_are_left_alone(ours: Engine, redis: Redis) -> None:
+    """A standing claim keeps its execution, whatever its hash looks like; halves and orphans of others go."""
+    queue = Queue(connection=redis)
+    for name in "ab":
+        queue.enqueue(jobs.nothing, job_id=name)
+    held, dead = ours.claim("w", "x").claims
+    redis.hdel(f"rq:execution:{held.member}", "created_at")
+    redis.hdel(f"rq:execution:{dead.member}", "created_at")
+    redis.zrem("rq:wip:default", dead.member)
+    redis.hset("rq:execution:nobody:1", mapping={"id": "1", "created_at": "1"})
+    with pytest.raises(KeyError):  # what a half does to RQ
+        Job.fetch("b", redis).delete()
+    cursor, removed = ours.run(ours.scripts.executions("0", 10_000, "t", 10))
+    assert (cursor, removed) == (b"0", 2)
+    assert redis.keys("rq:execution:*") == [f"rq:execution:{held.member}".encode()]
+    Job.fetch("b", redis).delete()
+
+
+def test_one_worker_at_a_time_looks_for_ghosts(ours: Engine, redis: Redis) -> None:
+    """While one worker goes through the registries, others find the lock and do nothing."""
+    redis.zadd("rq:failed:default", {"ghost": 1})
+    redis.set("rq_pooled:lock:ghosts", "other", ex=10)
+    assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 0]
+    redis.delete("rq_pooled:lock:ghosts")
+    assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 1]
+    assert redis.get("rq_pooled:lock:ghosts") == b"me"
+
+
+# -- jobs in no list -------------------------------------------------------------------------------------------------
+
+
+def rescue(url: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run ``rq-pooled rescue``."""
+    line = [sys.executable, "-m", "rq_pooled", "rescue", "--url", url, *options]
+    return subprocess.run(line, capture_output=True, text=True, timeout=50, check=False)
+
+
+def lose(redis: Redis, queue: Queue, job_id: str, age: float = 7200) -> Job:
+    """Make a job that a stock worker has popped and lost, so many seconds ago."""
+    job = queue.enqueue(jobs.add, 1, 2, job_id=job_id)
+    redis.lrem(queue.key, 1, job.id)
+    written = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(time.time() - age))
+    redis.hset(job.key, "enqueued_at", written)
+    return job
+
+
+def test_rescue_finds_jobs_in_no_list(server: EmbeddedServer, redis: Redis) -> None:
+    """Only queued jobs that stand nowhere and are old enough are found; they are listed first, and put back on demand."""
+    queue = Queue(connection=redis)
+    lost = lose(redis, queue, "lost")
+    lose(redis, queue, "young", age=60)
+    waiting = queue.enqueue(jobs.nothing)
+    redis.hset(waiting.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
+    for name, key in (("popped", "rq:queue:default:intermediate"), ("elsewhere", "rq:queue:other")):
+        redis.rpush(key, lose(redis, queue, name).id)
+    redis.sadd("rq:queues", "rq:queue:other")
+    lose(redis, queue, "ended").set_status(JobStatus.FINISHED)
+
+    listed = rescue(server.url)
+    assert listed.returncode == 0 and "lost  default" in listed.stdout and "found 1 job; --apply" in listed.stdout
+    assert lost.id not in queue.job_ids
+    applied = rescue(server.url, "--apply", "--json")
+    assert [job["id"] for job in json.loads(applied.stdout)["jobs"]] == ["lost"]
+    assert queue.job_ids == [waiting.id, "lost"]
+    assert "no lost jobs" in rescue(server.url, "--apply").stdout
+    assert "no lost jobs" in rescue(server.url, "--older-than", "1m", "--queue", "unknown").stdout
+    assert "young" in rescue(server.url, "--older-than", "30s").stdout
+
+
+def test_rescue_refuses_and_gives_up_in_words(server: EmbeddedServer) -> None:
+    """A malformed duration is a usage error, a lost server may be tried again; neither shows a traceback."""
+    malformed = rescue(server.url, "--older-than", "soon")
+    assert malformed.returncode == 2 and "--older-than is soon" in malformed.stderr
+    away = rescue("redis://127.0.0.1:1/0")
+    assert away.returncode == 75 and "Traceback" not in away.stderr
+
+
+def test_a_job_that_runs_where_it_was_enqueued_is_not_lost(redis: Redis, server: EmbeddedServer) -> None:
+    """A job of Queue(is_async=False) says while it runs that it has started, so that nobody takes it for a lost one."""
+    queue = rq_pooled.Queue("default", connection=redis, is_async=False)
+    job = queue.enqueue("orphan_jobs.own_status")
+    assert job.return_value() == "started"
+    assert job.get_status() == JobStatus.FINISHED
