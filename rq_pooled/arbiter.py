@@ -263,6 +263,7 @@ class Arbiter:
         self._note_suspension(claimed)
         if claimed.stale:
             self.stale_ids += len(claimed.stale)
+            parent.counters.stale_ids += len(claimed.stale)
             parent.log.warning(
                 "Worker %s: dropped %d ids without a job (deleted or expired while queued), such as %s",
                 parent.name,
@@ -288,6 +289,7 @@ class Arbiter:
         if queue is not None:
             self._parent.worker.reorder_queues(reference_queue=queue)
         self._parent.worker.log_claimed(claim)
+        self._parent.counters.claimed(claim.raw.get(b"enqueued_at"), claim.created_at)
         self._dispatched += 1
         self._idle_since = time.monotonic()
         self._slots.give(slot, Task("perform", claim))

@@ -178,6 +178,9 @@ class Settings:
     )
     guard_interval: float = _setting(15.0, float, "how often the guard asks the server (not in effect yet)", "s", low=0, above=True)
     guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted (not in effect yet)", "s", low=0)
+    guard_maxclients: int | None = _setting(
+        None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
+    )
     budget: int | None = _setting(
         None, int, "connections that all processes of the application may reserve together (not in effect yet)", "connections", low=1
     )

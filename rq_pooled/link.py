@@ -121,6 +121,8 @@ class Link:
             return
         away = time.monotonic() - (self._away_since or time.monotonic())
         self._away_since = None
+        parent.counters.reconnects += 1
+        parent.counters.outage_seconds += away
         self._watch()
         parent.log.info("Worker %s: the server is back after %.1f s", parent.name, away)
         self._on_back()

@@ -82,11 +82,14 @@ class Outcomes:
         elif result in ("ok", "lost"):
             if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
                 self.lost_claims += 1
+                self._parent.counters.lost_claims += 1
                 self._parent.log.warning(
                     "Worker %s: outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
                     claim.worker_name,
                     claim.job_id,
                 )
+            else:
+                self._parent.counters.recorded(outcome.status, outcome.commands[1].data)
             self._receipt(outcome, result == "ok" or outcome.attempts > 1)
             self._on_done()
         else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .config import Settings
 from .connections import CommandConnection, ListenConnection
+from .counters import Counters
 from .ledger import Ledger
 from .loop import Loop
 from .scripts import Scripts
@@ -28,6 +29,7 @@ class Parent:
     command: CommandConnection
     listen: ListenConnection
     loop: Loop
+    counters: Counters = field(default_factory=Counters)
 
     @property
     def log(self) -> logging.Logger:

@@ -28,6 +28,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .backoff import jittered_delay
 from .config import Settings, scrub
 from .errors import PoolExhausted, ServerUnreachable
+from .reporting import Reporter
 from .sockets import address_of, connection_options, pool_limits
 
 log = logging.getLogger("rq_pooled.pool")
@@ -145,6 +146,7 @@ class Pool(BlockingConnectionPool):
         self._counters = _Counters()
         self._check_leaks_at = self._log_statistics_at = float("-inf")
         self._waits_logged = 0.0
+        self._reporter = Reporter(self, local_pools)
         super().reset()  # type: ignore[no-untyped-call]
 
     def reset_in_child(self) -> None:
@@ -263,10 +265,21 @@ class Pool(BlockingConnectionPool):
             self._close(connection, "marked for reconnecting")
         elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
             self._close(connection, "closed while in use", lost=True)
+        if _is_open(connection) and self._reporter.due(now):
+            self._reporter.publish(connection)
         line.released_at = now
         self._put(connection)
         self._close_idle(now)
         self._housekeeping()
+
+    def idle_connection(self) -> Any:
+        """Take an open connection that nobody uses, without waiting or looking at it; None if there is none."""
+        with self.pool.mutex:
+            for i, connection in enumerate(self.pool.queue):
+                if connection is not None and _is_open(connection):
+                    self.pool.queue[i] = None
+                    return connection
+        return None
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the pool's connections, those in use too unless told otherwise; the pool stays usable."""
@@ -490,6 +503,11 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 #: either: ``dict.setdefault`` is atomic and building a pool opens nothing, and a lock made at import could not be
 #: patched by gevent.
 _registry: dict[tuple[Any, ...], tuple[Pool, Redis]] = {}
+
+
+def local_pools() -> list[Pool]:
+    """Return all pools that this process has, in no order."""
+    return list(_pools)
 
 
 def _reset_after_fork() -> None:

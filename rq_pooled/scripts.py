@@ -15,7 +15,13 @@ from .resp import Command, Packed, Word, pack_runs
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
-_NAMES = ("claim", "commit", "heartbeat", "promote", "push_back", "reads", "register", "unregister")
+_NAMES = ("claim", "commit", "heartbeat", "promote", "publish", "push_back", "reads", "register", "sample", "unregister")
+
+#: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
+STATS = "rq_pooled:stats"
+#: The list of samples of the number of clients, newest first. Its name begins as that of the statistics: neither
+#: belongs to a job.
+SAMPLES = "rq_pooled:stats:samples"
 
 
 def claims_key(token: str) -> str:
@@ -41,6 +47,10 @@ class Scripts:
     def load(self) -> list[Command]:
         """Return the commands that make the server know all scripts; needed once, and after a SCRIPT FLUSH."""
         return [("SCRIPT", "LOAD", text) for text in self._texts.values()]
+
+    def text(self, name: str) -> str:
+        """Return the text of a script, for a caller that has to use EVAL."""
+        return self._texts[name]
 
     def _call(self, name: str, keys: Sequence[str], *arguments: Word | Packed) -> Command:
         return ("EVALSHA", self._hashes[name], len(keys), *keys, *arguments)
@@ -100,6 +110,14 @@ class Scripts:
         keys = [f"rq:scheduled:{queue}" for queue in queues]
         words = [word for field in fields.items() for word in field]
         return self._call("promote", keys, name, lock_ttl, now, default_timeout, limit, *words)
+
+    def publish(self, key: str, ttl: float, fields: Mapping[str, Word]) -> Command:
+        """Publish the statistics of a process for ``ttl`` seconds."""
+        return self._call("publish", [key], ttl, *(word for field in fields.items() for word in field))
+
+    def sample(self, connected: int, maxclients: int, interval: float) -> Command:
+        """Note the number of clients, unless that was done less than ``interval`` seconds ago."""
+        return self._call("sample", [SAMPLES], connected, maxclients, interval)
 
     def register(
         self,

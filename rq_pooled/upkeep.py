@@ -12,6 +12,7 @@ from .claims import Claim
 from .connections import Exchange
 from .parent import Parent
 from .slots import Slots, Task
+from .vitals import report
 
 #: Seconds between promotions while the scheduler locks are ours, as RQ's scheduler, and while they are not.
 PROMOTE_INTERVAL, PROMOTE_RETRY = 1.0, 15.0
@@ -42,6 +43,7 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
+        self.beat()  # shows at once who is there
         self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 
@@ -73,7 +75,8 @@ class Upkeep:
                 again = {name: state for name, state in states.items() if name in missing}
                 self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
 
-        return Exchange([self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)], on_replies)
+        renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
+        return Exchange([renewal, report(self._parent, self._slots)], on_replies)
 
     def promotion(self) -> Exchange:
         """Return the exchange that enqueues scheduled jobs which are due."""

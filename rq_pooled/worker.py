@@ -44,6 +44,7 @@ from .ledger import Ledger
 from .loop import Loop
 from .parent import Parent
 from .pool import adopt, get_connection, get_pool
+from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .resp import Command
 from .scripts import Scripts
@@ -165,7 +166,7 @@ class Worker(rq.worker.Worker):
                 )
                 exit_code = arbiter.run()
             finally:
-                self._unregister(command, names)
+                self._unregister(settings, command, names)
         finally:
             command.close()
             listen.close()
@@ -272,10 +273,11 @@ class Worker(rq.worker.Worker):
                 f"wait until its registration has expired ({self.worker_ttl + 60} s after its last heartbeat)"
             )
 
-    def _unregister(self, command: CommandConnection, names: Sequence[str]) -> None:
+    def _unregister(self, settings: Settings, command: CommandConnection, names: Sequence[str]) -> None:
         if command.connected:
             try:
-                command.execute([self._scripts.unregister(utcformat(now()), self.name, self.queue_names(), names)])
+                death = self._scripts.unregister(utcformat(now()), self.name, self.queue_names(), names)
+                command.execute([death, *withdraw(process_name(settings))])
             except (RedisError, OSError) as error:
                 self.log.warning("Worker %s: death not registered: %s", self.name, scrub(str(error)))
 

@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "guard_stop": 0.95,
     "guard_interval": 15,
     "guard_wait": 60,
+    "guard_maxclients": None,
     "budget": None,
     "budget_name": None,
     "preload": (),

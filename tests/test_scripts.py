@@ -36,9 +36,11 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "commit": (scripts.commit("now", "t", []), 0),
         "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, [], []), 0),
         "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
+        "publish": (scripts.publish("rq_pooled:stats:a", 60, {"name": "value"}), 1),
         "push_back": (scripts.push_back("now", "t", []), 0),
         "reads": (scripts.reads([]), 0),
         "register": (scripts.register(480, False, ("", 0), [], []), 0),
+        "sample": (scripts.sample(1, 10, 15), 1),
         "unregister": (scripts.unregister("now", "name", [], []), 0),
     }
 
