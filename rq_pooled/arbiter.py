@@ -18,6 +18,7 @@ from .channel import ChildChannel
 from .claims import Claim
 from .connections import Exchange
 from .errors import TRY_AGAIN
+from .guarding import Guarding
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .link import Link
 from .outcomes import Outcomes
@@ -89,6 +90,7 @@ class Arbiter:
         self._link.start()
         self._wakeup.track()
         self._upkeep.start()
+        Guarding(self._parent).start()
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():

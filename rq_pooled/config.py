@@ -171,13 +171,13 @@ class Settings:
         None, float, "after this, a warm shutdown stops running jobs and puts them back; none waits, as RQ (not in effect yet)", "s", low=0
     )
     guard_warn: float = _setting(
-        0.8, float, "share of the server's connections in use at which the guard warns (not in effect yet)", low=0, above=True, high=1
+        0.8, float, "share of the server's connections in use at which the guard warns", low=0, above=True, high=1
     )
     guard_stop: float = _setting(
-        0.95, float, "share of the server's connections in use at which nothing is opened (not in effect yet)", low=0, above=True, high=1
+        0.95, float, "share of the server's connections in use at which nothing new is opened", low=0, above=True, high=1
     )
-    guard_interval: float = _setting(15.0, float, "how often the guard asks the server (not in effect yet)", "s", low=0, above=True)
-    guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted (not in effect yet)", "s", low=0)
+    guard_interval: float = _setting(15.0, float, "how often the guard asks the server", "s", low=0, above=True)
+    guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted", "s", low=0)
     guard_maxclients: int | None = _setting(
         None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
 from .config import Settings
+from .levels import Level, level_of
 from .pool import get_connection
 from .processes import WEB_TTL, read_processes, split_name
 from .samples import Sample, read_samples, trend
@@ -20,34 +21,6 @@ log = logging.getLogger("rq_pooled.guard")
 
 #: Roles of the connections of a worker's own process; all others belong to pools.
 WORKER_ROLES = ("command", "listen")
-#: The ceiling of a server whose INFO and CONFIG are both refused, and no GUARD_MAXCLIENTS is set.
-UNKNOWN = None
-
-
-@dataclass(frozen=True)
-class Level:
-    """How full the server is: ``ok``, ``warn``, ``stop``, or ``unknown`` where it does not say."""
-
-    connected: int | None
-    maxclients: int | None
-    name: str
-
-    @property
-    def share(self) -> float | None:
-        """The share of the server's connections in use."""
-        if self.connected is None or not self.maxclients:
-            return None
-        return self.connected / self.maxclients
-
-
-def level_of(settings: Settings, connected: int | None, maxclients: int | None) -> Level:
-    """Return the level at so many connections, by GUARD_WARN and GUARD_STOP."""
-    if connected is None or not maxclients:
-        return Level(connected, maxclients, "unknown")
-    share = connected / maxclients
-    name = "stop" if share >= settings.guard_stop else "warn" if share >= settings.guard_warn else "ok"
-    return Level(connected, maxclients, name)
-
 
 @dataclass
 class Check:
@@ -62,41 +35,11 @@ class Check:
 
     def ours(self) -> list[dict[str, Any]]:
         """Return our processes with their connections by role, most connections first."""
-        known = {(p["app"], p["host"], p["pid"]): p for p in self.processes}
-        owner = {(p["host"], pid): p["name"] for p in self.processes if p["worker"] for pid in p["worker"]["horses"]}
-        found: dict[tuple[str, str, int], dict[str, Any]] = {}
-        for client in self.clients:
-            parts = split_name(client["name"])
-            if parts is None:
-                continue
-            app, host, pid, role = parts
-            one = found.setdefault(
-                (app, host, pid),
-                {
-                    "name": f"{app}:{host}:{pid}",
-                    "app": app,
-                    "host": host,
-                    "pid": pid,
-                    "alive": (app, host, pid) in known or (host, pid) in owner,
-                    "worker": owner.get((host, pid)),
-                    "address": _host(client["addr"]),
-                    "total": 0,
-                    "roles": {},
-                },
-            )
-            one["total"] += 1
-            one["roles"][role] = one["roles"].get(role, 0) + 1
-        return sorted(found.values(), key=lambda one: (-one["total"], one["name"]))
+        return ours_and_others(self.clients, self.processes)[0]
 
     def others(self) -> list[dict[str, Any]]:
         """Return the other clients, counted by name and address, most connections first."""
-        counts: dict[tuple[str, str], int] = {}
-        for client in self.clients:
-            if split_name(client["name"]) is None:
-                key = (client["name"], _host(client["addr"]))
-                counts[key] = counts.get(key, 0) + 1
-        rows = [{"name": name, "address": address, "total": total} for (name, address), total in counts.items()]
-        return sorted(rows, key=lambda row: (-int(str(row["total"])), row["name"], row["address"]))
+        return ours_and_others(self.clients)[1]
 
     def orphans(self, silent_after: float) -> list[dict[str, Any]]:
         """Return our connections whose process publishes no statistics and has not used them for long."""
@@ -225,6 +168,51 @@ class ConnectionGuard:
                 raise
             refused.append(command)
             return None
+
+
+def ours_and_others(
+    clients: Sequence[Mapping[str, Any]], processes: Sequence[Mapping[str, Any]] = ()
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return our processes with their connections by role, and other clients by name and address; most first.
+
+    Args:
+        clients: of CLIENT LIST.
+        processes: what has published statistics: who is in it is alive.
+    """
+    known = {(p["app"], p["host"], p["pid"]) for p in processes}
+    owner = {(p["host"], pid): p["name"] for p in processes if p["worker"] for pid in p["worker"]["horses"]}
+    ours: dict[tuple[str, str, int], dict[str, Any]] = {}
+    others: dict[tuple[str, str], int] = {}
+    for client in clients:
+        parts, address = split_name(client["name"]), _host(client["addr"])
+        if parts is None:
+            others[client["name"], address] = others.get((client["name"], address), 0) + 1
+            continue
+        app, host, pid, role = parts
+        one = ours.setdefault((app, host, pid), {"name": f"{app}:{host}:{pid}", "app": app, "host": host, "pid": pid})
+        if "roles" not in one:
+            alive = (app, host, pid) in known or (host, pid) in owner
+            one.update(alive=alive, worker=owner.get((host, pid)), address=address, total=0, roles={})
+        one["total"] += 1
+        one["roles"][role] = one["roles"].get(role, 0) + 1
+    rows: list[dict[str, Any]] = [
+        {"name": name, "address": address, "total": total} for (name, address), total in others.items()
+    ]
+    return (
+        sorted(ours.values(), key=lambda one: (-one["total"], one["name"])),
+        sorted(rows, key=lambda row: (-row["total"], row["name"], row["address"])),
+    )
+
+
+def client_rows(reply: Any) -> list[dict[str, Any]] | None:
+    """Return the raw reply to CLIENT LIST as one dictionary per client, None if it is an error."""
+    if not isinstance(reply, bytes):
+        return None
+    rows = []
+    for line in reply.decode(errors="replace").splitlines():
+        fields = dict(pair.split("=", 1) for pair in line.split(" ") if "=" in pair)
+        rows.append({"name": "", "addr": "", **fields})
+    return rows
 
 
 def _number(value: Any) -> int | None:

@@ -25,7 +25,8 @@ from rq.registry import (
 
 from .config import Settings, scrub
 from .failures import failed_jobs, seconds_of
-from .guard import ConnectionGuard, level_of
+from .guard import ConnectionGuard
+from .levels import level_of
 from .pool import get_connection, local_pools
 from .processes import read_processes
 from .sockets import address_of, make_connection

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .brake import Brake
 from .config import Settings
 from .connections import CommandConnection, ListenConnection
 from .counters import Counters
@@ -30,6 +31,7 @@ class Parent:
     listen: ListenConnection
     loop: Loop
     counters: Counters = field(default_factory=Counters)
+    brake: Brake = field(default_factory=Brake)
 
     @property
     def log(self) -> logging.Logger:

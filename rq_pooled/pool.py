@@ -26,6 +26,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import jittered_delay
+from .brake import Brake
 from .config import Settings, scrub
 from .errors import PoolExhausted, ServerUnreachable
 from .reporting import Reporter
@@ -42,6 +43,8 @@ _CONNECT_ATTEMPTS = 3
 #: While a server is away every call fails: a warning at most this often (seconds), the others at level debug.
 _WARN_EVERY = 10.0
 _SHOWN_HOLDERS = 10
+#: Seconds between looks whether connections may be opened again.
+_BRAKE_INTERVAL = 0.05
 
 
 @dataclass(eq=False)
@@ -114,6 +117,8 @@ class Pool(BlockingConnectionPool):
         most, wait = pool_limits(settings)
         self.address = address_of(cls, options)
         self._subscribers: list[Callback] = []
+        #: While it is engaged no connection is opened; a horse's, set by its worker's guard.
+        self.brake: Brake | None = None
         super().__init__(  # type: ignore[no-untyped-call]
             max_connections=max_connections or most,
             timeout=wait if timeout is None else timeout,
@@ -337,6 +342,7 @@ class Pool(BlockingConnectionPool):
                 self._close(connection, "unread data, or closed by the server", lost=True)
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
+        self._await_brake(deadline)
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
                 connection.connect()
@@ -356,6 +362,15 @@ class Pool(BlockingConnectionPool):
                         "Check that the server runs, and URL"
                     ) from error
                 time.sleep(delay)
+
+    def _await_brake(self, deadline: float) -> None:
+        while self.brake is not None and self.brake.engaged:
+            if time.monotonic() >= deadline:
+                raise PoolExhausted(
+                    f"no connection to {self.address} may be opened for {self.timeout:g} s (POOL_TIMEOUT): the server "
+                    "is full above GUARD_STOP. Close connections, or raise the server's maxclients"
+                )
+            time.sleep(_BRAKE_INTERVAL)
 
     def _connected(self, connection: Any) -> None:
         """Note that a connection has just been opened, by the pool or by redis-py on its own."""

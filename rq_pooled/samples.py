@@ -12,9 +12,9 @@ from redis import Redis
 from .scripts import SAMPLES
 
 #: Seconds of samples that count for the trend, and how many it takes at least.
-TREND_SECONDS, TREND_SAMPLES = 600.0, 5
+TREND_SECONDS, TREND_SAMPLES = 600.0, 20
 #: Share of the steps between samples that may go down while the growth is still called steady.
-_DIPS = 0.2
+_DIPS = 0.1
 
 
 class Sample(NamedTuple):
@@ -50,8 +50,8 @@ def read_samples(client: Redis) -> list[Sample]:
 def trend(samples: Sequence[Sample]) -> Trend:
     """Return the slope of the least-squares line through the last ten minutes.
 
-    The growth is steady if it is seen over at least five samples, nearly never goes down, and is more than a ripple:
-    a busy hour grows too, but also shrinks.
+    The growth is steady if it is seen over at least 20 samples (five minutes, at the default interval), nearly never
+    goes down, and goes up half of the time: a deploy ends sooner, and a busy hour also shrinks.
     """
     recent = [sample for sample in samples if sample.time >= samples[-1].time - TREND_SECONDS]
     if len(recent) < TREND_SAMPLES:
@@ -64,6 +64,5 @@ def trend(samples: Sequence[Sample]) -> Trend:
     slope = sum((s.time - mean_time) * (s.connected - mean_count) for s in recent) / spread * 60
     steps = [after.connected - before.connected for before, after in pairwise(recent)]
     downs, ups = sum(step < 0 for step in steps), sum(step > 0 for step in steps)
-    grown = recent[-1].connected - recent[0].connected
-    steady = slope > 0 and grown >= TREND_SAMPLES and downs <= _DIPS * len(steps) and 2 * ups >= len(steps)
+    steady = slope > 0 and downs <= _DIPS * len(steps) and 2 * ups >= len(steps)
     return Trend(round(slope, 2), steady)

@@ -15,13 +15,15 @@ from .resp import Command, Packed, Word, pack_runs
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
-_NAMES = ("claim", "commit", "heartbeat", "promote", "publish", "push_back", "reads", "register", "sample", "unregister")
+_NAMES = ("admit", "claim", "commit", "heartbeat", "promote", "publish", "push_back", "reads", "register", "sample", "unregister")
 
 #: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
 STATS = "rq_pooled:stats"
 #: The list of samples of the number of clients, newest first. Its name begins as that of the statistics: neither
 #: belongs to a job.
 SAMPLES = "rq_pooled:stats:samples"
+#: The sorted set of workers that are starting, in the order in which they came.
+STARTING = "rq_pooled:stats:starting"
 
 
 def claims_key(token: str) -> str:
@@ -114,6 +116,10 @@ class Scripts:
     def publish(self, key: str, ttl: float, fields: Mapping[str, Word]) -> Command:
         """Publish the statistics of a process for ``ttl`` seconds."""
         return self._call("publish", [key], ttl, *(word for field in fields.items() for word in field))
+
+    def admit(self, token: str, keep: bool, life: float) -> Command:
+        """Reserve the connections of a starting worker for ``life`` seconds, or give them back."""
+        return self._call("admit", [STARTING], token, int(keep), life)
 
     def sample(self, connected: int, maxclients: int, interval: float) -> Command:
         """Note the number of clients, unless that was done less than ``interval`` seconds ago."""

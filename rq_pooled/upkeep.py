@@ -43,7 +43,7 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
-        self.beat()  # shows at once who is there
+        self._parent.command.submit(Exchange([report(self._parent, self._slots)]))  # at once: who is there
         self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 

@@ -26,7 +26,9 @@ from rq.scheduler import RQScheduler
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
+from .admission import Admission
 from .arbiter import Arbiter
+from .brake import Brake
 from .channel import ChildChannel
 from .claims import Claim
 from .config import Settings, scrub
@@ -145,10 +147,10 @@ class Worker(rq.worker.Worker):
         self.scheduler = RQScheduler(self.queues, connection=self.connection, name=self.name)
         self.scheduler.pid = self.pid
         try:
-            _connect(command)
-            version = check_server(command.execute)
+            version = self._connect_when_admitted(settings, loop, command, listen)
+            if version is None:
+                return False
             self.ip_address = command.address()
-            _connect(listen)
             self._register(command, names)
             try:
                 self.log.info(
@@ -156,10 +158,11 @@ class Worker(rq.worker.Worker):
                 )
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
+                parent = Parent(self, settings, scripts, ledger, command, listen, loop)
                 arbiter = Arbiter(
-                    Parent(self, settings, scripts, ledger, command, listen, loop),
+                    parent,
                     names,
-                    self._prepare_horses(settings, version),
+                    self._prepare_horses(settings, version, parent.brake),
                     burst,
                     max_jobs,
                     max_idle_time,
@@ -174,7 +177,29 @@ class Worker(rq.worker.Worker):
             raise SystemExit(exit_code)
         return bool(arbiter.completed)
 
-    def _prepare_horses(self, settings: Settings, version: tuple[int, int, int]) -> Callable[[ChildChannel], None]:
+    def _connect_when_admitted(
+        self, settings: Settings, loop: Loop, command: CommandConnection, listen: ListenConnection
+    ) -> tuple[int, int, int] | None:
+        """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
+        versions: list[tuple[int, int, int]] = []
+
+        def open_command() -> None:
+            _connect(command)
+            if not versions:
+                versions.append(check_server(command.execute))
+
+        def close() -> None:
+            command.close()
+            listen.close()
+
+        admission = Admission(
+            settings, self._scripts, command, open_command, lambda: _connect(listen), close, self.log, self.name
+        )
+        return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
+
+    def _prepare_horses(
+        self, settings: Settings, version: tuple[int, int, int], brake: Brake
+    ) -> Callable[[ChildChannel], None]:
         """Return what a forked child runs to be a horse until there is a reason to end.
 
         Everything that can be is made here, once, before the first fork: what a child makes is its own memory, what
@@ -199,6 +224,7 @@ class Worker(rq.worker.Worker):
 
         def run_horse(channel: ChildChannel) -> None:
             pool.limit("job", share)
+            pool.brake = brake
             adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class

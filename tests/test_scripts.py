@@ -32,6 +32,7 @@ def split(path: Path) -> tuple[str, str]:
 def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
     """An EVALSHA of every script, and how many keys it has to name."""
     return {
+        "admit": (scripts.admit("t", True, 30), 1),
         "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
         "commit": (scripts.commit("now", "t", []), 0),
         "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, [], []), 0),
