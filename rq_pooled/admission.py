@@ -17,12 +17,14 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import reconnect_delays
+from .budget import Lease
 from .config import Settings
 from .connections import CommandConnection
-from .errors import NotAdmitted, RQPooledError, ServerUnreachable
-from .guard import client_rows, holders, ours_and_others
+from .errors import BudgetExceeded, NotAdmitted, RQPooledError, ServerUnreachable
+from .guard import holders, ours_and_others
 from .levels import Level, ceiling, level_of, read_info
 from .loop import Loop
+from .processes import client_rows
 from .scripts import Scripts
 
 #: What a server at its limit says to a new connection.
@@ -45,6 +47,7 @@ class Admission:
         open_command, open_rest: connect; they raise ``ServerUnreachable`` where that fails.
         close: closes whatever they opened.
         log, name: for what is said.
+        lease: its place in the budget, asked for before it connects.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Admission:
         close: Callable[[], None],
         log: logging.Logger,
         name: str,
+        lease: Lease | None = None,
     ) -> None:
         self._settings = settings
         self._scripts = scripts
@@ -66,6 +70,7 @@ class Admission:
         self._close = close
         self._log = log
         self._name = name
+        self._lease = lease
         self._token = uuid4().hex
         self._table: list[str] = []
         self._warned = False
@@ -117,6 +122,8 @@ class Admission:
     def _attempt(self, last: bool) -> str | None:
         """Connect if there is room; return why not otherwise, and None when everything is open."""
         try:
+            if self._lease is not None:
+                self._lease.ensure()
             self._open_command()
             before, level = self._look(keep=True)
             if level.maxclients is None or level.connected is None:
@@ -137,6 +144,8 @@ class Admission:
                 self._table = self._holders()
             self._look(keep=False)
             return f"{level}, and nothing is opened above {most} (GUARD_STOP)" if full else None
+        except BudgetExceeded as error:
+            return str(error)
         except RQPooledError as error:
             if FULL not in str(error):
                 raise

@@ -154,6 +154,7 @@ class Arbiter:
 
     def _send(self) -> None:
         """Send all that is due in one write: first what keeps claims alive, then results, then new claims."""
+        self._link.check_lease()
         if not self._can_send():
             return
         exchanges: list[Exchange] = []

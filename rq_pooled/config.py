@@ -182,7 +182,7 @@ class Settings:
         None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
     )
     budget: int | None = _setting(
-        None, int, "connections that all processes of the application may reserve together (not in effect yet)", "connections", low=1
+        None, int, "connections that all processes of the application may reserve together", "connections", low=1
     )
     budget_name: str | None = _setting(
         None, str, "name of the application, for its budget and in CLIENT LIST; none takes the program's name"
@@ -308,6 +308,9 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
             raise refuse(name, f"it must be written as {form}", "change it")
     if any(not re.fullmatch(_MODULE_NAME, module) for module in value("preload")):
         raise refuse("preload", "it must be names of modules, separated by commas", "change it")
+
+    if value("budget") is not None and value("budget_name") is None:
+        raise refuse("budget", "it needs a name that all processes of the application share", "set BUDGET_NAME")
 
     pairs: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
         ("heartbeat_ttl", "heartbeat_interval", lambda ttl, interval: ttl > 2 * interval, "above twice"),

@@ -204,17 +204,6 @@ def ours_and_others(
     )
 
 
-def client_rows(reply: Any) -> list[dict[str, Any]] | None:
-    """Return the raw reply to CLIENT LIST as one dictionary per client, None if it is an error."""
-    if not isinstance(reply, bytes):
-        return None
-    rows = []
-    for line in reply.decode(errors="replace").splitlines():
-        fields = dict(pair.split("=", 1) for pair in line.split(" ") if "=" in pair)
-        rows.append({"name": "", "addr": "", **fields})
-    return rows
-
-
 def _number(value: Any) -> int | None:
     try:
         return int(value)

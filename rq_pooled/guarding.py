@@ -15,9 +15,10 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .connections import Exchange
-from .guard import client_rows, holders, ours_and_others
+from .guard import holders, ours_and_others
 from .levels import Level, level_of, read_info
 from .parent import Parent
+from .processes import client_rows
 from .samples import TREND_SECONDS, Sample, trend
 from .scripts import STATS
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .brake import Brake
+from .budget import Lease
 from .config import Settings
 from .connections import CommandConnection, ListenConnection
 from .counters import Counters
@@ -32,6 +33,8 @@ class Parent:
     loop: Loop
     counters: Counters = field(default_factory=Counters)
     brake: Brake = field(default_factory=Brake)
+    #: Its place in the application's budget, if there is one.
+    lease: Lease | None = None
 
     @property
     def log(self) -> logging.Logger:

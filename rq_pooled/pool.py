@@ -27,9 +27,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import jittered_delay
 from .brake import Brake
+from .budget import Lease
 from .config import Settings, scrub
-from .errors import PoolExhausted, ServerUnreachable
-from .reporting import Reporter
+from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
+from .reporting import UNCOUNTED, Reporter
+from .sizes import Sizes
 from .sockets import address_of, connection_options, pool_limits
 
 log = logging.getLogger("rq_pooled.pool")
@@ -112,6 +114,7 @@ class Pool(BlockingConnectionPool):
     ) -> None:
         self.settings = settings = settings or Settings.load()
         self.role = role
+        self._client = client
         cls, options = connection_options(settings, role, client)
         options = {**options, **connection_kwargs}
         most, wait = pool_limits(settings)
@@ -152,6 +155,8 @@ class Pool(BlockingConnectionPool):
         self._check_leaks_at = self._log_statistics_at = float("-inf")
         self._waits_logged = 0.0
         self._reporter = Reporter(self, local_pools)
+        self._sizes = Sizes(self.max_connections)
+        self.lease = self._new_lease()
         super().reset()  # type: ignore[no-untyped-call]
 
     def reset_in_child(self) -> None:
@@ -163,6 +168,20 @@ class Pool(BlockingConnectionPool):
         self.reset()
         for connection in inherited:
             connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
+
+    def _new_lease(self) -> Lease | None:
+        if self.settings.budget is None or self.role in UNCOUNTED:
+            return None
+        return Lease(self.settings, self.max_connections, 1, self._client)
+
+    def resize(self, reason: str, size: int | None) -> None:
+        """Use at most ``size`` connections from now on, at least 1; None lifts what was set for the same reason.
+
+        Idle connections beyond it are closed now, those in use when they come back. Of several reasons the smallest
+        size counts.
+        """
+        for connection in self._sizes.set(self.pool, reason, size):
+            self._close(connection, f"pool made smaller: {reason}")
 
     def limit(self, role: str, max_connections: int) -> None:
         """Close all connections and go on under another role and bound, which may be below MAX_CONNECTIONS' least.
@@ -204,7 +223,7 @@ class Pool(BlockingConnectionPool):
             ages = [now - line.opened_at for c, line in self._lines.items() if _is_open(c)]
             counters = self._counters
             return {
-                "max": self.max_connections,
+                "max": self._sizes.size,
                 "created": in_use + len(idle),
                 "available": len(idle),
                 "in_use": in_use,
@@ -270,6 +289,8 @@ class Pool(BlockingConnectionPool):
             self._close(connection, "marked for reconnecting")
         elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
             self._close(connection, "closed while in use", lost=True)
+        if self.lease is not None and not self.lease.granted:
+            self._close(connection, "no place in the budget")
         if _is_open(connection) and self._reporter.due(now):
             self._reporter.publish(connection)
         line.released_at = now
@@ -325,13 +346,14 @@ class Pool(BlockingConnectionPool):
         self._publish("exhausted", max=self.max_connections, timeout=self.timeout, waiting=waiting, holders=holders)
         return PoolExhausted(
             f"no connection to {self.address} became free within {self.timeout:g} s (POOL_TIMEOUT): all "
-            f"{self.max_connections} (MAX_CONNECTIONS) are in use, {waiting} others are waiting. Held by: {shown}. "
+            f"{self._sizes.size} ({self._sizes.reason or 'MAX_CONNECTIONS'}) are in use, {waiting} others are waiting. Held by: {shown}. "
             "Raise MAX_CONNECTIONS or POOL_TIMEOUT, or return connections earlier"
         )
 
     def _make_ready(self, connection: Any, deadline: float) -> None:
         """Connect if need be, and see to it that no reply to somebody else is waiting in the connection."""
         line = self._lines[connection]
+        self._renew_lease(connection)
         if _is_open(connection) and time.monotonic() >= line.expires_at:
             self._close(connection, "max_lifetime")
         if _is_open(connection):
@@ -348,8 +370,11 @@ class Pool(BlockingConnectionPool):
                 connection.connect()
                 if connection.can_read():
                     raise RedisConnectionError("the server sent data that nobody asked for")
+                self._renew_lease(connection)  # a pause between reserving and connecting may have cost the place
                 return
             except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
+                if isinstance(error, (BudgetExceeded, ServerUnreachable)):
+                    raise
                 connection.disconnect()
                 reason = scrub(str(error)) or type(error).__name__
                 self._publish("error", reason=reason, attempt=attempt)
@@ -362,6 +387,30 @@ class Pool(BlockingConnectionPool):
                         "Check that the server runs, and URL"
                     ) from error
                 time.sleep(delay)
+
+    def _renew_lease(self, connection: Any) -> None:
+        """See to it that this process has a place in the budget, before it uses a socket or opens one.
+
+        Raises:
+            BudgetExceeded: it has none; its idle connections are closed, and others when they come back.
+        """
+        lease = self.lease
+        if lease is None or (lease.granted and not lease.overdue):
+            return
+        try:
+            granted = lease.ensure(connection if _is_open(connection) else None)
+        except BudgetExceeded:
+            self.disconnect(inuse_connections=False)
+            self._close(connection, "no place in the budget")
+            raise
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            reason = scrub(str(error)) or type(error).__name__
+            raise ServerUnreachable(
+                f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. Check "
+                "that the server runs, and URL"
+            ) from error
+        self._reporter.start()
+        self.resize("BUDGET", granted)
 
     def _await_brake(self, deadline: float) -> None:
         while self.brake is not None and self.brake.engaged:
@@ -391,6 +440,10 @@ class Pool(BlockingConnectionPool):
     # returning
 
     def _put(self, connection: Any) -> None:
+        if self._sizes.keeps(self.pool, connection):
+            if connection is not None:
+                self._close(connection, f"pool made smaller: {self._sizes.reason}")
+            return
         try:
             self.pool.put_nowait(connection)
         except Full:  # reset in between: nobody waits for it

@@ -36,6 +36,17 @@ def split_name(name: str) -> tuple[str, str, int, str] | None:
     return parts[1], parts[2], int(parts[3]), parts[4]
 
 
+def client_rows(reply: Any) -> list[dict[str, Any]] | None:
+    """Return the raw reply to CLIENT LIST as one dictionary per client, None if it is an error."""
+    if not isinstance(reply, bytes):
+        return None
+    rows = []
+    for line in reply.decode(errors="replace").splitlines():
+        fields = dict(pair.split("=", 1) for pair in line.split(" ") if "=" in pair)
+        rows.append({"name": "", "addr": "", **fields})
+    return rows
+
+
 def publish(scripts: Scripts, process: str, ttl: float, fields: Mapping[str, Any]) -> Command:
     """Return the command that publishes ``fields`` for ``ttl`` seconds; values are stored as JSON."""
     words = {name: json.dumps(value, separators=(",", ":")) for name, value in fields.items()}

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from .errors import BudgetExceeded
+from .levels import level_of, read_info
 from .processes import WEB_TTL, process_name, publish, withdraw
 from .scripts import Scripts
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rq_pooled.pool")
 
 #: Roles whose processes somebody else speaks for (a horse's worker), or that are gone at once.
-_SILENT = ("job", "cli", "probe")
+UNCOUNTED = ("job", "cli", "probe")
 _STARTED_AT = time.time()
 
 
@@ -42,10 +44,11 @@ class Reporter:
         self._interval = pool.settings.heartbeat_interval
         self._at = time.monotonic() + self._interval
         self._published = False
+        self._level = "ok"
 
     def due(self, now: float) -> bool:
         """Tell whether it is time, by the monotonic clock, and who asked is the one to publish."""
-        if now < self._at or self._pool.role in _SILENT:
+        if now < self._at or self._pool.role in UNCOUNTED:
             return False
         self._at = now + self._interval
         return True
@@ -60,9 +63,8 @@ class Reporter:
                 _execute(connection, *words)
             except NoScriptError:
                 _execute(connection, "EVAL", scripts.text("publish"), *words[2:])
-            if not self._published:
-                self._published = True
-                atexit.register(self._withdraw, os.getpid())
+            self.start()
+            self._look(connection)
         except ResponseError as error:  # no such right, or no memory: the application is not to suffer from it
             self._at = float("inf") if "NOPERM" in str(error) else self._at
             log.warning("pool %s %s: cannot publish statistics: %s", self._pool.role, self._pool.address, error)
@@ -70,8 +72,34 @@ class Reporter:
             connection.disconnect()
             log.debug("pool %s %s: statistics not published: %s", self._pool.role, self._pool.address, error)
 
+    def start(self) -> None:
+        """Have what this process leaves on the server removed at its end."""
+        if not self._published:
+            self._published = True
+            atexit.register(self._withdraw, os.getpid())
+
+    def _look(self, connection: Any) -> None:
+        """Look how full the server is, as workers do; above GUARD_STOP the pool makes do with what is in use."""
+        pool, settings = self._pool, self._pool.settings
+        if pool.lease is not None and pool.lease.due:
+            try:
+                pool.resize("BUDGET", pool.lease.renew(connection))
+            except BudgetExceeded as error:
+                connection.disconnect()
+                log.warning("pool %s %s: %s", pool.role, pool.address, error)
+                return
+        connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
+        level = level_of(settings, connected, settings.guard_maxclients or maxclients, self._level)
+        if level.name == self._level:
+            return
+        stop = level.name == "stop"
+        if stop or self._level == "stop":
+            log.warning("pool %s %s: %s%s", pool.role, pool.address, level, "; nothing new is opened" if stop else "")
+            pool.resize("GUARD_STOP", max(1, pool.stats()["in_use"]) if stop else None)
+        self._level = level.name
+
     def _fields(self) -> dict[str, Any]:
-        mine = [p for p in self._pools() if p.address == self._pool.address and p.role not in _SILENT]
+        mine = [p for p in self._pools() if p.address == self._pool.address and p.role not in UNCOUNTED]
         shown = [{"role": pool.role, **pool.stats()} for pool in mine]
         connections: dict[str, int] = {}
         for pool in shown:
@@ -91,7 +119,8 @@ class Reporter:
         if connection is None:
             return
         try:
-            for command in withdraw(process_name(self._pool.settings)):
+            lease = self._pool.lease
+            for command in [*withdraw(process_name(self._pool.settings)), *(lease.release() if lease else ())]:
                 connection.send_command(*command, check_health=False)  # the replies find nobody, and may
         except (RedisError, OSError):
             pass

@@ -15,7 +15,7 @@ from .resp import Command, Packed, Word, pack_runs
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
-_NAMES = ("admit", "claim", "commit", "heartbeat", "promote", "publish", "push_back", "reads", "register", "sample", "unregister")
+_NAMES = ("admit", "budget", "claim", "commit", "heartbeat", "promote", "publish", "push_back", "reads", "register", "sample", "unregister")
 
 #: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
 STATS = "rq_pooled:stats"
@@ -32,6 +32,11 @@ def claims_key(token: str) -> str:
     Claim -> its queue, the key of the queue that it was popped from and its worker's name, a line each.
     """
     return f"rq_pooled:claims:{token}"
+
+
+def budget_keys(name: str) -> tuple[str, str]:
+    """Return the sorted set of the leases of a budget, and the hash of what each holds."""
+    return f"rq_pooled:budget:{name}", f"rq_pooled:budget:{name}:held"
 
 
 def leases_key(queue: str) -> str:
@@ -120,6 +125,12 @@ class Scripts:
     def admit(self, token: str, keep: bool, life: float) -> Command:
         """Reserve the connections of a starting worker for ``life`` seconds, or give them back."""
         return self._call("admit", [STARTING], token, int(keep), life)
+
+    def budget(
+        self, keys: Sequence[str], token: str, wanted: int, least: int, budget: int, term: float, gone: Iterable[str]
+    ) -> Command:
+        """Reserve ``wanted`` connections of a budget, or at least ``least``; ``gone`` are tokens of ended processes."""
+        return self._call("budget", keys, token, wanted, least, budget, term, *gone)
 
     def sample(self, connected: int, maxclients: int, interval: float) -> Command:
         """Note the number of clients, unless that was done less than ``interval`` seconds ago."""

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from .claims import Claim
 from .connections import Exchange
+from .errors import BudgetExceeded
 from .parent import Parent
 from .slots import Slots, Task
 from .vitals import report
@@ -64,6 +65,10 @@ class Upkeep:
 
         def on_replies(replies: list[Any]) -> None:
             log, name = self._parent.log, self._parent.name
+            if self._parent.lease is not None and not self._parent.lease.accept(replies[-1]):
+                log.warning("Worker %s: its place in the budget was taken meanwhile; closing its connections", name)
+                self._parent.command.lose(BudgetExceeded("no place in the budget"))
+                return
             if isinstance(replies[0], ResponseError):
                 log.error("Worker %s: heartbeat refused: %s", name, replies[0])
             elif replies[0][0]:
@@ -76,7 +81,8 @@ class Upkeep:
                 self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
 
         renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
-        return Exchange([renewal, report(self._parent, self._slots)], on_replies)
+        lease = [self._parent.lease.command()] if self._parent.lease is not None else []
+        return Exchange([renewal, report(self._parent, self._slots), *lease], on_replies)
 
     def promotion(self) -> Exchange:
         """Return the exchange that enqueues scheduled jobs which are due."""

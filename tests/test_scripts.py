@@ -12,7 +12,7 @@ from redis import Redis
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.scripts import Scripts, claims_key, leases_key
+from rq_pooled.scripts import Scripts, budget_keys, claims_key, leases_key
 
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
 FORBIDDEN = {
@@ -33,6 +33,7 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
     """An EVALSHA of every script, and how many keys it has to name."""
     return {
         "admit": (scripts.admit("t", True, 30), 1),
+        "budget": (scripts.budget(budget_keys("shop"), "t", 2, 1, 20, 60, ["u"]), 2),
         "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
         "commit": (scripts.commit("now", "t", []), 0),
         "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, [], []), 0),
