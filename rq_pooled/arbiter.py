@@ -18,6 +18,7 @@ from .channel import ChildChannel
 from .claims import Claim
 from .connections import Exchange
 from .errors import TRY_AGAIN
+from .guarding import Guarding
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .link import Link
 from .orphans import Orphans
@@ -101,6 +102,7 @@ class Arbiter:
         self._upkeep.start()
         self._stalls.start()
         self._orphans.start()
+        Guarding(self._parent).start()
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():
@@ -172,6 +174,7 @@ class Arbiter:
 
     def _send(self) -> None:
         """Send all that is due in one write: first what keeps claims alive, then results, then new claims."""
+        self._link.check_lease()
         if not self._can_send():
             return
         exchanges: list[Exchange] = []
@@ -290,6 +293,7 @@ class Arbiter:
         self._note_suspension(claimed)
         if claimed.stale:
             self.stale_ids += len(claimed.stale)
+            parent.counters.stale_ids += len(claimed.stale)
             parent.log.warning(
                 "Worker %s: dropped %d ids without a job (deleted or expired while queued), such as %s",
                 parent.name,
@@ -315,6 +319,7 @@ class Arbiter:
         if queue is not None:
             self._parent.worker.reorder_queues(reference_queue=queue)
         self._parent.worker.log_claimed(claim)
+        self._parent.counters.claimed(claim.raw.get(b"enqueued_at"), claim.created_at)
         self._dispatched += 1
         self._idle_since = time.monotonic()
         self._slots.give(slot, Task("perform", claim))

@@ -171,15 +171,18 @@ class Settings:
         None, float, "after this, a warm shutdown stops running jobs and puts them back; none waits, as RQ", "s", low=0
     )
     guard_warn: float = _setting(
-        0.8, float, "share of the server's connections in use at which the guard warns (not in effect yet)", low=0, above=True, high=1
+        0.8, float, "share of the server's connections in use at which the guard warns", low=0, above=True, high=1
     )
     guard_stop: float = _setting(
-        0.95, float, "share of the server's connections in use at which nothing is opened (not in effect yet)", low=0, above=True, high=1
+        0.95, float, "share of the server's connections in use at which nothing new is opened", low=0, above=True, high=1
     )
-    guard_interval: float = _setting(15.0, float, "how often the guard asks the server (not in effect yet)", "s", low=0, above=True)
-    guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted (not in effect yet)", "s", low=0)
+    guard_interval: float = _setting(15.0, float, "how often the guard asks the server", "s", low=0, above=True)
+    guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted", "s", low=0)
+    guard_maxclients: int | None = _setting(
+        None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
+    )
     budget: int | None = _setting(
-        None, int, "connections that all processes of the application may reserve together (not in effect yet)", "connections", low=1
+        None, int, "connections that all processes of the application may reserve together", "connections", low=1
     )
     budget_name: str | None = _setting(
         None, str, "name of the application, for its budget and in CLIENT LIST; none takes the program's name"
@@ -305,6 +308,9 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
             raise refuse(name, f"it must be written as {form}", "change it")
     if any(not re.fullmatch(_MODULE_NAME, module) for module in value("preload")):
         raise refuse("preload", "it must be names of modules, separated by commas", "change it")
+
+    if value("budget") is not None and value("budget_name") is None:
+        raise refuse("budget", "it needs a name that all processes of the application share", "set BUDGET_NAME")
 
     pairs: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
         ("heartbeat_ttl", "heartbeat_interval", lambda ttl, interval: ttl > 2 * interval, "above twice"),

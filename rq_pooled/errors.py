@@ -55,6 +55,18 @@ class EnqueueUnconfirmed(RQPooledError, RedisConnectionError):
         self.job_ids = job_ids or (job_id,)
 
 
+class NotAdmitted(RQPooledError):
+    """A worker found no place on the server, or in its application's budget, for GUARD_WAIT seconds."""
+
+    exit_code = TRY_AGAIN
+
+
+class BudgetExceeded(RQPooledError, RedisConnectionError):
+    """All connections of the application's BUDGET are reserved. A redis ConnectionError, as PoolExhausted is."""
+
+    exit_code = TRY_AGAIN
+
+
 class ServerUnsupported(RQPooledError):
     """The server answers but cannot be worked with: too old, a cluster, wrong or missing password."""
 

@@ -54,6 +54,12 @@ class Link:
         if not self._parent.command.connected and self._away_since is None:
             self._on_lost(ConnectionError("connection lost"))
 
+    def check_lease(self) -> None:
+        """After a pause, close the connections before anything is sent: the lease is renewed before they are reopened."""
+        lease = self._parent.lease
+        if lease is not None and lease.overdue and self._away_since is None:
+            self._on_lost(RedisTimeoutError("paused for longer than half of its place in the budget lasts"))
+
     def probe(self) -> None:
         """Find out whether a listening connection on which nothing comes is alive."""
         listen = self._parent.listen
@@ -108,6 +114,8 @@ class Link:
     def _reconnect(self) -> None:
         parent = self._parent
         try:
+            if parent.lease is not None:
+                parent.lease.ensure()
             parent.command.connect()
             parent.listen.connect()
         except (RedisError, OSError) as error:
@@ -121,6 +129,8 @@ class Link:
             return
         away = time.monotonic() - (self._away_since or time.monotonic())
         self._away_since = None
+        parent.counters.reconnects += 1
+        parent.counters.outage_seconds += away
         self._watch()
         parent.log.info("Worker %s: the server is back after %.1f s", parent.name, away)
         self._on_back()

@@ -49,7 +49,6 @@ class Outcomes:
         #: (when it was recorded, its size, itself), the oldest first.
         self._recorded: deque[tuple[float, int, Outcome]] = deque()
         self._recorded_bytes = 0
-        self.lost_claims = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -107,12 +106,14 @@ class Outcomes:
             self._add_task(Task("settle", claim, commands, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
             if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
-                self.lost_claims += 1
+                self._parent.counters.lost_claims += 1
                 self._parent.log.warning(
                     "Worker %s: outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
                     claim.worker_name,
                     claim.job_id,
                 )
+            else:
+                self._parent.counters.recorded(outcome.status, outcome.commands[1].data)
             self._receipt(outcome, result == "ok" or outcome.attempts > 1)
             self._keep(outcome)
             self._on_done()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from .brake import Brake
+from .budget import Lease
 from .config import Settings
 from .connections import CommandConnection, ListenConnection
+from .counters import Counters
 from .ledger import Ledger
 from .loop import Loop
 from .scripts import Scripts
@@ -28,6 +31,10 @@ class Parent:
     command: CommandConnection
     listen: ListenConnection
     loop: Loop
+    counters: Counters = field(default_factory=Counters)
+    brake: Brake = field(default_factory=Brake)
+    #: Its place in the application's budget, if there is one.
+    lease: Lease | None = None
 
     @property
     def log(self) -> logging.Logger:

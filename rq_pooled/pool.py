@@ -26,8 +26,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import jittered_delay
+from .brake import Brake
+from .budget import Lease
 from .config import Settings, scrub
-from .errors import PoolExhausted, ServerUnreachable
+from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
+from .reporting import UNCOUNTED, Reporter
+from .sizes import Sizes
 from .sockets import address_of, connection_options, pool_limits
 
 log = logging.getLogger("rq_pooled.pool")
@@ -41,6 +45,8 @@ _CONNECT_ATTEMPTS = 3
 #: While a server is away every call fails: a warning at most this often (seconds), the others at level debug.
 _WARN_EVERY = 10.0
 _SHOWN_HOLDERS = 10
+#: Seconds between looks whether connections may be opened again.
+_BRAKE_INTERVAL = 0.05
 
 
 @dataclass(eq=False)
@@ -108,11 +114,14 @@ class Pool(BlockingConnectionPool):
     ) -> None:
         self.settings = settings = settings or Settings.load()
         self.role = role
+        self._client = client
         cls, options = connection_options(settings, role, client)
         options = {**options, **connection_kwargs}
         most, wait = pool_limits(settings)
         self.address = address_of(cls, options)
         self._subscribers: list[Callback] = []
+        #: While it is engaged no connection is opened; a horse's, set by its worker's guard.
+        self.brake: Brake | None = None
         super().__init__(  # type: ignore[no-untyped-call]
             max_connections=max_connections or most,
             timeout=wait if timeout is None else timeout,
@@ -145,6 +154,9 @@ class Pool(BlockingConnectionPool):
         self._counters = _Counters()
         self._check_leaks_at = self._log_statistics_at = float("-inf")
         self._waits_logged = 0.0
+        self._reporter = Reporter(self, local_pools)
+        self._sizes = Sizes(self.max_connections)
+        self.lease = self._new_lease()
         super().reset()  # type: ignore[no-untyped-call]
 
     def reset_in_child(self) -> None:
@@ -156,6 +168,20 @@ class Pool(BlockingConnectionPool):
         self.reset()
         for connection in inherited:
             connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
+
+    def _new_lease(self) -> Lease | None:
+        if self.settings.budget is None or self.role in UNCOUNTED:
+            return None
+        return Lease(self.settings, self.max_connections, 1, self._client)
+
+    def resize(self, reason: str, size: int | None) -> None:
+        """Use at most ``size`` connections from now on, at least 1; None lifts what was set for the same reason.
+
+        Idle connections beyond it are closed now, those in use when they come back. Of several reasons the smallest
+        size counts.
+        """
+        for connection in self._sizes.set(self.pool, reason, size):
+            self._close(connection, f"pool made smaller: {reason}")
 
     def limit(self, role: str, max_connections: int) -> None:
         """Close all connections and go on under another role and bound, which may be below MAX_CONNECTIONS' least.
@@ -197,7 +223,7 @@ class Pool(BlockingConnectionPool):
             ages = [now - line.opened_at for c, line in self._lines.items() if _is_open(c)]
             counters = self._counters
             return {
-                "max": self.max_connections,
+                "max": self._sizes.size,
                 "created": in_use + len(idle),
                 "available": len(idle),
                 "in_use": in_use,
@@ -263,10 +289,23 @@ class Pool(BlockingConnectionPool):
             self._close(connection, "marked for reconnecting")
         elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
             self._close(connection, "closed while in use", lost=True)
+        if self.lease is not None and not self.lease.granted:
+            self._close(connection, "no place in the budget")
+        if _is_open(connection) and self._reporter.due(now):
+            self._reporter.publish(connection)
         line.released_at = now
         self._put(connection)
         self._close_idle(now)
         self._housekeeping()
+
+    def idle_connection(self) -> Any:
+        """Take an open connection that nobody uses, without waiting or looking at it; None if there is none."""
+        with self.pool.mutex:
+            for i, connection in enumerate(self.pool.queue):
+                if connection is not None and _is_open(connection):
+                    self.pool.queue[i] = None
+                    return connection
+        return None
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the pool's connections, those in use too unless told otherwise; the pool stays usable."""
@@ -307,13 +346,14 @@ class Pool(BlockingConnectionPool):
         self._publish("exhausted", max=self.max_connections, timeout=self.timeout, waiting=waiting, holders=holders)
         return PoolExhausted(
             f"no connection to {self.address} became free within {self.timeout:g} s (POOL_TIMEOUT): all "
-            f"{self.max_connections} (MAX_CONNECTIONS) are in use, {waiting} others are waiting. Held by: {shown}. "
+            f"{self._sizes.size} ({self._sizes.reason or 'MAX_CONNECTIONS'}) are in use, {waiting} others are waiting. Held by: {shown}. "
             "Raise MAX_CONNECTIONS or POOL_TIMEOUT, or return connections earlier"
         )
 
     def _make_ready(self, connection: Any, deadline: float) -> None:
         """Connect if need be, and see to it that no reply to somebody else is waiting in the connection."""
         line = self._lines[connection]
+        self._renew_lease(connection)
         if _is_open(connection) and time.monotonic() >= line.expires_at:
             self._close(connection, "max_lifetime")
         if _is_open(connection):
@@ -324,13 +364,17 @@ class Pool(BlockingConnectionPool):
                 self._close(connection, "unread data, or closed by the server", lost=True)
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
+        self._await_brake(deadline)
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             try:
                 connection.connect()
                 if connection.can_read():
                     raise RedisConnectionError("the server sent data that nobody asked for")
+                self._renew_lease(connection)  # a pause between reserving and connecting may have cost the place
                 return
             except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
+                if isinstance(error, (BudgetExceeded, ServerUnreachable)):
+                    raise
                 connection.disconnect()
                 reason = scrub(str(error)) or type(error).__name__
                 self._publish("error", reason=reason, attempt=attempt)
@@ -343,6 +387,39 @@ class Pool(BlockingConnectionPool):
                         "Check that the server runs, and URL"
                     ) from error
                 time.sleep(delay)
+
+    def _renew_lease(self, connection: Any) -> None:
+        """See to it that this process has a place in the budget, before it uses a socket or opens one.
+
+        Raises:
+            BudgetExceeded: it has none; its idle connections are closed, and others when they come back.
+        """
+        lease = self.lease
+        if lease is None or (lease.granted and not lease.overdue):
+            return
+        try:
+            granted = lease.ensure(connection if _is_open(connection) else None)
+        except BudgetExceeded:
+            self.disconnect(inuse_connections=False)
+            self._close(connection, "no place in the budget")
+            raise
+        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+            reason = scrub(str(error)) or type(error).__name__
+            raise ServerUnreachable(
+                f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. Check "
+                "that the server runs, and URL"
+            ) from error
+        self._reporter.start()
+        self.resize("BUDGET", granted)
+
+    def _await_brake(self, deadline: float) -> None:
+        while self.brake is not None and self.brake.engaged:
+            if time.monotonic() >= deadline:
+                raise PoolExhausted(
+                    f"no connection to {self.address} may be opened for {self.timeout:g} s (POOL_TIMEOUT): the server "
+                    "is full above GUARD_STOP. Close connections, or raise the server's maxclients"
+                )
+            time.sleep(_BRAKE_INTERVAL)
 
     def _connected(self, connection: Any) -> None:
         """Note that a connection has just been opened, by the pool or by redis-py on its own."""
@@ -363,6 +440,10 @@ class Pool(BlockingConnectionPool):
     # returning
 
     def _put(self, connection: Any) -> None:
+        if self._sizes.keeps(self.pool, connection):
+            if connection is not None:
+                self._close(connection, f"pool made smaller: {self._sizes.reason}")
+            return
         try:
             self.pool.put_nowait(connection)
         except Full:  # reset in between: nobody waits for it
@@ -490,6 +571,11 @@ _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 #: either: ``dict.setdefault`` is atomic and building a pool opens nothing, and a lock made at import could not be
 #: patched by gevent.
 _registry: dict[tuple[Any, ...], tuple[Pool, Redis]] = {}
+
+
+def local_pools() -> list[Pool]:
+    """Return all pools that this process has, in no order."""
+    return list(_pools)
 
 
 def _reset_after_fork() -> None:

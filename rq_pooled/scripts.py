@@ -15,10 +15,15 @@ from .resp import Command, Packed, Word, pack_runs
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
-_NAMES = (
-    *("claim", "commit", "executions", "ghosts", "heartbeat", "intermediate", "postpone", "promote"),
-    *("push_back", "reads", "register", "rescue", "stalled", "unregister"),
-)
+_NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.lua")))
+
+#: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
+STATS = "rq_pooled:stats"
+#: The list of samples of the number of clients, newest first. Its name begins as that of the statistics: neither
+#: belongs to a job.
+SAMPLES = "rq_pooled:stats:samples"
+#: The sorted set of workers that are starting, in the order in which they came.
+STARTING = "rq_pooled:stats:starting"
 
 
 def claims_key(token: str) -> str:
@@ -27,6 +32,11 @@ def claims_key(token: str) -> str:
     Claim -> its queue, the key of the queue that it was popped from and its worker's name, a line each.
     """
     return f"rq_pooled:claims:{token}"
+
+
+def budget_keys(name: str) -> tuple[str, str]:
+    """Return the sorted set of the leases of a budget, and the hash of what each holds."""
+    return f"rq_pooled:budget:{name}", f"rq_pooled:budget:{name}:held"
 
 
 def leases_key(queue: str) -> str:
@@ -44,6 +54,10 @@ class Scripts:
     def load(self) -> list[Command]:
         """Return the commands that make the server know all scripts; needed once, and after a SCRIPT FLUSH."""
         return [("SCRIPT", "LOAD", text) for text in self._texts.values()]
+
+    def text(self, name: str) -> str:
+        """Return the text of a script, for a caller that has to use EVAL."""
+        return self._texts[name]
 
     def _call(self, name: str, keys: Sequence[str], *arguments: Word | Packed) -> Command:
         return ("EVALSHA", self._hashes[name], len(keys), *keys, *arguments)
@@ -105,6 +119,24 @@ class Scripts:
         keys = [f"rq:scheduled:{queue}" for queue in queues]
         words = [word for field in fields.items() for word in field]
         return self._call("promote", keys, name, lock_ttl, now, default_timeout, limit, *words)
+
+    def publish(self, key: str, ttl: float, fields: Mapping[str, Word]) -> Command:
+        """Publish the statistics of a process for ``ttl`` seconds."""
+        return self._call("publish", [key], ttl, *(word for field in fields.items() for word in field))
+
+    def admit(self, token: str, keep: bool, life: float) -> Command:
+        """Reserve the connections of a starting worker for ``life`` seconds, or give them back."""
+        return self._call("admit", [STARTING], token, int(keep), life)
+
+    def budget(
+        self, keys: Sequence[str], token: str, wanted: int, least: int, budget: int, term: float, gone: Iterable[str]
+    ) -> Command:
+        """Reserve ``wanted`` connections of a budget, or at least ``least``; ``gone`` are tokens of ended processes."""
+        return self._call("budget", keys, token, wanted, least, budget, term, *gone)
+
+    def sample(self, connected: int, maxclients: int, interval: float) -> Command:
+        """Note the number of clients, unless that was done less than ``interval`` seconds ago."""
+        return self._call("sample", [SAMPLES], connected, maxclients, interval)
 
     def register(
         self,

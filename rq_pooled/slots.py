@@ -214,6 +214,7 @@ class Slots:
         slot.horse, slot.ready = None, False
         slot.end()
         if task is not None and not delivered:
+            self._note_run_time(slot, task)
             self._on_task_died(task, horse.pid, status, rusage, stopped)
         if slot.spare:
             self._slots.remove(slot)
@@ -223,7 +224,12 @@ class Slots:
             self._parent.log.error("Worker %s: a horse ended before it was ready (status %d)", slot.name, status)
             self._parent.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
         else:
+            self._parent.counters.horses_replaced += 1
             self._spawn(slot)
+
+    def _note_run_time(self, slot: Slot, task: Task | None) -> None:
+        if task is not None and task.kind == "perform":
+            self._parent.counters.run_time.add(time.monotonic() - slot.since)
 
     def _on_task_died(self, task: Task, pid: int, status: int, rusage: struct_rusage, stopped: bool) -> None:
         claim, log = task.claim, self._parent.log
@@ -267,6 +273,7 @@ class Slots:
         if claim is None:
             return
         slot.delivered = True
+        self._note_run_time(slot, slot.task)
         # Webhooks have timeouts of their own.
         self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
         assert slot.task is not None
@@ -283,6 +290,7 @@ class Slots:
         elif leaving or slot.worn:
             if not leaving and slot.horse is not None:
                 self._prefork.retire(slot.horse)
+            self._parent.counters.horses_replaced += 1
             self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
         else:
             slot.ready = True

@@ -29,7 +29,6 @@ class Stalls:
         self._slots = slots
         self._settled = settled
         self._due = False
-        self.returned = self.failed = 0
 
     def start(self) -> None:
         """Begin to look every STALLED_INTERVAL."""
@@ -55,8 +54,7 @@ class Stalls:
                 return
             stalled = parent.ledger.stalled_reply(replies[0], parent.name)
             self._due = stalled.more
-            self.returned += len(stalled.returned)
-            self.failed += len(stalled.taken)
+            parent.counters.stalls += len(stalled.returned) + len(stalled.taken)
             if stalled.returned:
                 named = ", ".join(
                     f"{job_id} (stall {stalls} of {parent.settings.max_stalls}, worker {holder or 'unknown'})"

@@ -10,8 +10,10 @@ from redis.exceptions import ResponseError
 
 from .claims import Claim
 from .connections import Exchange
+from .errors import BudgetExceeded
 from .parent import Parent
 from .slots import Slots, Task
+from .vitals import report
 
 #: Seconds between promotions while the scheduler locks are ours, as RQ's scheduler, and while they are not.
 PROMOTE_INTERVAL, PROMOTE_RETRY = 1.0, 15.0
@@ -44,7 +46,6 @@ class Upkeep:
         self._good_since = time.monotonic()
         #: When the last heartbeat was answered, by the server's clock.
         self._answered_at: float | None = None
-        self.lost_claims = 0
         self.heartbeat_due = False
         self.promote_due = True
 
@@ -54,6 +55,7 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
+        self._parent.command.submit(Exchange([report(self._parent, self._slots)]))  # at once: who is there
         self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 
@@ -92,6 +94,10 @@ class Upkeep:
 
         def on_replies(replies: list[Any]) -> None:
             log, name = self._parent.log, self._parent.name
+            if self._parent.lease is not None and not self._parent.lease.accept(replies[-1]):
+                log.warning("Worker %s: its place in the budget was taken meanwhile; closing its connections", name)
+                self._parent.command.lose(BudgetExceeded("no place in the budget"))
+                return
             if isinstance(replies[0], ResponseError):
                 log.error("Worker %s: heartbeat refused: %s", name, replies[0])
                 return
@@ -99,7 +105,7 @@ class Upkeep:
             self._note_answer(milliseconds / 1000)
             for number in handed_on:
                 claim = claims[number - 1]
-                self.lost_claims += 1
+                self._parent.counters.lost_claims += 1
                 log.warning(
                     "Worker %s: job %s was handed on while this worker could not renew its lease; ending its horse",
                     claim.worker_name,
@@ -117,7 +123,9 @@ class Upkeep:
                 again = {name: state for name, state in states.items() if name in missing}
                 self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
 
-        return Exchange([self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)], on_replies)
+        renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
+        lease = [self._parent.lease.command()] if self._parent.lease is not None else []
+        return Exchange([renewal, report(self._parent, self._slots), *lease], on_replies)
 
     def promotion(self) -> Exchange:
         """Return the exchange that enqueues scheduled jobs which are due."""

@@ -27,7 +27,10 @@ from rq.scheduler import RQScheduler
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
+from .admission import Admission
 from .arbiter import Arbiter
+from .brake import Brake
+from .budget import Lease
 from .channel import ChildChannel
 from .claims import Claim
 from .config import Settings, scrub
@@ -45,6 +48,7 @@ from .ledger import Ledger
 from .loop import Loop
 from .parent import Parent
 from .pool import adopt, get_connection, get_pool
+from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .resp import Command
 from .scripts import Scripts
@@ -137,6 +141,7 @@ class Worker(rq.worker.Worker):
         self._scripts, self._ledger = scripts, ledger
         command = CommandConnection(self._connector(settings, "command"), scripts.load(), settings.socket_timeout)
         self._command = command
+        lease = self._lease_of(settings)
         names = [self.name] + [f"{self.name}-{i}" for i in range(1, settings.concurrency)]
         listen = ListenConnection(self._connector(settings, "listen"), [f"rq:pubsub:{name}" for name in names])
         self.pid, self.hostname = os.getpid(), socket.gethostname()
@@ -145,10 +150,10 @@ class Worker(rq.worker.Worker):
         self.scheduler = RQScheduler(self.queues, connection=self.connection, name=self.name)
         self.scheduler.pid = self.pid
         try:
-            _connect(command)
-            version = check_server(command.execute)
+            version = self._connect_when_admitted(settings, loop, command, listen, lease)
+            if version is None:
+                return False
             self.ip_address = command.address()
-            _connect(listen)
             self._register(command, names)
             try:
                 self.log.info(
@@ -156,17 +161,18 @@ class Worker(rq.worker.Worker):
                 )
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
+                parent = Parent(self, settings, scripts, ledger, command, listen, loop, lease=lease)
                 arbiter = Arbiter(
-                    Parent(self, settings, scripts, ledger, command, listen, loop),
+                    parent,
                     names,
-                    self._prepare_horses(settings, version),
+                    self._prepare_horses(settings, version, parent.brake),
                     burst,
                     max_jobs,
                     max_idle_time,
                 )
                 exit_code = arbiter.run()
             finally:
-                self._unregister(command, names)
+                self._unregister(settings, command, names, lease)
         finally:
             command.close()
             listen.close()
@@ -176,7 +182,41 @@ class Worker(rq.worker.Worker):
             _start_anew()
         return bool(arbiter.completed)
 
-    def _prepare_horses(self, settings: Settings, version: tuple[int, int, int]) -> Callable[[ChildChannel], None]:
+    def _lease_of(self, settings: Settings) -> Lease | None:
+        """Return what reserves this worker's connections, those of its horses included, if there is a BUDGET."""
+        if settings.budget is None:
+            return None
+        need = ROLES + job_connections(settings) * settings.concurrency
+        if need > settings.budget:
+            raise ConfigurationError(
+                f"BUDGET is {settings.budget}, and this worker alone may open {need} connections (CONCURRENCY="
+                f"{settings.concurrency}, MAX_CONNECTIONS={settings.max_connections}): raise BUDGET or lower CONCURRENCY"
+            )
+        return Lease(settings, need, need, self.connection)
+
+    def _connect_when_admitted(
+        self, settings: Settings, loop: Loop, command: CommandConnection, listen: ListenConnection, lease: Lease | None
+    ) -> tuple[int, int, int] | None:
+        """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
+        versions: list[tuple[int, int, int]] = []
+
+        def open_command() -> None:
+            _connect(command)
+            if not versions:
+                versions.append(check_server(command.execute))
+
+        def close() -> None:
+            command.close()
+            listen.close()
+
+        admission = Admission(
+            settings, self._scripts, command, open_command, lambda: _connect(listen), close, self.log, self.name, lease
+        )
+        return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
+
+    def _prepare_horses(
+        self, settings: Settings, version: tuple[int, int, int], brake: Brake
+    ) -> Callable[[ChildChannel], None]:
         """Return what a forked child runs to be a horse until there is a reason to end.
 
         Everything that can be is made here, once, before the first fork: what a child makes is its own memory, what
@@ -196,11 +236,12 @@ class Worker(rq.worker.Worker):
             for queue in self.queues
         ]
         # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
-        share = max(1, (settings.max_connections - ROLES) // settings.concurrency)
+        share = job_connections(settings)
         warm_up(recorder)
 
         def run_horse(channel: ChildChannel) -> None:
             pool.limit("job", share)
+            pool.brake = brake
             adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class
@@ -275,10 +316,14 @@ class Worker(rq.worker.Worker):
                 f"wait until its registration has expired ({self.worker_ttl + 60} s after its last heartbeat)"
             )
 
-    def _unregister(self, command: CommandConnection, names: Sequence[str]) -> None:
+    def _unregister(
+        self, settings: Settings, command: CommandConnection, names: Sequence[str], lease: Lease | None
+    ) -> None:
         if command.connected:
             try:
-                command.execute([self._scripts.unregister(utcformat(now()), self.name, self.queue_names(), names)])
+                death = self._scripts.unregister(utcformat(now()), self.name, self.queue_names(), names)
+                left = [*withdraw(process_name(settings)), *(lease.release() if lease is not None else ())]
+                command.execute([death, *left])
             except (RedisError, OSError) as error:
                 self.log.warning("Worker %s: death not registered: %s", self.name, scrub(str(error)))
 
@@ -311,6 +356,11 @@ class Worker(rq.worker.Worker):
         if multiprocessing.parent_process() is not None:
             time.sleep(RESPAWN_PAUSE)  # rq worker-pool would start it again every second, whatever the exit code
         raise SystemExit(error.exit_code) from None
+
+
+def job_connections(settings: Settings) -> int:
+    """Return how many connections each horse may open for jobs that use Redis."""
+    return max(1, (settings.max_connections - ROLES) // settings.concurrency)
 
 
 def _has_no_connection(queues: Any) -> bool:

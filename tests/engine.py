@@ -102,4 +102,5 @@ def residue(client: Redis) -> list[str]:
     """The keys that only running jobs have, and workers that still show one."""
     keys = [key.decode() for key in client.keys("*")]
     left = [key for key in keys if key.startswith(("rq_pooled:", "rq:execution", "rq:wip:"))]
+    left = [key for key in left if not key.startswith("rq_pooled:stats")]
     return left + [key for key in keys if key.startswith("rq:worker:") and client.hexists(key, "current_job")]

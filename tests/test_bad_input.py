@@ -200,7 +200,7 @@ def answering_as(version: str) -> tuple[socket.socket, threading.Thread]:
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while data := connection.recv(65536):
-                for _ in re.findall(rb"\*\d+\r\n\$", data):
+                for _ in re.findall(rb"(?:^|\r\n)\*\d+\r\n", data):  # a "*" in a script is no command
                     info = f"redis_version:{version}\r\nredis_mode:standalone\r\n".encode()
                     connection.sendall(b"$%d\r\n%s\r\n" % (len(info), info) if b"INFO" in data else b"+OK\r\n")
 

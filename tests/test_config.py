@@ -48,6 +48,7 @@ DEFAULTS: dict[str, Any] = {
     "guard_stop": 0.95,
     "guard_interval": 15,
     "guard_wait": 60,
+    "guard_maxclients": None,
     "budget": None,
     "budget_name": None,
     "preload": (),
@@ -121,6 +122,7 @@ def test_texts_are_converted() -> None:
             "RQ_POOLED_MAX_HORSE_MEMORY": "none",
             "RQ_POOLED_SHUTDOWN_TIMEOUT": "2.5",
             "RQ_POOLED_BUDGET": "20",
+            "RQ_POOLED_BUDGET_NAME": "shop",
             "RQ_POOLED_APP": "shop.web:create_app()",
         }
     )

@@ -18,7 +18,7 @@ from redis import Redis
 from rq import Queue, Repeat, Retry
 from rq.group import Group
 from rq.job import Job
-from support import running_worker, wait_until
+from support import keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -209,7 +209,7 @@ def test_a_connection_closed_by_the_server_is_replaced(
             lambda: worker.output().count("lost the server") == worker.output().count("the server is back") > 0
         )
         assert lost and worker.output().count("lost the server") <= 3
-        assert not redis.keys("rq_pooled:*")
+        assert not keys_of_jobs(redis)
 
 
 def test_a_connection_is_lost_under_load_without_losing_jobs(
@@ -226,7 +226,7 @@ def test_a_connection_is_lost_under_load_without_losing_jobs(
                 redis.client_kill_filter(_id=number)
         finished(jobs, redis)
     assert all(redis.xlen(f"rq:results:{job.id}") == 1 for job in jobs)
-    assert not redis.keys("rq_pooled:*")
+    assert not keys_of_jobs(redis)
 
 
 def test_flushed_scripts_are_loaded_again(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from redis import Redis
 from rq import Queue
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.job import Job, JobStatus
-from support import WorkerProcess, running_worker, wait_until
+from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -140,7 +140,7 @@ def test_sigterm_to_the_whole_group_is_a_warm_shutdown(
         assert [job.get_status() for job in jobs] == [JobStatus.FINISHED] * 3
         assert {job.return_value() for job in jobs} == set(pids)
         assert queue.get_job_ids() == [queued.id]
-        assert not redis.keys("rq_pooled:*")
+        assert not keys_of_jobs(redis)
         assert not redis.smembers("rq:workers")
 
 
@@ -161,7 +161,7 @@ def test_a_second_signal_stops_hard(
         assert all(gone(pid) for pid in pids)
         assert queue.get_job_ids() == [*(job.id for job in jobs), behind.id]
         assert [job.get_status() for job in jobs] == [JobStatus.QUEUED] * 2
-        assert not redis.zcard("rq:wip:q") and not redis.keys("rq:execution*") and not redis.keys("rq_pooled:*")
+        assert not redis.zcard("rq:wip:q") and not redis.keys("rq:execution*") and not keys_of_jobs(redis)
         assert not redis.smembers("rq:workers")
     gate.touch()
     with running_worker(server.url, "q", "--burst", log=tmp_path / "second", ready=None) as worker:

@@ -29,7 +29,7 @@ from rq.job import Job, JobStatus
 from rq.results import Result
 from rq.suspension import resume, suspend
 from rq.webhook import Webhook
-from support import TESTS, WorkerProcess, running_worker, wait_until
+from support import TESTS, WorkerProcess, keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -87,8 +87,9 @@ def worker_field(redis: Redis, name: str, field: str) -> str:
 
 def residue(redis: Redis) -> list[str]:
     """Return what must not outlive a job that runs: keys, and what workers show."""
-    patterns = ("rq:execution:*", "rq:executions:*", "rq:wip:*", "rq_pooled:*")
+    patterns = ("rq:execution:*", "rq:executions:*", "rq:wip:*")
     left = [key.decode() for pattern in patterns for key in redis.scan_iter(pattern, count=1000)]
+    left += [key.decode() for key in keys_of_jobs(redis)]
     for key in redis.scan_iter("rq:worker:*", count=1000):
         if redis.hget(key, "current_job") or redis.hget(key, "state") not in (None, b"idle"):
             left.append(f"{key.decode()} is busy")

@@ -12,7 +12,7 @@ from redis import Redis
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.scripts import Scripts, claims_key, leases_key
+from rq_pooled.scripts import Scripts, budget_keys, claims_key, leases_key
 
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
 #: SCAN and ZSCAN are allowed: one page each.
@@ -33,6 +33,8 @@ def split(path: Path) -> tuple[str, str]:
 def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
     """An EVALSHA of every script, and how many keys it has to name."""
     return {
+        "admit": (scripts.admit("t", True, 30), 1),
+        "budget": (scripts.budget(budget_keys("shop"), "t", 2, 1, 20, 60, ["u"]), 2),
         "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
         "commit": (scripts.commit("now", "t", []), 0),
         "executions": (scripts.executions("0", 10, "t", 10), 0),
@@ -41,10 +43,12 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "intermediate": (scripts.intermediate(["rq:queue:a"], 20), 1),
         "postpone": (scripts.postpone(["rq:queue:a"], 900), 1),
         "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
+        "publish": (scripts.publish("rq_pooled:stats:a", 60, {"name": "value"}), 1),
         "push_back": (scripts.push_back("now", "t", -1, []), 0),
         "reads": (scripts.reads([]), 0),
         "register": (scripts.register(480, False, ("", 0), [], []), 0),
         "rescue": (scripts.rescue(True, []), 0),
+        "sample": (scripts.sample(1, 10, 15), 1),
         "stalled": (scripts.stalled(["rq:queue:a"], "now", 1.0, 60, 900, 3, 30.0, "t", "w", 10, ["e"]), 1),
         "unregister": (scripts.unregister("now", "name", [], []), 0),
     }

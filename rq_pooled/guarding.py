@@ -1,0 +1,145 @@
+"""The guard while a worker runs: one INFO per interval in the parent's loop, never waited for.
+
+CLIENT LIST is asked for only when a level begins, and by one worker at a time: with 4 000 clients it holds the server
+for 24 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import deque
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .connections import Exchange
+from .guard import holders, ours_and_others
+from .levels import Level, level_of, read_info
+from .parent import Parent
+from .processes import client_rows
+from .samples import TREND_SECONDS, Sample, trend
+from .scripts import STATS
+
+#: PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
+EVENTS = "rq_pooled:events"
+#: Who may ask for CLIENT LIST and announce now.
+_SPEAKER = f"{STATS}:speaker"
+_SHOWN = 5
+
+
+class Guarding:
+    """Watches how full the server is; at ``stop`` it engages the brake, so that horses open nothing new."""
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._settings = parent.settings
+        self._maxclients = parent.settings.guard_maxclients
+        self._level = Level(None, None, "ok")
+        self._blind = False
+        self._leaking = False
+        self._samples: deque[Sample] = deque(maxlen=10_000)
+
+    def start(self) -> None:
+        """Look at once, and at each interval."""
+        self._look()
+        self._parent.loop.call_every(self._settings.guard_interval, self._look)
+
+    def _look(self) -> None:
+        if self._parent.command.connected and not self._blind:
+            self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
+
+    def _on_info(self, replies: list[Any]) -> None:
+        connected, maxclients = read_info(replies[0])
+        if self._maxclients is None and maxclients is None and not isinstance(replies[0], ResponseError):
+            self._ask_config(connected)
+        else:
+            self._judge(connected, self._settings.guard_maxclients or maxclients or self._maxclients)
+
+    def _ask_config(self, connected: int | None) -> None:
+        """Ask an old or managed server, whose INFO does not have the limit, for its configuration, once."""
+
+        def on_config(replies: list[Any]) -> None:
+            reply = replies[0]
+            if isinstance(reply, list) and len(reply) == 2 and reply[1].isdigit():
+                self._maxclients = int(reply[1])
+            self._judge(connected, self._maxclients)
+
+        self._parent.command.submit(Exchange([("CONFIG", "GET", "maxclients")], on_config))
+
+    def _judge(self, connected: int | None, maxclients: int | None) -> None:
+        before, self._level = self._level, level_of(self._settings, connected, maxclients, self._level.name)
+        if connected is None or not maxclients:  # said at the start already, see Admission
+            self._blind = True
+            return
+        if self._samples:  # from the second look on: a worker that works for a moment leaves nothing behind
+            sample = self._parent.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
+            self._parent.command.submit(Exchange([sample]))
+        self._parent.brake.engaged = self._level.name == "stop"
+        if self._level.name != before.name:
+            self._on_change(before.name)
+        self._look_for_leak(Sample(time.monotonic(), connected, maxclients))
+
+    def _on_change(self, before: str) -> None:
+        level, log, name = self._level, self._parent.log, self._parent.name
+        if level.name == "ok":
+            log.info("Worker %s: guard ok: %s", name, level)
+            self._announce(level.name, None)
+        elif level.name == "warn" and before == "stop":
+            log.info("Worker %s: guard warn: %s; connections may be opened again", name, level)
+            self._announce(level.name, None)
+        else:
+            effect = "; nothing new is opened" if level.name == "stop" else ""
+            self._announce(level.name, lambda held: log.warning(
+                "Worker %s: guard %s: %s%s%s", name, level.name, level, effect, held
+            ))
+
+    def _look_for_leak(self, sample: Sample) -> None:
+        samples = self._samples
+        samples.append(sample)
+        while samples[0].time < sample.time - TREND_SECONDS:
+            samples.popleft()
+        grown = trend(samples)
+        if grown.steady and not self._leaking:
+            left = grown.minutes_left(sample.connected, sample.maxclients)
+            log, name, level = self._parent.log, self._parent.name, self._level
+            self._announce("leak", lambda held: log.warning(
+                "Worker %s: guard: the server's connections grow steadily, by %g a minute; %s, full in %g minutes%s",
+                *(name, grown.per_minute, level, left, held),
+            ))
+        self._leaking = grown.steady
+
+    def _announce(self, event: str, say: Any) -> None:
+        """Publish an event, unless another worker has just done so, and log it with who holds most connections.
+
+        Args:
+            say: called with the holders, or "" where another worker names them; None: nothing is to be logged.
+        """
+        parent = self._parent
+        life = max(1, math.ceil(self._settings.guard_interval * 1000))
+        lock = ("SET", f"{_SPEAKER}:{event}", parent.ledger.token, "NX", "PX", life)
+
+        def on_lock(replies: list[Any]) -> None:
+            if replies[0] != b"OK":
+                if say is not None:
+                    say("")
+                return
+            parent.command.submit(Exchange([("CLIENT", "LIST")], on_list, lambda _error: say and say("")))
+
+        def on_list(replies: list[Any]) -> None:
+            rows = client_rows(replies[0])
+            lines = holders(*ours_and_others(rows), rows=_SHOWN) if rows is not None else []
+            held = [" ".join(line.split()) for line in lines]
+            if say is not None:
+                say(f"; held by: {'; '.join(held)}" if held else "; who holds them is not known: CLIENT LIST is refused")
+            message = {
+                "event": event,
+                "connected": self._level.connected,
+                "maxclients": self._level.maxclients,
+                "worker": parent.name,
+                "holders": held,
+            }
+            parent.command.submit(Exchange([("PUBLISH", EVENTS, json.dumps(message))]))
+
+        parent.command.submit(Exchange([lock], on_lock, lambda _error: say and say("")))

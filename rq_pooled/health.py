@@ -1,0 +1,194 @@
+"""Health, statistics, queues, failed jobs and connections as plain dictionaries; docs/monitoring.md has their keys.
+
+Keys are stable: new ones may come, none changes its meaning. Values are numbers, texts, lists, dictionaries and None,
+fit for JSON. No password appears in any of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
+from rq import Queue
+from rq.registry import (
+    BaseRegistry,
+    CanceledJobRegistry,
+    DeferredJobRegistry,
+    FailedJobRegistry,
+    FinishedJobRegistry,
+    ScheduledJobRegistry,
+    StartedJobRegistry,
+)
+
+from .config import Settings, scrub
+from .failures import failed_jobs, seconds_of
+from .guard import ConnectionGuard
+from .levels import level_of
+from .pool import get_connection, local_pools
+from .processes import read_processes
+from .sockets import address_of, make_connection
+
+_REGISTRIES: dict[str, type[BaseRegistry]] = {
+    "started": StartedJobRegistry,
+    "scheduled": ScheduledJobRegistry,
+    "deferred": DeferredJobRegistry,
+    "failed": FailedJobRegistry,
+    "finished": FinishedJobRegistry,
+    "canceled": CanceledJobRegistry,
+}
+#: Ids at the head of a queue among which the oldest job is looked for; some may have no job any more.
+_HEAD = 10
+
+__all__ = ["connections", "failed_jobs", "health", "pool_stats", "processes", "queues"]
+
+
+def health(
+    timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None
+) -> dict[str, Any]:
+    """Ask the server for a sign of life, and never raise. Blocks for at most ``timeout`` seconds (but see below).
+
+    Opens one connection named ``…:probe`` and closes it: what matters is whether one can be opened. Only resolving a
+    host's name is not bounded by ``timeout``.
+
+    Args:
+        timeout: seconds for everything.
+        settings: from the environment if not given.
+        connection: a client whose server is asked instead of the one in the settings.
+
+    Returns:
+        ``ok``, ``status`` (``healthy``, ``full``: the guard's level is ``stop``, ``away``), ``reason`` (None if ok),
+        ``address``, ``latency`` (seconds of a PING, or None), ``version``, ``connected``, ``maxclients``, ``level``.
+    """
+    began = time.monotonic()
+    settings = settings or Settings.load()
+    report: dict[str, Any] = {"ok": False, "status": "away", "reason": None, "address": None}
+    report.update(latency=None, version=None, connected=None, maxclients=None, level="unknown")
+    # Connecting may try several addresses, and each step has its own limit: three steps share the time.
+    step = timeout / 3
+    client = connection or get_connection(settings)
+    probe = make_connection(
+        settings,
+        "probe",
+        client,
+        socket_timeout=step,
+        socket_connect_timeout=step,
+        health_check_interval=0,
+    )
+    report["address"] = address_of(type(probe), dict(client.connection_pool.connection_kwargs))
+    try:
+        probe.connect()
+        asked = time.monotonic()
+        probe.send_command("PING", check_health=False)
+        probe.read_response()
+        report["latency"] = round(time.monotonic() - asked, 6)
+        if time.monotonic() - began < timeout - step:
+            report.update(_described(probe, settings))
+        report["ok"] = report["level"] != "stop"
+        report["status"] = "healthy" if report["ok"] else "full"
+        if not report["ok"]:
+            report["reason"] = f"{report['connected']} of {report['maxclients']} connections of the server are in use"
+    except (RedisError, OSError) as error:
+        report["reason"] = scrub(str(error)) or type(error).__name__
+    finally:
+        probe.disconnect()
+    return report
+
+
+def _described(probe: Any, settings: Settings) -> dict[str, Any]:
+    """Return what INFO says, nothing where it is refused."""
+    found: dict[str, Any] = {}
+    for section in ("server", "clients"):
+        probe.send_command("INFO", section, check_health=False)
+        try:
+            text = probe.read_response()
+        except ResponseError:
+            return {}
+        for line in _text(text).splitlines():
+            name, _, found[name] = line.partition(":")
+    connected = int(found.get("connected_clients", 0)) or None
+    maxclients = settings.guard_maxclients or int(found.get("maxclients", 0)) or None
+    level = level_of(settings, connected, maxclients)
+    version = found.get("valkey_version") or found.get("redis_version")
+    return {"version": version, "connected": connected, "maxclients": maxclients, "level": level.name}
+
+
+def pool_stats() -> dict[str, Any]:
+    """Return the state of this process's pools. Asks no server and does not block.
+
+    Returns:
+        ``pools``: for each ``role``, ``address`` and all keys of ``Pool.stats()``; and their sums over all pools,
+        ``max``, ``created``, ``available``, ``in_use``, ``waiting``, ``timeouts``, ``reconnects``.
+    """
+    pools = [{"role": pool.role, "address": pool.address, **pool.stats()} for pool in local_pools()]
+    names = ("max", "created", "available", "in_use", "waiting", "timeouts", "reconnects")
+    return {**{name: sum(pool[name] for pool in pools) for name in names}, "pools": pools}
+
+
+def processes(connection: Redis | None = None) -> list[dict[str, Any]]:
+    """Return the statistics that workers and web processes have published. Blocks for three round trips per 200.
+
+    Each has ``name``, ``app``, ``host``, ``pid``, ``kind`` (``worker`` or ``web``), ``age`` (seconds since it was
+    published), ``uptime``, ``connections`` (role -> open ones), ``pools``, and ``worker``: None, or ``name``,
+    ``queues``, ``concurrency``, ``busy``, ``horses`` (pids), ``counters``, ``queue_wait`` and ``run_time``.
+    """
+    return read_processes(connection or get_connection())
+
+
+def connections(connection: Redis | None = None, settings: Settings | None = None) -> dict[str, Any]:
+    """Return who holds the server's connections, see ``ConnectionGuard.describe``. Blocks for four round trips."""
+    return ConnectionGuard(settings, connection).describe()
+
+
+def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
+    """Return the state of every queue, by name. Blocks for three round trips; changes nothing, cleans nothing up.
+
+    Each has ``name``, ``length``, ``oldest_age`` (seconds that the job at the head has been queued, None if there is
+    none), ``workers``, ``suspended``, and the number of jobs ``started``, ``scheduled``, ``deferred``, ``failed``,
+    ``finished`` and ``canceled``.
+    """
+    client = connection or get_connection()
+    names = sorted(_text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
+    pipeline = client.pipeline(transaction=False)
+    pipeline.time()
+    pipeline.exists("rq:suspended")
+    for name in names:
+        pipeline.llen(f"rq:queue:{name}")
+        pipeline.lrange(f"rq:queue:{name}", 0, _HEAD - 1)
+        pipeline.scard(f"rq:workers:{name}")
+        for registry in _REGISTRIES.values():
+            pipeline.zcard(registry.key_template.format(name))
+    (seconds, microseconds), suspended, *replies = pipeline.execute()
+    now, width = seconds + microseconds / 1e6, 3 + len(_REGISTRIES)
+    heads = [replies[at + 1] for at in range(0, len(replies), width)]
+    ages = _queued_for(client, heads, now)
+    return [
+        {
+            "name": name,
+            "length": replies[at],
+            "oldest_age": age,
+            "workers": replies[at + 2],
+            "suspended": bool(suspended),
+            **dict(zip(_REGISTRIES, replies[at + 3 : at + width])),
+        }
+        for name, at, age in zip(names, range(0, len(replies), width), ages)
+    ]
+
+
+def _queued_for(client: Redis, heads: Sequence[Sequence[Any]], now: float) -> list[float | None]:
+    pipeline = client.pipeline(transaction=False)
+    for head in heads:
+        for job_id in head:
+            pipeline.hget(f"rq:job:{_text(job_id)}", "enqueued_at")
+    replies = iter(pipeline.execute() if any(heads) else ())
+    ages: list[float | None] = []
+    for head in heads:
+        times = [when for when in (seconds_of(next(replies)) for _ in head) if when is not None]
+        ages.append(round(max(0.0, now - min(times)), 3) if times else None)
+    return ages
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

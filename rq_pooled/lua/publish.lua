@@ -1,0 +1,21 @@
+-- Publish the statistics of one process, and list it among those that do; forget those that are silent.
+--
+-- KEYS[1]     hash of the process
+-- ARGV[1]     life of what is published, s
+-- ARGV[2..]   field, value ...
+-- returns     server time, microseconds since the epoch
+--
+-- As in commit.lua, a write that the server never denies comes first: a full server must not hide who is there.
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+redis.call('ZREMRANGEBYSCORE', 'rq_pooled:stats', '-inf', clock)
+
+local ttl = tonumber(ARGV[1])
+redis.call('HSET', KEYS[1], 'published_at', string.format('%.6f', clock), unpack(ARGV, 2))
+redis.call('PEXPIRE', KEYS[1], math.ceil(ttl * 1000))
+redis.call('ZADD', 'rq_pooled:stats', clock + ttl, KEYS[1])
+local longest = redis.call('PTTL', 'rq_pooled:stats')
+if longest < ttl * 1000 then
+  redis.call('PEXPIRE', 'rq_pooled:stats', math.ceil(ttl * 1000))
+end
+return tonumber(time[1]) * 1000000 + tonumber(time[2])

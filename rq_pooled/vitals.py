@@ -1,0 +1,28 @@
+"""What a worker publishes about itself with each heartbeat: its counters, connections and horses."""
+
+from __future__ import annotations
+
+import time
+
+from .parent import Parent
+from .processes import process_name, publish
+from .resp import Command
+from .slots import Slots
+
+
+def report(parent: Parent, slots: Slots) -> Command:
+    """Return the command that publishes this worker's statistics; they last as long as its leases."""
+    counters = parent.counters
+    fields = {
+        "kind": "worker",
+        "uptime": round(time.time() - counters.started_at, 3),
+        "worker": parent.name,
+        "queues": parent.worker.queue_names(),
+        "concurrency": parent.settings.concurrency,
+        "busy": sum(slot.claim is not None for slot in slots),
+        # Their connections, for jobs that use Redis, carry their own pids.
+        "horses": [slot.horse.pid for slot in slots if slot.horse is not None],
+        "connections": {"command": int(parent.command.connected), "listen": int(parent.listen.connected)},
+        **counters.fields(),
+    }
+    return publish(parent.scripts, process_name(parent.settings), parent.settings.heartbeat_ttl, fields)

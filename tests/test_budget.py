@@ -1,0 +1,285 @@
+"""The budget: all processes of an application together never hold more connections than it says."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import stats_jobs
+from redis import Redis
+from rq import Queue
+from support import TESTS, running_worker, wait_until
+
+from rq_pooled.config import Settings
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
+from rq_pooled.pool import Pool
+from rq_pooled.scripts import budget_keys
+
+LEASES, HELD = budget_keys("shop")
+
+
+def shop(server: EmbeddedServer, budget: int = 4, **settings: Any) -> Settings:
+    """Return the settings of a process of an application with a budget."""
+    return Settings(url=server.url, budget=budget, budget_name="shop", **settings)
+
+
+def ours(redis: Redis, role: str = "") -> list[str]:
+    """Return the names of the application's connections, but for those that only ask."""
+    names = [entry["name"] for entry in redis.client_list()]
+    return [n for n in names if n.startswith("rq_pooled:shop:") and n.endswith(role) and not n.endswith(":probe")]
+
+
+def test_pools_shrink_then_are_refused(redis: Redis, server: EmbeddedServer) -> None:
+    """The first pool gets all it wants, the second what is left, the third an error that says who holds what."""
+    first, second, third = (Pool(shop(server, 5), max_connections=3, timeout=0.1) for _ in range(3))
+    held = [first.get_connection() for _ in range(3)] + [second.get_connection() for _ in range(2)]
+    assert (first.stats()["max"], second.stats()["max"]) == (3, 2)
+    with pytest.raises(PoolExhausted, match=r"all 2 \(BUDGET\) are in use"):
+        second.get_connection()
+    with pytest.raises(BudgetExceeded, match=r"5 of the 5 connections of the budget 'shop' are reserved \(by .* 3, .* 2\)"):
+        third.get_connection()
+    assert len(ours(redis)) == 5
+    assert sum(int(count) for count in redis.hvals(HELD)) == 5
+    for pool, connection in zip([first] * 3 + [second] * 2, held):
+        pool.release(connection)
+    for pool in (first, second, third):
+        pool.disconnect()
+
+
+def test_a_place_is_given_away_only_when_its_sockets_are_gone(redis: Redis, server: EmbeddedServer) -> None:
+    """A lease that ended keeps its place while its process has connections, and loses it when they are closed."""
+    # Two processes to the server: the first speaks under the name of another program.
+    settings = shop(server, 1, heartbeat_interval=0.1, heartbeat_ttl=0.5)
+    paused = Redis.from_url(server.url, client_name="rq_pooled:shop:elsewhere:77:web")
+    paused.ping()
+    redis.zadd(LEASES, {"rq_pooled-is-not-asked": 0, "shop:elsewhere:77:abc": 1.0})
+    redis.zrem(LEASES, "rq_pooled-is-not-asked")
+    redis.hset(HELD, "shop:elsewhere:77:abc", 1)
+    pool = Pool(settings, max_connections=1)
+    with pytest.raises(BudgetExceeded):
+        pool.get_connection()
+    paused.close()
+    connection = wait_until(lambda: _try(pool), what="the place")
+    assert redis.hlen(HELD) == 1 and not redis.hexists(HELD, "shop:elsewhere:77:abc")
+    pool.release(connection)
+    pool.disconnect()
+
+
+def _try(pool: Pool) -> Any:
+    try:
+        return pool.get_connection()
+    except BudgetExceeded:
+        return None
+
+
+def test_a_shrunk_pool_grows_when_there_is_room(redis: Redis, server: EmbeddedServer) -> None:
+    """What others give back is used after the next renewal, without losing an idle connection or a waiter."""
+    settings = shop(server, 4, heartbeat_interval=0.1, heartbeat_ttl=0.5)
+    big, small = Pool(settings, max_connections=3), Pool(settings, max_connections=3)
+    client = Redis(connection_pool=small)
+    big.release(big.get_connection())
+    client.ping()
+    assert small.stats()["max"] == 1
+    assert big.lease is not None
+    for command in big.lease.release():
+        redis.execute_command(*command)
+    wait_until(lambda: client.ping() and small.stats()["max"] == 3, what="the pool to grow")
+    held = [small.get_connection() for _ in range(3)]
+    for connection in held:
+        small.release(connection)
+    # Made smaller again while all are in use: they are closed as they come back.
+    held = [small.get_connection() for _ in range(3)]
+    small.resize("test", 1)
+    for connection in held:
+        small.release(connection)
+    assert small.stats()["created"] == 1
+    small.resize("test", None)
+    assert small.stats()["max"] == 3
+    for pool in (big, small):
+        pool.disconnect()
+
+
+def test_a_pause_is_noticed_before_a_socket_is_used(redis: Redis, server: EmbeddedServer) -> None:
+    """After more than half a term the lease is renewed first; where its place is gone, the sockets are closed."""
+    settings = shop(server, 1, heartbeat_interval=0.1, heartbeat_ttl=0.6)
+    pool = Pool(settings, max_connections=1)
+    client = Redis(connection_pool=pool)
+    client.ping()
+    assert pool.lease is not None
+    wait_until(lambda: pool.lease.overdue, what="half a term without use")  # type: ignore[union-attr]
+    client.set("x", 1)
+    assert not pool.lease.overdue
+    wait_until(lambda: pool.lease.overdue, what="another pause")  # type: ignore[union-attr]
+    (token,) = redis.hkeys(HELD)
+    redis.delete(LEASES, HELD)
+    redis.hset(HELD, "shop:elsewhere:1:abc", 1)
+    redis.zadd(LEASES, {"shop:elsewhere:1:abc": time.time() + 60})
+    with pytest.raises(BudgetExceeded):
+        client.set("x", 2)
+    assert client.connection_pool.stats()["created"] == 0
+    assert redis.get("x") == b"1" and not ours(redis)
+    assert not redis.hexists(HELD, token)
+
+
+@pytest.mark.timeout(120)
+def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: EmbeddedServer) -> None:
+    """With crashes and pauses at any moment, CLIENT LIST never shows more than 20; every process gets its turn."""
+    env = {**os.environ, "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    chance, seeds = random.Random(1), iter(range(10_000))
+
+    def spawn() -> subprocess.Popen[bytes]:
+        line = [sys.executable, str(TESTS / "budget_user.py"), server.url, str(next(seeds))]
+        return subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL)
+
+    over, counts = threading.Event(), list[int]()
+
+    def sample() -> None:
+        with Redis.from_url(server.url) as client:
+            while not over.wait(0.002):
+                counts.append(len(ours(client)))
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    processes = [spawn() for _ in range(30)]
+    paused: list[tuple[float, subprocess.Popen[bytes]]] = []
+    try:
+        wait_until(lambda: counts and max(counts) >= 15, 60, "some competition")
+        deadline = time.monotonic() + 15
+        while time.monotonic() < deadline:
+            time.sleep(0.1)
+            for entry in [entry for entry in paused if entry[0] < time.monotonic()]:
+                paused.remove(entry)
+                entry[1].send_signal(signal.SIGCONT)
+            awake = [process for process in processes if process not in [entry[1] for entry in paused]]
+            if chance.random() < 0.4 and len(paused) < 6:
+                victim = chance.choice(awake)
+                victim.send_signal(signal.SIGSTOP)
+                paused.append((time.monotonic() + chance.uniform(0.2, 2.5), victim))
+            elif chance.random() < 0.3:
+                victim = chance.choice(awake)
+                victim.kill()
+                victim.wait()
+                processes[processes.index(victim)] = spawn()
+        for _, process in paused:
+            process.send_signal(signal.SIGCONT)
+        last = {int(str(process.args[3])) for process in processes}  # type: ignore[index]
+        wait_until(lambda: all(redis.exists(f"used:{seed}") for seed in last), 40, "everybody's turn")
+    finally:
+        over.set()
+        sampler.join()
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert max(counts) <= 20
+    assert max(counts) >= 18
+
+
+def test_places_come_back_at_a_regular_end(redis: Redis, server: EmbeddedServer) -> None:
+    """A process that ends gives its place back at once."""
+    code = "from rq_pooled import get_connection; get_connection().ping()"
+    env = {**os.environ, "RQ_POOLED_URL": server.url, "PYTHONPATH": str(TESTS.parent)}
+    env.update(RQ_POOLED_BUDGET="10", RQ_POOLED_BUDGET_NAME="shop")
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=30)
+    assert not redis.exists(LEASES, HELD)
+
+
+WORKER = {
+    "RQ_POOLED_BUDGET": "5",
+    "RQ_POOLED_BUDGET_NAME": "shop",
+    "RQ_POOLED_MAX_CONNECTIONS": "4",
+    "RQ_POOLED_HEARTBEAT_INTERVAL": "0.3",
+    "RQ_POOLED_HEARTBEAT_TTL": "1.2",
+}
+
+
+def test_workers_wait_for_a_place(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """A second worker waits, or gives up with 75 and says who holds the budget; it starts when the first is gone."""
+    with running_worker(server.url, "a", log=tmp_path / "log1", **WORKER) as first:
+        assert redis.hvals(HELD) == [b"4"]
+        with running_worker(
+            server.url, "a", log=tmp_path / "log2", ready=None, RQ_POOLED_GUARD_WAIT="1", **WORKER
+        ) as second:
+            assert second.wait() == 75
+            assert re.search(r"4 of the 5 connections of the budget 'shop' are reserved \(by shop:\S+:\d+ 4\)", second.output())
+            assert "Traceback" not in second.output()
+        with running_worker(server.url, "a", log=tmp_path / "log3", ready=None, **WORKER) as third:
+            third.wait_for("waiting up to 60 s for a place")
+            assert len(ours(redis)) == 2
+            first.kill()
+            third.wait_for("connections: command")
+            Queue("a", connection=redis).enqueue(stats_jobs.succeed, str(tmp_path))
+            wait_until(lambda: list(tmp_path.glob("ran.*")), what="a job")
+            assert third.stop() == 0
+        assert not redis.exists(LEASES, HELD)
+
+
+def test_a_paused_worker_renews_before_it_goes_on(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """A stopped worker closes its connections when it goes on, asks for its place, and then works as before."""
+    with running_worker(server.url, "a", log=tmp_path / "log", **WORKER) as worker:
+        os.kill(worker.pid, signal.SIGSTOP)
+        wait_until(lambda: redis.zscore(LEASES, redis.hkeys(HELD)[0]) < time.time(), what="the end of its lease")
+        pool = Pool(shop(server, 5), max_connections=3, timeout=0.1)
+        pool.release(pool.get_connection())
+        assert pool.stats()["max"] == 1, "the place of a process with open sockets is not given away"
+        os.kill(worker.pid, signal.SIGCONT)
+        worker.wait_for("paused for longer than half")
+        worker.wait_for("the server is back")
+        Queue("a", connection=redis).enqueue(stats_jobs.succeed, str(tmp_path))
+        wait_until(lambda: list(tmp_path.glob("ran.*")), what="a job")
+        assert sorted(redis.hvals(HELD)) == [b"1", b"4"]
+        pool.disconnect()
+
+
+def test_a_worker_whose_place_is_taken_stays_away(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """A worker that finds its place taken closes its connections and comes back when there is one."""
+    with running_worker(server.url, "a", log=tmp_path / "log", **WORKER) as worker:
+        redis.delete(LEASES, HELD)
+        redis.hset(HELD, "shop:elsewhere:1:abc", 5)
+        redis.zadd(LEASES, {"shop:elsewhere:1:abc": time.time() + 60})
+        worker.wait_for("its place in the budget was taken meanwhile")
+        wait_until(lambda: not ours(redis), what="closed connections")
+        redis.delete(LEASES, HELD)
+        worker.wait_for("the server is back")
+        wait_until(lambda: redis.hvals(HELD) == [b"4"], what="its place")
+        assert "Traceback" not in worker.output()
+
+
+def test_jobs_are_in_the_place_of_their_worker(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """A job that uses Redis takes none of its own: its worker has reserved it."""
+    with running_worker(server.url, "a", log=tmp_path / "log", **WORKER):
+        job = Queue("a", connection=redis).enqueue(stats_jobs.hold_redis, str(tmp_path), "go")
+        wait_until(lambda: list(tmp_path.glob("ran.*")), what="the job")
+        assert redis.hvals(HELD) == [b"4"] and len(ours(redis)) == 3
+        (tmp_path / "go").touch()
+        wait_until(lambda: job.get_status() == "finished")
+
+
+def test_what_cannot_work_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:
+    """A budget without a name, and one that a single worker exceeds, are errors in the settings: 2."""
+    with pytest.raises(ConfigurationError, match="set BUDGET_NAME"):
+        Settings(budget=5)
+    settings = {**WORKER, "RQ_POOLED_BUDGET": "3"}
+    with running_worker(server.url, "a", log=tmp_path / "log", ready=None, **settings) as worker:
+        assert worker.wait() == 2
+        assert "BUDGET is 3, and this worker alone may open 4 connections" in worker.output()
+
+
+def test_a_lost_server_is_no_question_of_the_budget(start_server: Callable[..., EmbeddedServer]) -> None:
+    """With the server away the error says so, and what was not sent."""
+    server = start_server()
+    pool = Pool(shop(server, 5, socket_connect_timeout=1, pool_timeout=1))
+    pool.release(pool.get_connection())
+    server.kill()
+    with pytest.raises(Exception, match="nothing was sent"):
+        pool.get_connection()
