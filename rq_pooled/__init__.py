@@ -2,6 +2,7 @@
 
 from .pool import get_connection, get_pool
 from .queue import Queue
+from .retry import Backoff, RetryAfter
 from .worker import Worker
 
-__all__ = ["Queue", "Worker", "get_connection", "get_pool"]
+__all__ = ["Backoff", "Queue", "RetryAfter", "Worker", "get_connection", "get_pool"]
