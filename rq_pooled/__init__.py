@@ -3,6 +3,7 @@
 from .pool import get_connection, get_pool
 from .queue import Queue
 from .retry import Backoff, RetryAfter
+from .sweeper import Sweeper
 from .worker import Worker
 
-__all__ = ["Backoff", "Queue", "RetryAfter", "Worker", "get_connection", "get_pool"]
+__all__ = ["Backoff", "Queue", "RetryAfter", "Sweeper", "Worker", "get_connection", "get_pool"]

@@ -35,7 +35,10 @@ TABLE: dict[str, tuple[int, str]] = {
     "queue": (3, "errors config backoff pool retry rq redis"),
     "retry": (3, "backoff errors kinds rq"),
     "guard": (3, "errors config scripts"),
-    "sweeper": (3, "config scripts rq"),
+    "selection": (3, "errors kinds rq"),
+    "policies": (3, "errors retry selection rq"),
+    "sweeper": (3, "errors policies pool resp scripts selection rq redis"),
+    "dead_letters": (3, "policies pool scripts selection sweeper rq redis"),
     "pipelines": (2, "redis"),
     "recorder": (3, "pipelines rq redis"),
     "relay": (3, "channel recorder redis"),
@@ -61,7 +64,9 @@ TABLE: dict[str, tuple[int, str]] = {
     "options": (5, "below click redis rq"),
     "demo": (5, "errors embedded rq redis"),
     # "__init__" is the public surface: the command finds its worker there, like any user.
-    "cli": (5, "below options demo __init__ click rq redis"),
+    "history": (3, "attempts kinds selection rq redis"),
+    "cli_failed": (5, "below options rq redis click"),
+    "cli": (5, "below options cli_failed demo __init__ click rq redis"),
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.

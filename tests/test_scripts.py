@@ -12,8 +12,9 @@ from redis import Redis
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.scripts import Scripts, claims_key, leases_key
+from rq_pooled.scripts import Lock, Scripts, claims_key, leases_key
 
+LOCK = Lock("rq_pooled:sweep:q", "", 30)
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
 FORBIDDEN = {
     *("KEYS", "SCAN", "HSCAN", "SSCAN", "ZSCAN", "FLUSHALL", "FLUSHDB", "SORT", "RANDOMKEY", "SPOP", "SRANDMEMBER"),
@@ -39,6 +40,12 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "push_back": (scripts.push_back("now", "t", []), 0),
         "reads": (scripts.reads([]), 0),
         "register": (scripts.register(480, False, ("", 0), [], []), 0),
+        "failed_bury": (scripts.failed_bury("r", LOCK, "d", 60, [("a", "*")]), 3),
+        "failed_ghosts": (scripts.failed_ghosts("r", LOCK, 0, 10, False), 2),
+        "failed_page": (scripts.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
+        "failed_purge": (scripts.failed_purge("r", LOCK, [("a", "*")]), 2),
+        "failed_requeue": (scripts.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "*", "")]), 2),
+        "failed_unlock": (scripts.failed_unlock(LOCK), 1),
         "unregister": (scripts.unregister("now", "name", [], []), 0),
     }
 
