@@ -32,11 +32,13 @@ from rq.worker import BaseWorker, Worker
 from . import attempts, hooks
 from .channel import ChildChannel
 from .claims import Claim
+from .policies import Policy
 from .recorder import Recorder, Tape
 from .relay import Relay
 from .resp import Word, pack, pack_runs
 from .retry import Rules
 from .success import is_plain, plain_success, snapshot
+from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
 
@@ -134,9 +136,12 @@ class HorseProcess:
         worker: the forked copy of the parent's worker, with the recorder as its connection.
         channel: to the parent.
         max_jobs: leave after so many jobs.
+        policies: what maintenance does to failed jobs.
     """
 
-    def __init__(self, worker: HorseMixin, channel: ChildChannel, max_jobs: int) -> None:
+    def __init__(
+        self, worker: HorseMixin, channel: ChildChannel, max_jobs: int, policies: Sequence[Policy] = ()
+    ) -> None:
         self._worker = worker
         self._recorder = worker.connection
         # By key. Not the worker's own queues: RQ gives a popped job a queue with the worker's serializer.
@@ -147,6 +152,7 @@ class HorseProcess:
         #: Outcomes that leave together with the word that this process is free again.
         self._outbox: list[tuple[Any, ...]] = []
         self._jobs_left = max_jobs
+        self._policies = policies
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
@@ -251,10 +257,12 @@ class HorseProcess:
         self._deliver(tape, commands)
 
     def _maintain(self) -> None:
-        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs."""
+        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs; then sweep."""
+        relay = Relay(self._channel, self._recorder)
         try:
-            with Relay(self._channel, self._recorder).carry():
+            with relay.carry():
                 self._worker.run_maintenance_tasks()
+            sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except RedisConnectionError as error:
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, error)
 

@@ -167,19 +167,19 @@ class Scripts:
         retries: int | None,
         jobs: Iterable[tuple[str, str, str]],
     ) -> Command:
-        """Requeue jobs, each (id, its ended_at or '*', when it is due or '')."""
+        """Requeue jobs, each (id, its ended_at or 'any', when it is due or '')."""
         limits = ("" if times is None else times, queue, "" if retries is None else retries)
         words = [word for job in jobs for word in job]
         head = (lock.owner, lock.ttl, now, empty, default_timeout, int(at_front), *limits)
         return self._call("failed_requeue", (registry, lock.key), *head, *words)
 
     def failed_bury(self, registry: str, lock: Lock, dead: str, age: int, jobs: Iterable[tuple[str, str]]) -> Command:
-        """Move jobs, each (id, its ended_at or '*'), to the dead letters for ``age`` seconds."""
+        """Move jobs, each (id, its ended_at or 'any'), to the dead letters for ``age`` seconds."""
         words = [word for job in jobs for word in job]
         return self._call("failed_bury", (registry, lock.key, dead), lock.owner, lock.ttl, age, *words)
 
     def failed_purge(self, registry: str, lock: Lock, jobs: Iterable[tuple[str, str]]) -> Command:
-        """Delete jobs, each (id, its ended_at or '*')."""
+        """Delete jobs, each (id, its ended_at or 'any')."""
         words = [word for job in jobs for word in job]
         return self._call("failed_purge", (registry, lock.key), lock.owner, lock.ttl, *words)
 

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import Logger
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +38,8 @@ PAGE, GHOST_PAGE = 50, 500
 PAGE_BYTES = 256 * 1024
 #: Seconds without a page after which another sweep may begin.
 LOCK_TTL = 30
+#: Seconds that a worker's maintenance gives to a queue: one of its horses runs no jobs meanwhile.
+MAINTENANCE_SECONDS = 5
 DEFAULT_TIMEOUT = rq.Queue.DEFAULT_TIMEOUT
 GHOSTS = Ghosts()
 _EMPTY = zlib.compress(b"")
@@ -135,6 +138,10 @@ class Sweeper:
         queues = self.queues(check_queues)
         reports = []
         for queue in queues:
+            # Most often there is nothing, and then nothing is locked for it.
+            if not any(self._many([("ZCARD", self.registry(queue)), ("ZCARD", dead_letters_key(queue))])):
+                reports += [Report(queue, type(policy).__name__.lower(), dry_run) for policy in self._policies]
+                continue
             with self._locked(queue, dry_run) as lock:
                 for policy in self._policies:
                     report = Report(queue, type(policy).__name__.lower(), dry_run)
@@ -169,7 +176,7 @@ class Sweeper:
         words: dict[str, str] = {}
         for start in range(0, len(ids), PAGE):
             page = ids[start : start + PAGE]
-            command = self._requeue_command(policy or Requeue(), queue, lock, [(one, "*", "") for one in page])
+            command = self._requeue_command(policy or Requeue(), queue, lock, [(one, "any", "") for one in page])
             words.update(zip(page, map(as_text, self._fenced(command, queue)[1])))
         return words
 
@@ -348,7 +355,7 @@ class Sweeper:
             if excess <= 0:
                 return trimmed
             ids = [as_text(job_id) for job_id in self._one(("ZRANGE", key, 0, min(excess, PAGE) - 1))]
-            words = self._fenced(self._scripts.failed_purge(key, lock, [(job_id, "*") for job_id in ids]), queue)[1]
+            words = self._fenced(self._scripts.failed_purge(key, lock, [(job_id, "any") for job_id in ids]), queue)[1]
             # One that is not failed any more is no dead letter either: its entry goes, the job stays.
             changed = [job_id for job_id, word in zip(ids, words) if word == b"changed"]
             if changed:
@@ -417,6 +424,27 @@ class Sweeper:
             if isinstance(reply, Exception):
                 raise reply
         return replies
+
+
+def sweep_in_maintenance(queues: Sequence[str], policies: Sequence[Policy], execute: Execute, log: Logger) -> None:
+    """Sweep these queues for at most ``MAINTENANCE_SECONDS`` each; a queue that others sweep is left to them.
+
+    Raises:
+        redis.exceptions.ConnectionError: the server was lost.
+    """
+    for queue in queues if policies else ():
+        try:
+            sweeper = Sweeper(queue, policies=policies, execute=execute)
+            reports = sweeper.run(max_seconds=MAINTENANCE_SECONDS, check_queues=False)
+        except SweepUnderWay as error:
+            log.debug("not swept: %s", error)
+        except ResponseError as error:
+            log.warning("the failed jobs of queue %s cannot be swept: %s", queue, error)
+        else:
+            for report in reports:
+                if report.done:
+                    examples = ", ".join(report.examples[:3])
+                    log.info("Failed jobs of %s: %s did %d, such as %s", queue, report.policy, report.done, examples)
 
 
 def _is_unknown_script(error: ResponseError) -> bool:

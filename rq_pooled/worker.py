@@ -43,6 +43,7 @@ from .horse import HorseMixin, HorseProcess
 from .ledger import Ledger
 from .loop import Loop
 from .parent import Parent
+from .policies import maintenance_policies
 from .pool import adopt, get_connection, get_pool
 from .recorder import make_recorder
 from .resp import Command
@@ -195,6 +196,7 @@ class Worker(rq.worker.Worker):
         # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
         share = max(1, (settings.max_connections - ROLES) // settings.concurrency)
         warm_up(recorder)
+        policies = maintenance_policies(settings)
 
         def run_horse(channel: ChildChannel) -> None:
             pool.limit("job", share)
@@ -203,7 +205,7 @@ class Worker(rq.worker.Worker):
             horse.__class__ = horse_class
             horse._is_horse = True
             horse.connection, horse.queues = recorder, queues
-            HorseProcess(horse, channel, settings.max_jobs_per_horse).run()
+            HorseProcess(horse, channel, settings.max_jobs_per_horse, policies).run()
 
         return run_horse
 

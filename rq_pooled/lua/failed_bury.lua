@@ -4,7 +4,7 @@
 -- KEYS[3]     the dead letters
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
 -- ARGV[3]     seconds for which a dead letter is kept
--- ARGV[4..]   per job: id, its ended_at or '*'
+-- ARGV[4..]   per job: id, its ended_at or 'any'
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
 if ARGV[1] ~= '' then
@@ -26,7 +26,7 @@ local function bury(id, ended_at)
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
-  elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= '*' and (fields[3] or '') ~= ended_at) then
+  elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
     return 'changed'
   end
   ends = ends + 0.000001 -- the order of burial is the order of the registry

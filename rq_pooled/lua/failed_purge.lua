@@ -2,7 +2,7 @@
 --
 -- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
--- ARGV[3..]   per job: id, its ended_at or '*'
+-- ARGV[3..]   per job: id, its ended_at or 'any'
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
 if ARGV[1] ~= '' then
@@ -21,7 +21,7 @@ local function purge(id, ended_at)
   local fields = redis.call('HMGET', job, 'status', 'ended_at', 'group_id')
   local exists = redis.call('HEXISTS', job, 'data') == 1
   if exists and ((fields[1] ~= 'failed' and fields[1] ~= 'stopped')
-      or (ended_at ~= '*' and (fields[2] or '') ~= ended_at)) then
+      or (ended_at ~= 'any' and (fields[2] or '') ~= ended_at)) then
     return 'changed'
   end
   redis.call('ZREM', registry, id)

@@ -7,7 +7,7 @@
 -- ARGV[5]     timeout of a job that has none   ARGV[6]  1: to the front of the queue
 -- ARGV[7]     how often a job may be requeued in all by calls that count; '' does not count and begins anew
 -- ARGV[8]     queue of the registry            ARGV[9]  retries to give, '' for as many as it had at first
--- ARGV[10..]  per job: id, its ended_at or '*', time at which it is due or '' for now
+-- ARGV[10..]  per job: id, its ended_at or 'any', time at which it is due or '' for now
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) | spent } }
 if ARGV[1] ~= '' then
@@ -47,7 +47,7 @@ local function requeue(id, ended_at, due)
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
-  elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= '*' and (fields[3] or '') ~= ended_at) then
+  elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
     return 'changed'
   elseif times and tonumber(fields[10] or 0) >= times then
     return 'spent'
