@@ -163,11 +163,9 @@ def _function_in(data: bytes) -> str:
         pass
     if data[:1] == b"\x80":
         try:
-            for opcode, argument, _position in pickletools.genops(data):
+            for _opcode, argument, _position in pickletools.genops(data):
                 if isinstance(argument, str):
                     return argument
-                if opcode.name in ("NONE", "MARK", "REDUCE"):  # it does not begin with a name
-                    return ""
         except ValueError:
             return ""
     elif data[:1] == b"[":

@@ -364,6 +364,10 @@ class Sweeper:
 
     def _time_of_nth(self, policy: Purge, queue: str, lock: Lock, number: int) -> float:
         """Return when the job failed that is the last of the newest ``number`` which are meant."""
+        if number == 0:
+            return float("inf")
+        if self._one(("ZCARD", self.registry(queue))) <= number:
+            return float("-inf")
         newest: list[float] = []
         for _clock, page, keep in self._pages(queue, lock, policy.wants_data):
             keep(page)
@@ -372,8 +376,6 @@ class Sweeper:
                     heapq.heappush(newest, job.failed_at or 0)
                     if len(newest) > number:
                         heapq.heappop(newest)
-        if number == 0:
-            return float("inf")
         return newest[0] if len(newest) == number else float("-inf")
 
     # -- the server ----------------------------------------------------------------------------------------------
