@@ -3,6 +3,8 @@
 from .guard import ConnectionGuard
 from .pool import get_connection, get_pool
 from .queue import Queue
+from .retry import Backoff, RetryAfter
+from .sweeper import Sweeper
 from .worker import Worker
 
-__all__ = ["ConnectionGuard", "Queue", "Worker", "get_connection", "get_pool"]
+__all__ = ["Backoff", "ConnectionGuard", "Queue", "RetryAfter", "Sweeper", "Worker", "get_connection", "get_pool"]

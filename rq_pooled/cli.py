@@ -24,6 +24,7 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
+from . import cli_failed
 from .cli_rescue import rescue
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
@@ -167,6 +168,10 @@ cli.add_command(
         short_help="Run jobs.",
     )
 )
+
+
+for command in (cli_failed.sweep, cli_failed.requeue, cli_failed.failed):
+    cli.add_command(command)
 
 
 def _classes(options: Mapping[str, Any]) -> Any:

@@ -187,6 +187,30 @@ class Settings:
     budget_name: str | None = _setting(
         None, str, "name of the application, for its budget and in CLIENT LIST; none takes the program's name"
     )
+    sweep_ghosts: int = _setting(
+        1, int, "1: a worker's maintenance drops entries of failed jobs whose job is gone; 0: it does not", low=0, high=1
+    )
+    sweep_requeue: tuple[str, ...] = _setting(
+        (), tuple, "exceptions, separated by commas: a worker's maintenance requeues jobs that failed with one"
+    )
+    sweep_requeue_times: int = _setting(3, int, "how often SWEEP_REQUEUE requeues a job in all", "times", low=1)
+    sweep_requeue_delay: float = _setting(
+        60.0, float, "SWEEP_REQUEUE's first delay, scattered, doubled each time up to a day", "s", low=1, high=86_400
+    )
+    sweep_requeue_rate: float = _setting(
+        100.0, float, "jobs per second that SWEEP_REQUEUE lets come due", "jobs/s", low=0, above=True
+    )
+    sweep_bury_after: float | None = _setting(
+        None, float, "a worker's maintenance moves jobs that failed so long ago to the dead letters", "s", low=0
+    )
+    sweep_purge_after: float | None = _setting(
+        None, float, "a worker's maintenance deletes jobs that failed so long ago", "s", low=0
+    )
+    sweep_keep: int | None = _setting(
+        None, int, "a worker's maintenance deletes failed jobs beyond the newest so many of a queue", "jobs", low=0
+    )
+    sweep_dead_age: float = _setting(2_592_000.0, float, "how long SWEEP_BURY_AFTER keeps a dead letter", "s", low=1)
+    sweep_dead_count: int = _setting(10_000, int, "dead letters that SWEEP_BURY_AFTER keeps per queue", "jobs", low=0)
     preload: tuple[str, ...] = _setting((), tuple, "modules imported before forking, separated by commas")
     app: str | None = _setting(None, str, "Flask app (module:app_or_factory) whose context wraps each job (not in effect yet)")
 
@@ -311,6 +335,8 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
 
     if value("budget") is not None and value("budget_name") is None:
         raise refuse("budget", "it needs a name that all processes of the application share", "set BUDGET_NAME")
+    if any(not re.fullmatch(_MODULE_NAME, name) for name in value("sweep_requeue")):
+        raise refuse("sweep_requeue", "it must be names of exceptions, separated by commas", "change it")
 
     pairs: tuple[tuple[str, str, Callable[[Any, Any], bool], str], ...] = (
         ("heartbeat_ttl", "heartbeat_interval", lambda ttl, interval: ttl > 2 * interval, "above twice"),

@@ -77,5 +77,15 @@ class WorkerNameTaken(RQPooledError, ValueError):
     exit_code = TRY_AGAIN
 
 
+class UnknownQueue(RQPooledError, ValueError):
+    """No queue of this name is known to the server. A ValueError, as for any bad argument."""
+
+
+class SweepUnderWay(RQPooledError):
+    """Somebody else sweeps the failed jobs of this queue, or has taken over since we were too slow."""
+
+    exit_code = TRY_AGAIN
+
+
 class PlatformUnsupported(RQPooledError, RuntimeError):
     """The operating system lacks something that the worker is built on, such as ``fork``."""

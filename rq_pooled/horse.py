@@ -30,14 +30,17 @@ from rq.serializers import DefaultSerializer
 from rq.utils import now
 from rq.worker import BaseWorker, Worker
 
-from . import hooks
+from . import attempts, hooks
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .memory import resident_megabytes
+from .policies import Policy
 from .recorder import Recorder, Tape
 from .relay import Relay
 from .resp import Word, pack, pack_runs
+from .retry import Rules
 from .success import is_plain, plain_success, snapshot
+from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
 
@@ -102,13 +105,22 @@ class HorseMixin(Worker):
         with self.connection.record_to(self.tape):
             inherited(job, queue, started_job_registry)
 
-    def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
+    def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
         if self.connection.relay is not None:
-            super().handle_job_failure(*args, **kwargs)
+            super().handle_job_failure(job, *args, **kwargs)
             return
+        # RQ calls this while it handles the job's exception. A job whose process died raised none.
+        rules = None
+        if self._stopped_job_id != job.id:
+            rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
+        execution, already = self.execution, len(self.tape.commands)
         with self.connection.record_to(self.tape):
-            super().handle_job_failure(*args, **kwargs)
+            super().handle_job_failure(job, *args, **kwargs)
+            next_at = rules and attempts.next_try(job, self.tape.commands[already:])
+            if next_at:
+                text = kwargs.get("exc_string", "")
+                attempts.note(job, text, next_at, self.name, execution, self.connection)
 
     def handle_job_retry(self, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded."""
@@ -128,10 +140,16 @@ class HorseProcess:
         channel: to the parent.
         max_jobs: leave after so many jobs.
         max_memory: leave after a job when more MB than this are resident; None never.
+        policies: what maintenance does to failed jobs.
     """
 
     def __init__(
-        self, worker: HorseMixin, channel: ChildChannel, max_jobs: int, max_memory: float | None = None
+        self,
+        worker: HorseMixin,
+        channel: ChildChannel,
+        max_jobs: int,
+        max_memory: float | None = None,
+        policies: Sequence[Policy] = (),
     ) -> None:
         self._worker = worker
         self._recorder = worker.connection
@@ -144,6 +162,7 @@ class HorseProcess:
         self._outbox: list[tuple[Any, ...]] = []
         self._jobs_left = max_jobs
         self._max_memory = max_memory
+        self._policies = policies
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
@@ -275,10 +294,12 @@ class HorseProcess:
         self._deliver(tape, commands)
 
     def _maintain(self) -> None:
-        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs."""
+        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs; then sweep."""
+        relay = Relay(self._channel, self._recorder)
         try:
-            with Relay(self._channel, self._recorder).carry():
+            with relay.carry():
                 self._worker.run_maintenance_tasks()
+            sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except RedisConnectionError as error:
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, error)
 
@@ -374,7 +395,21 @@ class HorseProcess:
         horse, penalty = self, self._worker.death_penalty_class
 
         class Abandoned(job_class):  # type: ignore[misc, valid-type]
+            def restore(self, raw_data: Any) -> None:
+                super().restore(raw_data)
+                self._raw = raw_data
+
+            def retry(self, queue: Queue, pipeline: Any) -> None:
+                already = len(pipeline.command_stack)
+                attempts.retry_in_one_step(super().retry, self, queue, pipeline)
+                written = [horse._recorder.encode(args) for args, _ in pipeline.command_stack[already:]]
+                next_at = Rules.read(self._raw) and attempts.next_try(self, written)
+                if next_at:
+                    text = "Tried again, due to AbandonedJobError, which RQ's clean-up found"
+                    attempts.note(self, text, next_at, "", None, pipeline)
+
             def execute_failure_callback(self, _penalty: Any, *exc_info: Any) -> None:
+                attempts.decide(self, self._raw, AbandonedJobError)
                 horse._attempt(self, lambda: super(Abandoned, self).execute_failure_callback(penalty, *exc_info))
                 horse._channel.send(("phase", -1))
 

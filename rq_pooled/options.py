@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ def open_server(url: str | None) -> Redis:
     Raises:
         ConfigurationError: the URL or a setting cannot be used.
     """
+    # What goes wrong ends in one line of the command; the pool's own line in the log would be a second one.
+    logging.getLogger("rq_pooled").addHandler(logging.NullHandler())
     return get_connection(Settings.load({"url": url}), "cli")
 
 

@@ -29,12 +29,13 @@ from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadin
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.job import Job, JobStatus
+from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
 
-from .errors import EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
+from .errors import ConfigurationError, EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
 from .pool import get_connection
+from .retry import Backoff, attach
 
 #: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
 _REMEMBERED = 10_000
@@ -61,12 +62,34 @@ class Queue(rq.Queue):
     A repeat cannot see a job that has already run and left no trace (``result_ttl=0``). Where the caller gives a
     pipeline, its own ``execute`` tells how it went; with ``is_async=False`` errors are RQ's.
 
+    ``retry`` is for all jobs that are enqueued without one; ``enqueue(..., retry=False)`` then means none.
+
     Raises:
-        ConfigurationError: no connection is given and the settings cannot be used.
+        ConfigurationError: no connection is given and the settings cannot be used; ``retry`` is no ``rq.Retry``.
     """
 
-    def __init__(self, name: str = "default", connection: Redis | None = None, *args: Any, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        name: str = "default",
+        connection: Redis | None = None,
+        *args: Any,
+        retry: Retry | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if retry is not None and not isinstance(retry, Retry):
+            raise ConfigurationError(f"Queue(retry={retry!r}): give a Backoff or an rq.Retry")
         super().__init__(name, get_connection() if connection is None else connection, *args, **kwargs)
+        self._retry = retry
+
+    def create_job(self, *args: Any, **kwargs: Any) -> Job:
+        """Create a job as RQ does, with this queue's ``retry`` where none is given."""
+        if kwargs.get("retry") is None and self._retry is not None:
+            kwargs["retry"] = self._retry
+        retry = kwargs.get("retry")
+        job = super().create_job(*args, **kwargs)
+        if isinstance(retry, Backoff):
+            attach(job, retry)
+        return job
 
     def enqueue_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False

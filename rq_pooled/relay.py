@@ -64,6 +64,10 @@ class Relay:
             raise WatchError("a watched key has changed")
         return [self._recorder.parse(args, options, reply) for (args, options), reply in zip(stack, replies)]
 
+    def execute(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """Have the parent execute any commands that return soon, and return raw replies; see ``_execute``."""
+        return self._execute([self._recorder.encode(words) for words in commands])
+
     def watch(self, names: Sequence[Any]) -> None:
         """Have keys watched on the parent's connection."""
         self.answer(("WATCH", *names), {})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from .resp import Command, Packed, Word, pack_runs
 
@@ -42,6 +43,24 @@ def budget_keys(name: str) -> tuple[str, str]:
 def leases_key(queue: str) -> str:
     """Return the sorted set of the leases of a queue's claims: claim -> server time at which it ends."""
     return f"rq_pooled:leases:{queue}"
+
+
+def sweep_lock_key(queue: str) -> str:
+    """Return the lock under which one sweep at a time works on a queue's failed jobs; its value is the owner."""
+    return f"rq_pooled:sweep:{queue}"
+
+
+def dead_letters_key(queue: str) -> str:
+    """Return the sorted set of a queue's dead letters: job id -> when it is deleted, seconds since the epoch."""
+    return f"rq_pooled:dead:{queue}"
+
+
+class Lock(NamedTuple):
+    """The lock of a sweep, as its scripts check and renew it; an empty owner holds none and needs none."""
+
+    key: str
+    owner: str
+    ttl: int
 
 
 class Scripts:
@@ -198,3 +217,49 @@ class Scripts:
     def rescue(self, apply: bool, jobs: Iterable[tuple[str, str]]) -> Command:
         """Put queued jobs that stand in no list back, each (id, its enqueued_at); or only tell which."""
         return self._call("rescue", (), int(apply), *(word for job in jobs for word in job))
+    # -- failed jobs ---------------------------------------------------------------------------------------------
+
+    def failed_page(
+        self, registry: str, lock: Lock, place: tuple[str, int, str], limit: int, max_bytes: int, with_data: bool
+    ) -> Command:
+        """Read the entries after ``place``: (score, entries with it that were seen, the last of them)."""
+        return self._call(
+            "failed_page", (registry, lock.key), lock.owner, lock.ttl, *place, limit, max_bytes, int(with_data)
+        )
+
+    def failed_requeue(
+        self,
+        registry: str,
+        lock: Lock,
+        now: str,
+        empty: bytes,
+        default_timeout: int,
+        at_front: bool,
+        times: int | None,
+        queue: str,
+        retries: int | None,
+        jobs: Iterable[tuple[str, str, str]],
+    ) -> Command:
+        """Requeue jobs, each (id, its ended_at or 'any', when it is due or '')."""
+        limits = ("" if times is None else times, queue, "" if retries is None else retries)
+        words = [word for job in jobs for word in job]
+        head = (lock.owner, lock.ttl, now, empty, default_timeout, int(at_front), *limits)
+        return self._call("failed_requeue", (registry, lock.key), *head, *words)
+
+    def failed_bury(self, registry: str, lock: Lock, dead: str, age: int, jobs: Iterable[tuple[str, str]]) -> Command:
+        """Move jobs, each (id, its ended_at or 'any'), to the dead letters for ``age`` seconds."""
+        words = [word for job in jobs for word in job]
+        return self._call("failed_bury", (registry, lock.key, dead), lock.owner, lock.ttl, age, *words)
+
+    def failed_purge(self, registry: str, lock: Lock, jobs: Iterable[tuple[str, str]]) -> Command:
+        """Delete jobs, each (id, its ended_at or 'any')."""
+        words = [word for job in jobs for word in job]
+        return self._call("failed_purge", (registry, lock.key), lock.owner, lock.ttl, *words)
+
+    def failed_ghosts(self, registry: str, lock: Lock, start: int, limit: int, dry_run: bool) -> Command:
+        """Remove entries without a job among those from rank ``start`` on."""
+        return self._call("failed_ghosts", (registry, lock.key), lock.owner, lock.ttl, start, limit, int(dry_run))
+
+    def failed_unlock(self, lock: Lock) -> Command:
+        """Give up the lock."""
+        return self._call("failed_unlock", (lock.key,), lock.owner)

@@ -15,8 +15,8 @@ from .parent import Parent
 from .slots import Slots, Task
 from .vitals import report
 
-#: Seconds between promotions while the scheduler locks are ours, as RQ's scheduler, and while they are not.
-PROMOTE_INTERVAL, PROMOTE_RETRY = 1.0, 15.0
+#: Seconds until a promotion that the server refused is tried again.
+PROMOTE_RETRY = 15.0
 
 
 class Upkeep:
@@ -136,8 +136,8 @@ class Upkeep:
                 self._parent.log.error("Worker %s: cannot enqueue scheduled jobs: %s", self._parent.name, replies[0])
                 delay = PROMOTE_RETRY
             else:
-                locks, _moved, more = replies[0]
-                delay = 0.0 if more else PROMOTE_INTERVAL if locks else PROMOTE_RETRY
+                _locks, _moved, more, wait = replies[0]
+                delay = 0.0 if more else wait / 1000
             self._parent.loop.call_later(delay, self._promote)
 
         return Exchange([self._parent.worker.promotion()], on_replies, lambda _error: self._promote())

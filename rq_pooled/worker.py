@@ -47,6 +47,7 @@ from .horse import HorseMixin, HorseProcess
 from .ledger import Ledger
 from .loop import Loop
 from .parent import Parent
+from .policies import maintenance_policies
 from .pool import adopt, get_connection, get_pool
 from .processes import process_name, withdraw
 from .recorder import make_recorder
@@ -238,6 +239,7 @@ class Worker(rq.worker.Worker):
         # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
         share = job_connections(settings)
         warm_up(recorder)
+        policies = maintenance_policies(settings)
 
         def run_horse(channel: ChildChannel) -> None:
             pool.limit("job", share)
@@ -247,7 +249,7 @@ class Worker(rq.worker.Worker):
             horse.__class__ = horse_class
             horse._is_horse = True
             horse.connection, horse.queues = recorder, queues
-            HorseProcess(horse, channel, settings.max_jobs_per_horse, settings.max_horse_memory).run()
+            HorseProcess(horse, channel, settings.max_jobs_per_horse, settings.max_horse_memory, policies).run()
 
         return run_horse
 

@@ -51,6 +51,16 @@ DEFAULTS: dict[str, Any] = {
     "guard_maxclients": None,
     "budget": None,
     "budget_name": None,
+    "sweep_ghosts": 1,
+    "sweep_requeue": (),
+    "sweep_requeue_times": 3,
+    "sweep_requeue_delay": 60,
+    "sweep_requeue_rate": 100,
+    "sweep_bury_after": None,
+    "sweep_purge_after": None,
+    "sweep_keep": None,
+    "sweep_dead_age": 2_592_000,
+    "sweep_dead_count": 10_000,
     "preload": (),
     "app": None,
 }
@@ -154,6 +164,9 @@ def test_texts_are_converted() -> None:
         ("budget_name", "my shop", "letters"),
         ("app", "shop", "module:app_or_factory"),
         ("preload", "no/path", "names of modules"),
+        ("sweep_requeue", "no-name", "names of exceptions"),
+        ("sweep_ghosts", "2", "at most 1"),
+        ("sweep_purge_after", "7d", "a number"),
     ],
 )
 def test_refused_in_one_line(name: str, value: Any, words: str) -> None:

@@ -29,7 +29,9 @@ def promote(ours: Engine, redis: Redis, queues: Any = QUEUES, name: str = "us") 
     scheduler = RQScheduler(queues, redis, name=name)
     scheduler.pid, scheduler.last_heartbeat = 1234, datetime.now(timezone.utc)
     command = ours.ledger.promote(queues, name, scheduler.to_dict())
-    return ours.run(command)
+    *counts, wait = ours.run(command)
+    assert 0 < wait <= 15_000
+    return counts
 
 
 def stock(redis: Redis, name: str = "us") -> None:

@@ -12,8 +12,9 @@ from redis import Redis
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.scripts import Scripts, budget_keys, claims_key, leases_key
+from rq_pooled.scripts import Lock, Scripts, budget_keys, claims_key, leases_key
 
+LOCK = Lock("rq_pooled:sweep:q", "", 30)
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
 #: SCAN and ZSCAN are allowed: one page each.
 FORBIDDEN = {
@@ -50,6 +51,12 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "rescue": (scripts.rescue(True, []), 0),
         "sample": (scripts.sample(1, 10, 15), 1),
         "stalled": (scripts.stalled(["rq:queue:a"], "now", 1.0, 60, 900, 3, 30.0, "t", "w", 10, ["e"]), 1),
+        "failed_bury": (scripts.failed_bury("r", LOCK, "d", 60, [("a", "any")]), 3),
+        "failed_ghosts": (scripts.failed_ghosts("r", LOCK, 0, 10, False), 2),
+        "failed_page": (scripts.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
+        "failed_purge": (scripts.failed_purge("r", LOCK, [("a", "any")]), 2),
+        "failed_requeue": (scripts.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "any", "")]), 2),
+        "failed_unlock": (scripts.failed_unlock(LOCK), 1),
         "unregister": (scripts.unregister("now", "name", [], []), 0),
     }
 

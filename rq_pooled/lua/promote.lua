@@ -6,10 +6,12 @@
 -- ARGV[3]     now, as RQ formats a date        ARGV[4]  timeout of a job that has none, seconds
 -- ARGV[5]     jobs per queue at most
 -- ARGV[6..]   field, value ... of the hash rq:scheduler:<name>
--- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due }
+-- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due, milliseconds after which
+--             to look again: at the next full second for what is ours, when its lock ends for what is not }
 local name, lock_ttl, now, default_timeout, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
-local clock = redis.call('TIME')[1]
-local locks, moved, more = 0, 0, 0
+local time = redis.call('TIME')
+local clock = time[1]
+local locks, moved, more, wait = 0, 0, 0, 15000
 for _, scheduled in ipairs(KEYS) do
   local queue = string.sub(scheduled, 14)
   local lock = 'rq:scheduler-lock:' .. queue
@@ -43,10 +45,18 @@ for _, scheduled in ipairs(KEYS) do
       end
       redis.call('ZREM', scheduled, id)
     end
+  else
+    -- That of a scheduler which lives is renewed long before.
+    local left = redis.call('PTTL', lock)
+    if left >= 0 then
+      wait = math.min(wait, left + 5)
+    end
   end
 end
 if locks > 0 then
+  -- Jobs are due at full seconds: look then, and not at some time within each second.
+  wait = math.min(wait, 1002 - math.floor(tonumber(time[2]) / 1000))
   redis.call('HSET', 'rq:scheduler:' .. name, unpack(ARGV, 6))
   redis.call('EXPIRE', 'rq:scheduler:' .. name, lock_ttl)
 end
-return { locks, moved, more }
+return { locks, moved, more, wait }

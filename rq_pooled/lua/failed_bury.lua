@@ -1,0 +1,45 @@
+-- Move failed jobs to the dead letters of their queue.
+--
+-- KEYS[1]     the failed registry              KEYS[2]  lock of the sweep
+-- KEYS[3]     the dead letters
+-- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
+-- ARGV[3]     seconds for which a dead letter is kept
+-- ARGV[4..]   per job: id, its ended_at or 'any'
+-- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
+--             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
+if ARGV[1] ~= '' then
+  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
+    return { 'lost' }
+  end
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
+end
+local registry, dead, age = KEYS[1], KEYS[3], ARGV[3]
+local time = redis.call('TIME')
+local ends = time[1] + age + time[2] / 1000000
+
+local function bury(id, ended_at)
+  local job = 'rq:job:' .. id
+  if not redis.call('ZSCORE', registry, id) then
+    return 'gone'
+  end
+  local fields = redis.call('HMGET', job, 'data', 'status', 'ended_at')
+  if not fields[1] then
+    redis.call('ZREM', registry, id)
+    return 'ghost'
+  elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
+    return 'changed'
+  end
+  ends = ends + 0.000001 -- the order of burial is the order of the registry
+  redis.call('ZADD', dead, string.format('%.6f', ends), id)
+  redis.call('ZREM', registry, id)
+  for _, key in ipairs({ job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies', 'rq:results:' .. id }) do
+    redis.call('EXPIRE', key, age)
+  end
+  return 'done'
+end
+
+local words = {}
+for at = 4, #ARGV, 2 do
+  words[#words + 1] = bury(ARGV[at], ARGV[at + 1])
+end
+return { 'ok', words }

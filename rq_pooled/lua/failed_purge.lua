@@ -1,0 +1,46 @@
+-- Delete failed jobs and all that belongs to them, as RQ's Job.delete does, and their results.
+--
+-- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
+-- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
+-- ARGV[3..]   per job: id, its ended_at or 'any'
+-- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
+--             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
+if ARGV[1] ~= '' then
+  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
+    return { 'lost' }
+  end
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
+end
+local registry = KEYS[1]
+
+local function purge(id, ended_at)
+  local job = 'rq:job:' .. id
+  if not redis.call('ZSCORE', registry, id) then
+    return 'gone'
+  end
+  local fields = redis.call('HMGET', job, 'status', 'ended_at', 'group_id')
+  local exists = redis.call('HEXISTS', job, 'data') == 1
+  if exists and ((fields[1] ~= 'failed' and fields[1] ~= 'stopped')
+      or (ended_at ~= 'any' and (fields[2] or '') ~= ended_at)) then
+    return 'changed'
+  end
+  redis.call('ZREM', registry, id)
+  if not exists then
+    return 'ghost'
+  end
+  if fields[3] and fields[3] ~= '' then
+    redis.call('SREM', 'rq:group:' .. fields[3], id)
+  end
+  local executions = 'rq:executions:' .. id
+  for _, execution in ipairs(redis.call('ZRANGE', executions, 0, 99)) do
+    redis.call('UNLINK', 'rq:execution:' .. id .. ':' .. execution)
+  end
+  redis.call('UNLINK', job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies', 'rq:results:' .. id, executions)
+  return 'done'
+end
+
+local words = {}
+for at = 3, #ARGV, 2 do
+  words[#words + 1] = purge(ARGV[at], ARGV[at + 1])
+end
+return { 'ok', words }

@@ -1,0 +1,101 @@
+-- Put failed jobs back into their queues, or schedule them, with as many retries as they had at first. Does what
+-- RQ's requeue does to a job, in one step, and lets it stay until it has run: RQ leaves the expiry of the failure.
+--
+-- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
+-- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
+-- ARGV[3]     now, as RQ formats a date        ARGV[4]  an empty exc_info, as RQ writes it
+-- ARGV[5]     timeout of a job that has none   ARGV[6]  1: to the front of the queue
+-- ARGV[7]     how often a job may be requeued in all by calls that count; '' does not count and begins anew
+-- ARGV[8]     queue of the registry            ARGV[9]  retries to give, '' for as many as it had at first
+-- ARGV[10..]  per job: id, its ended_at or 'any', time at which it is due or '' for now
+-- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
+--             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) | spent } }
+if ARGV[1] ~= '' then
+  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
+    return { 'lost' }
+  end
+  redis.call('EXPIRE', KEYS[2], ARGV[2])
+end
+local registry, now, times = KEYS[1], ARGV[3], tonumber(ARGV[7])
+
+local function budget(rules, left, intervals)
+  if ARGV[9] ~= '' then
+    return ARGV[9]
+  end
+  local ok, fields = pcall(cjson.decode, rules or '')
+  if ok and type(fields) == 'table' and fields.max then
+    return fields.max
+  end
+  ok, fields = pcall(cjson.decode, intervals or '')
+  return left and ok and type(fields) == 'table' and math.max(#fields, 1)
+end
+
+-- What is missing will be made; what is something else than RQ puts there would stop the script half way.
+local types = {}
+local function fits(key, wanted)
+  types[key] = types[key] or redis.call('TYPE', key).ok
+  return types[key] == wanted or types[key] == 'none'
+end
+
+local function requeue(id, ended_at, due)
+  local job = 'rq:job:' .. id
+  if not redis.call('ZSCORE', registry, id) then
+    return 'gone'
+  end
+  local fields = redis.call('HMGET', job, 'data', 'status', 'ended_at', 'origin', 'timeout', 'ttl', 'rq_pooled:retry',
+    'retries_left', 'retry_intervals', 'rq_pooled:requeues')
+  if not fields[1] then
+    redis.call('ZREM', registry, id)
+    return 'ghost'
+  elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
+    return 'changed'
+  elseif times and tonumber(fields[10] or 0) >= times then
+    return 'spent'
+  end
+  local queue = fields[4] and fields[4] ~= '' and fields[4] or ARGV[8]
+  local list, scheduled = 'rq:queue:' .. queue, 'rq:scheduled:' .. queue
+  if not fits(list, 'list') or not fits(scheduled, 'zset') then
+    return 'changed'
+  end
+  redis.call('ZREM', registry, id)
+  redis.call('HDEL', job, 'number_of_retries')
+  redis.call('HSET', job, 'status', due == '' and 'queued' or 'scheduled', 'origin', queue, 'started_at', '',
+    'ended_at', '', 'exc_info', ARGV[4])
+  if due == '' then
+    redis.call('HSET', job, 'enqueued_at', now)
+  end
+  if not fields[5] then
+    redis.call('HSET', job, 'timeout', ARGV[5])
+  end
+  local left = budget(fields[7], fields[8], fields[9])
+  if left then
+    redis.call('HSET', job, 'retries_left', left)
+  end
+  if times then
+    redis.call('HINCRBY', job, 'rq_pooled:requeues', 1)
+  else
+    redis.call('HDEL', job, 'rq_pooled:requeues')
+  end
+  local ttl = tonumber(fields[6] or '')
+  for _, key in ipairs({ job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies' }) do
+    if ttl and ttl > 0 then
+      redis.call('EXPIRE', key, ttl)
+    else
+      redis.call('PERSIST', key)
+    end
+  end
+  redis.call('PERSIST', 'rq:results:' .. id)
+  redis.call('SADD', 'rq:queues', list)
+  if due ~= '' then
+    redis.call('ZADD', scheduled, due, id)
+  else
+    redis.call(ARGV[6] == '1' and 'LPUSH' or 'RPUSH', list, id)
+  end
+  return 'done'
+end
+
+local words = {}
+for at = 10, #ARGV, 3 do
+  words[#words + 1] = requeue(ARGV[at], ARGV[at + 1], ARGV[at + 2])
+end
+return { 'ok', words }

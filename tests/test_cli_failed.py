@@ -1,0 +1,147 @@
+"""``rq-pooled sweep``, ``requeue`` and ``failed`` as operators type them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+
+import pytest
+from failures import fail, fill, ids_in, make_older
+from redis import Redis
+
+from rq_pooled import Backoff, cli
+from rq_pooled.embedded import EmbeddedServer
+
+FAILED, QUEUE = "rq:failed:default", "rq:queue:default"
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command on the test's server; return its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments: str, url: str = server.url) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*arguments, "--url", url])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def test_sweep_of_the_issue(redis: Redis, run: Run) -> None:
+    """The command as the documentation has it: told first, then done, then there is nothing left, which is no error."""
+    old = fail(redis, "ConnectionError", "ConnectionError", "ValueError")
+    for job in old:
+        make_older(redis, job, 3600)
+    fail(redis, "ConnectionError")
+    command = ["sweep", "--queue", "default", "--requeue", "--exception", "ConnectionError", "--older-than", "10m"]
+    command += ["--limit", "1000"]
+    assert run(*command, "--dry-run") == (0, "default: 2 would be requeued (of 4)\n", "")
+    assert redis.zcard(FAILED) == 4
+    assert run(*command) == (0, "default: 2 requeued (of 4)\n", "")
+    assert ids_in(redis, QUEUE) == [old[0].id, old[1].id]
+    assert run(*command) == (0, "no job matches\n", "")
+
+
+def test_json_is_data_only(redis: Redis, run: Run) -> None:
+    """With --json stdout is one document, whatever happened."""
+    ids = fill(redis, 5)
+    code, out, _ = run("sweep", "--purge", "--beyond", "2", "--json")
+    (report,) = json.loads(out)
+    assert (code, report["done"], report["policy"], report["examples"]) == (0, 3, "purge", ids[:3])
+    assert json.loads(run("failed", "--json")[1])[0]["function"] == "tasks.send_mail"
+    assert json.loads(run("requeue", ids[4], "nobody", "--json")[1])["jobs"] == {ids[4]: "done", "nobody": "gone"}
+    assert json.loads(run("failed", "--exception", "KeyError", "--json")[1]) == []
+
+
+def test_bury_and_requeue_from_the_dead(redis: Redis, run: Run) -> None:
+    """Dead letters are listed and requeued with --dead, by id with or without it."""
+    ids = fill(redis, 6)
+    assert run("sweep", "--bury", "--older-than", "30m", "--max-age", "2d", "--max-count", "4")[1] == (
+        "default: 6 buried, 2 older dead letters deleted (of 6)\n"
+    )
+    assert run("failed")[1] == "no job matches\n"
+    assert run("failed", "--dead", "--limit", "1")[1].startswith(
+        f"{ids[2]}  default  tasks.send_mail  redis.exceptions."
+    )
+    assert run("requeue", ids[2])[1] == f"{ids[2]} requeued\n"
+    assert run("requeue", "--dead", "--all")[1] == "default: 3 requeued (of 3)\n"
+    assert ids_in(redis, QUEUE) == ids[2:]
+
+
+def test_requeue_by_id_says_what_became_of_each(redis: Redis, run: Run) -> None:
+    """A job that vanished, one that never was, one that is not failed any more: each has its words, and none is an error."""
+    ids = fill(redis, 3)
+    redis.delete(f"rq:job:{ids[1]}")
+    redis.hset(f"rq:job:{ids[2]}", "status", "started")
+    assert run("requeue", *ids, "-q", "default", "--dry-run")[0] == 0 and redis.zcard(FAILED) == 3
+    code, out, _ = run("requeue", "-q", "default", *ids, "nobody")
+    assert code == 0
+    assert out.splitlines() == [
+        f"{ids[0]} requeued",
+        f"{ids[1]} is gone; its entry was removed",
+        f"{ids[2]} has not failed, or does not any more",
+        "nobody is not among the failed jobs",
+    ]
+
+
+def test_history_of_a_job(redis: Redis, run: Run) -> None:
+    """Each try with time, error and what came next; a job that nobody knows is an error in one line."""
+    (job,) = fail(redis, "Busy", retry=Backoff(2, 5, jitter=None))
+    code, out, _ = run("failed", job.id)
+    assert code == 0 and out.splitlines()[1] == "scheduled, 1 retries left" and "no try is recorded" in out
+    redis.xadd(f"rq:results:{job.id}", {"type": 4, "exc_string": "", "rq_pooled:next_at": 1790000000})
+    lines = run("failed", job.id)[1].splitlines()
+    assert lines[2].endswith("retried: -; next try 2026-09-21T14:13:20Z")
+    (one,) = json.loads(run("failed", job.id, "--json")[1])["tries"]
+    assert one["result"] == "retried" and one["next_try"] == "2026-09-21T14:13:20Z"
+    code, out, err = run("failed", "nobody")
+    assert (code, out) == (2, "") and err.startswith("rq-pooled: there is no job nobody")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep"], "exactly one of"),
+        (["sweep", "--requeue", "--purge"], "exactly one of"),
+        (["sweep", "--purge"], "--all"),
+        (["sweep", "--purge", "--limit", "5"], "--all"),
+        (["sweep", "--ghosts", "--exception", "KeyError"], "--exception means nothing with --ghosts"),
+        (["sweep", "--bury", "--rate", "5"], "--rate means nothing with --bury"),
+        (["sweep", "--requeue", "--older-than", "10 minutes"], "--older-than is 10 minutes"),
+        (["sweep", "--requeue", "--older-than", "-5m"], "--older-than is -5m"),
+        (["sweep", "--requeue", "--delay", ""], "--delay is empty"),
+        (["sweep", "--requeue", "--limit", "0"], "--limit"),
+        (["sweep", "--requeue", "--exception", "no name"], "exceptions"),
+        (["sweep", "--bury", "--dead", "--older-than", "1m"], "dead letters"),
+        (["sweep", "--ghosts", "-q", "nobody"], "there is no queue 'nobody'"),
+        (["requeue"], "give ids of jobs"),
+        (["requeue", "x", "--all"], "give ids of jobs"),
+        (["requeue", "--all", "-q", "nobody"], "there is no queue 'nobody'"),
+        (["failed", "-q", "nobody"], "there is no queue 'nobody'"),
+        (["failed", "--older-than", "x"], "--older-than is x"),
+    ],
+)
+def test_mistakes_are_refused_in_one_line(redis: Redis, run: Run, arguments: list[str], words: str) -> None:
+    """Exit code 2, one line that says what to change, and nothing is done."""
+    fill(redis, 1)
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "") and words in err and len(err.splitlines()) == 1, err
+    assert redis.zcard(FAILED) == 1
+
+
+@pytest.mark.parametrize(
+    "command", [["sweep", "--ghosts"], ["requeue", "--all"], ["requeue", "x"], ["failed"], ["failed", "x"]]
+)
+def test_lost_server_is_worth_another_try(
+    start_server: Callable[..., EmbeddedServer], run: Run, command: list[str]
+) -> None:
+    """Exit code 75 and one line without a password."""
+    server = start_server({"requirepass": "s3cret"})
+    url = server.url
+    server.stop()
+    code, out, err = run(*command, url=url)
+    assert (code, out) == (75, "") and len(err.splitlines()) == 1 and "s3cret" not in err, err
