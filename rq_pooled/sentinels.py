@@ -104,12 +104,25 @@ class _Client(Redis):
     def sentinel_masters(self) -> Any:
         """Return the masters that this sentinel watches; whatever goes wrong, the next one may be asked."""
         try:
-            masters = super().sentinel_masters()
+            masters: Any = super().sentinel_masters()
+            for service, state in masters.items():
+                if "failover_in_progress" in state["flags"]:
+                    self._look_ahead(service, state)
         except (RedisError, OSError) as error:
             self.error = error
             raise RedisConnectionError(str(error)) from error
         self.known = sorted(map(str, masters))
         return masters
+
+    def _look_ahead(self, service: str, state: dict[str, Any]) -> None:
+        """Put the coming master in the place of the one that is being abandoned: what that still takes gets lost.
+
+        Sentinels list the former master until all replicas have changed sides, up to their failover-timeout.
+        """
+        coming: Any = self.sentinel_get_master_addr_by_name(service)
+        state["is_sdown"] = state["is_odown"] = coming in (None, (state["ip"], state["port"]))
+        if coming is not None:
+            state["ip"], state["port"] = coming
 
     def told(self, service: str) -> str:
         """Return in words why it was no help."""

@@ -130,7 +130,7 @@ class Topology:
         def told() -> bool:
             for one in self.sentinels:
                 with one.client(**self._kwargs) as client:
-                    if client.sentinel_get_master_addr_by_name(SERVICE)[1] != server.port:
+                    if client.sentinel_masters()[SERVICE]["port"] != server.port:
                         return False
             return True
 
