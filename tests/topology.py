@@ -22,14 +22,14 @@ SERVICE = "mymaster"
 class Sentinel:
     """One sentinel process; ``redis-server --sentinel`` is what Debian's redis-sentinel runs, too."""
 
-    def __init__(self, directory: Path, kind: str | None, master: EmbeddedServer, quorum: int, options: str) -> None:
+    def __init__(self, directory: Path, kind: str | None, host: str, port: int, quorum: int, options: str) -> None:
         self.port = free_port()
         directory.mkdir()
         self._log = directory / "log"
         configuration = directory / "sentinel.conf"
         configuration.write_text(
             f"port {self.port}\nbind 127.0.0.1\ndir {directory}\n"
-            f"sentinel monitor {SERVICE} {master.host} {master.port} {quorum}\n"
+            f"sentinel monitor {SERVICE} {host} {port} {quorum}\n"
             f"sentinel down-after-milliseconds {SERVICE} 1000\n"
             f"sentinel failover-timeout {SERVICE} 3000\n{options}"
         )
@@ -43,15 +43,15 @@ class Sentinel:
         """Return a client; close it."""
         return Redis(port=self.port, socket_timeout=5, **kwargs)
 
-    def ready(self, **kwargs: Any) -> bool:
-        """Tell whether it knows the master and one replica of it."""
+    def ready(self, replicas: int = 1, **kwargs: Any) -> bool:
+        """Tell whether it reaches the master and knows its replicas."""
         assert self.process.poll() is None, self._log.read_text()
         try:
             with self.client(**kwargs) as client:
                 state = client.sentinel_masters()[SERVICE]
         except (RedisError, KeyError):
             return False
-        return state["num-slaves"] == 1 and not state["is_sdown"] and not state["is_odown"]
+        return state["num-slaves"] == replicas and not state["is_sdown"] and not state["is_odown"]
 
     def end(self) -> None:
         """End it."""
@@ -89,7 +89,8 @@ class Topology:
             options += f"requirepass {sentinel_password}\nsentinel sentinel-pass {sentinel_password}\n"
         wait_until(lambda: self.replica.client().info("replication")["master_link_status"] == "up", what="the replica")
         self.sentinels = [
-            Sentinel(directory / f"sentinel{i}", kind, self.master, count // 2 + 1, options) for i in range(count)
+            Sentinel(directory / f"sentinel{i}", kind, self.master.host, self.master.port, count // 2 + 1, options)
+            for i in range(count)
         ]
         wait_until(lambda: all(one.ready(**self._kwargs) for one in self.sentinels), 40, "sentinels that know all")
 
