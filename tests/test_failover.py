@@ -15,6 +15,7 @@ import psutil
 import pytest
 from conftest import KIND
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from rq import Queue
 from rq.job import Job
@@ -28,6 +29,8 @@ from rq_pooled.connections import ServerAway, check_away
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ServerUnreachable
 from rq_pooled.pool import Pool, get_connection
+from rq_pooled.sentinels import beside
+from rq_pooled.sockets import make_connection
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -80,8 +83,10 @@ def enqueued(queue: Queue) -> Job | None:
 
 
 def replicated(topology: Topology) -> bool:
-    """Tell whether the replica has all that the master wrote until now."""
-    return bool(topology.master.client().execute_command("WAIT", 1, 5000))
+    """Wait until the replica has all that was written until now; tell whether it came to that."""
+    with Redis.from_url(topology.master.url, single_connection_client=True) as client:
+        client.set("barrier", 1)  # WAIT is about the writes of its own connection, and so of all before them
+        return bool(client.execute_command("WAIT", 1, 10_000))
 
 
 def check_outcomes(topology: Topology, worker: WorkerProcess, jobs: list[Job]) -> None:
@@ -182,6 +187,43 @@ def test_a_pool_closes_connections_to_a_former_master(start_server: Callable[...
             pool.disconnect()
     finally:
         topology.close()
+
+
+def test_the_coming_master_is_found_before_the_failover_is_over(topology: Topology, start_server: Any) -> None:
+    """While a replica has still to change sides, nobody is sent to the master that is being abandoned."""
+    extra = start_server({"replicaof": (topology.master.host, topology.master.port), "replica-priority": 0})
+    asked = topology.sentinels[0].client()
+    wait_until(lambda: topology.sentinels[0].ready(replicas=2), 40, "a sentinel that knows both replicas")
+    pool = Pool(Settings(url=f"sentinel://127.0.0.1:{topology.sentinels[0].port}/mymaster"))
+    masters = pool.connection_kwargs["connection_pool"]
+    assert masters.get_master_address()[1] == topology.master.port
+    extra.pause()
+    try:
+        asked.execute_command("SENTINEL FAILOVER", "mymaster")
+        coming = topology.replica.port
+        wait_until(lambda: asked.sentinel_get_master_addr_by_name("mymaster")[1] == coming, 40, "the coming master")
+        assert masters.get_master_address()[1] == coming
+    finally:
+        extra.resume()
+        asked.close()
+
+
+def test_two_connections_that_belong_together_meet(topology: Topology) -> None:
+    """A connection beside another goes where that one went, whatever the sentinels say by then."""
+    settings = Settings(url=topology.url)
+    first, second = make_connection(settings, "command"), make_connection(settings, "listen")
+    first.connect()
+    topology.fail_over()
+    old = (first.host, first.port)
+    beside(second, lambda: old).connect()
+    assert (second.host, second.port) == old
+    third = make_connection(settings, "listen")
+    third.connect()
+    assert third.port == topology.master.port != old[1]
+    with pytest.raises(RedisConnectionError, match="was lost"):
+        beside(make_connection(settings, "listen"), lambda: None).connect()
+    for connection in (first, second, third):
+        connection.disconnect()
 
 
 # -- without Sentinel: an address behind which the server changes -----------------------------------------------------
@@ -348,8 +390,23 @@ def orphan(server: EmbeddedServer) -> Iterator[None]:
         yield
 
 
-TROUBLES = {"loading": loading, "full": full, "replica": replica, "orphan": orphan}
-WORDS = {"loading": "loading", "full": "max number of clients", "replica": "read only", "orphan": "read only"}
+@contextlib.contextmanager
+def lonely(server: EmbeddedServer) -> Iterator[None]:
+    """Have a master refuse writes because it has no replica: NOREPLICAS."""
+    with Redis.from_url(server.url) as client:
+        client.config_set("min-replicas-to-write", 1)
+        yield
+        client.config_set("min-replicas-to-write", 0)
+
+
+TROUBLES = {"loading": loading, "full": full, "replica": replica, "orphan": orphan, "lonely": lonely}
+WORDS = {
+    "loading": "loading",
+    "full": "max number of clients",
+    "replica": "read only",
+    "orphan": "read only",
+    "lonely": "NOREPLICAS",
+}
 OPTIONS = {"enable-debug-command": "yes", "rdb-save-incremental-fsync": "no"}
 
 

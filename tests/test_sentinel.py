@@ -188,7 +188,7 @@ def test_a_connection_to_replicas_is_refused(topology: Topology) -> None:
     """What Sentinel.slave_for() gives cannot be written to: the pool says so before anything is opened."""
     sentinel = Sentinel([("127.0.0.1", topology.sentinels[0].port)])
     with pytest.raises(ConfigurationError, match="replicas of 'mymaster'"):
-        get_pool(client=sentinel.replica_for(SERVICE))
+        get_pool(client=sentinel.slave_for(SERVICE))
     sentinel.close()
 
 
