@@ -201,8 +201,9 @@ def test_the_coming_master_is_found_before_the_failover_is_over(topology: Topolo
     try:
         asked.execute_command("SENTINEL FAILOVER", "mymaster")
         coming = topology.replica.port
-        wait_until(lambda: asked.sentinel_get_master_addr_by_name("mymaster")[1] == coming, 40, "the coming master")
-        assert masters.get_master_address()[1] == coming
+        command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "mymaster")
+        wait_until(lambda: int(asked.execute_command(*command)[1]) == coming, 40, "the coming master")
+        assert masters.get_master_address() == ("127.0.0.1", coming)
     finally:
         extra.resume()
         asked.close()

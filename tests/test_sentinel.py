@@ -189,7 +189,6 @@ def test_a_connection_to_replicas_is_refused(topology: Topology) -> None:
     sentinel = Sentinel([("127.0.0.1", topology.sentinels[0].port)])
     with pytest.raises(ConfigurationError, match="replicas of 'mymaster'"):
         get_pool(client=sentinel.slave_for(SERVICE))
-    sentinel.close()
 
 
 # -- workers -------------------------------------------------------------------------------------------------------------
