@@ -136,6 +136,24 @@ def test_a_failover_on_demand(topology: Topology, worker: WorkerProcess, tmp_pat
     assert worker.stop() == 0
 
 
+def test_a_worker_that_starts_in_the_middle_of_it(topology: Topology, tmp_path: Path) -> None:
+    """A master that sentinels name and nobody reaches, and one that they know to be down, are waited for at boot."""
+    job = queue_on(topology.master).enqueue(crash_jobs.nothing)
+    assert replicated(topology)
+    topology.master.kill()
+    worker = start(tmp_path / "log", "--url", topology.url, "q")
+    try:
+        worker.wait_for("trying again for up to")
+        topology.wait_for_master(topology.replica)
+        worker.wait_for("the server is ready after", 60)
+        there = Job.fetch(job.id, connection=topology.replica.client())
+        wait_until(lambda: there.get_status() == "finished", what="work on the new master")
+        assert worker.output().count("trying again") == 1
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+
+
 def test_a_web_process_follows(topology: Topology) -> None:
     """After a failover the pool enqueues on the new master, without a restart, also with connections from before."""
     connection = get_connection(Settings(url=topology.url, reconnect_base=0.05))
