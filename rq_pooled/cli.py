@@ -29,6 +29,8 @@ from .cli_rescue import rescue
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
+from .pool import Pool
+from .sentinel_url import is_sentinel_url
 
 STRATEGIES = ("default", "random", "round_robin")
 
@@ -223,6 +225,8 @@ def _connection(settings: Settings, module: Mapping[str, Any], connection_class:
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigurationError(f"the server cannot be found from REDIS_HOST or SENTINEL: {error}") from error
         return client
+    if is_sentinel_url(settings.url):  # redis-py reads no such URL
+        return connection_class(connection_pool=Pool(settings, "command"))
     try:
         return connection_class.from_url(settings.url)
     except ValueError as error:

@@ -13,26 +13,32 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
+from .sentinel_url import FORM as SENTINEL_FORM
+from .sentinel_url import is_sentinel_url, parse_sentinel_url
 
 PREFIX = "RQ_POOLED_"
 _SCHEMES = ("redis", "rediss", "unix")
 _SECRET_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
 _SECRET_IN_QUERY = re.compile(r"((?:password|passwd|secret|token)=)[^&\s'\"]*", re.IGNORECASE)
+# A parameter with an '@' in it: what follows the '@' would pass for the host. Nothing before it may be shown either:
+# with a '?' in the login nobody can tell where that ends.
+_SECRET_WITH_AT = re.compile(r"[?&]\w*(?:password|passwd|secret|token)=[^&\s'\"]*@[^&\s'\"]*", re.IGNORECASE)
 _MODULE_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 
 
 def scrub(text: str) -> str:
     """Return ``text`` with the user information and password parameters of every URL in it replaced by ``***``."""
+    text = _SECRET_WITH_AT.sub("@", text)
     return _SECRET_IN_QUERY.sub(r"\1***", _SECRET_IN_URL.sub(r"\1***@", text))
 
 
 def scrub_url(url: str) -> str:
     """Return one URL, however malformed, fit for a message: what stands before its last ``@`` is ``***``."""
-    head, at, tail = url.rpartition("@")
+    head, at, tail = _SECRET_WITH_AT.sub("@", url).rpartition("@")
     if at:
         scheme, colon, _ = head.partition("://")
-        url = (scheme + colon if colon else "") + "***@" + tail
-    return _SECRET_IN_QUERY.sub(r"\1***", url)
+        tail = (scheme + colon if colon else "") + "***@" + tail
+    return _SECRET_IN_QUERY.sub(r"\1***", tail)
 
 
 class SettingInfo(NamedTuple):
@@ -100,7 +106,7 @@ class Settings:
     url: str = _setting(
         "redis://localhost:6379/0",
         str,
-        "where the server is: redis://, rediss:// (TLS) or unix://",
+        "where the server is: redis://, rediss:// (TLS), unix:// or sentinel://",
         env=("RQ_REDIS_URL", "REDIS_URL"),
         secret=True,
     )
@@ -323,7 +329,8 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
             raise refuse(name, f"it must be {meta.allowed}", "lower it")
 
     if "url" in result and (problem := _url_problem(result["url"])):
-        raise refuse("url", problem, "write it as redis://host:port/db, rediss://host:port/db or unix:///path?db=0")
+        forms = "redis://host:port/db, rediss://host:port/db or unix:///path?db=0"
+        raise refuse("url", problem, f"write it as {SENTINEL_FORM if is_sentinel_url(result['url']) else forms}")
     for name, pattern, form in (
         ("budget_name", r"[\w.-]+", "letters, digits, '.', '-' and '_'"),
         ("app", _MODULE_NAME + r":[\w.]+(\(\))?", "module:app_or_factory"),
@@ -380,12 +387,16 @@ def _url_problem(url: str) -> str | None:
     scheme, colon, _ = url.partition("://")
     if not colon:
         return "it has no scheme"
-    if scheme == "sentinel":
-        return "sentinel:// is not supported yet (pass the connection of Sentinel.master_for() instead)"
-    if scheme not in _SCHEMES:
+    if scheme not in _SCHEMES and not is_sentinel_url(url):
         return f"the scheme {scheme!r} is unknown"
     if re.search(r"[\s\x00-\x1f]", url):
         return "it contains white space (encode it with %20)"
+    if is_sentinel_url(url):
+        try:
+            parse_sentinel_url(url)
+        except ValueError as error:
+            return str(error)
+        return None
     try:
         parts = urlsplit(url)
         port = parts.port

@@ -9,36 +9,39 @@ an ordinary PubSub message, so one parser serves every server since 6.0, and two
 from __future__ import annotations
 
 import json
+import re
 import select
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .resp import Command, pack_commands
+from .sentinels import MasterAway
 
 _INVALIDATE = b"__redis__:invalidate"
 
-#: What a server says when it lives but cannot serve for now; errors from inside scripts arrive as text on 6.2, so the
-#: text decides. Each one passes, or is mended by connecting anew (after a failover to another machine).
-_AWAY = (
-    "READONLY",
-    "LOADING",
-    "MASTERDOWN",
-    "UNBLOCKED",
-    "MISCONF",
-    "NOREPLICAS",
-    "BUSY",
-    "NOAUTH",
-    "WRONGPASS",
-    "TRYAGAIN",
-    "CLUSTERDOWN",
-    "max number of clients",
+#: What a server says when it lives but cannot serve for now. Each one passes, or is mended by connecting anew (after a
+#: failover to another machine). Errors from inside scripts arrive as text on 6.2, so the text decides; but redis-py
+#: takes the code off the text of the errors that it has a class for, so the class decides, too.
+_AWAY = re.compile(
+    r"(?<![\w-])(READONLY|LOADING|MASTERDOWN|UNBLOCKED|MISCONF|NOREPLICAS|BUSY|NOAUTH|WRONGPASS|TRYAGAIN|CLUSTERDOWN|"
+    r"max number of clients)(?![\w-])"
 )
+_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)  # MasterDownError is the third's
+#: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
+_WRITE_PROBE: Command = ("DEL", "rq_pooled:none")
 
 
 OnReplies = Callable[[list[Any]], None]
@@ -55,9 +58,16 @@ class ServerAway(RedisConnectionError):
 
 def check_away(error: Exception) -> None:
     """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
-    text = str(error)
-    if any(word in text for word in _AWAY):
-        raise ServerAway(text) from error
+    if is_away(error):
+        raise ServerAway(str(error)) from error
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether an error means that the server, or the master, is there but cannot serve for now."""
+    if isinstance(error, MasterAway):
+        return error.passing
+    known = (ServerAway, *_AWAY_CLASSES)  # behind a connection of redis-py's Sentinel, as the context of another error
+    return isinstance(error, known) or isinstance(error.__context__, known) or _AWAY.search(str(error)) is not None
 
 
 class Exchange:
@@ -114,13 +124,16 @@ class CommandConnection:
         return self._writes
 
     def connect(self) -> None:
-        """Connect anew, waiting for it. Raises redis-py's ConnectionError, TimeoutError or AuthenticationError."""
+        """Connect anew, waiting for it, to a server that can be written to.
+
+        Raises redis-py's ConnectionError (ServerAway among them), TimeoutError or AuthenticationError.
+        """
         self.close()
         connection = self._make()
         try:
             connection.connect()
             self._connection = connection
-            for reply in self.execute(self._prepare):
+            for reply in self.execute([*self._prepare, _WRITE_PROBE]):
                 if isinstance(reply, Exception):
                     raise reply
         except BaseException:
@@ -220,6 +233,11 @@ class CommandConnection:
         waiting, self._in_flight, self._writes = list(self._in_flight), deque(), 0
         for exchange in reversed(waiting):  # the newest first: who puts something back puts it in front
             exchange.on_lost(error)
+
+    def server(self) -> tuple[str, int] | None:
+        """Return the host and port of the server, None while not connected."""
+        connection = self._connection
+        return None if connection is None else (connection.host, connection.port)
 
     def address(self) -> str:
         """Return the local end as ``host:port``, which is how CLIENT LIST names this connection, or ``unknown``."""

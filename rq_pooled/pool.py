@@ -29,8 +29,10 @@ from .backoff import jittered_delay
 from .brake import Brake
 from .budget import Lease
 from .config import Settings, scrub
+from .demoted import noticing
 from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .reporting import UNCOUNTED, Reporter
+from .sentinels import Masters
 from .sizes import Sizes
 from .sockets import address_of, connection_options, pool_limits
 
@@ -267,7 +269,7 @@ class Pool(BlockingConnectionPool):
         """Return a new connection, not connected yet, that reports each connect to this pool."""
         options = dict(self.connection_kwargs)
         options["redis_connect_func"] = _Report(weakref.ref(self), options["redis_connect_func"])
-        connection = self.connection_class(**options)
+        connection = noticing(self.connection_class)(**options)
         with self._book:
             self._connections.append(connection)
             self._lines[connection] = _Line()
@@ -285,7 +287,10 @@ class Pool(BlockingConnectionPool):
                 connection.disconnect()
             return
         self._warn_of_leak(hold, now)
-        if getattr(connection, "should_reconnect", bool)():
+        if connection.refused_write:
+            connection.refused_write = False
+            self._close(connection, "the server has become a replica", lost=True)
+        elif getattr(connection, "should_reconnect", bool)():
             self._close(connection, "marked for reconnecting")
         elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
             self._close(connection, "closed while in use", lost=True)
@@ -356,6 +361,9 @@ class Pool(BlockingConnectionPool):
         self._renew_lease(connection)
         if _is_open(connection) and time.monotonic() >= line.expires_at:
             self._close(connection, "max_lifetime")
+        masters = self.connection_kwargs.get("connection_pool")
+        if _is_open(connection) and isinstance(masters, Masters) and masters.is_former(connection):
+            self._close(connection, "another server has become the master", lost=True)
         if _is_open(connection):
             try:
                 if not connection.can_read():

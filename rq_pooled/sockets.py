@@ -19,12 +19,15 @@ from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, UnixDomainSocketConnection, parse_url
+from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import ResponseError
 from redis.retry import Retry
+from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from .config import Settings, scrub
 from .errors import ConfigurationError
+from .sentinel_url import is_sentinel_url, parse_sentinel_url
+from .sentinels import Masters, Node
 
 #: What redis-py keeps in a pool's keyword arguments for itself, and what is ours to decide: not copied from a client.
 _NOT_COPIED = (
@@ -163,8 +166,8 @@ def connection_options(
 ) -> tuple[type[Any], dict[str, Any]]:
     """Return (connection class, keyword arguments) for a connection to the server of ``client``, else of URL.
 
-    From a client its address, credentials, TLS options and class are taken (Sentinel's class finds the master anew
-    at each connect), its timeouts and retries are not. Parameters of a URL win over settings, except those that
+    From a client its address, credentials, TLS options and class are taken, its timeouts and retries are not. With
+    Sentinel, from a URL or from a client, the master is looked for anew at each connect. Parameters of a URL win over settings, except those that
     would make redis-py send a command again or change what RQ reads.
 
     Raises:
@@ -173,9 +176,12 @@ def connection_options(
     if client is None:
         options = _url_options(settings)
         cls = options.pop("connection_class", Connection)
+        if is_sentinel_url(settings.url):
+            cls = SentinelManagedSSLConnection if cls is SSLConnection else SentinelManagedConnection
+            options["connection_pool"] = _masters_of_url(settings)
         for name in (*_POOL_PARAMETERS, *_FORBIDDEN_PARAMETERS):
             options.pop(name, None)
-        unknown = sorted(set(options) - accepted_options(cls))
+        unknown = sorted(set(options) - accepted_options(cls) - {"connection_pool"})
         if unknown:
             raise ConfigurationError(
                 f"URL has the parameter {unknown[0]!r}, which redis-py does not know for {settings.url.split(':')[0]}://"
@@ -186,6 +192,9 @@ def connection_options(
     cls = pool.connection_class
     theirs = {name: value for name, value in pool.connection_kwargs.items() if name not in _NOT_COPIED}
     ours = quiet_connection_kwargs(settings, role, cls)
+    asked = theirs.get("connection_pool")
+    if getattr(asked, "sentinel_manager", None) is not None:
+        ours["connection_pool"] = _masters_of_pool(settings, asked)
     before = theirs.get("redis_connect_func")
     if isinstance(before, Introduce):
         before = before.before
@@ -207,8 +216,9 @@ def pool_limits(settings: Settings) -> tuple[int, float]:
 
 
 def _url_options(settings: Settings) -> dict[str, Any]:
+    url = parse_sentinel_url(settings.url).server_url if is_sentinel_url(settings.url) else settings.url
     try:
-        options: dict[str, Any] = dict(parse_url(settings.url))  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
     except ValueError as error:  # redis-py names the parameter, and not its value
         raise ConfigurationError(f"URL cannot be read: {scrub(str(error))}; remove or correct that parameter") from None
     for name, kind in (("protocol", int), ("max_connections", int), ("timeout", float)):
@@ -220,6 +230,48 @@ def _url_options(settings: Settings) -> dict[str, Any]:
     if options.get("protocol", 2) not in (2, 3):
         raise ConfigurationError("URL has a 'protocol' that is neither 2 nor 3; remove or correct it")
     return options
+
+
+def _masters_of_url(settings: Settings) -> Masters:
+    parts = parse_sentinel_url(settings.url)
+    cls: type[Any] = SSLConnection if parts.sentinel_tls else Connection
+    login = {"username": parts.sentinel_username, "password": parts.sentinel_password}
+    if parts.sentinel_tls:
+        login.update(parse_url(parts.tls_url), connection_class=None)  # type: ignore[no-untyped-call]
+        del login["connection_class"]
+    nodes = [(cls, {"host": host, "port": port, **login}) for host, port in parts.sentinels]
+    return Masters(parts.service, [_quiet(settings, node, len(nodes)) for node in nodes])
+
+
+def _masters_of_pool(settings: Settings, pool: Any) -> Masters:
+    """Return what asks the same sentinels as a pool of redis-py's ``Sentinel.master_for``.
+
+    Raises:
+        ConfigurationError: the pool leads to replicas.
+    """
+    if not pool.is_master:
+        raise ConfigurationError(
+            f"the connection leads to replicas of {pool.service_name!r}, which cannot be written to: use "
+            "Sentinel.master_for(), not slave_for() or replica_for()"
+        )
+    pools = [sentinel.connection_pool for sentinel in pool.sentinel_manager.sentinels]
+    nodes = [
+        (
+            one.connection_class,
+            {name: value for name, value in one.connection_kwargs.items() if name not in _NOT_COPIED},
+        )
+        for one in pools
+    ]
+    quiet = [_quiet(settings, node, len(nodes)) for node in nodes]
+    return Masters(pool.service_name, quiet, pool.sentinel_manager)
+
+
+def _quiet(settings: Settings, node: Node, count: int) -> Node:
+    """Return a sentinel's options with ours over them: the time to connect is for all sentinels together."""
+    cls, theirs = node
+    ours = quiet_connection_kwargs(settings, "sentinel", cls)
+    timeout = settings.socket_connect_timeout / count
+    return cls, {**theirs, **ours, "socket_timeout": timeout, "socket_connect_timeout": timeout}
 
 
 def make_connection(settings: Settings, role: str, client: Redis | None = None, **overrides: Any) -> Any:
@@ -238,11 +290,9 @@ def address_of(connection_class: type[Any], options: dict[str, Any]) -> str:
     if issubclass(connection_class, UnixDomainSocketConnection):
         return f"unix://{options.get('path', '')}?db={db}"
     scheme = "rediss" if any("SSL" in cls.__name__ for cls in connection_class.__mro__) else "redis"
-    manager = getattr(options.get("connection_pool"), "sentinel_manager", None)
-    if manager is not None:
-        nodes = [sentinel.connection_pool.connection_kwargs for sentinel in manager.sentinels]
-        hosts = ",".join(f"{node.get('host')}:{node.get('port')}" for node in nodes)
-        return f"{scheme}+sentinel://{hosts}/{options['connection_pool'].service_name}/{db}"
+    masters = options.get("connection_pool")
+    if isinstance(masters, Masters):
+        return f"{'rediss+' if scheme == 'rediss' else ''}sentinel://{masters.hosts}/{masters.service_name}/{db}"
     host = str(options.get("host", "localhost"))
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{options.get('port', 6379)}/{db}"

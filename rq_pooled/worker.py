@@ -19,14 +19,16 @@ from uuid import uuid4
 import click
 import rq.worker
 from redis import Redis
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.logutils import blue, green, setup_loghandlers
 from rq.scheduler import RQScheduler
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
+from . import boot
 from .admission import Admission
 from .arbiter import Arbiter
 from .brake import Brake
@@ -34,7 +36,7 @@ from .budget import Lease
 from .channel import ChildChannel
 from .claims import Claim
 from .config import Settings, scrub
-from .connections import CommandConnection, Exchange, ListenConnection
+from .connections import CommandConnection, Exchange, ListenConnection, is_away
 from .errors import (
     ConfigurationError,
     PlatformUnsupported,
@@ -53,6 +55,7 @@ from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .resp import Command
 from .scripts import Scripts
+from .sentinels import beside, is_watched
 from .server import check_server
 from .sockets import make_connection
 from .warmup import warm_up
@@ -144,18 +147,25 @@ class Worker(rq.worker.Worker):
         self._command = command
         lease = self._lease_of(settings)
         names = [self.name] + [f"{self.name}-{i}" for i in range(1, settings.concurrency)]
-        listen = ListenConnection(self._connector(settings, "listen"), [f"rq:pubsub:{name}" for name in names])
+        make_listen = self._connector(settings, "listen")
+        listen = ListenConnection(
+            lambda: beside(make_listen(), command.server), [f"rq:pubsub:{name}" for name in names]
+        )
         self.pid, self.hostname = os.getpid(), socket.gethostname()
         self.birth_date = self.last_heartbeat = now()
         # RQ's own object only says what a scheduler's hash looks like; it opens and starts nothing.
         self.scheduler = RQScheduler(self.queues, connection=self.connection, name=self.name)
         self.scheduler.pid = self.pid
         try:
-            version = self._connect_when_admitted(settings, loop, command, listen, lease)
+            version = boot.when_ready(
+                lambda: self._begin(settings, loop, command, listen, names, lease),
+                settings,
+                loop,
+                STOP_SIGNALS,
+                self.name,
+            )
             if version is None:
                 return False
-            self.ip_address = command.address()
-            self._register(command, names)
             try:
                 self.log.info(
                     "Worker %s: started with PID %d, rq %s, %d horses", self.name, self.pid, self.version, len(names)
@@ -183,6 +193,29 @@ class Worker(rq.worker.Worker):
             _start_anew()
         return bool(arbiter.completed)
 
+    def _begin(
+        self,
+        settings: Settings,
+        loop: Loop,
+        command: CommandConnection,
+        listen: ListenConnection,
+        names: Sequence[str],
+        lease: Lease | None,
+    ) -> tuple[int, int, int] | None:
+        """Connect and register; return the server's version, None if a stop signal came first."""
+        try:
+            version = self._connect_when_admitted(settings, loop, command, listen, lease)
+            if version is not None:
+                self.ip_address = command.address()
+                self._register(command, names)
+        except RQPooledError as error:
+            if isinstance(error, ServerUnreachable) and is_away(error):
+                raise boot.ServerNotReady(str(error)) from None
+            raise
+        except (RedisConnectionError, RedisTimeoutError) as error:
+            raise boot.ServerNotReady(f"the server was lost at the start: {error}") from None
+        return version
+
     def _lease_of(self, settings: Settings) -> Lease | None:
         """Return what reserves this worker's connections, those of its horses included, if there is a BUDGET."""
         if settings.budget is None:
@@ -200,9 +233,10 @@ class Worker(rq.worker.Worker):
     ) -> tuple[int, int, int] | None:
         """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
         versions: list[tuple[int, int, int]] = []
+        found = is_watched(self._connector(settings, "command")())
 
         def open_command() -> None:
-            _connect(command)
+            boot.connect(command, found)
             if not versions:
                 versions.append(check_server(command.execute))
 
@@ -211,7 +245,7 @@ class Worker(rq.worker.Worker):
             listen.close()
 
         admission = Admission(
-            settings, self._scripts, command, open_command, lambda: _connect(listen), close, self.log, self.name, lease
+            settings, self._scripts, command, open_command, lambda: boot.connect(listen), close, self.log, self.name, lease
         )
         return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
 
@@ -441,28 +475,6 @@ def _preload(module: str) -> None:
         raise ConfigurationError(
             f"PRELOAD names the module {module!r}, which cannot be imported: {type(error).__name__}: {error}"
         ) from None
-
-
-def _connect(connection: CommandConnection | ListenConnection) -> None:
-    """Connect for the first time.
-
-    Raises:
-        ServerUnsupported: the password is missing or wrong.
-        ServerUnreachable: everything else.
-    """
-    try:
-        connection.connect()
-    except AuthenticationError as error:
-        raise ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL") from None
-    except NoPermissionError as error:
-        raise ServerUnsupported(
-            f"the server's access control refuses what a worker does: {error}; let its user run all commands (but "
-            "@dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
-        ) from None
-    except (RedisConnectionError, RedisError, OSError) as error:
-        if any(word in str(error) for word in ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")):
-            raise ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL") from None
-        raise ServerUnreachable(f"cannot connect to the server: {error}") from None
 
 
 def _is_dead(pid: int) -> bool:

@@ -199,3 +199,9 @@ def echo_from_server(text: str) -> str:
 def threads_and_warnings() -> list[str]:
     """Return the names of the threads of this process."""
     return [thread.name for thread in threading.enumerate()]
+
+
+def ping_through_the_pool() -> str:
+    """Use the process's connection; return where it leads."""
+    rq_pooled.get_connection().ping()
+    return str(rq_pooled.get_pool().address)

@@ -206,7 +206,22 @@ def test_unknown_argument() -> None:
         ("localhost:6379", "no scheme"),
         (f":{SECRET}@localhost:6379", "no scheme"),
         (f"http://:{SECRET}@localhost", "unknown"),
-        (f"sentinel://:{SECRET}@a,b/mymaster/0", "not supported yet"),
+        (f"sentinel://:{SECRET}@a,b", "does not name the service"),
+        (f"sentinel://:{SECRET}@a,b//0", "does not name the service"),
+        (f"sentinel://:{SECRET}@/mymaster", "hosts or ports is malformed"),
+        (f"sentinel://:{SECRET}@a,,b/mymaster", "hosts or ports is malformed"),
+        (f"sentinel://:{SECRET}@a:0/mymaster", "hosts or ports is malformed"),
+        (f"sentinel://:{SECRET}@a:70000/mymaster", "hosts or ports is malformed"),
+        (f"sentinel://:{SECRET}@a:b:c/mymaster", "hosts or ports is malformed"),
+        (f"sentinel://:{SECRET}@a/mymaster/zero", "not a number"),
+        (f"sentinel://:{SECRET}/x@a/mymaster", "hosts are malformed"),
+        (f"sentinel://:{SECRET}@x@a/mymaster", "hosts are malformed"),
+        (f"sentinel://:{SECRET}#x@a/mymaster", "'#'"),
+        (f"sentinel://a/mymaster?sentinel_password={SECRET}&sentinel_tls=maybe", "neither yes nor no"),
+        (f"sentinel://a/mymaster?password={SECRET}&sentinel_username=u", "without a sentinel_password"),
+        (f"sentinel://a/mymaster?sentinel_password={SECRET}x@y{SECRET}&sentinel_tls=maybe", "neither yes nor no"),
+        (f"rediss+sentinel://:{SECRET}@a, b/mymaster", "white space"),
+        (f"rediss-sentinel://:{SECRET}@a/mymaster", "unknown"),
         (f"redis://:{SECRET}@localhost:port/0", "malformed"),
         (f"redis://:{SECRET}@localhost:70000", "malformed"),
         (f"redis://:{SECRET}/x@localhost", "malformed"),
@@ -229,7 +244,8 @@ def test_bad_url(url: str, words: str) -> None:
 @pytest.mark.parametrize(
     "url",
     ["redis://", "redis://h", "redis://h:1/15", "rediss://u:p%2F@h/0?ssl_cert_reqs=none", "unix:///a/b.sock?db=2",
-     "redis://[::1]:6379/0", "unix://user@/tmp/s?password=x"],
+     "redis://[::1]:6379/0", "unix://user@/tmp/s?password=x", "sentinel://h/mymaster", "sentinel://h:1,h2/mymaster/",
+     "sentinel://[::1]:1,h2/mymaster/3", "redis+sentinel://:p%40@h/m?sentinel_password=x", "rediss+sentinel://u:p@h/m/0"],
 )  # fmt: skip
 def test_good_url(url: str) -> None:
     """Every form of URL that redis-py reads is accepted."""
@@ -249,7 +265,17 @@ def test_scrub_removes_any_password(password: str) -> None:
     assert scrub_url(url) == "redis://***@host:6379/0"
 
 
+@given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'\"&"), min_size=8))
+def test_scrub_removes_any_password_of_sentinels(password: str) -> None:
+    """Whatever characters the sentinels' password has, no message about its URL contains it or the end of it."""
+    url = f"sentinel://:other-{SECRET}@h1,h2/mymaster/0?sentinel_password={password}&ssl_cert_reqs=none"
+    for text in (scrub_url(url), scrub(f"cannot reach {url} now")):
+        assert password not in text and f"{password[-4:]}&" not in text and SECRET not in text
+        assert "&ssl_cert_reqs=none" in text
+
+
 def test_scrub_removes_parameters() -> None:
     """Passwords given as parameters of a URL are scrubbed as well."""
+    assert scrub_url(f"sentinel://h1,h2/m?sentinel_password={SECRET}") == "sentinel://h1,h2/m?sentinel_password=***"
     assert scrub("unix:///s?db=1&password=x&a=1") == "unix:///s?db=1&password=***&a=1"
     assert scrub_url("rediss://h?ssl_password=x") == "rediss://h?ssl_password=***"

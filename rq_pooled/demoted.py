@@ -1,0 +1,33 @@
+"""Notices that a server has become a replica: a connection to it can read for ever and never write again."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from redis.exceptions import ReadOnlyError, ResponseError
+
+
+class Noticing:
+    """Mixed in front of a connection class of redis-py: ``refused_write`` is set once the server said READONLY.
+
+    The connection is not closed here, since replies to other commands of the same write may follow; its pool does that
+    when it gets it back.
+    """
+
+    refused_write = False
+
+    def read_response(self, *args: Any, **kwargs: Any) -> Any:
+        """Read as ever."""
+        try:
+            return super().read_response(*args, **kwargs)  # type: ignore[misc]
+        except ResponseError as error:
+            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):  # text: from a script on 6.2
+                self.refused_write = True
+            raise
+
+
+@cache
+def noticing(connection_class: type[Any]) -> type[Any]:
+    """Return a subclass that notices; the same one each time."""
+    return type(connection_class.__name__, (Noticing, connection_class), {"__module__": connection_class.__module__})
