@@ -37,6 +37,8 @@ MAX_IN_FLIGHT = 1
 REFUSED_RETRY, HELD_RETRY = 1.0, 0.25
 #: Seconds within which a second SIGTERM or SIGINT counts as the same one (rq worker-pool plus Ctrl-C).
 SAME_SIGNAL = 1.0
+#: Seconds that a hard stop gives to what has ended and is not recorded yet.
+RECORDING_TIME = 2.0
 
 
 class Arbiter:
@@ -68,9 +70,14 @@ class Arbiter:
         self._outcomes = Outcomes(parent, self._slots.tasks.append, self._slots.reply, self._on_job_done)
         self._wakeup = Wakeup(parent)
         self._upkeep = Upkeep(
-            parent, self._slots, self._outcomes.claims, lambda: self._wakeup.suspended, self._recover
+            parent,
+            self._slots,
+            self._outcomes.renewed,
+            lambda: self._wakeup.suspended,
+            self._recover,
+            lambda: self._stalls.on_answered(),
         )
-        self._stalls = Stalls(parent, self._slots, self._upkeep.settled)
+        self._stalls = Stalls(parent, self._slots, self._upkeep.beat, self._upkeep.trusted_until)
         self._orphans = Orphans(parent, self._upkeep.settled)
         self._link = Link(parent, self._on_message, self._on_away, self._on_back, self._on_given_up)
         self._queues = {queue.key: queue for queue in parent.worker.queues}
@@ -106,13 +113,16 @@ class Arbiter:
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():
-                loop.turn(timeout=0 if self._due() else self._patience())
-                self._slots.assign_tasks()
-                self._send()
+                self._turn(0 if self._due() else self._patience())
         finally:
             self._slots.close()
             loop.close()
         return self._exit_code
+
+    def _turn(self, timeout: float | None) -> None:
+        self._parent.loop.turn(timeout=timeout)
+        self._slots.assign_tasks()
+        self._send()
 
     def _finished(self) -> bool:
         if self._exit_code is not None:
@@ -269,6 +279,7 @@ class Arbiter:
 
         def on_replies(replies: list[Any]) -> None:
             release()
+            self._slots.renew_worn()
             self._on_claimed(slots, request, replies[0])
 
         def on_lost(_error: Exception) -> None:
@@ -351,6 +362,7 @@ class Arbiter:
         slots = [slot for slot in self._slots.regular() if channel == f"rq:pubsub:{slot.name}"]
         if name == "shutdown":
             log.info("Received shutdown command")
+            self.reload = False
             self._stop()
         elif name == "kill-horse":
             for slot in slots:
@@ -370,6 +382,7 @@ class Arbiter:
         self._parent.log.info("Not working on job %s, command ignored.", job_id)
 
     def _on_stop_signal(self) -> None:
+        self.reload = False
         now = time.monotonic()
         if self._first_signal_at is None:
             self._first_signal_at = now
@@ -401,27 +414,36 @@ class Arbiter:
     def _stop_hard(self) -> None:
         """End now: kill the horses and put their jobs back, so that they run again elsewhere."""
         parent = self._parent
-        for slot in list(self._slots):
-            self._slots.receive(slot)  # what has ended has ended
-        for slot in list(self._slots):
-            self._slots.kill(slot)
+        again = self._slots.interrupt()
+        # Jobs that have ended are recorded, those with dependents by a horse; that takes moments.
+        deadline = time.monotonic() + RECORDING_TIME
+        while (self._slots.busy() or self._outcomes) and parent.command.connected and time.monotonic() < deadline:
+            self._turn(0.05)
         self._slots.close()  # waits for their deaths: somebody else may be given their jobs
+        again += self._slots.claims()
         self._exit_code = 0
         try:
             while self._outcomes:
                 self._await(self._outcomes.commit())
             # What was under way before is answered before this; it also tells what a lost claim took.
-            self._await(self._recovery())
-            again = self._slots.claims()
+            self._await(self._recovery(again))
             if again:
-                self._await(Exchange([parent.ledger.push_back(again, begun=True)]))
+                self._await(Exchange([parent.ledger.push_back(again, begun=True)], self._on_pushed_back))
             parent.log.warning("Worker %s: cold shut down; %d jobs go back to their queues", parent.name, len(again))
         except (RedisError, OSError) as error:
-            self._end_away(error)
+            self._end_away(error, again)
 
-    def _end_away(self, error: Exception) -> None:
+    def _on_pushed_back(self, replies: list[Any]) -> None:
+        if isinstance(replies[0], ResponseError):
+            self._parent.log.error(
+                "Worker %s: jobs were not put back (%s); they run again when their leases are over",
+                self._parent.name,
+                replies[0],
+            )
+
+    def _end_away(self, error: Exception, interrupted: Sequence[Claim] = ()) -> None:
         """End without the server, naming the jobs that others will run again once their leases are over."""
-        claims = self._slots.claims() + self._outcomes.claims()
+        claims = [*interrupted, *self._slots.claims(), *self._outcomes.claims()]
         self._parent.log.error(
             "Worker %s: ending while the server is away (%s); jobs that will run again: %s",
             self._parent.name,
@@ -432,7 +454,11 @@ class Arbiter:
 
     def _await(self, exchange: Exchange) -> None:
         """Send an exchange and wait for its replies, at most SOCKET_TIMEOUT."""
-        replies = self._parent.command.execute(exchange.commands)
+        try:
+            replies = self._parent.command.execute(exchange.commands)
+        except (RedisError, OSError) as error:
+            exchange.on_lost(error)
+            raise
         exchange.on_replies(replies)
 
     # -- the server is away and back -----------------------------------------------------------------------------
@@ -444,14 +470,13 @@ class Arbiter:
 
     def _on_away(self, error: Exception) -> None:
         """Answer the requests of horses that were not sent yet, as if they had been."""
-        self._upkeep.unsettle()
+        self._outcomes.note_away()
         requests, self._requests = self._requests, []
         for exchange in reversed(requests):
             exchange.on_lost(error)
 
     def _on_back(self) -> None:
         """Heartbeat first, then commits, then claims: the order of ``_send``."""
-        self._upkeep.unsettle()
         self._outcomes.send_again()
         self._recover()
         self._upkeep.beat()
@@ -463,10 +488,14 @@ class Arbiter:
     def _recover(self) -> None:
         self._recover_due = True
 
-    def _recovery(self) -> Exchange:
-        """Put back what a claim took whose reply was lost."""
+    def _recovery(self, more: Sequence[Claim] = ()) -> Exchange:
+        """Put back what a claim took whose reply was lost: what is noted of this worker, and not known here.
+
+        Args:
+            more: claims that are known, too.
+        """
         self._recover_due = False
-        known = [claim.member for claim in self._slots.claims() + self._outcomes.claims()]
+        known = [claim.member for claim in (*self._slots.claims(), *self._outcomes.claims(), *more)]
         commands: list[Command] = [self._parent.ledger.known_claims()]
 
         def on_replies(replies: list[Any]) -> None:

@@ -8,12 +8,13 @@ an ordinary PubSub message, so one parser serves every server since 6.0, and two
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import select
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from redis.exceptions import (
@@ -123,17 +124,21 @@ class CommandConnection:
         """Return how many writes wait for replies."""
         return self._writes
 
-    def connect(self) -> None:
+    def connect(self, patience: float | None = None) -> None:
         """Connect anew, waiting for it, to a server that can be written to.
+
+        Args:
+            patience: seconds to wait for each reply; the usual timeout if not given.
 
         Raises redis-py's ConnectionError (ServerAway among them), TimeoutError or AuthenticationError.
         """
         self.close()
         connection = self._make()
         try:
-            connection.connect()
+            with _patient(connection, patience):
+                connection.connect()
             self._connection = connection
-            for reply in self.execute([*self._prepare, _WRITE_PROBE]):
+            for reply in self.execute([*self._prepare, _WRITE_PROBE], patience):
                 if isinstance(reply, Exception):
                     raise reply
         except BaseException:
@@ -206,8 +211,8 @@ class CommandConnection:
             return error
         return None
 
-    def execute(self, commands: Sequence[Command]) -> list[Any]:
-        """Send ``commands`` and wait for their replies, for at most the timeout; for beginning and end.
+    def execute(self, commands: Sequence[Command], patience: float | None = None) -> list[Any]:
+        """Send ``commands`` and wait for their replies, for at most ``patience`` or the timeout; for beginning and end.
 
         Raises:
             redis.exceptions.ConnectionError, TimeoutError: the connection is closed then; what was sent may or may
@@ -216,11 +221,12 @@ class CommandConnection:
         result: list[Any] = []
         errors: list[Exception] = []
         self.submit(Exchange(commands, result.extend, errors.append))
-        deadline = time.monotonic() + self._timeout
+        timeout = self._timeout if patience is None else patience
+        deadline = time.monotonic() + timeout
         while self._connection is not None and self._in_flight:
             left = deadline - time.monotonic()
             if left <= 0:
-                self.lose(RedisTimeoutError(f"no reply within {self._timeout:g} s"))
+                self.lose(RedisTimeoutError(f"no reply within {timeout:g} s"))
             elif select.select([self], [], [], left)[0]:
                 self.drain()
         if errors:
@@ -282,7 +288,7 @@ class ListenConnection:
         """Tell whether the last word about this connection was good."""
         return self._connection is not None
 
-    def connect(self) -> None:
+    def connect(self, patience: float | None = None) -> None:
         """Connect and subscribe. ``client_id`` is None afterwards if wake-ups cannot be redirected here.
 
         Raises redis-py's ConnectionError, TimeoutError or AuthenticationError, or ResponseError where the user may
@@ -291,21 +297,25 @@ class ListenConnection:
         self.close()
         connection = self._make()
         try:
-            connection.connect()
-            connection.send_command("CLIENT", "ID", check_health=False)
-            self.client_id = _or_none(connection.read_response)
-            connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
-            for _ in self._channels:
-                connection.read_response(disable_decoding=True)
-            if self.client_id is not None:
-                connection.send_command("SUBSCRIBE", _INVALIDATE, check_health=False)
-                if _or_none(connection.read_response) is None:
-                    self.client_id = None
+            with _patient(connection, patience):
+                connection.connect()
+                self._subscribe(connection)
         except BaseException:
             connection.disconnect()
             raise
         self._connection = connection
         self._asked_at = None
+
+    def _subscribe(self, connection: Any) -> None:
+        connection.send_command("CLIENT", "ID", check_health=False)
+        self.client_id = _or_none(connection.read_response)
+        connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+        for _ in self._channels:
+            connection.read_response(disable_decoding=True)
+        if self.client_id is not None:
+            connection.send_command("SUBSCRIBE", _INVALIDATE, check_health=False)
+            if _or_none(connection.read_response) is None:
+                self.client_id = None
 
     def silent_for(self) -> float:
         """Return the seconds since the oldest PING that was not answered, 0 if all were."""
@@ -376,6 +386,20 @@ def _or_none(read: Callable[[], Any]) -> Any:
 
 def _is_noscript(reply: Any) -> bool:
     return isinstance(reply, ResponseError) and ("NOSCRIPT" in str(reply) or type(reply).__name__ == "NoScriptError")
+
+
+@contextlib.contextmanager
+def _patient(connection: Any, seconds: float | None) -> Iterator[None]:
+    """Have reads of a new connection wait so long inside the block, and as long as before after it."""
+    usual = connection.socket_timeout
+    if seconds is not None:
+        connection.socket_timeout = seconds
+    try:
+        yield
+    finally:
+        connection.socket_timeout = usual
+        if connection._sock is not None:
+            connection._sock.settimeout(usual)
 
 
 def _close_copy(connection: Any) -> None:

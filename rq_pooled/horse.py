@@ -293,10 +293,14 @@ class HorseProcess:
             queue.enqueue_dependents(job)
         self._deliver(tape, commands)
 
-    def _maintain(self) -> None:
-        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs; then sweep."""
+    def _maintain(self, first: Sequence[Any]) -> None:
+        """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs; then sweep.
+
+        ``first`` is a command that has to be done right before, see postpone.lua.
+        """
         relay = Relay(self._channel, self._recorder)
         try:
+            relay.execute([first])
             with relay.carry():
                 self._worker.run_maintenance_tasks()
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)

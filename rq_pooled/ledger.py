@@ -11,7 +11,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -19,7 +19,7 @@ from rq.registry import FailedJobRegistry
 from rq.results import Result
 from rq.utils import now, utcformat
 
-from .claims import Claim
+from .claims import STALLS, Claim
 from .config import Settings
 from .resp import Command, Packed, Word, pack_runs
 from .scripts import Scripts, claims_key
@@ -74,9 +74,11 @@ class Outcome:
 
     def size(self) -> int:
         """Return about how many bytes it holds."""
-        return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents)) + sum(
-            map(len, self.claim.raw.values())
-        )
+        return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents))
+
+    def kept(self) -> Outcome:
+        """Return what is needed to record it again; not the job's data, which may be large."""
+        return replace(self, claim=self.claim._replace(raw={}), receipt_for=None, again=True)
 
 
 def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:
@@ -149,11 +151,15 @@ class Ledger:
     def push_back(self, claims: Iterable[Claim], begun: bool = False) -> Command:
         """Return the command that puts claimed jobs back at the front of their queues; ``begun`` counts as a stall."""
         words = [(c.job_id, c.execution_id, c.queue, c.worker_name, c.queue_key) for c in claims]
-        return self._scripts.push_back(utcformat(now()), self.token, self._settings.max_stalls if begun else -1, words)
+        return self._scripts.push_back(utcformat(now()), self.token, self._settings.max_stalls, begun, words)
 
     def known_claims(self) -> Command:
         """Return the command that asks for all claims of this process; its reply is read by ``unknown``."""
         return ("HGETALL", claims_key(self.token))
+
+    def forget(self, claim: Claim) -> Command:
+        """Return the command that has the server no longer note a claim for this process."""
+        return ("HDEL", claims_key(self.token), claim.member)
 
     @staticmethod
     def unknown(reply: Sequence[bytes], known: Iterable[str]) -> list[Claim]:
@@ -169,10 +175,10 @@ class Ledger:
 
     # -- stalls ----------------------------------------------------------------------------------------------------
 
-    def stalled(self, queue_keys: Sequence[str], name: str) -> tuple[Command, list[str]]:
-        """Return the command that finds expired leases, and the execution ids that it may use."""
+    def stalled(self, queue_keys: Sequence[str], name: str, valid_until: float) -> Command:
+        """Return the command that finds expired leases; after ``valid_until``, server time, it finds none."""
         executions = [uuid4().hex for _ in range(MAX_STALLED_FAILURES)]
-        command = self._scripts.stalled(
+        return self._scripts.stalled(
             queue_keys,
             utcformat(now()),
             time.time(),
@@ -184,9 +190,9 @@ class Ledger:
             self.token,
             name,
             MAX_STALLED,
+            valid_until,
             executions,
         )
-        return command, executions
 
     @staticmethod
     def stalled_reply(reply: Any, name: str) -> Stalled:
@@ -221,6 +227,7 @@ class Ledger:
             ("XADD", Result.get_key(claim.job_id), "MAXLEN", "~", 10, "*", "type", Result.Type.FAILED.value)
             + ("worker_name", claim.worker_name, "exc_string", b64encode(text)),
             ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
+            ("HDEL", job, STALLS),
         ]
         return Outcome(claim, "failed", NOTHING, (len(commands), pack_runs(commands)))
 

@@ -14,6 +14,8 @@ from .parent import Parent
 
 #: Seconds between looks whether a reply is overdue.
 DEADLINE_INTERVAL = 0.5
+#: Seconds that most attempts to reconnect wait for a reply.
+IMPATIENT = 1.0
 
 
 class Link:
@@ -116,8 +118,11 @@ class Link:
         try:
             if parent.lease is not None:
                 parent.lease.ensure()
-            parent.command.connect()
-            parent.listen.connect()
+            # A frozen server accepts and says nothing: signals and kill deadlines must not wait for it each time. One
+            # that is only slow gets the usual patience each fourth time.
+            patience = None if self._failures % 4 == 3 else min(IMPATIENT, parent.settings.socket_timeout)
+            parent.command.connect(patience)
+            parent.listen.connect(patience)
         except (RedisError, OSError) as error:
             parent.command.close()
             self._failures += 1

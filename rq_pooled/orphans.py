@@ -21,6 +21,8 @@ INTERMEDIATE_INTERVAL, INTERMEDIATE_AGE = 15.0, 20.0
 PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05
 #: Pages of keys in one round: a database with more than 500 000 other keys is gone through in several.
 MAX_KEY_PAGES = 500
+#: The cursor at the end, and where another worker goes through them.
+ENDS = ("0", "-1")
 #: RQ's registries of job ids. Not the scheduled ones: RQ may write an entry there before the job, and promotion drops
 #: the others. Not the started ones: see stalled.lua.
 REGISTRIES = ("failed", "finished", "deferred", "canceled")
@@ -43,6 +45,7 @@ class Orphans:
         self._cursor = "0"
         self._keys_cursor = "0"
         self._removed = 0
+        self._in_round = False
         #: How many ids were put back from intermediate lists, and entries without a job removed.
         self.rescued = self.ghosts = 0
 
@@ -91,7 +94,8 @@ class Orphans:
     # -- entries without a job -----------------------------------------------------------------------------------
 
     def _begin_round(self) -> None:
-        if self._settled():
+        if self._settled() and not self._in_round:
+            self._in_round = True
             self._removed = 0
             self._pages = self._round()
             self._next_page()
@@ -104,13 +108,15 @@ class Orphans:
         for queue in self._parent.worker.queues:
             for name in REGISTRIES:
                 registry, self._cursor = f"rq:{name}:{queue.name}", ""
-                while self._cursor != "0":
+                while self._cursor not in ENDS:
                     cursor = self._cursor or "0"
                     self._prepare(scripts.ghosts(registry, cursor, PAGE, owner, lock_ttl))
                     yield
         for _ in range(MAX_KEY_PAGES):
             self._prepare(scripts.executions(self._keys_cursor, KEYS_PAGE, owner, lock_ttl))
             yield
+            if self._cursor == "-1":
+                break
             self._keys_cursor = self._cursor
             if self._cursor == "0":
                 break
@@ -123,6 +129,7 @@ class Orphans:
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
                 self._parent.log.error("Worker %s: clean-up given up: %s", self._parent.name, replies[0])
+                self._end_round()
                 return
             cursor, removed = replies[0]
             self._cursor = cursor.decode()
@@ -130,8 +137,12 @@ class Orphans:
             self.ghosts += removed
             self._parent.loop.call_later(PAUSE, self._next_page)
 
-        # A lost server ends the round; the next one begins at its time.
-        self._page = Exchange([command], on_replies)
+        self._page = Exchange([command], on_replies, lambda _error: self._end_round())
 
     def _next_page(self) -> None:
-        next(self._pages, None)
+        if next(self._pages, self) is self:
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """Be ready for the next round, which begins at its time; a lost server ends one, too."""
+        self._in_round = False

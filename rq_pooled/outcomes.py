@@ -21,7 +21,7 @@ MAX_COMMIT = 50
 MAX_REFUSALS = 4
 #: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
 #: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
-KEPT_FOR, KEPT_BYTES = 3.0, 8 * 1024 * 1024
+KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
 
 
 class Outcomes:
@@ -49,6 +49,10 @@ class Outcomes:
         #: (when it was recorded, its size, itself), the oldest first.
         self._recorded: deque[tuple[float, int, Outcome]] = deque()
         self._recorded_bytes = 0
+        #: What may have been lost with the server, since that was noticed.
+        self._doubtful: list[Outcome] = []
+        #: So many commits take one outcome each.
+        self._singly = 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -57,32 +61,48 @@ class Outcomes:
         """Take an outcome; it is sent with the next commit."""
         self._waiting.append(outcome)
 
+    def renewed(self) -> list[Claim]:
+        """Return the claims that wait to be committed and stand for all that is known here."""
+        return [outcome.claim for outcome in self._waiting if not outcome.again]
+
     def claims(self) -> list[Claim]:
         """Return the claims that wait to be committed."""
         return [outcome.claim for outcome in self._waiting]
 
-    def send_again(self) -> None:
-        """Send what was recorded last once more: the server has been away. The fence makes it harmless."""
-        for _, _, outcome in reversed(self._recorded):
-            outcome.again = True
-            self._waiting.appendleft(outcome)
+    def note_away(self) -> None:
+        """Note that the server is lost: what it recorded last, before that could be noticed, is sent again later."""
+        settings = self._parent.settings
+        noticed_after = settings.heartbeat_interval + settings.socket_timeout
+        self._forget(time.monotonic() - KEPT_FOR - noticed_after)
+        self._doubtful += [outcome for _, _, outcome in self._recorded]
         self._recorded.clear()
         self._recorded_bytes = 0
 
+    def send_again(self) -> None:
+        """Send what was recorded last once more: the server has been away. The fence makes it harmless."""
+        self._waiting.extendleft(reversed(self._doubtful))
+        self._doubtful.clear()
+
     def commit(self) -> Exchange:
         """Return the exchange that records what waits."""
-        batch = [self._waiting.popleft() for _ in range(min(MAX_COMMIT, len(self._waiting)))]
+        most = MAX_COMMIT if self._singly == 0 else 1
+        batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        self._singly = max(0, self._singly - 1)
         for outcome in batch:
             outcome.attempts += 1
 
         def on_replies(replies: list[Any]) -> None:
             results = replies[0]
             if isinstance(results, ResponseError):
-                results = [str(results).encode()] * len(batch)
+                if len(batch) > 1:  # refused as a whole: whoever is to blame must not harm the others
+                    self._singly = len(batch)
+                    self._waiting.extendleft(reversed(batch))
+                    return
+                results = [str(results).encode()]
             recorded_again = 0
             for outcome, result in zip(batch, results):
                 word = result.decode(errors="replace")
-                if outcome.again and word in ("ok", "lost"):
+                if outcome.again:  # should it have got dependents since, it is put back as an unknown claim
                     recorded_again += word == "ok"
                 else:
                     self._on_result(outcome, word)
@@ -122,9 +142,12 @@ class Outcomes:
 
     def _keep(self, outcome: Outcome) -> None:
         now, size = time.monotonic(), outcome.size()
-        self._recorded.append((now, size, outcome))
+        self._recorded.append((now, size, outcome.kept()))
         self._recorded_bytes += size
-        while self._recorded and (self._recorded[0][0] < now - KEPT_FOR or self._recorded_bytes > KEPT_BYTES):
+        self._forget(now - KEPT_FOR)
+
+    def _forget(self, before: float) -> None:
+        while self._recorded and (self._recorded[0][0] < before or self._recorded_bytes > KEPT_BYTES):
             self._recorded_bytes -= self._recorded.popleft()[1]
 
     def _on_refused(self, outcome: Outcome, reason: str) -> None:
@@ -138,7 +161,13 @@ class Outcomes:
             return
         self._receipt(outcome, False)
         if outcome.refusals >= MAX_REFUSALS:
-            log.error("Worker %s: giving up on recording job %s", claim.worker_name, claim.job_id)
+            log.error(
+                "Worker %s: giving up on recording job %s; it runs again when its lease is over",
+                claim.worker_name,
+                claim.job_id,
+            )
+            # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
+            self._parent.command.submit(Exchange([self._parent.ledger.forget(claim)]))
             self._on_done()
         elif outcome.status == "failed":
             bare = self._parent.ledger.bare_failure(claim, text)

@@ -132,6 +132,8 @@ class Prefork:
             # every process of a container, and only the parent decides what that means for a running job.
             signal.signal(signal.SIGTERM, _no_op)
             signal.signal(signal.SIGINT, _no_op)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the parent's affair, too
+                signal.signal(signal.SIGHUP, _no_op)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._main(slot, ChildChannel(child_end))
             status = 0
@@ -215,6 +217,8 @@ class Prefork:
         """Collect every horse that has died. Only own pids are waited for, never somebody else's children."""
         for horse in list(self.horses.values()):
             self._reap(horse)
+        if os.getpid() == 1:
+            self._reap_strangers()
 
     def _reap(self, horse: Horse) -> None:
         if horse.pid not in self.horses:

@@ -13,6 +13,8 @@ from .scripts import Scripts
 
 #: Ids or keys of one command.
 PAGE = 1000
+#: Jobs of one command that looks through whole queues for each: 20 times 300 000 ids hold the server 60 ms.
+FEW = 20
 
 
 class Lost(NamedTuple):
@@ -69,8 +71,8 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
         apply: False only tells which would be.
     """
     scripts, back = Scripts(), set()
-    for start in range(0, len(lost), PAGE):
-        command = scripts.rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + PAGE]))
+    for start in range(0, len(lost), FEW):
+        command = scripts.rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
         back |= {as_text(job_id) for job_id in _run(connection, scripts, command)}
     return [job for job in lost if job.id in back]
 

@@ -175,10 +175,12 @@ class Scripts:
         """Register the death of these workers and release the scheduler's locks."""
         return self._call("unregister", (), now, scheduler, len(queues), *queues, *names)
 
-    def push_back(self, now: str, token: str, max_stalls: int, claims: Iterable[Sequence[str]]) -> Command:
-        """Undo claims, each (job, execution, wip queue, worker name, queue key); -1 as ``max_stalls`` counts none."""
+    def push_back(
+        self, now: str, token: str, max_stalls: int, begun: bool, claims: Iterable[Sequence[str]]
+    ) -> Command:
+        """Undo claims, each (job, execution, wip queue, worker name, queue key); ``begun`` counts as a stall."""
         words = (word for claim in claims for word in claim)
-        return self._call("push_back", (), now, claims_key(token), max_stalls, *words)
+        return self._call("push_back", (), now, claims_key(token), max_stalls, int(begun), *words)
 
     def stalled(
         self,
@@ -192,11 +194,12 @@ class Scripts:
         token: str,
         name: str,
         limit: int,
+        valid_until: float,
         executions: Iterable[str],
     ) -> Command:
         """Put jobs back whose lease is over; claim those that stalled too often, under these execution ids."""
         limits = (lease, abandon_after, max_stalls, max(1, int(interval * 1000)), claims_key(token), name, limit)
-        return self._call("stalled", queue_keys, now, now_seconds, *limits, *executions)
+        return self._call("stalled", queue_keys, now, now_seconds, *limits, valid_until, *executions)
 
     def intermediate(self, queue_keys: Sequence[str], age: float) -> Command:
         """Rescue ids that were left in intermediate lists for ``age`` seconds."""

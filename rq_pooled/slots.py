@@ -59,6 +59,8 @@ class Slot:
     stopped: bool = False
     #: Somebody else has been given its job: nothing of it is to be recorded.
     handed_on: bool = False
+    #: Its horse was sent SIGKILL: whatever it still says, it is given nothing more.
+    killed: bool = False
     #: Its horse is to be replaced once it has nothing to do.
     worn: bool = False
     since: float = field(default_factory=time.monotonic)
@@ -115,6 +117,8 @@ class Slots:
         )
         self._slots = [Slot(name) for name in names]
         self._ending = False
+        #: Spare horses in a row that died before they were ready, and when the next one may be forked.
+        self._spares_died, self._spare_after = 0, 0.0
         self.tasks: deque[Task] = deque()
 
     def __iter__(self) -> Iterator[Slot]:
@@ -154,18 +158,42 @@ class Slots:
     def kill(self, slot: Slot) -> None:
         """Kill the slot's horse and what it started; its job is buried as RQ buries it."""
         if slot.horse is not None:
+            slot.killed = True
             self._prefork.kill(slot.horse)
 
     def hand_on(self, claim: Claim) -> None:
         """Kill the horse whose job somebody else has been given, and forget the claim."""
         for task in [task for task in self.tasks if task.claim is claim]:
             self.tasks.remove(task)
+            self._refuse_receipt(task)
         for slot in self._slots:
             if slot.claim is claim:
                 self.receive(slot)  # a complete outcome is refused by the fence, and its horse lives
-                if slot.claim is claim:
+                if slot.claim is claim and slot.task is not None:
+                    self._refuse_receipt(slot.task)
                     slot.handed_on = True
                     self.kill(slot)
+
+    def _refuse_receipt(self, task: Task) -> None:
+        """Tell a horse that waits for the record of this task's outcome that there will be none."""
+        if task.receipt_for is not None and task.receipt_for[0].task is task.receipt_for[1]:
+            self.reply(task.receipt_for[0], ("committed", False))
+
+    def interrupt(self) -> list[Claim]:
+        """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
+        for slot in self._slots:
+            self.receive(slot)  # what has ended has ended
+        interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
+        claims = [slot.claim for slot in interrupted if slot.claim is not None]
+        for slot in interrupted:
+            slot.handed_on = True
+            self.kill(slot)
+        return sorted(claims, key=lambda claim: claim.created_at)
+
+    def renew_worn(self) -> None:
+        """Replace horses that should have been, but had a claim under way."""
+        if any(slot.worn and slot.free for slot in self._slots):
+            self.replace()
 
     def replace(self) -> None:
         """Replace all horses, those that run a job when it has ended."""
@@ -186,7 +214,7 @@ class Slots:
             return
         slot.horse = None
         hooks.before_fork()
-        slot.ready = slot.worn = False
+        slot.ready = slot.worn = slot.killed = False
         slot.end()
         try:
             slot.horse = self._prefork.spawn(self._slots.index(slot))
@@ -218,6 +246,12 @@ class Slots:
             self._on_task_died(task, horse.pid, status, rusage, stopped)
         if slot.spare:
             self._slots.remove(slot)
+            if task is None and not was_ready:
+                self._spares_died += 1
+                delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
+                self._spare_after = time.monotonic() + delay
+                self._parent.log.error("Worker %s: a spare horse ended before it was ready (status %d)", slot.name, status)
+                self._parent.loop.call_later(delay, lambda: None)  # wakes the loop
         elif task is None and not was_ready:
             slot.stillborn += 1
             delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
@@ -239,7 +273,7 @@ class Slots:
             self.tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped, False)))
         elif task.deaths == 0:
             task.deaths = 1
-            if task.kind == "bury":  # its user code killed it: the next one does without, see horse.py
+            if task.kind in ("bury", "abandon"):  # its user code killed it: the next one does without, see horse.py
                 task.arguments = (*task.arguments[:-1], True)
             self.tasks.append(task)
         elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
@@ -248,6 +282,8 @@ class Slots:
             self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
         else:
             reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
+            if task.kind == "abandon":
+                reason = str(task.arguments[0])
             self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
 
     # -- messages ------------------------------------------------------------------------------------------------
@@ -283,6 +319,8 @@ class Slots:
     def _on_free(self, slot: Slot, leaving: bool) -> None:
         slot.end()
         slot.stillborn = 0
+        if slot.spare:
+            self._spares_died = 0
         if slot.spare and (leaving or not self.tasks):
             self._slots.remove(slot)
             if slot.horse is not None:
@@ -293,7 +331,7 @@ class Slots:
             self._parent.counters.horses_replaced += 1
             self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
         else:
-            slot.ready = True
+            slot.ready = not slot.killed
 
     def reply(self, slot: Slot, message: tuple[Any, ...]) -> None:
         """Send the answer that the slot's horse waits for, if it still lives."""
@@ -319,7 +357,7 @@ class Slots:
             if slot.free:
                 self.give(slot, self.tasks.popleft())
         urgent = any(task.claim is not None for task in self.tasks)
-        if urgent and all(slot.task is not None for slot in self._slots):
+        if urgent and time.monotonic() >= self._spare_after and all(slot.task is not None for slot in self._slots):
             spare = Slot(self._parent.name, spare=True)
             self._slots.append(spare)
             self._spawn(spare)

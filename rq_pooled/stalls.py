@@ -20,14 +20,18 @@ class Stalls:
 
     Args:
         parent, slots: as the names say.
-        settled: tells whether this worker may judge others: its own connection has been good for a full HEARTBEAT_TTL,
-            so whoever could renew a lease has had the time to do so.
+        beat: has a heartbeat sent, which is to come before each look.
+        trusted_until: tells until when, by the server's clock, this worker may judge others; see Upkeep.
     """
 
-    def __init__(self, parent: Parent, slots: Slots, settled: Callable[[], bool]) -> None:
+    def __init__(
+        self, parent: Parent, slots: Slots, beat: Callable[[], None], trusted_until: Callable[[], float | None]
+    ) -> None:
         self._parent = parent
         self._slots = slots
-        self._settled = settled
+        self._beat = beat
+        self._trusted_until = trusted_until
+        self._wanted = False
         self._due = False
 
     def start(self) -> None:
@@ -37,16 +41,22 @@ class Stalls:
     @property
     def due(self) -> bool:
         """Tell whether a look should be sent; asked at that moment, since an outage may have come between."""
-        return self._due and self._settled()
+        return self._due and self._trusted_until() is not None
 
     def _on_interval(self) -> None:
-        self._due = True
+        self._wanted = True
+        self._beat()
+
+    def on_answered(self) -> None:
+        """Look now if it is time: a heartbeat was answered, so what this process slept through has been noticed."""
+        self._due, self._wanted = self._due or self._wanted, False
 
     def exchange(self) -> Exchange:
         """Return the exchange that puts stalled jobs back and claims those to be failed."""
         self._due = False
         parent = self._parent
-        command, _ = parent.ledger.stalled([queue.key for queue in parent.worker.queues], parent.name)
+        keys = [queue.key for queue in parent.worker.queues]
+        command = parent.ledger.stalled(keys, parent.name, self._trusted_until() or 0.0)
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):

@@ -27,6 +27,7 @@ class Upkeep:
         waiting: returns the claims whose outcomes wait to be committed; they are renewed too.
         suspended: tells whether RQ is suspended, which idle workers show as their state.
         on_unknown: called when the server has noted claims of which nobody here knows.
+        on_answered: called when a heartbeat has been answered: who could renew a lease has done so now.
     """
 
     def __init__(
@@ -36,16 +37,19 @@ class Upkeep:
         waiting: Callable[[], list[Claim]],
         suspended: Callable[[], bool],
         on_unknown: Callable[[], None],
+        on_answered: Callable[[], None],
     ) -> None:
         self._parent = parent
         self._slots = slots
         self._waiting = waiting
         self._suspended = suspended
         self._on_unknown = on_unknown
+        self._on_answered = on_answered
         #: Since when nothing has kept this worker, and so perhaps others, from renewing leases: by the monotonic clock.
         self._good_since = time.monotonic()
-        #: When the last heartbeat was answered, by the server's clock.
+        #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
+        self._answered = 0.0
         self.heartbeat_due = False
         self.promote_due = True
 
@@ -66,14 +70,19 @@ class Upkeep:
         good_for = time.monotonic() - self._good_since if self._parent.command.connected else 0.0
         return good_for >= settings.heartbeat_ttl + settings.reconnect_cap
 
-    def unsettle(self) -> None:
-        """Note that the server was away, or this process stopped: others may not have renewed their leases either."""
-        self._good_since = time.monotonic()
-        self._answered_at = None
+    def trusted_until(self) -> float | None:
+        """Return until when, by the server's clock, what this worker sends now may judge others; None if it may not.
+
+        A server may be frozen already when a call is sent, and do it long after: then everybody's leases are over.
+        """
+        if self._answered_at is None or not self.settled():
+            return None
+        return self._answered_at + (time.monotonic() - self._answered) + self._parent.settings.socket_timeout
 
     def _note_answer(self, clock: float) -> None:
-        last, self._answered_at = self._answered_at, clock
-        # At least twice the interval: the whole machine may have been asleep, and everybody's leases are over.
+        last, self._answered_at, self._answered = self._answered_at, clock, time.monotonic()
+        # At least twice the interval: the server was away, this process was stopped, or the whole machine was asleep.
+        # Then everybody's leases may be over, not only those of the dead.
         if last is not None and clock - last > self._parent.settings.heartbeat_ttl / 2:
             self._good_since = time.monotonic()
 
@@ -90,7 +99,8 @@ class Upkeep:
             (slot.name, "" if slot.claim else idle, round(now - slot.since, 3) if slot.claim else 0.0)
             for slot in self._slots.regular()
         ]
-        claims = self._slots.claims() + self._waiting()
+        running = self._slots.claims()
+        claims = running + self._waiting()
 
         def on_replies(replies: list[Any]) -> None:
             log, name = self._parent.log, self._parent.name
@@ -103,8 +113,9 @@ class Upkeep:
                 return
             forgotten, handed_on, noted, milliseconds = replies[0]
             self._note_answer(milliseconds / 1000)
-            for number in handed_on:
-                claim = claims[number - 1]
+            self._on_answered()
+            # Not those whose outcomes wait: the commit, next in line, finds out and says so.
+            for claim in (claims[number - 1] for number in handed_on if number <= len(running)):
                 self._parent.counters.lost_claims += 1
                 log.warning(
                     "Worker %s: job %s was handed on while this worker could not renew its lease; ending its horse",
@@ -147,8 +158,6 @@ class Upkeep:
 
     def _maintain(self) -> None:
         if not any(task.kind == "maintain" for task in self._slots.tasks):
-            # Before anything that the horse asks for, on the same connection.
             keys = [queue.key for queue in self._parent.worker.queues]
             command = self._parent.scripts.postpone(keys, int(self._parent.settings.abandon_after))
-            self._parent.command.submit(Exchange([command]))
-            self._slots.tasks.append(Task("maintain"))
+            self._slots.tasks.append(Task("maintain", arguments=(tuple(command),)))

@@ -187,10 +187,10 @@ class Worker(rq.worker.Worker):
         finally:
             command.close()
             listen.close()
+        if arbiter.reload and not exit_code:
+            _start_anew()
         if exit_code is not None:
             raise SystemExit(exit_code)
-        if arbiter.reload:
-            _start_anew()
         return bool(arbiter.completed)
 
     def _begin(
@@ -311,7 +311,8 @@ class Worker(rq.worker.Worker):
         """Return the command that enqueues due scheduled jobs."""
         assert self.scheduler is not None
         self.scheduler.last_heartbeat = now()
-        return self._ledger.promote(self.queue_names(), self.scheduler.name, self.scheduler.to_dict())
+        fields = {**self.scheduler.to_dict(), "rq_pooled": "1"}  # others of ours know by it whose lock it is
+        return self._ledger.promote(self.queue_names(), self.scheduler.name, fields)
 
     def note_warm_shutdown(self, busy: Sequence[str]) -> None:
         """Log a warm shutdown, and note it in the hashes of busy workers as RQ does."""

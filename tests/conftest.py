@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
+import rq_pooled.pool as pools
 from rq_pooled.embedded import EmbeddedServer, EmbeddedServerError, find_server
 
 KIND = os.environ.get("RQ_POOLED_TEST_SERVER") or None
@@ -82,3 +83,12 @@ def start_server(_server_available: None) -> Iterator[Callable[..., EmbeddedServ
     yield start
     for one in started:
         one.close()
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_outlives_its_test() -> Iterator[None]:
+    """Close this process's pools after each test: the next one may count the server's connections."""
+    yield
+    for pool, _ in list(pools._registry.values()):
+        pool.disconnect()
+    pools._registry.clear()

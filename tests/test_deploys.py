@@ -234,3 +234,70 @@ def test_no_zombies_as_process_one(server: EmbeddedServer, redis: Redis, tmp_pat
     finally:
         if worker.process.poll() is None:
             worker.kill()
+
+
+def preloading(tmp_path: Path) -> dict[str, str]:
+    """Settings under which SIGHUP has the worker start anew."""
+    (tmp_path / "empty.py").touch()
+    return {"RQ_POOLED_PRELOAD": "json"}
+
+
+def test_hangup_with_a_deadline_starts_anew_too(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """SIGHUP with PRELOAD and SHUTDOWN_TIMEOUT: what still runs then goes back, and the worker starts anew, not ends."""
+    queue = Queue(connection=redis)
+    settings = {**preloading(tmp_path), "RQ_POOLED_SHUTDOWN_TIMEOUT": "0.5"}
+    with running_worker(server.url, log=tmp_path / "log", **settings) as worker:
+        job = queue.enqueue(jobs.wait_for, "go", "running")
+        wait_until(lambda: redis.llen("running") == 1)
+        stop(worker, signal.SIGHUP)
+        wait_until(lambda: redis.llen("running") == 2, what="the job runs again in the new worker")
+        redis.lpush("go", 1)
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED)
+        assert worker.output().count(f"started with PID {worker.pid}") == 2
+        assert worker.stop() == 0
+
+
+def test_a_stop_during_a_reload_is_a_stop(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """SIGTERM while a worker drains because of SIGHUP ends it: it does not start anew."""
+    queue = Queue(connection=redis)
+    with running_worker(server.url, log=tmp_path / "log", **preloading(tmp_path)) as worker:
+        job = queue.enqueue(jobs.wait_for, "go", "running")
+        wait_until(lambda: redis.llen("running") == 1)
+        stop(worker, signal.SIGHUP)
+        worker.wait_for("SIGHUP: finishing what runs")
+        stop(worker)
+        time.sleep(0.2)
+        redis.lpush("go", 1)
+        assert worker.wait(20) == 0
+        assert job.get_status() == JobStatus.FINISHED
+        assert worker.output().count("started with PID") == 1
+
+
+def test_hangup_of_the_whole_group_harms_no_job(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A SIGHUP that reaches horses, too, as from a service manager, kills none of them."""
+    queue = Queue(connection=redis)
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        job = queue.enqueue(jobs.wait_for, "go", "running")
+        wait_until(lambda: redis.llen("running") == 1)
+        os.kill(int(redis.lindex("running", 0)), signal.SIGHUP)
+        stop(worker, signal.SIGHUP)
+        worker.wait_for("replacing all horses")
+        redis.lpush("go", 1)
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED)
+        assert worker.stop() == 0
+
+
+def test_what_has_ended_is_recorded_by_a_hard_stop(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A job with dependents that has just ended when the deadline is over is recorded, and does not run again."""
+    queue = Queue(connection=redis)
+    with running_worker(server.url, log=tmp_path / "log", concurrency=2, RQ_POOLED_SHUTDOWN_TIMEOUT="1") as worker:
+        first = queue.enqueue(jobs.wait_for, "go", "running")
+        dependents = [queue.enqueue(jobs.nothing, depends_on=first) for _ in range(3)]
+        hanging = queue.enqueue(jobs.hang, "running")
+        wait_until(lambda: redis.llen("running") == 2)
+        stop(worker)
+        worker.wait_for("warm shut down requested")
+        redis.lpush("go", 1)
+        assert worker.wait(20) == 0
+        assert first.get_status() == JobStatus.FINISHED
+        assert set(queue.job_ids) == {hanging.id, *(job.id for job in dependents)}

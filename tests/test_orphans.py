@@ -14,6 +14,7 @@ import pytest
 from engine import Engine, engine
 from redis import Redis
 from rq import Queue
+from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
@@ -72,6 +73,21 @@ def test_only_what_stays_is_rescued(ours: Engine, redis: Redis) -> None:
     assert redis.keys("*intermediate*") == [], "RQ must not take the next pass for this one"
 
 
+def test_a_job_that_a_stock_worker_registered_but_did_not_begin_is_rescued(ours: Engine, redis: Redis) -> None:
+    """A stock worker registers an execution before it forks: killed in between, its job has not begun, and goes back."""
+    queue = Queue(connection=redis)
+    job = queue.enqueue(jobs.nothing)
+    leave(redis, job)
+    with redis.pipeline() as pipeline:
+        execution = Execution.create(job, ttl=100, pipeline=pipeline)
+        pipeline.zadd("rq:wip:default", {execution.composite_key: time.time() + 100})
+        pipeline.execute()
+    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    assert ours.run(ours.scripts.intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 1]]
+    assert queue.job_ids == [job.id]
+    assert not redis.exists("rq:wip:default", *redis.keys("rq:execution*"))
+
+
 @pytest.mark.parametrize("state", ["running", "gone", "finished"])
 def test_what_need_not_run_is_only_removed(ours: Engine, redis: Redis, state: str) -> None:
     """A left id whose job runs, is gone or has ended is taken out of the list and not queued."""
@@ -109,7 +125,8 @@ def test_maintenance_removes_entries_without_a_job(server: EmbeddedServer, redis
     }
     with running_worker(server.url, "--maintenance-interval", "1", log=tmp_path / "log", **settings) as worker:
         worker.wait_for("registry entries and executions without a job", timeout=40)
-        assert "removed 4801 registry entries" in worker.output()
+        # Those of the failed registry may have gone with the sweep of the same maintenance.
+        wait_until(lambda: not redis.exists("rq:execution:half:1"), what="the end of the round")
     for name in ("failed", "finished", "deferred", "canceled"):
         assert redis.zrange(f"rq:{name}:default", 0, -1) == [real.id.encode()], name
     assert redis.zcard("rq:scheduled:default") == 1201
@@ -138,7 +155,7 @@ def test_one_worker_at_a_time_looks_for_ghosts(ours: Engine, redis: Redis) -> No
     """While one worker goes through the registries, others find the lock and do nothing."""
     redis.zadd("rq:failed:default", {"ghost": 1})
     redis.set("rq_pooled:lock:ghosts", "other", ex=10)
-    assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 0]
+    assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"-1", 0]
     redis.delete("rq_pooled:lock:ghosts")
     assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 1]
     assert redis.get("rq_pooled:lock:ghosts") == b"me"

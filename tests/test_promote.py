@@ -19,6 +19,8 @@ from rq.registry import ScheduledJobRegistry
 from rq.scheduler import RQScheduler
 from support import running_worker, wait_until
 
+from rq_pooled.embedded import EmbeddedServer
+
 QUEUES = ("default", "q2")
 PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 TIMES = (b"enqueued_at", b"created_at", b"last_heartbeat")
@@ -193,3 +195,15 @@ def test_worker_leaves_the_lock_of_a_stock_scheduler_alone(server: Any, redis: R
         assert redis.zrange("rq:scheduled:default", 0, -1) == [b"theirs"]
         worker.stop()
     assert redis.get("rq:scheduler-lock:default") == b"them"
+
+
+def test_the_lock_of_a_dead_worker_of_ours_is_taken_over(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """kill -9 of the worker that holds RQ's scheduler lock delays no retry by the lock's life of 61 seconds."""
+    queue = Queue("default", connection=redis)
+    with running_worker(server.url, "--name", "dead", "default", log=tmp_path / "1") as first:
+        wait_until(lambda: redis.get("rq:scheduler-lock:default") == b"dead", what="the lock")
+        with running_worker(server.url, "--name", "heir", "default", log=tmp_path / "2"):
+            first.kill()
+            job = queue.enqueue_in(timedelta(seconds=1), "math.factorial", 3)
+            wait_until(lambda: job.get_status() == JobStatus.FINISHED, timeout=30)
+            assert redis.get("rq:scheduler-lock:default") == b"heir"

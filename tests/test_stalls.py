@@ -38,11 +38,12 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
         yield one
 
 
-def look(ours: Engine, name: str = "y") -> Any:
+def look(ours: Engine, name: str = "y", unlock: bool = True, valid_for: float = 5) -> Any:
     """Look for expired leases once, whoever looked last."""
-    ours.run(("DEL", "rq_pooled:lock:stalled"))
-    command, _ = ours.ledger.stalled(["rq:queue:default"], name)
-    return ours.ledger.stalled_reply(ours.run(command), name)
+    if unlock:
+        ours.run(("DEL", "rq_pooled:lock:stalled"))
+    valid_until = int(ours.run(("TIME",))[0]) + valid_for
+    return ours.ledger.stalled_reply(ours.run(ours.ledger.stalled(["rq:queue:default"], name, valid_until)), name)
 
 
 def end_lease(redis: Redis, *members: str, queue: str = "default") -> None:
@@ -84,7 +85,8 @@ def test_leases_that_stand_are_left_alone(ours: Engine, redis: Redis) -> None:
     (claim,) = ours.claim("w").claims
     assert look(ours) == (False, [], [])
     end_lease(redis, claim.member)
-    assert ours.ledger.stalled_reply(ours.run(ours.ledger.stalled(["rq:queue:default"], "y")[0]), "y").returned == []
+    assert look(ours, unlock=False).returned == []
+    assert look(ours, valid_for=-1).returned == [], "a look that lay in a frozen server judges nobody"
     assert len(look(ours).returned) == 1
 
 
@@ -163,7 +165,7 @@ def test_one_look_is_bounded(ours: Engine, redis: Redis) -> None:
         pipeline.execute()
     sizes = []
     for _ in range(3):
-        stalled = ours.ledger.stalled_reply(ours.run(ours.ledger.stalled(["rq:queue:default"], "y")[0]), "y")
+        stalled = look(ours, unlock=False)
         sizes.append((len(stalled.returned), stalled.more))
     assert sizes == [(100, True), (100, True), (50, False)]
 
@@ -324,3 +326,59 @@ def test_a_job_of_last_night_is_put_back(server: EmbeddedServer, redis: Redis, t
     with running_worker(server.url, "--maintenance-interval", "1", log=tmp_path / "1", **QUICK):
         wait_until(lambda: job.get_status() == JobStatus.FINISHED)
         assert not redis.exists("abandoned")
+
+
+def test_a_machine_that_slept_takes_nobody_s_jobs(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Two workers and their horses stopped past all leases and continued: each keeps its job, and each runs once."""
+    queue = Queue(connection=redis)
+    with (
+        running_worker(server.url, log=tmp_path / "1", **QUICK) as first,
+        running_worker(server.url, log=tmp_path / "2", **QUICK) as second,
+    ):
+        held = [queue.enqueue(jobs.wait_for, f"go:{i}", "running") for i in range(2)]
+        wait_until(lambda: redis.llen("running") == 2)
+        time.sleep(2.5)  # both have been connected long enough to judge
+        everybody = [first.pid, second.pid, *(int(pid) for pid in redis.lrange("running", 0, -1))]
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)
+        leases = "rq_pooled:leases:default"
+        wait_until(lambda: all(score < redis.time()[0] - 1 for _, score in redis.zrange(leases, 0, -1, withscores=True)))
+        for pid in everybody:
+            os.kill(pid, signal.SIGCONT)
+        time.sleep(1)  # several looks
+        redis.lpush("go:0", 1), redis.lpush("go:1", 1)
+        wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in held))
+        assert redis.llen("running") == 2
+        assert "stalled" not in first.output() + second.output()
+
+
+def test_a_callback_that_kills_its_horse_does_not_hide_the_reason(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
+    """A failure callback that ends its process is called once, and the job fails with the reason that it stalled."""
+    queue = Queue(connection=redis)
+    job = queue.enqueue(jobs.nothing, on_failure=Callback("stall_jobs.on_failure_die"))
+    with engine(server.url) as ours:
+        ours.register("w")
+        (claim,) = ours.claim("w").claims
+    end_lease(redis, claim.member)
+    with running_worker(server.url, log=tmp_path / "1", RQ_POOLED_MAX_STALLS="0", **QUICK):
+        wait_until(lambda: job.get_status() == JobStatus.FAILED)
+        assert redis.llen("died") == 1
+        result = job.latest_result()
+        assert result is not None and "stalled 1 times" in result.exc_string
+
+
+def test_an_outcome_that_cannot_be_recorded_does_not_make_its_job_run_for_ever(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
+    """A registry of the wrong type: the job is given up until its lease is over, not put back at each heartbeat."""
+    redis.set("rq:failed:default", "not a registry")
+    queue = Queue(connection=redis)
+    settings = {**QUICK, "RQ_POOLED_HEARTBEAT_TTL": "30"}
+    queue.enqueue("stall_jobs.count_and_fail")
+    with running_worker(server.url, log=tmp_path / "1", **settings) as worker:
+        worker.wait_for("giving up on recording")
+        time.sleep(2)  # several heartbeats
+        assert redis.get("runs") == b"1"
+        assert "claim was not answered" not in worker.output()

@@ -3,13 +3,13 @@
 -- KEYS[1]     a registry of job ids (rq:failed:<queue> and the like)
 -- ARGV[1]     cursor of ZSCAN, 0 at first      ARGV[2]  about how many entries to look at
 -- ARGV[3]     the caller, of whom one is enough  ARGV[4]  seconds for which it keeps the others away
--- returns     { next cursor, 0 at the end, number of entries removed }
+-- returns     { next cursor, 0 at the end, -1 where another is at it, number of entries removed }
 redis.call('DEL', 'rq_pooled:none')
 
 local LOCK = 'rq_pooled:lock:ghosts'
 local owner = redis.call('GET', LOCK)
 if owner and owner ~= ARGV[3] then
-  return { '0', 0 }
+  return { '-1', 0 }
 end
 redis.call('SET', LOCK, ARGV[3], 'EX', ARGV[4])
 local reply, removed = redis.call('ZSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2]), 0

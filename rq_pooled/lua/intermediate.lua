@@ -25,13 +25,23 @@ for _, key in ipairs(redis.call('SRANDMEMBER', 'rq:queues', SAMPLE)) do
   add(key)
 end
 
-local function is_running(id, queue)
+-- Tell whether an execution stands that is to be left alone. One of a stock worker that has not begun the job (it writes
+-- that and removes the id from the list in one step) is dropped: its worker died in between.
+local function is_running(id, queue, begun)
+  local running = false
   for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
-    if redis.call('ZSCORE', 'rq:wip:' .. queue, id .. ':' .. execution) then
-      return true
+    local member = id .. ':' .. execution
+    if redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
+      if begun or redis.call('ZSCORE', 'rq_pooled:leases:' .. queue, member) then
+        running = true
+      else
+        redis.call('ZREM', 'rq:wip:' .. queue, member)
+        redis.call('DEL', 'rq:execution:' .. member)
+        redis.call('ZREM', 'rq:executions:' .. id, execution)
+      end
     end
   end
-  return false
+  return running
 end
 
 local found = {}
@@ -47,7 +57,8 @@ for _, key in ipairs(keys) do
     elseif clock - seen >= age then
       local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'status', 'origin')
       local waiting = fields[2] == 'queued' or fields[2] == 'started'
-      local rescue = fields[1] and waiting and not is_running(id, fields[3] or string.sub(key, 10))
+      local queue = fields[3] or string.sub(key, 10)
+      local rescue = fields[1] and waiting and not is_running(id, queue, fields[2] == 'started')
       redis.call('LREM', list, 1, id)
       redis.call('ZREM', seen_key, id)
       redis.call('DEL', list .. ':first_seen:' .. id) -- where RQ notes the same, for a day

@@ -2,25 +2,28 @@
 --
 -- KEYS        none: they follow from the names
 -- ARGV[1]     now, as RQ formats a date        ARGV[2]  this worker's claims hash
--- ARGV[3]     -1, or how often a job may stall: then each had begun, and this counts as a stall
--- ARGV[4..]   per claim: job id, execution id, wip queue, worker name, queue key to push to
+-- ARGV[3]     how often a job may stall        ARGV[4]  1: they had begun, which counts as a stall
+-- ARGV[5..]   per claim: job id, execution id, wip queue, worker name, queue key to push to
 -- returns     number of jobs that were put back
 --
 -- A job that would exceed its stalls stays claimed, with its lease ended: whoever looks for stalled claims next fails it.
-local now, claims, max_stalls = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- As in commit.lua, a write that the server never denies comes first.
+redis.call('DEL', 'rq_pooled:none')
+
+local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local pushed = 0
 -- From the last to the first, so that the order in the queue is the one in which they were popped.
-for at = #ARGV - 4, 4, -5 do
+for at = #ARGV - 4, 5, -5 do
   local id, execution, queue, name, key = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local member = id .. ':' .. execution
   local job, worker = 'rq:job:' .. id, 'rq:worker:' .. name
-  local stalls = max_stalls >= 0 and tonumber(redis.call('HGET', job, 'rq_pooled_stalls') or '0') or -1
-  if stalls >= max_stalls and stalls >= 0 and redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
+  local stalls = tonumber(redis.call('HGET', job, 'rq_pooled_stalls') or '0')
+  if stalls + begun > max_stalls and stalls + begun > 0 and redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
     redis.call('ZADD', 'rq_pooled:leases:' .. queue, 0, member)
   else
     if redis.call('ZREM', 'rq:wip:' .. queue, member) == 1 and redis.call('HEXISTS', job, 'data') == 1 then
       redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
-      if stalls >= 0 then
+      if begun == 1 then
         redis.call('HINCRBY', job, 'rq_pooled_stalls', 1)
       end
       local ttl = tonumber(redis.call('HGET', job, 'ttl') or '')

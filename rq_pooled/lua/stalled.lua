@@ -6,12 +6,20 @@
 -- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
 -- ARGV[5]     how often a job may stall        ARGV[6]  milliseconds in which one caller is enough
 -- ARGV[7]     the caller's claims hash         ARGV[8]  worker name for jobs to fail
--- ARGV[9]     claims that one call looks at    ARGV[10..]  execution ids for jobs to fail
+-- ARGV[9]     claims that one call looks at    ARGV[10] server time after which the caller's judgement is void
+-- ARGV[11..]  execution ids for jobs to fail
 -- returns     { 1 if there may be more, { { job id, queue, worker that had it, stalls } ... that went back },
 --             { { queue key, job id, queue, stalls, execution id, { field, value ... } } ... to fail } }
 --
 -- As in commit.lua, a write that the server never denies comes first: jobs come back when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
+
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+-- A call that lay in the socket of a server that was frozen is read before anybody could renew a lease.
+if clock > tonumber(ARGV[10]) then
+  return { 0, {}, {} }
+end
 
 local LOCK = 'rq_pooled:lock:stalled'
 if not redis.call('SET', LOCK, ARGV[7], 'NX', 'PX', ARGV[6]) then
@@ -21,8 +29,6 @@ end
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, max_stalls = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local claims, name, left = ARGV[7], ARGV[8], tonumber(ARGV[9])
-local time = redis.call('TIME')
-local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local SAMPLE = 100 -- of all queues, in case the workers of one are gone for good
 
 local queues, known = {}, {}
@@ -47,7 +53,7 @@ local function forget(queue, id, execution)
   redis.call('ZREM', 'rq:wip:' .. queue, member)
 end
 
-local back, failed, more, execution_at = {}, {}, 0, 10
+local back, failed, more, execution_at = {}, {}, 0, 11
 for _, queue in ipairs(queues) do
   local stalled = redis.call('ZRANGEBYSCORE', 'rq_pooled:leases:' .. queue, '-inf', clock, 'LIMIT', 0, left)
   local pushed = {}
