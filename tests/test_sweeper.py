@@ -27,6 +27,7 @@ from rq_pooled.config import Settings
 from rq_pooled.dead_letters import DeadLetterRegistry
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, SweepUnderWay, UnknownQueue
+from rq_pooled.failed_jobs import PAGE
 from rq_pooled.policies import Bury, Ghosts, Purge, Requeue, maintenance_policies
 from rq_pooled.selection import Selection
 
@@ -370,7 +371,7 @@ def test_one_sweep_at_a_time_per_queue(redis: Redis) -> None:
 
     with pytest.raises(SweepUnderWay, match="lost its lock"):
         sweep(redis, Requeue(), progress=look)
-    assert refused and redis.llen(QUEUE) == sweeper.PAGE
+    assert refused and redis.llen(QUEUE) == PAGE
     assert redis.get("rq_pooled:sweep:default") == b"somebody else"
 
 
@@ -378,7 +379,7 @@ def test_time_limit_ends_a_sweep_after_a_page(redis: Redis) -> None:
     """What is left is left for the next one, and the report says so."""
     fill(redis, 200)
     report = sweep(redis, Requeue(), max_seconds=0)
-    assert report.unfinished and report.done == sweeper.PAGE
+    assert report.unfinished and report.done == PAGE
     assert not sweep(redis, Requeue()).unfinished
     assert redis.llen(QUEUE) == 200
 
@@ -405,6 +406,20 @@ def test_no_entry_is_skipped_when_others_remove_some(redis: Redis, scores: list[
             if len(gone) % 3 == 0:
                 break
     assert seen >= set(ids) - gone
+
+
+def test_sweep_is_a_job_too(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A sweep can be enqueued with plain arguments: it works on its worker's server and returns plain data."""
+    fill(redis, 120, "other")
+    call = ("rq_pooled.sweeper.sweep", "other", "purge")
+    queue = Queue("default", redis)
+    good, wrong = queue.enqueue(*call, beyond=100), queue.enqueue(*call, beyond="many")
+    unknown = queue.enqueue("rq_pooled.sweeper.sweep", "other", "burn")
+    with running_worker(server.url, log=tmp_path / "log"):
+        wait_until(lambda: unknown.get_status() == JobStatus.FAILED)
+    assert good.return_value()[0]["done"] == 20 and redis.zcard("rq:failed:other") == 100
+    assert "give a whole number" in wrong.latest_result().exc_string
+    assert "use requeue, bury, purge, ghosts" in unknown.latest_result().exc_string
 
 
 # -- in the worker -------------------------------------------------------------------------------------------------
