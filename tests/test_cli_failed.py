@@ -88,6 +88,18 @@ def test_requeue_by_id_says_what_became_of_each(redis: Redis, run: Run) -> None:
     ]
 
 
+def test_refusal_of_the_server_is_one_line(redis: Redis, run: Run, start_server: Callable[..., EmbeddedServer]) -> None:
+    """A server that takes no writes, as after a failover, is worth another try: exit code 75, no traceback."""
+    server = start_server({"min-replicas-to-write": 1})
+    with server.client() as client:
+        client.config_set("min-replicas-to-write", 0)
+        fill(client, 1)
+        client.config_set("min-replicas-to-write", 1)
+        code, out, err = run("requeue", "--all", url=server.url)
+        assert (code, out) == (75, "") and "replicas" in err and len(err.splitlines()) == 1, err
+        assert client.zcard(FAILED) == 1
+
+
 def test_history_of_a_job(redis: Redis, run: Run) -> None:
     """Each try with time, error and what came next; a job that nobody knows is an error in one line."""
     (job,) = fail(redis, "Busy", retry=Backoff(2, 5, jitter=None))
