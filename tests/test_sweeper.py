@@ -375,6 +375,20 @@ def test_one_sweep_at_a_time_per_queue(redis: Redis) -> None:
     assert redis.get("rq_pooled:sweep:default") == b"somebody else"
 
 
+def test_jobs_that_fail_during_a_sweep_are_left_to_the_next(redis: Redis) -> None:
+    """Requeueing jobs that fail at once ends, and takes each job once."""
+    fail(redis, *["Broken"] * 3)
+    rounds: list[int] = []
+
+    def fail_again(_done: int, _total: int) -> None:
+        assert len(rounds) < 5
+        rounds.append(1)
+        work(redis, "default")
+
+    assert sweep(redis, Requeue(), progress=fail_again).done == 3
+    assert redis.zcard(FAILED) == 3
+
+
 def test_time_limit_ends_a_sweep_after_a_page(redis: Redis) -> None:
     """What is left is left for the next one, and the report says so."""
     fill(redis, 200)
