@@ -23,8 +23,8 @@ from .resp import Command
 from .scripts import Lock, Scripts, dead_letters_key, sweep_lock_key
 from .selection import FailedJob, Selection
 
-#: Jobs that one command reads or changes, and entries that one looks at for ghosts: each takes 1 to 2 ms.
-PAGE, GHOST_PAGE = 50, 500
+#: Jobs that one command reads or changes, and entries that one looks at for ghosts: each takes about 1 ms.
+PAGE, GHOST_PAGE = 25, 500
 #: Bytes of errors and data after which a page ends. A job whose data are larger is known by its description.
 PAGE_BYTES = 256 * 1024
 #: Seconds without a page after which another sweep may begin.
