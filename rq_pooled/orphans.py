@@ -22,8 +22,8 @@ PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05
 #: Pages of keys in one round: a database with more than 500 000 other keys is gone through in several.
 MAX_KEY_PAGES = 500
 #: RQ's registries of job ids. Not the scheduled ones: RQ may write an entry there before the job, and promotion drops
-#: the others. Not the started ones: see stalled.lua.
-REGISTRIES = ("failed", "finished", "deferred", "canceled")
+#: the others. Not the started ones: see stalled.lua. Not the failed ones: sweeper.py drops their ghosts.
+REGISTRIES = ("finished", "deferred", "canceled")
 
 
 class Orphans:
