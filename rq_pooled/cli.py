@@ -17,7 +17,7 @@ from typing import Any
 import click
 import redis
 import rq
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.cli import helpers
@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(error, USAGE)
     except (RedisConnectionError, RedisTimeoutError) as error:
         code = _say(error, TRY_AGAIN)
+    except RedisError as error:  # READONLY after a failover, out of memory, forbidden by an ACL
+        code = _say(f"the server refused a command: {error}", TRY_AGAIN)
     except BrokenPipeError:
         # Whoever read our output has gone (`| head`); Python's flush at exit would only fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -19,7 +19,7 @@ from .durations import parse_duration, show_duration
 from .errors import ConfigurationError
 from .history import history
 from .options import open_server, server_options
-from .policies import DEAD_AGE, DEAD_COUNT, Bury, Ghosts, Policy, Purge, Requeue
+from .policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Requeue
 from .retry import Backoff
 from .scripts import dead_letters_key
 from .selection import Selection
@@ -101,8 +101,7 @@ def _policy(options: dict[str, Any]) -> Policy:
         given["delay"] = Backoff(max=20, base=base, cap=max(base, 86_400), jitter="equal")
     if action == "purge" and not given.keys() - {"limit"} and not everything:
         raise click.UsageError("--purge deletes jobs: say which (--older-than, --beyond, --exception …) or --all")
-    kinds: dict[str, Callable[..., Policy]] = {"requeue": Requeue, "bury": Bury, "purge": Purge, "ghosts": Ghosts}
-    return kinds[action](**given)
+    return POLICIES[action](**given)
 
 
 @click.command()

@@ -24,8 +24,8 @@ MAX_KEY_PAGES = 500
 #: The cursor at the end, and where another worker goes through them.
 ENDS = ("0", "-1")
 #: RQ's registries of job ids. Not the scheduled ones: RQ may write an entry there before the job, and promotion drops
-#: the others. Not the started ones: see stalled.lua.
-REGISTRIES = ("failed", "finished", "deferred", "canceled")
+#: the others. Not the started ones: see stalled.lua. Not the failed ones: sweeper.py drops their ghosts.
+REGISTRIES = ("finished", "deferred", "canceled")
 
 
 class Orphans:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from rq.job import Retry
@@ -82,6 +83,8 @@ class Ghosts:
 
 
 Policy = Requeue | Bury | Purge | Ghosts
+#: By the names that commands and jobs use.
+POLICIES: dict[str, Callable[..., Policy]] = {"requeue": Requeue, "bury": Bury, "purge": Purge, "ghosts": Ghosts}
 
 
 def maintenance_policies(settings: Settings) -> list[Policy]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickletools
 import zlib
 from base64 import b64decode
 from collections.abc import Iterable, Sequence
@@ -162,6 +161,8 @@ def _function_in(data: bytes) -> str:
     except zlib.error:
         pass
     if data[:1] == b"\x80":
+        import pickletools  # large, and most processes never need it
+
         try:
             for _opcode, argument, _position in pickletools.genops(data):
                 if isinstance(argument, str):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from failures import fail, fill, ids_in, make_older
@@ -88,6 +91,18 @@ def test_requeue_by_id_says_what_became_of_each(redis: Redis, run: Run) -> None:
     ]
 
 
+def test_refusal_of_the_server_is_one_line(redis: Redis, run: Run, start_server: Callable[..., EmbeddedServer]) -> None:
+    """A server that takes no writes, as after a failover, is worth another try: exit code 75, no traceback."""
+    server = start_server({"min-replicas-to-write": 1})
+    with server.client() as client:
+        client.config_set("min-replicas-to-write", 0)
+        fill(client, 1)
+        client.config_set("min-replicas-to-write", 1)
+        code, out, err = run("requeue", "--all", url=server.url)
+        assert (code, out) == (75, "") and "replicas" in err and len(err.splitlines()) == 1, err
+        assert client.zcard(FAILED) == 1
+
+
 def test_history_of_a_job(redis: Redis, run: Run) -> None:
     """Each try with time, error and what came next; a job that nobody knows is an error in one line."""
     (job,) = fail(redis, "Busy", retry=Backoff(2, 5, jitter=None))
@@ -145,3 +160,50 @@ def test_lost_server_is_worth_another_try(
     server.stop()
     code, out, err = run(*command, url=url)
     assert (code, out) == (75, "") and len(err.splitlines()) == 1 and "s3cret" not in err, err
+
+
+@pytest.mark.timeout(150)
+def test_examples_run(redis: Redis, server: EmbeddedServer) -> None:
+    """The examples of retries and of failed jobs do what they say, with a worker started in their folder."""
+    root = Path(__file__).parent.parent
+    environ = {**os.environ, "RQ_POOLED_URL": server.url, "PYTHONPATH": str(root)}
+    line = [sys.executable, "-m", "rq_pooled", "worker", "--quiet", "--concurrency", "2"]
+    worker = subprocess.Popen(line, cwd=root / "examples", env=environ)
+    try:
+        said = {}
+        for name in ("retries.py", "failed_jobs.py"):
+            done = subprocess.run(
+                [sys.executable, name],
+                cwd=root / "examples",
+                env=environ,
+                capture_output=True,
+                text=True,
+                timeout=70,
+                check=False,
+            )
+            assert done.returncode == 0, done.stdout + done.stderr
+            said[name] = done.stdout
+            if name == "retries.py":
+                assert redis.zcard(FAILED) == 2
+                redis.flushdb()
+    finally:
+        worker.terminate()
+        worker.wait(20)
+    lines = said["retries.py"].splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == [
+        "ada: finished",
+        "offline: failed",
+        "nobody: failed",
+    ]
+    kinds = [line.split()[1].rstrip(":") for line in lines if line.startswith(" ")]
+    assert kinds == ["retried", "successful", "retried", "retried", "failed", "failed"]
+    assert said["failed_jobs.py"].splitlines() == [
+        "requeue (dry run): 3 of 4",
+        "requeue: 3 of 4",
+        "bury: 2 of 3",
+        "dead letters: 2",
+        "brought back: 1",
+        "purge: 2 of 2",
+        "ghosts: 0 of 1",
+        "dead letters deleted: 1",
+    ]

@@ -13,13 +13,17 @@ from typing import Any
 
 import entry_jobs
 import pytest
+import retry_jobs
 from redis import Redis
 from rq import Queue
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from support import TESTS, WorkerProcess, running_worker, wait_until
 
+from rq_pooled import Backoff, Sweeper
+from rq_pooled import Queue as PooledQueue
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.policies import Bury
 
 
 def status(job: Job) -> str:
@@ -214,6 +218,44 @@ def test_dashboard(busy: tuple[WorkerProcess, Job], server: EmbeddedServer, redi
     assert get(f"data/job/{good.id}.json")["status"] == "finished"
     assert "on purpose" in get(f"data/job/{failing.id}.json")["exc_info"]
     assert get(f"data/job/{job.id}.json")["status"] == "started"
+    app.redis_conn.close()
+
+
+def test_dashboard_shows_retries_and_failures(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A job that waits for its retry is among the scheduled ones, one without tries left among the failed ones; a dead
+    letter is still a failed job on its own page."""
+    flask = pytest.importorskip("flask")
+    dashboard = pytest.importorskip("rq_dashboard", reason="rq-dashboard, or six that it needs, is not installed")
+    from rq_dashboard.web import setup_rq_connection
+
+    queue = PooledQueue("q", redis)
+    waits = queue.enqueue(retry_jobs.fail, "Busy", retry=Backoff(2, 3600, cap=3600, jitter=None))
+    failed = queue.enqueue(retry_jobs.fail, "Busy", retry=Backoff(2, on=ValueError))
+    dead = queue.enqueue(retry_jobs.fail, "ValueError")
+    with running_worker(server.url, "q", log=tmp_path / "log"):
+        wait_until(lambda: (status(waits), status(failed), status(dead)) == ("scheduled", "failed", "failed"))
+    assert Sweeper(queue, policies=Bury(exceptions=ValueError)).run()[0].done == 1
+
+    app = flask.Flask("dashboard")
+    app.config["RQ_DASHBOARD_REDIS_URL"] = server.url
+    setup_rq_connection(app)
+    app.register_blueprint(dashboard.blueprint, url_prefix="/rq")
+    client = app.test_client()
+
+    def get(path: str) -> Any:
+        response = client.get(f"/rq/0/{path}", follow_redirects=True)
+        assert response.status_code == 200, path
+        return response.get_json() if path.endswith(".json") else response.get_data(as_text=True)
+
+    for registry, jobs in (("scheduled", [waits]), ("failed", [failed]), ("queued", [])):
+        shown = get(f"data/jobs/q/{registry}/8/asc/1.json")["jobs"]
+        assert [job["id"] for job in shown] == [job.id for job in jobs], registry
+    (numbers,) = get("data/queues.json")["queues"]
+    assert (numbers["scheduled_job_registry_count"], numbers["failed_job_registry_count"]) == (1, 1)
+    for job, text in ((waits, "scheduled"), (failed, "failed"), (dead, "failed")):
+        assert get(f"data/job/{job.id}.json")["status"] == text
+        assert "</html>" in get(f"view/job/{job.id}")
+    assert "retry_jobs.Busy" in get(f"data/job/{failed.id}.json")["exc_info"]
     app.redis_conn.close()
 
 

@@ -125,7 +125,8 @@ def test_maintenance_removes_entries_without_a_job(server: EmbeddedServer, redis
     }
     with running_worker(server.url, "--maintenance-interval", "1", log=tmp_path / "log", **settings) as worker:
         worker.wait_for("registry entries and executions without a job", timeout=40)
-        # Those of the failed registry may have gone with the sweep of the same maintenance.
+        wait_until(lambda: "Failed jobs of default: ghosts did 1200" in worker.output())
+        assert "removed 3601 registry entries" in worker.output()
         wait_until(lambda: not redis.exists("rq:execution:half:1"), what="the end of the round")
     for name in ("failed", "finished", "deferred", "canceled"):
         assert redis.zrange(f"rq:{name}:default", 0, -1) == [real.id.encode()], name

@@ -257,7 +257,7 @@ def test_abandoned_jobs_are_tried_again_by_their_rules(server: EmbeddedServer, r
 @pytest.mark.timeout(180)
 def test_storm_of_retries_spreads_out(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """5 000 jobs that fail at once are not tried again at once: no second gets more than its share."""
-    queue = Queue("default", redis, retry=Backoff(2, base=60, cap=60))
+    queue = Queue("default", redis, retry=Backoff(2, base=3600, cap=3600))
     for _ in range(10):
         queue.enqueue_many([Queue.prepare_data(retry_jobs.fail, ("Busy",)) for _ in range(500)])
     with running_worker(server.url, "--quiet", log=tmp_path / "log", concurrency=4, ready=None):
@@ -266,6 +266,6 @@ def test_storm_of_retries_spreads_out(server: EmbeddedServer, redis: Redis, tmp_
         times = [score for _, score in redis.zrange(registry.key, 0, -1, withscores=True)]
     began = min(times)
     per_second = collections.Counter(int(score - began) for score in times)
-    assert len(times) > 4000  # some were drawn early, and have been tried a second time meanwhile
-    assert max(per_second.values()) < 450, per_second.most_common(5)
-    assert len(per_second) > 45
+    assert len(times) > 4800  # few were drawn so early that they have been tried a second time meanwhile
+    assert max(per_second.values()) < 20, per_second.most_common(5)
+    assert len(per_second) > 2000

@@ -27,7 +27,9 @@ from rq_pooled.config import Settings
 from rq_pooled.dead_letters import DeadLetterRegistry
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, SweepUnderWay, UnknownQueue
+from rq_pooled.failed_jobs import PAGE, FailedJobs, through
 from rq_pooled.policies import Bury, Ghosts, Purge, Requeue, maintenance_policies
+from rq_pooled.scripts import Lock
 from rq_pooled.selection import Selection
 
 FAILED, QUEUE, DEAD = "rq:failed:default", "rq:queue:default", "rq_pooled:dead:default"
@@ -370,27 +372,42 @@ def test_one_sweep_at_a_time_per_queue(redis: Redis) -> None:
 
     with pytest.raises(SweepUnderWay, match="lost its lock"):
         sweep(redis, Requeue(), progress=look)
-    assert refused and redis.llen(QUEUE) == sweeper.PAGE
+    assert refused and redis.llen(QUEUE) == PAGE
     assert redis.get("rq_pooled:sweep:default") == b"somebody else"
+
+
+def test_jobs_that_fail_during_a_sweep_are_left_to_the_next(redis: Redis) -> None:
+    """Requeueing jobs that fail at once ends, and takes each job once."""
+    fail(redis, *["Broken"] * 3)
+    rounds: list[int] = []
+
+    def fail_again(_done: int, _total: int) -> None:
+        assert len(rounds) < 5
+        rounds.append(1)
+        work(redis, "default")
+
+    assert sweep(redis, Requeue(), progress=fail_again).done == 3
+    assert redis.zcard(FAILED) == 3
 
 
 def test_time_limit_ends_a_sweep_after_a_page(redis: Redis) -> None:
     """What is left is left for the next one, and the report says so."""
     fill(redis, 200)
     report = sweep(redis, Requeue(), max_seconds=0)
-    assert report.unfinished and report.done == sweeper.PAGE
+    assert report.unfinished and report.done == PAGE
     assert not sweep(redis, Requeue()).unfinished
     assert redis.llen(QUEUE) == 200
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    scores=st.lists(st.sampled_from([-1, 5, 6, 7, 1e12]), min_size=1, max_size=220),
-    removals=st.lists(st.integers(0, 219), max_size=60),
+    counts=st.lists(st.integers(1, 150), min_size=1, max_size=4),
+    removals=st.lists(st.integers(0, 599), min_size=20, max_size=60),
 )
-def test_no_entry_is_skipped_when_others_remove_some(redis: Redis, scores: list[float], removals: list[int]) -> None:
+def test_no_entry_is_skipped_when_others_remove_some(redis: Redis, counts: list[int], removals: list[int]) -> None:
     """Whatever the scores, and whoever removes entries between two pages: all that stay are seen."""
     redis.flushall()
+    scores = [score for score, count in zip((-1, 5, 6, 1e12), counts) for _ in range(count)]
     ids = [f"e{number:03d}" for number in range(len(scores))]
     for job_id in ids:
         redis.hset(f"rq:job:{job_id}", mapping={"data": b"x", "status": "failed", "description": "f()"})
@@ -398,13 +415,52 @@ def test_no_entry_is_skipped_when_others_remove_some(redis: Redis, scores: list[
     seen, gone = set(), set()
     for job in Sweeper("default", redis).jobs("default"):
         seen.add(job.id)
-        while removals and len(seen) % 7 == 0:
+        if removals and len(seen) % 5 == 0:
             victim = ids[removals.pop() % len(ids)]
             gone.add(victim)
             redis.zrem(FAILED, victim)
-            if len(gone) % 3 == 0:
-                break
     assert seen >= set(ids) - gone
+
+
+def test_sweep_is_a_job_too(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A sweep can be enqueued with plain arguments: it works on its worker's server and returns plain data."""
+    fill(redis, 120, "other")
+    call = ("rq_pooled.sweeper.sweep", "other", "purge")
+    queue = Queue("default", redis)
+    good, wrong = queue.enqueue(*call, beyond=100), queue.enqueue(*call, beyond="many")
+    unknown = queue.enqueue("rq_pooled.sweeper.sweep", "other", "burn")
+    with running_worker(server.url, log=tmp_path / "log"):
+        wait_until(lambda: unknown.get_status() == JobStatus.FAILED)
+    assert good.return_value()[0]["done"] == 20 and redis.zcard("rq:failed:other") == 100
+    assert "give a whole number" in wrong.latest_result().exc_string
+    assert "use requeue, bury, purge, ghosts" in unknown.latest_result().exc_string
+
+
+@pytest.mark.parametrize("action", ["requeue", "bury", "purge"])
+def test_each_job_is_looked_at_again_when_it_is_changed(redis: Redis, action: str) -> None:
+    """Between choosing and changing a job may be run, fail anew, vanish, or leave the registry; then nothing is done."""
+    ids = fill(redis, 6)
+    store = FailedJobs(through(redis))
+    _, page, _ = next(store.pages("default", store.no_lock("default"), False))
+    redis.hset(f"rq:job:{ids[0]}", "status", "queued")
+    redis.hset(f"rq:job:{ids[1]}", "ended_at", "2099-01-01T00:00:00.000000Z")
+    redis.delete(f"rq:job:{ids[2]}")
+    redis.zrem(FAILED, ids[3])
+    before = {job_id: redis.hgetall(f"rq:job:{job_id}") for job_id in ids[:4]}
+
+    def act(lock: Lock) -> list[str]:
+        if action == "requeue":
+            return store.requeue("default", lock, [(job.id, job.ended_at, "") for job in page])
+        if action == "bury":
+            return store.bury("default", lock, [(job.id, job.ended_at) for job in page], 100)
+        return store.purge("default", lock, [(job.id, job.ended_at) for job in page])
+
+    with pytest.raises(SweepUnderWay):
+        act(Lock("rq_pooled:sweep:default", "not the owner", 30))
+    assert redis.zcard(FAILED) == 5
+    assert act(store.no_lock("default")) == ["changed", "changed", "ghost", "gone", "done", "done"]
+    assert {job_id: redis.hgetall(f"rq:job:{job_id}") for job_id in ids[:4]} == before
+    assert ids_in(redis, FAILED) == ids[:2]
 
 
 # -- in the worker -------------------------------------------------------------------------------------------------

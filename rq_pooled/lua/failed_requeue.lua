@@ -49,7 +49,7 @@ local function requeue(id, ended_at, due)
     return 'ghost'
   elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
     return 'changed'
-  elseif times and tonumber(fields[10] or 0) >= times then
+  elseif times and (tonumber(fields[10] or 0) or 0) >= times then
     return 'spent'
   end
   local queue = fields[4] and fields[4] ~= '' and fields[4] or ARGV[8]
