@@ -48,8 +48,11 @@ class Tape:
         execution: dict[str, Any],
         read: Reader,
     ) -> None:
+        #: The job succeeded; its status does not tell, for one that repeats is scheduled then.
+        self.succeeded = False
         self.commands: list[list[Any]] = []
         self.guards: list[tuple[bytes, list[bytes]]] = []
+        self.job_id = job_id
         self._read = read
         self._job_key = Job.key_for(job_id).encode()
         self._dependents_key = Job.dependents_key_for(job_id).encode()
