@@ -24,7 +24,7 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
-from . import cli_failed
+from . import cli_failed, cli_schedule_sweep
 from .cli_limits import limit
 from .cli_rescue import rescue
 from .cli_schedule import scheduler
@@ -278,3 +278,4 @@ def settings(markdown: bool) -> None:
 
 cli.add_command(limit)
 cli.add_command(scheduler)
+cli.add_command(cli_schedule_sweep.command)

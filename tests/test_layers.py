@@ -93,11 +93,12 @@ TABLE: dict[str, tuple[int, str]] = {
     "options": (5, "below click redis rq"),
     "demo": (5, "errors embedded rq redis"),
     "cli_limits": (5, "below options click"),
+    "cli_schedule_sweep": (5, "below cli_failed options click redis rq"),
     "cli_schedule": (5, "below options click rq"),
     # "__init__" is the public surface: the command finds its worker there, like any user.
     "history": (3, "attempts kinds selection rq redis"),
     "cli_failed": (5, "below options rq redis click"),
-    "cli": (5, "below options cli_failed cli_limits cli_rescue cli_schedule demo __init__ click rq redis"),
+    "cli": (5, "below options cli_failed cli_limits cli_rescue cli_schedule cli_schedule_sweep demo __init__ click rq redis"),
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.
