@@ -77,7 +77,7 @@ def _register(
     job_id = PREFIX + (name or re.sub(r"[^A-Za-z0-9_-]", "_", "-".join([kind, *(sorted(queues) or ["all"])])))
     if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
         raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
-    fields = dataclasses.fields(policy)
+    fields = [one for one in dataclasses.fields(policy) if one.init]
     chosen = {one.name: value for one in fields if (value := getattr(policy, one.name)) not in (None, (), one.default)}
     what = ", ".join(f"{key} {_words(key, value)}" for key, value in chosen.items())
     try:
