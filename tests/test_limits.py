@@ -121,6 +121,22 @@ def test_starts_within_one_claim_are_counted(server: Any, redis: Redis) -> None:
     assert 0 < redis.pttl("rq_pooled:starts:q") <= 60_001
 
 
+@pytest.mark.parametrize("limit", [make_limit("1/1m"), make_limit(None, 1)])
+def test_who_comes_to_wait_wakes_nobody(server: Any, redis: Redis, limit: Limit) -> None:
+    """A second worker that finds the limit reached leaves the key that the first one watches untouched."""
+    queue = Queue("q", redis)
+    for _ in range(3):
+        queue.enqueue("math.factorial", 3)
+    set_limit(redis, "q", limit)
+    with engine(server.url) as ours, redis.pipeline() as pipeline:
+        ((_, _, watch),) = ours.claim("a", "b", queues=("q",)).limited
+        pipeline.watch(watch, queue.key)
+        ((_, _, again),) = ours.claim("b", queues=("q",)).limited
+        pipeline.multi()
+        pipeline.ping()
+        assert (again, pipeline.execute()) == (watch, [True]), "EXEC fails where a watched key was touched"
+
+
 def test_empty_queue_is_not_reported(server: Any, redis: Redis) -> None:
     """A queue without jobs is watched as always, whatever its limit: the next push wakes somebody."""
     set_limit(redis, "q", make_limit("1/1m"))
@@ -183,12 +199,16 @@ def test_four_workers_keep_the_limit_and_use_it(server: Any, redis: Redis, tmp_p
 
 
 def test_waiting_costs_no_commands(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A worker whose only jobs wait for a limit sends nothing but its heartbeat and its promotion, yet starts on time."""
+    """Workers whose only jobs wait for a limit send nothing but heartbeat and promotion, yet start on time; nor does one
+    that waits wake the others."""
     queue, notes = Queue("q", redis), tmp_path / "notes"
     set_limit(redis, "q", make_limit("2/6s"))
     ours = Scripts()._hashes
     usual = {ours["heartbeat"], ours["promote"]}
-    with running_worker(server.url, "q", "other", log=tmp_path / "log", concurrency=3):
+    with (
+        running_worker(server.url, "q", "other", log=tmp_path / "a", concurrency=3),
+        running_worker(server.url, "q", "other", log=tmp_path / "b", concurrency=3),
+    ):
         jobs = [queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}") for i in range(3)]
         wait_until(lambda: jobs[1].get_status() == JobStatus.FINISHED)
         wait_until(lambda: redis.exists("rq_pooled:limited:q"))
@@ -223,7 +243,7 @@ def test_waiting_for_a_place_costs_no_commands_and_ends_at_once(server: Any, red
         said = [command for _, who, command in monitor.lines if who != "lua"]
         assert [line for line in said if not any(digest in line for digest in usual)] == []
         one.refresh()
-        busy, idle = (first, second) if f": {one.id}" in first.output() else (second, first)
+        busy, idle = (first, second) if one.id in first.output() else (second, first)
         busy.process.send_signal(15)  # it ends after this job, so that the other one has to be told
         wait_until(lambda: "arm shut down" in busy.output())
         gate.touch()
