@@ -294,8 +294,21 @@ def test_worker_without_the_flag_leaves_it(server: Any, redis: Redis, tmp_path: 
     assert job.get_status() == JobStatus.SCHEDULED
 
 
-def test_api_warns_nowhere_and_lists(redis: Redis, ours: Scheduler) -> None:
-    """Every method works without a warning of rq-scheduler or its libraries (pytest makes each an error)."""
+def test_api_warns_nowhere_and_lists(redis: Redis, ours: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every method works without a warning of rq-scheduler or its libraries (pytest makes each an error), those included
+    that Python 3.12 gives."""
+
+    class Python312(datetime):
+        @classmethod
+        def utcnow(cls) -> Any:
+            raise DeprecationWarning("utcnow")
+
+        @classmethod
+        def utcfromtimestamp(cls, _timestamp: float) -> Any:
+            raise DeprecationWarning("utcfromtimestamp")
+
+    for module in (rq_scheduler.scheduler, rq_scheduler.utils):
+        monkeypatch.setattr(module, "datetime", Python312)
     job = ours.enqueue_in(timedelta(minutes=5), once_jobs.accept)
     cron = ours.cron("*/10 * * * *", once_jobs.accept, use_local_timezone=True)
     assert job in ours and cron.id in ours

@@ -133,6 +133,24 @@ def test_held_while_running_and_until_failed_for_good(server: Any, redis: Redis,
         assert queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600).id != failing.id
 
 
+def test_two_workers_and_a_crash(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A job whose worker is killed between its start and its record still counts, is put back, and is free when it has run."""
+    queue, started, gate = Queue(connection=redis), tmp_path / "started", tmp_path / "gate"
+    quick = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.5", "RQ_POOLED_HEARTBEAT_TTL": "3", "RQ_POOLED_STALLED_INTERVAL": "0.5"}
+    call = (claim_jobs.wait_for_file, str(started), str(gate))
+    with running_worker(server.url, log=tmp_path / "a", **quick) as first:
+        job = queue.enqueue(*call, unique_for=600)
+        wait_until(started.exists)
+        with running_worker(server.url, log=tmp_path / "b", **quick):
+            first.kill()
+            assert queue.enqueue(*call, unique_for=600).id == job.id
+            wait_until(lambda: len(started.read_text().split()) == 2, timeout=30)
+            assert queue.enqueue(*call, unique_for=600).id == job.id
+            gate.touch()
+            wait_until(lambda: job.get_status() == JobStatus.FINISHED)
+            assert queue.enqueue(*call, unique_for=600).id != job.id
+
+
 def test_at_most_for_so_long(redis: Redis) -> None:
     """After unique_for the next call gets in, although the first still waits."""
     queue = Queue(connection=redis)
