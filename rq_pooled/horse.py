@@ -87,7 +87,6 @@ class HorseMixin(Worker):
 
     def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any) -> None:
         """As RQ, recorded; a plain success goes a shorter way to the same end."""
-        self.tape.succeeded = True
         result_ttl = job.get_result_ttl(self.default_result_ttl)
         inherited = super().handle_job_success
         if (
@@ -105,6 +104,7 @@ class HorseMixin(Worker):
             return
         with self.connection.record_to(self.tape):
             inherited(job, queue, started_job_registry)
+        self.tape.succeeded = True
 
     def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
@@ -116,6 +116,7 @@ class HorseMixin(Worker):
         if self._stopped_job_id != job.id:
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
         execution, already = self.execution, len(self.tape.commands)
+        self.tape.succeeded = False
         with self.connection.record_to(self.tape):
             super().handle_job_failure(job, *args, **kwargs)
             next_at = rules and attempts.next_try(job, self.tape.commands[already:])

@@ -8,6 +8,8 @@ from typing import Any
 
 from claim_jobs import note
 
+import rq_pooled
+
 
 def note_and_die_at_first(path: str, died: str) -> str:
     """Do the work, and the first time die before anybody hears of it."""
@@ -16,6 +18,14 @@ def note_and_die_at_first(path: str, died: str) -> str:
         open(died, "w").close()
         os.kill(os.getpid(), signal.SIGKILL)
     return "noted"
+
+
+class FailingWorker(rq_pooled.Worker):
+    """Its own end of a success goes wrong, after RQ's."""
+
+    def handle_job_success(self, *args: Any, **kwargs: Any) -> None:
+        super().handle_job_success(*args, **kwargs)
+        raise RuntimeError("after the success")
 
 
 def accept(*_args: Any, **_kwargs: Any) -> str:

@@ -93,6 +93,17 @@ def test_failure_does_not_spend(server: Any, redis: Redis, tmp_path: Path) -> No
     assert redis.get(KEY) == b"tried" and lines(notes) == []
 
 
+def test_success_that_ends_as_a_failure_does_not_spend(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A worker class whose own handler fails after RQ's makes the job a failure, which spends nothing."""
+    job = Queue(connection=redis).enqueue(claim_jobs.nothing, once="order-42")
+    with running_worker(
+        server.url, "--burst", log=tmp_path / "log", ready=None, worker_class="once_jobs.FailingWorker"
+    ) as worker:
+        assert worker.wait() == 0
+    assert job.get_status() == JobStatus.FAILED
+    assert redis.keys("rq_pooled:once*") == []
+
+
 def test_two_with_one_key_never_run_beside_each_other(server: Any, redis: Redis, tmp_path: Path) -> None:
     """With two workers, a job whose key is in use waits; when the first succeeds it is a duplicate, others pass by."""
     queue, started, gate = Queue(connection=redis), tmp_path / "started", tmp_path / "gate"
