@@ -213,7 +213,7 @@ class AdmittingQueue(rq.Queue):
         assert self.max_length is not None
         return QueueFull(
             f"queue {self.name!r} has {length} jobs and takes at most {self.max_length}: "
-            f"{'the job was' if more == 1 else f'the {more} jobs were'} not enqueued",
+            f"{'the job was' if more == 1 else f'the {more} jobs were'} not enqueued; wait for the workers, or raise max_length",
             self.name,
             length,
             self.max_length,
