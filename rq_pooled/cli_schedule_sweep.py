@@ -37,7 +37,13 @@ Examples:
 
 
 def schedule_sweep(
-    cron: str | None, name: str | None, remove: str | None, in_queue: str, url: str | None, as_json: bool, **options: Any
+    cron: str | None,
+    name: str | None,
+    remove: str | None,
+    in_queue: str,
+    url: str | None,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """List, register (--cron) or remove recurring sweeps of failed jobs.
 

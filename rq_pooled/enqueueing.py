@@ -1,4 +1,4 @@
-"""What may speak against an enqueue: a spent key, the same call on its way, a full queue. Asked in the step that enqueues.
+"""What may speak against an enqueue, asked in the step that enqueues: a spent key, the same call, a full queue.
 
 ``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job that asks for any of this carries an ``Admission``
 while it is being enqueued, and ``enqueue.lua`` takes the place of RQ's own write. Only what users enqueue carries one:
@@ -59,7 +59,7 @@ _asked: ContextVar[Admission | None] = ContextVar("_asked", default=None)
 
 
 class AdmittingQueue(rq.Queue):
-    """An ``rq.Queue`` with limits, spent-once keys, unique calls and backpressure; documented at ``rq_pooled.Queue``."""
+    """An ``rq.Queue`` with limits, spent-once keys, unique calls and backpressure; see our ``Queue``."""
 
     def __init__(
         self,
@@ -114,7 +114,9 @@ class AdmittingQueue(rq.Queue):
         if admission is None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         if pipeline is not None and (admission.unique_for or admission.max_length is not None):
-            raise ConfigurationError("unique_for and max_length cannot be decided inside a pipeline: enqueue without one")
+            raise ConfigurationError(
+                "unique_for and max_length cannot be decided inside a pipeline: enqueue without one"
+            )
         if admission.unique_for and job._dependency_ids:
             raise ConfigurationError("unique_for cannot be combined with depends_on: leave out one of them")
         if admission.once is not None and (pipeline is not None or job._dependency_ids):
@@ -211,9 +213,10 @@ class AdmittingQueue(rq.Queue):
 
     def _full(self, length: int, more: int) -> QueueFull:
         assert self.max_length is not None
+        what = "the job was" if more == 1 else f"the {more} jobs were"
         return QueueFull(
-            f"queue {self.name!r} has {length} jobs and takes at most {self.max_length}: "
-            f"{'the job was' if more == 1 else f'the {more} jobs were'} not enqueued; wait for the workers, or raise max_length",
+            f"queue {self.name!r} has {length} jobs and takes at most {self.max_length}: {what} not enqueued; wait for the "
+            "workers, or raise max_length",
             self.name,
             length,
             self.max_length,
@@ -295,7 +298,9 @@ def _read(
         raise ConfigurationError(f"once is a key of 1 to {_MAX_KEY} characters, such as 'order-42'")
     ttl = 0.0 if once_ttl is None else parse_duration(once_ttl, "once_ttl")
     if once_ttl is not None and ttl < 1:
-        raise ConfigurationError(f"once_ttl is {once_ttl}: it must be at least 1 second; leave it out to keep the key for ever")
+        raise ConfigurationError(
+            f"once_ttl is {once_ttl}: it must be at least 1 second; leave it out to keep the key for ever"
+        )
     unique = 0.0 if unique_for is None else parse_duration(unique_for, "unique_for")
     if unique_for is not None and unique < 0.001:
         raise ConfigurationError(f"unique_for is {unique_for}: it must be more than 0 seconds")

@@ -1,4 +1,4 @@
-"""Limits of queues: at most so many starts in any stretch of time, at most so many jobs at once; for all workers together.
+"""Limits of queues: at most so many starts in any such time, so many jobs at once; for all workers together.
 
 They live in Redis, one text per queue in the hash ``rq_pooled:limits``, and claim.lua keeps them. What code declares
 (``Queue(..., limit="10/5s")``) holds until an operator sets something else (``rq-pooled limit``), which goes before it
@@ -75,7 +75,7 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 
 
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
-    """Have ``limit`` hold for the queue unless an operator has set another; return what is in force. Waits for Redis."""
+    """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
     found = _read(run_script(connection, scripts().limit(queue, "code", limit.written())))
     assert found is not None
     return found

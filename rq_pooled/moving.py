@@ -1,4 +1,4 @@
-"""Moves due jobs of rq-scheduler to their queues, each in one atomic step; used by ``Scheduler`` and by workers' horses.
+"""Moves due jobs of rq-scheduler to their queues, each in one atomic step; for ``Scheduler`` and for horses.
 
 rq-scheduler 0.14 enqueues a job, removes it from its schedule and adds it again with its next time, in three requests. A
 scheduler that dies between them runs a job twice, or forgets a periodic one for ever. Here the next time is computed first,

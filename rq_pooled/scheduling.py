@@ -49,7 +49,8 @@ class Scheduling:
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                self._parent.log.error("Worker %s: cannot look at rq-scheduler's jobs: %s", self._parent.name, replies[0])
+                name, error = self._parent.name, replies[0]
+                self._parent.log.error("Worker %s: cannot look at rq-scheduler's jobs: %s", name, error)
             elif replies[0]:
                 self._slots.tasks.append(Task("schedule", None, (token, LOCK_LIFE)))
 
