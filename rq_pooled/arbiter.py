@@ -25,6 +25,7 @@ from .orphans import Orphans
 from .outcomes import Outcomes
 from .parent import Parent
 from .resp import Command
+from .scheduling import Scheduling
 from .slots import Slot, Slots, Task
 from .stalls import Stalls
 from .upkeep import Upkeep
@@ -79,6 +80,7 @@ class Arbiter:
         )
         self._stalls = Stalls(parent, self._slots, self._upkeep.beat, self._upkeep.trusted_until)
         self._orphans = Orphans(parent, self._upkeep.settled)
+        self._scheduling = Scheduling(parent, self._slots, parent.worker.with_scheduler)
         self._link = Link(parent, self._on_message, self._on_away, self._on_back, self._on_given_up)
         self._queues = {queue.key: queue for queue in parent.worker.queues}
         self._requests: list[Exchange] = []
@@ -109,6 +111,7 @@ class Arbiter:
         self._upkeep.start()
         self._stalls.start()
         self._orphans.start()
+        self._scheduling.start()
         Guarding(self._parent).start()
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
@@ -175,6 +178,7 @@ class Arbiter:
             or self._requests
             or self._upkeep.heartbeat_due
             or self._upkeep.promote_due
+            or self._scheduling.due
             or self._recover_due
             or (self._stalls.due and not self._stopping)
             or self._orphans.due
@@ -204,6 +208,8 @@ class Arbiter:
             exchanges.append(self._stalls.exchange())
         if self._orphans.due:
             exchanges.append(self._orphans.exchange())
+        if self._scheduling.due:
+            exchanges.append(self._scheduling.exchange())
         if self._may_claim() and not commit_first:
             exchanges.append(self._claim())
         elif self._wakeup.look_due:
@@ -320,6 +326,7 @@ class Arbiter:
         if unwanted:
             self._push_back(unwanted)
         wakeup.on_claimed(bool(claimed.claims))
+        wakeup.leave_out(claimed.limited)
         if len(claimed.claims) < len(slots) and not claimed.stale:
             wakeup.sleep()
             if claimed.held:
@@ -408,6 +415,7 @@ class Arbiter:
             timeout = self._parent.settings.shutdown_timeout
             if timeout is not None:
                 self._parent.loop.call_later(timeout, self._stop_hard)
+            self._scheduling.stop()
             self._slots.forget_maintenance()
             self._parent.worker.note_warm_shutdown([slot.name for slot in self._slots.regular() if slot.claim])
 

@@ -24,8 +24,10 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
-from . import cli_failed
+from . import cli_failed, cli_schedule_sweep
+from .cli_limits import limit
 from .cli_rescue import rescue
+from .cli_schedule import scheduler
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
@@ -274,3 +276,8 @@ def settings(markdown: bool) -> None:
     for setting in Settings.describe():
         value = getattr(current, setting.name)
         click.echo(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")
+
+
+cli.add_command(limit)
+cli.add_command(scheduler)
+cli.add_command(cli_schedule_sweep.command)

@@ -89,3 +89,32 @@ class SweepUnderWay(RQPooledError):
 
 class PlatformUnsupported(RQPooledError, RuntimeError):
     """The operating system lacks something that the worker is built on, such as ``fork``."""
+
+
+class QueueFull(RQPooledError):
+    """A queue with ``max_length`` has no room: nothing was enqueued. Workers make room; trying again later may help."""
+
+    exit_code = TRY_AGAIN
+
+    def __init__(self, message: str, queue: str, length: int, max_length: int) -> None:
+        super().__init__(message)
+        self.queue = queue
+        self.length = length
+        self.max_length = max_length
+
+
+class AlreadySpent(RQPooledError):
+    """The key of ``enqueue(..., once=key)`` was spent by the job ``job_id``, which succeeded: nothing was enqueued."""
+
+    def __init__(self, message: str, key: str, job_id: str) -> None:
+        super().__init__(message)
+        self.key = key
+        self.job_id = job_id
+
+
+class AlreadyQueued(RQPooledError):
+    """A job of the same function and arguments, ``job_id``, is queued or running: nothing was enqueued."""
+
+    def __init__(self, message: str, job_id: str) -> None:
+        super().__init__(message)
+        self.job_id = job_id

@@ -21,7 +21,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import AbandonedJobError
 from rq.executions import Execution
 from rq.job import Job
@@ -30,7 +30,7 @@ from rq.serializers import DefaultSerializer
 from rq.utils import now
 from rq.worker import BaseWorker, Worker
 
-from . import attempts, hooks
+from . import attempts, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .memory import resident_megabytes
@@ -104,6 +104,7 @@ class HorseMixin(Worker):
             return
         with self.connection.record_to(self.tape):
             inherited(job, queue, started_job_registry)
+        self.tape.succeeded = True
 
     def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
@@ -115,6 +116,7 @@ class HorseMixin(Worker):
         if self._stopped_job_id != job.id:
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
         execution, already = self.execution, len(self.tape.commands)
+        self.tape.succeeded = False
         with self.connection.record_to(self.tape):
             super().handle_job_failure(job, *args, **kwargs)
             next_at = rules and attempts.next_try(job, self.tape.commands[already:])
@@ -203,10 +205,24 @@ class HorseProcess:
         self._jobs_left -= 1
         horse = os.getpid()
         with hooks.around_job():
-            self._worker.perform_job(job, queue)
+            if once.duplicate_of(self._worker.raw):
+                self._skip(job, queue)
+            else:
+                self._worker.perform_job(job, queue)
         if os.getpid() != horse:  # a copy that the job made by os.fork, and let return
             os._exit(0)
         self._deliver(tape)
+
+    def _skip(self, job: Job, queue: Queue) -> None:
+        """Record as a success, with nothing as its result, a job whose key was spent by another one."""
+        worker, spender = self._worker, once.duplicate_of(self._worker.raw)
+        worker.prepare_job_execution(job)
+        worker.begins = False
+        worker.handle_execution_ended(job, queue, 0)
+        worker.handle_job_success(job, queue, queue.started_job_registry)
+        # First, since the last command may delete the hash.
+        worker.tape.commands.insert(0, ["HSET", job.key, once.DUPLICATE_FIELD, spender])
+        worker.log.info("Worker %s: job %s not run: its key was spent by job %s", worker.name, job.id, spender)
 
     def _bury(
         self, fields: tuple[Any, ...], pid: int, status: int, usage: Sequence[float], stopped: bool, quietly: bool
@@ -307,6 +323,25 @@ class HorseProcess:
         except RedisConnectionError as error:
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, error)
 
+    def _schedule(self, token: str, life: int) -> None:
+        """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
+        # Here, since who has no scheduler needs none of this.
+        from .moving import BATCH, Lock, Mover
+        from .scripts import SCHEDULER_LOCK, Scripts
+
+        worker, relay = self._worker, Relay(self._channel, self._recorder)
+        try:
+            with relay.carry():
+                scripts = Scripts()
+                mover = Mover(
+                    self._recorder, relay.run_script, scripts, worker.job_class, worker.queue_class, worker.log
+                )
+                moved = mover.move_due(Lock(token, life), 5 * BATCH)
+                relay.run_script(scripts.unlock(SCHEDULER_LOCK, token))
+            worker.log.info("Worker %s: enqueued %d jobs of rq-scheduler", worker.name, len(moved))
+        except RedisError as error:
+            worker.log.warning("Worker %s: moving jobs of rq-scheduler given up: %s", worker.name, error)
+
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
         worker, recorder = self._worker, self._recorder
         worker.name = claim.worker_name
@@ -347,6 +382,8 @@ class HorseProcess:
         """
         if STALLS in self._worker.raw:  # whatever became of it, it has come to an end
             tape.write([b"HDEL", self._worker.raw_key, STALLS])
+        if commands is None:
+            tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
         words: list[Word] = []
         for digest, read in tape.guards:
             words += [digest, len(read), *read]

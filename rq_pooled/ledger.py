@@ -92,6 +92,16 @@ def packed(part: Sequence[Any]) -> tuple[int, Packed]:
     return number, Packed(count, data)
 
 
+class Limited(NamedTuple):
+    """A queue that has jobs and may not start one, see limits.py."""
+
+    key: str
+    #: Seconds until it may; None where it waits for a running job to end.
+    wait: float | None
+    #: A key that exists until that may have changed.
+    watch: str
+
+
 class Claimed(NamedTuple):
     """The reply to a claim."""
 
@@ -101,6 +111,7 @@ class Claimed(NamedTuple):
     #: Ids that were dropped because their job has no data.
     stale: list[str]
     claims: list[Claim]
+    limited: list[Limited]
 
 
 class Stalled(NamedTuple):
@@ -263,7 +274,7 @@ class ClaimRequest(NamedTuple):
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
-        suspended, held, stale, jobs = reply
+        suspended, held, stale, jobs, closed = reply
         claims = []
         for (name, execution_id), (key, job_id, queue, raw) in zip(self.slots, jobs):
             fields = dict(zip(raw[::2], raw[1::2]))
@@ -278,7 +289,10 @@ class ClaimRequest(NamedTuple):
                     fields,
                 )
             )
-        return Claimed(bool(suspended), held, [job_id.decode() for job_id in stale], claims)
+        limited = [
+            Limited(key.decode(), None if wait < 0 else wait / 1e6, watch.decode()) for key, wait, watch in closed
+        ]
+        return Claimed(bool(suspended), held, [job_id.decode() for job_id in stale], claims, limited)
 
 
 def _failure_ttl(raw: Mapping[bytes, bytes]) -> int:

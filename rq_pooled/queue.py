@@ -22,7 +22,6 @@ from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
-import rq
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, WatchError
@@ -33,6 +32,7 @@ from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
 
+from .enqueueing import AdmittingQueue
 from .errors import ConfigurationError, EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
 from .pool import get_connection
 from .retry import Backoff, attach
@@ -48,7 +48,7 @@ _REFUSALS = (AuthenticationError, AuthorizationError, BusyLoadingError)
 _unconfirmed: OrderedDict[str, datetime] = OrderedDict()
 
 
-class Queue(rq.Queue):
+class Queue(AdmittingQueue):
     """An ``rq.Queue`` whose connection may be left out, and whose enqueue cannot fail silently or double a job.
 
     Every argument of ``rq.Queue`` works as there. Without a connection the process's pool is used (``get_connection``),
@@ -63,6 +63,11 @@ class Queue(rq.Queue):
     pipeline, its own ``execute`` tells how it went; with ``is_async=False`` errors are RQ's.
 
     ``retry`` is for all jobs that are enqueued without one; ``enqueue(..., retry=False)`` then means none.
+
+    Further arguments of the queue: ``limit="10/5s"`` and ``max_running=3``, kept by all workers together (docs/limits.md);
+    ``max_length=1000``: an enqueue beyond it raises ``QueueFull``. Of ``enqueue`` (docs/once-and-unique.md):
+    ``once="order-42"`` with ``once_ttl="30d"``, ``unique_for=60``, and ``on_duplicate="raise"`` for ``AlreadySpent`` and
+    ``AlreadyQueued`` instead of the earlier job. With ``is_async=False`` none of these has an effect.
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; ``retry`` is no ``rq.Retry``.

@@ -48,8 +48,11 @@ class Tape:
         execution: dict[str, Any],
         read: Reader,
     ) -> None:
+        #: The job succeeded; its status does not tell, for one that repeats is scheduled then.
+        self.succeeded = False
         self.commands: list[list[Any]] = []
         self.guards: list[tuple[bytes, list[bytes]]] = []
+        self.job_id = job_id
         self._read = read
         self._job_key = Job.key_for(job_id).encode()
         self._dependents_key = Job.dependents_key_for(job_id).encode()
@@ -82,6 +85,7 @@ class Tape:
         self.guards = [(b"0", [b"EXISTS", self._dependents_key])]
         self.commands = commands
         self.status = b"finished"
+        self.succeeded = True
 
     def expect_dependents(self) -> None:
         """From here on ask the server for the dependents, and let what it says guard the commit."""

@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError, WatchError
 
 from .channel import ChildChannel
 from .recorder import READS, Recorder
+from .resp import Command
 
 #: Commands that return at once and change what RQ's registries are made of.
 _SIMPLE = READS | frozenset(
@@ -53,6 +54,13 @@ class Relay:
         if isinstance(reply, Exception):
             raise reply
         return self._recorder.parse(args, options, reply)
+
+    def run_script(self, command: Command) -> Any:
+        """Have the parent send a command of ``Scripts``."""
+        (reply,) = self._execute([self._recorder.encode(command)])
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
 
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
         """Have a transaction executed by the parent. Raises WatchError when a watched key has changed."""

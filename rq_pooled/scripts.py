@@ -25,6 +25,10 @@ STATS = "rq_pooled:stats"
 SAMPLES = "rq_pooled:stats:samples"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = "rq_pooled:stats:starting"
+#: Queue -> its limit, and the one that code declares, see limits.py.
+LIMITS, DECLARED_LIMITS = "rq_pooled:limits", "rq_pooled:limits:code"
+#: Keys of rq-scheduler: job -> when it is due, and its lock.
+SCHEDULED_JOBS, SCHEDULER_LOCK = "rq:scheduler:scheduled_jobs", "rq:scheduler_lock"
 
 
 def claims_key(token: str) -> str:
@@ -156,6 +160,53 @@ class Scripts:
     def sample(self, connected: int, maxclients: int, interval: float) -> Command:
         """Note the number of clients, unless that was done less than ``interval`` seconds ago."""
         return self._call("sample", [SAMPLES], connected, maxclients, interval)
+
+    def scheduler_due(self, token: str, lock_ttl: int) -> Command:
+        """Take rq-scheduler's lock with this value if one of its jobs is due."""
+        return self._call("scheduler_due", (SCHEDULED_JOBS, SCHEDULER_LOCK), token, lock_ttl)
+
+    def move(
+        self,
+        queue_key: str,
+        lock: tuple[str, int] | None,
+        job_id: str,
+        due: float | None,
+        next_time: int | None,
+        at_front: bool,
+        ttl: int | None,
+        dependencies: Sequence[str],
+        fields: Sequence[Word],
+    ) -> Command:
+        """Move a job of rq-scheduler, if it is still due then and the lock, (its value, seconds), is still ours."""
+        token, life = lock or ("", 0)
+        times = ("" if due is None else repr(float(due)), "" if next_time is None else next_time)
+        words = (token, life, job_id, *times, "L" if at_front else "R", ttl or -1, len(dependencies), *dependencies)
+        return self._call("move", (SCHEDULED_JOBS, SCHEDULER_LOCK, queue_key), *words, *fields)
+
+    def unlock(self, lock: str, token: str) -> Command:
+        """Give back a lock that has this value while it is ours."""
+        return self._call("unlock", (lock,), token)
+
+    def limit(self, queue: str, who: str, written: str) -> Command:
+        """Change the limit of a queue: by its ``code``, an ``operator``, or ``clear`` it."""
+        return self._call("limit", (LIMITS, DECLARED_LIMITS), queue, who, written)
+
+    def enqueue(
+        self,
+        queue_key: str,
+        max_length: int | None,
+        replace: bool,
+        once: str | None,
+        unique: str | None,
+        unique_for: float,
+        jobs: Iterable[tuple[str, bool, int | None, Sequence[Word]]],
+    ) -> Command:
+        """Enqueue jobs, each (id, at front, ttl, field and value ...), all or none; the keys are as in the header."""
+        limit = -1 if max_length is None else max_length
+        words: list[Word] = [limit, int(replace), once or "", unique or "", max(1, round(unique_for * 1000))]
+        for job_id, at_front, ttl, fields in jobs:
+            words += [job_id, "L" if at_front else "R", ttl or -1, len(fields), *fields]
+        return self._call("enqueue", (queue_key,), *words)
 
     def register(
         self,

@@ -22,11 +22,13 @@ RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
 DEADLINE_INTERVAL = 0.25
 #: Seconds, before KILL_GRACE, that a horse may take to clean up after a job; it takes microseconds.
 CLEAN_UP_TIME = 5.0
+#: Seconds, before KILL_GRACE, that a horse may take to move a bounded number of rq-scheduler's jobs.
+SCHEDULE_TIME = 60.0
 
 
 @dataclass
 class Task:
-    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail`` or ``maintain``; see horse.py."""
+    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see horse.py."""
 
     kind: str
     claim: Claim | None = None
@@ -347,6 +349,8 @@ class Slots:
         slot.since = time.monotonic()
         if task.kind == "perform" and task.claim is not None:
             self._set_deadline(slot, job_timeout(task.claim, self._parent.worker.queue_class.DEFAULT_TIMEOUT))
+        elif task.kind == "schedule":  # it runs what unpickling users' meta runs
+            self._set_deadline(slot, SCHEDULE_TIME)
         self._prefork.send(slot.horse, task.message())
 
     def assign_tasks(self) -> None:
@@ -356,7 +360,7 @@ class Slots:
                 return
             if slot.free:
                 self.give(slot, self.tasks.popleft())
-        urgent = any(task.claim is not None for task in self.tasks)
+        urgent = any(task.claim is not None or task.kind == "schedule" for task in self.tasks)
         if urgent and time.monotonic() >= self._spare_after and all(slot.task is not None for slot in self._slots):
             spare = Slot(self._parent.name, spare=True)
             self._slots.append(spare)

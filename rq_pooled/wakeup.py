@@ -2,16 +2,21 @@
 
 Client tracking makes reading the queues and registering for their next change one step, so nothing is popped while
 asleep and nothing is missed. Where a server refuses it, the queues are looked at every 50 ms.
+
+A queue whose limit is reached is left out: in its place stands a key that is deleted when a job of it ends (or its limit is
+changed), or a timer until it may start the next job.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from .connections import Exchange
+from .ledger import Limited
 from .loop import Timer
 from .parent import Parent
 from .resp import Command
@@ -36,6 +41,9 @@ class Wakeup:
         self._timer: Timer | None = None
         self._later: Timer | None = None
         self._polling: Timer | None = None
+        #: Queues that are left out -> the key that is watched instead, and the timer for the first of them.
+        self._limited: dict[str, str] = {}
+        self._token: Timer | None = None
         self.suspended = False
 
     @property
@@ -46,7 +54,7 @@ class Wakeup:
     @property
     def asleep(self) -> bool:
         """Tell whether the queues were seen empty, and nothing has been heard since."""
-        return not (self._awake or self._look_due or self._later)
+        return not (self._awake or self._look_due or self._later or self._limited)
 
     @property
     def look_due(self) -> bool:
@@ -66,6 +74,20 @@ class Wakeup:
         self._later = None
         self.wake()
 
+    def leave_out(self, limited: Sequence[Limited]) -> None:
+        """Note what a claim said about queues that have jobs and may not start one."""
+        self._limited = {queue.key: queue.watch for queue in limited}
+        if self._token is not None:
+            self._token.cancel()
+            self._token = None
+        waits = [queue.wait for queue in limited if queue.wait is not None]
+        if waits:
+            self._token = self._parent.loop.call_later(min(waits) + self._herd_delay(), self._on_token)
+
+    def _on_token(self) -> None:
+        self._token = None
+        self.wake()
+
     def sleep(self) -> None:
         """A claim got less than it could have: look once, register, and claim no more until something changes."""
         self._awake = False
@@ -82,10 +104,13 @@ class Wakeup:
         """
         if self._later is not None:
             return
-        delay = random.uniform(0, min(HERD_DELAY, HERD_STEP * max(0, self._misses - HERD_MISSES)))
+        delay = self._herd_delay()
         self.wake()
         if delay > HERD_STEP and self._timer is None:
             self._timer = self._parent.loop.call_later(delay, self._on_timer)
+
+    def _herd_delay(self) -> float:
+        return random.uniform(0, min(HERD_DELAY, HERD_STEP * max(0, self._misses - HERD_MISSES)))
 
     def _on_timer(self) -> None:
         self._timer = None
@@ -94,13 +119,22 @@ class Wakeup:
         """Return the exchange that reads whether there are jobs and registers for the next change of that."""
         self._look_due = False
         optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
-        commands: list[Command] = [*optin, ("EXISTS", *self._keys), *optin, ("EXISTS", "rq:suspended")]
+        keys = [key for key in self._keys if key not in self._limited]
+        watched = list(self._limited.values())
+        reads: list[Command] = [("EXISTS", "rq:suspended")]
+        reads += [("EXISTS", *some) for some in (keys, watched) if some]
+        commands = [command for read in reads for command in (*optin, read)]
 
         def on_replies(replies: list[Any]) -> None:
-            waiting, suspended = replies[len(optin)], replies[-1]
             if any(isinstance(reply, ResponseError) for reply in replies):
                 self._on_tracking(False)
-            elif self._later is None and (bool(suspended) != self.suspended or (waiting and not suspended)):
+                return
+            suspended, *found = replies[len(optin) :: len(optin) + 1]
+            waiting = bool(keys) and found[0] > 0
+            changed = bool(watched) and found[-1] < len(watched)
+            if self._later is None and (
+                bool(suspended) != self.suspended or ((waiting or changed) and not suspended)
+            ):
                 self.wake()
             elif not self._tracking and self._polling is None:
                 self._polling = self._parent.loop.call_later(POLL_INTERVAL, self._poll)

@@ -98,6 +98,9 @@ class Worker(rq.worker.Worker):
         """Leave the address to ``work``; RQ would connect here."""
         self.ip_address = "unknown"
 
+    #: Whether rq-scheduler's jobs are moved, see scheduling.py.
+    with_scheduler = False
+
     # -- work ----------------------------------------------------------------------------------------------------
 
     def work(
@@ -113,7 +116,8 @@ class Worker(rq.worker.Worker):
     ) -> bool:
         """Work until stopped, or until the burst, ``max_jobs`` or ``max_idle_time`` (seconds) is over.
 
-        Replaces RQ's ``work``. ``with_scheduler`` changes nothing: due jobs are always enqueued, whoever's lock.
+        Replaces RQ's ``work``. Due jobs of RQ's own scheduler are always enqueued; with ``with_scheduler`` those of the
+        package rq-scheduler are, too.
 
         Returns:
             Whether any job was executed.
@@ -128,6 +132,7 @@ class Worker(rq.worker.Worker):
             _check_platform()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
+            self.with_scheduler = with_scheduler
             settings = self._load_settings()
             for module in settings.preload:
                 _preload(module)

@@ -7,9 +7,11 @@
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
 -- ARGV[9..]   per free slot: worker name, execution id
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
---             { field, value ... as before the claim } } ... one per slot that got a job, in slot order } }
+--             { field, value ... as before the claim } } ... one per slot that got a job, in slot order },
+--             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
+--             ... one per queue that has jobs and whose limit is reached } }
 if redis.call('EXISTS', 'rq:suspended') == 1 then
-  return { 1, 0, {}, {} }
+  return { 1, 0, {}, {}, {} }
 end
 
 -- Changes nothing, but is refused when the server is out of memory: after the first LPOP nothing would be.
@@ -22,6 +24,68 @@ local claims = ARGV[8]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks at: it must not hold the server
+
+-- Limits, see limits.py: read in one step for all queues, and not at all where nobody has set any.
+local limits, closed, limited = {}, {}, {}
+local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
+if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
+  local names = {}
+  for i, key in ipairs(KEYS) do
+    names[i] = string.sub(key, 10)
+  end
+  for i, text in ipairs(redis.call('HMGET', 'rq_pooled:limits', unpack(names))) do
+    local starts, period, running = string.match(text or '', '(%d+) (%d+) (%d+)$')
+    if starts then
+      local limit = { starts = tonumber(starts), period = tonumber(period), list = 'rq_pooled:starts:' .. names[i] }
+      if tonumber(running) > 0 then
+        -- Counted are the claims that stand. One whose worker died stops to count when it is handed on or given up.
+        limit.places = tonumber(running) - redis.call('ZCOUNT', 'rq:wip:' .. names[i], '(' .. clock, '+inf')
+      end
+      limits[KEYS[i]] = limit
+    end
+  end
+end
+
+-- Tell whether the queue may start a job now. One that may not, and has jobs, is reported once, with a key that its
+-- worker watches while it sleeps. NX: a key that is there already is not touched, so nobody is woken.
+local function is_open(key)
+  local limit = limits[key]
+  if not limit or closed[key] then
+    return not limit
+  end
+  local wait, watch, life = -1, 'rq_pooled:full:', 120
+  if not limit.places or limit.places > 0 then
+    local oldest = limit.starts > 0 and redis.call('LINDEX', limit.list, -limit.starts)
+    wait = oldest and math.min(limit.period, oldest + limit.period - microseconds) or 0
+    if wait <= 0 then
+      return true
+    end
+    watch, life = 'rq_pooled:limited:', math.ceil(wait / 1000000) + 60
+  end
+  closed[key] = true
+  if redis.call('EXISTS', key) == 1 then
+    watch = watch .. string.sub(key, 10)
+    redis.call('SET', watch, '1', 'NX', 'EX', life)
+    limited[#limited + 1] = { key, wait, watch }
+  end
+  return false
+end
+
+-- Count a start.
+local function note_start(key)
+  local limit = limits[key]
+  if not limit then
+    return
+  end
+  if limit.places then
+    limit.places = limit.places - 1
+  end
+  if limit.starts > 0 then
+    redis.call('RPUSH', limit.list, string.format('%.0f', microseconds))
+    redis.call('LTRIM', limit.list, -limit.starts, -1)
+    redis.call('PEXPIRE', limit.list, math.ceil(limit.period / 1000) + 1)
+  end
+end
 
 local order = {}
 for i, key in ipairs(KEYS) do
@@ -40,7 +104,7 @@ local function pop()
     end
   end
   for i, key in ipairs(order) do
-    local id = redis.call('LPOP', key)
+    local id = is_open(key) and redis.call('LPOP', key)
     if id then
       if strategy == 'round_robin' then
         for _ = 1, i do
@@ -85,6 +149,17 @@ local function is_running(job, id, key)
   return false
 end
 
+-- Look at a spent-once key, see once.py: return the id of the job that spent it, and whether one that has it is running.
+local function look_at(once)
+  local spender = redis.call('GET', 'rq_pooled:once:' .. once)
+  local holder = not spender and redis.call('GET', 'rq_pooled:once-running:' .. once)
+  if not holder then
+    return spender, false
+  end
+  local queue, member = string.match(holder, '^(.*)\n(.*)$')
+  return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+end
+
 local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
@@ -94,7 +169,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   end
   local job = 'rq:job:' .. id
   local running = is_running(job, id, key)
-  local raw, data, origin = {}, false, false
+  local raw, data, origin, once, timeout = {}, false, false, false, false
   if running then
     data = redis.pcall('HEXISTS', job, 'data') == 1
   else
@@ -105,13 +180,21 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       data = true
     elseif raw[i] == 'origin' and raw[i + 1] ~= '' then
       origin = raw[i + 1]
+    elseif raw[i] == 'timeout' then
+      timeout = tonumber(raw[i + 1])
+    elseif raw[i] == 'rq_pooled_once' then
+      once = raw[i + 1]
     end
     bytes = bytes + #raw[i + 1]
   end
+  local spender, taken
+  if once and data then
+    spender, taken = look_at(once)
+  end
   if not data then
     stale[#stale + 1] = id
-  elseif running then
-    held[#held + 1] = { key, id } -- queued twice: runs again, but not beside itself
+  elseif running or taken then
+    held[#held + 1] = { key, id } -- queued twice, or another with its spent-once key runs: not beside each other
   elseif not register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
     failure = 'WRONGTYPE rq:wip:' .. (origin or string.sub(key, 10)) .. ' is no sorted set'
   else
@@ -133,6 +216,18 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
     redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
       'last_heartbeat', now)
+    if spender then -- it is not run, only recorded
+      raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_duplicate_of', spender
+    else
+      note_start(key)
+    end
+    if once and not spender then
+      redis.call('SET', 'rq_pooled:once-running:' .. once, queue .. '\n' .. member)
+      if timeout and timeout > 0 then -- should nobody be left to take it away
+        redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
+      end
+      raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'
+    end
     jobs[#jobs + 1] = { key, id, queue, raw }
   end
 end
@@ -146,4 +241,4 @@ end
 if failure and #jobs == 0 and #stale == 0 then
   return redis.error_reply(failure)
 end
-return { 0, #held, stale, jobs }
+return { 0, #held, stale, jobs, limited }

@@ -47,7 +47,7 @@ local function refused(command, key, words)
   end
 end
 
-local results, at = {}, 3
+local results, freed, at = {}, {}, 3
 while at <= #ARGV do
   local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
   local guards, commands = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
@@ -102,7 +102,12 @@ while at <= #ARGV do
     redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
     redis.pcall('HDEL', claims, member)
     redis.pcall('ZREM', wip, member)
+    freed[queue] = 'rq_pooled:full:' .. queue
   end
   results[#results + 1] = result
+end
+-- Wakes the workers that wait for a place in a queue that may run only so many jobs at once.
+for _, key in pairs(freed) do
+  redis.call('DEL', key)
 end
 return results

@@ -37,6 +37,7 @@ for at = #ARGV - 4, 5, -5 do
     redis.call('ZREM', 'rq:executions:' .. id, execution)
     redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
   end
+  redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place
   redis.call('HDEL', claims, member)
   if redis.call('HGET', worker, 'current_job') == id then
     redis.call('HDEL', worker, 'current_job')

@@ -51,6 +51,7 @@ local function forget(queue, id, execution)
   redis.call('ZREM', 'rq:executions:' .. id, execution)
   redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
   redis.call('ZREM', 'rq:wip:' .. queue, member)
+  redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place in the queue
 end
 
 local back, failed, more, execution_at = {}, {}, 0, 11

@@ -1,0 +1,169 @@
+"""``rq-pooled schedule-sweep``: sweeps of failed jobs that come again, as jobs of rq-scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from datetime import datetime
+from typing import Any
+
+import click
+from redis import Redis
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.utils import as_text
+
+from . import cli_failed
+from .durations import show_duration
+from .errors import ConfigurationError, UnknownQueue
+from .options import open_server, server_options
+from .policies import Policy
+from .scripts import SCHEDULED_JOBS
+
+#: What the job calls, with plain arguments.
+FUNCTION = "rq_pooled.sweeper.sweep"
+PREFIX = "rq_pooled-sweep-"
+#: Seconds after which a sweep that hangs is ended.
+TIMEOUT = 3600
+#: Options of `rq-pooled sweep` that say nothing about a sweep that comes again.
+_LEFT_OUT = {"url", "as_json", "dead", "dry_run"}
+_EXAMPLES = """\b
+Examples:
+  rq-pooled schedule-sweep                                   list them
+  rq-pooled schedule-sweep --cron "*/10 * * * *" -q mail --requeue --exception ConnectionError --times 5
+  rq-pooled schedule-sweep --cron "0 4 * * *" --purge --older-than 30d --name monthly
+  rq-pooled schedule-sweep --remove monthly"""
+
+
+def schedule_sweep(
+    cron: str | None,
+    name: str | None,
+    remove: str | None,
+    in_queue: str,
+    url: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """List, register (--cron) or remove recurring sweeps of failed jobs.
+
+    Takes the options of `rq-pooled sweep`. A sweep has a name, by default made of what it does and the queues; registering
+    a name again replaces it. A sweep is a job: `rq-pooled scheduler`, or a worker with --with-scheduler, enqueues it when
+    it is due, and a worker that serves --in-queue runs it. Cron lines are read in local time.
+    """
+    if remove is not None:
+        if cron is not None:
+            raise click.UsageError("--remove excludes --cron.")
+        connection = open_server(url)
+        _show([], as_json, _remove(connection, remove))
+        return
+    if cron is None:
+        given = [key for key, value in options.items() if value not in (None, (), False)]
+        if given or name is not None:
+            raise click.UsageError("give --cron to register a sweep, or no option to list them.")
+        connection = open_server(url)
+        _show(_sweeps(connection), as_json, "no recurring sweep")
+        return
+    queues = list(options.pop("queues"))
+    policy = cli_failed._policy(options)
+    connection = open_server(url)
+    for queue in queues:
+        if not connection.sismember("rq:queues", f"rq:queue:{queue}"):
+            raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
+    job_id = _register(connection, cron, name, in_queue, queues, policy)
+    _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
+
+
+def _register(
+    connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy
+) -> str:
+    from .scheduler import Scheduler  # here: no other command needs rq-scheduler
+
+    kind = type(policy).__name__.lower()
+    job_id = PREFIX + (name or re.sub(r"[^A-Za-z0-9_-]", "_", "-".join([kind, *(sorted(queues) or ["all"])])))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
+        raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
+    fields = [one for one in dataclasses.fields(policy) if one.init]
+    chosen = {one.name: value for one in fields if (value := getattr(policy, one.name)) not in (None, (), one.default)}
+    what = ", ".join(f"{key} {_words(key, value)}" for key, value in chosen.items())
+    try:
+        Scheduler(in_queue, connection=connection).cron(
+            cron,
+            FUNCTION,
+            kwargs={"queues": queues or None, "policy": kind, **chosen},
+            id=job_id,
+            timeout=TIMEOUT,
+            description=f"{kind} failed jobs of {', '.join(queues) or 'all queues'}" + (f" ({what})" if what else ""),
+        )
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
+    return job_id
+
+
+def _words(key: str, value: Any) -> str:
+    if key in ("older_than", "max_age"):
+        return show_duration(value)
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _sweeps(connection: Redis) -> list[dict[str, Any]]:
+    """Return what is registered; what has lost its job is forgotten."""
+    found = []
+    for word, due in sorted(connection.zscan_iter(SCHEDULED_JOBS, match=f"{PREFIX}*")):
+        job_id = as_text(word)
+        try:
+            job = Job.fetch(job_id, connection=connection)
+        except NoSuchJobError:
+            connection.zrem(SCHEDULED_JOBS, job_id)
+            continue
+        found.append(
+            {
+                "name": job_id.removeprefix(PREFIX),
+                "cron": job.meta.get("cron_string"),
+                "what": job.description,
+                "in_queue": job.origin,
+                "next": datetime.fromtimestamp(due).astimezone().isoformat(timespec="minutes"),
+                "last_status": job.get_status(refresh=False),
+            }
+        )
+    return found
+
+
+def _remove(connection: Redis, name: str) -> str:
+    job_id = PREFIX + name
+    removed = connection.zrem(SCHEDULED_JOBS, job_id)
+    try:
+        Job.fetch(job_id, connection=connection).delete()
+    except NoSuchJobError:
+        pass
+    return f"{name}: removed" if removed else f"no recurring sweep is named {name}"
+
+
+def _show(sweeps: list[dict[str, Any]], as_json: bool, otherwise: str) -> None:
+    if as_json:
+        click.echo(json.dumps(sweeps, indent=2))
+        return
+    for one in sweeps:
+        click.echo(f"{one['name']}: {one['cron']}  {one['what']}; next {one['next']}, in queue {one['in_queue']}")
+    if not sweeps:
+        click.echo(otherwise)
+
+
+command: Any = server_options(
+    click.Command(
+        "schedule-sweep",
+        callback=schedule_sweep,
+        help=schedule_sweep.__doc__,
+        short_help="Sweep failed jobs again and again.",
+        epilog=_EXAMPLES,
+        params=[
+            click.Option(["--cron"], metavar="LINE", help="When: five fields, such as '*/10 * * * *'."),
+            click.Option(["--name"], help="Its name."),
+            click.Option(["--remove"], metavar="NAME", help="Remove the sweep of this name."),
+            click.Option(["--in-queue"], default="default", show_default=True, help="The queue that it runs in."),
+            *(parameter for parameter in cli_failed.sweep.params if parameter.name not in _LEFT_OUT),
+        ],
+    )
+)

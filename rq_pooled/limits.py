@@ -1,0 +1,108 @@
+"""Limits of queues: at most so many starts in any such time, so many jobs at once; for all workers together.
+
+They live in Redis, one text per queue in the hash ``rq_pooled:limits``, and claim.lua keeps them. What code declares
+(``Queue(..., limit="10/5s")``) holds until an operator sets something else (``rq-pooled limit``), which goes before it
+until it is cleared.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+from redis import Redis
+
+from .client_scripts import run_script, scripts
+from .durations import parse_duration, show_duration
+from .errors import ConfigurationError
+from .scripts import LIMITS
+
+#: Starts that are remembered per queue, and the longest time for which.
+MAX_STARTS, MAX_PERIOD = 100_000, 366 * 86_400
+_RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\S+)\s*")
+
+
+class Limit(NamedTuple):
+    """One queue's limit. ``starts`` 0: any number of starts; ``max_running`` 0: any number at once."""
+
+    starts: int = 0
+    #: Seconds.
+    period: float = 0.0
+    max_running: int = 0
+
+    def __str__(self) -> str:
+        parts = [f"at most {self.starts} starts in {show_duration(self.period)}"] if self.starts else []
+        parts += [f"at most {self.max_running} running at once"] if self.max_running else []
+        return ", ".join(parts)
+
+    def written(self) -> str:
+        """Return it as claim.lua reads it."""
+        return f"{self.starts} {round(self.period * 1e6)} {self.max_running}"
+
+
+class LimitInForce(NamedTuple):
+    """A limit, and whether an operator set it (else code declared it)."""
+
+    limit: Limit
+    by_operator: bool
+
+
+def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit:
+    """Return the limit that these say.
+
+    Args:
+        rate: ``"10/5s"``, ``"1000/1h"``, ``"1/1m30s"``: at most so many starts within any such time.
+        max_running: jobs that may run at once.
+
+    Raises:
+        ConfigurationError: neither is given, or one is written otherwise.
+    """
+    if rate is None and max_running is None:
+        raise ConfigurationError("a limit needs a rate such as 10/5s, or the number of jobs that may run at once")
+    if max_running is not None and (not isinstance(max_running, int) or not 1 <= max_running <= 1_000_000):
+        raise ConfigurationError(f"max_running is {max_running}: it must be a whole number of at least 1")
+    starts, period = 0, 0.0
+    if rate is not None:
+        match = _RATE.fullmatch(str(rate))
+        if match is None:
+            raise ConfigurationError(f"the limit is {rate}: write it as 10/5s, 100/1m or 1000/1h")
+        starts, period = int(match[1]), parse_duration(match[2], f"the time in the limit {rate}")
+        if not 1 <= starts <= MAX_STARTS or not 0.001 <= period <= MAX_PERIOD:
+            raise ConfigurationError(
+                f"the limit is {rate}: it must be 1 to {MAX_STARTS} starts in 0.001s to {show_duration(MAX_PERIOD)}"
+            )
+    return Limit(starts, period, max_running or 0)
+
+
+def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
+    """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
+    found = _read(run_script(connection, scripts().limit(queue, "code", limit.written())))
+    assert found is not None
+    return found
+
+
+def set_limit(connection: Redis, queue: str, limit: Limit) -> None:
+    """Have ``limit`` hold for the queue, whatever code declares, until it is cleared. Waits for Redis."""
+    run_script(connection, scripts().limit(queue, "operator", limit.written()))
+
+
+def clear_limit(connection: Redis, queue: str) -> LimitInForce | None:
+    """Remove an operator's limit, or else the declared one; return what is in force then. Waits for Redis."""
+    return _read(run_script(connection, scripts().limit(queue, "clear", "")))
+
+
+def limits_in_force(connection: Redis) -> dict[str, LimitInForce]:
+    """Return the limits of all queues that have one. Waits for Redis."""
+    found = {_text(name): _read(text) for name, text in sorted(connection.hgetall(LIMITS).items())}
+    return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def _text(word: bytes | str) -> str:
+    return word.decode() if isinstance(word, bytes) else word
+
+
+def _read(text: bytes | str | None) -> LimitInForce | None:
+    if text is None:
+        return None
+    who, starts, period, running = _text(text).split()
+    return LimitInForce(Limit(int(starts), int(period) / 1e6, int(running)), who == "operator")

@@ -1,0 +1,58 @@
+-- Enqueue jobs if nothing speaks against it: all of them or none, in one step.
+--
+-- KEYS[1]     queue (rq:queue:<name>)
+-- ARGV[1]     jobs that may wait in the queue with these, -1 for any number
+-- ARGV[2]     1: replace a job that has the same id, 0: refuse
+-- ARGV[3]     spent-once key or ''             ARGV[4]  key of the call's function and arguments or ''
+-- ARGV[5]     life of the latter, milliseconds
+-- ARGV[6..]   per job: id, L or R (front or back), ttl in seconds or -1, number of words, field, value ...
+-- returns     { 'ok' } | { 'exists', id } | { 'spent', id that spent the key } | { 'unique', id that is queued or running }
+--             | { 'full', jobs in the queue }
+local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
+local once, unique, life = ARGV[3], ARGV[4], ARGV[5]
+
+local jobs, at = {}, 6
+while at <= #ARGV do
+  jobs[#jobs + 1] = at
+  if not replace and redis.call('EXISTS', 'rq:job:' .. ARGV[at]) == 1 then
+    return { 'exists', ARGV[at] }
+  end
+  at = at + 4 + tonumber(ARGV[at + 3])
+end
+
+if once ~= '' then
+  local spender = redis.call('GET', once)
+  if spender then
+    return { 'spent', spender }
+  end
+end
+if unique ~= '' then
+  -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
+  local holder = redis.call('GET', unique)
+  local status = holder and redis.call('HGET', 'rq:job:' .. holder, 'status')
+  if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred' then
+    return { 'unique', holder }
+  end
+end
+if most >= 0 then
+  local length = redis.call('LLEN', queue)
+  if length + #jobs > most then
+    return { 'full', tostring(length) }
+  end
+end
+
+if unique ~= '' then
+  redis.call('SET', unique, ARGV[jobs[1]], 'PX', life)
+end
+for _, first in ipairs(jobs) do
+  local id, side, ttl, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
+  local job = 'rq:job:' .. id
+  redis.call('HSET', job, unpack(ARGV, first + 4, first + 3 + words))
+  if ttl > 0 then
+    redis.call('EXPIRE', job, ttl)
+    redis.call('EXPIRE', job .. ':dependents', ttl)
+    redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
+  end
+  redis.call(side == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+end
+return { 'ok' }

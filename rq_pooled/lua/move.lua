@@ -1,0 +1,59 @@
+-- Move one due job of rq-scheduler to its queue, and put its next time in the place of this one, in one step.
+--
+-- KEYS[1]     rq:scheduler:scheduled_jobs      KEYS[2]  rq:scheduler_lock
+-- KEYS[3]     queue to push to (rq:queue:<name>)
+-- ARGV[1]     the lock's value while it is ours, '' to move without it
+-- ARGV[2]     life of the lock from now on, s  ARGV[3]  job id
+-- ARGV[4]     the time at which it was due when it was read, '' for any
+-- ARGV[5]     the time at which it is due next, '' for never
+-- ARGV[6]     L or R (front or back)           ARGV[7]  ttl of the job, -1 for none
+-- ARGV[8]     number of jobs that it depends on, ARGV[9..] their ids
+-- then        field, value ... of the job's hash
+-- returns     moved | deferred (a job that it depends on is unfinished) | gone (deleted) | changed (moved by somebody else,
+--             cancelled, or given another time) | locked (the lock is somebody else's): nothing was done
+local scheduled, lock, queue = KEYS[1], KEYS[2], KEYS[3]
+local token, id, due, next_time, ttl = ARGV[1], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[7])
+local dependencies = tonumber(ARGV[8])
+local job = 'rq:job:' .. id
+if token ~= '' then
+  if redis.call('GET', lock) ~= token then
+    return 'locked'
+  end
+  redis.call('EXPIRE', lock, ARGV[2])
+end
+if due ~= '' and tonumber(redis.call('ZSCORE', scheduled, id) or '') ~= tonumber(due) then
+  return 'changed'
+end
+if redis.call('HEXISTS', job, 'data') == 0 then
+  redis.call('ZREM', scheduled, id)
+  return 'gone'
+end
+
+local waits = false
+for i = 9, 8 + dependencies do
+  local status = redis.call('HGET', 'rq:job:' .. ARGV[i], 'status')
+  waits = waits or (status and status ~= 'finished')
+end
+redis.call('SADD', 'rq:queues', queue)
+redis.call('HSET', job, unpack(ARGV, 9 + dependencies))
+if waits then
+  redis.call('HSET', job, 'status', 'deferred')
+  redis.call('ZADD', 'rq:deferred:' .. string.sub(queue, 10), redis.call('TIME')[1], id)
+  for i = 9, 8 + dependencies do
+    redis.call('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
+    redis.call('SADD', 'rq:job::' .. id .. ':dependencies', ARGV[i])
+  end
+else
+  redis.call(ARGV[6] == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+end
+if ttl > 0 then
+  redis.call('EXPIRE', job, ttl)
+  redis.call('EXPIRE', job .. ':dependents', ttl)
+  redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
+end
+if next_time == '' then
+  redis.call('ZREM', scheduled, id)
+else
+  redis.call('ZADD', scheduled, next_time, id)
+end
+return waits and 'deferred' or 'moved'

@@ -1,0 +1,15 @@
+-- Take rq-scheduler's lock if one of its jobs is due and nobody holds it.
+--
+-- KEYS[1]     rq:scheduler:scheduled_jobs      KEYS[2]  rq:scheduler_lock
+-- ARGV[1]     the lock's value while it is ours, ARGV[2] its life, seconds
+-- returns     number of jobs that are due, 0 if the lock is somebody else's
+local due = redis.call('ZCOUNT', KEYS[1], 0, redis.call('TIME')[1])
+if due == 0 then
+  return 0
+end
+local owner = redis.call('GET', KEYS[2])
+if owner and owner ~= ARGV[1] then
+  return 0
+end
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[2])
+return due

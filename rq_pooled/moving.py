@@ -1,0 +1,172 @@
+"""Moves due jobs of rq-scheduler to their queues, each in one atomic step; for ``Scheduler`` and for horses.
+
+rq-scheduler 0.14 enqueues a job, removes it from its schedule and adds it again with its next time, in three requests. A
+scheduler that dies between them runs a job twice, or forgets a periodic one for ever. Here the next time is computed first,
+and one script does all of it, if the job is still due at the time at which it was read and the lock is still ours.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from crontab import CronTab
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.queue import Queue
+from rq.scripts import _build_hset_args
+from rq.utils import as_text, import_attribute
+
+from .resp import Command
+from .scripts import SCHEDULED_JOBS, Scripts
+
+#: Jobs that are read at once.
+BATCH = 100
+#: Seconds after which a job is tried again that could not be read or has no valid cron line.
+POSTPONED = 60
+
+#: Sends a command and returns its reply.
+Run = Callable[[Command], Any]
+
+
+class Lock(NamedTuple):
+    """rq-scheduler's lock, as its holder knows it."""
+
+    token: str
+    #: Seconds; each move renews it.
+    life: int
+
+
+def next_cron_time(cron: str) -> int:
+    """Return when the cron line is due next, in seconds since the epoch.
+
+    By this machine's local time, as rq-scheduler reads it, whatever ``use_local_timezone`` says. Its own function does the
+    same with a FutureWarning at each call, which is why it is not used.
+
+    Raises:
+        ValueError: the line cannot be read, or is never due.
+    """
+    found = CronTab(cron).next(now=datetime.now(), return_datetime=True, default_utc=False)
+    if found is None:
+        raise ValueError(f"the cron line {cron!r} is never due again")
+    return int(found.timestamp())
+
+
+class Mover:
+    """Moves what is due.
+
+    Args:
+        connection: for reading.
+        run: sends the scripts, see ``Run``.
+        scripts: the scripts.
+        job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the latter.
+        log: hears of jobs that cannot be moved.
+    """
+
+    def __init__(
+        self,
+        connection: Redis,
+        run: Run,
+        scripts: Scripts,
+        job_class: type[Job],
+        queue_class: type[Queue],
+        log: logging.Logger,
+    ) -> None:
+        self._connection = connection
+        self._run = run
+        self._scripts = scripts
+        self._job_class = job_class
+        self._queue_class = queue_class
+        self._log = log
+
+    def move_due(self, lock: Lock, most: int, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+        """Move up to ``most`` jobs that are due by the server's clock; return those that were moved."""
+        moved: list[Job] = []
+        seen = 0
+        while seen < most and not stopped():
+            now = int(self._connection.time()[0])
+            due: Any = self._connection.zrangebyscore(
+                SCHEDULED_JOBS, 0, now, start=0, num=min(BATCH, most - seen), withscores=True
+            )
+            for word, score in due:
+                if stopped():
+                    return moved
+                seen += 1
+                job, verdict = self._move_id(as_text(word), score, now, lock)
+                if verdict == "locked":
+                    self._log.warning("rq-scheduler's lock was taken over by somebody else; going on later")
+                    return moved
+                if job is not None and verdict in ("moved", "deferred"):
+                    moved.append(job)
+            if len(due) < BATCH:
+                break
+        return moved
+
+    def _move_id(self, job_id: str, due: float, now: int, lock: Lock) -> tuple[Job | None, str]:
+        try:
+            job = self._job_class.fetch(job_id, connection=self._connection)
+            return job, self.move(job, due, now, lock)
+        except NoSuchJobError:
+            self._connection.zrem(SCHEDULED_JOBS, job_id)
+            return None, "gone"
+        except RedisError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one job must not stop the others
+            self._log.error(
+                "scheduled job %s cannot be enqueued (%s: %s); trying again in %d s",
+                job_id,
+                type(error).__name__,
+                error,
+                POSTPONED,
+            )
+            self._connection.zadd(SCHEDULED_JOBS, {job_id: now + POSTPONED}, xx=True)
+            return None, "postponed"
+
+    def move(self, job: Job, due: float | None, now: int, lock: Lock | None) -> str:
+        """Move one job; return the word of move.lua.
+
+        Args:
+            due: the time that it had when it was read; nothing is done if it has another one now. None: whatever it is.
+            now: the server's time, from which an interval counts.
+            lock: as the caller holds it; nothing is done if somebody else does. None: without it.
+        """
+        queue = self.queue_of(job)
+        next_time = _next_time(job, now)
+        queue._prepare_for_queue(job)
+        command = self._scripts.move(
+            queue.key,
+            lock,
+            job.id,
+            due,
+            next_time,
+            bool(job.enqueue_at_front),
+            job.ttl,
+            job._dependency_ids,
+            _build_hset_args(job),
+        )
+        return as_text(self._run(command))
+
+    def queue_of(self, job: Job) -> Queue:
+        """Return the queue that the job is to be put into."""
+        name = job.meta.get("queue_class_name")
+        queue_class: Any = import_attribute(name) if name else self._queue_class
+        key = f"{queue_class.redis_queue_namespace_prefix}{job.origin}"
+        queue: Queue = queue_class.from_queue_key(key, connection=self._connection, job_class=self._job_class)
+        return queue
+
+
+def _next_time(job: Job, now: int) -> int | None:
+    """Return when a job is due again, None if it is not; counts down its repeats, as rq-scheduler does."""
+    meta = job.meta
+    interval, times, cron = meta.get("interval"), meta.get("repeat"), meta.get("cron_string")
+    if times:
+        meta["repeat"] = int(times) - 1
+    if times is not None and meta["repeat"] == 0:
+        return None
+    if interval:
+        return now + int(interval)
+    return next_cron_time(cron) if cron else None

@@ -1,0 +1,51 @@
+"""Spent-once keys: what is written where.
+
+A job with a key carries it in its hash. ``rq_pooled:once:<key>`` holds the id of the job that spent it: the first that
+succeeded, in the step that records its result. While a job with the key runs, ``rq_pooled:once-running:<key>`` names its
+claim, so that no other job with that key runs beside it; it counts only as long as that claim stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+#: Fields of a job's hash: its key, and the seconds for which it stays spent (0: for ever).
+FIELD, TTL_FIELD = "rq_pooled_once", "rq_pooled_once_ttl"
+#: Field of the hash, and of a claim, of a job that was not run: the id of the job that spent its key.
+DUPLICATE_FIELD = "rq_pooled_duplicate_of"
+#: Field of a claim, not of the hash: the key that says who runs was written by it.
+RUNNING_FIELD = "rq_pooled_once_running"
+
+
+def once_key(key: str) -> str:
+    """Return the name under which a spent key is kept."""
+    return f"rq_pooled:once:{key}"
+
+
+def running_key(key: str) -> str:
+    """Return the name under which the claim of the job is kept that has this key and runs."""
+    return f"rq_pooled:once-running:{key}"
+
+
+def duplicate_of(raw: Mapping[bytes, bytes]) -> str | None:
+    """Return the id of the job that spent the key of a claimed job, None if it is to be run."""
+    found = raw.get(DUPLICATE_FIELD.encode())
+    return found.decode() if found else None
+
+
+def closing_commands(raw: Mapping[bytes, bytes], job_id: str, succeeded: bool) -> list[list[Any]]:
+    """Return what is to be recorded together with the outcome of a job, nothing for one that has no key.
+
+    NX: what is spent stays spent by whom it was spent, whatever happened to the claim of this job meanwhile.
+    """
+    key = raw.get(FIELD.encode())
+    if key is None or duplicate_of(raw):
+        return []
+    commands: list[list[Any]] = []
+    if succeeded:
+        ttl = int(raw.get(TTL_FIELD.encode(), 0))
+        commands.append(["SET", b"rq_pooled:once:" + key, job_id, "NX", *(["EX", ttl] if ttl else [])])
+    if RUNNING_FIELD.encode() in raw:  # else it may be somebody else's by now
+        commands.append(["DEL", b"rq_pooled:once-running:" + key])
+    return commands

@@ -1,0 +1,298 @@
+"""``Scheduler``: rq-scheduler on the shared pool, whose moves are atomic and which survives a lost server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.utils import as_text
+
+from .backoff import reconnect_delays
+from .client_scripts import run_script, scripts
+from .config import Settings, scrub
+from .connections import check_away
+from .moving import BATCH, Lock, Mover, next_cron_time
+from .pool import get_connection
+from .queue import Queue
+from .scripts import SCHEDULED_JOBS, SCHEDULER_LOCK
+
+with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import rq_scheduler
+
+logger = logging.getLogger("rq_pooled.scheduler")
+
+#: Longest sleep while another scheduler holds the lock: it may have died, then the lock expires.
+LOCKED_RETRY = 5.0
+#: Shortest sleep between two looks.
+_SHORTEST = 0.05
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annotations
+    """rq-scheduler's ``Scheduler``: all of its methods, keys and its lock, so both kinds can be used side by side.
+
+    Different are: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic step; a job
+    that cannot be read is logged and put off by a minute instead of ending the scheduler; ``run`` wakes up when the next
+    job is due, and at the latest after ``interval`` seconds.
+
+    Raises:
+        ConfigurationError: no connection is given and the settings cannot be used.
+    """
+
+    queue_class = Queue
+
+    def __init__(
+        self,
+        queue_name: str = "default",
+        queue: Any = None,
+        interval: float = 60,
+        connection: Redis | None = None,
+        job_class: Any = None,
+        queue_class: Any = None,
+        name: str | None = None,
+    ) -> None:
+        connection = get_connection() if connection is None else connection
+        super().__init__(queue_name, queue, interval, connection, job_class, queue_class, name)
+        self.log = logger
+        self._lock = Lock(uuid4().hex, int(interval) + 10)
+        self._mover = Mover(
+            self.connection,
+            lambda command: run_script(self.connection, command),
+            scripts(),
+            self.job_class,
+            self.queue_class,
+            self.log,
+        )
+        self._stop = threading.Event()
+
+    # -- scheduling: what in rq-scheduler warns on Python 3.12 or breaks off half-way -------------------------------
+
+    def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for ``time_delta`` from now, see rq-scheduler."""
+        job: Job = self.enqueue_at(datetime.now(timezone.utc) + time_delta, func, *args, **kwargs)
+        return job
+
+    def cron(
+        self,
+        cron_string: str,
+        func: Any,
+        args: Sequence[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        repeat: int | None = None,
+        queue_name: str | None = None,
+        result_ttl: int = -1,
+        ttl: int | None = None,
+        id: str | None = None,
+        timeout: int | None = None,
+        description: str | None = None,
+        meta: dict[str, Any] | None = None,
+        use_local_timezone: bool = False,
+        depends_on: Any = None,
+        on_success: Any = None,
+        on_failure: Any = None,
+        at_front: bool = False,
+    ) -> Job:
+        """Schedule a call by a cron line, read in local time, see rq-scheduler. Job and time are written in one step.
+
+        Raises:
+            ValueError: the line cannot be read.
+        """
+        due = next_cron_time(cron_string)
+        job: Job = self._create_job(
+            func, args=args, kwargs=kwargs, commit=False, result_ttl=result_ttl, ttl=ttl, id=id, queue_name=queue_name,
+            description=description, timeout=timeout, meta=meta, depends_on=depends_on, on_success=on_success,
+            on_failure=on_failure,
+        )  # fmt: skip
+        job.meta.update(cron_string=cron_string, use_local_timezone=use_local_timezone)
+        if repeat is not None:
+            job.meta["repeat"] = int(repeat)
+        if at_front:
+            job.enqueue_at_front = True
+        with self.connection.pipeline() as pipeline:
+            job.save(pipeline=pipeline)
+            pipeline.zadd(SCHEDULED_JOBS, {job.id: due})
+            pipeline.execute()
+        return job
+
+    def count(self, until: Any = None) -> int:
+        """Return how many jobs are scheduled until then: a datetime, timedelta or seconds since the epoch."""
+        number: int = super().count(_epoch(until))
+        return number
+
+    def get_jobs(
+        self, until: Any = None, with_times: bool = False, offset: int | None = None, length: int | None = None
+    ) -> Iterator[Any]:
+        """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; forgets those that are gone."""
+        until = _epoch(until)
+        found = self.connection.zrangebyscore(
+            SCHEDULED_JOBS, 0, "+inf" if until is None else until, withscores=True, start=offset, num=length
+        )
+        for word, score in found:
+            try:
+                job = self.job_class.fetch(as_text(word), connection=self.connection)
+            except NoSuchJobError:
+                self.cancel(as_text(word))
+                continue
+            due = datetime.fromtimestamp(score, timezone.utc).replace(tzinfo=None)
+            yield (job, due) if with_times else job
+
+    def get_jobs_to_queue(self, with_times: bool = False) -> Iterator[Any]:
+        """Yield the jobs that are due, see ``get_jobs``."""
+        return self.get_jobs(int(time.time()), with_times=with_times)
+
+    # -- moving --------------------------------------------------------------------------------------------------
+
+    def get_queue_for_job(self, job: Job) -> Any:
+        """Return the queue that a job is to be put into."""
+        return self._mover.queue_of(job)
+
+    def enqueue_job(self, job: Job) -> None:
+        """Move a job to its queue now, due or not, and give it its next time if it has one; in one step."""
+        self._mover.move(job, None, int(self.connection.time()[0]), None)
+
+    def enqueue_jobs(self) -> list[Job]:
+        """Move the jobs that are due; return them. To be called while the lock is held, see ``acquire_lock``.
+
+        A job is moved once, whoever else is at it: if somebody was faster, or took the lock over, nothing is done.
+        """
+        moved: list[Job] = []
+        while not self._stop.is_set():
+            some = self._mover.move_due(self._lock, 10 * BATCH, self._stop.is_set)
+            moved += some
+            if len(some) < 10 * BATCH:
+                break
+        if moved:
+            self.log.info("enqueued %d scheduled jobs", len(moved))
+        return moved
+
+    def acquire_lock(self) -> bool:
+        """Take rq-scheduler's lock; return whether that worked."""
+        taken = self.connection.set(SCHEDULER_LOCK, self._lock.token, ex=self._lock.life, nx=True)
+        self._lock_acquired = bool(taken)
+        return self._lock_acquired
+
+    def remove_lock(self) -> None:
+        """Give the lock back, if it is ours still."""
+        if self._lock_acquired:
+            self._lock_acquired = False
+            run_script(self.connection, scripts().unlock(SCHEDULER_LOCK, self._lock.token))
+
+    def register_birth(self) -> None:
+        """Say that this scheduler begins. Raises ValueError if another one has its name."""
+        if self.connection.exists(self.key) and not self.connection.hexists(self.key, "death"):
+            raise ValueError(f"there is an active scheduler named {self.name!r} already")
+        self.connection.delete(self.key)
+        self.heartbeat()
+        self.log.info("scheduler %s: started", self.name)
+
+    def heartbeat(self) -> None:
+        """Say that this scheduler is alive, also to a server that has forgotten it."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.hsetnx(self.key, "birth", str(time.time()))
+            pipeline.hdel(self.key, "death")
+            pipeline.expire(self.key, int(self._interval) + 10)
+            pipeline.execute()
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def run(self, burst: bool = False) -> None:
+        """Move due jobs until SIGTERM, SIGINT or ``stop``; with ``burst`` once.
+
+        A server that is lost later is waited for, with growing delay; one log line when it goes, one when it is back.
+
+        Raises:
+            redis.exceptions.ConnectionError: the server cannot be reached at the beginning.
+            ValueError: another scheduler has this name.
+        """
+        self.register_birth()
+        settings = Settings.load()
+        base, cap = settings.reconnect_base, settings.reconnect_cap
+        away_since: float | None = None
+        with self._stop_signals():
+            try:
+                while not self._stop.is_set():
+                    try:
+                        wait = self._round()
+                    except RedisError as error:
+                        _check_lost(error)
+                        if away_since is None:
+                            away_since, delays = time.monotonic(), reconnect_delays(base, cap)
+                            self.log.error("lost the server (%s); trying again", scrub(str(error)))
+                        self._lock_acquired = False  # or it expires
+                        self._stop.wait(next(delays))
+                        continue
+                    if away_since is not None:
+                        self.log.info("the server is back after %.1f s", time.monotonic() - away_since)
+                        away_since = None
+                    if burst and wait is not None:
+                        break
+                    self._stop.wait(LOCKED_RETRY if wait is None else wait)
+            finally:
+                with contextlib.suppress(RedisError):
+                    self.remove_lock()
+                    self.register_death()
+
+    def stop(self) -> None:
+        """Have ``run`` end after the job that it is moving. From any thread or signal handler."""
+        self._stop.set()
+
+    def _round(self) -> float | None:
+        """Move what is due; return the seconds until something may be due again, None if another holds the lock."""
+        self.heartbeat()
+        if not self.acquire_lock():
+            self.log.debug("another scheduler holds the lock")
+            return None
+        self.enqueue_jobs()
+        first = self.connection.zrange(SCHEDULED_JOBS, 0, 0, withscores=True)
+        seconds, microseconds = self.connection.time()
+        self.remove_lock()
+        wait = first[0][1] - seconds - microseconds / 1e6 if first else self._interval
+        return float(max(_SHORTEST, min(self._interval, wait)))
+
+    @contextlib.contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = {signum: signal.signal(signum, lambda *_: self._stop.set()) for signum in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def _epoch(until: Any) -> Any:
+    """Return a timedelta as the time that it means from now; rq-scheduler reads everything else itself."""
+    if isinstance(until, timedelta):
+        return int((datetime.now(timezone.utc) + until).timestamp())
+    if isinstance(until, datetime):
+        return int(until.replace(tzinfo=until.tzinfo or timezone.utc).timestamp())
+    return until
+
+
+def _check_lost(error: RedisError) -> None:
+    """Return if ``error`` means that the server is away for now; raise it if it does not."""
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
+        return
+    if isinstance(error, ResponseError):
+        with contextlib.suppress(RedisConnectionError):
+            check_away(error)
+            raise error
+        return
+    raise error

@@ -1,0 +1,225 @@
+"""Unique calls: one job per function and arguments while it is queued or running; free again however it ends."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import claim_jobs
+import once_jobs
+import pytest
+from engine import engine, key_space
+from redis import Redis
+from rq import Queue as StockQueue
+from rq import Retry, SimpleWorker
+from rq.job import Job, JobStatus
+from support import running_worker, wait_until
+
+from rq_pooled import Queue
+from rq_pooled.config import Settings
+from rq_pooled.errors import AlreadyQueued, ConfigurationError
+from rq_pooled.pool import Pool
+from rq_pooled.unique import call_key
+
+
+def key(*args: Any, **kwargs: Any) -> str:
+    """The key of a call of one function."""
+    return call_key(Job.create(once_jobs.accept, args=args, kwargs=kwargs, connection=Redis()))
+
+
+def test_equal_calls_have_one_key_however_they_are_made() -> None:
+    """Order of keywords, sets and dictionaries, and which objects are shared, make no difference."""
+    text, another = "ab" * 9, "ba" * 9  # a pickle refers back to an object that it has seen, not to an equal one
+    assert key(text, text) == key(text, another[1:] + "b")
+    assert key(a=1, b=2) == key(b=2, a=1)
+    assert key({"x": 1, "y": [2]}) == key({"y": [2], "x": 1})
+    words, backwards = [f"word{i}" for i in range(50)], [f"word{i}" for i in range(49, -1, -1)]
+    assert key(set(words)) == key(set(backwards))
+    one, day = uuid.uuid4(), datetime.datetime(2026, 1, 2, tzinfo=datetime.timezone.utc)
+    assert key(one, day, decimal.Decimal("1.5")) == key(uuid.UUID(str(one)), day.replace(), decimal.Decimal("1.5"))
+    assert key(datetime.timedelta(1), int, len) == key(datetime.timedelta(1), int, len)
+
+
+def test_different_calls_have_different_keys() -> None:
+    """Types count, and so does which argument is where."""
+    keys = [
+        key(), key(1), key("1"), key(1.0), key(True), key([1]), key((1,)), key({1}), key({1: 1}), key(a=1), key(b=1), key(1, 1),
+        key([1, [2]]), key([[1], 2]), key(b"1"), key(None), key("a", "b"), key("ab"), key(["a", "b"]), key({"a": "b"}),
+        key(datetime.date(2026, 1, 1)), key(datetime.date(2026, 1, 2)),
+    ]  # fmt: skip
+    assert len(set(keys)) == len(keys)
+
+
+def test_arguments_without_a_value_are_refused() -> None:
+    """What cannot be compared by value is refused, not guessed."""
+    loop: list[Any] = []
+    loop.append(loop)
+    for argument in (threading.Lock(), loop, (i for i in range(3))):
+        with pytest.raises(ConfigurationError, match="unique_for compares"):
+            key(argument)
+
+
+def test_second_call_returns_the_first_or_raises(redis: Redis) -> None:
+    """While a job is queued, an equal call returns it, or raises; another call, or one that does not ask, gets in."""
+    queue = Queue(connection=redis)
+    first = queue.enqueue(once_jobs.accept, 1, b=2, unique_for=60)
+    assert queue.enqueue(once_jobs.accept, 1, b=2, unique_for=60).id == first.id
+    assert Queue("other", redis).enqueue(once_jobs.accept, 1, b=2, unique_for="1m").id == first.id
+    with pytest.raises(AlreadyQueued) as caught:
+        queue.enqueue(once_jobs.accept, 1, b=2, unique_for=60, on_duplicate="raise")
+    assert caught.value.job_id == first.id
+    assert queue.enqueue(once_jobs.accept, 1, b=3, unique_for=60).id != first.id
+    assert queue.enqueue(once_jobs.accept, 1, b=2).id != first.id
+    assert queue.count == 3
+    (pttl,) = {redis.pttl(call_key(first))}
+    assert 0 < pttl <= 60_000
+
+
+def end_by_success(_redis: Redis, worker: SimpleWorker, _job: Job) -> None:
+    worker.work(burst=True)
+
+
+def end_by_cancel(_redis: Redis, _worker: Any, job: Job) -> None:
+    job.cancel()
+
+
+def end_by_delete(_redis: Redis, _worker: Any, job: Job) -> None:
+    job.delete()
+
+
+def end_by_expiry(redis: Redis, _worker: Any, job: Job) -> None:
+    redis.pexpire(job.key, 1)
+    wait_until(lambda: not redis.exists(job.key))
+
+
+def end_by_emptying(_redis: Redis, _worker: Any, _job: Job) -> None:
+    StockQueue(connection=_redis).empty()
+
+
+@pytest.mark.parametrize("end", [end_by_success, end_by_cancel, end_by_delete, end_by_expiry, end_by_emptying])
+@pytest.mark.parametrize("function", ["nothing", "fail_unless_file"])
+def test_freed_however_the_job_ends(redis: Redis, end: Any, function: str) -> None:
+    """The call is free again when its job has ended, by whomever and however: here nobody of rq_pooled had a hand in it."""
+    queue, arguments = Queue(connection=redis), ("/nowhere",) if function == "fail_unless_file" else ()
+    call = getattr(claim_jobs, function)
+    first = queue.enqueue(call, *arguments, unique_for=600)
+    assert queue.enqueue(call, *arguments, unique_for=600).id == first.id
+    end(redis, SimpleWorker([StockQueue(connection=redis)], connection=redis), first)
+    second = queue.enqueue(call, *arguments, unique_for=600)
+    assert second.id != first.id
+    assert queue.enqueue(call, *arguments, unique_for=600).id == second.id
+
+
+def test_held_while_running_and_until_failed_for_good(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A running job, and one that waits for its next try, count; with their last failure they do not."""
+    queue, started, gate = Queue(connection=redis), str(tmp_path / "started"), tmp_path / "gate"
+    with running_worker(server.url, log=tmp_path / "log"):
+        job = queue.enqueue(claim_jobs.wait_for_file, started, str(gate), unique_for=600)
+        wait_until(lambda: job.get_status() == JobStatus.STARTED)
+        assert queue.enqueue(claim_jobs.wait_for_file, started, str(gate), unique_for=600).id == job.id
+        gate.touch()
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED)
+        assert queue.enqueue(claim_jobs.wait_for_file, started, str(gate), unique_for=600).id != job.id
+        failing = queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600, retry=Retry(1, interval=3600))
+        wait_until(lambda: failing.get_status() == JobStatus.SCHEDULED)
+        assert queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600).id == failing.id
+        redis.zadd("rq:scheduled:default", {failing.id: 1})
+        wait_until(lambda: failing.get_status() == JobStatus.FAILED)
+        assert queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600).id != failing.id
+
+
+def test_two_workers_and_a_crash(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A job whose worker is killed between its start and its record still counts, is put back, and is free when it has run."""
+    queue, started, gate = Queue(connection=redis), tmp_path / "started", tmp_path / "gate"
+    quick = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.5", "RQ_POOLED_HEARTBEAT_TTL": "3", "RQ_POOLED_STALLED_INTERVAL": "0.5"}
+    call = (claim_jobs.wait_for_file, str(started), str(gate))
+    with running_worker(server.url, log=tmp_path / "a", **quick) as first:
+        job = queue.enqueue(*call, unique_for=600)
+        wait_until(started.exists)
+        with running_worker(server.url, log=tmp_path / "b", **quick):
+            first.kill()
+            assert queue.enqueue(*call, unique_for=600).id == job.id
+            wait_until(lambda: len(started.read_text().split()) == 2, timeout=30)
+            assert queue.enqueue(*call, unique_for=600).id == job.id
+            gate.touch()
+            wait_until(lambda: job.get_status() == JobStatus.FINISHED)
+            assert queue.enqueue(*call, unique_for=600).id != job.id
+
+
+def test_at_most_for_so_long(redis: Redis) -> None:
+    """After unique_for the next call gets in, although the first still waits."""
+    queue = Queue(connection=redis)
+    first = queue.enqueue(once_jobs.accept, unique_for=0.2)
+    wait_until(lambda: not redis.exists(call_key(first)))
+    assert queue.enqueue(once_jobs.accept, unique_for=0.2).id != first.id
+    assert queue.count == 2
+
+
+def test_a_thousand_concurrent_enqueues_of_one_call(server: Any, redis: Redis) -> None:
+    """Of a thousand equal calls from ten threads one job is made, and everybody gets it."""
+    barrier, pool = threading.Barrier(10), Pool(Settings(url=server.url, max_connections=10))
+
+    def enqueue(_number: int) -> set[str]:
+        queue = Queue(connection=Redis(connection_pool=pool))
+        barrier.wait(20)
+        return {queue.enqueue(once_jobs.accept, {"b": 1, "a": 2}, unique_for=600).id for _ in range(100)}
+
+    with ThreadPoolExecutor(10) as threads:
+        ids = set.union(*threads.map(enqueue, range(10)))
+    pool.disconnect()
+    assert StockQueue(connection=redis).get_job_ids() == list(ids)
+    assert len(redis.keys("rq:job:*")) == len(ids) == 1
+
+
+def test_own_id_twice(redis: Redis) -> None:
+    """With an id of the caller's own, the same call again is the same job, not a replaced one."""
+    queue = Queue(connection=redis)
+    first = queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="mine")
+    assert queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="mine").id == first.id
+    assert queue.get_job_ids() == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"unique_for": "soon"}, "45s, 10m"),
+        ({"unique_for": 0}, "more than 0"),
+        ({"unique_for": 60, "depends_on": "other"}, "depends_on"),
+        ({"unique_for": 60, "on_duplicate": True}, "'return' or 'raise'"),
+    ],
+)
+def test_bad_arguments_are_refused_in_words(redis: Redis, arguments: dict[str, Any], words: str) -> None:
+    """What cannot be meant or done is refused before anything is sent."""
+    queue = Queue(connection=redis)
+    with pytest.raises(ConfigurationError, match=words):
+        queue.enqueue(claim_jobs.nothing, **arguments)
+    with pytest.raises(ConfigurationError, match="leave it out of enqueue_at"):
+        queue.enqueue_at(datetime.datetime.now(datetime.timezone.utc), claim_jobs.nothing, unique_for=5)
+    with redis.pipeline() as pipeline, pytest.raises(ConfigurationError, match="pipeline"):
+        queue.enqueue(claim_jobs.nothing, unique_for=5, pipeline=pipeline)
+    assert redis.keys("*") == []
+
+
+def test_fields_are_what_rq_writes(server: Any, redis: Redis) -> None:
+    """A job that was admitted by our script is, but for its own fields, what RQ's enqueue leaves."""
+    options: dict[str, Any] = {"job_id": "job", "ttl": 100, "meta": {"a": 1}, "result_ttl": 7, "at_front": True}
+    StockQueue(connection=redis).enqueue(once_jobs.accept, 1, **options)
+    expected = key_space(redis)
+    redis.flushdb()
+    Queue(connection=redis, max_length=5).enqueue(once_jobs.accept, 1, **options, unique_for=60, once="k")
+    found = key_space(redis)
+    for space in (expected, found):
+        for field in (b"created_at", b"enqueued_at"):
+            space["rq:job:job"][0].pop(field)
+    fields = found["rq:job:job"][0]
+    assert (fields.pop(b"rq_pooled_once"), fields.pop(b"rq_pooled_once_ttl")) == (b"k", b"0")
+    found = {name: value for name, value in found.items() if not name.startswith("rq_pooled:unique:")}
+    assert found == expected
+    with engine(server.url) as ours:
+        (claim,) = ours.claim("w").claims
+        assert claim.job_id == "job"
