@@ -103,7 +103,7 @@ class Enqueuer(_Worker):
             self._enqueue(job_id, kind, kind)
 
     def _enqueue(self, job_id: str, kind: str, function: str, *args: object, depends_on: str = "") -> None:
-        if depends_on and not self.orders[depends_on].acknowledged:
+        if depends_on and (depends_on not in self.orders or not self.orders[depends_on].acknowledged):
             return
         retry = Retry(max=RETRIES, interval=[0, 1]) if kind == "retry" else None
         at = time.time()

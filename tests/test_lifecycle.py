@@ -1,0 +1,314 @@
+"""The life of an execution in the hands of two workers, any step in any order, next to a model.
+
+A reply may be lost after any script: the server has done it and the worker does not know, sends it again, or finds what
+it holds in its claims hash.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import Any
+
+import pytest
+from engine import Engine, engine, finished, residue
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+
+from rq_pooled.claims import Claim
+
+IDS = ("a", "b", "c")
+#: Worker -> its slots.
+SLOTS = {"one": ("one-0", "one-1"), "two": ("two-0", "two-1")}
+MAX_STALLS = 2
+
+workers = st.sampled_from(sorted(SLOTS))
+answered = st.sampled_from([True, True, False])
+
+
+class Lifecycle(RuleBasedStateMachine):
+    """One queue. What the model calls ``standing`` is claimed; everything else of an execution is waiting or over."""
+
+    engines: dict[str, Engine]
+    redis: Redis
+
+    @initialize()
+    def begin(self) -> None:
+        self.redis.flushall()
+        for worker, slots in SLOTS.items():
+            self.engines[worker].register(*slots)
+        self.queue = Queue(connection=self.redis)
+        self.waiting: list[str] = []
+        self.exists: set[str] = set()
+        #: Claim -> what it is, of those that stand.
+        self.standing: dict[str, Claim] = {}
+        #: Claims whose lease is over, in the order in which it ended; with those that were cancelled or deleted since.
+        self.lapsed: list[str] = []
+        #: What each worker knows that it holds, or held; and what the server has noted for it.
+        self.known: dict[str, dict[str, Claim]] = defaultdict(dict)
+        self.noted: dict[str, set[str]] = defaultdict(set)
+        self.stalls: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+        #: Every place in a queue that was ever given to an id, and those that were taken away by somebody.
+        self.entered = self.left = 0
+
+    # -- what users do -------------------------------------------------------------------------------------------
+
+    @rule(job_id=st.sampled_from(IDS), at_front=st.booleans())
+    def enqueue(self, job_id: str, at_front: bool) -> None:
+        if job_id in self.exists:  # an id that is queued once more, as after rq requeue
+            (self.redis.lpush if at_front else self.redis.rpush)(self.queue.key, job_id)
+        else:
+            self.queue.enqueue("math.factorial", 3, job_id=job_id, at_front=at_front)
+            self.exists.add(job_id)
+        self.waiting.insert(0 if at_front else len(self.waiting), job_id)
+        self.entered += 1
+
+    def drop(self, job_id: str) -> None:
+        """What cancelling or deleting does to the queue and to claims."""
+        if job_id in self.waiting:
+            self.waiting.remove(job_id)  # RQ removes one
+            self.left += 1
+        for member in [member for member, claim in self.standing.items() if claim.job_id == job_id]:
+            del self.standing[member]
+            self.left += 1
+
+    @precondition(lambda self: self.exists)
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        job = Job.fetch(data.draw(st.sampled_from(sorted(self.exists))), self.redis)
+        if not job.is_canceled:
+            job.cancel()
+            self.drop(job.id)
+
+    @precondition(lambda self: self.exists)
+    @rule(data=st.data())
+    def delete(self, data: Any) -> None:
+        job = Job.fetch(data.draw(st.sampled_from(sorted(self.exists))), self.redis)
+        job.delete()
+        self.forget_job(job.id)
+        self.drop(job.id)
+
+    @rule(job_id=st.sampled_from(IDS))
+    def expire(self, job_id: str) -> None:
+        if not any(claim.job_id == job_id for claim in self.standing.values()):  # claims make their job persistent
+            self.redis.delete(f"rq:job:{job_id}")
+            self.forget_job(job_id)
+
+    def forget_job(self, job_id: str) -> None:
+        self.exists.discard(job_id)
+        self.stalls.pop(job_id, None)
+
+    # -- what workers do -----------------------------------------------------------------------------------------
+
+    @rule(worker=workers, number=st.integers(1, 2), answered=answered)
+    def claim(self, worker: str, number: int, answered: bool) -> None:
+        busy = {claim.worker_name for claim in self.known[worker].values()}
+        names = [name for name in SLOTS[worker] if name not in busy][:number]
+        if not names:
+            return
+        expected, stale, held = [], [], []
+        blocked = {claim.job_id for claim in self.standing.values()}
+        while self.waiting and len(expected) < len(names):
+            job_id = self.waiting.pop(0)
+            if job_id not in self.exists:
+                stale.append(job_id)
+            elif job_id in blocked:
+                held.append(job_id)
+            else:
+                expected.append(job_id)
+                blocked.add(job_id)
+        self.waiting[:0] = held
+        self.left += len(stale)
+        claimed = self.engines[worker].claim(*names)
+        assert [claim.job_id for claim in claimed.claims] == expected
+        assert (claimed.stale, claimed.held) == (stale, len(held))
+        self.take(worker, claimed.claims, answered)
+
+    def take(self, worker: str, claims: list[Claim], answered: bool) -> None:
+        """Note new claims, of which the worker knows only if the reply reached it."""
+        for claim in claims:
+            self.standing[claim.member] = claim
+            self.noted[worker].add(claim.member)
+            if answered:
+                self.known[worker][claim.member] = claim
+
+    def one_of(self, data: Any, worker: str) -> Claim:
+        return data.draw(st.sampled_from(sorted(self.known[worker].values(), key=lambda claim: claim.member)))
+
+    @precondition(lambda self: any(self.known.values()))
+    @rule(data=st.data(), twice=st.booleans(), answered=answered)
+    def commit(self, data: Any, twice: bool, answered: bool) -> None:
+        """Record an outcome; one whose reply was lost stays with its worker, which will send it again."""
+        worker = data.draw(st.sampled_from(sorted(worker for worker, claims in self.known.items() if claims)))
+        claim = self.one_of(data, worker)
+        outcome = finished(claim, ("INCR", f"count:{claim.member}"))
+        stands = self.standing.pop(claim.member, None) is not None
+        expected = ["ok" if stands else "lost", "lost"][: 1 + twice]
+        assert self.engines[worker].commit(*[outcome] * (1 + twice)) == expected
+        self.counts[claim.member] += stands
+        self.left += stands
+        self.settled(worker, claim, answered)
+
+    @precondition(lambda self: any(self.known.values()))
+    @rule(data=st.data(), begun=st.booleans(), answered=answered)
+    def push_back(self, data: Any, begun: bool, answered: bool) -> None:
+        worker = data.draw(st.sampled_from(sorted(worker for worker, claims in self.known.items() if claims)))
+        self.give_back(worker, self.one_of(data, worker), begun, answered)
+
+    def give_back(self, worker: str, claim: Claim, begun: bool, answered: bool) -> None:
+        ours, stands = self.engines[worker], claim.member in self.standing
+        too_often = begun and stands and self.stalls[claim.job_id] >= MAX_STALLS
+        assert ours.run(ours.ledger.push_back([claim], begun)) == (stands and not too_often)
+        if too_often:  # stays claimed until somebody looks for stalled claims and fails it
+            self.lapse(claim.member, 0)
+            self.noted[worker].discard(claim.member)
+            if answered:
+                del self.known[worker][claim.member]
+            return
+        if stands:
+            del self.standing[claim.member]
+            self.waiting.insert(0, claim.job_id)
+            self.stalls[claim.job_id] += begun
+        self.settled(worker, claim, answered)
+
+    def settled(self, worker: str, claim: Claim, answered: bool) -> None:
+        """Whatever the holder says about a claim, nothing of it is left."""
+        self.noted[worker].discard(claim.member)
+        if claim.member in self.lapsed:
+            self.lapsed.remove(claim.member)
+        if answered:
+            del self.known[worker][claim.member]
+
+    @rule(worker=workers)
+    def recover(self, worker: str) -> None:
+        """Put back what the claims hash holds and the worker does not know of."""
+        ours, known = self.engines[worker], self.known[worker]
+        unknown = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), known)
+        assert {claim.member for claim in unknown} == self.noted[worker] - set(known)
+        for claim in unknown:
+            known[claim.member] = claim
+            self.give_back(worker, claim, begun=False, answered=True)
+
+    @rule(worker=workers)
+    def heartbeat(self, worker: str) -> None:
+        """Renew all leases that the worker knows of, and hear which claims others have been given."""
+        ours, claims = self.engines[worker], list(self.known[worker].values())
+        slots = [(name, "", 0.0) for name in SLOTS[worker]]
+        missing, handed_on, noted, _clock = ours.run(ours.ledger.heartbeat(480, slots, claims))
+        assert (missing, noted) == ([], len(self.noted[worker]))
+        gone = [(i, claim) for i, claim in enumerate(claims, 1) if claim.member not in self.standing]
+        status = {i: self.redis.hget(f"rq:job:{claim.job_id}", "status") for i, claim in gone}
+        assert handed_on == [i for i, _ in gone if status[i] not in (None, b"canceled", b"stopped")]
+        for claim in claims:
+            if claim.member in self.standing and claim.member in self.lapsed:
+                self.lapsed.remove(claim.member)
+
+    # -- stalls --------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.leased())
+    @rule(data=st.data())
+    def time_passes(self, data: Any) -> None:
+        """The lease of a claim ends, as if nobody had renewed it."""
+        self.lapse(data.draw(st.sampled_from(self.leased())), len(self.lapsed) + 1)
+
+    def leased(self) -> list[str]:
+        """Return the claims that have a lease which is not over."""
+        members = {member.decode() for member in self.redis.zrange("rq_pooled:leases:default", 0, -1)}
+        return sorted(members - set(self.lapsed))
+
+    def lapse(self, member: str, score: int) -> None:
+        if member in self.lapsed:
+            self.lapsed.remove(member)
+        self.lapsed.append(member)
+        # Distinct scores, so that the order is known.
+        for number, one in enumerate(self.lapsed, 1):
+            self.redis.zadd("rq_pooled:leases:default", {one: number}, xx=True)
+
+    @rule(worker=workers, answered=answered, locked=st.sampled_from([False, False, False, True]))
+    def look_for_stalled(self, worker: str, answered: bool, locked: bool) -> None:
+        """Put expired claims back, and take those that have stalled too often in order to fail them."""
+        ours = self.engines[worker]
+        self.redis.delete("rq_pooled:lock:stalled")
+        if locked:
+            self.redis.set("rq_pooled:lock:stalled", "somebody")
+        command, _ = ours.ledger.stalled([self.queue.key], SLOTS[worker][0])
+        stalled = ours.ledger.stalled_reply(ours.run(command), SLOTS[worker][0])
+        assert not stalled.more
+        returned: list[str] = []
+        taken: list[str] = []
+        for member in () if locked else self.lapsed:
+            claim = self.standing.pop(member, None)
+            if claim is not None:
+                self.stalls[claim.job_id] += 1
+                (taken if self.stalls[claim.job_id] > MAX_STALLS else returned).append(claim.job_id)
+        if not locked:
+            self.lapsed.clear()
+        assert [job_id for job_id, *_ in stalled.returned] == returned
+        assert [claim.job_id for claim, _ in stalled.taken] == taken
+        self.waiting[:0] = returned
+        self.take(worker, [claim for claim, _ in stalled.taken], answered)
+
+    # -- what always holds ---------------------------------------------------------------------------------------
+
+    @invariant()
+    def each_execution_is_in_one_place(self) -> None:
+        if not hasattr(self, "entered"):
+            return
+        standing = {member.encode() for member in self.standing}
+        assert self.redis.lrange(self.queue.key, 0, -1) == [job_id.encode() for job_id in self.waiting]
+        assert set(self.redis.zrange("rq:wip:default", 0, -1)) == standing
+        assert standing <= set(self.redis.zrange("rq_pooled:leases:default", 0, -1))
+        for worker in SLOTS:
+            noted = {member.decode() for member in self.redis.hkeys(f"rq_pooled:claims:{worker}")}
+            assert noted == self.noted[worker]
+        assert self.entered == len(self.waiting) + len(self.standing) + self.left, "none lost, none doubled"
+
+    @invariant()
+    def each_execution_counts_once(self) -> None:
+        if not hasattr(self, "entered"):
+            return
+        for key in self.redis.keys("count:*"):
+            member = key.decode().partition(":")[2]
+            assert int(self.redis.get(key)) == self.counts[member] <= 1
+        recorded = sum(int(self.redis.hget(key, "successful_job_count") or 0) for key in self.redis.keys("rq:worker:*"))
+        assert recorded == sum(self.counts.values())
+
+    def teardown(self) -> None:
+        """When everybody who holds a claim has answered, and what stalled was failed, nothing is left of any."""
+        if not hasattr(self, "entered"):
+            return
+        for _ in range(2):  # what the first look takes is committed in the second round
+            for worker in SLOTS:
+                self.recover(worker)
+                for claim in list(self.known[worker].values()):
+                    self.engines[worker].commit(finished(claim))
+                    self.standing.pop(claim.member, None)
+                    self.settled(worker, claim, answered=True)
+            self.look_for_stalled("one", True, False)
+        self.redis.delete("rq_pooled:lock:stalled")
+        assert residue(self.redis) == []
+
+
+@pytest.mark.timeout(300)
+def test_any_order_of_steps_keeps_each_execution_in_one_place(server: Any, redis: Redis) -> None:
+    """Whatever the order of claims, commits, heartbeats, stalls, push-backs, cancels and deletes, with replies lost
+    anywhere, a model of one queue and two workers agrees: each execution is in one place and counted once."""
+    with (
+        engine(server.url, "one", max_stalls=MAX_STALLS, stalled_interval=600) as one,
+        engine(server.url, "two", max_stalls=MAX_STALLS, stalled_interval=600) as two,
+    ):
+        machine = type("Machine", (Lifecycle,), {"engines": {"one": one, "two": two}, "redis": redis})
+        run_state_machine_as_test(
+            machine,
+            settings=settings(
+                max_examples=200,
+                stateful_step_count=40,
+                deadline=None,
+                database=None,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
