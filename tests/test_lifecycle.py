@@ -20,10 +20,11 @@ from rq.job import Job
 
 from rq_pooled.claims import Claim
 
-IDS = ("a", "b", "c")
+#: Few, so that things happen to the same job.
+IDS = ("a", "b")
 #: Worker -> its slots.
 SLOTS = {"one": ("one-0", "one-1"), "two": ("two-0", "two-1")}
-MAX_STALLS = 2
+MAX_STALLS = 1
 
 workers = st.sampled_from(sorted(SLOTS))
 answered = st.sampled_from([True, True, False])
@@ -49,6 +50,8 @@ class Lifecycle(RuleBasedStateMachine):
         self.lapsed: list[str] = []
         #: What each worker knows that it holds, or held; and what the server has noted for it.
         self.known: dict[str, dict[str, Claim]] = defaultdict(dict)
+        #: Every claim that there was, in order. Whatever is drawn is in this order: the ids are random.
+        self.every: list[str] = []
         self.noted: dict[str, set[str]] = defaultdict(set)
         self.stalls: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -57,8 +60,8 @@ class Lifecycle(RuleBasedStateMachine):
 
     # -- what users do -------------------------------------------------------------------------------------------
 
-    @rule(job_id=st.sampled_from(IDS), at_front=st.booleans())
-    def enqueue(self, job_id: str, at_front: bool) -> None:
+    @rule(job_id=st.sampled_from(IDS), at_front=st.booleans(), claimed_by=st.sampled_from([None, *sorted(SLOTS)]))
+    def enqueue(self, job_id: str, at_front: bool, claimed_by: str | None) -> None:
         if job_id in self.exists:  # an id that is queued once more, as after rq requeue
             (self.redis.lpush if at_front else self.redis.rpush)(self.queue.key, job_id)
         else:
@@ -66,6 +69,8 @@ class Lifecycle(RuleBasedStateMachine):
             self.exists.add(job_id)
         self.waiting.insert(0 if at_front else len(self.waiting), job_id)
         self.entered += 1
+        if claimed_by is not None:  # most of what is interesting begins with a claim
+            self.claim(claimed_by, 1, True)
 
     def drop(self, job_id: str) -> None:
         """What cancelling or deleting does to the queue and to claims."""
@@ -77,25 +82,21 @@ class Lifecycle(RuleBasedStateMachine):
             self.left += 1
 
     @precondition(lambda self: self.exists)
-    @rule(data=st.data())
-    def cancel(self, data: Any) -> None:
-        job = Job.fetch(data.draw(st.sampled_from(sorted(self.exists))), self.redis)
-        if not job.is_canceled:
-            job.cancel()
-            self.drop(job.id)
-
-    @precondition(lambda self: self.exists)
-    @rule(data=st.data())
-    def delete(self, data: Any) -> None:
-        job = Job.fetch(data.draw(st.sampled_from(sorted(self.exists))), self.redis)
-        job.delete()
-        self.forget_job(job.id)
-        self.drop(job.id)
-
-    @rule(job_id=st.sampled_from(IDS))
-    def expire(self, job_id: str) -> None:
-        if not any(claim.job_id == job_id for claim in self.standing.values()):  # claims make their job persistent
+    @rule(data=st.data(), how=st.sampled_from(["cancel", "delete", "expire"]))
+    def remove(self, data: Any, how: str) -> None:
+        """Cancel or delete a job, or let it expire, whoever has it."""
+        job_id = data.draw(st.sampled_from(sorted(self.exists)))
+        if how == "expire":
+            if any(claim.job_id == job_id for claim in self.standing.values()):
+                return  # claims make their job persistent
             self.redis.delete(f"rq:job:{job_id}")
+        else:
+            job = Job.fetch(job_id, self.redis)
+            if how == "cancel" and job.is_canceled:
+                return
+            getattr(job, how)()
+            self.drop(job_id)
+        if how != "cancel":
             self.forget_job(job_id)
 
     def forget_job(self, job_id: str) -> None:
@@ -104,10 +105,15 @@ class Lifecycle(RuleBasedStateMachine):
 
     # -- what workers do -----------------------------------------------------------------------------------------
 
+    def free(self, worker: str) -> list[str]:
+        """Return the slots that the worker thinks are free."""
+        busy = {claim.worker_name for claim in self.known[worker].values()}
+        return [name for name in SLOTS[worker] if name not in busy]
+
+    @precondition(lambda self: self.waiting and any(map(self.free, SLOTS)))
     @rule(worker=workers, number=st.integers(1, 2), answered=answered)
     def claim(self, worker: str, number: int, answered: bool) -> None:
-        busy = {claim.worker_name for claim in self.known[worker].values()}
-        names = [name for name in SLOTS[worker] if name not in busy][:number]
+        names = self.free(worker)[:number]
         if not names:
             return
         expected, stale, held = [], [], []
@@ -131,13 +137,17 @@ class Lifecycle(RuleBasedStateMachine):
     def take(self, worker: str, claims: list[Claim], answered: bool) -> None:
         """Note new claims, of which the worker knows only if the reply reached it."""
         for claim in claims:
+            self.every.append(claim.member)
             self.standing[claim.member] = claim
             self.noted[worker].add(claim.member)
             if answered:
                 self.known[worker][claim.member] = claim
 
+    def age(self, claim: Claim) -> int:
+        return self.every.index(claim.member)
+
     def one_of(self, data: Any, worker: str) -> Claim:
-        return data.draw(st.sampled_from(sorted(self.known[worker].values(), key=lambda claim: claim.member)))
+        return data.draw(st.sampled_from(sorted(self.known[worker].values(), key=self.age)))
 
     @precondition(lambda self: any(self.known.values()))
     @rule(data=st.data(), twice=st.booleans(), answered=answered)
@@ -164,7 +174,7 @@ class Lifecycle(RuleBasedStateMachine):
         too_often = begun and stands and self.stalls[claim.job_id] >= MAX_STALLS
         assert ours.run(ours.ledger.push_back([claim], begun)) == (stands and not too_often)
         if too_often:  # stays claimed until somebody looks for stalled claims and fails it
-            self.lapse(claim.member, 0)
+            self.lapse(claim.member)
             self.noted[worker].discard(claim.member)
             if answered:
                 del self.known[worker][claim.member]
@@ -183,16 +193,18 @@ class Lifecycle(RuleBasedStateMachine):
         if answered:
             del self.known[worker][claim.member]
 
+    @precondition(lambda self: any(self.noted.values()))
     @rule(worker=workers)
     def recover(self, worker: str) -> None:
         """Put back what the claims hash holds and the worker does not know of."""
         ours, known = self.engines[worker], self.known[worker]
         unknown = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), known)
         assert {claim.member for claim in unknown} == self.noted[worker] - set(known)
-        for claim in unknown:
+        for claim in sorted(unknown, key=self.age):
             known[claim.member] = claim
             self.give_back(worker, claim, begun=False, answered=True)
 
+    @precondition(lambda self: any(self.known.values()))
     @rule(worker=workers)
     def heartbeat(self, worker: str) -> None:
         """Renew all leases that the worker knows of, and hear which claims others have been given."""
@@ -213,14 +225,23 @@ class Lifecycle(RuleBasedStateMachine):
     @rule(data=st.data())
     def time_passes(self, data: Any) -> None:
         """The lease of a claim ends, as if nobody had renewed it."""
-        self.lapse(data.draw(st.sampled_from(self.leased())), len(self.lapsed) + 1)
+        self.lapse(data.draw(st.sampled_from(self.leased())))
+
+    @precondition(lambda self: self.standing)
+    @rule(data=st.data(), worker=workers, renewing=st.sampled_from(sorted(SLOTS)), renewed=st.booleans())
+    def nearly_or_really_stalled(self, data: Any, worker: str, renewing: str, renewed: bool) -> None:
+        """A lease ends, its holder comes back in time or does not, and somebody looks."""
+        self.lapse(data.draw(st.sampled_from(sorted(self.standing, key=self.every.index))))
+        if renewed:
+            self.heartbeat(renewing)
+        self.look_for_stalled(worker, True, False)
 
     def leased(self) -> list[str]:
         """Return the claims that have a lease which is not over."""
         members = {member.decode() for member in self.redis.zrange("rq_pooled:leases:default", 0, -1)}
-        return sorted(members - set(self.lapsed))
+        return sorted(members - set(self.lapsed), key=self.every.index)
 
-    def lapse(self, member: str, score: int) -> None:
+    def lapse(self, member: str) -> None:
         if member in self.lapsed:
             self.lapsed.remove(member)
         self.lapsed.append(member)
@@ -228,6 +249,7 @@ class Lifecycle(RuleBasedStateMachine):
         for number, one in enumerate(self.lapsed, 1):
             self.redis.zadd("rq_pooled:leases:default", {one: number}, xx=True)
 
+    @precondition(lambda self: self.lapsed)
     @rule(worker=workers, answered=answered, locked=st.sampled_from([False, False, False, True]))
     def look_for_stalled(self, worker: str, answered: bool, locked: bool) -> None:
         """Put expired claims back, and take those that have stalled too often in order to fail them."""
