@@ -32,6 +32,10 @@ class Run:
     end: str = ""
     events: list[str] = field(default_factory=list)
 
+    def milestones(self) -> list[str]:
+        """Return its events without the signs of life but the last."""
+        return [event for i, event in enumerate(self.events) if " alive " not in event or i == len(self.events) - 1]
+
 
 def write(event: str, job_id: str, execution: str) -> None:
     """Append one event of the calling process, in one write that cannot mix with those of others."""

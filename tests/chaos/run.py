@@ -52,9 +52,9 @@ class Report:
             lines += [f"  {job_id or '(all)'}: {text}" for job_id, text in self.verdict.problems[:100]]
             lines += ["", "schedule:", *(f"  {fault}" for fault in self.faults)]
             lines += ["", "done:", *(f"  {deed}" for deed in self.evidence.deeds)]
-            for job_id in dict.fromkeys(job_id for job_id, _ in self.verdict.problems[:20] if job_id):
+            for job_id in dict.fromkeys(job_id for job_id, _ in self.verdict.problems[:10] if job_id):
                 lines += ["", f"{job_id}: {self.evidence.orders.get(job_id)}"]
-                lines += [f"  {event}" for run in self.evidence.runs.get(job_id, []) for event in run.events]
+                lines += [f"  {event}" for run in self.evidence.runs.get(job_id, []) for event in run.milestones()]
                 leases = {claim: end for claim, end in self.evidence.leases.items() if claim.startswith(f"{job_id}:")}
                 lines += [f"  leases, as last seen: {leases}", f"  {self.states.get(job_id)}"]
             lines += ["", f"logs of workers and server: {self.logs}"]
