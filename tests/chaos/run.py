@@ -21,8 +21,9 @@ from .verdict import ENDS, Evidence, Verdict, expected, judge
 WORKERS = 3
 #: Jobs enqueued per second, about.
 RATE = 6.0
-#: Seconds until everything has ended after the last fault; until a worker has ended after SIGTERM.
-DRAIN, STOP = 60.0, 20.0
+#: Seconds until everything has ended after the last fault: the lock of a killed scheduler lives for 61 s, and others look
+#: at it every 15 s. Seconds until a worker has ended after SIGTERM.
+DRAIN, STOP = 100.0, 20.0
 
 
 @dataclass
@@ -136,9 +137,12 @@ def _play(
 
 def _look_for_deaths(stage: Stage, deaths: list[str]) -> None:
     """Note workers that ended although nobody told them to."""
-    for member in stage.members:
+    for member in list(stage.members):
         if not member.alive and not member.leaving:
             member.leaving = True
+            if not member.began:  # RQ's command line gives up where the server is away: a supervisor starts it again
+                stage.start_worker()
+                continue
             tail = "\n    ".join(member.process.output().splitlines()[-15:])
             deaths.append(f"worker {member.name} ended with {member.process.process.returncode}:\n    {tail}")
 
@@ -181,5 +185,5 @@ def _stop(stage: Stage, deaths: list[str]) -> None:
         except AssertionError as error:
             deaths.append(f"worker {member.name}: {error}")
         else:
-            if code and member.name in asked:
+            if code and member.name in asked and member.began:
                 deaths.append(f"worker {member.name} ended with {code} on SIGTERM")

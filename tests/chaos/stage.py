@@ -73,6 +73,11 @@ class Member:
         """Tell whether its process has not ended."""
         return self.process.process.poll() is None
 
+    @property
+    def began(self) -> bool:
+        """Tell whether it has ever been registered and connected."""
+        return "connections: command" in self.process.output()
+
 
 def client(url: str, timeout: float = 2.0) -> Redis:
     """Return a client that never sends anything twice."""
