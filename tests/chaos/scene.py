@@ -85,7 +85,7 @@ class Scene:
     """Where a fault happens.
 
     Args:
-        contender: "stock" for ``rq worker`` (one process per job at once), "ours" for one rq_pooled.Worker.
+        contender: "stock" for ``rq worker`` (one process per job at once), "ours" for one ``rq-pooled worker``.
         options: of the server, beyond AOF with fsync always.
     """
 
@@ -111,8 +111,9 @@ class Scene:
         ours = self.contender == "ours"
         if ours:
             env["RQ_POOLED_CONCURRENCY"] = str(number)
-        chosen = worker_class or ("rq_pooled.Worker" if ours else "rq.Worker")
-        command = [sys.executable, "-m", "rq.cli", "worker", "--url", self.server.url, "--worker-class", chosen, *queues]
+        command = [sys.executable, "-m", "rq_pooled" if ours else "rq.cli", "worker", "--url", self.server.url, *queues]
+        if worker_class:
+            command += ["--worker-class", worker_class]
         workers = [
             WorkerProcess(command, env, self.directory / f"worker-{len(self.every) + i}.log")
             for i in range(1 if ours else number)
