@@ -15,12 +15,13 @@ KINDS: dict[str, tuple[float, float, float]] = {
     "freeze server": (2, 0.2, 7.0),
     "crash server": (2, 0.0, 5.0),
     "restart server": (1, 0.0, 3.0),
+    "demote server": (1, 0.2, 5.0),
     "cut connections": (3, 0.0, 0.0),
     "flush scripts": (2, 0.0, 0.0),
     "fill memory": (1, 0.5, 4.0),
 }
 #: Only one of these at a time: the server is in one state.
-ON_SERVER = {"freeze server", "crash server", "restart server", "fill memory"}
+ON_SERVER = {"freeze server", "crash server", "restart server", "demote server", "fill memory"}
 #: These talk to the server, which has to be there.
 THROUGH_SERVER = {"cut connections", "flush scripts"}
 #: Seconds between two faults, and before the first.

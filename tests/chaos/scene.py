@@ -65,7 +65,7 @@ class Result:
             parts += [f"{number} {where}" for where, number in self.others.items()]
             if self.again:
                 parts.append(f"{self.again} ran again")
-            if self.seconds is not None:
+            if self.seconds is not None and self.recorded:
                 parts.append("at once" if self.seconds < 1 else f"after {self.seconds:.0f} s")
         alive = self.workers.count("alive")
         dead = sorted({code for code in self.workers if code != "alive"})

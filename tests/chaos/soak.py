@@ -22,8 +22,9 @@ from rq_pooled.embedded import EmbeddedServer
 QUEUE = "soak"
 #: Jobs enqueued at once, and how many may wait.
 BATCH, BACKLOG = 500, 2000
-#: The share of the jobs after which the first look is taken: caches are full by then, all horses replaced once.
-WARM = 0.1
+#: Jobs and seconds after which the first look is taken: by then what is kept of the last seconds' outcomes is as large as
+#: it gets, and imports and caches are.
+WARM, WARM_SECONDS = 3000, 5.0
 #: Seconds without any progress after which it gives up.
 STUCK = 60.0
 
@@ -95,7 +96,7 @@ def soak(
     with running_worker(url, QUEUE, log=log, concurrency=concurrency, **settings) as worker:
         began = progress = time.monotonic()
         next_word = jobs // 10
-        while recorded < jobs:
+        while recorded < jobs or first is None:
             if enqueued < jobs and enqueued - recorded < BACKLOG:
                 number = min(BATCH, jobs - enqueued)
                 with redis.pipeline() as pipe:
@@ -107,11 +108,11 @@ def soak(
             before, recorded = recorded, _recorded(redis)
             if recorded != before:
                 progress = time.monotonic()
-            assert time.monotonic() - progress < STUCK, f"{recorded} of {jobs} recorded, then nothing:\n{worker.output()[-3000:]}"
-            if first is None and recorded >= jobs * WARM:
+            assert recorded == jobs or time.monotonic() - progress < STUCK, f"{recorded} of {jobs} recorded, then nothing:\n{worker.output()[-3000:]}"
+            if first is None and recorded >= min(WARM, jobs // 2) and time.monotonic() - began >= WARM_SECONDS:
                 first = look(worker, redis, recorded)
                 say(str(first))
-            elif recorded >= next_word:
+            if recorded >= next_word:
                 say(str(look(worker, redis, recorded)))
                 next_word += jobs // 10
             time.sleep(0.02)

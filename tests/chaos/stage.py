@@ -214,6 +214,17 @@ class Stage:
         self.server.stop()
         return fault.length, lambda: (self.server.start(), self._ended(deed))[1]
 
+    def _demote_server(self, fault: Fault) -> tuple[float, Callable[[], None]]:
+        """Make it a replica, as during a failover: it answers READONLY."""
+        deed = self._note("demote server", 0, fault.length)
+        self._ask(lambda: self.admin.replicaof("127.0.0.1", 1))
+
+        def promote() -> None:
+            self._ask(lambda: self.admin.replicaof("NO", "ONE"))
+            self._ended(deed)
+
+        return fault.length, promote
+
     def _fill_memory(self, fault: Fault) -> tuple[float, Callable[[], None]]:
         deed = self._note("fill memory", 0, fault.length)
         self._ask(lambda: self.admin.config_set("maxmemory", "1"))
