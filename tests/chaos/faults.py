@@ -7,9 +7,11 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from redis import Redis
@@ -198,9 +200,9 @@ def oom(scene: Scene) -> None:
     scene.over()
 
 
-def run_one(name: str, contender: str) -> dict[str, Any]:
-    """Run one fault; return its result as plain data."""
-    scene = Scene(contender, OPTIONS.get(name))
+def run_one(name: str, contender: str, directory: Path) -> dict[str, Any]:
+    """Run one fault, with logs in ``directory``; return its result as plain data."""
+    scene = Scene(contender, directory, OPTIONS.get(name))
     try:
         text, happen = FAULTS[name]
         happen(scene)
@@ -230,7 +232,8 @@ def main() -> None:
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(run_one(*options.one)))
+        with tempfile.TemporaryDirectory(prefix="fault-") as directory:
+            print(json.dumps(run_one(*options.one, Path(directory))))
         return
     unknown = set(options.names) - set(FAULTS)
     if unknown:

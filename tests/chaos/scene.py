@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -86,12 +85,13 @@ class Scene:
 
     Args:
         contender: "stock" for ``rq worker`` (one process per job at once), "ours" for one ``rq-pooled worker``.
+        directory: for logs and the journal.
         options: of the server, beyond AOF with fsync always.
     """
 
-    def __init__(self, contender: str, options: dict[str, Any] | None = None) -> None:
+    def __init__(self, contender: str, directory: Path, options: dict[str, Any] | None = None) -> None:
         self.contender = contender
-        self.directory = Path(tempfile.mkdtemp(prefix="fault-"))
+        self.directory = directory
         self.journal = self.directory / "journal"
         self.server = EmbeddedServer({"appendonly": "yes", "appendfsync": "always", **(options or {})}).start()
         self.admin = self.server.client(retry=Retry(NoBackoff(), 2), client_name="chaos-admin")
