@@ -28,13 +28,18 @@ def test_a_minute_of_chaos_loses_nothing_and_counts_nothing_twice(_server_availa
 
 @pytest.mark.timeout(300)
 def test_the_harness_sees_a_missing_fence(_server_available: None, tmp_path: Path) -> None:
-    """With an engine that records outcomes whose claim is gone, the same harness finds jobs that were recorded twice."""
+    """With an engine that records outcomes whose claim is gone, and does not ask whether it was handed on, the same
+    harness finds jobs that were recorded twice."""
     engine = tmp_path / "engine"
     shutil.copytree(Path(rq_pooled.__file__).parent, engine / "rq_pooled")
-    script = engine / "rq_pooled" / "lua" / "commit.lua"
-    text = script.read_text()
-    assert "result = 'lost'" in text
-    script.write_text(text.replace("result = 'lost'", "result = 'ok'"))
+    for name, guard, instead in (
+        ("commit.lua", "result = 'lost'", "result = 'ok'"),
+        ("heartbeat.lua", "handed_on[#handed_on + 1] = number", ""),
+    ):
+        script = engine / "rq_pooled" / "lua" / name
+        text = script.read_text()
+        assert guard in text
+        script.write_text(text.replace(guard, instead))
     report = run(1, 30, engine, frozenset({"freeze worker"}), tmp_path)
     assert any("not one" in problem for _, problem in report.verdict.problems), report.text()
 

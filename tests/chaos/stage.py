@@ -127,7 +127,8 @@ class Stage:
         env["RQ_POOLED_CONCURRENCY"] = str(CONCURRENCY)
         command = [sys.executable, "-m", "rq.cli", "worker", "--url", self.server.url, "--name", name]
         command += ["--worker-class", "rq_pooled.Worker", QUEUE]
-        member = Member(name, WorkerProcess(command, env, self.directory / f"{name}.log"))
+        # Not in the current directory: its rq_pooled would come before that of ``engine``.
+        member = Member(name, WorkerProcess(command, env, self.directory / f"{name}.log", self.directory))
         self.members.append(member)
         return member
 
