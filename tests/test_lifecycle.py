@@ -218,10 +218,11 @@ class Lifecycle(RuleBasedStateMachine):
         ours, claims = self.engines[worker], list(self.known[worker].values())
         slots = [(name, "", 0.0) for name in SLOTS[worker]]
         missing, handed_on, noted, _clock = ours.run(ours.ledger.heartbeat(480, slots, claims))
-        assert (missing, noted) == ([], len(self.noted[worker]))
         gone = [(i, claim) for i, claim in enumerate(claims, 1) if claim.member not in self.standing]
         status = {i: self.redis.hget(f"rq:job:{claim.job_id}", "status") for i, claim in gone}
         assert handed_on == [i for i, _ in gone if status[i] not in (None, b"canceled", b"stopped")]
+        self.noted[worker] -= {claims[i - 1].member for i in handed_on}
+        assert (missing, noted) == ([], len(self.noted[worker]))
         for claim in claims:
             if claim.member in self.standing and claim.member in self.lapsed:
                 self.lapsed.remove(claim.member)
