@@ -13,6 +13,7 @@ from pathlib import Path
 from redis.exceptions import RedisError
 
 from . import journal, plan
+from .inflict import BreakableStage
 from .jobs import QUEUE
 from .load import Enqueuer, Watch
 from .stage import Stage
@@ -77,7 +78,7 @@ def run(
     directory = directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     notes = directory / "journal"
     faults = plan.make(seed, seconds, only)
-    stage = Stage(directory, notes, engine)
+    stage = BreakableStage(directory, notes, engine)
     threads: list[Enqueuer | Watch] = []
     deaths: list[str] = []
     try:
@@ -111,7 +112,7 @@ def run(
 
 
 def _play(
-    stage: Stage, faults: list[plan.Fault], seconds: float, say: Callable[[str], None], deaths: list[str]
+    stage: BreakableStage, faults: list[plan.Fault], seconds: float, say: Callable[[str], None], deaths: list[str]
 ) -> None:
     """Do each fault at its time, and end it at its time."""
     began = time.monotonic()
