@@ -8,9 +8,15 @@ from typing import Any
 
 import pytest
 from chaos import plan
+from chaos.jobs import QUEUE
+from chaos.journal import Run
+from chaos.load import Order
 from chaos.run import run
 from chaos.soak import soak
+from chaos.stage import Deed
+from chaos.verdict import Evidence, judge
 from redis import Redis
+from rq import Queue, SimpleWorker
 
 import rq_pooled
 
@@ -42,6 +48,49 @@ def test_the_harness_sees_a_missing_fence(_server_available: None, tmp_path: Pat
         script.write_text(text.replace(guard, instead))
     report = run(1, 30, engine, frozenset({"freeze worker"}), tmp_path)
     assert any("not one" in problem for _, problem in report.verdict.problems), report.text()
+
+
+def _evidence(*ids: str, **more: Any) -> Evidence:
+    orders = {job_id: Order(job_id, "ok", 0.0, True) for job_id in ids}
+    return Evidence(**{"orders": orders, "runs": {}, "deeds": [], "leases": {}, "gaps": [], **more})
+
+
+def test_the_verdict_names_what_is_lost_stuck_or_recorded_twice(redis: Redis) -> None:
+    """An acknowledged job that is gone, one that never ran, and one with two results are each named; so is what is left."""
+    queue = Queue(QUEUE, connection=redis)
+    twice = queue.enqueue("math.factorial", 3, job_id="twice")
+    SimpleWorker([queue], connection=redis).work(burst=True)
+    queue.enqueue_job(twice)
+    SimpleWorker([queue], connection=redis).work(burst=True)
+    queue.enqueue("math.factorial", 3, job_id="stuck")
+    problems = judge(redis, _evidence("gone", "stuck", "twice")).problems
+    texts = [f"{job_id}: {text}" for job_id, text in problems]
+    for expected in ("gone: lost", "stuck: is queued", "twice: has 2 final results", "did not run to its end", "rq:queue:"):
+        assert any(expected in text for text in texts), (expected, texts)
+
+
+def test_the_verdict_wants_a_reason_for_every_second_run(redis: Redis) -> None:
+    """A run that was not recorded needs a fault that was done to it, and two at once need a lease that was over."""
+    queue = Queue(QUEUE, connection=redis)
+    job = queue.enqueue("math.factorial", 3, job_id="a")
+    SimpleWorker([queue], connection=redis).work(burst=True)
+    recorded = job.latest_result().execution_id
+    runs = [Run("a", "first", 11, 1, 100.0, 101.0, "ok"), Run("a", recorded, 21, 2, 105.0, 106.0, "ok")]
+
+    def problems(**more: Any) -> list[str]:
+        return [text for _, text in judge(redis, _evidence("a", **{"runs": {"a": runs}, **more})).problems]
+
+    assert len(problems()) == 1 and "no fault explains it" in problems()[0]
+    assert problems(deeds=[Deed(101.0, 101.0, "kill worker", 1)]) == []
+    assert problems(deeds=[Deed(101.0, 101.0, "kill worker", 2)]) != [], "another worker's"
+    assert problems(deeds=[Deed(90.0, 90.0, "kill worker", 1)]) != [], "before it began"
+    assert problems(deeds=[Deed(100.5, 101.0, "freeze worker", 1)]) != [], "not for as long as a lease"
+    assert problems(deeds=[Deed(100.5, 104.5, "freeze worker", 1)]) == []
+    assert problems(deeds=[Deed(100.5, 104.5, "freeze server", 0)]) != [], "an outage is no reason"
+    runs[0].last = 107.0
+    frozen = {"deeds": [Deed(100.5, 104.5, "freeze worker", 1)]}
+    assert problems(**frozen, leases={"a:first": 104.0}) == []
+    assert any("overlap" in text for text in problems(**frozen, leases={"a:first": 108.0}))
 
 
 def test_a_seed_is_a_schedule() -> None:
