@@ -35,6 +35,7 @@ MAX_STALLS = 1
 
 workers = st.sampled_from(sorted(SLOTS))
 answered = st.sampled_from([True, True, False])
+rarely = st.sampled_from([False, False, False, False, True])
 
 
 class Lifecycle(RuleBasedStateMachine):
@@ -242,7 +243,7 @@ class Lifecycle(RuleBasedStateMachine):
         self.lapse(data.draw(st.sampled_from(sorted(self.standing, key=self.every.index))))
         if renewed:
             self.heartbeat(renewing)
-        self.look_for_stalled(worker, True, False)
+        self.look_for_stalled(worker, True, False, False)
 
     def leased(self) -> list[str]:
         """Return the claims that have a lease which is not over."""
@@ -258,24 +259,27 @@ class Lifecycle(RuleBasedStateMachine):
             self.redis.zadd("rq_pooled:leases:default", {one: number}, xx=True)
 
     @precondition(lambda self: self.lapsed)
-    @rule(worker=workers, answered=answered, locked=st.sampled_from([False, False, False, True]))
-    def look_for_stalled(self, worker: str, answered: bool, locked: bool) -> None:
-        """Put expired claims back, and take those that have stalled too often in order to fail them."""
+    @rule(worker=workers, answered=answered, locked=rarely, late=rarely)
+    def look_for_stalled(self, worker: str, answered: bool, locked: bool, late: bool) -> None:
+        """Put expired claims back, and take those that have stalled too often in order to fail them. Nobody does while
+        another one has just looked, nor when the server was frozen and reads the request only now."""
         ours = self.engines[worker]
         self.redis.delete("rq_pooled:lock:stalled")
         if locked:
             self.redis.set("rq_pooled:lock:stalled", "somebody")
-        command, _ = ours.ledger.stalled([self.queue.key], SLOTS[worker][0])
+        seconds = self.redis.time()[0]
+        command = ours.ledger.stalled([self.queue.key], SLOTS[worker][0], seconds - 5 if late else seconds + 3600)
         stalled = ours.ledger.stalled_reply(ours.run(command), SLOTS[worker][0])
         assert not stalled.more
         returned: list[str] = []
         taken: list[str] = []
-        for member in () if locked else self.lapsed:
+        in_vain = locked or late
+        for member in () if in_vain else self.lapsed:
             claim = self.standing.pop(member, None)
             if claim is not None:
                 self.stalls[claim.job_id] += 1
                 (taken if self.stalls[claim.job_id] > MAX_STALLS else returned).append(claim.job_id)
-        if not locked:
+        if not in_vain:
             self.lapsed.clear()
         assert [job_id for job_id, *_ in stalled.returned] == returned
         assert [claim.job_id for claim, _ in stalled.taken] == taken
@@ -318,7 +322,7 @@ class Lifecycle(RuleBasedStateMachine):
                     self.engines[worker].commit(finished(claim))
                     self.standing.pop(claim.member, None)
                     self.settled(worker, claim, answered=True)
-            self.look_for_stalled("one", True, False)
+            self.look_for_stalled("one", True, False, False)
         self.redis.delete("rq_pooled:lock:stalled")
         assert residue(self.redis) == []
 
