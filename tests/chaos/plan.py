@@ -59,7 +59,7 @@ def make(seed: int, seconds: float, only: frozenset[str] = frozenset()) -> list[
             at = max(at, server_free_at)
         if at + length > seconds:
             return faults
-        faults.append(Fault(round(at, 2), kind, round(length, 2), round(random.random(), 3)))
+        faults.append(Fault(round(at, 2), kind, round(length, 2), min(0.999, round(random.random(), 3))))
         if kind in ON_SERVER:
             server_free_at = at + length + 0.5
         at += random.uniform(SHORTEST_PAUSE, LONGEST_PAUSE)

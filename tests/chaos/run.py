@@ -117,6 +117,7 @@ def _play(
     """Do each fault at its time, and end it at its time."""
     began = time.monotonic()
     number = itertools.count()
+    busy = False
     todo: list[tuple[float, int, Callable[[], object]]] = [
         (fault.at, next(number), lambda fault=fault: fault) for fault in faults
     ]
@@ -129,11 +130,24 @@ def _play(
         if not todo:
             return
         fault = heapq.heappop(todo)[2]()
-        if isinstance(fault, plan.Fault):
-            say(str(fault))
-            end = stage.do(fault)
-            if end is not None:
-                heapq.heappush(todo, (time.monotonic() - began + end[0], next(number), end[1]))
+        if not isinstance(fault, plan.Fault):
+            continue
+        on_server = fault.kind in plan.ON_SERVER
+        if busy and (on_server or fault.kind in plan.THROUGH_SERVER):
+            # This machine is slower than the plan: the server has not come back yet.
+            heapq.heappush(todo, (time.monotonic() - began + 0.1, next(number), lambda fault=fault: fault))
+            continue
+        say(str(fault))
+        end = stage.do(fault)
+        if end is not None:
+            busy = busy or on_server
+
+            def mend(call: Callable[[], None] = end[1], on_server: bool = on_server) -> None:
+                nonlocal busy
+                call()
+                busy = busy and not on_server
+
+            heapq.heappush(todo, (time.monotonic() - began + end[0], next(number), mend))
 
 
 def _look_for_deaths(stage: Stage, deaths: list[str]) -> None:
