@@ -11,6 +11,9 @@ help:
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis chooses the server)'
 	@echo 'make lint    ruff'
 	@echo 'make types   mypy --strict'
+	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 (docs/reliability.md)'
+	@echo 'make soak    run 50 000 jobs through one worker and look at its memory'
+	@echo 'make reliability  measure single faults on stock RQ and here, and write the table of docs/reliability.md'
 	@echo 'make bench   run the benchmarks; they print what README quotes'
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
 	@echo 'make clean   remove .venv and all caches'
@@ -32,6 +35,15 @@ bench: .venv/ready-dev
 
 docs: .venv/ready
 	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+
+chaos: .venv/ready-dev
+	@$(BIN)/python -m tests.chaos --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)
+
+soak: .venv/ready-dev
+	@$(BIN)/python -m tests.chaos.soak $(ARGS)
+
+reliability: .venv/ready-dev
+	@$(BIN)/python -m tests.chaos.faults --write $(ARGS)
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -66,4 +78,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo test lint types bench docs clean
+.PHONY: help demo test lint types bench docs chaos soak reliability clean

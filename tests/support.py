@@ -35,11 +35,17 @@ def keys_of_jobs(redis: Any) -> list[bytes]:
 class WorkerProcess:
     """A real ``rq worker --worker-class rq_pooled.Worker`` and what it has printed."""
 
-    def __init__(self, command: list[str], env: dict[str, str], log: Path) -> None:
+    def __init__(self, command: list[str], env: dict[str, str], log: Path, cwd: Path | None = None) -> None:
         self.log = log
         with open(log, "wb") as out:
             self.process = subprocess.Popen(
-                command, env=env, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+                command,
+                env=env,
+                cwd=cwd,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         self.pid = self.process.pid
 

@@ -1,0 +1,127 @@
+"""What the jobs of the harness do. Each writes into the journal when it begins, lives and ends."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import suppress
+from typing import Any
+
+from redis.exceptions import RedisError
+from rq import Queue, Retry, get_current_job
+from rq.exceptions import DuplicateJobError
+from rq.job import Job
+
+from . import journal
+
+QUEUE = "chaos"
+#: How often a job that uses Redis tries again while the server is away, and the seconds between.
+ATTEMPTS, PAUSE = 100, 0.2
+
+
+class OnPurpose(Exception):
+    """The failure of a job that is to fail."""
+
+
+def _me() -> tuple[Job, str]:
+    """Return the running job and its execution id, which RQ tells nobody but the worker up the stack."""
+    job = get_current_job()
+    assert job is not None
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        worker = frame.f_locals.get("self")
+        execution = getattr(worker, "execution", None)
+        if execution is not None and hasattr(worker, "perform_job"):
+            return job, execution.id
+        frame = frame.f_back
+    return job, "-"
+
+
+def sleep(seconds: float) -> None:
+    """Take some time, and show signs of life."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, 0.2))
+            journal.write("alive", job.id, execution)
+
+
+def ok() -> str:
+    """Succeed at once."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        return job.id
+
+
+def fail() -> None:
+    """Fail at once."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        raise OnPurpose(job.id)
+
+
+def retry() -> str:
+    """Fail as long as a retry is left."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        if job.retries_left:
+            raise OnPurpose(f"{job.id}: {job.retries_left} left")
+        return job.id
+
+
+def again() -> Any:
+    """Ask once to be run again."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        return job.id if job.number_of_retries else Retry(max=2)
+
+
+def use_redis() -> str:
+    """Write to the server of the job, waiting for it where it is away."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        for _ in range(5):
+            _insist(lambda: job.connection.set(f"chaos:touched:{job.id}", execution, ex=600))
+        return job.id
+
+
+def spawn(number: int) -> str:
+    """Enqueue further jobs, each once however often this job runs."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        queue = Queue(QUEUE, connection=job.connection)
+        for i in range(number):
+
+            def enqueue(name: str = f"{job.id}_c{i}") -> None:
+                with suppress(DuplicateJobError):
+                    queue.enqueue(
+                        "chaos.jobs.ok", job_id=name, unique=True, result_ttl=86400, description=name, failure_ttl=86400
+                    )
+
+            _insist(enqueue)
+        return job.id
+
+
+def _insist(call: Any) -> None:
+    for attempt in range(ATTEMPTS):
+        try:
+            call()
+            return
+        except (RedisError, OSError):
+            if attempt == ATTEMPTS - 1:
+                raise
+            time.sleep(PAUSE)
+
+
+#: For single faults: wait for a file, so that what runs is known.
+def wait_for(path: str, patience: float = 120.0) -> str:
+    """Run until the file exists."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            with suppress(OSError), open(path):
+                return job.id
+            time.sleep(0.05)
+        raise TimeoutError(path)

@@ -1,0 +1,152 @@
+"""Two threads beside the faults: one enqueues jobs and notes which the server has acknowledged, one watches leases."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from random import Random
+
+from redis.exceptions import RedisError
+from rq import Queue, Retry
+
+from .jobs import QUEUE
+from .stage import client
+
+#: kind -> weight.
+KINDS = {"ok": 6, "sleep": 6, "slow": 2, "fail": 2, "retry": 3, "again": 2, "use_redis": 3, "spawn": 2, "chain": 3}
+#: Children of a job that spawns, retries of one that fails at first.
+CHILDREN, RETRIES = 2, 2
+#: Jobs that may wait in the queue before the enqueuer pauses: what is to be seen is faults, not a long queue.
+BACKLOG = 60
+FOREVER = {"result_ttl": 86400, "failure_ttl": 86400}
+
+
+@dataclass
+class Order:
+    """A job that was enqueued, or perhaps was."""
+
+    job_id: str
+    kind: str
+    at: float
+    #: The server said so.
+    acknowledged: bool
+    #: The job that it waits for.
+    depends_on: str = ""
+
+
+class _Worker(threading.Thread):
+    """A thread that repeats a step until it is stopped, and keeps the error that ended it."""
+
+    pause = 0.1
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self._stop_event = threading.Event()
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Work until stopped."""
+        try:
+            while not self._stop_event.wait(self.pause):
+                self.step()
+        except BaseException as error:  # noqa: BLE001 - shown by stop()
+            self.error = error
+
+    def step(self) -> None:
+        """Do it once."""
+        raise NotImplementedError
+
+    def stop(self) -> None:
+        """End the thread; raise what ended it before, if anything did."""
+        self._stop_event.set()
+        self.join()
+        if self.error is not None:
+            raise self.error
+
+
+class Enqueuer(_Worker):
+    """Enqueues jobs of all kinds at about ``rate`` per second, in an order that the seed decides."""
+
+    def __init__(self, url: str, seed: int, rate: float) -> None:
+        super().__init__("enqueuer")
+        self.orders: dict[str, Order] = {}
+        self._random = Random(f"load {seed}")
+        self._queue = Queue(QUEUE, connection=client(url, 0.5))
+        self._count = 0
+        #: The server answered last time.
+        self._answered = True
+        self.pause = 1 / rate
+
+    def step(self) -> None:
+        """Enqueue a job, or a chain of three that wait for each other."""
+        kind = self._random.choices(list(KINDS), list(KINDS.values()))[0]
+        seconds = self._random.uniform(0.05, 1.0) if kind == "sleep" else self._random.uniform(2.0, 5.0)
+        self._count += 1
+        job_id = f"{kind}-{self._count}"
+        if self._answered:  # else it enqueues without looking: that is how orders become unconfirmed
+            try:
+                if self._queue.count > BACKLOG:
+                    return
+            except (RedisError, OSError):
+                self._answered = False
+        if kind == "chain":
+            before = ""
+            for i in range(3):
+                self._enqueue(f"{job_id}_{i}", kind, "ok", depends_on=before)
+                before = f"{job_id}_{i}"
+        elif kind in ("sleep", "slow"):
+            self._enqueue(job_id, kind, "sleep", round(seconds, 2))
+        elif kind == "spawn":
+            self._enqueue(job_id, kind, "spawn", CHILDREN)
+        else:
+            self._enqueue(job_id, kind, kind)
+
+    def _enqueue(self, job_id: str, kind: str, function: str, *args: object, depends_on: str = "") -> None:
+        if depends_on and (depends_on not in self.orders or not self.orders[depends_on].acknowledged):
+            return
+        retry = Retry(max=RETRIES, interval=[0, 1]) if kind == "retry" else None
+        at = time.time()
+        try:
+            self._queue.enqueue(
+                f"chaos.jobs.{function}",
+                *args,
+                job_id=job_id,
+                retry=retry,
+                depends_on=depends_on or None,
+                description=job_id,
+                **FOREVER,
+            )
+            self._answered = True
+        except (RedisError, OSError):
+            self._answered = False
+        self.orders[job_id] = Order(job_id, kind, at, self._answered, depends_on)
+
+
+class Watch(_Worker):
+    """Notes until when each lease was seen to last, and when this machine was too busy to keep time."""
+
+    #: Longer than this without a step is a machine that starves its processes.
+    STARVED = 0.7
+
+    def __init__(self, url: str) -> None:
+        super().__init__("watch")
+        self._redis = client(url, 0.3)
+        #: Claim -> the end of its lease, as last seen.
+        self.leases: dict[str, float] = {}
+        #: From, to.
+        self.gaps: list[tuple[float, float]] = []
+        self._last = time.time()
+
+    def step(self) -> None:
+        """Look once."""
+        now = time.time()
+        if now - self._last > self.STARVED:
+            self.gaps.append((self._last, now))
+        try:
+            for member, score in self._redis.zrange(f"rq_pooled:leases:{QUEUE}", 0, -1, withscores=True):
+                self.leases[member.decode()] = score
+        except (RedisError, OSError):
+            pass
+        # Waiting for a server that is away says nothing about the machine.
+        self._last = time.time()
