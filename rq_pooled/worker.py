@@ -192,7 +192,7 @@ class Worker(rq.worker.Worker):
         finally:
             command.close()
             listen.close()
-        if arbiter.reload and not exit_code:
+        if arbiter.starts_anew and not exit_code:
             _start_anew()
         if exit_code is not None:
             raise SystemExit(exit_code)
