@@ -73,11 +73,13 @@ class Upkeep:
     def trusted_until(self) -> float | None:
         """Return until when, by the server's clock, what this worker sends now may judge others; None if it may not.
 
-        A server may be frozen already when a call is sent, and do it long after: then everybody's leases are over.
+        A server may be frozen already when a call is sent, and do it long after: then everybody's leases are over. And
+        after an outage or a pause the next heartbeat has to be answered first: only its reply tells how long it was.
         """
-        if self._answered_at is None or not self.settled():
+        elapsed = time.monotonic() - self._answered
+        if self._answered_at is None or elapsed > self._parent.settings.heartbeat_ttl / 2 or not self.settled():
             return None
-        return self._answered_at + (time.monotonic() - self._answered) + self._parent.settings.socket_timeout
+        return self._answered_at + elapsed + self._parent.settings.socket_timeout
 
     def _note_answer(self, clock: float) -> None:
         last, self._answered_at, self._answered = self._answered_at, clock, time.monotonic()
