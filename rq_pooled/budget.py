@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from redis import Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from .config import Settings, scrub
@@ -21,7 +20,6 @@ from .errors import BudgetExceeded
 from .processes import client_rows, process_name, split_name
 from .resp import Command
 from .scripts import Scripts, budget_keys
-from .sockets import make_connection
 
 Execute = Callable[..., Any]
 
@@ -51,14 +49,14 @@ class Lease:
         settings: BUDGET (must be set), BUDGET_NAME; the term is HEARTBEAT_TTL.
         wanted: connections asked for.
         least: fewest that are of use; fewer are none.
-        client: whose server is asked, instead of the one in the settings.
+        make_probe: returns a new connection object, not connected yet, with the role ``probe``.
     """
 
-    def __init__(self, settings: Settings, wanted: int, least: int, client: Redis | None = None) -> None:
+    def __init__(self, settings: Settings, wanted: int, least: int, make_probe: Callable[[], Any]) -> None:
         self._settings = settings
         self._wanted = wanted
         self._least = least
-        self._client = client
+        self._make_probe = make_probe
         self._scripts = Scripts()
         self._process = process_name(settings)
         self._token = f"{self._process}:{uuid4().hex[:12]}"
@@ -96,8 +94,7 @@ class Lease:
                     raise
                 except (RedisError, OSError):
                     connection.disconnect()
-            limits = {"socket_timeout": self._settings.socket_timeout, "health_check_interval": 0}
-            probe = make_connection(self._settings, "probe", self._client, **limits)
+            probe = self._make_probe()
             try:
                 probe.connect()
                 return self.renew(probe)

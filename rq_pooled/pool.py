@@ -17,6 +17,7 @@ import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Full
 from typing import Any
 
@@ -116,7 +117,6 @@ class Pool(BlockingConnectionPool):
     ) -> None:
         self.settings = settings = settings or Settings.load()
         self.role = role
-        self._client = client
         cls, options = connection_options(settings, role, client)
         options = {**options, **connection_kwargs}
         most, wait = pool_limits(settings)
@@ -174,7 +174,9 @@ class Pool(BlockingConnectionPool):
     def _new_lease(self) -> Lease | None:
         if self.settings.budget is None or self.role in UNCOUNTED:
             return None
-        return Lease(self.settings, self.max_connections, 1, self._client)
+        # A copy of the options, not the pool: nothing may keep it alive but its users.
+        options = _with_role(self.connection_kwargs, "probe")
+        return Lease(self.settings, self.max_connections, 1, partial(self.connection_class, **options))
 
     def resize(self, reason: str, size: int | None) -> None:
         """Use at most ``size`` connections from now on, at least 1; None lifts what was set for the same reason.
@@ -193,8 +195,7 @@ class Pool(BlockingConnectionPool):
         """
         self.disconnect()
         self.role, self.max_connections = role, max(1, max_connections)
-        introduce = self.connection_kwargs["redis_connect_func"]
-        self.connection_kwargs["redis_connect_func"] = dataclasses.replace(introduce, role=role)
+        self.connection_kwargs = _with_role(self.connection_kwargs, role)
         self.reset()
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
@@ -551,6 +552,10 @@ class _Report:
         pool = self.pool()
         if pool is not None:
             pool._connected(connection)
+
+
+def _with_role(options: dict[str, Any], role: str) -> dict[str, Any]:
+    return {**options, "redis_connect_func": dataclasses.replace(options["redis_connect_func"], role=role)}
 
 
 def _is_open(connection: Any) -> bool:

@@ -48,7 +48,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "queue": (3, "errors config backoff pool enqueueing retry rq redis"),
     "retry": (3, "backoff errors kinds rq"),
     "rescue": (3, "scripts rq redis"),
-    "budget": (2, "config errors processes resp scripts sockets redis"),
+    "budget": (2, "config errors processes resp scripts redis"),
     "sizes": (0, ""),
     "levels": (2, "config"),
     "samples": (2, "scripts redis"),
@@ -92,6 +92,9 @@ TABLE: dict[str, tuple[int, str]] = {
     "flask": (5, "below flask"),
     "cli_rescue": (5, "below options click"),
     "options": (5, "below click redis rq"),
+    "cli_monitor": (5, "below options click redis"),
+    "cli_check": (5, "below options click redis"),
+    "cli_top": (5, "below cli_monitor options click redis"),
     "demo": (5, "errors embedded rq redis"),
     "cli_limits": (5, "below options click"),
     "cli_schedule_sweep": (5, "below cli_failed options click redis rq"),
@@ -99,7 +102,7 @@ TABLE: dict[str, tuple[int, str]] = {
     # "__init__" is the public surface: the command finds its worker there, like any user.
     "history": (3, "attempts kinds selection rq redis"),
     "cli_failed": (5, "below options rq redis click"),
-    "cli": (5, "below options cli_failed cli_limits cli_rescue cli_schedule cli_schedule_sweep demo __init__ click rq redis"),
+    "cli": (5, "below options cli_check cli_failed cli_limits cli_rescue cli_schedule cli_schedule_sweep cli_monitor cli_top demo __init__ click rq redis"),
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.
