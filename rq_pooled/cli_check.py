@@ -171,7 +171,7 @@ def _ages(client: Redis, limits: tuple[float, float], names: Sequence[str]) -> l
             continue
         age, length = found[name]["oldest_age"] or 0.0, found[name]["length"]
         code = _judged(age, limits) if length else OK
-        text = f"queue {name}: {length} jobs, the first waits for {show_duration(round(age, 1))}" if length else ""
+        text = f"queue {name}: {length} job{'s' * (length != 1)}, the first waits for {show_duration(round(age, 1))}" if length else ""
         if code != OK or names:
             findings.append(Finding("queue", code, text or f"queue {name} is empty", f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}"))
     return findings or [Finding("queue", OK, f"{len(found)} queues in time")]

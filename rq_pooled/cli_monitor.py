@@ -164,7 +164,7 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
         click.echo(json.dumps({**found, "reaped": closed}, indent=2))
         return
     if reap:
-        click.echo(f"Closed {len(closed)} connections that were left behind.")
+        click.echo(f"Closed {len(closed)} connection{'s' * (len(closed) != 1)} left behind.")
         for one in closed:
             click.echo(f"  {one['name']} from {one['address']}, idle for {show_duration(one['idle'])}")
     click.echo("\n".join(connection_lines(found)))

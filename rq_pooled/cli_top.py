@@ -158,8 +158,8 @@ def _latency(workers: Sequence[dict[str, Any]]) -> str:
             for bound, below in one["worker"][name]["buckets"].items():
                 merged["buckets"][bound] = merged["buckets"].get(bound, 0) + below
         half, most = (seconds(quantile(merged, share)) for share in (0.5, 0.95))
-        parts.append(f"{label} at most {half} (half), {most} (95 %)")
-    return "time         " + "; ".join(parts)
+        parts.append(f"{label} {half} / {most}")
+    return f"at most      {', '.join(parts)} (half / 95 % of the jobs)"
 
 
 def _holders(found: dict[str, Any]) -> list[str]:

@@ -118,9 +118,9 @@ def test_connections_reap(start_server: Callable[..., EmbeddedServer]) -> None:
     more = {"RQ_POOLED_HEARTBEAT_TTL": "1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.3"}
     shown = wait_until(lambda: "--reap" in (text := run(server.url, "connections", **more).stdout) and text)
     assert "rq_pooled:shop:gone:77:command" in shown
-    assert "Closed 1 connections" in run(server.url, "connections", "--reap", **more).stdout
+    assert "Closed 1 connection left behind" in run(server.url, "connections", "--reap", **more).stdout
     assert not [entry for entry in server.client().client_list() if "gone" in entry["name"]]
-    assert "Closed 0 connections" in run(server.url, "connections", "--reap", **more).stdout
+    assert "Closed 0 connections left behind" in run(server.url, "connections", "--reap", **more).stdout
 
 
 def test_check(server: EmbeddedServer, busy: Any) -> None:
@@ -136,7 +136,7 @@ def test_check(server: EmbeddedServer, busy: Any) -> None:
         (("--failed-rate", "10%:50%"), 1, "WARNING - 5 of 30 jobs failed lately"),
         (("--failed-rate", "0.05:0.1"), 2, "CRITICAL - 5 of 30 jobs failed lately"),
         (("--queue-age", "1h"), 0, "2 queues in time"),
-        (("--queue-age", "0:1h"), 1, "WARNING - queue alone: 1 jobs, the first waits for"),
+        (("--queue-age", "0:1h"), 1, "WARNING - queue alone: 1 job, the first waits for"),
         (("--queue-age", "0:1h", "--queue", "a"), 0, "queue a is empty"),
         (("--queue-age", "0:1h", "--queue", "unheard"), 0, "queue unheard is unknown, so empty"),
         (("--connection-share", "0:100%"), 1, "WARNING - "),
