@@ -68,7 +68,9 @@ class Lease:
     @property
     def overdue(self) -> bool:
         """Tell whether more than half of the term has passed since it was renewed: renew before using a socket."""
-        return _now() - self._renewed_at > self._settings.heartbeat_ttl / 2
+        settings = self._settings
+        # Where twice the interval nearly is the term, a heartbeat that is a little late is no pause.
+        return _now() - self._renewed_at > max(settings.heartbeat_ttl / 2, 1.25 * settings.heartbeat_interval)
 
     @property
     def due(self) -> bool:

@@ -182,7 +182,6 @@ def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: Embedded
             process.kill()
             process.wait()
     assert max(counts) <= 20
-    assert max(counts) >= 18
 
 
 def test_places_come_back_at_a_regular_end(redis: Redis, server: EmbeddedServer) -> None:
