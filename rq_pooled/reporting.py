@@ -123,16 +123,9 @@ class Reporter:
         if os.getpid() != pid:  # a child that was forked afterwards
             return
         pool = self._weak_pool()
-        connection = pool.idle_connection() if pool is not None else None
-        if pool is None or connection is None:
-            return
-        try:
+        if pool is not None:
             lease = pool.lease
-            for command in [*withdraw(process_name(pool.settings)), *(lease.release() if lease else ())]:
-                connection.send_command(*command, check_health=False)  # the replies find nobody, and may
-        except (RedisError, OSError):
-            pass
-        connection.disconnect()
+            pool.part([*withdraw(process_name(pool.settings)), *(lease.release() if lease is not None else ())])
 
 
 def _execute(connection: Any, *words: Any) -> Any:

@@ -165,7 +165,7 @@ def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: Embedded
             if chance.random() < 0.4 and len(paused) < 6:
                 victim = chance.choice(awake)
                 victim.send_signal(signal.SIGSTOP)
-                paused.append((time.monotonic() + chance.uniform(0.2, 2.5), victim))
+                paused.append((time.monotonic() + chance.uniform(0.2, 3.0), victim))
             elif chance.random() < 0.3:
                 victim = chance.choice(awake)
                 victim.kill()

@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "processes": (2, "config counters resp scripts sockets redis"),
     "reporting": (2, "errors levels processes scripts redis"),
     "demoted": (2, "redis"),
-    "pool": (2, "errors config sockets demoted sentinels backoff brake budget reporting sizes redis"),
+    "pool": (2, "errors config sockets demoted sentinels backoff brake budget reporting resp sizes redis"),
     "connections": (2, "resp sentinels redis"),
     "sharing": (2, "pool errors"),
     "queue": (3, "errors config backoff pool enqueueing retry rq redis"),
