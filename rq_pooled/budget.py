@@ -19,7 +19,7 @@ from .config import Settings, scrub
 from .errors import BudgetExceeded
 from .processes import client_rows, process_name, split_name
 from .resp import Command
-from .scripts import Scripts, budget_keys
+from .scripts import budget_keys, shared_scripts
 
 Execute = Callable[..., Any]
 
@@ -57,7 +57,7 @@ class Lease:
         self._wanted = wanted
         self._least = least
         self._make_probe = make_probe
-        self._scripts = Scripts()
+        self._scripts = shared_scripts()
         self._process = process_name(settings)
         self._token = f"{self._process}:{uuid4().hex[:12]}"
         self._lock = threading.Lock()

@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from .errors import BudgetExceeded
 from .levels import level_of, read_info
 from .processes import WEB_TTL, process_name, publish, withdraw
-from .scripts import Scripts
+from .scripts import shared_scripts
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -63,7 +63,7 @@ class Reporter:
     def publish(self, connection: Any) -> None:
         """Publish over a connection of the pool that nobody else uses now; an error closes it, and is only logged."""
         settings = self._pool.settings
-        scripts = Scripts()
+        scripts = shared_scripts()
         try:
             words = publish(scripts, process_name(settings), WEB_TTL, self._fields())
             try:
