@@ -13,15 +13,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from redis import Redis
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from .config import Settings, scrub
 from .errors import BudgetExceeded
 from .processes import client_rows, process_name, split_name
 from .resp import Command
-from .scripts import Scripts, budget_keys
-from .sockets import make_connection
+from .scripts import budget_keys, shared_scripts
 
 Execute = Callable[..., Any]
 
@@ -51,15 +49,15 @@ class Lease:
         settings: BUDGET (must be set), BUDGET_NAME; the term is HEARTBEAT_TTL.
         wanted: connections asked for.
         least: fewest that are of use; fewer are none.
-        client: whose server is asked, instead of the one in the settings.
+        make_probe: returns a new connection object, not connected yet, with the role ``probe``.
     """
 
-    def __init__(self, settings: Settings, wanted: int, least: int, client: Redis | None = None) -> None:
+    def __init__(self, settings: Settings, wanted: int, least: int, make_probe: Callable[[], Any]) -> None:
         self._settings = settings
         self._wanted = wanted
         self._least = least
-        self._client = client
-        self._scripts = Scripts()
+        self._make_probe = make_probe
+        self._scripts = shared_scripts()
         self._process = process_name(settings)
         self._token = f"{self._process}:{uuid4().hex[:12]}"
         self._lock = threading.Lock()
@@ -70,7 +68,9 @@ class Lease:
     @property
     def overdue(self) -> bool:
         """Tell whether more than half of the term has passed since it was renewed: renew before using a socket."""
-        return _now() - self._renewed_at > self._settings.heartbeat_ttl / 2
+        settings = self._settings
+        # Where twice the interval nearly is the term, a heartbeat that is a little late is no pause.
+        return _now() - self._renewed_at > max(settings.heartbeat_ttl / 2, 1.25 * settings.heartbeat_interval)
 
     @property
     def due(self) -> bool:
@@ -96,8 +96,7 @@ class Lease:
                     raise
                 except (RedisError, OSError):
                     connection.disconnect()
-            limits = {"socket_timeout": self._settings.socket_timeout, "health_check_interval": 0}
-            probe = make_connection(self._settings, "probe", self._client, **limits)
+            probe = self._make_probe()
             try:
                 probe.connect()
                 return self.renew(probe)

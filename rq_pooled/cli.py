@@ -25,9 +25,12 @@ from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
 from . import cli_failed, cli_schedule_sweep
+from .cli_check import check
 from .cli_limits import limit
+from .cli_monitor import connections, stats
 from .cli_rescue import rescue
 from .cli_schedule import scheduler
+from .cli_top import top
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
@@ -103,6 +106,10 @@ def cli(context: click.Context) -> None:
     """RQ on a few shared connections."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+
+
+for monitor in (check, connections, stats, top):
+    cli.add_command(monitor)
 
 
 def run_worker(**options: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_left
+from collections import deque
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -15,6 +16,8 @@ NAMES = (
     *("claims", "finished", "failed", "retried", "lost_claims", "stale_ids", "stalls"),
     *("reconnects", "outage_seconds", "horses_replaced"),
 )
+#: What is also told for the last minutes, and for how many seconds.
+RECENT, WINDOW = ("finished", "failed", "retried"), 300.0
 #: How RQ's handlers say that a job succeeded; every outcome has this or ``failed_job_count``.
 _SUCCEEDED = b"\r\nsuccessful_job_count\r\n"
 
@@ -51,10 +54,12 @@ def histogram(counts: Sequence[int], total: float) -> dict[str, Any]:
 class Counters:
     """All counters of one worker process, from 0 at its start."""
 
-    __slots__ = ("queue_wait", "run_time", "started_at", *NAMES)
+    __slots__ = ("_earlier", "queue_wait", "run_time", "started_at", *NAMES)
 
     def __init__(self) -> None:
         self.started_at = time.time()
+        #: (monotonic time, values of RECENT) at each publication of the last minutes.
+        self._earlier: deque[tuple[float, tuple[int, ...]]] = deque([(time.monotonic(), (0,) * len(RECENT))])
         #: Jobs given to a horse.
         self.claims = 0
         #: Outcomes recorded. Each is one of: succeeded (repeats too), failed for good or stopped, to be run again.
@@ -107,4 +112,23 @@ class Counters:
         for name in ("queue_wait", "run_time"):
             one: Histogram = getattr(self, name)
             values[name] = [round(one.sum, 6), *one.counts]
+        values["recent"] = self._recent()
         return values
+
+    def _recent(self) -> dict[str, Any]:
+        """Return ``seconds``, at most WINDOW and a heartbeat, and by how much the counters of RECENT grew in them."""
+        now, current = time.monotonic(), tuple(getattr(self, name) for name in RECENT)
+        earlier = self._earlier
+        while len(earlier) > 1 and earlier[1][0] <= now - WINDOW:
+            earlier.popleft()
+        since, before = earlier[0]
+        earlier.append((now, current))
+        grown = {name: after - was for name, after, was in zip(RECENT, current, before)}
+        return {"seconds": round(now - since, 3), **grown}
+
+
+def quantile(found: dict[str, Any], share: float) -> float | None:
+    """Return the bound below which ``share`` of a histogram's durations are; None if there are none, inf past the last."""
+    if not found["count"]:
+        return None
+    return next(float(bound) for bound, below in found["buckets"].items() if below >= share * found["count"])

@@ -28,7 +28,7 @@ def failed_jobs(
     limit: int = 50,
     connection: Redis | None = None,
 ) -> dict[str, Any]:
-    """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first.
+    """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first; those kept for ever last.
 
     Blocks for two round trips, and one more per hundred jobs. With ``exception`` at most 1 000 jobs are looked at;
     ``next_offset`` says where to go on.
@@ -76,13 +76,13 @@ def _entries(client: Redis, names: Sequence[str], offset: int, count: int) -> tu
         pipeline.zcard(key)
         pipeline.zrevrange(key, 0, offset + count - 1, withscores=True)
     replies = pipeline.execute() if names else []
-    # A score of -1 means that it never expires: those come first.
     rows = [
-        (-score if score >= 0 else float("-inf"), name, _text(job_id))
+        (score, name, _text(job_id))
         for name, reply in zip(names, replies[1::2])
         for job_id, score in reply
     ]
-    rows.sort()
+    # Stable, so that equal scores stay in the order of their registry, and each page goes on where the last ended.
+    rows.sort(key=lambda row: -row[0])
     return sum(replies[::2]), [(name, job_id) for _, name, job_id in rows[offset : offset + count]]
 
 

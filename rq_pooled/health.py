@@ -48,7 +48,7 @@ __all__ = ["connections", "failed_jobs", "health", "pool_stats", "processes", "q
 def health(
     timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None
 ) -> dict[str, Any]:
-    """Ask the server for a sign of life, and never raise. Blocks for at most ``timeout`` seconds (but see below).
+    """Ask the server for a sign of life; one that is away is an answer, not an error. Blocks for at most ``timeout``.
 
     Opens one connection named ``…:probe`` and closes it: what matters is whether one can be opened. Only resolving a
     host's name is not bounded by ``timeout``.
@@ -61,6 +61,9 @@ def health(
     Returns:
         ``ok``, ``status`` (``healthy``, ``full``: the guard's level is ``stop``, ``away``), ``reason`` (None if ok),
         ``address``, ``latency`` (seconds of a PING, or None), ``version``, ``connected``, ``maxclients``, ``level``.
+
+    Raises:
+        ConfigurationError: a setting or the URL cannot be used.
     """
     began = time.monotonic()
     settings = settings or Settings.load()

@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Full
 from typing import Any
 
@@ -32,6 +33,7 @@ from .config import Settings, scrub
 from .demoted import noticing
 from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .reporting import UNCOUNTED, Reporter
+from .resp import Command, pack_commands
 from .sentinels import Masters
 from .sizes import Sizes
 from .sockets import address_of, connection_options, pool_limits
@@ -116,7 +118,6 @@ class Pool(BlockingConnectionPool):
     ) -> None:
         self.settings = settings = settings or Settings.load()
         self.role = role
-        self._client = client
         cls, options = connection_options(settings, role, client)
         options = {**options, **connection_kwargs}
         most, wait = pool_limits(settings)
@@ -174,7 +175,9 @@ class Pool(BlockingConnectionPool):
     def _new_lease(self) -> Lease | None:
         if self.settings.budget is None or self.role in UNCOUNTED:
             return None
-        return Lease(self.settings, self.max_connections, 1, self._client)
+        # A copy of the options, not the pool: nothing may keep it alive but its users.
+        options = _with_role(self.connection_kwargs, "probe")
+        return Lease(self.settings, self.max_connections, 1, partial(self.connection_class, **options))
 
     def resize(self, reason: str, size: int | None) -> None:
         """Use at most ``size`` connections from now on, at least 1; None lifts what was set for the same reason.
@@ -193,8 +196,7 @@ class Pool(BlockingConnectionPool):
         """
         self.disconnect()
         self.role, self.max_connections = role, max(1, max_connections)
-        introduce = self.connection_kwargs["redis_connect_func"]
-        self.connection_kwargs["redis_connect_func"] = dataclasses.replace(introduce, role=role)
+        self.connection_kwargs = _with_role(self.connection_kwargs, role)
         self.reset()
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
@@ -303,22 +305,42 @@ class Pool(BlockingConnectionPool):
         self._close_idle(now)
         self._housekeeping()
 
-    def idle_connection(self) -> Any:
-        """Take an open connection that nobody uses, without waiting or looking at it; None if there is none."""
+    def part(self, commands: Sequence[Command]) -> bool:
+        """Send last commands over an idle connection and close it, without waiting for replies; False if there is none.
+
+        QUIT behind them: what they free is free only when the server has closed this connection too.
+        """
         with self.pool.mutex:
-            for i, connection in enumerate(self.pool.queue):
-                if connection is not None and _is_open(connection):
-                    self.pool.queue[i] = None
-                    return connection
-        return None
+            idle = [c for c in self.pool.queue if c is not None and _is_open(c)]
+            if not idle:
+                return False
+            connection = idle[-1]
+            self.pool.queue[self.pool.queue.index(connection)] = None
+        try:
+            connection.send_packed_command([pack_commands([*commands, ("QUIT",)])], check_health=False)
+        except (RedisError, OSError):
+            pass
+        self._close(connection, "pool disconnected")
+        with self._book:
+            self._connections.remove(connection)
+            del self._lines[connection]
+        return True
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the pool's connections, those in use too unless told otherwise; the pool stays usable."""
         self._checkpid()
+        lease = self.lease if inuse_connections else None
+        # One idle connection is kept to give the place in the budget back, when all others are closed.
+        spared = next((c for c in self.pool.queue if c is not None and _is_open(c)), None) if lease is not None else None
         with self._book:
             chosen = [c for c in self._connections if inuse_connections or c not in self._holds]
         for connection in chosen:
-            self._close(connection, "pool disconnected")
+            if connection is not spared:
+                self._close(connection, "pool disconnected")
+        if lease is not None and lease.granted:
+            self.part(lease.release())
+        if spared is not None:
+            self._close(spared, "pool disconnected")
 
     # taking
 
@@ -551,6 +573,10 @@ class _Report:
         pool = self.pool()
         if pool is not None:
             pool._connected(connection)
+
+
+def _with_role(options: dict[str, Any], role: str) -> dict[str, Any]:
+    return {**options, "redis_connect_func": dataclasses.replace(options["redis_connect_func"], role=role)}
 
 
 def _is_open(connection: Any) -> bool:

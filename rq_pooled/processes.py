@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 
 from .config import Settings
-from .counters import NAMES, histogram
+from .counters import NAMES, RECENT, histogram
 from .resp import Command
 from .scripts import STATS, Scripts
 from .sockets import client_name
@@ -101,6 +101,7 @@ def _process(key: str, raw: Mapping[str, str], now: float) -> dict[str, Any]:
             "concurrency": values.get("concurrency", 0),
             "busy": values.get("busy", 0),
             "horses": values.get("horses", []),
+            "recent": values.get("recent", {"seconds": 0.0, **dict.fromkeys(RECENT, 0)}),
             "counters": {name: values.get(name, 0) for name in NAMES},
             **{name: _histogram(values.get(name, [0.0])) for name in ("queue_wait", "run_time")},
         }

@@ -33,7 +33,7 @@ from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
 
 from .enqueueing import AdmittingQueue
-from .errors import ConfigurationError, EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
+from .errors import BudgetExceeded, ConfigurationError, EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
 from .pool import get_connection
 from .retry import Backoff, attach
 
@@ -54,7 +54,7 @@ class Queue(AdmittingQueue):
     Every argument of ``rq.Queue`` works as there. Without a connection the process's pool is used (``get_connection``),
     and an enqueue raises, within POOL_TIMEOUT and the socket timeouts:
 
-    * ``PoolExhausted``, ``ServerUnreachable``: the job was not enqueued.
+    * ``PoolExhausted``, ``ServerUnreachable``, ``BudgetExceeded``: the job was not enqueued.
     * ``EnqueueUnconfirmed``: the connection was lost before the reply came. The job may have been enqueued. Repeat the
       call with ``job_id=error.job_id``: in this process the job that is there is returned, else it is enqueued. In
       another process pass ``unique=True`` too: RQ then raises DuplicateJobError if the job is there.
@@ -230,7 +230,7 @@ class Queue(AdmittingQueue):
             # Status deferred: step 1 was done, the job waits for its dependencies and will be enqueued.
             saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
             doubtful = saved or any(job_id in _unconfirmed for job_id in ids)
-            if isinstance(error, (PoolExhausted, ServerUnreachable)) and not doubtful:
+            if isinstance(error, (PoolExhausted, ServerUnreachable, BudgetExceeded)) and not doubtful:
                 raise type(error)(f"{what} {verb} not enqueued in {self.name!r}: {error}") from error
             for job_id in ids:
                 _unconfirmed.setdefault(job_id, began)

@@ -10,6 +10,7 @@ import atexit
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from redis.exceptions import NoScriptError, RedisError, ResponseError
 from .errors import BudgetExceeded
 from .levels import level_of, read_info
 from .processes import WEB_TTL, process_name, publish, withdraw
-from .scripts import Scripts
+from .scripts import shared_scripts
 
 if TYPE_CHECKING:
     from .pool import Pool
@@ -39,12 +40,18 @@ class Reporter:
     """
 
     def __init__(self, pool: Pool, pools: Callable[[], Iterable[Pool]]) -> None:
-        self._pool = pool
+        self._weak_pool = weakref.ref(pool)  # a pool that nobody uses any more closes its connections at once
         self._pools = pools
         self._interval = pool.settings.heartbeat_interval
         self._at = time.monotonic() + self._interval
         self._published = False
         self._level = "ok"
+
+    @property
+    def _pool(self) -> Pool:
+        pool = self._weak_pool()
+        assert pool is not None, "only the pool itself asks"
+        return pool
 
     def due(self, now: float) -> bool:
         """Tell whether it is time, by the monotonic clock, and who asked is the one to publish."""
@@ -56,7 +63,7 @@ class Reporter:
     def publish(self, connection: Any) -> None:
         """Publish over a connection of the pool that nobody else uses now; an error closes it, and is only logged."""
         settings = self._pool.settings
-        scripts = Scripts()
+        scripts = shared_scripts()
         try:
             words = publish(scripts, process_name(settings), WEB_TTL, self._fields())
             try:
@@ -115,16 +122,10 @@ class Reporter:
         """Remove what was published, at the end of the process, if that can be done without waiting for anything."""
         if os.getpid() != pid:  # a child that was forked afterwards
             return
-        connection = self._pool.idle_connection()
-        if connection is None:
-            return
-        try:
-            lease = self._pool.lease
-            for command in [*withdraw(process_name(self._pool.settings)), *(lease.release() if lease else ())]:
-                connection.send_command(*command, check_health=False)  # the replies find nobody, and may
-        except (RedisError, OSError):
-            pass
-        connection.disconnect()
+        pool = self._weak_pool()
+        if pool is not None:
+            lease = pool.lease
+            pool.part([*withdraw(process_name(pool.settings)), *(lease.release() if lease is not None else ())])
 
 
 def _execute(connection: Any, *words: Any) -> Any:

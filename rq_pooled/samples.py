@@ -65,4 +65,4 @@ def trend(samples: Sequence[Sample]) -> Trend:
     steps = [after.connected - before.connected for before, after in pairwise(recent)]
     downs, ups = sum(step < 0 for step in steps), sum(step > 0 for step in steps)
     steady = slope > 0 and downs <= _DIPS * len(steps) and 2 * ups >= len(steps)
-    return Trend(round(slope, 2), steady)
+    return Trend(round(slope, 1), steady)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -317,3 +318,9 @@ class Scripts:
     def failed_unlock(self, lock: Lock) -> Command:
         """Give up the lock."""
         return self._call("failed_unlock", (lock.key,), lock.owner)
+
+
+@cache
+def shared_scripts() -> Scripts:
+    """Return the scripts, read once per process; for whoever sends one now and then."""
+    return Scripts()

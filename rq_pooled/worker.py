@@ -231,7 +231,7 @@ class Worker(rq.worker.Worker):
                 f"BUDGET is {settings.budget}, and this worker alone may open {need} connections (CONCURRENCY="
                 f"{settings.concurrency}, MAX_CONNECTIONS={settings.max_connections}): raise BUDGET or lower CONCURRENCY"
             )
-        return Lease(settings, need, need, self.connection)
+        return Lease(settings, need, need, self._connector(settings, "probe"))
 
     def _connect_when_admitted(
         self, settings: Settings, loop: Loop, command: CommandConnection, listen: ListenConnection, lease: Lease | None

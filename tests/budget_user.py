@@ -21,7 +21,7 @@ def main(url: str, seed: int) -> None:
     while True:
         pool = Pool(settings, max_connections=1)
         client = Redis(connection_pool=pool)
-        over = time.monotonic() + chance.uniform(0.3, 1.5)
+        over = time.monotonic() + chance.uniform(0.3, 3.0)
         while time.monotonic() < over:
             try:
                 client.ping()
@@ -30,9 +30,9 @@ def main(url: str, seed: int) -> None:
                 pass
             except RedisError as error:
                 print("lost", error, flush=True)
-            time.sleep(chance.uniform(0.005, 0.03))
+            time.sleep(chance.uniform(0.02, 0.08))
         pool.disconnect()
-        time.sleep(chance.uniform(0.0, 1.0))
+        time.sleep(chance.uniform(0.0, 0.2))
 
 
 if __name__ == "__main__":

