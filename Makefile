@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
 	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
-	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis chooses the server)'
+	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis; JOBS=0 one at a time)'
 	@echo 'make lint    ruff'
 	@echo 'make types   mypy --strict'
 	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 (docs/reliability.md)'
@@ -22,7 +22,7 @@ demo: .venv/ready
 	@$(BIN)/rq-pooled demo $(ARGS)
 
 test: .venv/ready-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $${JOBS:-3} --dist loadfile $(ARGS)
 
 lint: .venv/ready-dev
 	@$(BIN)/ruff check $(ARGS) .

@@ -1,22 +1,19 @@
 """What runs inside a horse: it is given one task at a time by the parent and answers with the outcome.
 
-Tasks: *perform* a claimed job; *bury* one whose horse died; *abandon* one that has stalled too often; *settle* the dependents of one that got some while it ran;
-*maintain* the registries. In each, RQ's own methods decide what is written; the recorder collects it.
+Tasks: *perform* a claimed job; *bury* one whose horse died; *abandon* one that has stalled too often; *settle* the
+dependents of one that got some while it ran; *maintain* the registries. In each, RQ's own methods decide what is
+written; the recorder collects it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import logging
 import os
 import random
 import resource
-import signal
-import sys
-import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -28,110 +25,25 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 from rq.utils import now
-from rq.worker import BaseWorker, Worker
 
 from . import attempts, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
+from .horse_worker import HorseMixin
 from .memory import resident_megabytes
 from .policies import Policy
-from .recorder import Recorder, Tape
+from .recorder import Tape
 from .relay import Relay
 from .resp import Word, pack, pack_runs
 from .retry import Rules
-from .success import is_plain, plain_success, snapshot
+from .success import snapshot
+from .surroundings import Surroundings, has_children
 from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
 
 #: No commands, packed.
 _NOTHING = (0, 0, b"")
-
-
-class _Discard:
-    """Takes what RQ writes when a job begins: the claim script has written it already."""
-
-    def hset(self, *_args: Any, **_kwargs: Any) -> None:
-        """Write nothing."""
-
-
-class HorseMixin(Worker):
-    """Turns the worker of a forked child into its horse; mixed in front of the worker's own class.
-
-    Overridden are the steps at which RQ writes to Redis. ``perform_job`` and ``handle_exception`` are not: Sentry's
-    integration wraps them.
-    """
-
-    connection: Recorder
-    tape: Tape
-    #: The running job's hash as it was claimed, and its attributes when it was rebuilt from it.
-    raw: Mapping[bytes, bytes] = {}
-    raw_key: bytes = b""
-    before: Mapping[str, Any] = {}
-    #: The next time limit that is set is the job's own.
-    begins: bool = False
-
-    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
-        """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
-        job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
-        self.procline(f"Processing {job.func_name} from {job.origin}")  # fails where the job cannot be read
-        self.begins = True
-
-    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
-        """Set the times; replaces RQ's write of the heartbeat: each handler that follows saves the job."""
-        job.ended_at = job.last_heartbeat = now()
-
-    def cleanup_execution(self, job: Job, pipeline: Any) -> None:
-        """Forget the execution; replaces RQ's four writes, which the commit script makes for every outcome."""
-        self.execution = None
-
-    def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any) -> None:
-        """As RQ, recorded; a plain success goes a shorter way to the same end."""
-        result_ttl = job.get_result_ttl(self.default_result_ttl)
-        inherited = super().handle_job_success
-        if (
-            inherited.__func__ is BaseWorker.handle_job_success  # type: ignore[attr-defined]
-            and self.execution is not None
-            and is_plain(job, self.raw, self.before, result_ttl)
-        ):
-            assert job.ended_at and job.started_at
-            self.tape.plain(plain_success(job, self.execution, self.key, self.name, result_ttl))
-            self.execution = None
-            what = job.description if self.log_job_description else job.id
-            line = "Successfully completed %s job in %ss on worker %s"
-            line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
-            self.log.info(line, what, job.ended_at - job.started_at, self.name)
-            return
-        with self.connection.record_to(self.tape):
-            inherited(job, queue, started_job_registry)
-        self.tape.succeeded = True
-
-    def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
-        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
-        if self.connection.relay is not None:
-            super().handle_job_failure(job, *args, **kwargs)
-            return
-        # RQ calls this while it handles the job's exception. A job whose process died raised none.
-        rules = None
-        if self._stopped_job_id != job.id:
-            rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
-        execution, already = self.execution, len(self.tape.commands)
-        self.tape.succeeded = False
-        with self.connection.record_to(self.tape):
-            super().handle_job_failure(job, *args, **kwargs)
-            next_at = rules and attempts.next_try(job, self.tape.commands[already:])
-            if next_at:
-                text = kwargs.get("exc_string", "")
-                attempts.note(job, text, next_at, self.name, execution, self.connection)
-
-    def handle_job_retry(self, *args: Any, **kwargs: Any) -> None:
-        """As RQ, recorded."""
-        with self.connection.record_to(self.tape):
-            super().handle_job_retry(*args, **kwargs)
-
-    def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
-        """Keep the value; replaces RQ's write: the heartbeat publishes it."""
-        self.current_job_working_time = current_job_working_time
 
 
 class HorseProcess:
@@ -470,7 +382,7 @@ class HorseProcess:
             self._jobs_left <= 0
             or self._alarm_fired
             or self._surroundings.has_new_threads()
-            or _has_children()
+            or has_children()
             or self._is_too_big()
         )
 
@@ -484,53 +396,6 @@ class HorseProcess:
             self._max_memory,
         )
         return True
-
-
-class Surroundings:
-    """What a job may change in its process, as it was when the process began."""
-
-    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
-
-    def __init__(self) -> None:
-        self._handlers = {signum: signal.getsignal(signum) for signum in self._SIGNALS}
-        self._threads = threading.active_count()
-        self._umask = os.umask(0o022)
-        os.umask(self._umask)
-        try:
-            self._directory: str | None = os.getcwd()
-        except OSError:  # removed under us
-            self._directory = None
-
-    def has_new_threads(self) -> bool:
-        """Tell whether the job left a thread running."""
-        return threading.active_count() > self._threads
-
-    def restore(self) -> None:
-        """Stop timers, give back handlers, umask and directory, write out what is buffered."""
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        for signum, handler in self._handlers.items():
-            if signal.getsignal(signum) is not handler:
-                signal.signal(signum, handler)
-        os.umask(self._umask)
-        if self._directory is not None:
-            with contextlib.suppress(OSError):
-                if os.getcwd() != self._directory:
-                    os.chdir(self._directory)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-
-
-def _has_children() -> bool:
-    """Tell whether the job left processes behind, dead or alive; they end with this one's group."""
-    if not hasattr(os, "waitid"):  # macOS before Python 3.13
-        return False
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return False
-    return True
 
 
 def _from_timestamp(seconds: float) -> datetime:

@@ -45,7 +45,8 @@ from .errors import (
     ServerUnsupported,
     WorkerNameTaken,
 )
-from .horse import HorseMixin, HorseProcess
+from .horse import HorseProcess
+from .horse_worker import HorseMixin
 from .ledger import Ledger
 from .loop import Loop
 from .parent import Parent

@@ -1,0 +1,103 @@
+"""The RQ worker inside a horse: RQ's own handlers, with their writes recorded instead of sent."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from rq.exceptions import AbandonedJobError
+from rq.job import Job
+from rq.queue import Queue
+from rq.utils import now
+from rq.worker import BaseWorker, Worker
+
+from . import attempts
+from .recorder import Recorder, Tape
+from .success import is_plain, plain_success
+
+
+class _Discard:
+    """Takes what RQ writes when a job begins: the claim script has written it already."""
+
+    def hset(self, *_args: Any, **_kwargs: Any) -> None:
+        """Write nothing."""
+
+
+class HorseMixin(Worker):
+    """Turns the worker of a forked child into its horse; mixed in front of the worker's own class.
+
+    Overridden are the steps at which RQ writes to Redis. ``perform_job`` and ``handle_exception`` are not: Sentry's
+    integration wraps them.
+    """
+
+    connection: Recorder
+    tape: Tape
+    #: The running job's hash as it was claimed, and its attributes when it was rebuilt from it.
+    raw: Mapping[bytes, bytes] = {}
+    raw_key: bytes = b""
+    before: Mapping[str, Any] = {}
+    #: The next time limit that is set is the job's own.
+    begins: bool = False
+
+    def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
+        """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
+        job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
+        self.procline(f"Processing {job.func_name} from {job.origin}")  # fails where the job cannot be read
+        self.begins = True
+
+    def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
+        """Set the times; replaces RQ's write of the heartbeat: each handler that follows saves the job."""
+        job.ended_at = job.last_heartbeat = now()
+
+    def cleanup_execution(self, job: Job, pipeline: Any) -> None:
+        """Forget the execution; replaces RQ's four writes, which the commit script makes for every outcome."""
+        self.execution = None
+
+    def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any) -> None:
+        """As RQ, recorded; a plain success goes a shorter way to the same end."""
+        result_ttl = job.get_result_ttl(self.default_result_ttl)
+        inherited = super().handle_job_success
+        if (
+            inherited.__func__ is BaseWorker.handle_job_success  # type: ignore[attr-defined]
+            and self.execution is not None
+            and is_plain(job, self.raw, self.before, result_ttl)
+        ):
+            assert job.ended_at and job.started_at
+            self.tape.plain(plain_success(job, self.execution, self.key, self.name, result_ttl))
+            self.execution = None
+            what = job.description if self.log_job_description else job.id
+            line = "Successfully completed %s job in %ss on worker %s"
+            line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
+            self.log.info(line, what, job.ended_at - job.started_at, self.name)
+            return
+        with self.connection.record_to(self.tape):
+            inherited(job, queue, started_job_registry)
+        self.tape.succeeded = True
+
+    def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
+        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
+        if self.connection.relay is not None:
+            super().handle_job_failure(job, *args, **kwargs)
+            return
+        # RQ calls this while it handles the job's exception. A job whose process died raised none.
+        rules = None
+        if self._stopped_job_id != job.id:
+            rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
+        execution, already = self.execution, len(self.tape.commands)
+        self.tape.succeeded = False
+        with self.connection.record_to(self.tape):
+            super().handle_job_failure(job, *args, **kwargs)
+            next_at = rules and attempts.next_try(job, self.tape.commands[already:])
+            if next_at:
+                text = kwargs.get("exc_string", "")
+                attempts.note(job, text, next_at, self.name, execution, self.connection)
+
+    def handle_job_retry(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ, recorded."""
+        with self.connection.record_to(self.tape):
+            super().handle_job_retry(*args, **kwargs)
+
+    def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
+        """Keep the value; replaces RQ's write: the heartbeat publishes it."""
+        self.current_job_working_time = current_job_working_time

@@ -1,0 +1,56 @@
+"""What a job may change in its process, and how it is put right after it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+
+
+class Surroundings:
+    """What a job may change in its process, as it was when the process began."""
+
+    _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
+
+    def __init__(self) -> None:
+        self._handlers = {signum: signal.getsignal(signum) for signum in self._SIGNALS}
+        self._threads = threading.active_count()
+        self._umask = os.umask(0o022)
+        os.umask(self._umask)
+        try:
+            self._directory: str | None = os.getcwd()
+        except OSError:  # removed under us
+            self._directory = None
+
+    def has_new_threads(self) -> bool:
+        """Tell whether the job left a thread running."""
+        return threading.active_count() > self._threads
+
+    def restore(self) -> None:
+        """Stop timers, give back handlers, umask and directory, write out what is buffered."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        for signum, handler in self._handlers.items():
+            if signal.getsignal(signum) is not handler:
+                signal.signal(signum, handler)
+        os.umask(self._umask)
+        if self._directory is not None:
+            with contextlib.suppress(OSError):
+                if os.getcwd() != self._directory:
+                    os.chdir(self._directory)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(Exception):
+                stream.flush()
+
+
+def has_children() -> bool:
+    """Tell whether the job left processes behind, dead or alive; they end with this one's group."""
+    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+        return False
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
