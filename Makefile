@@ -8,6 +8,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
 	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
+	@echo 'make flask-demo   a shop on Flask with its page, worker and Redis at http://127.0.0.1:8000/'
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis chooses the server)'
 	@echo 'make lint    ruff'
 	@echo 'make types   mypy --strict'
@@ -20,6 +21,9 @@ help:
 
 demo: .venv/ready
 	@$(BIN)/rq-pooled demo $(ARGS)
+
+flask-demo: .venv/ready-dev
+	@$(BIN)/python examples/flask_app $(ARGS)
 
 test: .venv/ready-dev
 	@$(BIN)/python -m pytest $(ARGS)
@@ -78,4 +82,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo test lint types bench docs chaos soak reliability clean
+.PHONY: help demo flask-demo test lint types bench docs chaos soak reliability clean
