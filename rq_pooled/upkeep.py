@@ -84,8 +84,8 @@ class Upkeep:
     def _note_answer(self, clock: float) -> None:
         last, self._answered_at, self._answered = self._answered_at, clock, time.monotonic()
         # At least twice the interval: the server was away, this process was stopped, or the whole machine was asleep.
-        # Then everybody's leases may be over, not only those of the dead.
-        if last is not None and clock - last > self._parent.settings.heartbeat_ttl / 2:
+        # Then everybody's leases may be over, not only those of the dead. Before the first answer nothing is known.
+        if last is None or clock - last > self._parent.settings.heartbeat_ttl / 2:
             self._good_since = time.monotonic()
 
     def beat(self) -> None:
