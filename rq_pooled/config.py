@@ -119,6 +119,21 @@ class Settings:
         high=100_000,
     )
     pool_timeout: float = _setting(20.0, float, "longest wait for a free connection, then PoolExhausted", "s", low=0)
+    enqueue_deadline: float = _setting(
+        2.0,
+        float,
+        "longest time that an enqueue waits for the server in all, outside of jobs, then RedisUnavailable; 0 waits "
+        "as long as the other settings allow",
+        "s",
+        low=0,
+    )
+    breaker_delay: float = _setting(
+        1.0,
+        float,
+        "after the server could not be used, enqueueing fails at once for this long, then one call tries; 0 always tries",
+        "s",
+        low=0,
+    )
     socket_timeout: float = _setting(5.0, float, "longest wait for the reply to a command", "s", low=0, above=True)
     socket_connect_timeout: float = _setting(5.0, float, "longest wait while connecting", "s", low=0, above=True)
     block: float = _setting(
@@ -218,7 +233,7 @@ class Settings:
     sweep_dead_age: float = _setting(2_592_000.0, float, "how long SWEEP_BURY_AFTER keeps a dead letter", "s", low=1)
     sweep_dead_count: int = _setting(10_000, int, "dead letters that SWEEP_BURY_AFTER keeps per queue", "jobs", low=0)
     preload: tuple[str, ...] = _setting((), tuple, "modules imported before forking, separated by commas")
-    app: str | None = _setting(None, str, "Flask app (module:app_or_factory) whose context wraps each job (not in effect yet)")
+    app: str | None = _setting(None, str, "Flask app (module:app_or_factory), imported before forking, whose context wraps each job")
 
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)

@@ -24,30 +24,31 @@ class ConfigurationError(RQPooledError, ValueError):
     """A setting, a URL or an argument cannot be used. A ValueError, as for any bad argument in Python."""
 
 
-class PoolExhausted(RQPooledError, RedisConnectionError):
-    """All connections of a pool stayed in use for POOL_TIMEOUT seconds.
+class RedisUnavailable(RQPooledError, RedisConnectionError):
+    """The server could not be used in time. One ``except`` for all that a web request may meet while Redis is away.
 
-    A redis ConnectionError because that is what redis-py's own BlockingConnectionPool raises here:
-    code that already handles it around ``enqueue`` goes on working.
+    Raised itself where nothing was sent because the server could not be used a moment ago; the classes below say what
+    else happened. A redis ConnectionError because that is what redis-py's own BlockingConnectionPool raises: code that
+    already handles it around ``enqueue`` goes on working.
     """
 
     exit_code = TRY_AGAIN
 
 
-class ServerUnreachable(RQPooledError, RedisConnectionError):
-    """No connection to the server could be opened: nothing was sent. A redis ConnectionError, see above."""
-
-    exit_code = TRY_AGAIN
+class PoolExhausted(RedisUnavailable):
+    """All connections of a pool stayed in use for POOL_TIMEOUT seconds, or until ENQUEUE_DEADLINE."""
 
 
-class EnqueueUnconfirmed(RQPooledError, RedisConnectionError):
-    """The connection was lost after an enqueue was sent: the job may have been enqueued.
+class ServerUnreachable(RedisUnavailable):
+    """No connection to the server could be opened: nothing was sent."""
+
+
+class EnqueueUnconfirmed(RedisUnavailable):
+    """The connection was lost, or ENQUEUE_DEADLINE was over, after an enqueue was sent: the job may have been enqueued.
 
     ``job_id`` names the job, ``job_ids`` all of them where many were enqueued at once. Enqueueing again with this id
-    cannot double it. A redis ConnectionError, see above.
+    cannot double it.
     """
-
-    exit_code = TRY_AGAIN
 
     def __init__(self, message: str, job_id: str, job_ids: tuple[str, ...] = ()) -> None:
         super().__init__(message)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import queue
 import random
 import sys
 import threading
@@ -28,8 +29,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import jittered_delay
 from .brake import Brake
+from .breaker import Breaker
 from .budget import Lease
 from .config import Settings, scrub
+from .deadline import current as current_deadline
+from .deadline import hurried
 from .demoted import noticing
 from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .reporting import UNCOUNTED, Reporter
@@ -128,6 +132,7 @@ class Pool(BlockingConnectionPool):
         super().__init__(  # type: ignore[no-untyped-call]
             max_connections=max_connections or most,
             timeout=wait if timeout is None else timeout,
+            queue_class=_queue_class(),
             connection_class=cls,
             **options,
         )
@@ -160,6 +165,8 @@ class Pool(BlockingConnectionPool):
         self._reporter = Reporter(self, local_pools)
         self._sizes = Sizes(self.max_connections)
         self.lease = self._new_lease()
+        #: Whether calls that fail fast try the server at all, see failfast.py.
+        self.breaker = Breaker(self.settings.breaker_delay, self.settings.enqueue_deadline + 1.0)
         super().reset()  # type: ignore[no-untyped-call]
 
     def reset_in_child(self) -> None:
@@ -260,7 +267,7 @@ class Pool(BlockingConnectionPool):
         with self._book:
             self._holds[connection] = _Hold(time.monotonic(), threading.current_thread().name, _place())
         try:
-            self._make_ready(connection, started + (self.timeout if self.timeout is not None else float("inf")))
+            self._make_ready(connection, started + self._patience()[0])
             self._housekeeping()
         except BaseException:
             self.release(connection)
@@ -271,7 +278,7 @@ class Pool(BlockingConnectionPool):
         """Return a new connection, not connected yet, that reports each connect to this pool."""
         options = dict(self.connection_kwargs)
         options["redis_connect_func"] = _Report(weakref.ref(self), options["redis_connect_func"])
-        connection = noticing(self.connection_class)(**options)
+        connection = hurried(noticing(self.connection_class))(**options)
         with self._book:
             self._connections.append(connection)
             self._lines[connection] = _Line()
@@ -350,18 +357,27 @@ class Pool(BlockingConnectionPool):
             return self.pool.get_nowait()
         except Empty:
             pass
+        wait, setting = self._patience()
         with self._book:
             self._counters.waiting += 1
         try:
-            return self.pool.get(block=True, timeout=self.timeout)
+            return self.pool.get(block=True, timeout=wait if wait < float("inf") else None)
         except Empty:
-            raise self._exhausted() from None
+            raise self._exhausted(wait, setting) from None
         finally:
             with self._book:
                 self._counters.waiting -= 1
                 self._counters.longest_wait = max(self._counters.longest_wait, time.monotonic() - started)
 
-    def _exhausted(self) -> PoolExhausted:
+    def _patience(self) -> tuple[float, str]:
+        """Return how many seconds the running call may wait here, and the setting that says so."""
+        wait = float("inf") if self.timeout is None else self.timeout
+        deadline = current_deadline()
+        if deadline is None or deadline.left() >= wait:
+            return wait, "POOL_TIMEOUT"
+        return max(0.0, deadline.left()), deadline.setting
+
+    def _exhausted(self, wait: float, setting: str) -> PoolExhausted:
         now = time.monotonic()
         with self._book:
             self._counters.timeouts += 1
@@ -370,11 +386,11 @@ class Pool(BlockingConnectionPool):
         holders = [hold.describe(now) for hold in holds]
         more = len(holders) - _SHOWN_HOLDERS
         shown = "; ".join(holders[:_SHOWN_HOLDERS]) + (f"; and {more} more" if more > 0 else "")
-        self._publish("exhausted", max=self.max_connections, timeout=self.timeout, waiting=waiting, holders=holders)
+        self._publish("exhausted", max=self.max_connections, timeout=wait, waiting=waiting, holders=holders)
         return PoolExhausted(
-            f"no connection to {self.address} became free within {self.timeout:g} s (POOL_TIMEOUT): all "
-            f"{self._sizes.size} ({self._sizes.reason or 'MAX_CONNECTIONS'}) are in use, {waiting} others are waiting. Held by: {shown}. "
-            "Raise MAX_CONNECTIONS or POOL_TIMEOUT, or return connections earlier"
+            f"no connection to {self.address} became free within {wait:.3g} s ({setting}): all "
+            f"{self._sizes.size} ({self._sizes.reason or 'MAX_CONNECTIONS'}) are in use, {waiting} others are waiting. "
+            f"Held by: {shown}. Raise MAX_CONNECTIONS or {setting}, or return connections earlier"
         )
 
     def _make_ready(self, connection: Any, deadline: float) -> None:
@@ -577,6 +593,15 @@ class _Report:
 
 def _with_role(options: dict[str, Any], role: str) -> dict[str, Any]:
     return {**options, "redis_connect_func": dataclasses.replace(options["redis_connect_func"], role=role)}
+
+
+def _queue_class() -> Any:
+    """Return the standard library's LifoQueue, also where gevent has replaced it.
+
+    gevent's own has no ``mutex``. The original, made now, waits with whatever locks ``threading`` has: gevent's.
+    """
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey.get_original("queue", "LifoQueue") if monkey is not None else queue.LifoQueue
 
 
 def _is_open(connection: Any) -> bool:

@@ -33,13 +33,16 @@ from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
 
 from .enqueueing import AdmittingQueue
-from .errors import BudgetExceeded, ConfigurationError, EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
+from .errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable, ServerUnreachable
+from .failfast import failing_fast
 from .pool import get_connection
 from .retry import Backoff, attach
 
 #: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
 _REMEMBERED = 10_000
 _SHOWN = 10
+#: Seconds that each further job of ``enqueue_many`` adds to ENQUEUE_DEADLINE.
+_TIME_PER_JOB = 0.002
 #: Connection errors that are replies of the server: the command was refused, not lost.
 _REFUSALS = (AuthenticationError, AuthorizationError, BusyLoadingError)
 
@@ -52,8 +55,10 @@ class Queue(AdmittingQueue):
     """An ``rq.Queue`` whose connection may be left out, and whose enqueue cannot fail silently or double a job.
 
     Every argument of ``rq.Queue`` works as there. Without a connection the process's pool is used (``get_connection``),
-    and an enqueue raises, within POOL_TIMEOUT and the socket timeouts:
+    and an enqueue raises, within ENQUEUE_DEADLINE (in jobs: within POOL_TIMEOUT and the socket timeouts), one of these,
+    each of them a RedisUnavailable, a redis ConnectionError:
 
+    * ``RedisUnavailable``: the server could not be used a moment ago (BREAKER_DELAY); the job was not enqueued.
     * ``PoolExhausted``, ``ServerUnreachable``, ``BudgetExceeded``: the job was not enqueued.
     * ``EnqueueUnconfirmed``: the connection was lost before the reply came. The job may have been enqueued. Repeat the
       call with ``job_id=error.job_id``: in this process the job that is there is returned, else it is enqueued. In
@@ -223,14 +228,15 @@ class Queue(AdmittingQueue):
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
         what, verb = (f"job {shown}", "was") if len(ids) == 1 else (f"jobs {shown}", "were")
         try:
-            yield
+            with failing_fast(self.connection, more_time=(len(ids) - 1) * _TIME_PER_JOB):
+                yield
         except _REFUSALS:
             raise
         except (RedisConnectionError, RedisTimeoutError) as error:
             # Status deferred: step 1 was done, the job waits for its dependencies and will be enqueued.
             saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
             doubtful = saved or any(job_id in _unconfirmed for job_id in ids)
-            if isinstance(error, (PoolExhausted, ServerUnreachable, BudgetExceeded)) and not doubtful:
+            if isinstance(error, RedisUnavailable) and not doubtful:
                 raise type(error)(f"{what} {verb} not enqueued in {self.name!r}: {error}") from error
             for job_id in ids:
                 _unconfirmed.setdefault(job_id, began)

@@ -21,6 +21,8 @@ DEFAULTS: dict[str, Any] = {
     "url": "redis://localhost:6379/0",
     "max_connections": 10,
     "pool_timeout": 20,
+    "enqueue_deadline": 2,
+    "breaker_delay": 1,
     "socket_timeout": 5,
     "socket_connect_timeout": 5,
     "block": 60,

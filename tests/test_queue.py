@@ -255,7 +255,7 @@ def test_lost_reply_of_many(proxy: CutProxy, redis: Redis) -> None:
 def test_not_enqueued_when_the_server_is_away(start_server: Any) -> None:
     """An enqueue that cannot connect says within its bound that the job was not enqueued, and why."""
     one = start_server()
-    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=one.url, pool_timeout=2))))
+    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=one.url, pool_timeout=2, breaker_delay=0))))
     url = one.url
     one.stop()
     for attempt in (
