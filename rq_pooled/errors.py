@@ -62,10 +62,8 @@ class NotAdmitted(RQPooledError):
     exit_code = TRY_AGAIN
 
 
-class BudgetExceeded(RQPooledError, RedisConnectionError):
-    """All connections of the application's BUDGET are reserved. A redis ConnectionError, as PoolExhausted is."""
-
-    exit_code = TRY_AGAIN
+class BudgetExceeded(RedisUnavailable):
+    """All connections of the application's BUDGET are reserved; nothing was sent."""
 
 
 class ServerUnsupported(RQPooledError):

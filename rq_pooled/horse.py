@@ -229,7 +229,7 @@ class HorseProcess:
         relay = Relay(self._channel, self._recorder)
         try:
             relay.execute([first])
-            with relay.carry():
+            with hooks.around_job(), relay.carry():
                 self._worker.run_maintenance_tasks()
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except RedisConnectionError as error:

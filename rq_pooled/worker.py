@@ -28,8 +28,9 @@ from rq.scheduler import RQScheduler
 from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
-from . import boot
+from . import boot, hooks
 from .admission import Admission
+from .apps import load_app
 from .arbiter import Arbiter
 from .brake import Brake
 from .budget import Lease
@@ -137,6 +138,8 @@ class Worker(rq.worker.Worker):
             settings = self._load_settings()
             for module in settings.preload:
                 _preload(module)
+            if settings.app is not None:
+                hooks.use_app(load_app(settings.app))
             with _loop_for_stop_signals() as loop:
                 return self._work(settings, loop, burst, max_jobs, max_idle_time)
         except RQPooledError as error:

@@ -32,6 +32,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "memory": (0, ""),
     "sentinel_url": (0, ""),
     "config": (1, "errors sentinel_url"),
+    "apps": (1, "errors"),
     "prefork": (1, "errors loop channel"),
     "scripts": (1, "resp"),
     "sentinels": (2, "config redis"),
