@@ -143,7 +143,7 @@ class Claiming:
         if queue is not None:
             self._parent.worker.reorder_queues(reference_queue=queue)
         self._parent.worker.log_claimed(claim)
-        self._parent.counters.claimed(claim.raw.get(b"enqueued_at"), claim.created_at)
+        self._parent.counters.claimed(claim.queue_key, claim.raw.get(b"enqueued_at"), claim.created_at)
         self.dispatched += 1
         self._on_dispatched()
         self._slots.give(slot, Task("perform", claim))

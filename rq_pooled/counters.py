@@ -54,7 +54,7 @@ def histogram(counts: Sequence[int], total: float) -> dict[str, Any]:
 class Counters:
     """All counters of one worker process, from 0 at its start."""
 
-    __slots__ = ("_earlier", "queue_wait", "run_time", "started_at", *NAMES)
+    __slots__ = ("_begun", "_begun_since", "_earlier", "queue_wait", "run_time", "started_at", *NAMES)
 
     def __init__(self) -> None:
         self.started_at = time.time()
@@ -80,15 +80,28 @@ class Counters:
         #: From being enqueued to being claimed, and from being given to a horse to its outcome.
         self.queue_wait = Histogram()
         self.run_time = Histogram()
+        #: Jobs given to a horse by key of their queue, since ``rates`` was last asked.
+        self._begun: dict[str, int] = {}
+        self._begun_since = time.monotonic()
 
-    def claimed(self, enqueued_at: bytes | None, claimed_at: float) -> None:
+    def rates(self) -> dict[str, float]:
+        """Return how many jobs per minute were begun from each queue, by name, since this was last asked; none if none."""
+        now = time.monotonic()
+        minutes = max(1.0, now - self._begun_since) / 60
+        rates = {key.removeprefix("rq:queue:"): round(count / minutes, 1) for key, count in self._begun.items()}
+        self._begun, self._begun_since = {}, now
+        return rates
+
+    def claimed(self, queue_key: str, enqueued_at: bytes | None, claimed_at: float) -> None:
         """Count a job given to a horse.
 
         Args:
+            queue_key: of the queue it was taken from.
             enqueued_at: as in the job's hash, written by RQ.
             claimed_at: seconds since the epoch.
         """
         self.claims += 1
+        self._begun[queue_key] = self._begun.get(queue_key, 0) + 1
         try:
             # RQ writes 2026-01-31T12:00:00.000000Z; fromisoformat takes the Z from Python 3.11 on only.
             when = datetime.fromisoformat((enqueued_at or b"").decode().rstrip("Z")).replace(tzinfo=timezone.utc)

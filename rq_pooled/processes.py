@@ -102,6 +102,7 @@ def _process(key: str, raw: Mapping[str, str], now: float) -> dict[str, Any]:
             "busy": values.get("busy", 0),
             "horses": values.get("horses", []),
             "recent": values.get("recent", {"seconds": 0.0, **dict.fromkeys(RECENT, 0)}),
+            "rates": values.get("rates", {}),
             "counters": {name: values.get(name, 0) for name in NAMES},
             **{name: _histogram(values.get(name, [0.0])) for name in ("queue_wait", "run_time")},
         }

@@ -23,6 +23,7 @@ def report(parent: Parent, slots: Slots) -> Command:
         # Their connections, for jobs that use Redis, carry their own pids.
         "horses": [slot.horse.pid for slot in slots if slot.horse is not None],
         "connections": {"command": int(parent.command.connected), "listen": int(parent.listen.connected)},
+        "rates": counters.rates(),
         **counters.fields(),
     }
     return publish(parent.scripts, process_name(parent.settings), parent.settings.heartbeat_ttl, fields)

@@ -1,0 +1,63 @@
+"""What the page's buttons do to failed jobs: requeue some, sweep a queue. Bounded, so that a request ends soon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+
+from .durations import parse_duration
+from .errors import ConfigurationError
+from .policies import Bury, Ghosts, Policy, Purge, Requeue
+from .sweeper import Sweeper
+
+#: Jobs that one request changes, and seconds after which it stops: press again for more.
+MOST, SECONDS = 1000, 2.0
+
+
+def requeue(client: Redis, queue: str, exception: str | None = None, limit: int = MOST) -> dict[str, Any]:
+    """Put failed jobs of a queue back into it, the oldest first; atomic for each job. Blocks for about SECONDS.
+
+    Args:
+        exception: only those with this exception, with or without its module.
+        limit: jobs at most.
+
+    Returns:
+        The sweeper's report as a dictionary: ``done``, ``ghosts``, ``changed``, ``unfinished`` …
+
+    Raises:
+        UnknownQueue, SweepUnderWay: see the sweeper.
+        ConfigurationError: an argument cannot be used.
+    """
+    return _run(client, queue, Requeue(exceptions=exception or (), limit=min(limit, MOST)))
+
+
+def sweep(
+    client: Redis, queue: str, policy: str = "ghosts", exception: str | None = None, older_than: str | None = None
+) -> dict[str, Any]:
+    """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them (``purge``).
+
+    Args:
+        policy: as above.
+        exception: as for ``requeue``; not for ghosts.
+        older_than: a duration such as ``10m``: only jobs that failed so long ago; not for ghosts.
+
+    Returns:
+        As ``requeue``.
+
+    Raises:
+        UnknownQueue, SweepUnderWay: see the sweeper.
+        ConfigurationError: an argument cannot be used.
+    """
+    if policy == "ghosts":
+        return _run(client, queue, Ghosts())
+    if policy not in ("bury", "purge"):
+        raise ConfigurationError(f"policy is {policy!r}: give ghosts, bury or purge")
+    age = parse_duration(older_than) if older_than else None
+    kind = Bury if policy == "bury" else Purge
+    return _run(client, queue, kind(exceptions=exception or (), older_than=age, limit=MOST))
+
+
+def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:
+    (report,) = Sweeper(queue, client, policy).run(max_seconds=SECONDS)
+    return report.as_dict()

@@ -1,0 +1,59 @@
+// Refreshes the page in place every five seconds. Without it the page is complete; the link "Reload" does the same.
+"use strict";
+(() => {
+  const INTERVAL = 5000;
+  const pause = document.getElementById("pause");
+  const asOf = document.getElementById("as-of");
+  let paused = false;
+
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Resume" : "Pause";
+  });
+
+  // Told once: a reload or a refresh is not to say it again.
+  const message = new URLSearchParams(location.search).has("did");
+  if (message) history.replaceState(null, "", location.pathname);
+
+  const isInUse = (section) => {
+    const active = document.activeElement;
+    const selected = getSelection();
+    return (active && active !== document.body && section.contains(active)) ||
+      (selected && !selected.isCollapsed && section.contains(selected.anchorNode));
+  };
+
+  const replace = (fresh) => {
+    for (const section of document.querySelectorAll(".live")) {
+      const other = fresh.getElementById(section.id);
+      // What somebody is about to press or to copy stays where it is.
+      if (!other || isInUse(section)) continue;
+      for (const open of section.querySelectorAll("details[open]")) {
+        const same = open.id && other.querySelector("#" + open.id);
+        if (same) same.open = true;
+      }
+      if (section.innerHTML !== other.innerHTML) section.replaceChildren(...other.childNodes);
+    }
+    for (const selector of ["#as-of", "header .level"]) {
+      const [old, now] = [document.querySelector(selector), fresh.querySelector(selector)];
+      if (old && now) { old.className = now.className; old.replaceChildren(...now.childNodes); }
+    }
+    document.title = fresh.title;
+  };
+
+  const refresh = async () => {
+    if (!paused && !document.hidden) {
+      try {
+        const response = await fetch(location.pathname, { cache: "no-store", credentials: "same-origin" });
+        const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
+        if (response.ok && fresh.getElementById("as-of")) replace(fresh);
+        else asOf.textContent = fresh.querySelector("h1")?.textContent || `error ${response.status}`;
+      } catch (error) {
+        asOf.textContent = "the application does not answer";
+      }
+    }
+    setTimeout(refresh, INTERVAL);
+  };
+  setTimeout(refresh, INTERVAL);
+})();
