@@ -25,6 +25,8 @@ from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from .config import Settings, scrub
+from .deadline import current as current_deadline
+from .deadline import hurried
 from .errors import ConfigurationError
 from .sentinel_url import is_sentinel_url, parse_sentinel_url
 from .sentinels import Masters, Node
@@ -277,10 +279,14 @@ def _quiet(settings: Settings, node: Node, count: int) -> Node:
 def make_connection(settings: Settings, role: str, client: Redis | None = None, **overrides: Any) -> Any:
     """Return a new redis-py connection that belongs to no pool and is not connected yet; see ``connection_options``.
 
+    One made within a deadline keeps it, see deadline.py.
+
     Args:
         overrides: keyword arguments of the connection that win over everything, such as ``socket_timeout``.
     """
     cls, options = connection_options(settings, role, client)
+    if current_deadline() is not None:
+        cls = hurried(cls)
     return cls(**{**options, **overrides})
 
 

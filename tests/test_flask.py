@@ -1,0 +1,492 @@
+"""The Flask extension: applications, queues, and who may see and do what at its endpoints."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from redis import Redis
+from rq import Queue as StockQueue
+from rq.job import Job
+from rq.registry import FailedJobRegistry
+from rq.results import Result
+from support import TESTS
+
+from rq_pooled import Backoff, Queue
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.errors import ConfigurationError
+
+flask = pytest.importorskip("flask")
+from rq_pooled.flask import RQPooled
+
+FACTORIAL = "math.factorial"
+SLACK = 3.0
+
+
+def make_app(url: str, authorize: Any = None, **config: Any) -> Any:
+    """An application with the blueprint at /rq."""
+    app = flask.Flask("shop")
+    app.config.update(RQ_POOLED_URL=url, TESTING=True, **config)
+    rq = RQPooled(app)
+    app.register_blueprint(rq.blueprint(authorize=authorize), url_prefix="/rq")
+    return app
+
+
+@pytest.fixture
+def operator(server: EmbeddedServer, redis: Redis) -> Any:
+    """A client of an application that lets everybody do everything, from a page of its own site."""
+    client = make_app(server.url, lambda: "write").test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    return client
+
+
+def fail_jobs(redis: Redis, name: str, errors: list[str], prefix: str = "q") -> list[str]:
+    """Put failed jobs with these tracebacks' last lines into a queue's failed registry; return their ids."""
+    queue = StockQueue(name, connection=redis)
+    ids = []
+    for number, error in enumerate(errors):
+        job = Job.create(FACTORIAL, (3,), id=f"{prefix}-{number}", connection=redis, origin=name, timeout=60)
+        job.ended_at = job.created_at
+        job.save()
+        job.set_status("failed")  # type: ignore[arg-type]
+        text = f'Traceback (most recent call last):\n  File "jobs.py", line {number}, in run\n    run()\n{error}\n'
+        queue.failed_job_registry.add(job, ttl=1000)
+        Result.create_failure(job, 1000, exc_string=text)
+        ids.append(job.id)
+    redis.sadd("rq:queues", queue.key)
+    return ids
+
+
+# -- applications ------------------------------------------------------------------------------------------------------
+
+
+def test_each_application_has_its_own_server(server: EmbeddedServer, redis: Redis, start_server: Any) -> None:
+    """One RQPooled serves several applications, made by factories: each enqueues on the server of its own config."""
+    other = start_server()
+    rq = RQPooled()
+
+    def create_app(url: str) -> Any:
+        app = flask.Flask("shop")
+        app.config["RQ_POOLED_URL"] = url
+        rq.init_app(app)
+        return app
+
+    first, second = create_app(server.url), create_app(other.url)
+    with first.app_context():
+        rq.queue.enqueue(FACTORIAL, 3, job_id="first")
+    with second.app_context():
+        rq.get_queue("mail").enqueue(FACTORIAL, 3, job_id="second")
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"first"]
+    assert other.client().lrange("rq:queue:mail", 0, -1) == [b"second"]
+    with pytest.raises(ConfigurationError, match="several applications"):
+        _ = rq.queue
+    with flask.Flask("stranger").app_context(), pytest.raises(ConfigurationError, match="init_app"):
+        _ = rq.queue
+
+
+def test_one_application_needs_no_context(server: EmbeddedServer, redis: Redis) -> None:
+    """With a single application its queues work in scripts and shells, too; without one the error says what to do."""
+    with pytest.raises(ConfigurationError, match="call init_app"):
+        _ = RQPooled().queue
+    app = flask.Flask("shop")
+    app.config["RQ_POOLED_URL"] = server.url
+    rq = RQPooled(app, queue="orders", default_timeout=77)
+    job = rq.queue.enqueue(FACTORIAL, 3)
+    assert (job.origin, job.timeout) == ("orders", 77)
+    assert isinstance(rq.queue, Queue) and rq.queue.connection is rq.get_queue("other").connection
+    assert app.extensions["rq_pooled"] is rq
+
+
+def test_config_is_checked_when_the_application_is_made(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong setting in app.config is refused at once, in one line; keys without our prefix are the application's own."""
+    for config, words in (
+        ({"RQ_POOLED_MAX_CONNECTIONS": "many"}, "MAX_CONNECTIONS"),
+        ({"RQ_POOLED_MAX_CONECTIONS": 5}, "did you mean 'max_connections'"),
+        ({"RQ_POOLED_URL": "redis://:secret@host:port"}, r"\*\*\*@"),
+    ):
+        app = flask.Flask("shop")
+        app.config.update(config)
+        with pytest.raises(ConfigurationError, match=words) as caught:
+            RQPooled(app)
+        assert "\n" not in str(caught.value) and "secret" not in str(caught.value)
+    monkeypatch.setenv("REDIS_URL", "redis://elsewhere:1")
+    app = flask.Flask("shop")
+    app.config.update(URL="nonsense", APP="nonsense", RQ_POOLED_URL=server.url, RQ_POOLED_MAX_CONNECTIONS=4)
+    rq = RQPooled(app)
+    assert rq.settings.url == server.url and rq.settings.max_connections == 4
+    with pytest.raises(ConfigurationError, match="has an RQPooled already"):
+        RQPooled(app)
+    rq.init_app(app)  # the same one again is no error
+
+
+def test_job_decorator(server: EmbeddedServer, redis: Redis, start_server: Any) -> None:
+    """@rq.job gives a function delay and enqueue, which use the application that is current then, with RQ's options."""
+    other = start_server()
+    rq = RQPooled()
+
+    @rq.job
+    def plain(a: int, b: int = 0) -> int:
+        return a + b
+
+    @rq.job("mail", timeout=42, retry=Backoff(max=2))
+    def send(to: str) -> None:
+        """Send."""
+
+    apps = []
+    for url in (server.url, other.url):
+        app = flask.Flask("shop")
+        app.config["RQ_POOLED_URL"] = url
+        rq.init_app(app)
+        apps.append(app)
+    with apps[0].app_context():
+        job = plain.delay(1, b=2)
+        assert (job.origin, job.args, job.kwargs) == ("default", (1,), {"b": 2})
+    with apps[1].app_context():
+        job = send.enqueue("a@b", job_id="mine")
+        assert (job.id, job.origin, job.timeout, job.retries_left) == ("mine", "mail", 42, 2)
+    assert plain(1, 2) == 3
+    assert other.client().lrange("rq:queue:mail", 0, -1) == [b"mine"] and redis.llen("rq:queue:mail") == 0
+
+
+def test_making_an_application_connects_nowhere() -> None:
+    """Neither init_app nor the blueprint opens a connection or loads the worker before something is enqueued."""
+    code = (
+        "import sys, flask; from rq_pooled.flask import RQPooled; from rq_pooled.pool import local_pools\n"
+        "app = flask.Flask('x'); app.config['RQ_POOLED_URL'] = 'redis://192.0.2.1:6379'\n"
+        "rq = RQPooled(app); app.register_blueprint(rq.blueprint(), url_prefix='/rq')\n"
+        "assert not local_pools()\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=20, env=environment)
+
+
+# -- who may -----------------------------------------------------------------------------------------------------------
+
+
+def every_request(app: Any) -> Iterator[tuple[str, str]]:
+    """Each method and address of the blueprint, /health/redis left out."""
+    for rule in app.url_map.iter_rules():
+        if rule.endpoint.startswith("rq_pooled.") and rule.endpoint != "rq_pooled.health_redis":
+            path = rule.rule.replace("<path:queue>", "q").replace("<path:filename>", "page.css")
+            for method in rule.methods - {"OPTIONS", "HEAD"}:
+                yield method, path
+
+
+@pytest.mark.parametrize("authorize", [None, lambda: None, lambda: False, lambda: ""])
+def test_everything_is_refused_until_the_application_allows_it(server: EmbeddedServer, redis: Redis, authorize: Any) -> None:
+    """Without authorize, and where it returns nothing true, every address is 403, and nothing is changed; but health."""
+    fail_jobs(redis, "q", ["ValueError: x"])
+    app = make_app(server.url, authorize)
+    client = app.test_client()
+    requests = list(every_request(app))
+    assert len(requests) >= 8 and ("POST", "/rq/queues/q/sweep") in requests
+    for method, path in requests:
+        response = client.open(path, method=method, headers={"Sec-Fetch-Site": "same-origin"})
+        assert response.status_code == 403, path
+    assert redis.zcard("rq:failed:q") == 1
+    assert client.get("/rq/health/redis").status_code == 200
+
+
+@pytest.mark.parametrize("said", [True, "read", 1, "writer", object()])
+def test_a_post_needs_the_word_write(server: EmbeddedServer, redis: Redis, said: Any) -> None:
+    """Whoever may look may not requeue or sweep, unless authorize says exactly "write"."""
+    fail_jobs(redis, "q", ["ValueError: x"])
+    client = make_app(server.url, lambda: said).test_client()
+    page = client.get("/rq/")
+    assert page.status_code == 200 and "<form" not in page.text
+    for what in ("requeue", "sweep"):
+        assert client.post(f"/rq/queues/q/{what}", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 403
+    assert redis.zcard("rq:failed:q") == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "allowed"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "null"}, True),
+        ({"Sec-Fetch-Site": "cross-site", "Origin": "https://evil.example"}, False),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "https://blog.localhost"}, False),
+        ({"Sec-Fetch-Site": "cross-site", "X-Requested-With": "x"}, False),
+        ({"Origin": "http://localhost"}, True),
+        ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "http://localhost.evil.example"}, False),
+        ({"Origin": "null"}, False),
+        ({"X-Requested-With": "curl"}, True),
+        ({}, False),
+    ],
+)
+def test_a_post_of_another_site_is_refused(
+    server: EmbeddedServer, redis: Redis, headers: dict[str, str], allowed: bool
+) -> None:
+    """A form of another site cannot use the visitor's rights, whatever browser it is; programs say that they are none."""
+    fail_jobs(redis, "q", ["ValueError: x"])
+    client = make_app(server.url, lambda: "write").test_client()
+    response = client.post("/rq/queues/q/requeue", headers=headers)
+    assert response.status_code == (200 if allowed else 403)
+    assert redis.llen("rq:queue:q") == int(allowed)
+
+
+def test_what_authorize_raises_is_the_answer(server: EmbeddedServer) -> None:
+    """An authorize that aborts decides the answer: 401 stays 401."""
+    app = make_app(server.url, lambda: flask.abort(401))
+    assert app.test_client().get("/rq/").status_code == 401
+
+
+def test_headers(operator: Any) -> None:
+    """Answers cannot be framed, cached or made to run a stranger's script."""
+    headers = operator.get("/rq/").headers
+    assert headers["Cache-Control"] == "no-store" and headers["X-Frame-Options"] == "DENY"
+    assert "default-src 'none'" in headers["Content-Security-Policy"] and "unsafe" not in headers["Content-Security-Policy"]
+    with operator.get("/rq/rq-pooled-static/page.css") as response:
+        assert response.status_code == 200 and response.headers.get("Cache-Control") != "no-store"
+
+
+# -- what is answered --------------------------------------------------------------------------------------------------
+
+
+def test_endpoints_agree_with_redis(operator: Any, redis: Redis) -> None:
+    """Status, failed jobs, pool statistics and metrics show what is there, with stable keys."""
+    queue = StockQueue("q", connection=redis)
+    for _ in range(3):
+        queue.enqueue(FACTORIAL, 3)
+    fail_jobs(redis, "q", ["ValueError: one", "KeyError: 'two'", "ValueError: three"])
+    (status,) = operator.get("/rq/queues/status").json["queues"]
+    assert (status["name"], status["length"], status["failed"], status["rate"]) == ("q", 3, 3, 0)
+    failed = operator.get("/rq/queues/failed-jobs?queue=q&exception=ValueError").json
+    assert failed["total"] == 3 and {job["exception"] for job in failed["jobs"]} == {"ValueError"}
+    page = operator.get("/rq/queues/failed-jobs?offset=2&limit=1").json
+    assert len(page["jobs"]) == 1 and page["next_offset"] is None
+    assert {"max", "created", "available", "in_use", "pools"} <= set(operator.get("/rq/redis/pool-stats").json)
+    assert "rq_pooled_up 1.0" in operator.get("/rq/metrics").text
+
+
+@pytest.mark.parametrize("query", ["offset=-1", "offset=x", "limit=1e9", "offset=9999999999"])
+def test_wrong_parameters_are_400(operator: Any, query: str) -> None:
+    """A parameter that is no number is refused in words."""
+    response = operator.get(f"/rq/queues/failed-jobs?{query}")
+    assert response.status_code == 400 and "whole number" in response.json["error"]
+
+
+def test_requeue(operator: Any, redis: Redis) -> None:
+    """Requeueing puts back those with the exception, or all; ghosts and strangers do not disturb it."""
+    fail_jobs(redis, "q", ["ValueError: one", "shop.errors.CardExpired: two", "ValueError: three"])
+    redis.zadd("rq:failed:q", {"ghost": 9e9})
+    report = operator.post("/rq/queues/q/requeue", json={"exception": "CardExpired"}).json
+    assert report["done"] == 1 and redis.lrange("rq:queue:q", 0, -1) == [b"q-1"]
+    assert operator.post("/rq/queues/q/requeue").json["done"] == 2
+    assert redis.llen("rq:queue:q") == 3 and redis.zcard("rq:failed:q") == 0
+    assert operator.post("/rq/queues/q/requeue").json["done"] == 0
+
+
+def test_sweep(operator: Any, redis: Redis) -> None:
+    """A sweep drops ghosts and leaves jobs; with a policy it buries or deletes those that are meant."""
+    fail_jobs(redis, "q", ["ValueError: one", "KeyError: 'two'", "OSError: three"])
+    redis.zadd("rq:failed:q", {"ghost": 9e9})
+    assert operator.post("/rq/queues/q/sweep").json["done"] == 1
+    assert redis.zcard("rq:failed:q") == 3
+    assert operator.post("/rq/queues/q/sweep", data={"policy": "bury", "exception": "KeyError"}).json["done"] == 1
+    assert operator.post("/rq/queues/q/sweep", json={"policy": "purge", "older_than": "1d"}).json["done"] == 0
+    assert operator.post("/rq/queues/q/sweep", json={"policy": "purge", "exception": "OSError"}).json["done"] == 1
+    assert redis.zrange("rq:failed:q", 0, -1) == [b"q-0"] and not redis.exists("rq:job:q-2")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "code"),
+    [
+        ("/rq/queues/nowhere/requeue", {}, 404),
+        ("/rq/queues/nowhere/sweep", {}, 404),
+        ("/rq/queues/q/sweep", {"policy": "everything"}, 400),
+        ("/rq/queues/q/sweep", {"policy": "purge", "older_than": "a while"}, 400),
+        ("/rq/queues/q/requeue", ["no", "object"], 400),
+    ],
+)
+def test_what_cannot_be_done_is_said(operator: Any, redis: Redis, path: str, body: Any, code: int) -> None:
+    """An unknown queue is 404, a malformed request 400; both in words, and nothing is changed."""
+    fail_jobs(redis, "q", ["ValueError: one"])
+    response = operator.post(path, json=body)
+    assert response.status_code == code and response.json["error"]
+    assert redis.zcard("rq:failed:q") == 1
+
+
+def test_a_sweep_under_way_is_409(operator: Any, redis: Redis) -> None:
+    """Where somebody else sweeps the queue, the answer is 409 and says so; a button's answer is a page."""
+    fail_jobs(redis, "q", ["ValueError: one"])
+    redis.set("rq_pooled:sweep:q", "host:1:x", ex=30)
+    assert operator.post("/rq/queues/q/sweep").status_code == 409
+    response = operator.post("/rq/queues/q/sweep", data={"page": "1"})
+    assert response.status_code == 409 and "under way" in response.text and "<h1>" in response.text
+
+
+def test_buttons_lead_back_to_the_page(operator: Any, redis: Redis) -> None:
+    """A button's POST is answered with a redirect to the page, which tells what was done."""
+    fail_jobs(redis, "mail:eu", ["ValueError: one"])
+    response = operator.post("/rq/queues/mail:eu/requeue", data={"page": "1", "exception": "ValueError"})
+    assert response.status_code == 303
+    page = operator.get(response.location)
+    assert "1\n" in page.text and "jobs requeued in" in page.text and "mail:eu" in page.text
+
+
+HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
+
+
+def test_nothing_of_a_job_is_unescaped_and_no_secret_is_shown(start_server: Any) -> None:
+    """Descriptions, errors, names of queues and clients are text, whatever is in them; the password is nowhere."""
+    one = start_server({"requirepass": "s3cr3t"})
+    redis = one.client()
+    queue = StockQueue(HOSTILE, connection=redis)
+    queue.enqueue(FACTORIAL, 3, description=HOSTILE)
+    queue.schedule_job(Job.create(FACTORIAL, (3,), connection=redis, origin=HOSTILE, description=HOSTILE), _tomorrow())
+    (failed,) = fail_jobs(redis, HOSTILE, [f"ValueError: {HOSTILE}"])
+    redis.hset(f"rq:job:{failed}", "description", HOSTILE)
+    redis.client_setname("<b>client</b>")
+    client = make_app(one.url, lambda: "write").test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    pages = [client.get(path) for path in ("/rq/", f"/rq/?did=requeued&queue={HOSTILE}&count={HOSTILE}", "/rq/health/redis")]
+    pages += [client.get(path) for path in ("/rq/redis/pool-stats", "/rq/queues/status", "/rq/metrics")]
+    for page in pages:
+        assert page.status_code == 200 and "s3cr3t" not in page.text
+    for page in pages[:2]:
+        assert "<script>alert" not in page.text and "<img" not in page.text and "<b>client" not in page.text
+        assert "&lt;script&gt;alert" in page.text
+
+
+def _tomorrow() -> datetime:
+    return datetime.now(timezone.utc) + timedelta(days=1)
+
+
+# -- Redis away --------------------------------------------------------------------------------------------------------
+
+
+def test_with_redis_down_everything_answers(start_server: Any) -> None:
+    """With Redis gone the page and the endpoints say so with 503, and health gives the reason."""
+    one = start_server()
+    app = make_app(one.url, lambda: "write")
+    one.stop()
+    client = app.test_client()
+    health = client.get("/rq/health/redis")
+    assert health.status_code == 503 and "refused" in health.json["reason"] and health.json["status"] == "away"
+    page = client.get("/rq/")
+    assert page.status_code == 503 and "Redis does not answer" in page.text
+    for path in ("/rq/queues/status", "/rq/queues/failed-jobs"):
+        assert client.get(path).status_code == 503
+    assert client.post("/rq/queues/q/requeue", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 503
+    assert client.get("/rq/redis/pool-stats").status_code == 200
+    assert "rq_pooled_up 0.0" in client.get("/rq/metrics").text
+
+
+def test_health_answers_within_two_seconds_of_a_frozen_server(start_server: Any) -> None:
+    """With Redis stopped by SIGSTOP health is 503 within 2 s, and the page within its deadline."""
+    one = start_server()
+    client = make_app(one.url, lambda: True).test_client()
+    assert client.get("/rq/").status_code == 200  # has connections now
+    one.pause()
+    try:
+        started = time.monotonic()
+        assert client.get("/rq/health/redis").status_code == 503
+        assert time.monotonic() - started < 2.0 + SLACK
+        started = time.monotonic()
+        assert client.get("/rq/").status_code == 503
+        assert time.monotonic() - started < 4.0 + SLACK
+    finally:
+        one.resume()
+
+
+def test_health_answers_within_two_seconds_of_a_trickling_server() -> None:
+    """A server that answers one byte at a time does not stretch the answer of health."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        listener.settimeout(20)
+
+        def trickle() -> None:
+            with listener.accept()[0] as connection:
+                try:
+                    for _ in range(400):
+                        connection.send(b"+")
+                        time.sleep(0.05)
+                except OSError:
+                    pass
+
+        thread = threading.Thread(target=trickle)
+        thread.start()
+        client = make_app(f"redis://127.0.0.1:{listener.getsockname()[1]}").test_client()
+        started = time.monotonic()
+        assert client.get("/rq/health/redis").status_code == 503
+        assert time.monotonic() - started < 2.0 + SLACK
+        thread.join()
+
+
+def test_a_page_that_finds_no_free_connection_says_so(start_server: Any) -> None:
+    """With the pool exhausted the answer is 503 in time, and not a request that waits for POOL_TIMEOUT."""
+    app = make_app(start_server().url, lambda: True, RQ_POOLED_MAX_CONNECTIONS=3)
+    with app.app_context():
+        pool: Any = app.extensions["rq_pooled"].connection.connection_pool
+    taken = [pool.get_connection() for _ in range(3)]
+    try:
+        response = app.test_client().get("/rq/queues/status")
+        assert response.status_code == 503 and "MAX_CONNECTIONS" in response.json["error"]
+    finally:
+        for connection in taken:
+            pool.release(connection)
+
+
+# -- beside others -----------------------------------------------------------------------------------------------------
+
+_BESIDE = """
+import json, sys
+import flask, rq_dashboard
+from flask_rq import RQ
+from rq_pooled.flask import RQPooled
+url = sys.argv[1]
+app = flask.Flask("shop")
+app.config.update(RQ_POOLED_URL=url, RQ_DASHBOARD_REDIS_URL=url, RQ_CONNECTION=url)
+theirs, ours = RQ(app), RQPooled(app)
+rq_dashboard.web.setup_rq_connection(app)
+app.register_blueprint(rq_dashboard.blueprint, url_prefix="/dashboard")
+app.register_blueprint(ours.blueprint(authorize=lambda: True), url_prefix="/rq")
+with app.app_context():
+    theirs.queue.enqueue("math.factorial", 3)
+    ours.queue.enqueue("math.factorial", 3)
+client = app.test_client()
+codes = [client.get(path).status_code for path in ("/rq/", "/rq/queues/status", "/dashboard/", "/rq/rq-pooled-static/page.css")]
+print(json.dumps([codes, client.get("/rq/queues/status").json["queues"][0]["length"]]))
+"""
+
+
+def test_beside_flask_rq_and_rq_dashboard(server: EmbeddedServer, redis: Redis) -> None:
+    """flask-rq, rq-dashboard and rq_pooled live in one application, on the same queues."""
+    pytest.importorskip("flask_rq")
+    pytest.importorskip("rq_dashboard")
+    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    run = [sys.executable, "-c", _BESIDE, server.url]
+    done = subprocess.run(run, capture_output=True, text=True, timeout=40, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [[200] * 4, 2]
+
+
+def test_an_application_with_csrf_protection_of_its_own(server: EmbeddedServer, redis: Redis) -> None:
+    """Where the application's templates have csrf_token (Flask-WTF), each form of the page carries it."""
+    fail_jobs(redis, "q", ["ValueError: one"])
+    app = make_app(server.url, lambda: "write")
+    app.jinja_env.globals["csrf_token"] = lambda: "token-1"
+    page = app.test_client().get("/rq/").text
+    assert page.count("<form") == page.count('name="csrf_token" value="token-1"') > 0
+
+
+def test_failed_registry_is_rqs_own(operator: Any, redis: Redis) -> None:
+    """What the buttons leave behind is what RQ's own tools expect: a requeued job is queued, and runs."""
+    ids = fail_jobs(redis, "q", ["ValueError: one"])
+    operator.post("/rq/queues/q/requeue")
+    job = Job.fetch(ids[0], connection=redis)
+    assert job.get_status() == "queued" and job.id in StockQueue("q", connection=redis).job_ids
+    assert FailedJobRegistry("q", connection=redis).get_job_count() == 0
+
+
