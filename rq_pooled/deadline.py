@@ -65,7 +65,7 @@ def clipped(timeout: float | None) -> float | None:
 
 
 @cache
-def hurried(connection_class: type[Any]) -> type[Any]:
+def hurried(connection_class: Any) -> Any:
     """Return a subclass of one of redis-py's connection classes that keeps the deadline of whoever uses it."""
     return type(f"Hurried{connection_class.__name__}", (_Hurried, connection_class), {"__module__": __name__})
 

