@@ -9,6 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 help:
 	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis; JOBS=0 one at a time)'
+	@echo 'make flask-demo   a shop on Flask with its page, worker and Redis at http://127.0.0.1:8000/'
 	@echo 'make lint    ruff'
 	@echo 'make types   mypy --strict'
 	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 (docs/reliability.md)'
@@ -20,6 +21,9 @@ help:
 
 demo: .venv/ready
 	@$(BIN)/rq-pooled demo $(ARGS)
+
+flask-demo: .venv/ready-dev
+	@$(BIN)/python examples/flask_app $(ARGS)
 
 test: .venv/ready-dev
 	@$(BIN)/python -m pytest -n $${JOBS:-3} --dist loadfile $(ARGS)
@@ -78,4 +82,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo test lint types bench docs chaos soak reliability clean
+.PHONY: help demo flask-demo test lint types bench docs chaos soak reliability clean

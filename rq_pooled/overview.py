@@ -97,7 +97,7 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
     )[:UPCOMING]
     pipeline = client.pipeline(transaction=False)
     for _due, _name, job_id in rows:
-        pipeline.hmget(f"rq:job:{job_id}", ("description", "retries_left", "number_of_retries", "repeats_left"))
+        pipeline.hmget(f"rq:job:{job_id}", ("description", "retries_left", "started_at", "repeats_left"))
     replies = pipeline.execute() if rows else []
     return [
         {
@@ -106,9 +106,9 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
             "description": _text(description or b""),
             "due_in": round(due - now, 3),
             "retries_left": _number(left),
-            "kind": "retry" if _number(tried) else "repeat" if repeats is not None else "scheduled",
+            "kind": "repeat" if repeats is not None else "retry" if started else "scheduled",
         }
-        for (due, name, job_id), (description, left, tried, repeats) in zip(rows, replies)
+        for (due, name, job_id), (description, left, started, repeats) in zip(rows, replies)
     ]
 
 

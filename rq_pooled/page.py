@@ -31,7 +31,7 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         "roles": connections["roles"],
         "trend": _trend(connections),
         "refused": connections["refused"],
-        "chart": chart(connections["history"], now, {"ceiling": ceiling, "budget": budget}),
+        "chart": chart(_history(connections, now), now, {"ceiling": ceiling, "budget": budget}),
         "holders": rows[:_ROWS],
         "more_holders": max(0, len(rows) - _ROWS),
         "others": connections["others"][:_ROWS],
@@ -89,6 +89,12 @@ def _trend(connections: dict[str, Any]) -> str:
         return ""
     full = f", full in about {span(left * 60)}" if left is not None else ""
     return f"Growing steadily by {per_minute:g} a minute{full}: does a process leak connections?"
+
+
+def _history(connections: dict[str, Any], now: float) -> list[dict[str, Any]]:
+    """Return the samples, and what is now."""
+    latest = [{"time": now, "connected": connections["connected"]}] if connections["connected"] is not None else []
+    return [*connections["history"], *latest]
 
 
 def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, Any]:

@@ -26,7 +26,7 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)
-SCREENSHOTS = os.environ.get("RQ_POOLED_TEST_SCREENSHOTS")
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def cell(browser: Any, section: str, row: str, label: str) -> str:
 
 
 def keep(browser: Any, name: str) -> None:
-    """Keep a screenshot of the whole page where RQ_POOLED_TEST_SCREENSHOTS names a folder."""
+    """Keep a screenshot of the whole page where SCREENSHOTS names a folder."""
     if SCREENSHOTS:
         height = browser.execute_script("return document.documentElement.scrollHeight")
         width = browser.execute_script("return document.documentElement.clientWidth")
