@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 
@@ -64,10 +63,16 @@ def clipped(timeout: float | None) -> float | None:
     return left if timeout is None else min(timeout, left)
 
 
-@cache
-def hurried(connection_class: Any) -> Any:
+def hurried(connection_class: type[Any]) -> type[Any]:
     """Return a subclass of one of redis-py's connection classes that keeps the deadline of whoever uses it."""
-    return type(f"Hurried{connection_class.__name__}", (_Hurried, connection_class), {"__module__": __name__})
+    made = _classes.get(connection_class)
+    if made is None:
+        made = type(f"Hurried{connection_class.__name__}", (_Hurried, connection_class), {"__module__": __name__})
+    return _classes.setdefault(connection_class, made)
+
+
+#: There are but a few.
+_classes: dict[type[Any], type[Any]] = {}
 
 
 class _Hurried:

@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import MasterNotFoundError, Sentinel
 
 from .config import scrub
+from .deadline import hurried
 
 #: Makes the keyword arguments of a connection to a sentinel: (class, keyword arguments).
 Node = tuple[type[Any], dict[str, Any]]
@@ -94,7 +95,7 @@ class _Client(Redis):
     def __init__(self, node: Node) -> None:
         self.node = node
         cls, options = node
-        super().__init__(connection_pool=ConnectionPool(connection_class=cls, **options))
+        super().__init__(connection_pool=ConnectionPool(connection_class=hurried(cls), **options))
         self.error: Exception | None = None
         self.known: list[str] = []
 

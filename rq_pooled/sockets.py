@@ -284,7 +284,6 @@ def make_connection(settings: Settings, role: str, client: Redis | None = None, 
     Args:
         overrides: keyword arguments of the connection that win over everything, such as ``socket_timeout``.
     """
-    cls: Any
     cls, options = connection_options(settings, role, client)
     if current_deadline() is not None:
         cls = hurried(cls)

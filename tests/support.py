@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from rq_pooled import pool
+
 TESTS = Path(__file__).parent
 
 
@@ -30,6 +32,14 @@ def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = 
 def keys_of_jobs(redis: Any) -> list[bytes]:
     """Return the keys of ours that jobs need: gone when the jobs are. What processes publish about themselves is not."""
     return [key for key in redis.scan_iter("rq_pooled:*", count=1000) if not key.startswith(b"rq_pooled:stats")]
+
+
+def drop_pools() -> None:
+    """Close and forget all pools of this process: what a test leaves open, others would count."""
+    pool._registry.clear()
+    for one in pool.local_pools():
+        one.disconnect()
+        pool._pools.discard(one)
 
 
 class WorkerProcess:

@@ -19,7 +19,7 @@ from proxy import CutProxy
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from support import wait_until
+from support import drop_pools, wait_until
 
 from rq_pooled import Queue
 from rq_pooled.breaker import Breaker, BreakerOpen
@@ -53,6 +53,12 @@ def outcome(enqueue: Callable[[], Any]) -> tuple[Any, float]:
     except RedisUnavailable as error:
         result = error
     return result, time.monotonic() - started
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays() -> Iterator[None]:
+    yield
+    drop_pools()
 
 
 @pytest.fixture

@@ -20,12 +20,11 @@ from rq import Queue as StockQueue
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.results import Result
-from support import TESTS
+from support import TESTS, drop_pools
 
 from rq_pooled import Backoff, Queue
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
-from rq_pooled.pool import _registry
 
 flask = pytest.importorskip("flask")
 from rq_pooled.flask import RQPooled
@@ -45,12 +44,8 @@ def make_app(url: str, authorize: Any = None, **config: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def _no_pool_stays() -> Iterator[None]:
-    """Forget the pools that the applications have made in this process; other tests count connections."""
     yield
-    pools = [pool for pool, _ in _registry.values()]
-    _registry.clear()
-    for pool in pools:
-        pool.disconnect()
+    drop_pools()
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "apps": (1, "errors"),
     "prefork": (1, "errors loop channel"),
     "scripts": (1, "resp"),
-    "sentinels": (2, "config redis"),
+    "sentinels": (2, "config deadline redis"),
     "sockets": (2, "errors config deadline sentinel_url sentinels redis"),
     "client_scripts": (2, "resp scripts redis"),
     "limits": (2, "client_scripts durations errors scripts redis"),
