@@ -28,6 +28,9 @@ class Deadline:
         return self.ends - time.monotonic()
 
 
+#: Seconds by which a step may take longer than what is left.
+_TOLERANCE = 0.01
+
 _current: ContextVar[Deadline | None] = ContextVar("rq_pooled_deadline", default=None)
 
 
@@ -106,18 +109,17 @@ class _HurriedSocket:
     A timeout set once would not do: a reply comes in many pieces, and each of them may take as long.
     """
 
-    __slots__ = ("_cut", "_socket", "_timeout")
+    __slots__ = ("_set", "_socket", "_timeout")
 
     def __init__(self, connected: Any, timeout: float | None) -> None:
         self._socket = connected
-        self._cut = False
         self.settimeout(timeout)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)
 
     def settimeout(self, timeout: float | None) -> None:
-        self._timeout = timeout
+        self._timeout = self._set = timeout
         self._socket.settimeout(timeout)
 
     def recv(self, *args: Any) -> Any:
@@ -133,14 +135,16 @@ class _HurriedSocket:
         return self._socket.sendall(*args)
 
     def _hurry(self) -> None:
-        deadline = _current.get()
-        if deadline is None or self._timeout == 0:  # 0: looking whether there is anything
-            if self._cut:
-                self._socket.settimeout(self._timeout)
-                self._cut = False
-            return
-        left = deadline.left()
-        if left <= 0:
-            raise TimeoutError("timed out")
-        self._cut = True
-        self._socket.settimeout(left if self._timeout is None else min(left, self._timeout))
+        deadline, wanted = _current.get(), self._timeout
+        if deadline is not None and wanted != 0:  # 0: looking whether there is anything
+            left = deadline.left()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            if wanted is None or left < wanted:
+                # A call makes several system calls within a millisecond: most need no other timeout than the last.
+                if self._set is not None and abs(self._set - left) < _TOLERANCE:
+                    return
+                wanted = left
+        if wanted != self._set:
+            self._set = wanted
+            self._socket.settimeout(wanted)
