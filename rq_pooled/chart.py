@@ -12,20 +12,23 @@ _HOUR = 3600.0
 _GAP = 180.0
 #: A limit is drawn if it is at most this many times the highest value; else the values would be a flat line.
 _IN_SIGHT = 3.0
+#: Roles that have a band of their own, those with most connections; the band of all others comes last.
+BANDS = 4
+OTHERS = "others"
 
 
 def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int | None]) -> dict[str, Any] | None:
-    """Return the areas and lines of the chart, None without samples.
+    """Return the bands and lines of the chart, None without samples.
 
     Args:
-        samples: dictionaries with ``time`` and ``connected``, oldest first.
+        samples: dictionaries with ``time``, ``connected`` and ``roles`` (ours, role -> connections), oldest first.
         now: seconds since the epoch; the right edge.
         limits: name -> number of connections, or None.
 
     Returns:
-        ``areas`` and ``lines`` (SVG paths, one for each stretch without a gap), ``grid`` (``y``, ``label``), ``limits`` (``name``,
-        ``value``, ``y``), ``hidden`` (name and value of limits far above), ``ticks`` (``x``, ``label``), ``lowest``, ``highest``,
-        ``latest``.
+        ``bands``: from the bottom up, each ``name``, ``latest``, and ``areas`` (SVG paths, one for each stretch without a
+        gap); ``lines`` (paths of the total), ``grid`` (``y``, ``label``), ``limits`` (``name``, ``value``, ``y``), ``hidden``
+        (name and value of limits far above), ``ticks`` (``x``, ``label``), ``lowest``, ``highest``, ``latest``.
     """
     recent = [sample for sample in samples if now - _HOUR <= sample["time"] <= now + 60]
     if not recent:
@@ -42,17 +45,30 @@ def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int |
     def y(value: float) -> float:
         return round(HEIGHT * (1 - value / top), 1)
 
-    lines, areas = [], []
-    for stretch in _stretches(recent):
-        points = [(x(sample["time"]), y(sample["connected"])) for sample in stretch]
+    def path(stretch: list[tuple[float, float]]) -> str:
         # A single look is a dash, not nothing.
-        points = points if len(points) > 1 else [(max(0, points[0][0] - 4), points[0][1]), points[0]]
-        path = "L".join(f"{px} {py}" for px, py in points)
-        lines.append(f"M{path}")
-        areas.append(f"M{points[0][0]} {HEIGHT}L{path}L{points[-1][0]} {HEIGHT}Z")
+        stretch = stretch if len(stretch) > 1 else [(max(0.0, stretch[0][0] - 4), stretch[0][1]), *stretch]
+        return "L".join(f"{px} {py}" for px, py in stretch)
+
+    names = _names(recent)
+    bands: list[dict[str, Any]] = [{"name": name, "latest": 0, "areas": []} for name in names]
+    lines = []
+    for stretch in _stretches(recent):
+        times = [x(sample["time"]) for sample in stretch]
+        lower = [0] * len(stretch)
+        for name, band in zip(names, bands):
+            sizes = [_size(sample, name, names) for sample in stretch]
+            # What was published may be a little older than the total: no band goes above it.
+            upper = [min(low + size, sample["connected"]) for low, size, sample in zip(lower, sizes, stretch)]
+            band["latest"] = upper[-1] - lower[-1]
+            there = path([(px, y(value)) for px, value in zip(times, upper)])
+            back = path([(px, y(value)) for px, value in zip(times, lower)])
+            band["areas"].append(f"M{there}L{'L'.join(reversed(back.split('L')))}Z")
+            lower = upper
+        lines.append("M" + path([(px, y(sample["connected"])) for px, sample in zip(times, stretch)]))
     return {
+        "bands": bands,
         "lines": lines,
-        "areas": areas,
         "grid": [{"y": y(step * i), "label": step * i} for i in range(5)],
         "limits": [{"name": name, "value": value, "y": y(value)} for name, value in shown.items()],
         "hidden": {name: value for name, value in known.items() if name not in shown},
@@ -63,6 +79,22 @@ def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int |
         "highest": max(values),
         "latest": values[-1],
     }
+
+
+def _names(samples: Sequence[dict[str, Any]]) -> list[str]:
+    most: dict[str, int] = {}
+    for sample in samples:
+        for role, count in sample["roles"].items():
+            most[role] = max(most.get(role, 0), int(count))
+    named = sorted(sorted(most, key=lambda role: -most[role])[:BANDS])
+    return [*named, OTHERS]
+
+
+def _size(sample: dict[str, Any], name: str, names: Sequence[str]) -> int:
+    if name != OTHERS:
+        return int(sample["roles"].get(name, 0))
+    ours = sum(int(count) for role, count in sample["roles"].items() if role in names)
+    return max(0, int(sample["connected"]) - ours)
 
 
 def _step(most: float) -> int:

@@ -24,6 +24,7 @@ from rq.registry import (
 )
 
 from .config import Settings, scrub
+from .deadline import within
 from .failures import failed_jobs, seconds_of
 from .guard import ConnectionGuard
 from .levels import level_of
@@ -65,8 +66,12 @@ def health(
     Raises:
         ConfigurationError: a setting or the URL cannot be used.
     """
+    with within(timeout, "timeout"):
+        return _probed(timeout, settings or Settings.load(), connection)
+
+
+def _probed(timeout: float, settings: Settings, connection: Redis | None) -> dict[str, Any]:
     began = time.monotonic()
-    settings = settings or Settings.load()
     report: dict[str, Any] = {"ok": False, "status": "away", "reason": None, "address": None}
     report.update(latency=None, version=None, connected=None, maxclients=None, level="unknown")
     # Connecting may try several addresses, and each step has its own limit: three steps share the time.

@@ -93,8 +93,9 @@ def _trend(connections: dict[str, Any]) -> str:
 
 def _history(connections: dict[str, Any], now: float) -> list[dict[str, Any]]:
     """Return the samples, and what is now."""
-    latest = [{"time": now, "connected": connections["connected"]}] if connections["connected"] is not None else []
-    return [*connections["history"], *latest]
+    if connections["connected"] is None:
+        return list(connections["history"])
+    return [*connections["history"], {"time": now, "connected": connections["connected"], "roles": connections["roles"]}]
 
 
 def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, Any]:
@@ -115,7 +116,7 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
         "suspended": queue["suspended"],
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
-        "rate": f"{queue['rate']:.0f}" if queue["rate"] >= 10 else f"{queue['rate']:g}",
+        "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
         "has_failed": queue["failed"] > 0,
         **counts,
     }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from redis import Redis
@@ -18,15 +19,16 @@ _DIPS = 0.1
 
 
 class Sample(NamedTuple):
-    """One look at the server: server time, its clients, how many it allows (0: unknown)."""
+    """One look at the server: server time, its clients, how many it allows (0: unknown), those of ours by role."""
 
     time: float
     connected: int
     maxclients: int
+    roles: Mapping[str, int] = MappingProxyType({})
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a plain dictionary."""
-        return {"time": self.time, "connected": self.connected, "maxclients": self.maxclients or None}
+        return {"time": self.time, "connected": self.connected, "maxclients": self.maxclients or None, "roles": dict(self.roles)}
 
 
 class Trend(NamedTuple):

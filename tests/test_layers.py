@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "worker": (4, "below admission arbiter parent rq redis click"),
     "scheduler": (4, "below rq_scheduler redis rq"),
     "failures": (3, "pool rq redis"),
-    "health": (4, "config errors failures guard levels pool processes sockets rq redis"),
+    "health": (4, "config deadline errors failures guard levels pool processes sockets rq redis"),
     "metrics": (4, "config health prometheus_client redis"),
     # Web pages, on any framework or none.
     "chart": (4, ""),

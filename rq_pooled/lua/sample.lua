@@ -1,6 +1,7 @@
--- Note how many clients the server has, unless somebody did a moment ago: one line for all workers, for an hour.
+-- Note how many clients the server has, and how many connections of each role our processes have published, unless
+-- somebody did a moment ago: one line for all workers, for an hour.
 --
--- KEYS[1]     list of samples, newest first: JSON [server time, clients, most clients or 0]
+-- KEYS[1]     list of samples, newest first: JSON [server time, clients, most clients or 0, {role: connections}]
 -- ARGV[1]     clients      ARGV[2]  most clients, 0 if unknown
 -- ARGV[3]     seconds within which another sample serves as well
 -- returns     1 if noted
@@ -10,7 +11,15 @@ local newest = redis.call('LINDEX', KEYS[1], 0)
 if newest and clock - cjson.decode(newest)[1] < tonumber(ARGV[3]) then
   return 0
 end
-redis.call('LPUSH', KEYS[1], string.format('[%.3f,%d,%d]', clock, tonumber(ARGV[1]), tonumber(ARGV[2])))
+local roles = {}
+for _, key in ipairs(redis.call('ZRANGE', 'rq_pooled:stats', 0, 499)) do
+  local read, held = pcall(cjson.decode, redis.call('HGET', key, 'connections') or '{}')
+  for role, count in pairs(read and type(held) == 'table' and held or {}) do
+    roles[role] = (roles[role] or 0) + (tonumber(count) or 0)
+  end
+end
+redis.call('LPUSH', KEYS[1],
+  string.format('[%.3f,%d,%d,%s]', clock, tonumber(ARGV[1]), tonumber(ARGV[2]), cjson.encode(roles)))
 redis.call('LTRIM', KEYS[1], 0, math.ceil(3600 / math.max(1, tonumber(ARGV[3]))))
 redis.call('EXPIRE', KEYS[1], 3600)
 return 1
