@@ -123,6 +123,7 @@ def create_app():
     app.config["SQLALCHEMY_ENGINE_OPTIONS"] = {{"connect_args": {{"check_same_thread": False}}}}
     db.init_app(app)
     with app.app_context():
+        db.session.connection().info["pid"] = os.getpid()
         db.session.execute(text("create table t (x int)"))
         db.session.commit()
     return app

@@ -23,8 +23,10 @@ from rq.results import Result
 from support import TESTS, drop_pools
 
 from rq_pooled import Backoff, Queue
+from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
+from rq_pooled.health import health
 
 flask = pytest.importorskip("flask")
 from rq_pooled.flask import RQPooled
@@ -379,8 +381,8 @@ def test_with_redis_down_everything_answers(start_server: Any) -> None:
     app = make_app(one.url, lambda: "write")
     one.stop()
     client = app.test_client()
-    health = client.get("/rq/health/redis")
-    assert health.status_code == 503 and "refused" in health.json["reason"] and health.json["status"] == "away"
+    answer = client.get("/rq/health/redis")
+    assert answer.status_code == 503 and "refused" in answer.json["reason"] and answer.json["status"] == "away"
     page = client.get("/rq/")
     assert page.status_code == 503 and "Redis does not answer" in page.text
     for path in ("/rq/queues/status", "/rq/queues/failed-jobs"):
@@ -407,8 +409,9 @@ def test_health_answers_within_two_seconds_of_a_frozen_server(start_server: Any)
         one.resume()
 
 
-def test_health_answers_within_two_seconds_of_a_trickling_server() -> None:
-    """A server that answers one byte at a time does not stretch the answer of health."""
+@pytest.mark.parametrize("with_flask", [True, False])
+def test_health_answers_within_two_seconds_of_a_trickling_server(with_flask: bool) -> None:
+    """A server that answers one byte at a time does not stretch the answer of health, at the endpoint or called."""
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         listener.settimeout(20)
 
@@ -423,9 +426,13 @@ def test_health_answers_within_two_seconds_of_a_trickling_server() -> None:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        client = make_app(f"redis://127.0.0.1:{listener.getsockname()[1]}").test_client()
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        client = make_app(url).test_client()
         started = time.monotonic()
-        assert client.get("/rq/health/redis").status_code == 503
+        if with_flask:
+            assert client.get("/rq/health/redis").status_code == 503
+        else:
+            assert health(2.0, Settings(url=url))["status"] == "away"
         assert time.monotonic() - started < 2.0 + SLACK
         thread.join()
 
