@@ -23,7 +23,8 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     """Return the state of a server. Blocks for about fifteen round trips, whatever the number of queues and jobs.
 
     Returns:
-        ``now`` (server time), ``connections`` (``health.connections``) with ``budget``, ``queues`` (``queue_states``),
+        ``now`` (server time), ``connections`` (``health.connections``) with ``budget`` and ``budgeted`` (those that count
+        for it), ``queues`` (``queue_states``),
         ``processes`` and ``workers`` (those of them that are workers), ``failures``, ``failed`` (how many in all),
         ``looked_at`` (how many of them are grouped), ``upcoming``, ``scheduled``.
     """
@@ -36,7 +37,7 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     now = seconds + microseconds / 1e6
     return {
         "now": now,
-        "connections": {**held, "budget": settings.budget},
+        "connections": {**held, "budget": settings.budget, "budgeted": _budgeted(held["processes"], settings)},
         "queues": states,
         "processes": found,
         "workers": [process for process in found if process["worker"]],
@@ -46,6 +47,11 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         "upcoming": upcoming(client, names, now),
         "scheduled": sum(queue["scheduled"] for queue in states),
     }
+
+
+def _budgeted(holders: list[dict[str, Any]], settings: Settings) -> int:
+    """Return how many connections the application of BUDGET_NAME holds; without a name all of ours are meant."""
+    return sum(one["total"] for one in holders if settings.budget_name in (None, one["app"]))
 
 
 def queue_states(client: Redis, found: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:

@@ -344,6 +344,16 @@ def test_buttons_lead_back_to_the_page(operator: Any, redis: Redis) -> None:
     assert "1\n" in page.text and "jobs requeued in" in page.text and "mail:eu" in page.text
 
 
+def test_the_page_shows_what_counts_for_the_budget(server: EmbeddedServer, redis: Redis) -> None:
+    """Against the budget stand the connections of its application, not those of others on the same server."""
+    stranger = Redis.from_url(server.url, client_name="rq_pooled:other:host:1:web")
+    stranger.ping()
+    app = make_app(server.url, lambda: True, RQ_POOLED_BUDGET=7, RQ_POOLED_BUDGET_NAME="mine")
+    page = app.test_client().get("/rq/").text
+    assert "1 of the budget of 7" in page and "<dt>Ours</dt><dd>2</dd>" in page
+    stranger.close()
+
+
 HOSTILE = '<script>alert("x")</script><img src=x onerror=alert(1)>'
 
 
