@@ -32,17 +32,17 @@ def main() -> int:
         environment = {
             **os.environ,
             "RQ_POOLED_URL": url,
-            "RQ_POOLED_APP": "shop:create_app",
+            "RQ_POOLED_APP": "webshop:create_app",
             "RQ_POOLED_CONCURRENCY": str(arguments.concurrency),
             "RQ_POOLED_BUDGET_NAME": "shop",
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]),
         }
         worker = [sys.executable, "-m", "rq_pooled", "worker", "--name", "packer", "orders"]
         address = f"127.0.0.1:{arguments.port}"
-        web = [sys.executable, "-m", "flask", "--app", "shop:create_app", "run", "--port", str(arguments.port)]
+        web = [sys.executable, "-m", "flask", "--app", "webshop:create_app", "run", "--port", str(arguments.port)]
         if find_spec("gunicorn"):
             web = [sys.executable, "-m", "gunicorn", "--bind", address, "--workers", "2", "--threads", "4"]
-            web.append("shop:create_app()")
+            web.append("webshop:create_app()")
         processes = [subprocess.Popen(command, env=environment, cwd=HERE) for command in (worker, web)]
         print(f"\n  The shop: http://{address}/   Its Redis: http://{address}/rq/   Ctrl-C ends it.\n", flush=True)
         try:
