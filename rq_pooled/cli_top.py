@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import shutil
 import sys
@@ -53,7 +54,7 @@ def top(url: str | None, as_json: bool, interval: float, count: int | None) -> N
     with _terminal() as wait:
         shown, away_since, paces = 0, None, Paces()
         while count is None or shown < count:
-            size = shutil.get_terminal_size()
+            size = _size()
             try:
                 lines = screen(paces.add(look(client, settings)), size.columns, size.lines)
                 away_since = None
@@ -205,6 +206,14 @@ def draw(lines: Sequence[str], width: int, height: int) -> None:
         shown.append(f"{style}{text}{_PLAIN if style else ''}{_LINE_END}")
     sys.stdout.write(_HOME + "\r\n".join(shown) + _BELOW)
     sys.stdout.flush()
+
+
+def _size() -> os.terminal_size:
+    """Return the terminal's size now; COLUMNS and LINES, which shutil believes first, do not follow a resize."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno())
+    except (OSError, ValueError):  # no terminal
+        return shutil.get_terminal_size()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from rq_pooled.config import Settings, scrub, scrub_url
@@ -270,6 +270,7 @@ def test_scrub_removes_any_password(password: str) -> None:
 @given(st.text(st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="'\"&"), min_size=8))
 def test_scrub_removes_any_password_of_sentinels(password: str) -> None:
     """Whatever characters the sentinels' password has, no message about its URL contains it or the end of it."""
+    assume(password not in "sentinel://***@h1,h2/mymaster/0?sentinel_password=***&ssl_cert_reqs=none")
     url = f"sentinel://:other-{SECRET}@h1,h2/mymaster/0?sentinel_password={password}&ssl_cert_reqs=none"
     for text in (scrub_url(url), scrub(f"cannot reach {url} now")):
         assert password not in text and f"{password[-4:]}&" not in text and SECRET not in text
