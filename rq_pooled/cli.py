@@ -17,7 +17,7 @@ from typing import Any
 import click
 import redis
 import rq
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.cli import helpers
@@ -33,6 +33,7 @@ from .cli_schedule import scheduler
 from .cli_top import top
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
+from .misspelt import misspelt
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
 from .pool import Pool
 from .sentinel_url import is_sentinel_url
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = _say("interrupted", 130)
     except RQPooledError as error:
-        code = _say(error, error.exit_code)
+        refused = isinstance(error.__cause__, (AuthenticationError, AuthorizationError))  # the server is there
+        code = _say(error, USAGE if refused else error.exit_code)
     except AuthenticationError as error:
         code = _say(error, USAGE)
     except (RedisConnectionError, RedisTimeoutError) as error:
@@ -280,6 +282,8 @@ def settings(markdown: bool) -> None:
         click.echo(settings_as_markdown(), nl=False)
         return
     current = Settings.load()
+    for line in misspelt():
+        click.echo(f"rq-pooled: {line}", err=True)
     for setting in Settings.describe():
         value = getattr(current, setting.name)
         click.echo(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")
