@@ -137,7 +137,7 @@ def requeue(
     filtered = any(value not in (None, ()) for value in filters.values())
     if bool(ids) + (everything or filtered) != 1:
         raise click.UsageError(
-            "give ids of jobs, or a filter (--exception, --function, --older-than, --limit), or --all"
+            "give ids of jobs, or a filter (--exception, --function, --older-than, --limit), or --all: one of the three"
         )
     connection = open_server(url)
     if ids:
