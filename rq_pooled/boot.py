@@ -98,4 +98,4 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
 
 
 def _refused(error: Exception) -> ServerUnsupported:
-    return ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL")
+    return ServerUnsupported(f"the server refuses the login: {str(error).rstrip('.')}; set user and password in the URL")
