@@ -257,7 +257,7 @@ def _write_pid(path: str) -> None:
 cli.add_command(rescue)
 
 
-@cli.command()
+@cli.command(short_help="Run real jobs on a server of its own; show what they cost.")
 @click.option("--jobs", type=click.IntRange(1, 100_000), default=300, show_default=True, help="How many jobs.")
 @click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="How many at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -274,7 +274,7 @@ def demo(jobs: int, concurrency: int, as_json: bool) -> None:
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else "\n" + report.as_table())
 
 
-@cli.command()
+@cli.command(short_help="Show the settings that the environment gives.")
 @click.option("--markdown", is_flag=True, help="Print the table of docs/settings.md.")
 def settings(markdown: bool) -> None:
     """Show the settings that the environment gives, without passwords."""

@@ -17,7 +17,7 @@ from .sweeper import Sweeper
 _SHOWN = 20
 
 
-@click.command()
+@click.command(short_help="Find and put back queued jobs that stand in no list.")
 @click.option("-q", "--queue", "queues", multiple=True, metavar="NAME", help="Only this queue; may be given again.")
 @click.option("--older-than", default="1h", show_default=True, metavar="DURATION", help="Safety age: 10m, 1h30m, 2d.")
 @click.option("--apply", is_flag=True, help="Put them back into their queues; without it they are only listed.")

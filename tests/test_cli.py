@@ -123,6 +123,13 @@ def test_help_teaches_with_examples(run: Run) -> None:
     assert code == 0 and out.startswith("rq_pooled ")
 
 
+def test_the_list_of_commands_is_not_cut_off(run: Run) -> None:
+    """In a terminal of 80 columns each command is told in one whole line."""
+    listed = run("--help")[1].split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) == len(cli.cli.commands)
+    assert not [line for line in listed if line.endswith("...") or len(line) > 80]
+
+
 def test_worker_help_lists_everything_once(run: Run) -> None:
     """The worker's help has a line for each setting and for each option of rq worker, none of them twice."""
     code, out, _ = run("worker", "--help")
