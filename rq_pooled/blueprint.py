@@ -136,7 +136,7 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
             from .metrics import CONTENT_TYPE
             from .metrics import metrics as text
         except ImportError:
-            abort(501, "install prometheus_client: pip install rq_pooled[metrics]")
+            abort(501, "install prometheus_client: pip install 'rq_pooled[metrics]'")
         client = client_of()
         with within(DEADLINE, "the deadline of a page"):
             return Response(text(client.redis, client.settings), content_type=CONTENT_TYPE)

@@ -50,7 +50,7 @@ def when_ready(
             given_up = 0 < settings.reconnect_attempts <= failures
             if left <= 0 or given_up:
                 raise ServerNotReady(
-                    f"{error}; tried {failures} times in {settings.guard_wait - left:.0f} s "
+                    f"{error}; tried {failures} time{'s' * (failures > 1)} in {settings.guard_wait - left:.0f} s "
                     f"({'RECONNECT_ATTEMPTS' if given_up else 'GUARD_WAIT'})"
                 ) from None
             for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
@@ -98,4 +98,4 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
 
 
 def _refused(error: Exception) -> ServerUnsupported:
-    return ServerUnsupported(f"the server refuses the login: {error}; set user and password in the URL")
+    return ServerUnsupported(f"the server refuses the login: {str(error).rstrip('.')}; set user and password in the URL")

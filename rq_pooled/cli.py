@@ -17,7 +17,7 @@ from typing import Any
 import click
 import redis
 import rq
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.cli import helpers
@@ -33,6 +33,7 @@ from .cli_schedule import scheduler
 from .cli_top import top
 from .config import Settings, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
+from .misspelt import misspelt
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
 from .pool import Pool
 from .sentinel_url import is_sentinel_url
@@ -63,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = _say("interrupted", 130)
     except RQPooledError as error:
-        code = _say(error, error.exit_code)
+        refused = isinstance(error.__cause__, (AuthenticationError, AuthorizationError))  # the server is there
+        code = _say(error, USAGE if refused else error.exit_code)
     except AuthenticationError as error:
         code = _say(error, USAGE)
     except (RedisConnectionError, RedisTimeoutError) as error:
@@ -255,7 +257,7 @@ def _write_pid(path: str) -> None:
 cli.add_command(rescue)
 
 
-@cli.command()
+@cli.command(short_help="Run real jobs on a server of its own; show what they cost.")
 @click.option("--jobs", type=click.IntRange(1, 100_000), default=300, show_default=True, help="How many jobs.")
 @click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="How many at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
@@ -272,7 +274,7 @@ def demo(jobs: int, concurrency: int, as_json: bool) -> None:
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else "\n" + report.as_table())
 
 
-@cli.command()
+@cli.command(short_help="Show the settings that the environment gives.")
 @click.option("--markdown", is_flag=True, help="Print the table of docs/settings.md.")
 def settings(markdown: bool) -> None:
     """Show the settings that the environment gives, without passwords."""
@@ -280,6 +282,8 @@ def settings(markdown: bool) -> None:
         click.echo(settings_as_markdown(), nl=False)
         return
     current = Settings.load()
+    for line in misspelt():
+        click.echo(f"rq-pooled: {line}", err=True)
     for setting in Settings.describe():
         value = getattr(current, setting.name)
         click.echo(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")

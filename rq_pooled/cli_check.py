@@ -49,7 +49,7 @@ class CheckCommand(click.Command):
             ctx.exit(UNKNOWN)
 
 
-@click.command(cls=CheckCommand)
+@click.command(cls=CheckCommand, short_help="Say in one line whether all is well (Nagios, probes).")
 @click.option("--queue", "names", multiple=True, metavar="NAME", help="Look at this queue only. May be repeated.")
 @click.option("--queue-age", metavar="[WARN:]CRIT", help="Longest time that the head of a queue may wait, such as 1m:10m.")
 @click.option("--failed-rate", metavar="[WARN:]CRIT", help="Largest share of failures in the last 5 minutes, such as 0.1:0.5.")

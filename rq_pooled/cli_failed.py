@@ -50,7 +50,7 @@ dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing, a
 dead_option = click.option("--dead", is_flag=True, help="Dead letters instead of the failed registry.")
 
 
-@click.command()
+@click.command(short_help="Requeue, bury or purge failed jobs, or drop ghosts.")
 @click.option("--requeue", "action_requeue", is_flag=True, help="Put them back into their queues.")
 @click.option("--bury", "action_bury", is_flag=True, help="Move them to the dead letters of their queue.")
 @click.option("--purge", "action_purge", is_flag=True, help="Delete them.")
@@ -104,7 +104,7 @@ def _policy(options: dict[str, Any]) -> Policy:
     return POLICIES[action](**given)
 
 
-@click.command()
+@click.command(short_help="Put failed jobs back into their queues.")
 @click.argument("ids", nargs=-1, metavar="[JOB]...")
 @click.option("--all", "everything", is_flag=True, help="All failed jobs.")
 @selection_options
@@ -137,7 +137,7 @@ def requeue(
     filtered = any(value not in (None, ()) for value in filters.values())
     if bool(ids) + (everything or filtered) != 1:
         raise click.UsageError(
-            "give ids of jobs, or a filter (--exception, --function, --older-than, --limit), or --all"
+            "give ids of jobs, or a filter (--exception, --function, --older-than, --limit), or --all: one of the three"
         )
     connection = open_server(url)
     if ids:
@@ -185,7 +185,7 @@ def _requeue_ids(
         click.echo(f"{job_id} {said.get(word, word)}")
 
 
-@click.command()
+@click.command(short_help="List failed jobs, or print the history of one.")
 @click.argument("job", required=False)
 @selection_options
 @dead_option

@@ -11,7 +11,7 @@ from .limits import Limit, LimitInForce, clear_limit, limits_in_force, make_limi
 from .options import open_server, server_options
 
 
-@click.command()
+@click.command(short_help="Show, set or clear the limits of queues.")
 @click.argument("queue", required=False)
 @click.option("--rate", metavar="NUMBER/TIME", help="At most so many starts within any such time: 10/5s, 1000/1h.")
 @click.option("--max-running", type=int, metavar="JOBS", help="At most so many jobs of the queue at once.")

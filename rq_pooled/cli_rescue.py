@@ -11,12 +11,13 @@ import click
 from .durations import parse_duration
 from .options import open_server, server_options
 from .rescue import Lost, find_lost, put_back
+from .sweeper import Sweeper
 
 #: Jobs shown without --json.
 _SHOWN = 20
 
 
-@click.command()
+@click.command(short_help="Find and put back queued jobs that stand in no list.")
 @click.option("-q", "--queue", "queues", multiple=True, metavar="NAME", help="Only this queue; may be given again.")
 @click.option("--older-than", default="1h", show_default=True, metavar="DURATION", help="Safety age: 10m, 1h30m, 2d.")
 @click.option("--apply", is_flag=True, help="Put them back into their queues; without it they are only listed.")
@@ -30,8 +31,11 @@ def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | Non
     """
     age = parse_duration(older_than, "--older-than")
     connection = open_server(url)
-    with click.progressbar(length=connection.dbsize(), label="looking", file=sys.stderr, hidden=as_json) as bar:
+    hidden = as_json or not sys.stderr.isatty()
+    with click.progressbar(length=connection.dbsize(), label="looking", file=sys.stderr, hidden=hidden) as bar:
         lost = list(find_lost(connection, age, set(queues) or None, bar.update))
+    if queues and not lost:  # asked late: a lost job may be all that is left of its queue
+        Sweeper(list(queues), connection, ()).queues()
     found = put_back(connection, lost, apply)
     if as_json:
         click.echo(json.dumps({"applied": apply, "jobs": [job._asdict() for job in found]}, indent=2))

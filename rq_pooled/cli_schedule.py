@@ -12,7 +12,7 @@ from .errors import ConfigurationError, WorkerNameTaken
 from .options import open_server
 
 
-@click.command()
+@click.command(short_help="Do the work of `rqscheduler`: enqueue what is due.")
 @click.option("-u", "--url", metavar="TEXT", help="The server; else RQ_POOLED_URL, RQ_REDIS_URL or REDIS_URL.")
 @click.option("-i", "--interval", default="60", show_default=True, metavar="TIME", help="Longest sleep: 30s, 1m.")
 @click.option("-n", "--name", help="Its name, when it is to have one.")

@@ -32,7 +32,7 @@ _ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
 _BOLD, _RED, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 
-@click.command()
+@click.command(short_help="Show all of it in a terminal, drawn anew.")
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, metavar="SECONDS")
 @click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many screens. [1 when piped, else never]")
 @server_options

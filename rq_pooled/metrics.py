@@ -1,4 +1,4 @@
-"""What ``health`` knows as Prometheus text; needs ``prometheus_client`` (``pip install rq_pooled[metrics]``).
+"""What ``health`` knows as Prometheus text; needs ``prometheus_client`` (``pip install 'rq_pooled[metrics]'``).
 
 Everything is read from the server when it is asked for, so any one process can be scraped for all of them.
 """

@@ -65,7 +65,8 @@ class WorkerCommand(click.Command):
         """Write two lists of options, ours first."""
         ours = {option.name for option in setting_options()}
         for title, wanted in (("Settings", True), ("Options of rq worker", False)):
-            records = [p.get_help_record(ctx) for p in self.get_params(ctx) if (p.name in ours) is wanted]
+            listed = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]  # QUEUES is in the first line
+            records = [p.get_help_record(ctx) for p in listed if (p.name in ours) is wanted]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
 
@@ -79,7 +80,8 @@ def settings_as_markdown() -> str:
         "",
         "Each is read, first found, from: the command line of `rq-pooled worker` (`--pool-timeout 5`) or a keyword",
         "argument (`Worker(..., pool_timeout=5)`), the environment, RQ's settings module (`-c`, with or without the",
-        "prefix). An empty variable counts as not set. `rq-pooled settings` shows what is in force.",
+        "prefix). An empty variable counts as not set. `rq-pooled settings` shows what the environment gives; it and the log of a",
+        "worker name variables that are nearly a setting. `rq worker` takes the server from its own `--url` or `RQ_REDIS_URL`.",
         "",
         "| environment | default | unit | what it is |",
         "|---|---|---|---|",
@@ -99,4 +101,4 @@ def shown(value: Any) -> str:
         return "none"
     if isinstance(value, tuple):
         return ",".join(value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.12g}" if isinstance(value, float) else str(value)

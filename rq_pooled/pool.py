@@ -428,9 +428,11 @@ class Pool(BlockingConnectionPool):
                 # A refusal in words (password, database) will be the same the next time.
                 final = isinstance(error, (AuthenticationError, AuthorizationError, ResponseError))
                 if final or attempt == _CONNECT_ATTEMPTS or time.monotonic() + delay >= deadline:
+                    login = isinstance(error, (AuthenticationError, AuthorizationError))
+                    check = "user and password in URL" if login else "URL" if final else "that the server runs, and URL"
                     raise ServerUnreachable(
-                        f"cannot connect to {self.address}: {reason} (tried {attempt} times); nothing was sent. "
-                        "Check that the server runs, and URL"
+                        f"cannot connect to {self.address}: {reason.rstrip('.')} "
+                        f"(tried {attempt} time{'s' * (attempt > 1)}); nothing was sent. Check {check}"
                     ) from error
                 time.sleep(delay)
 

@@ -88,6 +88,10 @@ class Queue(AdmittingQueue):
     ) -> None:
         if retry is not None and not isinstance(retry, Retry):
             raise ConfigurationError(f"Queue(retry={retry!r}): give a Backoff or an rq.Retry")
+        if "url" in kwargs or isinstance(connection, str):
+            raise ConfigurationError(
+                f"Queue({name!r}) takes no URL: set RQ_POOLED_URL, or pass connection=redis.Redis.from_url(…)"
+            )
         super().__init__(name, get_connection() if connection is None else connection, *args, **kwargs)
         self._retry = retry
 

@@ -121,7 +121,8 @@ class Stopping:
             self._await(self._claiming.recovery(again))
             if again:
                 self._await(Exchange([parent.ledger.push_back(again, begun=True)], self._on_pushed_back))
-            parent.log.warning("Worker %s: cold shut down; %d jobs go back to their queues", parent.name, len(again))
+            back = "1 job goes back to its queue" if len(again) == 1 else f"{len(again)} jobs go back to their queues"
+            parent.log.warning("Worker %s: cold shut down; %s", parent.name, back)
         except (RedisError, OSError) as error:
             self.end_away(error, again)
 

@@ -106,7 +106,9 @@ class Sweeper:
             found = [queue.connection for queue in given or () if isinstance(queue, rq.Queue)]
             connection = found[0] if found else get_connection()
         self._names = None if given is None else [q.name if isinstance(q, rq.Queue) else str(q) for q in given]
-        self._policies = (policies,) if isinstance(policies, (Selection, Ghosts)) else tuple(policies)
+        # A name or a class is no policy, and the message says so of the whole of it.
+        single = isinstance(policies, (Selection, Ghosts, str, type))
+        self._policies: tuple[Policy, ...] = (policies,) if single else tuple(policies)  # type: ignore[arg-type, assignment]
         for policy in self._policies:
             if not isinstance(policy, (Requeue, Bury, Purge, Ghosts)) or (dead and isinstance(policy, Bury)):
                 raise ConfigurationError(f"{policy!r} is no policy for {'dead letters' if dead else 'failed jobs'}")

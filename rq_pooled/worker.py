@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
+import logging
 import multiprocessing
 import os
 import platform
@@ -50,6 +51,7 @@ from .horse import HorseProcess
 from .horse_worker import HorseMixin
 from .ledger import Ledger
 from .loop import Loop
+from .misspelt import misspelt
 from .parent import Parent
 from .policies import maintenance_policies
 from .pool import adopt, get_connection, get_pool
@@ -128,9 +130,14 @@ class Worker(rq.worker.Worker):
             SystemExit: 2 if a setting or the server is unusable, 75 if trying again may help; the reason is logged in
                 one line. 0 after a second SIGTERM or SIGINT.
         """
+        known_level = not isinstance(logging_level, str) or isinstance(logging.getLevelName(logging_level.upper()), int)
         for logger in ("rq.worker", "rq.job", "rq_pooled"):
-            setup_loghandlers(logging_level, date_format, log_format, name=logger)
+            setup_loghandlers(logging_level if known_level else "INFO", date_format, log_format, name=logger)
         try:
+            if not known_level:
+                raise ConfigurationError(
+                    f"logging level {logging_level} is unknown: use DEBUG, INFO, WARNING, ERROR or CRITICAL"
+                )
             _check_platform()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
@@ -177,7 +184,8 @@ class Worker(rq.worker.Worker):
                 return False
             try:
                 self.log.info(
-                    "Worker %s: started with PID %d, rq %s, %d horses", self.name, self.pid, self.version, len(names)
+                    "Worker %s: started with PID %d, rq %s, %d horse%s",
+                    *(self.name, self.pid, self.version, len(names), "s" * (len(names) > 1)),
                 )
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
@@ -377,6 +385,8 @@ class Worker(rq.worker.Worker):
         """Say once what an operator would want to know in advance."""
         if not self.version.startswith(TESTED_RQ):
             self.log.warning("Worker %s: not tested with rq %s, but with %s", self.name, self.version, TESTED_RQ)
+        for line in misspelt():
+            self.log.warning("Worker %s: %s", self.name, line)
         for info in Settings.describe():
             if "not in effect yet" in info.description and getattr(settings, info.name) != info.default:
                 self.log.warning("Worker %s: %s has no effect yet", self.name, info.env[0])

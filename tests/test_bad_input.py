@@ -19,8 +19,9 @@ from redis.exceptions import ResponseError
 from rq import Queue
 from support import TESTS, running_worker, wait_until
 
+from rq_pooled import Queue as PooledQueue
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.errors import ServerUnsupported
+from rq_pooled.errors import ConfigurationError, ServerUnsupported
 from rq_pooled.server import check_server
 
 PASSWORD = "gAngenHeim"
@@ -170,6 +171,42 @@ def test_a_password_that_is_missing_or_wrong(
         assert result.returncode in (1, 2)
     else:
         assert "refuses the login" in refusal(result)
+
+
+def test_a_wrong_password_of_a_command_is_no_reason_to_try_again(
+    start_server: Callable[..., EmbeddedServer],
+) -> None:
+    """Every command ends with 2 at a refused login, and says that it is the login."""
+    server = start_server({"requirepass": PASSWORD + "Secret"})
+    for login in (f":{PASSWORD}@", ""):
+        result = run(["-m", "rq_pooled", "stats", "--url", "{url}"], f"redis://{login}{server.host}:{server.port}/0")
+        line = refusal(result)
+        assert "user and password in URL" in line or "Authentication required" in line
+
+
+@every_way
+def test_a_logging_level_that_does_not_exist(way: list[str], server: EmbeddedServer) -> None:
+    """An unknown logging level is refused with those that exist; case does not matter."""
+    if way is WAYS["script"]:
+        way = ["-c", SCRIPT.replace("burst=True", "burst=True, logging_level='noise'"), "{url}"]
+    else:
+        way = [*way, "--logging_level", "noise"]
+    assert "logging level noise is unknown: use DEBUG" in refusal(run(way, server.url))
+
+
+def test_a_misspelt_variable_is_named_by_the_worker(server: EmbeddedServer) -> None:
+    """A worker points out a variable that is nearly a setting, and works all the same."""
+    result = run(WAYS["rq-pooled worker"], server.url, RQ_POOLED_CONCURENCY="4")
+    assert result.returncode == 0
+    assert "RQ_POOLED_CONCURENCY is no setting and has no effect: did you mean RQ_POOLED_CONCURRENCY?" in result.stdout
+
+
+def test_a_queue_that_is_given_a_url(redis: Redis) -> None:
+    """RQ would drop a ``url`` silently, and fail later where a text stands for the connection."""
+    with pytest.raises(ConfigurationError, match="takes no URL: set RQ_POOLED_URL"):
+        PooledQueue("q", url="redis://localhost")
+    with pytest.raises(ConfigurationError, match="takes no URL: set RQ_POOLED_URL"):
+        PooledQueue("q", "redis://localhost")  # type: ignore[arg-type]
 
 
 def test_a_user_who_may_not_subscribe(start_server: Callable[..., EmbeddedServer]) -> None:

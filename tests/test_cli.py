@@ -21,6 +21,7 @@ from rq.cli.workers import worker as rq_worker
 from rq_pooled import cli, demo, options
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.misspelt import misspelt
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "s3cr#t"  # with the character that cuts a URL in two when nobody encoded it
@@ -122,6 +123,13 @@ def test_help_teaches_with_examples(run: Run) -> None:
     assert code == 0 and out.startswith("rq_pooled ")
 
 
+def test_the_list_of_commands_is_not_cut_off(run: Run) -> None:
+    """In a terminal of 80 columns each command is told in one whole line."""
+    listed = run("--help")[1].split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert len(listed) == len(cli.cli.commands)
+    assert not [line for line in listed if line.endswith("...") or len(line) > 80]
+
+
 def test_worker_help_lists_everything_once(run: Run) -> None:
     """The worker's help has a line for each setting and for each option of rq worker, none of them twice."""
     code, out, _ = run("worker", "--help")
@@ -142,6 +150,21 @@ def test_every_option_of_rq_worker_is_used() -> None:
     for name in {parameter.name for parameter in rq_worker.params} - settings:
         assert name is not None
         assert f'options["{name}"]' in source or name.endswith("_class"), f"rq worker's {name} has no effect here"
+
+
+def test_numbers_are_shown_as_people_write_them() -> None:
+    """No setting is shown with an exponent."""
+    shown = [options.shown(setting.default) for setting in Settings.describe()]
+    assert "2592000" in shown and not [text for text in shown if "e+" in text]
+
+
+def test_misspelt_variables_are_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that is nearly a setting is pointed out; one that is not like any, or one of Kubernetes, is not."""
+    for name in ("RQ_POOLED_CONCURENCY", "RQ_POOLED_SERVICE_HOST", "RQ_POOLED_PORT", "RQ_POOLED_TEST_SERVER"):
+        monkeypatch.setenv(name, "7")
+    code, _, err = run("settings")
+    assert (code, err.count("\n")) == (0, 1) and "did you mean RQ_POOLED_CONCURRENCY?" in err
+    assert misspelt({"RQ_POOLED_SOCKET_TIME_OUT": "1", "PATH": "/", "RQ_POOLED_URL": "x"})[0].endswith("SOCKET_TIMEOUT?")
 
 
 def test_settings_document_is_current() -> None:

@@ -26,6 +26,11 @@ def test_refuses_everything_else_in_words(text: str) -> None:
         parse_duration(text, "--older-than")
 
 
+def test_what_is_shown_is_in_days_at_most() -> None:
+    """Who wrote 30d reads 30d again, not weeks."""
+    assert [show_duration(n * 86_400) for n in (7, 30, 90)] == ["7d", "30d", "90d"]
+
+
 @given(st.integers(0, 10_000_000))
 def test_what_is_shown_can_be_parsed_and_is_close(seconds: int) -> None:
     """A shown duration reads back as the same one, less what is smaller than its second unit."""

@@ -34,6 +34,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "sentinel_url": (0, ""),
     "config": (1, "errors sentinel_url"),
     "apps": (1, "errors"),
+    "misspelt": (2, "config"),
     "prefork": (1, "errors loop channel"),
     "scripts": (1, "resp"),
     "sentinels": (2, "config deadline redis"),

@@ -199,7 +199,8 @@ def test_rescue_finds_jobs_in_no_list(server: EmbeddedServer, redis: Redis) -> N
     assert [job["id"] for job in json.loads(applied.stdout)["jobs"]] == ["lost"]
     assert queue.job_ids == [waiting.id, "lost"]
     assert "no lost jobs" in rescue(server.url, "--apply").stdout
-    assert "no lost jobs" in rescue(server.url, "--older-than", "1m", "--queue", "unknown").stdout
+    unknown = rescue(server.url, "--older-than", "1m", "--queue", "unknown")
+    assert unknown.returncode == 2 and "there is no queue 'unknown'" in unknown.stderr
     assert "young" in rescue(server.url, "--older-than", "30s").stdout
 
 

@@ -176,7 +176,7 @@ def test_what_is_wrong_with_each_sentinel_is_said(topology: Topology) -> None:
 def test_sentinels_that_refuse_the_login(locked: Topology, login: str) -> None:
     """A missing or wrong password of the sentinels is said as such, and not tried again and again."""
     pool = Pool(Settings(url=f"sentinel://:{PASSWORD}@{locked.hosts}/{SERVICE}/0{login}"))
-    with pytest.raises(ServerUnreachable, match="sentinel_password in the URL.*tried 1 times") as caught:
+    with pytest.raises(ServerUnreachable, match="sentinel_password in the URL.*tried 1 time") as caught:
         Redis(connection_pool=pool).ping()
     assert isinstance(caught.value.__cause__, AuthenticationError)
     assert PASSWORD not in str(caught.value) and "wrong" not in str(caught.value).replace("wrong number", "")

@@ -347,6 +347,7 @@ def test_queues_are_known_or_refused(redis: Redis) -> None:
         lambda: Purge(older_than=float("nan")),
         lambda: Purge(limit=0),
         lambda: Sweeper("q", Redis(), "purge"),  # type: ignore[arg-type]
+        lambda: Sweeper("q", Redis(), Purge),  # type: ignore[arg-type]
         lambda: Sweeper("q", Redis(), Bury(), dead=True),
     ],
 )

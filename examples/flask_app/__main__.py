@@ -1,6 +1,6 @@
 """Run the whole shop with one command: ``python examples/flask_app``: a Redis of its own, a worker, gunicorn.
 
-RQ_POOLED_URL names another server. Ctrl-C ends everything. Needs ``pip install rq_pooled[flask,embedded] gunicorn``;
+RQ_POOLED_URL names another server. Ctrl-C ends everything. Needs ``pip install 'rq_pooled[flask,embedded]' gunicorn``;
 without gunicorn Flask's own server serves.
 """
 
