@@ -10,12 +10,15 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import reconnect_delays
+from .config import scrub
 from .parent import Parent
 
 #: Seconds between looks whether a reply is overdue.
 DEADLINE_INTERVAL = 0.5
 #: Seconds that most attempts to reconnect wait for a reply.
 IMPATIENT = 1.0
+#: Reasons for a failed attempt that are logged per outage.
+MAX_REASONS = 3
 
 
 class Link:
@@ -45,6 +48,8 @@ class Link:
         self._away_since: float | None = None
         self._delays = iter(())  # type: Any
         self._failures = 0
+        #: Why it could not be reached again, as far as logged in this outage.
+        self._reasons: set[str] = set()
 
     def start(self) -> None:
         """Begin to watch connections that are connected already."""
@@ -113,6 +118,13 @@ class Link:
             parent.log.error("Worker %s: lost the server (%s); reconnecting", parent.name, error)
             parent.loop.call_later(next(self._delays), self._reconnect)
 
+    def _say_reason(self, error: Exception) -> None:
+        """Log why the server cannot be reached again, each reason once: a changed password is no passing trouble."""
+        text = str(error)
+        if text not in self._reasons and len(self._reasons) < MAX_REASONS:
+            self._reasons.add(text)
+            self._parent.log.warning("Worker %s: cannot reconnect yet: %s", self._parent.name, scrub(text))
+
     def _reconnect(self) -> None:
         parent = self._parent
         try:
@@ -126,12 +138,14 @@ class Link:
         except (RedisError, OSError) as error:
             parent.command.close()
             self._failures += 1
+            self._say_reason(error)
             if 0 < parent.settings.reconnect_attempts <= self._failures:
                 parent.log.error("Worker %s: gave up after %d attempts: %s", parent.name, self._failures, error)
                 self._on_given_up(error)
             else:
                 parent.loop.call_later(next(self._delays), self._reconnect)
             return
+        self._reasons.clear()
         away = time.monotonic() - (self._away_since or time.monotonic())
         self._away_since = None
         parent.counters.reconnects += 1
