@@ -131,6 +131,7 @@ class AdmittingQueue(rq.Queue):
 
     def schedule_job(self, job: Job, datetime: datetime, pipeline: Pipeline | None = None, unique: bool = False) -> Job:
         """Schedule a job, unless its key has been spent."""
+        self._declare_limit()
         admission = _admission_of(job)
         if admission is not None:
             if admission.unique_for:

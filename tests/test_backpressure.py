@@ -130,6 +130,12 @@ def test_queue_declares_its_limit_when_it_is_used(redis: Redis) -> None:
         Queue("q", redis, limit="10 per minute")
 
 
+def test_queue_declares_its_limit_when_it_schedules(redis: Redis) -> None:
+    """A queue whose jobs are all scheduled has its limit, too: they start from it when they are due."""
+    Queue("later", redis, limit="3/1s").enqueue_in(datetime.timedelta(minutes=1), claim_jobs.nothing)
+    assert limits_in_force(redis)["later"].limit == make_limit("3/1s")
+
+
 def test_queue_that_uses_none_of_it_writes_what_stock_rq_writes(redis: Redis) -> None:
     """Without these arguments no key of ours appears."""
     Queue("q", redis).enqueue(claim_jobs.nothing)
