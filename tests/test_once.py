@@ -179,6 +179,23 @@ def test_sigkill_of_a_worker_while_the_job_runs(server: Any, redis: Redis, tmp_p
     assert redis.get(KEY).decode() == lines(started)[1]
 
 
+def test_large_jobs_that_wait_for_their_key_hold_up_nobody(server: Any, redis: Redis) -> None:
+    """What is held back is no part of a claim: jobs and queues behind it are served, however large its data are."""
+    large = "x" * 400_000
+    queue = Queue(connection=redis)
+    for i in range(5):
+        job = queue.enqueue(claim_jobs.nothing, large, once="order-42", job_id=f"large{i}")
+        redis.hset(job.key, "data", large)  # RQ has compressed it
+    queue.enqueue(claim_jobs.nothing, job_id="behind")
+    Queue("other", connection=redis).enqueue(claim_jobs.nothing, job_id="other")
+    with engine(server.url) as ours:
+        claimed = ours.claim("a", queues=("default", "other"))
+        assert [claim.job_id for claim in claimed.claims] == ["large0"]
+        claimed = ours.claim("b", "c", queues=("default", "other"))
+        assert [claim.job_id for claim in claimed.claims] == ["behind", "other"]
+    assert StockQueue(connection=redis).get_job_ids() == [f"large{i}" for i in range(1, 5)]
+
+
 @pytest.mark.timeout(150)
 def test_a_thousand_concurrent_enqueues_of_one_key(server: Any, redis: Redis, tmp_path: Path) -> None:
     """A thousand enqueues of one key from many threads, while two workers run: the work is done once, nothing fails."""

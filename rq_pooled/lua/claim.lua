@@ -161,6 +161,7 @@ local function look_at(once)
 end
 
 local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
+local taken_keys = {} -- spent-once keys whose jobs this call holds back: many may wait, and their data are not read
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local key, id = pop()
@@ -169,8 +170,12 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   end
   local job = 'rq:job:' .. id
   local running = is_running(job, id, key)
-  local raw, data, origin, once, timeout = {}, false, false, false, false
-  if running then
+  local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
+  local spender, taken
+  if not running and next(taken_keys) then
+    taken = taken_keys[redis.pcall('HGET', job, 'rq_pooled_once')]
+  end
+  if running or taken then
     data = redis.pcall('HEXISTS', job, 'data') == 1
   else
     raw = redis.pcall('HGETALL', job)
@@ -185,12 +190,13 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     elseif raw[i] == 'rq_pooled_once' then
       once = raw[i + 1]
     end
-    bytes = bytes + #raw[i + 1]
+    size = size + #raw[i + 1]
   end
-  local spender, taken
   if once and data then
     spender, taken = look_at(once)
+    taken_keys[once] = taken or nil
   end
+  bytes = bytes + (taken and 0 or size) -- what is held back must not end the call: others wait behind it
   if not data then
     stale[#stale + 1] = id
   elseif running or taken then
