@@ -27,7 +27,7 @@ from .client_scripts import run_script, scripts
 from .durations import parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .limits import Limit, declare_limit, make_limit
-from .once import FIELD, TTL_FIELD, once_key
+from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
 from .unique import call_key
 
 #: Longest text of a spent-once key.
@@ -267,7 +267,8 @@ def _attach(job: Job, asked: Admission) -> None:
 
     # On the object: job classes are the user's.
     def with_key(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**to_dict(*args, **kwargs), **fields}
+        found = to_dict(*args, **kwargs)
+        return {**found, **fields, OF_FIELD: found["created_at"]}
 
     job.to_dict = with_key  # type: ignore[method-assign]
 
