@@ -69,7 +69,7 @@ class AdmittingQueue(rq.Queue):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 0):
+        if max_length is not None and (type(max_length) is not int or max_length < 0):
             raise ConfigurationError(f"max_length is {max_length}: it must be a whole number of at least 0")
         self._limit = make_limit(limit, max_running) if limit is not None or max_running is not None else None
         self.max_length = max_length

@@ -104,7 +104,7 @@ def test_what_nobody_enqueues_always_gets_in(server: Any, redis: Redis, tmp_path
     assert queue.count == 2
 
 
-@pytest.mark.parametrize("length", [-1, "3", 1.5])
+@pytest.mark.parametrize("length", [True, -1, "3", 1.5])
 def test_bad_lengths_are_refused(redis: Redis, length: Any) -> None:
     """max_length is a whole number, and a pipeline cannot be refused in."""
     with pytest.raises(ConfigurationError, match="whole number"):
