@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
@@ -22,6 +23,7 @@ from .retry import GiveUp, RetryAfter, Rules
 
 #: The field of a RETRIED entry that says when the next try is due, seconds since the epoch.
 NEXT_AT = "rq_pooled:next_at"
+_DAY = 86_400
 
 
 def decide(job: Job, raw: Mapping[bytes, bytes], raised: BaseException | type[BaseException]) -> Rules | None:
@@ -64,7 +66,10 @@ class Retried(Result):
 def note(
     job: Job, exc_string: str, next_at: float, worker_name: str, execution: Execution | None, pipeline: Any
 ) -> None:
-    """Write the entry. It lives as long as RQ's own results of a failed job do."""
+    """Write the entry. It lives as long as RQ's own result of a failed job, counted from the next try; at least a day.
+
+    Without an end it would outlive a job that is deleted, or that expires, before it has another result.
+    """
     entry = Retried(
         job.id,
         Result.Type.RETRIED,
@@ -77,7 +82,9 @@ def note(
         execution_ended_at=job.ended_at,
     )
     entry.next_at = next_at
-    entry.save(ttl=None, pipeline=pipeline)  # type: ignore[no-untyped-call]
+    kept = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
+    ttl = -1 if kept < 0 else max(kept, _DAY) + math.ceil(max(0.0, next_at - time.time()))
+    entry.save(ttl=ttl, pipeline=pipeline)  # type: ignore[no-untyped-call]
 
 
 def retry_in_one_step(retry: Any, job: Job, queue: Queue, pipeline: Any) -> None:

@@ -27,7 +27,7 @@ from .client_scripts import run_script, scripts
 from .durations import parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .limits import Limit, declare_limit, make_limit
-from .once import FIELD, TTL_FIELD, once_key
+from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
 from .unique import call_key
 
 #: Longest text of a spent-once key.
@@ -69,7 +69,7 @@ class AdmittingQueue(rq.Queue):
         max_length: int | None = None,
         **kwargs: Any,
     ) -> None:
-        if max_length is not None and (not isinstance(max_length, int) or max_length < 0):
+        if max_length is not None and (type(max_length) is not int or max_length < 0):
             raise ConfigurationError(f"max_length is {max_length}: it must be a whole number of at least 0")
         self._limit = make_limit(limit, max_running) if limit is not None or max_running is not None else None
         self.max_length = max_length
@@ -131,6 +131,7 @@ class AdmittingQueue(rq.Queue):
 
     def schedule_job(self, job: Job, datetime: datetime, pipeline: Pipeline | None = None, unique: bool = False) -> Job:
         """Schedule a job, unless its key has been spent."""
+        self._declare_limit()
         admission = _admission_of(job)
         if admission is not None:
             if admission.unique_for:
@@ -266,7 +267,8 @@ def _attach(job: Job, asked: Admission) -> None:
 
     # On the object: job classes are the user's.
     def with_key(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {**to_dict(*args, **kwargs), **fields}
+        found = to_dict(*args, **kwargs)
+        return {**found, **fields, OF_FIELD: found["created_at"]}
 
     job.to_dict = with_key  # type: ignore[method-assign]
 

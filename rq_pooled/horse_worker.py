@@ -9,10 +9,11 @@ from typing import Any
 from rq.exceptions import AbandonedJobError
 from rq.job import Job
 from rq.queue import Queue
+from rq.results import Result
 from rq.utils import now
 from rq.worker import BaseWorker, Worker
 
-from . import attempts
+from . import attempts, retry
 from .recorder import Recorder, Tape
 from .success import is_plain, plain_success
 
@@ -71,8 +72,12 @@ class HorseMixin(Worker):
             line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
             self.log.info(line, what, job.ended_at - job.started_at, self.name)
             return
+        # RQ deletes the hash of such a job then; the entries of its failed tries are ours to delete.
+        leaves_tries = result_ttl == 0 and not job.repeats_left and retry.FIELD.encode() in self.raw
         with self.connection.record_to(self.tape):
             inherited(job, queue, started_job_registry)
+            if leaves_tries:
+                self.connection.delete(Result.get_key(job.id))
         self.tape.succeeded = True
 
     def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:

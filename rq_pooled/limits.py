@@ -59,7 +59,7 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
     """
     if rate is None and max_running is None:
         raise ConfigurationError("a limit needs a rate such as 10/5s, or the number of jobs that may run at once")
-    if max_running is not None and (not isinstance(max_running, int) or not 1 <= max_running <= 1_000_000):
+    if max_running is not None and (type(max_running) is not int or not 1 <= max_running <= 1_000_000):
         raise ConfigurationError(f"max_running is {max_running}: it must be a whole number of at least 1")
     starts, period = 0, 0.0
     if rate is not None:

@@ -12,8 +12,13 @@ from typing import Any
 
 #: Fields of a job's hash: its key, and the seconds for which it stays spent (0: for ever).
 FIELD, TTL_FIELD = "rq_pooled_once", "rq_pooled_once_ttl"
-#: Field of the hash, and of a claim, of a job that was not run: the id of the job that spent its key.
+#: Field of a job's hash: when the job was created that has the key. Another one that takes its id has another time, and
+#: not its key, although RQ leaves the fields of the old hash.
+OF_FIELD = "rq_pooled_once_of"
+#: Field of the hash of a job that was not run: the id of the job that spent its key.
 DUPLICATE_FIELD = "rq_pooled_duplicate_of"
+#: Field of a claim, not of the hash, where it may be from an earlier run: the same.
+SPENDER_FIELD = "rq_pooled_once_spender"
 #: Field of a claim, not of the hash: the key that says who runs was written by it.
 RUNNING_FIELD = "rq_pooled_once_running"
 
@@ -30,7 +35,7 @@ def running_key(key: str) -> str:
 
 def duplicate_of(raw: Mapping[bytes, bytes]) -> str | None:
     """Return the id of the job that spent the key of a claimed job, None if it is to be run."""
-    found = raw.get(DUPLICATE_FIELD.encode())
+    found = raw.get(SPENDER_FIELD.encode())
     return found.decode() if found else None
 
 
@@ -40,12 +45,13 @@ def closing_commands(raw: Mapping[bytes, bytes], job_id: str, succeeded: bool) -
     NX: what is spent stays spent by whom it was spent, whatever happened to the claim of this job meanwhile.
     """
     key = raw.get(FIELD.encode())
-    if key is None or duplicate_of(raw):
+    if key is None or RUNNING_FIELD.encode() not in raw:  # a duplicate, or the key is not its own
         return []
     commands: list[list[Any]] = []
     if succeeded:
         ttl = int(raw.get(TTL_FIELD.encode(), 0))
         commands.append(["SET", b"rq_pooled:once:" + key, job_id, "NX", *(["EX", ttl] if ttl else [])])
-    if RUNNING_FIELD.encode() in raw:  # else it may be somebody else's by now
-        commands.append(["DEL", b"rq_pooled:once-running:" + key])
+    commands.append(["DEL", b"rq_pooled:once-running:" + key])
+    if DUPLICATE_FIELD.encode() in raw:
+        commands.append(["HDEL", f"rq:job:{job_id}", DUPLICATE_FIELD])
     return commands

@@ -34,7 +34,7 @@ class RetryAfter(Exception):
     """Raised by a job that knows when it is worth trying again, as a service says with HTTP 429.
 
     It counts as a try; the job comes back no earlier than ``seconds`` from now, whatever its own delays, and whatever
-    its Backoff says about exceptions. Without tries left the job fails.
+    ``on`` of its Backoff says; only ``give_up_on`` goes before it. Without tries left the job fails.
 
     Args:
         seconds: from now, or a timedelta; at least 0 and at most a year.

@@ -181,8 +181,11 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         return moved
 
     def acquire_lock(self) -> bool:
-        """Take rq-scheduler's lock; return whether that worked."""
+        """Take rq-scheduler's lock, or go on with it where it is ours still; return whether that worked."""
         taken = self.connection.set(SCHEDULER_LOCK, self._lock.token, ex=self._lock.life, nx=True)
+        if not taken and as_text(self.connection.get(SCHEDULER_LOCK) or b"") == self._lock.token:
+            # The server was lost while we held it. Should it end in this moment: each move looks whose it is.
+            taken = self.connection.expire(SCHEDULER_LOCK, self._lock.life)
         self._lock_acquired = bool(taken)
         return self._lock_acquired
 

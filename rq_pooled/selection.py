@@ -51,7 +51,7 @@ class FailedJob:
             status,
             ended_at,
             description,
-            int(requeues or 0),
+            int(requeues) if (requeues or b"").isdigit() else 0,  # as the script counts
             result_id.decode(),
             error,
         )

@@ -104,7 +104,7 @@ def test_what_nobody_enqueues_always_gets_in(server: Any, redis: Redis, tmp_path
     assert queue.count == 2
 
 
-@pytest.mark.parametrize("length", [-1, "3", 1.5])
+@pytest.mark.parametrize("length", [True, -1, "3", 1.5])
 def test_bad_lengths_are_refused(redis: Redis, length: Any) -> None:
     """max_length is a whole number, and a pipeline cannot be refused in."""
     with pytest.raises(ConfigurationError, match="whole number"):
@@ -128,6 +128,12 @@ def test_queue_declares_its_limit_when_it_is_used(redis: Redis) -> None:
     assert limits_in_force(redis)["q"] == (Limit(1, 1.0, 0), True)
     with pytest.raises(ConfigurationError, match="write it as 10/5s"):
         Queue("q", redis, limit="10 per minute")
+
+
+def test_queue_declares_its_limit_when_it_schedules(redis: Redis) -> None:
+    """A queue whose jobs are all scheduled has its limit, too: they start from it when they are due."""
+    Queue("later", redis, limit="3/1s").enqueue_in(datetime.timedelta(minutes=1), claim_jobs.nothing)
+    assert limits_in_force(redis)["later"].limit == make_limit("3/1s")
 
 
 def test_queue_that_uses_none_of_it_writes_what_stock_rq_writes(redis: Redis) -> None:

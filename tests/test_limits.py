@@ -77,7 +77,7 @@ def test_malformed_rates_are_refused_in_words(text: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("running", [0, -1, 1.5, "3"])
+@pytest.mark.parametrize("running", [True, 0, -1, 1.5, "3"])
 def test_malformed_numbers_are_refused_in_words(running: Any) -> None:
     """max_running is a whole number of at least 1."""
     with pytest.raises(ConfigurationError, match="whole number"):

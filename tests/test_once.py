@@ -179,6 +179,53 @@ def test_sigkill_of_a_worker_while_the_job_runs(server: Any, redis: Redis, tmp_p
     assert redis.get(KEY).decode() == lines(started)[1]
 
 
+def test_duplicate_that_is_enqueued_again_runs_when_its_key_is_free(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """That a job was once finished as a duplicate says nothing about its next time under the same id."""
+    queue, notes = Queue(connection=redis), tmp_path / "notes"
+    with redis.pipeline() as pipeline:
+        queue.enqueue(claim_jobs.note, str(notes), once="order-42", pipeline=pipeline, job_id="job")
+        pipeline.set(KEY, "another")
+        pipeline.execute()
+    run_all(server, tmp_path)
+    assert redis.hget("rq:job:job", "rq_pooled_duplicate_of") == b"another" and not notes.exists()
+    redis.delete(KEY)
+    queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="job")
+    run_all(server, tmp_path)
+    assert lines(notes) == ["job"] and redis.get(KEY) == b"job"
+    assert not redis.hexists("rq:job:job", "rq_pooled_duplicate_of")
+
+
+@pytest.mark.parametrize("kind", [Queue, StockQueue])
+def test_key_is_that_of_one_enqueue(server: Any, redis: Redis, tmp_path: Path, kind: Any) -> None:
+    """Whoever enqueues a finished job's id anew, without a key, has it run again, and spends nothing."""
+    notes = tmp_path / "notes"
+    Queue(connection=redis).enqueue(claim_jobs.note, str(notes), once="order-42", job_id="job")
+    run_all(server, tmp_path)
+    kind(connection=redis).enqueue(claim_jobs.note, str(notes), job_id="job")
+    run_all(server, tmp_path)
+    redis.delete(KEY)
+    kind(connection=redis).enqueue(claim_jobs.note, str(notes), job_id="job")
+    run_all(server, tmp_path)
+    assert lines(notes) == ["job"] * 3 and not redis.exists(KEY)
+
+
+def test_large_jobs_that_wait_for_their_key_hold_up_nobody(server: Any, redis: Redis) -> None:
+    """What is held back is no part of a claim: jobs and queues behind it are served, however large its data are."""
+    large = "x" * 400_000
+    queue = Queue(connection=redis)
+    for i in range(5):
+        job = queue.enqueue(claim_jobs.nothing, large, once="order-42", job_id=f"large{i}")
+        redis.hset(job.key, "data", large)  # RQ has compressed it
+    queue.enqueue(claim_jobs.nothing, job_id="behind")
+    Queue("other", connection=redis).enqueue(claim_jobs.nothing, job_id="other")
+    with engine(server.url) as ours:
+        claimed = ours.claim("a", queues=("default", "other"))
+        assert [claim.job_id for claim in claimed.claims] == ["large0"]
+        claimed = ours.claim("b", "c", queues=("default", "other"))
+        assert [claim.job_id for claim in claimed.claims] == ["behind", "other"]
+    assert StockQueue(connection=redis).get_job_ids() == [f"large{i}" for i in range(1, 5)]
+
+
 @pytest.mark.timeout(150)
 def test_a_thousand_concurrent_enqueues_of_one_key(server: Any, redis: Redis, tmp_path: Path) -> None:
     """A thousand enqueues of one key from many threads, while two workers run: the work is done once, nothing fails."""

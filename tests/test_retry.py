@@ -177,6 +177,18 @@ def test_rules_live_and_die_with_the_job(redis: Redis) -> None:
     assert [key for key in redis.keys("*") if job.id.encode() in key] == []
 
 
+def test_history_ends_with_the_job(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """The entries of failed tries expire if nobody needs them any more, and are gone at once where no result is kept."""
+    queue = Queue(connection=redis)
+    kept = queue.enqueue(retry_jobs.fail, retry=Backoff(1, base=60, cap=60, jitter=None), failure_ttl=1)
+    gone = queue.enqueue(retry_jobs.fail_once, retry=soon(), result_ttl=0)
+    with running_worker(server.url, log=tmp_path / "log"):
+        wait_until(lambda: kept.get_status() == JobStatus.SCHEDULED)
+        wait_until(lambda: not redis.exists(gone.key))
+    assert redis.ttl(f"rq:results:{kept.id}") > 60  # longer than it waits
+    assert not redis.exists(f"rq:results:{gone.id}")
+
+
 def test_retries_come_due_without_a_scheduler(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """While our worker holds the scheduler's lock a retry runs within a second of its time."""
     queue = Queue("default", redis)

@@ -249,6 +249,19 @@ def test_survives_a_lost_server(start_server: Callable[..., EmbeddedServer], tmp
         assert process.stop() == 0
 
 
+def test_lock_that_is_its_own_is_taken_again(redis: Redis, ours: Scheduler) -> None:
+    """A scheduler that lost the server while it held the lock goes on with it, instead of waiting until it has expired."""
+    assert ours.acquire_lock()
+    ours._lock_acquired = False  # as run does when the server is lost
+    redis.expire(SCHEDULER_LOCK, 5)
+    assert ours.acquire_lock() and redis.ttl(SCHEDULER_LOCK) > 5
+    assert not Scheduler(connection=redis).acquire_lock()
+    ours.remove_lock()
+    assert not redis.exists(SCHEDULER_LOCK)
+    redis.set(SCHEDULER_LOCK, "somebody else")
+    assert not ours.acquire_lock() and redis.get(SCHEDULER_LOCK) == b"somebody else"
+
+
 def test_unreachable_server_is_exit_code_75(tmp_path: Path) -> None:
     """Where there is no server at the beginning, one line says so."""
     with running_scheduler("redis://127.0.0.1:1/0", log=tmp_path / "log") as process:

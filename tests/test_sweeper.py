@@ -319,6 +319,19 @@ def test_nothing_to_do(redis: Redis, policy: Any) -> None:
     assert redis.keys("*") == [b"rq:queues"]
 
 
+@pytest.mark.parametrize("policy", [Ghosts(), Requeue(), Bury(), Purge()])
+def test_entry_that_is_no_job_stops_no_sweep(redis: Redis, policy: Any) -> None:
+    """An entry behind which stands something else than a job is a ghost, and a count that is none counts nothing."""
+    queue = Queue("default", redis)
+    job = queue.enqueue(retry_jobs.give_up)
+    redis.hset(job.key, mapping={"status": "failed", "rq_pooled:requeues": "many"})
+    redis.set("rq:job:other", "something else")
+    redis.zadd(FAILED, {"other": 1e12, job.id: 2e12})
+    report = sweep(redis, policy)
+    assert report.done == 1 and redis.zscore(FAILED, "other") is None
+    assert redis.get("rq:job:other") == b"something else"
+
+
 def test_queues_are_known_or_refused(redis: Redis) -> None:
     """None means all queues of the server; one that it does not know is an error, unless jobs of it failed."""
     fill(redis, 3, "one", prefix="x")

@@ -218,6 +218,7 @@ def test_fields_are_what_rq_writes(server: Any, redis: Redis) -> None:
             space["rq:job:job"][0].pop(field)
     fields = found["rq:job:job"][0]
     assert (fields.pop(b"rq_pooled_once"), fields.pop(b"rq_pooled_once_ttl")) == (b"k", b"0")
+    assert fields.pop(b"rq_pooled_once_of").endswith(b"Z")  # created_at
     found = {name: value for name, value in found.items() if not name.startswith("rq_pooled:unique:")}
     assert found == expected
     with engine(server.url) as ours:

@@ -160,7 +160,21 @@ local function look_at(once)
   return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
 end
 
+-- Tell whether the key in a hash is that of the job, and was not left by an earlier one with its id, see once.py.
+local function has_its_key(of, created_at)
+  return not of or of == created_at
+end
+
+local function field_of(raw, name)
+  for i = 1, #raw, 2 do
+    if raw[i] == name then
+      return raw[i + 1]
+    end
+  end
+end
+
 local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
+local taken_keys = {} -- spent-once keys whose jobs this call holds back: many may wait, and their data are not read
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local key, id = pop()
@@ -169,8 +183,13 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   end
   local job = 'rq:job:' .. id
   local running = is_running(job, id, key)
-  local raw, data, origin, once, timeout = {}, false, false, false, false
-  if running then
+  local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
+  local spender, taken
+  if not running and next(taken_keys) then
+    local fields = redis.pcall('HMGET', job, 'rq_pooled_once', 'rq_pooled_once_of', 'created_at')
+    taken = has_its_key(fields[2], fields[3]) and taken_keys[fields[1]]
+  end
+  if running or taken then
     data = redis.pcall('HEXISTS', job, 'data') == 1
   else
     raw = redis.pcall('HGETALL', job)
@@ -185,12 +204,16 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     elseif raw[i] == 'rq_pooled_once' then
       once = raw[i + 1]
     end
-    bytes = bytes + #raw[i + 1]
+    size = size + #raw[i + 1]
   end
-  local spender, taken
+  if once and not has_its_key(field_of(raw, 'rq_pooled_once_of'), field_of(raw, 'created_at')) then
+    once = false
+  end
   if once and data then
     spender, taken = look_at(once)
+    taken_keys[once] = taken or nil
   end
+  bytes = bytes + (taken and 0 or size) -- what is held back must not end the call: others wait behind it
   if not data then
     stale[#stale + 1] = id
   elseif running or taken then
@@ -217,7 +240,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
       'last_heartbeat', now)
     if spender then -- it is not run, only recorded
-      raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_duplicate_of', spender
+      raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_spender', spender
     else
       note_start(key)
     end

@@ -22,7 +22,7 @@ local function bury(id, ended_at)
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
-  local fields = redis.call('HMGET', job, 'data', 'status', 'ended_at')
+  local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at') -- an error: no job, a ghost
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'

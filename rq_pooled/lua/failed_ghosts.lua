@@ -15,7 +15,7 @@ local start = tonumber(ARGV[3])
 local ids = redis.call('ZRANGE', KEYS[1], start, start + ARGV[4] - 1)
 local ghosts = {}
 for _, id in ipairs(ids) do
-  if redis.call('HEXISTS', 'rq:job:' .. id, 'data') == 0 then
+  if redis.pcall('HEXISTS', 'rq:job:' .. id, 'data') ~= 1 then -- an error: a key of that name, but no job
     ghosts[#ghosts + 1] = id
   end
 end

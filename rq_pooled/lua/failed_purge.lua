@@ -18,8 +18,8 @@ local function purge(id, ended_at)
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
-  local fields = redis.call('HMGET', job, 'status', 'ended_at', 'group_id')
-  local exists = redis.call('HEXISTS', job, 'data') == 1
+  local fields = redis.pcall('HMGET', job, 'status', 'ended_at', 'group_id')
+  local exists = redis.pcall('HEXISTS', job, 'data') == 1 -- an error: no job, a ghost
   if exists and ((fields[1] ~= 'failed' and fields[1] ~= 'stopped')
       or (ended_at ~= 'any' and (fields[2] or '') ~= ended_at)) then
     return 'changed'

@@ -42,8 +42,8 @@ local function requeue(id, ended_at, due)
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
-  local fields = redis.call('HMGET', job, 'data', 'status', 'ended_at', 'origin', 'timeout', 'ttl', 'rq_pooled:retry',
-    'retries_left', 'retry_intervals', 'rq_pooled:requeues')
+  local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at', 'origin', 'timeout', 'ttl', 'rq_pooled:retry',
+    'retries_left', 'retry_intervals', 'rq_pooled:requeues') -- an error: no job, a ghost
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
