@@ -27,13 +27,17 @@ def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | Non
 
     A stock worker that is killed right after it has popped a job from one of several queues loses it this way;
     workers of rq_pooled do not. A job that a program runs itself with rq.Queue(is_async=False) looks the same while
-    it runs: hence the safety age. Jobs of rq_pooled.Queue(is_async=False) are never touched.
+    it runs: hence the safety age, and a queue in which jobs have run that way is left out unless --queue names it.
+    Jobs of rq_pooled.Queue(is_async=False) are never touched.
     """
     age = parse_duration(older_than, "--older-than")
     connection = open_server(url)
+    skipped: set[str] = set()
     hidden = as_json or not sys.stderr.isatty()
     with click.progressbar(length=connection.dbsize(), label="looking", file=sys.stderr, hidden=hidden) as bar:
-        lost = list(find_lost(connection, age, set(queues) or None, bar.update))
+        lost = list(find_lost(connection, age, set(queues) or None, bar.update, skipped))
+    for name in sorted(skipped):
+        click.echo(f"left out: {name}, in which programs run jobs themselves; --queue {name} looks at it too", err=True)
     if queues and not lost:  # asked late: a lost job may be all that is left of its queue
         Sweeper(list(queues), connection, ()).queues()
     found = put_back(connection, lost, apply)

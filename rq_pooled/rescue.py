@@ -13,6 +13,8 @@ from .scripts import Scripts
 
 #: Ids or keys of one command.
 PAGE = 1000
+#: What RQ writes as the worker of a job that its own program ran.
+SYNC = "sync"
 #: Jobs of one command that looks through whole queues for each: 20 times 300 000 ids hold the server 60 ms.
 FEW = 20
 
@@ -27,39 +29,53 @@ class Lost(NamedTuple):
 
 
 def find_lost(
-    connection: Redis, min_age: float, queues: set[str] | None = None, progress: Callable[[int], None] = lambda _n: None
+    connection: Redis,
+    min_age: float,
+    queues: set[str] | None = None,
+    progress: Callable[[int], None] = lambda _n: None,
+    skipped: set[str] | None = None,
 ) -> Iterator[Lost]:
     """Yield queued jobs that stand in no list, from pages of SCAN; holds the ids that do stand in one in memory.
 
-    Jobs of ``Queue(is_async=False)`` look the same while stock RQ runs them: ours says that they have started, and
-    ``min_age`` is there for the others.
+    Jobs of ``Queue(is_async=False)`` look the same while stock RQ runs them (ours says that they have started). So
+    a queue in which any job is known to have run that way is left out, unless it is named; see ``skipped``.
 
     Args:
         connection: to the server.
         min_age: seconds, by the server's clock, since the job was enqueued.
         queues: names of queues to look at; None for all.
         progress: called with about the number of keys that were looked at.
+        skipped: is given the names of queues that were left out.
     """
     listed = set(_listed(connection))
+    found: list[Lost] = []
+    run_here: set[str] = set()
     now = connection.time()[0]
     cursor = 0
     while True:
         cursor, keys = connection.scan(cursor, match="rq:job:*", count=PAGE)
         ids = [as_text(key).removeprefix("rq:job:") for key in keys]
-        ids = [job_id for job_id in ids if job_id not in listed and not job_id.endswith(":dependents")]
+        ids = [job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))]
         with connection.pipeline(transaction=False) as pipeline:
             for job_id in ids:
-                pipeline.hmget(f"rq:job:{job_id}", "status", "origin", "enqueued_at", "description")
+                pipeline.hmget(f"rq:job:{job_id}", "status", "origin", "enqueued_at", "description", "worker_name")
             replies = pipeline.execute(raise_on_error=False)
         for job_id, reply in zip(ids, replies):
-            if isinstance(reply, Exception) or reply[0] != b"queued" or not reply[1] or not reply[2]:
+            if isinstance(reply, Exception) or not reply[1] or not reply[2]:
                 continue
-            origin, enqueued_at, description = (as_text(value or b"") for value in reply[1:])
-            if (queues is None or origin in queues) and now - _seconds(enqueued_at) >= min_age:
-                yield Lost(job_id, origin, enqueued_at, description)
+            origin, enqueued_at, description, ran_on = (as_text(value or b"") for value in reply[1:])
+            if ran_on == SYNC:
+                run_here.add(origin)
+            named = queues is None or origin in queues
+            if reply[0] == b"queued" and named and now - _seconds(enqueued_at) >= min_age:
+                found.append(Lost(job_id, origin, enqueued_at, description))
         progress(PAGE)
         if not cursor:
-            return
+            break
+    left_out = run_here if queues is None else set()
+    if skipped is not None:
+        skipped |= {job.queue for job in found} & left_out
+    yield from (job for job in found if job.queue not in left_out)
 
 
 def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:

@@ -218,3 +218,14 @@ def test_a_job_that_runs_where_it_was_enqueued_is_not_lost(redis: Redis, server:
     job = queue.enqueue("orphan_jobs.own_status")
     assert job.return_value() == "started"
     assert job.get_status() == JobStatus.FINISHED
+
+
+def test_queues_in_which_programs_run_jobs_themselves_are_left_out(server: EmbeddedServer, redis: Redis) -> None:
+    """A job that stock RQ runs in its own program looks lost; where one has run that way, none is touched unasked."""
+    Queue("inline", connection=redis, is_async=False).enqueue(jobs.add, 1, 2)
+    queue = Queue("inline", connection=redis)
+    lose(redis, queue, "running")
+    unasked = rescue(server.url, "--apply")
+    assert "no lost jobs" in unasked.stdout and "left out: inline" in unasked.stderr and queue.job_ids == []
+    asked = rescue(server.url, "--apply", "--queue", "inline")
+    assert "put back 1 job" in asked.stdout and queue.job_ids == ["running"]
