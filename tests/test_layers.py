@@ -54,7 +54,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "queue": (3, "errors config backoff pool enqueueing failfast retry rq redis"),
     "retry": (3, "backoff errors kinds rq"),
     "rescue": (3, "scripts rq redis"),
-    "budget": (2, "config errors processes resp scripts redis"),
+    "budget": (2, "config deadline errors processes resp scripts redis"),
     "sizes": (0, ""),
     "levels": (2, "config"),
     "samples": (2, "scripts redis"),
