@@ -342,6 +342,23 @@ def test_orphans_are_listed_and_reaped_on_request(start_server: Callable[..., Em
         assert "rq_pooled:shop:gone:77:web" in names and "rq_pooled:shop:gone:77:command" not in names
 
 
+def test_nobody_is_called_gone_by_who_may_not_read_statistics(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A user without the right to read what processes publish sees no orphans, and reaps nobody."""
+    server = start_server({"maxclients": 40})
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "watch", "on", ">secret", "resetkeys", "~other", "&*", "+@all")
+    left = Redis.from_url(server.url, client_name="rq_pooled:shop:host:77:command")
+    left.ping()
+    settings = {"heartbeat_interval": 0.2, "heartbeat_ttl": 1.0}
+    guard = guard_of(server, **settings)
+    wait_until(lambda: guard.describe()["orphans"], 20, "an orphan")
+    blind = guard_of(server, Redis.from_url(f"redis://watch:secret@{server.host}:{server.port}/0"), **settings)
+    found = blind.describe()
+    assert found["orphans"] == [] and "ZRANGEBYSCORE" in found["refused"] and found["ours"] >= 1
+    assert blind.reap() == []
+    left.close()
+
+
 def test_a_lost_server_is_an_error_not_a_refusal(start_server: Callable[..., EmbeddedServer]) -> None:
     """Whoever asks a dead server hears ConnectionError, which the commands turn into 75."""
     server = start_server()
