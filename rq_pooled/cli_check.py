@@ -85,6 +85,8 @@ def check(
         ages = _limits(queue_age, lambda text: parse_duration(text, "--queue-age"))
         rates = _limits(failed_rate, lambda text: _share(text, "--failed-rate"))
         shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
+        if names and ages is None:
+            raise ConfigurationError("--queue says which queue, and not what is wrong there: give --queue-age, too")
         client = open_server(url)
         findings = [_connections(ConnectionGuard(settings, client).level(), shares or (settings.guard_warn, settings.guard_stop))]
         if worker is not None:

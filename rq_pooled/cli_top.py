@@ -144,7 +144,8 @@ def _connections(found: dict[str, Any]) -> str:
         return "unknown: the server refuses INFO"
     of = f" of {found['maxclients']} ({found['share']:.0%}) {found['level']}" if found["maxclients"] else ""
     pace = f", {found['trend_per_minute']:+g}/min" if found["trend_per_minute"] else ""
-    growth = f", full in {found['minutes_left']:g} min" if found["steady_growth"] else ""
+    left = found["minutes_left"]  # None where the limit is not known
+    growth = "" if left is None else f", full in {left:g} min"
     orphans = f", {len(found['orphans'])} left behind" if found["orphans"] else ""
     others = sum(other["total"] for other in found["others"])
     return f"{found['connected']}{of}{pace}{growth}; ours {found['ours']}, others {others}{orphans}"

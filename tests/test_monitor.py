@@ -25,6 +25,7 @@ from rq import Queue
 from support import TESTS, running_worker, wait_until
 
 from rq_pooled import health
+from rq_pooled.cli_monitor import connection_lines, table
 from rq_pooled.cli_top import Paces, screen
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
@@ -141,6 +142,7 @@ def test_check(server: EmbeddedServer, busy: Any) -> None:
         (("--queue-age", "0:1h", "--queue", "unheard"), 0, "queue unheard is unknown, so empty"),
         (("--connection-share", "0:100%"), 1, "WARNING - "),
         (("--connection-share", "0"), 2, "CRITICAL - "),
+        (("--queue", "alone"), 3, "UNKNOWN - --queue says which queue, and not what is wrong there: give --queue-age"),
         (("--queue-age", "soon"), 3, "UNKNOWN - --queue-age is soon"),
         (("--failed-rate", "2"), 3, "UNKNOWN - --failed-rate is 2"),
         (("--queue-age", "2h:1h"), 3, "UNKNOWN - 2h:1h warns later than it is critical"),
@@ -458,3 +460,17 @@ def test_pool_stats_asks_nobody() -> None:
     found = health.pool_stats()
     assert found["max"] >= 10 and {"max", "created", "available", "in_use", "role", "address"} <= set(found["pools"][0])
     del pool
+
+
+def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
+    """Where the limit is not known, steady growth is told without the time that is left."""
+    found = {**health.connections(redis), "maxclients": None, "share": None, "level": "unknown"}
+    found.update(connected=9, trend_per_minute=2.5, steady_growth=True, minutes_left=None)
+    assert connection_lines(found)[0] == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
+    screenful = screen({"time": 0, "address": "x", "connections": found, "processes": [], "queues": []}, 80, 24)
+    assert screenful[1].startswith("connections  9, +2.5/min; ours")
+
+
+def test_no_name_can_write_to_the_terminal() -> None:
+    """Whatever a queue is called, a table has a line per row and no escapes."""
+    assert table([["red\x1b[31m\nx", 1]]) == ["red?[31m?x  1"]
