@@ -145,7 +145,9 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     def queue_requeue(queue: str) -> Any:
         given = _given()
         with within(DEADLINE, "the deadline of a page"):
-            report = actions.requeue(client_of().redis, queue, given.get("exception"))
+            report = actions.requeue(
+                client_of().redis, queue, given.get("exception"), exactly="exactly" in given
+            )
         return _done("requeued", queue, report)
 
     @blueprint.post("/queues/<path:queue>/sweep")
@@ -158,6 +160,7 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
                 given.get("policy") or "ghosts",
                 given.get("exception"),
                 given.get("older_than"),
+                "exactly" in given,
             )
         return _done({"bury": "buried", "purge": "purged"}.get(given.get("policy", ""), "swept"), queue, report)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -359,6 +360,19 @@ def test_a_group_is_known_by_the_name_that_its_button_sends(operator: Any, redis
     assert sorted(job["exception"] for job in jobs) == sorted(names)
     for name in names:
         assert operator.post("/rq/queues/q/requeue", json={"exception": name}).json["done"] == 1
+
+
+@pytest.mark.parametrize("action", ["requeue", "sweep"])
+def test_a_groups_buttons_touch_that_group_only(operator: Any, redis: Redis, action: str) -> None:
+    """The buttons beside "Exception" change the jobs counted there: no descendants, no classes of the same name."""
+    fail_jobs(redis, "q", ["Exception: one", "ValueError: two", "shop.Exception: three", "OSError: four"])
+    page = operator.get("/rq/").text
+    forms = [form for form in re.findall(r"<form.*?</form>", page, re.DOTALL) if f'/q/{action}"' in form]
+    (form,) = [form for form in forms if 'value="Exception"' in form]
+    data = dict(re.findall(r'name="(\w+)" value="(.*?)"', form))
+    assert operator.post(f"/rq/queues/q/{action}", data=data).status_code == 303
+    left = operator.get("/rq/queues/failed-jobs").json["jobs"]
+    assert sorted(job["exception"] for job in left) == ["OSError", "ValueError", "shop.Exception"]
 
 
 def test_asking_for_no_failed_jobs_reads_none(operator: Any, redis: Redis) -> None:
