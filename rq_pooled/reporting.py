@@ -102,6 +102,7 @@ class Reporter:
             connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
         except NoPermissionError as error:  # once: what this process publishes goes on
             self._blind = True
+            pool.resize("GUARD_STOP", None)
             log.warning("pool %s %s: not guarded: %s", pool.role, pool.address, error)
             return
         level = level_of(settings, connected, settings.guard_maxclients or maxclients, self._level)

@@ -248,6 +248,29 @@ def test_at_stop_jobs_open_nothing_new(start_server: Callable[..., EmbeddedServe
         wait_until(lambda: job.get_status() == "finished", what="its end")
 
 
+def test_a_guard_that_becomes_blind_lets_go(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
+    """Where INFO is refused from some moment on, which an ACL may do any time, nobody is held at stop for ever."""
+    server = start_server({"maxclients": 40})
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
+    url = f"redis://app:secret@{server.host}:{server.port}/0"
+    pool = Pool(Settings(url=url, heartbeat_interval=0.1))
+    client = Redis(connection_pool=pool)
+    with running_worker(url, "a", log=tmp_path / "log", **FAST) as worker, Crowd(server.url) as crowd:
+        crowd.grow(35)
+        worker.wait_for("guard stop: ")
+        wait_until(lambda: client.ping() and pool.stats()["max"] == 1, what="a pool made smaller")
+        admin.execute_command("ACL", "SETUSER", "app", "-info")
+        worker.wait_for("it is not guarded from now on")
+        wait_until(lambda: client.ping() and pool.stats()["max"] == pool.max_connections, what="the pool's own size")
+        crowd.shrink(20)
+        job = Queue("a", connection=admin).enqueue(stats_jobs.hold_redis, str(tmp_path), "go")
+        (tmp_path / "go").touch()
+        wait_until(lambda: job.get_status() == "finished", what="a job that uses Redis")
+        assert worker.output().count("not guarded") == 1
+    pool.disconnect()
+
+
 def test_at_stop_a_web_pool_makes_do_with_what_it_uses(start_server: Callable[..., EmbeddedServer]) -> None:
     """A web process closes idle connections and opens none while the server is full, and goes on when it is not."""
     server = start_server({"maxclients": 40})
