@@ -199,6 +199,8 @@ def test_restricted_users_see_what_they_may(start_server: Callable[..., Embedded
     assert shown.returncode == 0 and "Refused to this user: INFO, CONFIG GET, CLIENT LIST" in shown.stdout
     assert run(url, "connections", RQ_POOLED_GUARD_MAXCLIENTS="40").returncode == 0
     assert run(url, "check").stdout.startswith("OK - the server answers")
+    asked = run(url, "check", "--connection-share", "0.8:0.9")
+    assert asked.returncode == 3 and asked.stdout.startswith("UNKNOWN - the server answers")
     assert run(url, "top").returncode == 0
     assert "rq_pooled_up 1.0" in metrics(Redis.from_url(url))
     reaped = run(url, "connections", "--reap")
