@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -223,6 +224,11 @@ def _terminal() -> Iterator[Any]:
     import termios
     import tty
 
+    def end(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)
+
+    # Whoever ends it gets the terminal back as it was.
+    handlers = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
     keys = sys.stdin.fileno() if sys.stdin.isatty() else None
     before = termios.tcgetattr(keys) if keys is not None else None
 
@@ -248,3 +254,5 @@ def _terminal() -> Iterator[Any]:
         sys.stdout.flush()
         if keys is not None and before is not None:
             termios.tcsetattr(keys, termios.TCSADRAIN, before)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

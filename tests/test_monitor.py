@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -291,6 +293,30 @@ def test_top_in_a_terminal(server: EmbeddedServer, redis: Redis, busy: Any, tmp_
     assert "connections" in lines[1]
     top.type("q")
     assert top.wait_for("ended with 0")
+
+
+def test_top_that_is_ended_leaves_the_terminal_as_it_was(server: EmbeddedServer, redis: Redis) -> None:
+    """SIGTERM ends top as Ctrl-C does: the cursor, the screen and the keys are the shell's again."""
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    line = [sys.executable, "-m", "rq_pooled", "top", "--interval", "0.2"]
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(line, env=environment(server.url), start_new_session=True, **streams) as top:
+        shown = b""
+
+        def has(text: bytes) -> bool:
+            nonlocal shown
+            while select.select([ours], [], [], 0)[0]:
+                shown += os.read(ours, 65536)
+            return text in shown
+
+        wait_until(lambda: has(b"rq-pooled top"), 30, "a screen")
+        top.terminate()
+        assert top.wait(20) == 128 + signal.SIGTERM
+        assert has(b"\x1b[?25h\x1b[?1049l") and b"Traceback" not in shown
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer], terminal: Any) -> None:
