@@ -213,9 +213,10 @@ def draw(lines: Sequence[str], width: int, height: int) -> None:
 def _size() -> os.terminal_size:
     """Return the terminal's size now; COLUMNS and LINES, which shutil believes first, do not follow a resize."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno())
+        size = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):  # no terminal
-        return shutil.get_terminal_size()
+        size = os.terminal_size((0, 0))
+    return size if all(size) else shutil.get_terminal_size()  # a serial line, or a container's, has no size
 
 
 @contextlib.contextmanager

@@ -310,9 +310,12 @@ def test_top_that_is_ended_leaves_the_terminal_as_it_was(server: EmbeddedServer,
                 shown += os.read(ours, 65536)
             return text in shown
 
-        wait_until(lambda: has(b"rq-pooled top"), 30, "a screen")
-        top.terminate()
-        assert top.wait(20) == 128 + signal.SIGTERM
+        try:
+            wait_until(lambda: has(b"rq-pooled top"), 30, "a screen")  # also on a terminal without a size, as this is
+            top.terminate()
+            assert top.wait(20) == 128 + signal.SIGTERM
+        finally:
+            top.kill()
         assert has(b"\x1b[?25h\x1b[?1049l") and b"Traceback" not in shown
     assert termios.tcgetattr(theirs) == before
     os.close(ours)
