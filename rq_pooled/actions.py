@@ -15,12 +15,15 @@ from .sweeper import Sweeper
 MOST, SECONDS = 1000, 2.0
 
 
-def requeue(client: Redis, queue: str, exception: str | None = None, limit: int = MOST) -> dict[str, Any]:
+def requeue(
+    client: Redis, queue: str, exception: str | None = None, limit: int = MOST, exactly: bool = False
+) -> dict[str, Any]:
     """Put failed jobs of a queue back into it, the oldest first; atomic for each job. Blocks for about SECONDS.
 
     Args:
         exception: only those with this exception, with or without its module.
         limit: jobs at most.
+        exactly: only those whose recorded exception is just that: no others of that name, no descendants.
 
     Returns:
         The sweeper's report as a dictionary: ``done``, ``ghosts``, ``changed``, ``unfinished`` …
@@ -29,17 +32,22 @@ def requeue(client: Redis, queue: str, exception: str | None = None, limit: int 
         UnknownQueue, SweepUnderWay: see the sweeper.
         ConfigurationError: an argument cannot be used.
     """
-    return _run(client, queue, Requeue(exceptions=exception or (), limit=min(limit, MOST)))
+    return _run(client, queue, Requeue(exceptions=exception or (), limit=min(limit, MOST), exactly=exactly))
 
 
 def sweep(
-    client: Redis, queue: str, policy: str = "ghosts", exception: str | None = None, older_than: str | None = None
+    client: Redis,
+    queue: str,
+    policy: str = "ghosts",
+    exception: str | None = None,
+    older_than: str | None = None,
+    exactly: bool = False,
 ) -> dict[str, Any]:
     """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them (``purge``).
 
     Args:
         policy: as above.
-        exception: as for ``requeue``; not for ghosts.
+        exception, exactly: as for ``requeue``; not for ghosts.
         older_than: a duration such as ``10m``: only jobs that failed so long ago; not for ghosts.
 
     Returns:
@@ -55,7 +63,7 @@ def sweep(
         raise ConfigurationError(f"policy is {policy!r}: give ghosts, bury or purge")
     age = parse_duration(older_than) if older_than else None
     kind = Bury if policy == "bury" else Purge
-    return _run(client, queue, kind(exceptions=exception or (), older_than=age, limit=MOST))
+    return _run(client, queue, kind(exceptions=exception or (), older_than=age, limit=MOST, exactly=exactly))
 
 
 def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from typing import Any
 from uuid import uuid4
 
 from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .config import Settings, scrub
+from .deadline import clipped
 from .errors import BudgetExceeded
 from .processes import client_rows, process_name, split_name
 from .resp import Command
@@ -86,7 +88,10 @@ class Lease:
             BudgetExceeded: there is no place; the lease is given up.
             redis.exceptions.ConnectionError, TimeoutError: the server is away.
         """
-        with self._lock:
+        left = clipped(None)
+        if not self._lock.acquire(timeout=-1 if left is None else left):
+            raise RedisTimeoutError("another thread has been asking for it, and has no answer yet")
+        try:
             if self.granted and not self.overdue:
                 return self.granted
             if connection is not None:
@@ -102,6 +107,8 @@ class Lease:
                 return self.renew(probe)
             finally:
                 probe.disconnect()
+        finally:
+            self._lock.release()
 
     def renew(self, connection: Any) -> int:
         """Ask for the lease over ``connection`` now, and return the connections granted; raises as ``ensure``."""

@@ -85,8 +85,10 @@ def check(
         ages = _limits(queue_age, lambda text: parse_duration(text, "--queue-age"))
         rates = _limits(failed_rate, lambda text: _share(text, "--failed-rate"))
         shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
+        if names and ages is None:
+            raise ConfigurationError("--queue says which queue, and not what is wrong there: give --queue-age, too")
         client = open_server(url)
-        findings = [_connections(ConnectionGuard(settings, client).level(), shares or (settings.guard_warn, settings.guard_stop))]
+        findings = [_connections(ConnectionGuard(settings, client).level(), settings, shares)]
         if worker is not None:
             findings.append(_alive(client, worker))
         if ages is not None:
@@ -138,9 +140,11 @@ def _judged(value: float, limits: tuple[float, float]) -> int:
     return CRITICAL if value >= limits[1] else WARNING if value >= limits[0] else OK
 
 
-def _connections(level: Level, limits: tuple[float, float]) -> Finding:
+def _connections(level: Level, settings: Settings, asked: tuple[float, float] | None) -> Finding:
+    limits = asked or (settings.guard_warn, settings.guard_stop)
     if level.share is None or level.maxclients is None:
-        return Finding("connections", OK, "the server answers, and does not tell how many connections it has")
+        # Who asks for the share is not to hear that it is well.
+        return Finding("connections", UNKNOWN if asked else OK, "the server answers, and does not tell how many connections it has")
     marks = ";".join(f"{limit * level.maxclients:g}" for limit in limits)
     graph = f"connections={level.connected};{marks};0;{level.maxclients}"
     text = f"{level.connected} of {level.maxclients} connections ({level.share:.1%})"

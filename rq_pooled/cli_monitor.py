@@ -23,7 +23,8 @@ _COUNTED = ("claims", "finished", "failed", "retried", "lost_claims", "stale_ids
 
 def table(rows: Iterable[Sequence[object]], left: int = 1) -> list[str]:
     """Return aligned lines; the first ``left`` columns to the left, the others to the right."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    # A queue may have any name: none may move the cursor, or break a line.
+    texts = [["".join(c if c.isprintable() else "?" for c in str(cell)) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*texts)]
     return [
         "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
@@ -118,7 +119,8 @@ def connection_lines(found: dict[str, Any]) -> list[str]:
     if found["trend_per_minute"] is not None:
         head += f"; {found['trend_per_minute']:+g} a minute"
     if found["steady_growth"]:
-        head += f", growing steadily: full in {found['minutes_left']:g} minutes"
+        left = found["minutes_left"]
+        head += ", growing steadily" + ("" if left is None else f": full in {left:g} minutes")
     lines = [head]
     if found["refused"]:
         lines.append(f"Refused to this user: {', '.join(found['refused'])}; what they would show is missing")

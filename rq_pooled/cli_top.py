@@ -7,6 +7,7 @@ import json
 import os
 import select
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -144,7 +145,8 @@ def _connections(found: dict[str, Any]) -> str:
         return "unknown: the server refuses INFO"
     of = f" of {found['maxclients']} ({found['share']:.0%}) {found['level']}" if found["maxclients"] else ""
     pace = f", {found['trend_per_minute']:+g}/min" if found["trend_per_minute"] else ""
-    growth = f", full in {found['minutes_left']:g} min" if found["steady_growth"] else ""
+    left = found["minutes_left"]  # None where the limit is not known
+    growth = "" if left is None else f", full in {left:g} min"
     orphans = f", {len(found['orphans'])} left behind" if found["orphans"] else ""
     others = sum(other["total"] for other in found["others"])
     return f"{found['connected']}{of}{pace}{growth}; ours {found['ours']}, others {others}{orphans}"
@@ -211,9 +213,10 @@ def draw(lines: Sequence[str], width: int, height: int) -> None:
 def _size() -> os.terminal_size:
     """Return the terminal's size now; COLUMNS and LINES, which shutil believes first, do not follow a resize."""
     try:
-        return os.get_terminal_size(sys.stdout.fileno())
+        size = os.get_terminal_size(sys.stdout.fileno())
     except (OSError, ValueError):  # no terminal
-        return shutil.get_terminal_size()
+        size = os.terminal_size((0, 0))
+    return size if all(size) else shutil.get_terminal_size()  # a serial line, or a container's, has no size
 
 
 @contextlib.contextmanager
@@ -222,6 +225,11 @@ def _terminal() -> Iterator[Any]:
     import termios
     import tty
 
+    def end(signum: int, frame: Any) -> None:
+        sys.exit(128 + signum)
+
+    # Whoever ends it gets the terminal back as it was.
+    handlers = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
     keys = sys.stdin.fileno() if sys.stdin.isatty() else None
     before = termios.tcgetattr(keys) if keys is not None else None
 
@@ -247,3 +255,5 @@ def _terminal() -> Iterator[Any]:
         sys.stdout.flush()
         if keys is not None and before is not None:
             termios.tcsetattr(keys, termios.TCSADRAIN, before)
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)

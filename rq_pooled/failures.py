@@ -13,6 +13,7 @@ from redis import Redis
 from rq.registry import FailedJobRegistry
 from rq.results import Result
 
+from .kinds import recorded_end
 from .pool import get_connection
 
 #: Failed jobs that one call looks at when it has to choose among them, and how many it fetches at once.
@@ -74,7 +75,7 @@ def _entries(client: Redis, names: Sequence[str], offset: int, count: int) -> tu
     for name in names:
         key = FailedJobRegistry.key_template.format(name)
         pipeline.zcard(key)
-        pipeline.zrevrange(key, 0, offset + count - 1, withscores=True)
+        pipeline.zrevrange(key, 0, max(0, offset + count - 1), withscores=True)  # -1 would be all
     replies = pipeline.execute() if names else []
     rows = [
         (score, name, _text(job_id))
@@ -127,12 +128,15 @@ def _unpacked(value: Any, encoded: bool = True) -> str:
 
 def exception_of(text: str) -> tuple[str, str]:
     """Return (name of the exception with its module, or "", and what it says, as one line) of a traceback."""
+    name, said = recorded_end(text)  # the same name by which the sweeper selects
+    if said:
+        return name, said.strip()[:500]
     frames = list(_FRAME.finditer(text))
     start = frames[-1].end() if frames else 0
     match = _EXCEPTION.search(text, start) if frames else None
     said = text[match.start() :] if match else text
     line = next((line for line in said.splitlines() if line.strip()), "")
-    return (match.group(1) if match else ""), line.strip()[:500]
+    return name or (match.group(1) if match else ""), line.strip()[:500]
 
 
 def seconds_of(raw: Any) -> float | None:

@@ -19,6 +19,8 @@ from .samples import Sample, read_samples, trend
 
 log = logging.getLogger("rq_pooled.guard")
 
+#: Among what is refused: reading what processes publish.
+STATISTICS = "ZRANGEBYSCORE"
 #: Roles of the connections of a worker's own process; all others belong to pools.
 WORKER_ROLES = ("command", "listen")
 
@@ -42,7 +44,12 @@ class Check:
         return ours_and_others(self.clients)[1]
 
     def orphans(self, silent_after: float) -> list[dict[str, Any]]:
-        """Return our connections whose process publishes no statistics and has not used them for long."""
+        """Return our connections whose process publishes no statistics and has not used them for long.
+
+        None where the statistics may not be read: nobody knows then who is alive.
+        """
+        if STATISTICS in self.refused:
+            return []
         alive = {(one["host"], one["pid"]) for one in self.ours() if one["alive"]}
         found = []
         for client in self.clients:
@@ -114,7 +121,7 @@ class ConnectionGuard:
         clients = self._ask(refused, "CLIENT LIST", lambda: self.client.client_list()) or []
         if level.connected is None and clients:
             level = level_of(self.settings, len(clients), level.maxclients)
-        processes = self._ask(refused, "EVALSHA", lambda: read_processes(self.client)) or []
+        processes = self._ask(refused, STATISTICS, lambda: read_processes(self.client)) or []
         samples = self._ask(refused, "LRANGE", lambda: read_samples(self.client)) or []
         return Check(level, clients, processes, samples, refused)
 

@@ -72,6 +72,12 @@ class Guarding:
         before, self._level = self._level, level_of(self._settings, connected, maxclients, self._level.name)
         if connected is None or not maxclients:  # said at the start already, see Admission
             self._blind = True
+            self._parent.brake.engaged = False  # nobody would ever release it
+            if before.share is not None:
+                self._parent.log.warning(
+                    "Worker %s: the server does not tell any more how many clients it has: it is not guarded from now on",
+                    self._parent.name,
+                )
             return
         if self._samples:  # from the second look on: a worker that works for a moment leaves nothing behind
             sample = self._parent.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)

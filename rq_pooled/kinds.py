@@ -89,20 +89,25 @@ def recorded_name(text: str) -> str:
 
     What the message of the exception says, tracebacks in it included, does not matter.
     """
-    found, expecting, in_frames, in_group = "", True, False, False
+    return recorded_end(text)[0]
+
+
+def recorded_end(text: str) -> tuple[str, str]:
+    """Return the same name, and the line that it begins, empty where there is none."""
+    found, said, expecting, in_frames, in_group = "", "", True, False, False
     for line in text.splitlines():
         bare = _GROUP_MARGIN.sub("", line) if in_group or line.endswith("+ Exception Group " + _TRACEBACK) else line
         if expecting and bare.endswith(_TRACEBACK):
             in_frames, expecting, in_group = True, False, bare != line
         elif in_frames and bare.strip() and not bare.startswith(" "):
             match = _NAME.match(bare)
-            found, in_frames = match.group() if match else "", False
+            found, said, in_frames = match.group() if match else "", bare, False
         elif bare.strip() in _CHAINED:
             expecting = True
     if not found and _TRACEBACK not in text:
         due = _DUE_TO.search(text)
         found = f"rq.exceptions.{due.group(1)}" if due else ""
-    return found
+    return found, said
 
 
 def _loaded(name: str) -> type[BaseException] | None:

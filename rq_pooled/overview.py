@@ -50,8 +50,12 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
 
 
 def _budgeted(holders: list[dict[str, Any]], settings: Settings) -> int:
-    """Return how many connections the application of BUDGET_NAME holds; without a name all of ours are meant."""
-    return sum(one["total"] for one in holders if settings.budget_name in (None, one["app"]))
+    """Return how many connections count for BUDGET_NAME's application; without a name all of ours are meant.
+
+    Commands and probes reserve nothing, and are gone in a moment.
+    """
+    mine = [one["roles"] for one in holders if settings.budget_name in (None, one["app"])]
+    return sum(count for roles in mine for role, count in roles.items() if role not in ("cli", "probe"))
 
 
 def queue_states(client: Redis, found: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:

@@ -184,7 +184,8 @@ class Pool(BlockingConnectionPool):
             return None
         # A copy of the options, not the pool: nothing may keep it alive but its users.
         options = _with_role(self.connection_kwargs, "probe")
-        return Lease(self.settings, self.max_connections, 1, partial(self.connection_class, **options))
+        probe: Any = hurried(self.connection_class)
+        return Lease(self.settings, self.max_connections, 1, partial(probe, **options))
 
     def resize(self, reason: str, size: int | None) -> None:
         """Use at most ``size`` connections from now on, at least 1; None lifts what was set for the same reason.

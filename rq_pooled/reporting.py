@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
 from .errors import BudgetExceeded
 from .levels import level_of, read_info
@@ -46,6 +46,7 @@ class Reporter:
         self._at = time.monotonic() + self._interval
         self._published = False
         self._level = "ok"
+        self._blind = False
 
     @property
     def _pool(self) -> Pool:
@@ -73,7 +74,7 @@ class Reporter:
             self.start()
             self._look(connection)
         except ResponseError as error:  # no such right, or no memory: the application is not to suffer from it
-            self._at = float("inf") if "NOPERM" in str(error) else self._at
+            self._at = float("inf") if isinstance(error, NoPermissionError) else self._at
             log.warning("pool %s %s: cannot publish statistics: %s", self._pool.role, self._pool.address, error)
         except (RedisError, OSError) as error:
             connection.disconnect()
@@ -95,7 +96,15 @@ class Reporter:
                 connection.disconnect()
                 log.warning("pool %s %s: %s", pool.role, pool.address, error)
                 return
-        connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
+        if self._blind:
+            return
+        try:
+            connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
+        except NoPermissionError as error:  # once: what this process publishes goes on
+            self._blind = True
+            pool.resize("GUARD_STOP", None)
+            log.warning("pool %s %s: not guarded: %s", pool.role, pool.address, error)
+            return
         level = level_of(settings, connected, settings.guard_maxclients or maxclients, self._level)
         if level.name == self._level:
             return

@@ -91,6 +91,7 @@ class Selection:
         functions: dotted names, ``*`` and ``?`` as in file names.
         older_than: seconds since the job failed.
         limit: jobs at most, the oldest first.
+        exactly: exceptions are names as they were recorded: no others of that name, no descendants.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -100,6 +101,7 @@ class Selection:
     functions: Iterable[str] | str = ()
     older_than: float | None = None
     limit: int | None = None
+    exactly: bool = False
     _exceptions: tuple[str, ...] = field(init=False, repr=False, compare=False)
     _functions: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
@@ -123,6 +125,8 @@ class Selection:
 
     def is_meant(self, job: FailedJob) -> bool:
         """Tell whether exception and function are as wanted."""
+        if self.exactly and job.exception not in self._exceptions:
+            return False
         if self._exceptions and not is_recorded_kind(job.exception, self._exceptions):
             return False
         return not self._functions or any(fnmatchcase(job.function, name) for name in self._functions)

@@ -68,6 +68,23 @@ def silent() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.mark.parametrize("threads", [1, 12])
+def test_a_budget_keeps_the_deadline(silent: int, threads: int) -> None:
+    """Asking a silent server for a place in the budget ends with ENQUEUE_DEADLINE, for each of many threads."""
+    settings = {"enqueue_deadline": 1.0, "breaker_delay": 30, "socket_timeout": 20, "socket_connect_timeout": 20}
+    queue = pooled(f"redis://127.0.0.1:{silent}", budget=99, budget_name="shop", max_connections=max(3, threads), **settings)
+    breaker_of(queue)._delay = 0  # as for those who were let in before it opened
+
+    def call(number: int) -> tuple[Any, float]:
+        time.sleep(number * 0.07)  # so that their deadlines end one after another
+        return outcome(lambda: queue.enqueue(JOB, 3))
+
+    with ThreadPoolExecutor(threads) as executor:
+        results = list(executor.map(call, range(threads)))
+    assert {type(error) for error, _ in results} == {ServerUnreachable}
+    assert max(took for _, took in results) < 1.0 + SLACK
+
+
 def test_first_call_within_the_deadline_and_the_next_at_once(silent: int) -> None:
     """The first enqueue tries until ENQUEUE_DEADLINE; while the breaker is open the next ones fail without trying."""
     queue = pooled(f"redis://127.0.0.1:{silent}", enqueue_deadline=0.5, breaker_delay=30)

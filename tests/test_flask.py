@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -333,6 +334,72 @@ def test_a_sweep_under_way_is_409(operator: Any, redis: Redis) -> None:
     assert operator.post("/rq/queues/q/sweep").status_code == 409
     response = operator.post("/rq/queues/q/sweep", data={"page": "1"})
     assert response.status_code == 409 and "under way" in response.text and "<h1>" in response.text
+
+
+def test_what_the_server_refuses_is_503_in_words(start_server: Any) -> None:
+    """Where an ACL refuses a command the page and the endpoints say which with 503; nobody sees a traceback."""
+    one = start_server()
+    one.client().execute_command("ACL", "SETUSER", "web", "on", ">s3cr3t", "~*", "&*", "+@all", "-smembers")
+    app = make_app(f"redis://web:s3cr3t@{one.host}:{one.port}/0", lambda: "write")
+    client = app.test_client()
+    for path in ("", "queues/status", "queues/failed-jobs", "metrics"):
+        response = client.get(f"/rq/{path}")
+        assert response.status_code == 503 and "smembers" in response.text and "s3cr3t" not in response.text
+    assert "Redis refuses" in client.get("/rq/").text
+    response = client.post("/rq/queues/q/requeue", headers={"X-Requested-With": "test"})
+    assert response.status_code == 503 and "smembers" in response.json["error"]
+
+
+def test_a_group_is_known_by_the_name_that_its_button_sends(operator: Any, redis: Redis) -> None:
+    """Failures are grouped by the very name by which they are chosen, whatever an exception is called or says."""
+    inner = 'Traceback (most recent call last):\n  File "far.py", line 1, in f\nKeyError: 1'
+    errors = ["shop.pay.<locals>.Declined: no", f"shop.RemoteError: it said\n{inner}", "ValueError: one"]
+    fail_jobs(redis, "q", errors)
+    jobs = operator.get("/rq/queues/failed-jobs").json["jobs"]
+    names = ["shop.pay.<locals>.Declined", "shop.RemoteError", "ValueError"]
+    assert sorted(job["exception"] for job in jobs) == sorted(names)
+    for name in names:
+        assert operator.post("/rq/queues/q/requeue", json={"exception": name}).json["done"] == 1
+
+
+@pytest.mark.parametrize("action", ["requeue", "sweep"])
+def test_a_groups_buttons_touch_that_group_only(operator: Any, redis: Redis, action: str) -> None:
+    """The buttons beside "Exception" change the jobs counted there: no descendants, no classes of the same name."""
+    fail_jobs(redis, "q", ["Exception: one", "ValueError: two", "shop.Exception: three", "OSError: four"])
+    page = operator.get("/rq/").text
+    forms = [form for form in re.findall(r"<form.*?</form>", page, re.DOTALL) if f'/q/{action}"' in form]
+    (form,) = [form for form in forms if 'value="Exception"' in form]
+    data = dict(re.findall(r'name="(\w+)" value="(.*?)"', form))
+    assert operator.post(f"/rq/queues/q/{action}", data=data).status_code == 303
+    left = operator.get("/rq/queues/failed-jobs").json["jobs"]
+    assert sorted(job["exception"] for job in left) == ["OSError", "ValueError", "shop.Exception"]
+
+
+def test_asking_for_no_failed_jobs_reads_none(operator: Any, redis: Redis) -> None:
+    """limit=0 returns the total alone, without fetching a registry, however long it is."""
+    fail_jobs(redis, "q", ["ValueError: one"])
+    redis.zadd("rq:failed:q", {f"{'x' * 50}-{number}": number for number in range(20_000)})
+    before = redis.info("stats")["total_net_output_bytes"]
+    page = operator.get("/rq/queues/failed-jobs?limit=0").json
+    assert page["total"] == 20_001 and page["jobs"] == []
+    assert redis.info("stats")["total_net_output_bytes"] - before < 100_000
+
+
+def test_commands_and_probes_are_no_part_of_the_budget(server: EmbeddedServer, redis: Redis) -> None:
+    """The page counts against the budget what is reserved from it: a probe or a command in between is not."""
+    others = [Redis.from_url(server.url, client_name=f"rq_pooled:mine:host:1:{role}") for role in ("cli", "probe")]
+    for other in others:
+        other.ping()
+    app = make_app(server.url, lambda: True, RQ_POOLED_BUDGET=7, RQ_POOLED_BUDGET_NAME="mine")
+    assert "1 of the budget of 7" in app.test_client().get("/rq/").text
+    for other in others:
+        other.close()
+
+
+def test_an_address_cannot_put_words_into_the_page(operator: Any) -> None:
+    """The message on the page is what a button has done, not what a link says."""
+    page = operator.get("/rq/?did=requeued&queue=q&count=Call+0800+now.+0")
+    assert page.status_code == 200 and "Call" not in page.text
 
 
 def test_buttons_lead_back_to_the_page(operator: Any, redis: Redis) -> None:

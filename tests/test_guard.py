@@ -248,6 +248,29 @@ def test_at_stop_jobs_open_nothing_new(start_server: Callable[..., EmbeddedServe
         wait_until(lambda: job.get_status() == "finished", what="its end")
 
 
+def test_a_guard_that_becomes_blind_lets_go(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
+    """Where INFO is refused from some moment on, which an ACL may do any time, nobody is held at stop for ever."""
+    server = start_server({"maxclients": 40})
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all")
+    url = f"redis://app:secret@{server.host}:{server.port}/0"
+    pool = Pool(Settings(url=url, heartbeat_interval=0.1))
+    client = Redis(connection_pool=pool)
+    with running_worker(url, "a", log=tmp_path / "log", **FAST) as worker, Crowd(server.url) as crowd:
+        crowd.grow(35)
+        worker.wait_for("guard stop: ")
+        wait_until(lambda: client.ping() and pool.stats()["max"] == 1, what="a pool made smaller")
+        admin.execute_command("ACL", "SETUSER", "app", "-info")
+        worker.wait_for("it is not guarded from now on")
+        wait_until(lambda: client.ping() and pool.stats()["max"] == pool.max_connections, what="the pool's own size")
+        crowd.shrink(20)
+        job = Queue("a", connection=admin).enqueue(stats_jobs.hold_redis, str(tmp_path), "go")
+        (tmp_path / "go").touch()
+        wait_until(lambda: job.get_status() == "finished", what="a job that uses Redis")
+        assert worker.output().count("not guarded") == 1
+    pool.disconnect()
+
+
 def test_at_stop_a_web_pool_makes_do_with_what_it_uses(start_server: Callable[..., EmbeddedServer]) -> None:
     """A web process closes idle connections and opens none while the server is full, and goes on when it is not."""
     server = start_server({"maxclients": 40})
@@ -340,6 +363,23 @@ def test_orphans_are_listed_and_reaped_on_request(start_server: Callable[..., Em
         assert "lost the server" not in worker.output()
         names = [entry["name"] for entry in server.client().client_list()]
         assert "rq_pooled:shop:gone:77:web" in names and "rq_pooled:shop:gone:77:command" not in names
+
+
+def test_nobody_is_called_gone_by_who_may_not_read_statistics(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A user without the right to read what processes publish sees no orphans, and reaps nobody."""
+    server = start_server({"maxclients": 40})
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "watch", "on", ">secret", "resetkeys", "~other", "&*", "+@all")
+    left = Redis.from_url(server.url, client_name="rq_pooled:shop:host:77:command")
+    left.ping()
+    settings = {"heartbeat_interval": 0.2, "heartbeat_ttl": 1.0}
+    guard = guard_of(server, **settings)
+    wait_until(lambda: guard.describe()["orphans"], 20, "an orphan")
+    blind = guard_of(server, Redis.from_url(f"redis://watch:secret@{server.host}:{server.port}/0"), **settings)
+    found = blind.describe()
+    assert found["orphans"] == [] and "ZRANGEBYSCORE" in found["refused"] and found["ours"] >= 1
+    assert blind.reap() == []
+    left.close()
 
 
 def test_a_lost_server_is_an_error_not_a_refusal(start_server: Callable[..., EmbeddedServer]) -> None:

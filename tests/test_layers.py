@@ -54,7 +54,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "queue": (3, "errors config backoff pool enqueueing failfast retry rq redis"),
     "retry": (3, "backoff errors kinds rq"),
     "rescue": (3, "scripts rq redis"),
-    "budget": (2, "config errors processes resp scripts redis"),
+    "budget": (2, "config deadline errors processes resp scripts redis"),
     "sizes": (0, ""),
     "levels": (2, "config"),
     "samples": (2, "scripts redis"),
@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "arbiter": (4, "below parent slots outcomes wakeup upkeep scheduling stalls orphans link guarding horse_requests claiming control stopping redis"),
     "worker": (4, "below admission arbiter parent rq redis click"),
     "scheduler": (4, "below rq_scheduler redis rq"),
-    "failures": (3, "pool rq redis"),
+    "failures": (3, "kinds pool rq redis"),
     "health": (4, "config deadline errors failures guard levels pool processes sockets rq redis"),
     "metrics": (4, "config health prometheus_client redis"),
     # Web pages, on any framework or none.

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import termios
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from rq import Queue
 from support import TESTS, running_worker, wait_until
 
 from rq_pooled import health
+from rq_pooled.cli_monitor import connection_lines, table
 from rq_pooled.cli_top import Paces, screen
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
@@ -141,6 +144,7 @@ def test_check(server: EmbeddedServer, busy: Any) -> None:
         (("--queue-age", "0:1h", "--queue", "unheard"), 0, "queue unheard is unknown, so empty"),
         (("--connection-share", "0:100%"), 1, "WARNING - "),
         (("--connection-share", "0"), 2, "CRITICAL - "),
+        (("--queue", "alone"), 3, "UNKNOWN - --queue says which queue, and not what is wrong there: give --queue-age"),
         (("--queue-age", "soon"), 3, "UNKNOWN - --queue-age is soon"),
         (("--failed-rate", "2"), 3, "UNKNOWN - --failed-rate is 2"),
         (("--queue-age", "2h:1h"), 3, "UNKNOWN - 2h:1h warns later than it is critical"),
@@ -197,6 +201,8 @@ def test_restricted_users_see_what_they_may(start_server: Callable[..., Embedded
     assert shown.returncode == 0 and "Refused to this user: INFO, CONFIG GET, CLIENT LIST" in shown.stdout
     assert run(url, "connections", RQ_POOLED_GUARD_MAXCLIENTS="40").returncode == 0
     assert run(url, "check").stdout.startswith("OK - the server answers")
+    asked = run(url, "check", "--connection-share", "0.8:0.9")
+    assert asked.returncode == 3 and asked.stdout.startswith("UNKNOWN - the server answers")
     assert run(url, "top").returncode == 0
     assert "rq_pooled_up 1.0" in metrics(Redis.from_url(url))
     reaped = run(url, "connections", "--reap")
@@ -287,6 +293,33 @@ def test_top_in_a_terminal(server: EmbeddedServer, redis: Redis, busy: Any, tmp_
     assert "connections" in lines[1]
     top.type("q")
     assert top.wait_for("ended with 0")
+
+
+def test_top_that_is_ended_leaves_the_terminal_as_it_was(server: EmbeddedServer, redis: Redis) -> None:
+    """SIGTERM ends top as Ctrl-C does: the cursor, the screen and the keys are the shell's again."""
+    ours, theirs = os.openpty()
+    before = termios.tcgetattr(theirs)
+    line = [sys.executable, "-m", "rq_pooled", "top", "--interval", "0.2"]
+    streams = {"stdin": theirs, "stdout": theirs, "stderr": theirs}
+    with subprocess.Popen(line, env=environment(server.url), start_new_session=True, **streams) as top:
+        shown = b""
+
+        def has(text: bytes) -> bool:
+            nonlocal shown
+            while select.select([ours], [], [], 0)[0]:
+                shown += os.read(ours, 65536)
+            return text in shown
+
+        try:
+            wait_until(lambda: has(b"rq-pooled top"), 30, "a screen")  # also on a terminal without a size, as this is
+            top.terminate()
+            assert top.wait(20) == 128 + signal.SIGTERM
+        finally:
+            top.kill()
+        assert has(b"\x1b[?25h\x1b[?1049l") and b"Traceback" not in shown
+    assert termios.tcgetattr(theirs) == before
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer], terminal: Any) -> None:
@@ -458,3 +491,17 @@ def test_pool_stats_asks_nobody() -> None:
     found = health.pool_stats()
     assert found["max"] >= 10 and {"max", "created", "available", "in_use", "role", "address"} <= set(found["pools"][0])
     del pool
+
+
+def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
+    """Where the limit is not known, steady growth is told without the time that is left."""
+    found = {**health.connections(redis), "maxclients": None, "share": None, "level": "unknown"}
+    found.update(connected=9, trend_per_minute=2.5, steady_growth=True, minutes_left=None)
+    assert connection_lines(found)[0] == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
+    screenful = screen({"time": 0, "address": "x", "connections": found, "processes": [], "queues": []}, 80, 24)
+    assert screenful[1].startswith("connections  9, +2.5/min; ours")
+
+
+def test_no_name_can_write_to_the_terminal() -> None:
+    """Whatever a queue is called, a table has a line per row and no escapes."""
+    assert table([["red\x1b[31m\nx", 1]]) == ["red?[31m?x  1"]

@@ -265,3 +265,22 @@ def test_a_stopped_job_is_a_failure(redis: Redis, server: EmbeddedServer, tmp_pa
         assert (counters["failed"], counters["horses_replaced"]) == (1, 1)
         os.kill(worker.pid, signal.SIGTERM)
         assert worker.wait() == 0
+
+
+def test_where_info_is_refused_a_web_process_publishes_on_and_says_so_once(
+    start_server: Callable[..., EmbeddedServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that refuses INFO is not guarded by web processes; their statistics are published all the same."""
+    server = start_server()
+    admin = server.client()
+    admin.execute_command("ACL", "SETUSER", "web", "on", ">secret", "~*", "&*", "+@all", "-info")
+    pool = Pool(Settings(url=f"redis://web:secret@{server.host}:{server.port}/0", heartbeat_interval=0.05))
+    client = Redis(connection_pool=pool)
+    for _ in range(4):
+        wait_until(lambda: client.ping() and health.processes(admin), what="statistics")
+        admin.flushall()
+    assert [record.message for record in caplog.records if "info" in record.message] == [
+        f"pool web {pool.address}: not guarded: User web has no permissions to run the 'info' command"
+    ]
+    assert "cannot publish" not in caplog.text and "secret" not in caplog.text
+    pool.disconnect()
