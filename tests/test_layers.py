@@ -74,7 +74,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "surroundings": (0, ""),
     "horse_worker": (3, "attempts once recorder retry success rq"),
     "horse": (3, "attempts channel claims hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings"),
-    "warmup": (3, "recorder resp success rq"),
+    "warmup": (3, "channel recorder resp success rq"),
     "ledger": (3, "claims config resp scripts rq"),
     "server": (3, "errors redis"),
     "boot": (3, "errors config backoff loop connections redis"),

@@ -279,8 +279,8 @@ def test_where_info_is_refused_a_web_process_publishes_on_and_says_so_once(
     for _ in range(4):
         wait_until(lambda: client.ping() and health.processes(admin), what="statistics")
         admin.flushall()
-    assert [record.message for record in caplog.records if "info" in record.message] == [
-        f"pool web {pool.address}: not guarded: User web has no permissions to run the 'info' command"
-    ]
+    (said,) = [record.message for record in caplog.records if "info" in record.message]
+    assert said.startswith(f"pool web {pool.address}: not guarded: ")  # the rest is the server's words
+    assert said.endswith(" has no permissions to run the 'info' command")
     assert "cannot publish" not in caplog.text and "secret" not in caplog.text
     pool.disconnect()
