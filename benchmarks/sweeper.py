@@ -37,14 +37,17 @@ _TRACEBACK = (
 )
 # A process of its own: its memory is that of a sweep, and of nothing else.
 _PROGRAM = """
-import json, resource, sys, time
+import json, re, resource, sys, time
 from redis import Redis
 from rq_pooled.sweeper import Sweeper
 from rq_pooled.policies import Bury, Purge, Requeue
 began = time.perf_counter()
 (report,) = Sweeper("bench", Redis.from_url(sys.argv[1]), eval(sys.argv[2])).run(dry_run=sys.argv[3] == "dry")
 seconds = time.perf_counter() - began
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 1024 ** 2)
+try:  # ru_maxrss of a new process begins with what its parent held when it started it
+    peak = int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
+except OSError:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 ** 2
 print(json.dumps([seconds, peak, report.done]))
 """
 
