@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import NoScriptError
 
 from .resp import Command
-from .scripts import Scripts
-
-
-@cache
-def scripts() -> Scripts:
-    """Return this process's one object that knows the scripts."""
-    return Scripts()
+from .scripts import shared_scripts
 
 
 def run_script(connection: Redis, command: Command) -> Any:
@@ -28,6 +21,6 @@ def run_script(connection: Redis, command: Command) -> Any:
     try:
         return client.execute_command(*command)
     except NoScriptError:  # nothing was done
-        for load in scripts().load():
+        for load in shared_scripts().load():
             client.execute_command(*load)
         return client.execute_command(*command)

@@ -23,11 +23,12 @@ from rq.queue import EnqueueData
 from rq.scripts import _build_hset_args
 from rq.utils import as_text
 
-from .client_scripts import run_script, scripts
+from .client_scripts import run_script
 from .durations import parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .limits import Limit, declare_limit, make_limit
 from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
+from .scripts import shared_scripts
 from .unique import call_key
 
 #: Longest text of a spent-once key.
@@ -198,7 +199,7 @@ class AdmittingQueue(rq.Queue):
 
     def _ask(self, admission: Admission, jobs: list[tuple[Job, bool]], replace: bool) -> tuple[str, str]:
         """Run enqueue.lua; return its verdict and what belongs to it."""
-        command = scripts().enqueue(
+        command = shared_scripts().enqueue(
             self.key,
             admission.max_length,
             replace,

@@ -20,7 +20,7 @@ from rq.utils import as_text, now, utcformat
 
 from .errors import SweepUnderWay, UnknownQueue
 from .resp import Command
-from .scripts import Lock, Scripts, dead_letters_key, sweep_lock_key
+from .scripts import Lock, dead_letters_key, shared_scripts, sweep_lock_key
 from .selection import FailedJob, Selection
 
 #: Jobs that one command reads or changes, and entries that one looks at for ghosts: each takes about 1 ms.
@@ -55,7 +55,7 @@ class FailedJobs:
     def __init__(self, execute: Execute, dead: bool = False) -> None:
         self._execute = execute
         self._dead = dead
-        self._scripts = Scripts()
+        self._scripts = shared_scripts()
 
     def registry(self, queue: str) -> str:
         """Return the registry's key."""

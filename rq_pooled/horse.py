@@ -239,12 +239,12 @@ class HorseProcess:
         """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
         # Here, since who has no scheduler needs none of this.
         from .moving import BATCH, Lock, Mover
-        from .scripts import SCHEDULER_LOCK, Scripts
+        from .scripts import SCHEDULER_LOCK, shared_scripts
 
         worker, relay = self._worker, Relay(self._channel, self._recorder)
         try:
             with relay.carry():
-                scripts = Scripts()
+                scripts = shared_scripts()
                 mover = Mover(
                     self._recorder, relay.run_script, scripts, worker.job_class, worker.queue_class, worker.log
                 )

@@ -11,7 +11,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
@@ -76,9 +76,9 @@ class Outcome:
         """Return about how many bytes it holds."""
         return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents))
 
-    def kept(self) -> Outcome:
-        """Return what is needed to record it again; not the job's data, which may be large."""
-        return replace(self, claim=self.claim._replace(raw={}), receipt_for=None, again=True)
+    def on_recorded(self) -> None:
+        """Keep what is needed to record it again; not the job's data, which may be large."""
+        self.claim, self.again = self.claim._replace(raw={}), True
 
 
 def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:

@@ -12,10 +12,10 @@ from typing import NamedTuple
 
 from redis import Redis
 
-from .client_scripts import run_script, scripts
+from .client_scripts import run_script
 from .durations import parse_duration, show_duration
 from .errors import ConfigurationError
-from .scripts import LIMITS
+from .scripts import LIMITS, shared_scripts
 
 #: Starts that are remembered per queue, and the longest time for which.
 MAX_STARTS, MAX_PERIOD = 100_000, 366 * 86_400
@@ -76,19 +76,19 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
     """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
-    found = _read(run_script(connection, scripts().limit(queue, "code", limit.written())))
+    found = _read(run_script(connection, shared_scripts().limit(queue, "code", limit.written())))
     assert found is not None
     return found
 
 
 def set_limit(connection: Redis, queue: str, limit: Limit) -> None:
     """Have ``limit`` hold for the queue, whatever code declares, until it is cleared. Waits for Redis."""
-    run_script(connection, scripts().limit(queue, "operator", limit.written()))
+    run_script(connection, shared_scripts().limit(queue, "operator", limit.written()))
 
 
 def clear_limit(connection: Redis, queue: str) -> LimitInForce | None:
     """Remove an operator's limit, or else the declared one; return what is in force then. Waits for Redis."""
-    return _read(run_script(connection, scripts().limit(queue, "clear", "")))
+    return _read(run_script(connection, shared_scripts().limit(queue, "clear", "")))
 
 
 def limits_in_force(connection: Redis) -> dict[str, LimitInForce]:

@@ -28,11 +28,6 @@ def once_key(key: str) -> str:
     return f"rq_pooled:once:{key}"
 
 
-def running_key(key: str) -> str:
-    """Return the name under which the claim of the job is kept that has this key and runs."""
-    return f"rq_pooled:once-running:{key}"
-
-
 def duplicate_of(raw: Mapping[bytes, bytes]) -> str | None:
     """Return the id of the job that spent the key of a claimed job, None if it is to be run."""
     found = raw.get(SPENDER_FIELD.encode())

@@ -46,8 +46,6 @@ class Orphans:
         self._keys_cursor = "0"
         self._removed = 0
         self._in_round = False
-        #: How many ids were put back from intermediate lists, and entries without a job removed.
-        self.rescued = self.ghosts = 0
 
     def start(self) -> None:
         """Begin."""
@@ -83,7 +81,6 @@ class Orphans:
                 parent.log.error("Worker %s: cannot look at intermediate queues: %s", parent.name, replies[0])
                 return
             rescued = [(job_id.decode(), key.decode()) for job_id, key, back in replies[0] if back]
-            self.rescued += len(rescued)
             for job_id, key in rescued:
                 parent.log.warning(
                     "Worker %s: job %s was left in %s:intermediate; put back into its queue", parent.name, job_id, key
@@ -134,7 +131,6 @@ class Orphans:
             cursor, removed = replies[0]
             self._cursor = cursor.decode()
             self._removed += removed
-            self.ghosts += removed
             self._parent.loop.call_later(PAUSE, self._next_page)
 
         self._page = Exchange([command], on_replies, lambda _error: self._end_round())

@@ -141,8 +141,9 @@ class Outcomes:
             self._on_refused(outcome, result)
 
     def _keep(self, outcome: Outcome) -> None:
+        outcome.on_recorded()
         now, size = time.monotonic(), outcome.size()
-        self._recorded.append((now, size, outcome.kept()))
+        self._recorded.append((now, size, outcome))
         self._recorded_bytes += size
         self._forget(now - KEPT_FOR)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from redis import Redis
 from rq.utils import as_text, utcparse
 
-from .scripts import Scripts
+from .client_scripts import run_script
+from .scripts import shared_scripts
 
 #: Ids or keys of one command.
 PAGE = 1000
@@ -86,18 +87,11 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
         lost: as found.
         apply: False only tells which would be.
     """
-    scripts, back = Scripts(), set()
+    back = set()
     for start in range(0, len(lost), FEW):
-        command = scripts.rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
-        back |= {as_text(job_id) for job_id in _run(connection, scripts, command)}
+        command = shared_scripts().rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
+        back |= {as_text(job_id) for job_id in run_script(connection, command)}
     return [job for job in lost if job.id in back]
-
-
-def _run(connection: Redis, scripts: Scripts, command: Any) -> Any:
-    execute: Any = connection.execute_command
-    for load in scripts.load():
-        execute(*load)
-    return execute(*command)
 
 
 def _listed(connection: Redis) -> Iterator[str]:

@@ -22,13 +22,13 @@ from rq.job import Job
 from rq.utils import as_text
 
 from .backoff import reconnect_delays
-from .client_scripts import run_script, scripts
+from .client_scripts import run_script
 from .config import Settings, scrub
 from .connections import check_away
 from .moving import BATCH, Lock, Mover, next_cron_time
 from .pool import get_connection
 from .queue import Queue
-from .scripts import SCHEDULED_JOBS, SCHEDULER_LOCK
+from .scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
 
 with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -73,7 +73,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         self._mover = Mover(
             self.connection,
             lambda command: run_script(self.connection, command),
-            scripts(),
+            shared_scripts(),
             self.job_class,
             self.queue_class,
             self.log,
@@ -193,7 +193,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         """Give the lock back, if it is ours still."""
         if self._lock_acquired:
             self._lock_acquired = False
-            run_script(self.connection, scripts().unlock(SCHEDULER_LOCK, self._lock.token))
+            run_script(self.connection, shared_scripts().unlock(SCHEDULER_LOCK, self._lock.token))
 
     def register_birth(self) -> None:
         """Say that this scheduler begins. Raises ValueError if another one has its name."""

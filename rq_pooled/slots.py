@@ -192,19 +192,18 @@ class Slots:
             self.kill(slot)
         return sorted(claims, key=lambda claim: claim.created_at)
 
-    def renew_worn(self) -> None:
-        """Replace horses that should have been, but had a claim under way."""
-        if any(slot.worn and slot.free for slot in self._slots):
-            self.replace()
-
     def replace(self) -> None:
         """Replace all horses, those that run a job when it has ended."""
         for slot in self.regular():
-            if slot.free and slot.horse is not None:
+            slot.worn = True
+        self.renew_worn()
+
+    def renew_worn(self) -> None:
+        """Replace the horses that are to be, as far as they have nothing to do; others come when they are free."""
+        for slot in self.regular():
+            if slot.worn and slot.free and slot.horse is not None:
                 self._prefork.retire(slot.horse)
                 self._spawn(slot)
-            else:
-                slot.worn = True
 
     def receive(self, slot: Slot) -> None:
         """Take what the slot's horse has sent until now, before it is killed: a complete outcome wins."""

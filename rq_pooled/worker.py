@@ -387,9 +387,6 @@ class Worker(rq.worker.Worker):
             self.log.warning("Worker %s: not tested with rq %s, but with %s", self.name, self.version, TESTED_RQ)
         for line in misspelt():
             self.log.warning("Worker %s: %s", self.name, line)
-        for info in Settings.describe():
-            if "not in effect yet" in info.description and getattr(settings, info.name) != info.default:
-                self.log.warning("Worker %s: %s has no effect yet", self.name, info.env[0])
         if ROLES + settings.concurrency > settings.max_connections:
             self.log.warning(
                 "Worker %s: with CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, beyond "
