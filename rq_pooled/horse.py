@@ -26,7 +26,7 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 from rq.utils import now
 
-from . import attempts, hooks, once
+from . import attempts, dates, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .horse_worker import HorseMixin
@@ -80,6 +80,7 @@ class HorseProcess:
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
+        dates.use_in_jobs()
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
         worker.scheduler = None
@@ -260,7 +261,7 @@ class HorseProcess:
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
         execution.created_at = execution.last_heartbeat = _from_timestamp(claim.created_at)
         worker.execution = execution
-        worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize(), self._read)
+        worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
         job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
         job.restore(claim.raw)
         worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
@@ -374,7 +375,7 @@ class HorseProcess:
         """Leave nothing of a job to the next one; return whether this process should end instead."""
         self._recorder.running = None
         pool: Any = self._recorder.connection_pool
-        if pool.stats()["created"]:
+        if pool.in_touch:
             # Also after an interrupted read, which would give the next caller somebody else's reply.
             pool.disconnect()
         self._surroundings.restore()

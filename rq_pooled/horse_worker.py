@@ -65,7 +65,7 @@ class HorseMixin(Worker):
             and is_plain(job, self.raw, self.before, result_ttl)
         ):
             assert job.ended_at and job.started_at
-            self.tape.plain(plain_success(job, self.execution, self.key, self.name, result_ttl))
+            self.tape.plain(plain_success(job, self.execution, self.name, result_ttl))
             self.execution = None
             what = job.description if self.log_job_description else job.id
             line = "Successfully completed %s job in %ss on worker %s"

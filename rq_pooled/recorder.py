@@ -37,7 +37,7 @@ class Tape:
 
     Args:
         job_id, execution_id: the claim.
-        execution: the fields of the execution's hash, as the claim script wrote them.
+        execution: gives the fields of the execution's hash, as the claim script wrote them.
         read: answers all other reads.
     """
 
@@ -45,7 +45,7 @@ class Tape:
         self,
         job_id: str,
         execution_id: str,
-        execution: dict[str, Any],
+        execution: Callable[[], dict[str, Any]],
         read: Reader,
     ) -> None:
         #: The job succeeded; its status does not tell, for one that repeats is scheduled then.
@@ -57,39 +57,48 @@ class Tape:
         self._job_key = Job.key_for(job_id).encode()
         self._dependents_key = Job.dependents_key_for(job_id).encode()
         self.status = b"started"
-        member = f"{job_id}:{execution_id}".encode()
-        flat = [part.encode() for field in execution.items() for part in map(str, field)]
-        self._known: dict[tuple[bytes, ...], Any] = {
-            (b"ZRANGE", b"rq:executions:" + job_id.encode(), b"0", b"-1"): [execution_id.encode()],
-            (b"HGETALL", b"rq:execution:" + member): flat,
-        }
-        # Dependents are enqueued in a step of their own, see expect_dependents: here there are none, and the commit
-        # looks whether that is true.
-        self._known[(b"SMEMBERS", self._dependents_key)] = []
+        self._member = f"{job_id}:{execution_id}"
+        self._execution = execution
+        self._known: dict[tuple[bytes, ...], Any] | None = None
+
+    def _what_is_known(self) -> dict[tuple[bytes, ...], Any]:
+        """Return the replies to reads that need not be sent; made when there is a first read, most jobs need none."""
+        if self._known is None:
+            member, (job_id, _, execution_id) = self._member.encode(), self._member.encode().rpartition(b":")
+            flat = [part.encode() for field in self._execution().items() for part in map(str, field)]
+            self._known = {
+                (b"ZRANGE", b"rq:executions:" + job_id, b"0", b"-1"): [execution_id],
+                (b"HGETALL", b"rq:execution:" + member): flat,
+                # Dependents are enqueued in a step of their own, see expect_dependents: here there are none, and the
+                # commit looks whether that is true.
+                (b"SMEMBERS", self._dependents_key): [],
+            }
+        return self._known
 
     def answer(self, words: list[bytes]) -> Any:
         """Return the raw reply to a read."""
         command = tuple(words)
         if command == (b"HGET", self._job_key, b"status"):
             return self.status
-        if command in self._known:
+        known = self._what_is_known()
+        if command in known:
             if words[1] == self._dependents_key and not self.guards:
                 self.guards.append((b"0", [b"EXISTS", self._dependents_key]))
-            return self._known[command]
+            return known[command]
         ((digest, reply),) = self._read([words])
         self.guards.append((digest, words))
         return reply
 
-    def plain(self, commands: list[list[Any]]) -> None:
-        """Take the commands of a success that knows of no dependents; their words need no encoding yet."""
+    def plain(self, command: list[Any]) -> None:
+        """Take the command of a success that knows of no dependents; its words need no encoding yet."""
         self.guards = [(b"0", [b"EXISTS", self._dependents_key])]
-        self.commands = commands
+        self.commands = [command]
         self.status = b"finished"
         self.succeeded = True
 
     def expect_dependents(self) -> None:
         """From here on ask the server for the dependents, and let what it says guard the commit."""
-        self._known.pop((b"SMEMBERS", self._dependents_key), None)
+        self._what_is_known().pop((b"SMEMBERS", self._dependents_key), None)
         self.guards, self.commands = [], []
 
     def write(self, words: list[bytes]) -> None:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found] # CPython and PyPy have it, typeshed does not
 import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
+
+#: What stands behind signal.getsignal and signal.signal, which look up an enum's member for each answer: that takes
+#: longer than all else here.
+_getsignal: Callable[[int], Any] = _signal.getsignal
+_setsignal: Callable[[int, Any], Any] = _signal.signal
+_SIGALRM, _SIG_DFL = int(signal.SIGALRM), int(signal.SIG_DFL)
 
 
 class Surroundings:
@@ -15,7 +24,7 @@ class Surroundings:
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
     def __init__(self) -> None:
-        self._handlers = {signum: signal.getsignal(signum) for signum in self._SIGNALS}
+        self._handlers = {int(signum): _getsignal(int(signum)) for signum in self._SIGNALS}
         self._threads = threading.active_count()
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -31,10 +40,11 @@ class Surroundings:
     def restore(self) -> None:
         """Stop timers, give back handlers, umask and directory, write out what is buffered."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        if _getsignal(_SIGALRM) != _SIG_DFL:
+            _setsignal(_SIGALRM, _SIG_DFL)
         for signum, handler in self._handlers.items():
-            if signal.getsignal(signum) is not handler:
-                signal.signal(signum, handler)
+            if _getsignal(signum) is not handler:
+                _setsignal(signum, handler)
         os.umask(self._umask)
         if self._directory is not None:
             with contextlib.suppress(OSError):

@@ -46,8 +46,8 @@ def _run(recorder: Recorder) -> None:
     execution = Execution("warm-up", job.id, recorder, worker_name="warm-up")
     execution.serialize()
     if is_plain(job, raw, before, 500):
-        commands = plain_success(job, execution, "rq:worker:warm-up", "warm-up", 500)
-        Inbox().feed(encode(("outcome", "finished", (len(commands), *pack_runs(commands)))))
+        command = plain_success(job, execution, "warm-up", 500)
+        Inbox().feed(encode(("outcome", "finished", (1, *pack_runs([command])))))
 
 
 def _bytes(value: object) -> bytes:

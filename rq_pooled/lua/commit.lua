@@ -4,7 +4,10 @@
 -- ARGV[1]     now, as RQ formats a date        ARGV[2]  this worker's claims hash
 -- ARGV[3..]   per outcome: job id, execution id, wip queue, worker name, number of guards, number of commands, then
 --             per guard: expected reply as reads.lua digests it, number of words, word ...
---             per command: number of words, word ...
+--             per command: number of words, word ... One named PLAIN_SUCCESS stands for those of success.py; its words
+--             are worker name, origin, started_at, ended_at and last_heartbeat as RQ formats a date, when the
+--             execution began and ended and how long the job ran in seconds, score in the finished registry,
+--             result_ttl, and what the job returned, unless that was None
 -- returns     one of these per outcome: ok | lost (the claim is gone: nothing was recorded) | changed (a guard's
 --             reply differs: nothing was recorded) | error text (a command failed: the claim stands)
 --
@@ -47,6 +50,37 @@ local function refused(command, key, words)
   end
 end
 
+-- Return the commands of RQ's handler for a plain success of the job, whose words begin at ARGV[w].
+local function plain_success(id, execution, w, words)
+  local worker, job, results = 'rq:worker:' .. ARGV[w + 1], 'rq:job:' .. id, 'rq:results:' .. id
+  local ttl = ARGV[w + 10]
+  local entry = { 'XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', ARGV[w + 1] }
+  if words > 11 then
+    entry[11], entry[12] = 'return_value', ARGV[w + 11]
+  end
+  local n = #entry
+  entry[n + 1], entry[n + 2] = 'execution_id', execution
+  entry[n + 3], entry[n + 4] = 'execution_started_at', ARGV[w + 6]
+  entry[n + 5], entry[n + 6] = 'execution_ended_at', ARGV[w + 7]
+  local commands = {
+    { 'HINCRBY', worker, 'successful_job_count', '1' },
+    { 'HINCRBYFLOAT', worker, 'total_working_time', ARGV[w + 8] },
+    { 'HSET', job, 'status', 'finished', 'started_at', ARGV[w + 3], 'ended_at', ARGV[w + 4],
+      'last_heartbeat', ARGV[w + 5], 'worker_name', ARGV[w + 1] },
+    entry,
+    { 'ZADD', 'rq:finished:' .. ARGV[w + 2], ARGV[w + 9], id }
+  }
+  if tonumber(ttl) > 0 then
+    commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
+    commands[8] = { 'EXPIRE', job .. ':dependents', ttl }
+  elseif ttl == '-1' then
+    commands[6] = { 'PERSIST', results }
+  else -- Redis deletes a key whose expiry lies in the past, and so does RQ with it
+    commands[6] = { 'EXPIRE', results, ttl }
+  end
+  return commands
+end
+
 local results, freed, at = {}, {}, 3
 while at <= #ARGV do
   local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -68,22 +102,37 @@ while at <= #ARGV do
     end
     at = at + 2 + words
   end
-  local first = at
+  local first, plain = at, nil
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
-    if result == 'ok' then
+    if result ~= 'ok' then -- only to find where the next outcome begins
+    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
+      plain = plain_success(id, execution, at + 1, words)
+      for _, command in ipairs(plain) do
+        result = refused(command[1], command[2], #command) or result
+      end
+    else
       result = refused(ARGV[at + 1], ARGV[at + 2], words) or 'ok'
     end
     at = at + 1 + words
   end
-  at = first
-  for _ = 1, commands do
-    local words = tonumber(ARGV[at])
+  local function apply(...)
     if result == 'ok' then
-      local reply = redis.pcall(unpack(ARGV, at + 1, at + words))
+      local reply = redis.pcall(...)
       if type(reply) == 'table' and reply.err then
         result = reply.err
       end
+    end
+  end
+  at = first
+  for _ = 1, commands do
+    local words = tonumber(ARGV[at])
+    if ARGV[at + 1] == 'PLAIN_SUCCESS' and plain then
+      for _, command in ipairs(plain) do
+        apply(unpack(command))
+      end
+    elseif result == 'ok' then
+      apply(unpack(ARGV, at + 1, at + words))
     end
     at = at + 1 + words
   end
