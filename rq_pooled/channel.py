@@ -8,6 +8,7 @@ forks of one interpreter, so its version never differs.
 from __future__ import annotations
 
 import marshal
+import select
 import socket
 import struct
 from collections import deque
@@ -58,6 +59,10 @@ class ChildChannel:
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._socket.setblocking(True)
+        # Linux wakes whoever sleeps in recv, for nothing, whenever the parent has read what was sent before; whoever
+        # sleeps in poll it does not. Without this a horse woke up 1.7 times per job.
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
         self._inbox = Inbox()
         self._messages: deque[Any] = deque()
 
@@ -68,6 +73,7 @@ class ChildChannel:
     def receive(self) -> Any:
         """Return the next message, waiting for it without bound. Raises EOFError when the parent closed its end."""
         while not self._messages:
+            self._poll.poll()
             data = self._socket.recv(_CHUNK)
             if not data:
                 raise EOFError("the parent closed the channel")

@@ -74,12 +74,13 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
     which a plain job does not have.
     """
     assert job.started_at and job.ended_at and job.last_heartbeat
-    ended = job.ended_at.timestamp()
+    ended, ended_at = job.ended_at.timestamp(), write_date(job.ended_at)
+    heartbeat = ended_at if job.last_heartbeat is job.ended_at else write_date(job.last_heartbeat)
     # RQ's registry takes -1 for ever as the score +inf, and any other negative number as it is.
     score: Any = int(ended) + result_ttl if result_ttl > 0 else "+inf" if result_ttl == -1 else result_ttl
     return [
         *(PLAIN_SUCCESS, worker_name, job.origin),
-        *(write_date(job.started_at), write_date(job.ended_at), write_date(job.last_heartbeat)),
+        *(write_date(job.started_at), ended_at, heartbeat),
         *(execution.created_at.timestamp(), ended, repr((job.ended_at - job.started_at).total_seconds())),
         *(score, result_ttl),
         *(() if job._result is None else (b64encode(_serialized(job)),)),

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import select
 import socket
 import struct
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import wait_until
 
 from rq_pooled.channel import MAX_MESSAGE, ChildChannel, Inbox, ParentChannel, encode
 
@@ -159,3 +163,34 @@ def test_objects_with_code_do_not_travel() -> None:
         encode(object())
     with pytest.raises(ValueError):
         encode(ValueError("an exception"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts what Linux's scheduler does")
+def test_a_waiting_horse_sleeps_while_the_parent_reads() -> None:
+    """A horse that waits for its next task is woken by that task only, not by the parent taking its last answer."""
+    ours, theirs = socket.socketpair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            channel = ChildChannel(theirs)
+            channel.send("answer")
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw
+            channel.receive()
+            channel.send(resource.getrusage(resource.RUSAGE_SELF).ru_nvcsw - before)
+        finally:
+            os._exit(0)
+    theirs.close()
+
+    def sleeps() -> bool:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
+
+    parent = ParentChannel(ours)
+    answers: list[Any] = []
+    wait_until(sleeps)
+    answers += parent.receive()
+    wait_until(sleeps)
+    parent.send("task")
+    wait_until(lambda: answers.extend(parent.receive()) or len(answers) == 2)
+    os.waitpid(pid, 0)
+    parent.close()
+    assert answers == ["answer", 1]

@@ -145,7 +145,7 @@ while at <= #ARGV do
     if current == id then
       redis.pcall('HDEL', worker, 'current_job')
     end
-    if (not current or current == id) and redis.pcall('EXISTS', worker) == 1 then
+    if current == id or (not current and redis.pcall('EXISTS', worker) == 1) then
       redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
     end
     redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
