@@ -419,11 +419,14 @@ class Pool(BlockingConnectionPool):
                 self._close(connection, scrub(str(error)), lost=True)
         self._await_brake(deadline)
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
+            # A pause between reserving and connecting may have cost the place: looked at right before, so that this
+            # connection is not one too many, and after, since it may have come in between.
+            self._renew_lease(connection)
             try:
                 connection.connect()
                 if connection.can_read():
                     raise RedisConnectionError("the server sent data that nobody asked for")
-                self._renew_lease(connection)  # a pause between reserving and connecting may have cost the place
+                self._renew_lease(connection)
                 return
             except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
                 if isinstance(error, (BudgetExceeded, ServerUnreachable)):
