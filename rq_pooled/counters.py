@@ -18,7 +18,8 @@ NAMES = (
 )
 #: What is also told for the last minutes, and for how many seconds.
 RECENT, WINDOW = ("finished", "failed", "retried"), 300.0
-#: How RQ's handlers say that a job succeeded; every outcome has this or ``failed_job_count``.
+#: How RQ's handlers say that a job succeeded, also where its status does not; every outcome of theirs has this or
+#: ``failed_job_count``.
 _SUCCEEDED = b"\r\nsuccessful_job_count\r\n"
 
 

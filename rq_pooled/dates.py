@@ -12,13 +12,15 @@ from typing import Any
 import rq.job
 from rq.utils import str_to_date, utcformat
 
-#: Length of a date up to the microseconds, which is all that differs in form: RQ ends it with Z.
+#: Length of a date up to its microseconds. What follows is Z as RQ writes it, and +00:00 as Python does.
 _LENGTH = len("2026-11-21T09:42:00.000000")
 
 
 def write_date(date: datetime) -> str:
     """Return a date as ``rq.utils.utcformat`` does."""
-    return date.isoformat(timespec="microseconds")[:_LENGTH] + "Z" if date.year >= 1000 else utcformat(date)
+    if type(date) is datetime and date.year >= 1000:  # others' classes may write themselves in other ways
+        return date.isoformat(timespec="microseconds")[:_LENGTH] + "Z"
+    return utcformat(date)
 
 
 def read_date(text: Any) -> datetime:

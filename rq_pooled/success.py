@@ -15,6 +15,7 @@ from typing import Any
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.executions import Execution
 from rq.job import Job
+from rq.utils import current_timestamp
 
 from .dates import write_date
 
@@ -54,7 +55,7 @@ def is_plain(job: Job, raw: Mapping[bytes, bytes], before: Mapping[str, Any], re
         job: of RQ's own class; it has succeeded.
         raw: its hash as it was claimed.
         before: its snapshot.
-        result_ttl: seconds for which its result is kept, negative for ever.
+        result_ttl: seconds for which its result is kept; -1 for ever.
     """
     return (
         type(job) is Job
@@ -74,14 +75,14 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
     which a plain job does not have.
     """
     assert job.started_at and job.ended_at and job.last_heartbeat
-    ended, ended_at = job.ended_at.timestamp(), write_date(job.ended_at)
+    ended_at = write_date(job.ended_at)
     heartbeat = ended_at if job.last_heartbeat is job.ended_at else write_date(job.last_heartbeat)
     # RQ's registry takes -1 for ever as the score +inf, and any other negative number as it is.
-    score: Any = int(ended) + result_ttl if result_ttl > 0 else "+inf" if result_ttl == -1 else result_ttl
+    score: Any = current_timestamp() + result_ttl if result_ttl > 0 else "+inf" if result_ttl == -1 else result_ttl
     return [
         *(PLAIN_SUCCESS, worker_name, job.origin),
         *(write_date(job.started_at), ended_at, heartbeat),
-        *(execution.created_at.timestamp(), ended, repr((job.ended_at - job.started_at).total_seconds())),
+        *(execution.created_at.timestamp(), job.ended_at.timestamp(), repr((job.ended_at - job.started_at).total_seconds())),
         *(score, result_ttl),
         *(() if job._result is None else (b64encode(_serialized(job)),)),
     ]

@@ -56,7 +56,6 @@ from .parent import Parent
 from .policies import maintenance_policies
 from .pool import adopt, get_connection, get_pool
 from .processes import process_name, withdraw
-from .quicklog import quickened
 from .recorder import make_recorder
 from .resp import Command
 from .scripts import Scripts
@@ -134,7 +133,6 @@ class Worker(rq.worker.Worker):
         known_level = not isinstance(logging_level, str) or isinstance(logging.getLevelName(logging_level.upper()), int)
         for logger in ("rq.worker", "rq.job", "rq_pooled"):
             setup_loghandlers(logging_level if known_level else "INFO", date_format, log_format, name=logger)
-        self.log = quickened(self.log)
         try:
             if not known_level:
                 raise ConfigurationError(

@@ -287,6 +287,11 @@ def on_stopped_say_where(job: Job, connection: Any) -> None:
     connection.rpush("callbacks", os.getpid())
 
 
+def on_success_slow(_job: Job, _connection: Any, _result: Any) -> None:
+    """Take longer than what a test compares is exact."""
+    time.sleep(2.5)
+
+
 def on_success_save_meta(job: Job, _connection: Any, result: Any) -> None:
     job.meta["from"] = "callback"
     job.save_meta()

@@ -85,6 +85,34 @@ def test_late_outcome_leaves_a_slot_that_has_its_next_job_busy(ours: Engine, red
     assert redis.hmget("rq:worker:w", "state", "current_job") == [b"busy", b"b"]
 
 
+def test_a_slot_of_which_nobody_knows_its_job_is_idle_after_it(ours: Engine, redis: Redis) -> None:
+    """A worker whose hash has lost its current job, after a flush, is idle when that job's outcome is recorded."""
+    claim = claim_one(ours, redis)
+    redis.hdel("rq:worker:w", "current_job")
+    assert ours.commit(finished(claim)) == ["ok"]
+    assert redis.hget("rq:worker:w", "state") == b"idle"
+
+
+@pytest.mark.parametrize("seconds", [10**17, "soon"])
+def test_an_expiry_that_the_server_refuses_records_nothing(ours: Engine, redis: Redis, seconds: Any) -> None:
+    """A result_ttl beyond all bounds is refused before anything of its outcome is written, so that nothing counts twice."""
+    claim = claim_one(ours, redis)
+    (answer,) = ours.commit(finished(claim, ("EXPIRE", "rq:job:a", seconds)))
+    assert answer.startswith("ERR")
+    assert (counted(redis), redis.exists("rq:results:a"), redis.hget("rq:job:a", "status")) == (0, 0, b"started")
+
+
+@pytest.mark.parametrize("ttl", ["soon", "", "1e300"])
+def test_a_plain_success_that_cannot_be_read_harms_only_itself(ours: Engine, redis: Redis, ttl: str) -> None:
+    """Words of a plain success that are none are an error of its own outcome."""
+    claims = [claim_one(ours, redis, name, slot) for name, slot in (("a", "w"), ("b", "x"), ("c", "y"))]
+    words = ["PLAIN_SUCCESS", "x", "default", "then", "now", "now", 1.0, 2.0, "0.5", 9, ttl]
+    outcomes = [finished(claims[0]), finished(claims[1], words), finished(claims[2])]
+    answers = ours.commit(*outcomes)
+    assert (answers[0], answers[2]) == ("ok", "ok")
+    assert answers[1].startswith("ERR")
+
+
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_cancelled_and_deleted_jobs_leave_nothing(ours: Engine, redis: Redis, how: str) -> None:
     """The dropped outcome of a cancelled or deleted job clears what Job.cancel leaves: executions, lease, current_job."""

@@ -69,7 +69,6 @@ TABLE: dict[str, tuple[int, str]] = {
     "recorder": (3, "pipelines rq redis"),
     "relay": (3, "channel recorder resp redis"),
     "dates": (1, "rq"),
-    "quicklog": (1, "rq"),
     "success": (3, "dates rq"),
     "attempts": (3, "retry rq"),
     "moving": (3, "resp scripts redis rq crontab"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from keyspace import dump
 from redis import Redis
-from rq import Queue
+from rq import Callback, Queue
 from rq.job import Job
 from support import running_worker
 
@@ -64,6 +64,31 @@ def test_a_job_that_changed_itself_goes_the_long_way(redis: Redis, change: Any) 
     assert is_plain(rebuilt, raw, before, 500)
     change(rebuilt)
     assert not is_plain(rebuilt, raw, before, 500)
+
+
+def test_a_result_is_kept_from_the_end_of_its_callback_on(redis: Redis, server: Any, tmp_path: Path) -> None:
+    """The finished registry forgets a job when its hash expires, not earlier by as long as its callback ran."""
+    job = Queue("default", connection=redis).enqueue("jobs.add", 1, 2, result_ttl=50, on_success=Callback("jobs.on_success_slow"))
+    with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0, worker.output()
+    score = redis.zscore("rq:finished:default", job.id)
+    assert score is not None and abs(score - (time.time() + redis.pttl(job.key) / 1000)) < 1.5
+
+
+def test_the_times_of_a_plain_success_are_the_jobs(redis: Redis, server: Any, tmp_path: Path) -> None:
+    """Result, hash and the worker's working time tell the same: when the job began, ended, and how long it ran."""
+    began = time.time()
+    Queue("default", connection=redis).enqueue("time.sleep", 0.3, job_id="a")
+    with running_worker(server.url, "--burst", "--name", "w", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0, worker.output()
+    ((_id, entry),) = redis.xrange("rq:results:a")
+    execution_began, ended = float(entry[b"execution_started_at"]), float(entry[b"execution_ended_at"])
+    job = Job.fetch("a", redis)
+    assert job.started_at and job.ended_at
+    started = job.started_at.timestamp()
+    assert began <= execution_began <= started <= started + 0.3 <= ended <= time.time()
+    assert abs(job.ended_at.timestamp() - ended) < 0.001
+    assert abs(float(redis.hget("rq:worker:w", "total_working_time") or 0) - (ended - started)) < 0.001
 
 
 def test_a_hash_of_another_version_goes_the_long_way(redis: Redis) -> None:

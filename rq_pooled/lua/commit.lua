@@ -11,8 +11,9 @@
 -- returns     one of these per outcome: ok | lost (the claim is gone: nothing was recorded) | changed (a guard's
 --             reply differs: nothing was recorded) | error text (a command failed: the claim stands)
 --
--- A script cannot undo what it wrote. So the error that does happen, a key that holds another type than its command
--- expects, is looked for before the first command of an outcome: what is refused is sent again, and would count twice.
+-- A script cannot undo what it wrote. So the errors that do happen, a key that holds another type than its command
+-- expects and an expiry beyond all bounds, are looked for before the first command of an outcome: what is refused is sent
+-- again, and would count twice.
 --
 -- A write that the server never denies comes first: under maxmemory a script may go on once it has written, so
 -- results can be recorded when nothing else fits.
@@ -33,12 +34,15 @@ local EXPECTED = {
   LPUSH = 'list', RPUSH = 'list', LREM = 'list', XADD = 'stream', XTRIM = 'stream'
 }
 local MAX_WORDS = 7000 -- more than Lua can unpack at once
+local MAX_EXPIRE = 1e15 -- seconds; the server refuses what, in milliseconds, does not fit into 64 bits
 
 local types = {} -- of keys, as far as looked at in this call
-local function refused(command, key, words)
+local function refused(command, key, value, words)
   local expected = EXPECTED[command]
   if words < 1 or words > MAX_WORDS then
     return 'ERR a command of ' .. words .. ' words'
+  elseif command == 'EXPIRE' and (tonumber(value) or MAX_EXPIRE) >= MAX_EXPIRE then
+    return 'ERR an expire time of ' .. tostring(value) .. ' seconds'
   elseif expected then
     local found = types[key] or redis.call('TYPE', key).ok
     types[key] = found
@@ -70,7 +74,7 @@ local function plain_success(id, execution, w, words)
     entry,
     { 'ZADD', 'rq:finished:' .. ARGV[w + 2], ARGV[w + 9], id }
   }
-  if tonumber(ttl) > 0 then
+  if (tonumber(ttl) or 0) > 0 then
     commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
     commands[8] = { 'EXPIRE', job .. ':dependents', ttl }
   elseif ttl == '-1' then
@@ -109,10 +113,10 @@ while at <= #ARGV do
     elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
       plain = plain_success(id, execution, at + 1, words)
       for _, command in ipairs(plain) do
-        result = refused(command[1], command[2], #command) or result
+        result = refused(command[1], command[2], command[3], #command) or result
       end
     else
-      result = refused(ARGV[at + 1], ARGV[at + 2], words) or 'ok'
+      result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
     end
     at = at + 1 + words
   end
