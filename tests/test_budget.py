@@ -21,6 +21,7 @@ from rq import Queue
 from support import TESTS, running_worker, wait_until
 
 from rq_pooled import Queue as OurQueue
+from rq_pooled.brake import Brake
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
@@ -144,6 +145,35 @@ def test_a_pause_is_noticed_before_a_socket_is_used(redis: Redis, server: Embedd
     assert client.connection_pool.stats()["created"] == 0
     assert redis.get("x") == b"1" and not ours(redis)
     assert not redis.hexists(HELD, token)
+
+
+def test_a_pause_before_connecting_opens_nothing_that_has_no_place(redis: Redis, server: EmbeddedServer) -> None:
+    """A pool whose place was given away between reserving and connecting finds out before it opens a connection."""
+    quick = shop(server, 1, heartbeat_interval=0.3, heartbeat_ttl=1.0)
+    paused, other = Pool(quick, max_connections=1), Pool(quick, max_connections=1)
+    paused.brake = Brake()
+    paused.brake.engaged = True  # where a pool waits between the two
+    opened: list[str] = []
+    paused.subscribe(lambda event, _details: opened.append(event))
+    raised: list[Exception] = []
+
+    def use() -> None:
+        try:
+            paused.get_connection()
+        except Exception as error:  # noqa: BLE001 - whichever it is, the test tells
+            raised.append(error)
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    wait_until(lambda: redis.hlen(HELD) == 1)
+    wait_until(lambda: float(redis.zrange(LEASES, 0, 0, withscores=True)[0][1]) < redis.time()[0])
+    held = other.get_connection()
+    paused.brake.engaged = False
+    thread.join()
+    assert [type(error) for error in raised] == [BudgetExceeded]
+    assert "connect" not in opened
+    other.release(held)
+    other.disconnect()
 
 
 @pytest.mark.timeout(120)
