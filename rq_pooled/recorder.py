@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from redis import Redis
@@ -57,34 +58,31 @@ class Tape:
         self._job_key = Job.key_for(job_id).encode()
         self._dependents_key = Job.dependents_key_for(job_id).encode()
         self.status = b"started"
-        self._member = f"{job_id}:{execution_id}"
+        self._execution_id = execution_id
         self._execution = execution
-        self._known: dict[tuple[bytes, ...], Any] | None = None
 
-    def _what_is_known(self) -> dict[tuple[bytes, ...], Any]:
-        """Return the replies to reads that need not be sent; made when there is a first read, most jobs need none."""
-        if self._known is None:
-            member, (job_id, _, execution_id) = self._member.encode(), self._member.encode().rpartition(b":")
-            flat = [part.encode() for field in self._execution().items() for part in map(str, field)]
-            self._known = {
-                (b"ZRANGE", b"rq:executions:" + job_id, b"0", b"-1"): [execution_id],
-                (b"HGETALL", b"rq:execution:" + member): flat,
-                # Dependents are enqueued in a step of their own, see expect_dependents: here there are none, and the
-                # commit looks whether that is true.
-                (b"SMEMBERS", self._dependents_key): [],
-            }
-        return self._known
+    @cached_property
+    def _known(self) -> dict[tuple[bytes, ...], Any]:
+        """The replies to reads that need not be sent; made when there is a first read, since most jobs need none."""
+        job_id, execution_id = self.job_id.encode(), self._execution_id.encode()
+        flat = [part.encode() for field in self._execution().items() for part in map(str, field)]
+        return {
+            (b"ZRANGE", b"rq:executions:" + job_id, b"0", b"-1"): [execution_id],
+            (b"HGETALL", b"rq:execution:" + job_id + b":" + execution_id): flat,
+            # Dependents are enqueued in a step of their own, see expect_dependents: here there are none, and the commit
+            # looks whether that is true.
+            (b"SMEMBERS", self._dependents_key): [],
+        }
 
     def answer(self, words: list[bytes]) -> Any:
         """Return the raw reply to a read."""
         command = tuple(words)
         if command == (b"HGET", self._job_key, b"status"):
             return self.status
-        known = self._what_is_known()
-        if command in known:
+        if command in self._known:
             if words[1] == self._dependents_key and not self.guards:
                 self.guards.append((b"0", [b"EXISTS", self._dependents_key]))
-            return known[command]
+            return self._known[command]
         ((digest, reply),) = self._read([words])
         self.guards.append((digest, words))
         return reply
@@ -98,7 +96,7 @@ class Tape:
 
     def expect_dependents(self) -> None:
         """From here on ask the server for the dependents, and let what it says guard the commit."""
-        self._what_is_known().pop((b"SMEMBERS", self._dependents_key), None)
+        self._known.pop((b"SMEMBERS", self._dependents_key), None)
         self.guards, self.commands = [], []
 
     def write(self, words: list[bytes]) -> None:

@@ -34,8 +34,6 @@ _ALWAYS_WRITTEN = frozenset(
         *(b"timeout", b"worker_name"),
     )
 )
-
-
 #: What a command of commit.lua is called that stands for all commands of a plain success.
 PLAIN_SUCCESS = "PLAIN_SUCCESS"
 

@@ -11,11 +11,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-#: What stands behind signal.getsignal and signal.signal, which look up an enum's member for each answer: that takes
-#: longer than all else here.
+#: What stands behind signal.getsignal, which looks up an enum's member for each answer: that takes longer than all else
+#: here.
 _getsignal: Callable[[int], Any] = _signal.getsignal
-_setsignal: Callable[[int, Any], Any] = _signal.signal
-_SIGALRM, _SIG_DFL = int(signal.SIGALRM), int(signal.SIG_DFL)
 
 
 class Surroundings:
@@ -24,7 +22,7 @@ class Surroundings:
     _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD)
 
     def __init__(self) -> None:
-        self._handlers = {int(signum): _getsignal(int(signum)) for signum in self._SIGNALS}
+        self._handlers = {signum: _getsignal(signum) for signum in self._SIGNALS} | {signal.SIGALRM: signal.SIG_DFL}
         self._threads = threading.active_count()
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -40,11 +38,9 @@ class Surroundings:
     def restore(self) -> None:
         """Stop timers, give back handlers, umask and directory, write out what is buffered."""
         signal.setitimer(signal.ITIMER_REAL, 0)
-        if _getsignal(_SIGALRM) != _SIG_DFL:
-            _setsignal(_SIGALRM, _SIG_DFL)
         for signum, handler in self._handlers.items():
-            if _getsignal(signum) is not handler:
-                _setsignal(signum, handler)
+            if _getsignal(signum) != handler:
+                signal.signal(signum, handler)
         os.umask(self._umask)
         if self._directory is not None:
             with contextlib.suppress(OSError):

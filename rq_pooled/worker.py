@@ -58,7 +58,7 @@ from .pool import adopt, get_connection, get_pool
 from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .resp import Command
-from .scripts import Scripts
+from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_server
 from .sockets import make_connection
@@ -156,7 +156,7 @@ class Worker(rq.worker.Worker):
         self, settings: Settings, loop: Loop, burst: bool, max_jobs: int | None, max_idle_time: int | None
     ) -> bool:
         self.connection.connection_pool.disconnect()  # what came in has served to find the server
-        scripts = Scripts()
+        scripts = shared_scripts()
         ledger = Ledger(scripts, settings, uuid4().hex)
         self._scripts, self._ledger = scripts, ledger
         command = CommandConnection(self._connector(settings, "command"), scripts.load(), settings.socket_timeout)

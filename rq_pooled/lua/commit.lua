@@ -85,6 +85,12 @@ local function plain_success(id, execution, w, words)
   return commands
 end
 
+-- Do one command of an outcome about which all has gone well until here; return the result of the outcome after it.
+local function apply(...)
+  local reply = redis.pcall(...)
+  return type(reply) == 'table' and reply.err or 'ok'
+end
+
 local results, freed, at = {}, {}, 3
 while at <= #ARGV do
   local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -113,30 +119,23 @@ while at <= #ARGV do
     elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
       plain = plain_success(id, execution, at + 1, words)
       for _, command in ipairs(plain) do
-        result = refused(command[1], command[2], command[3], #command) or result
+        result = result == 'ok' and refused(command[1], command[2], command[3], #command) or result
       end
     else
       result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
     end
     at = at + 1 + words
   end
-  local function apply(...)
-    if result == 'ok' then
-      local reply = redis.pcall(...)
-      if type(reply) == 'table' and reply.err then
-        result = reply.err
-      end
-    end
-  end
   at = first
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
-    if ARGV[at + 1] == 'PLAIN_SUCCESS' and plain then
+    if result ~= 'ok' then -- as above
+    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
       for _, command in ipairs(plain) do
-        apply(unpack(command))
+        result = result == 'ok' and apply(unpack(command)) or result
       end
-    elseif result == 'ok' then
-      apply(unpack(ARGV, at + 1, at + words))
+    else
+      result = apply(unpack(ARGV, at + 1, at + words))
     end
     at = at + 1 + words
   end
