@@ -36,6 +36,7 @@ from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .misspelt import misspelt
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
 from .pool import Pool
+from .rq_version import check_rq
 from .sentinel_url import is_sentinel_url
 
 STRATEGIES = ("default", "random", "round_robin")
@@ -108,6 +109,8 @@ def cli(context: click.Context) -> None:
     """RQ on a few shared connections."""
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
+    else:
+        check_rq()
 
 
 for monitor in (check, connections, stats, top):

@@ -90,6 +90,10 @@ class PlatformUnsupported(RQPooledError, RuntimeError):
     """The operating system lacks something that the worker is built on, such as ``fork``."""
 
 
+class RQUnsupported(RQPooledError, RuntimeError):
+    """The installed version of RQ is none that rq_pooled works with: jobs would be lost."""
+
+
 class QueueFull(RQPooledError):
     """A queue with ``max_length`` has no room: nothing was enqueued. Workers make room; trying again later may help."""
 

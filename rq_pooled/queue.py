@@ -37,6 +37,7 @@ from .errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable, Se
 from .failfast import failing_fast
 from .pool import get_connection
 from .retry import Backoff, attach
+from .rq_version import check_rq
 
 #: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
 _REMEMBERED = 10_000
@@ -76,6 +77,7 @@ class Queue(AdmittingQueue):
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; ``retry`` is no ``rq.Retry``.
+        RQUnsupported: RQ 3 is installed.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Queue(AdmittingQueue):
         retry: Retry | None = None,
         **kwargs: Any,
     ) -> None:
+        check_rq()
         if retry is not None and not isinstance(retry, Retry):
             raise ConfigurationError(f"Queue(retry={retry!r}): give a Backoff or an rq.Retry")
         if "url" in kwargs or isinstance(connection, str):

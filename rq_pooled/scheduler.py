@@ -28,6 +28,7 @@ from .connections import check_away
 from .moving import BATCH, Lock, Mover, next_cron_time
 from .pool import get_connection
 from .queue import Queue
+from .rq_version import check_rq
 from .scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
 
 with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
@@ -52,6 +53,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used.
+        RQUnsupported: RQ 3 is installed.
     """
 
     queue_class = Queue
@@ -66,6 +68,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         queue_class: Any = None,
         name: str | None = None,
     ) -> None:
+        check_rq()
         connection = get_connection() if connection is None else connection
         super().__init__(queue_name, queue, interval, connection, job_class, queue_class, name)
         self.log = logger

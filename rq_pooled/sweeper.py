@@ -23,6 +23,7 @@ from .errors import ConfigurationError, SweepUnderWay
 from .failed_jobs import ANY, GHOST_PAGE, PAGE, Execute, FailedJobs, through
 from .policies import POLICIES, Bury, Ghosts, Policy, Purge, Requeue
 from .pool import get_connection
+from .rq_version import check_rq
 from .scripts import Lock
 from .selection import FailedJob, Selection
 
@@ -90,6 +91,7 @@ class Sweeper:
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; something is no policy.
+        RQUnsupported: RQ 3 is installed.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Sweeper:
         dead: bool = False,
         execute: Execute | None = None,
     ) -> None:
+        check_rq()
         given = [queues] if isinstance(queues, (str, rq.Queue)) else None if queues is None else list(queues)
         if connection is None and execute is None:
             found = [queue.connection for queue in given or () if isinstance(queue, rq.Queue)]

@@ -58,14 +58,13 @@ from .pool import adopt, get_connection, get_pool
 from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .resp import Command
+from .rq_version import TESTED, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_server
 from .sockets import make_connection
 from .warmup import warm_up
 
-#: The minor versions of RQ whose handlers the parity tests have seen.
-TESTED_RQ = ("2.11.", "2.12.")
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
 #: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
@@ -139,6 +138,7 @@ class Worker(rq.worker.Worker):
                     f"logging level {logging_level} is unknown: use DEBUG, INFO, WARNING, ERROR or CRITICAL"
                 )
             _check_platform()
+            check_rq()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
             self.with_scheduler = with_scheduler
@@ -383,8 +383,10 @@ class Worker(rq.worker.Worker):
 
     def _warn(self, settings: Settings) -> None:
         """Say once what an operator would want to know in advance."""
-        if not self.version.startswith(TESTED_RQ):
-            self.log.warning("Worker %s: not tested with rq %s, but with %s", self.name, self.version, TESTED_RQ)
+        if not is_tested():
+            self.log.warning(
+                "Worker %s: not tested with rq %s, but with %s", self.name, rq.version.VERSION, " and ".join(TESTED)
+            )
         for line in misspelt():
             self.log.warning("Worker %s: %s", self.name, line)
         if ROLES + settings.concurrency > settings.max_connections:

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import crash_jobs
 import pytest
@@ -20,8 +21,9 @@ from rq import Queue
 from support import TESTS, running_worker, wait_until
 
 from rq_pooled import Queue as PooledQueue
+from rq_pooled import Scheduler, Sweeper
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.errors import ConfigurationError, ServerUnsupported
+from rq_pooled.errors import ConfigurationError, RQUnsupported, ServerUnsupported
 from rq_pooled.server import check_server
 
 PASSWORD = "gAngenHeim"
@@ -68,6 +70,50 @@ def refusal(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
 
 
 every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+
+
+# -- what is installed ------------------------------------------------------------------------------------------------
+
+#: Runs a program in an interpreter in which RQ says that it is another version.
+WITH_RQ = """
+import runpy, sys
+import rq.version
+rq.version.VERSION = sys.argv.pop(1)
+sys.argv.pop(0)
+if sys.argv.pop(0) == "-m":
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+else:
+    exec(sys.argv[0])
+"""
+
+
+@every_way
+def test_rq_3_is_refused(server: EmbeddedServer, redis: Redis, way: list[str]) -> None:
+    """With a major version of RQ that would fail every job no worker starts, and the jobs stay where they are."""
+    job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
+    before = set(redis.keys("*"))
+    line = refusal(run(["-c", WITH_RQ, "3.0.0", *way], server.url))
+    assert "rq 3.0.0 is installed" in line
+    assert "pip install 'rq<3'" in line
+    assert set(redis.keys("*")) == before
+    assert job.get_status(refresh=True) == "queued"
+
+
+def test_rq_2_13_is_used_with_a_warning(server: EmbeddedServer, redis: Redis) -> None:
+    """A minor version of RQ that the tests have not seen is worth a warning, not an end."""
+    result = run(["-c", WITH_RQ, "2.13.0", *WAYS["rq worker"]], server.url)
+    assert result.returncode == 0, result.stderr
+    assert "not tested with rq 2.13.0, but with 2.11 and 2.12" in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("make", [PooledQueue, Sweeper, Scheduler])
+def test_rq_3_is_refused_by_everything_that_writes(
+    redis: Redis, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that relies on RQ's inside is made with another major version of it."""
+    monkeypatch.setattr("rq.version.VERSION", "3.0.0")
+    with pytest.raises(RQUnsupported, match="rq 3.0.0 is installed"):
+        make("q", connection=redis)
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------
