@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import marshal
 import select
+import signal
 import socket
 import struct
 from collections import deque
@@ -79,6 +80,18 @@ class ChildChannel:
                 raise EOFError("the parent closed the channel")
             self._messages.extend(self._inbox.feed(data))
         return self._messages.popleft()
+
+    def ask(self, message: Any) -> Any:
+        """Send ``message`` and return the answer.
+
+        A time limit that strikes meanwhile is kept back until then: interrupted, the answer would reach whoever asks next.
+        """
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
+        try:
+            self.send(message)
+            return self.receive()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def fileno(self) -> int:
         """Return the descriptor."""

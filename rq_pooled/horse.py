@@ -29,7 +29,7 @@ from rq.utils import now
 from . import attempts, dates, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
-from .horse_worker import HorseMixin
+from .horse_worker import HANDLER_TIME, HorseMixin
 from .memory import resident_megabytes
 from .policies import Policy
 from .recorder import Tape
@@ -81,6 +81,7 @@ class HorseProcess:
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
         dates.use_in_jobs()
+        worker.announce = lambda seconds: channel.send(("phase", seconds))
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
         worker.scheduler = None
@@ -209,13 +210,14 @@ class HorseProcess:
         self._worker.handle_job_failure(job, queue=queue, exc_string=reason)
         self._deliver(tape)
 
-    def _settle(self, fields: tuple[Any, ...], status: str, *commands: Any) -> None:
+    def _settle(self, fields: tuple[Any, ...], tolerant: bool, status: str, *commands: Any) -> None:
         """Complete the outcome of a job that has dependents.
 
         To its ``commands``, packed, this adds what RQ's ``enqueue_dependents`` writes, based on reads that guard the
-        commit.
+        commit; ``tolerant`` when some of these have changed each time, so that only those that RQ watches do.
         """
         job, queue, tape = self._prepare(Claim(*fields))
+        tape.tolerant = tolerant
         tape.status = status.encode()
         tape.expect_dependents()
         with self._recorder.record_to(tape):
@@ -313,8 +315,7 @@ class HorseProcess:
                     type(job).send_webhooks(job, status, exc_string=exc_string)
 
     def _read(self, commands: Sequence[Sequence[bytes]]) -> list[tuple[bytes, Any]]:
-        self._channel.send(("read", [list(words) for words in commands]))
-        _kind, replies = self._channel.receive()
+        _kind, replies = self._channel.ask(("read", [list(words) for words in commands]))
         if isinstance(replies, str):
             raise ResponseError(f"the server refused a read on which an outcome depends: {replies}")
         return [(digest, reply) for digest, reply in replies]
@@ -322,17 +323,23 @@ class HorseProcess:
     def _announcing(self, penalty: Any) -> Any:
         """Return ``penalty`` with each phase announced, so that the parent knows when to kill this process.
 
-        The first phase, the job itself, is not: the parent knows its timeout from the job's hash.
+        The first phase, the job itself, is not: the parent knows its timeout from the job's hash. After a callback come
+        exception handlers, which have no limit of their own.
         """
         horse = self
 
         class Announcing(penalty):  # type: ignore[misc]
             def setup_death_penalty(self) -> None:
-                if horse._worker.begins:
-                    horse._worker.begins = False
-                else:
-                    horse._channel.send(("phase", self._timeout))
+                self._of_callback = not horse._worker.begins
+                horse._worker.begins = False
+                if self._of_callback:
+                    horse._worker.announce(self._timeout)
                 super().setup_death_penalty()
+
+            def cancel_death_penalty(self) -> None:
+                super().cancel_death_penalty()
+                if self._of_callback:
+                    horse._worker.announce(HANDLER_TIME)
 
             def handle_death_penalty(self, *args: Any) -> None:
                 horse._alarm_fired = True

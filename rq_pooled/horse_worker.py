@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rq.exceptions import AbandonedJobError
@@ -16,6 +16,9 @@ from rq.worker import BaseWorker, Worker
 from . import attempts, retry
 from .recorder import Recorder, Tape
 from .success import is_plain, plain_success
+
+#: Seconds that what follows a failed job may take (exception handlers; RQ kills a work horse 60 seconds past its timeout).
+HANDLER_TIME = 60.0
 
 
 class _Discard:
@@ -40,6 +43,8 @@ class HorseMixin(Worker):
     before: Mapping[str, Any] = {}
     #: The next time limit that is set is the job's own.
     begins: bool = False
+    #: Tells the parent how many seconds the phase that begins now may take.
+    announce: Callable[[float], None]
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
@@ -50,6 +55,8 @@ class HorseMixin(Worker):
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         """Set the times; replaces RQ's write of the heartbeat: each handler that follows saves the job."""
         job.ended_at = job.last_heartbeat = now()
+        if sys.exc_info()[0] is not None:  # RQ calls this while it handles what the job raised: handlers follow
+            self.announce(HANDLER_TIME)
 
     def cleanup_execution(self, job: Job, pipeline: Any) -> None:
         """Forget the execution; replaces RQ's four writes, which the commit script makes for every outcome."""

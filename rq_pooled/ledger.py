@@ -56,6 +56,8 @@ class Outcome:
     dependents: tuple[int, Packed] = NOTHING
     #: The slot and its task whose horse waits to hear that it was recorded, if one does.
     receipt_for: Any = None
+    #: How often its guards' replies had changed.
+    changes: int = 0
     #: How often the server was asked to record it.
     attempts: int = 0
     #: How often the server refused it.

@@ -17,6 +17,8 @@ from .slots import Slot, Task
 
 #: Outcomes in one commit.
 MAX_COMMIT = 50
+#: How often the dependents of a job may have changed before only what RQ watches counts as a change.
+MAX_CHANGES = 5
 #: How often an outcome is refused before its job is left alone; from the second time on it is a failure.
 MAX_REFUSALS = 4
 #: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
@@ -122,8 +124,9 @@ class Outcomes:
         claim = outcome.claim
         if result == "changed":
             # It has dependents. Who waits for the record goes on waiting.
-            commands = (outcome.status, *flat(outcome.commands))
-            self._add_task(Task("settle", claim, commands, receipt_for=outcome.receipt_for))
+            changes = outcome.changes + 1
+            arguments = (changes > MAX_CHANGES, outcome.status, *flat(outcome.commands))
+            self._add_task(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
             if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
                 self._parent.counters.lost_claims += 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
+from threading import get_ident
 from typing import Any
 
 from redis import Redis
@@ -28,6 +29,8 @@ READS = frozenset(
     b"SCARD SISMEMBER SMEMBERS SMISMEMBER STRLEN TIME TTL TYPE XLEN XRANGE XREVRANGE ZCARD ZCOUNT ZMSCORE ZRANGE "
     b"ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYSCORE ZREVRANK ZSCORE".split()
 )
+#: Reads that are asked for in one step.
+_MAX_READS = 200
 #: Most words of one recorded command: Lua cannot unpack more than some 8000 values at once.
 _MAX_WORDS = 4000
 _SPLITTABLE = frozenset((b"SREM", b"SADD", b"ZREM", b"DEL", b"UNLINK"))
@@ -60,6 +63,10 @@ class Tape:
         self.status = b"started"
         self._execution_id = execution_id
         self._execution = execution
+        #: Guard only what RQ itself watches: the dependents, and the status of other jobs.
+        self.tolerant = False
+        #: Replies to reads that were asked for together: (what guards the commit, its digest, the reply).
+        self._ahead: dict[tuple[bytes, ...], tuple[list[bytes], bytes, Any]] = {}
 
     @cached_property
     def _known(self) -> dict[tuple[bytes, ...], Any]:
@@ -83,9 +90,35 @@ class Tape:
             if words[1] == self._dependents_key and not self.guards:
                 self.guards.append((b"0", [b"EXISTS", self._dependents_key]))
             return self._known[command]
-        ((digest, reply),) = self._read([words])
-        self.guards.append((digest, words))
+        if command not in self._ahead:
+            self._ask([words])
+        guard, digest, reply = self._ahead.pop(command)
+        if words[0] != b"TIME" and not (self.tolerant and not _is_watched(guard)):
+            self.guards.append((digest, guard))
         return reply
+
+    def foresee(self, reads: Sequence[list[bytes]]) -> None:
+        """Ask for all of these reads that are not known in few steps; ``answer`` then gives the replies."""
+        known = (b"HGET", self._job_key, b"status")
+        unknown = [words for words in reads if tuple(words) not in self._known and tuple(words) != known]
+        for start in range(0, len(unknown), _MAX_READS):
+            self._ask(unknown[start : start + _MAX_READS])
+
+    def _ask(self, reads: Sequence[list[bytes]]) -> None:
+        """Ask the server, and note what guards the commit: the read itself, but of a whole job its status.
+
+        RQ reads the dependents' hashes and does not watch them: who writes to their meta all the time must not keep
+        them from being enqueued. That one was cancelled or deleted meanwhile does count.
+        """
+        statuses = [[b"HGET", words[1], b"status"] for words in reads if _is_job(words)]
+        answers = iter(self._read([*reads, *statuses]))
+        replies = [next(answers) for _ in reads]
+        guards = zip(statuses, answers)
+        for words, (digest, reply) in zip(reads, replies):
+            guard = words
+            if _is_job(words):
+                guard, (digest, _status) = next(guards)
+            self._ahead[tuple(words)] = (guard, digest, reply)
 
     def plain(self, command: list[Any]) -> None:
         """Take the command of a success that knows of no dependents; its words need no encoding yet."""
@@ -111,11 +144,20 @@ class Tape:
             self.commands.append(words)
 
 
+def _is_job(words: Sequence[bytes]) -> bool:
+    return words[0] == b"HGETALL" and words[1].startswith(Job.redis_job_namespace_prefix.encode())
+
+
+def _is_watched(words: Sequence[bytes]) -> bool:
+    return words[0] == b"SMEMBERS" or (words[0] == b"HGET" and words[2:] == [b"status"])
+
+
 class Recorder(Redis):
     """A Redis client with a switch: live, recording, or relayed. Mixed over the user's own client class."""
 
     tape: Tape | None = None
-    recording: bool = False
+    #: The thread whose commands are recorded; those of others, which a job has left behind, go to the server.
+    _recording_in: int | None = None
     relay: Any = None
     #: Key of the job that runs: RQ makes it persistent when it begins, which the claim has already done.
     running: str | None = None
@@ -123,11 +165,16 @@ class Recorder(Redis):
     @contextlib.contextmanager
     def record_to(self, tape: Tape) -> Iterator[Tape]:
         """Record inside the block."""
-        self.tape, self.recording, outer = tape, True, self.recording
+        self.tape, self._recording_in, outer = tape, get_ident(), self._recording_in
         try:
             yield tape
         finally:
-            self.recording = outer
+            self._recording_in = outer
+
+    @property
+    def recording(self) -> bool:
+        """Tell whether commands of this thread are recorded."""
+        return self._recording_in is not None and self._recording_in == get_ident()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Record, relay, or send to the server."""
@@ -157,7 +204,11 @@ class Recorder(Redis):
         return 1
 
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
-        """Record what a pipeline has queued."""
+        """Record what a pipeline has queued; its reads are asked for together, for RQ queues one for each dependency."""
+        assert self.tape is not None
+        reads = [words for words in (self.encode(args) for args, _ in stack) if words[0] in READS]
+        if len(reads) > 1:
+            self.tape.foresee(reads)
         return [self.answer(args, options) for args, options in stack]
 
     def watch(self, names: Sequence[Any]) -> None:  # type: ignore[override] # of a pipeline, which gives one list

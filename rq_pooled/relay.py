@@ -90,8 +90,7 @@ class Relay:
         Raises:
             redis.exceptions.ConnectionError: the parent has lost the server.
         """
-        self._channel.send(("relay", [list(words) for words in commands]))
-        _kind, replies = self._channel.receive()
+        _kind, replies = self._channel.ask(("relay", [list(words) for words in commands]))
         if isinstance(replies, str):
             raise RedisConnectionError(replies)
         return [ResponseError(reply[1]) if isinstance(reply, tuple) else reply for reply in replies]

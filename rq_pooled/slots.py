@@ -35,6 +35,8 @@ class Task:
     arguments: tuple[Any, ...] = ()
     #: How many horses have died of it.
     deaths: int = 0
+    #: How often what it relies on had changed when its outcome was to be recorded.
+    changes: int = 0
     #: The slot, and its task, whose horse waits to hear that the outcome of this task was recorded.
     receipt_for: tuple[Slot, Task] | None = None
 
@@ -278,7 +280,7 @@ class Slots:
                 task.arguments = (*task.arguments[:-1], True)
             self.tasks.append(task)
         elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
-            job_status, *commands = task.arguments
+            _tolerant, job_status, *commands = task.arguments
             log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
             self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
         else:
@@ -315,7 +317,8 @@ class Slots:
         self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
         assert slot.task is not None
         receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
-        self._on_outcome(Outcome(claim, status, packed(guards), packed(commands), packed(dependents), receipt_for))
+        parts = (packed(guards), packed(commands), packed(dependents))
+        self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:
         slot.end()

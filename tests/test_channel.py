@@ -6,10 +6,12 @@ import os
 import random
 import resource
 import select
+import signal
 import socket
 import struct
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -194,3 +196,39 @@ def test_a_waiting_horse_sleeps_while_the_parent_reads() -> None:
     os.waitpid(pid, 0)
     parent.close()
     assert answers == ["answer", 1]
+
+
+def test_a_time_limit_that_strikes_during_a_question_waits_for_the_answer() -> None:
+    """The answer to a question reaches the one who asked, and the exception of a time limit comes after it."""
+    ours, theirs = socket.socketpair()
+    parent, child = ParentChannel(theirs), ChildChannel(ours)
+
+    class Struck(Exception):
+        pass
+
+    def strike(*_args: Any) -> None:
+        raise Struck
+
+    def answer() -> None:
+        for number in range(2):
+            select.select([theirs], [], [])
+            parent.receive()
+            if number == 0:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+                time.sleep(0.1)  # for the case that it is not held back
+            parent.send(("answer", number))
+
+    answered: list[Any] = []
+    previous = signal.signal(signal.SIGALRM, strike)
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        with pytest.raises(Struck):
+            answered.append(child.ask("first"))
+        answered.append(child.ask("second"))
+    finally:
+        thread.join(5)
+        signal.signal(signal.SIGALRM, previous)
+        ours.close()
+        theirs.close()
+    assert answered == [("answer", 1)]

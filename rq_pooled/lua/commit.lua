@@ -21,9 +21,14 @@ redis.call('DEL', 'rq_pooled:none')
 
 local now, claims = ARGV[1], ARGV[2]
 
-local function digest(reply)
+-- Of the status of a job, on which others depend, only counts whether and how it has ended: while a hundred jobs with one
+-- dependent run, each of them is queued and started, and none of that changes anything for it.
+local UNFINISHED = { created = true, deferred = true, queued = true, scheduled = true, started = true }
+local function digest(reply, command, field)
   if type(reply) == 'table' then
     return redis.sha1hex(cmsgpack.pack(reply))
+  elseif command == 'HGET' and field == 'status' and UNFINISHED[reply] then
+    return 'unfinished'
   end
   return tostring(reply)
 end
@@ -85,6 +90,26 @@ local function plain_success(id, execution, w, words)
   return commands
 end
 
+-- A job that was cancelled or deleted while it ran may have written its hash since (save, save_meta): part of one, or
+-- with the old status, which would say for ever that it runs. Put that right, or let it expire in a day.
+local function tidy_up(id, queue)
+  local job = 'rq:job:' .. id
+  local found = redis.pcall('HMGET', job, 'status', 'data')
+  if found.err or (found[1] and found[1] ~= 'started') or (found[2] and not found[1]) then
+    return
+  end
+  for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+    if type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, id .. ':' .. execution)) == 'string' then
+      return
+    end
+  end
+  if found[2] and type(redis.pcall('ZSCORE', 'rq:canceled:' .. queue, id)) == 'string' then
+    redis.call('HSET', job, 'status', 'canceled')
+  elseif redis.call('TTL', job) == -1 then
+    redis.call('EXPIRE', job, 86400)
+  end
+end
+
 -- Do one command of an outcome about which all has gone well until here; return the result of the outcome after it.
 local function apply(...)
   local reply = redis.pcall(...)
@@ -107,8 +132,11 @@ while at <= #ARGV do
   end
   for _ = 1, guards do
     local expected, words = ARGV[at], tonumber(ARGV[at + 1])
-    if result == 'ok' and digest(redis.pcall(unpack(ARGV, at + 2, at + 1 + words))) ~= expected then
-      result = 'changed'
+    if result == 'ok' then
+      local reply = redis.pcall(unpack(ARGV, at + 2, at + 1 + words))
+      if digest(reply, ARGV[at + 2], ARGV[at + 4]) ~= expected then
+        result = 'changed'
+      end
     end
     at = at + 2 + words
   end
@@ -154,6 +182,9 @@ while at <= #ARGV do
     redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
     redis.pcall('HDEL', claims, member)
     redis.pcall('ZREM', wip, member)
+    if result == 'lost' then
+      tidy_up(id, queue)
+    end
     freed[queue] = 'rq_pooled:full:' .. queue
   end
   results[#results + 1] = result

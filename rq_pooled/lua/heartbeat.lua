@@ -29,10 +29,21 @@ for _ = 1, slots do
     redis.call('HSET', worker, 'last_heartbeat', now, 'current_job_working_time', ARGV[at + 2])
     if ARGV[at + 1] ~= '' then
       redis.call('HSET', worker, 'state', ARGV[at + 1])
+      redis.call('HDEL', worker, 'current_job') -- left behind where a job was handed on
     end
     redis.call('EXPIRE', worker, worker_ttl)
   end
   at = at + 3
+end
+
+-- Tell whether any execution of the job stands.
+local function is_running(id, queue)
+  for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+    if type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, id .. ':' .. execution)) == 'string' then
+      return true
+    end
+  end
+  return false
 end
 
 local handed_on, number = {}, 0
@@ -55,9 +66,11 @@ while at <= #ARGV do
       redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
     end
   else
-    -- Cancelled or deleted: it runs on, as in RQ. Else the job is in its queue again, or somebody else's by now.
+    -- Cancelled or deleted: it runs on, as in RQ, also when it has written its old status since (job.save()). Else the
+    -- job is in its queue again, or somebody else's by now.
     local status = redis.call('HGET', 'rq:job:' .. id, 'status')
-    if status and status ~= 'canceled' and status ~= 'stopped' then
+    local runs_on = not status or status == 'canceled' or status == 'stopped'
+    if not runs_on and not (status == 'started' and not is_running(id, queue)) then
       handed_on[#handed_on + 1] = number
       redis.call('HDEL', claims, member)
     end

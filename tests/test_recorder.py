@@ -1,0 +1,57 @@
+"""What a horse's client does while an outcome is recorded."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from rq_pooled.pool import Pool
+from rq_pooled.recorder import Recorder, Tape, make_recorder
+
+
+@pytest.fixture
+def recorder(redis: Redis) -> Any:
+    """A recorder that is live."""
+    pool = Pool(client=redis)
+    yield make_recorder(Redis, pool, (7, 0, 0))
+    pool.disconnect()
+
+
+def tape(read: Any = None) -> Tape:
+    return Tape("a", "x", dict, read)
+
+
+def test_only_one_thread_is_recorded(recorder: Recorder, redis: Redis) -> None:
+    """A thread that a job has left behind reaches the server while the outcome of another job is recorded."""
+    replies: list[Any] = []
+    with recorder.record_to(tape()) as recorded:
+        assert recorder.incr("counter") == 1  # recorded: what RQ's handlers write is answered so
+        thread = threading.Thread(target=lambda: replies.append(recorder.incrby("counter", 7)))
+        thread.start()
+        thread.join()
+    assert replies == [7]
+    assert redis.get("counter") == b"7"
+    assert len(recorded.commands) == 1
+
+
+def test_the_reads_of_a_pipeline_are_asked_for_together(recorder: Recorder) -> None:
+    """Many reads in one pipeline cost one question, each is guarded, and a dependent's hash only by its status."""
+    asked: list[list[list[bytes]]] = []
+
+    def read(commands: Any) -> list[tuple[bytes, Any]]:
+        asked.append([list(words) for words in commands])
+        return [(b"digest-%d" % i, b"finished" if w[0] == b"HGET" else [b"status", b"deferred"]) for i, w in enumerate(commands)]
+
+    with recorder.record_to(tape(read)) as recorded, recorder.pipeline() as pipe:
+        pipe.hget("rq:job:b", "status")
+        pipe.hgetall("rq:job:c")
+        pipe.hset("rq:job:b", "x", 1)
+        assert pipe.execute() == [b"finished", {b"status": b"deferred"}, 1]
+    assert asked == [[[b"HGET", b"rq:job:b", b"status"], [b"HGETALL", b"rq:job:c"], [b"HGET", b"rq:job:c", b"status"]]]
+    assert recorded.guards == [
+        (b"digest-0", [b"HGET", b"rq:job:b", b"status"]),
+        (b"digest-2", [b"HGET", b"rq:job:c", b"status"]),
+    ]
