@@ -71,6 +71,12 @@ ROLES = 2
 RESPAWN_PAUSE = 5.0
 #: Signals that begin a shutdown.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+#: Methods of RQ's Worker for which there is no occasion here, see docs/internals.md: a subclass that overrides one is told.
+NOT_CALLED = (
+    *("execute_job", "fork_work_horse", "main_work_horse", "monitor_work_horse", "setup_work_horse_signals"),
+    *("wait_for_horse", "prepare_job_execution", "handle_execution_ended", "cleanup_execution", "heartbeat"),
+    *("register_birth", "register_death", "dequeue_job_and_maintain_ttl", "subscribe"),
+)
 _SETTINGS = frozenset(field.name for field in dataclasses.fields(Settings))
 
 
@@ -386,6 +392,11 @@ class Worker(rq.worker.Worker):
         if not is_tested():
             self.log.warning(
                 "Worker %s: not tested with rq %s, but with %s", self.name, rq.version.VERSION, " and ".join(TESTED)
+            )
+        unheard = [name for name in NOT_CALLED if getattr(type(self), name, None) is not getattr(Worker, name, None)]
+        if unheard:
+            self.log.warning(
+                "Worker %s: %s.%s is never called by rq_pooled", self.name, type(self).__name__, " or ".join(unheard)
             )
         for line in misspelt():
             self.log.warning("Worker %s: %s", self.name, line)

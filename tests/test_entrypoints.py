@@ -576,3 +576,14 @@ def test_no_warnings(run: Run, redis: Redis, queue: Queue) -> None:
     )
     assert "Warning" not in done.stdout + done.stderr
     assert noted(redis)
+
+
+def test_a_class_is_told_which_of_its_methods_are_never_called(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
+    """Who overrides what RQ does with its one work horse reads in the log that it has no effect; ours says nothing."""
+    for worker_class, said in (("unheard_worker.Worker", True), ("rq_pooled.Worker", False)):
+        log = tmp_path / worker_class
+        with running_worker(server.url, "--burst", log=log, worker_class=worker_class, ready=None) as worker:
+            assert worker.wait() == 0
+        assert ("Worker.execute_job is never called by rq_pooled" in worker.output()) is said
