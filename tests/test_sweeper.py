@@ -278,6 +278,29 @@ def test_purge_bounds_by_age_and_count(redis: Redis, policy: Purge, left: int) -
         assert set(found) == set((old + new)[200 - left :])
 
 
+@pytest.mark.parametrize("policy", [Purge(), Bury(), Bury(max_count=0), "trim"], ids=repr)
+def test_no_sweep_ends_a_schedule(redis: Redis, policy: Any) -> None:
+    """A job that comes again keeps its id: of a failed run the entry goes, and what the schedule names stays for ever."""
+    periodic, once = fail(redis, "Broken", "Broken")
+    redis.zadd("rq:scheduler:scheduled_jobs", {periodic.id: 1e12})
+    if policy == "trim":  # buried before it was scheduled
+        redis.rename(FAILED, DEAD)
+        assert Sweeper("default", redis).trim("default", 0) == 2
+    else:
+        assert sweep(redis, policy).done == 2
+    assert not redis.zscore(FAILED, periodic.id) and not redis.zscore(DEAD, periodic.id)
+    assert periodic.get_status() == JobStatus.FAILED and redis.ttl(periodic.key) == -1
+    assert redis.ttl(once.key) != -1
+
+
+@pytest.mark.parametrize("policy", [Purge(), Bury()], ids=repr)
+def test_key_that_is_no_schedule_stops_no_sweep(redis: Redis, policy: Any) -> None:
+    """Where something else stands at rq-scheduler's key no job is periodic."""
+    (job,) = fail(redis, "Broken")
+    redis.set("rq:scheduler:scheduled_jobs", "something else")
+    assert sweep(redis, policy).done == 1 and redis.ttl(job.key) != -1
+
+
 def test_ghosts_are_dropped_from_both_registries(redis: Redis) -> None:
     """Entries without a job go, all others stay, in pages of any number; by default a sweep does this and only this."""
     ids = fill(redis, 1300)

@@ -1,5 +1,8 @@
 -- Move failed jobs to the dead letters of their queue.
 --
+-- A job that rq-scheduler's schedule still names is no dead letter: it comes again under this id, and what expires or is
+-- trimmed here would end the schedule. Its entry is removed, and the job with the results of its runs stays.
+--
 -- KEYS[1]     the failed registry              KEYS[2]  lock of the sweep
 -- KEYS[3]     the dead letters
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
@@ -29,9 +32,13 @@ local function bury(id, ended_at)
   elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
     return 'changed'
   end
+  redis.call('ZREM', registry, id)
+  if type(redis.pcall('ZSCORE', 'rq:scheduler:scheduled_jobs', id)) == 'string' then -- else none, or an error
+    redis.call('PERSIST', job)
+    return 'done'
+  end
   ends = ends + 0.000001 -- the order of burial is the order of the registry
   redis.call('ZADD', dead, string.format('%.6f', ends), id)
-  redis.call('ZREM', registry, id)
   for _, key in ipairs({ job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies', 'rq:results:' .. id }) do
     redis.call('EXPIRE', key, age)
   end

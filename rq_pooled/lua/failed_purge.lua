@@ -1,5 +1,7 @@
 -- Delete failed jobs and all that belongs to them, as RQ's Job.delete does, and their results.
 --
+-- A job that rq-scheduler's schedule still names keeps one id for ever: its failed run is forgotten, and the job stays.
+--
 -- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
 -- ARGV[3..]   per job: id, its ended_at or 'any'
@@ -27,6 +29,11 @@ local function purge(id, ended_at)
   redis.call('ZREM', registry, id)
   if not exists then
     return 'ghost'
+  end
+  if type(redis.pcall('ZSCORE', 'rq:scheduler:scheduled_jobs', id)) == 'string' then -- else none, or an error
+    redis.call('PERSIST', job)
+    redis.call('UNLINK', 'rq:results:' .. id)
+    return 'done'
   end
   if fields[3] and fields[3] ~= '' then
     redis.call('SREM', 'rq:group:' .. fields[3], id)
