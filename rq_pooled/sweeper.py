@@ -193,14 +193,18 @@ class Sweeper:
             return
         threshold = self._time_of_last_kept(policy, queue, lock)
         limit = policy.limit or _FOREVER
+        times = (policy.times if isinstance(policy, Requeue) else None) or _FOREVER
         total, began = self._store.count(queue), 0.0
         for clock, page, keep in self._store.pages(queue, lock, policy.wants_data):
             began = began or clock
             chosen: list[FailedJob] = []
+            counted = report.done  # neither ghosts nor jobs requeued too often use up the limit
             for job in page:
-                full = report.done + len(chosen) >= limit
-                if not job.exists or (not full and _is_due(policy, job, began, threshold)):
+                if not job.exists:
                     chosen.append(job)
+                elif counted < limit and _is_due(policy, job, began, threshold):
+                    chosen.append(job)
+                    counted += job.requeues < times
             words = self._act(policy, lock, chosen, report, clock) if chosen else []
             report.count(chosen, words)
             gone = {job.id for job, word in zip(chosen, words) if word in ("done", "ghost", "gone")}

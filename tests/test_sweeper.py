@@ -181,6 +181,18 @@ def test_requeue_counts_delays_and_spaces(redis: Redis) -> None:
     assert len(scores) == 90 and 8 <= max(scores) - min(scores) <= 10
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_limit_counts_what_is_requeued(redis: Redis, dry_run: bool) -> None:
+    """Ghosts, and jobs that were requeued too often already, take no place of the limit, however many stand in front."""
+    ids = fill(redis, 2 * PAGE)
+    for ghost, spent in zip(ids[:20:2], ids[1:20:2]):
+        redis.delete(f"rq:job:{ghost}")
+        redis.hset(f"rq:job:{spent}", "rq_pooled:requeues", 2)
+    report = sweep(redis, Requeue(times=2, limit=2), dry_run=dry_run)
+    assert (report.done, report.ghosts, report.spent) == (2, 10, 10)
+    assert report.examples == ids[20:22]
+
+
 # -- bury, purge, ghosts -------------------------------------------------------------------------------------------
 
 
