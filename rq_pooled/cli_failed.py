@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
 from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.utils import as_text
 
+from .config import scrub
 from .durations import parse_duration, show_duration
-from .errors import ConfigurationError
+from .errors import TRY_AGAIN, ConfigurationError, RQPooledError, SweepUnderWay
 from .history import history
 from .options import open_server, server_options
 from .policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Requeue
@@ -249,14 +251,34 @@ def _run(sweeper: Sweeper, dry_run: bool, as_json: bool) -> None:
             bar.length = total
             bar.update(done - bar.pos)
 
-        reports = sweeper.run(dry_run, progress=progress if shown else None)
-    if as_json:
+        ended: BaseException | None = None
+        try:
+            sweeper.run(dry_run, progress=progress if shown else None)
+        except (RQPooledError, RedisError, KeyboardInterrupt) as error:
+            ended = error  # what was done until then is told first
+    _tell(sweeper.reports, as_json, complete=ended is None)
+    blocked: dict[str, list[str]] = {}
+    for report in sweeper.reports:
+        if report.error:
+            blocked.setdefault(report.error, []).append(report.queue)
+    for words, queues in blocked.items():
+        line = f"rq-pooled: {', '.join(queues)}: not swept to the end: {scrub(words)}"
+        click.echo(" ".join(line.split()), err=True)
+    if blocked and isinstance(ended, (SweepUnderWay, ResponseError)):
+        click.get_current_context().exit(TRY_AGAIN)
+    if ended is not None:
+        raise ended
+
+
+def _tell(reports: Sequence[Report], as_json: bool, complete: bool) -> None:
+    if as_json and (reports or complete):
         click.echo(json.dumps([report.as_dict() for report in reports], indent=2))
+    if as_json:
         return
     for report in reports:
         if report.done or report.ghosts or report.changed or report.spent or report.trimmed:
             click.echo(_sentence(report))
-    if not any(report.done for report in reports):
+    if complete and not any(report.done for report in reports):
         click.echo("no job matches" if reports else "there are no queues")
 
 

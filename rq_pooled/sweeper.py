@@ -57,6 +57,8 @@ class Report:
     trimmed: int = 0
     #: True where the sweep ended because its time was over.
     unfinished: bool = False
+    #: Why the queue was not swept to its end; empty if it was.
+    error: str = ""
     #: Some of the jobs.
     examples: list[str] = field(default_factory=list)
 
@@ -118,6 +120,8 @@ class Sweeper:
         execute = execute or through(connection)
         self._store, self._dead_letters = FailedJobs(execute, dead), FailedJobs(execute, True)
         self._deadline = _FOREVER
+        #: Of the last run, whatever ended it: what was done until then.
+        self.reports: list[Report] = []
 
     def run(
         self,
@@ -129,6 +133,9 @@ class Sweeper:
     ) -> list[Report]:
         """Sweep once and return a report for each queue and policy.
 
+        A queue that cannot be swept keeps no other from it: the first error is raised when all have had their turn, and
+        ``reports`` has what was done.
+
         Args:
             dry_run: change nothing, and tell what would be done. Takes no lock.
             progress: called with (entries looked at, entries in all) after each page.
@@ -138,19 +145,24 @@ class Sweeper:
         Raises:
             UnknownQueue: there is no such queue.
             SweepUnderWay: another sweep works on one of the queues.
+            redis.exceptions.ResponseError: the server refused a command.
             redis.exceptions.ConnectionError: the server was lost; what was done until then is done.
         """
         self._deadline = time.monotonic() + (_FOREVER if max_seconds is None else max_seconds)
-        reports = []
+        self.reports = []
+        first: Exception | None = None
         for queue in self._names if self._names is not None and not check_queues else self.queues():
             mine = [Report(queue, type(policy).__name__.lower(), dry_run) for policy in self._policies]
-            reports += mine
-            if self._store.is_empty(queue):  # most often; then nothing is locked for it
-                continue
-            with nullcontext(self._store.no_lock(queue)) if dry_run else self._store.locked(queue) as lock:
-                for policy, report in zip(self._policies, mine):
-                    self._apply(policy, lock, report, progress or (lambda _done, _total: None))
-        return reports
+            self.reports += mine
+            try:
+                self._sweep(queue, mine, dry_run, progress or (lambda _done, _total: None))
+            except (SweepUnderWay, ResponseError) as error:
+                first = first or error
+                for report in mine:
+                    report.error = str(error)
+        if first is not None:
+            raise first
+        return self.reports
 
     def queues(self) -> list[str]:
         """Return the names of the queues that are worked on. Raises UnknownQueue."""
@@ -181,6 +193,13 @@ class Sweeper:
     def trim(self, queue: str, max_count: int) -> int:
         """Delete the oldest dead letters of a queue beyond ``max_count``; return how many."""
         return self._dead_letters.trim(queue, self._store.no_lock(queue), max_count)
+
+    def _sweep(self, queue: str, reports: list[Report], dry_run: bool, progress: Progress) -> None:
+        if self._store.is_empty(queue):  # most often; then nothing is locked for it
+            return
+        with nullcontext(self._store.no_lock(queue)) if dry_run else self._store.locked(queue) as lock:
+            for policy, report in zip(self._policies, reports):
+                self._apply(policy, lock, report, progress)
 
     # -- policies ------------------------------------------------------------------------------------------------
 

@@ -103,6 +103,27 @@ def test_refusal_of_the_server_is_one_line(redis: Redis, run: Run, start_server:
         assert client.zcard(FAILED) == 1
 
 
+@pytest.mark.parametrize("as_json", [False, True])
+def test_blocked_queue_keeps_no_other_from_its_sweep(redis: Redis, run: Run, as_json: bool) -> None:
+    """What was done is told, the queues behind are swept, each one that could not be is named, and the code stays 75."""
+    for name in "abcd":
+        fill(redis, 3, name, prefix=name)
+    redis.set("rq_pooled:sweep:b", "host:1:x", ex=60)
+    redis.delete("rq:failed:c")
+    redis.set("rq:failed:c", "no registry")
+    code, out, err = run("sweep", "--requeue", *["--json"] * as_json)
+    if as_json:
+        reports = {one["queue"]: one for one in json.loads(out)}
+        assert {name: one["done"] for name, one in reports.items()} == {"a": 3, "b": 0, "c": 0, "d": 3}
+        assert "under way" in reports["b"]["error"] and "WRONGTYPE" in reports["c"]["error"]
+    else:
+        assert out.splitlines() == ["a: 3 requeued (of 3)", "d: 3 requeued (of 3)"]
+    lines = err.splitlines()
+    assert (code, len(lines)) == (75, 2), err
+    assert lines[0].startswith("rq-pooled: b: not swept to the end: a sweep of queue 'b' is under way")
+    assert lines[1].startswith("rq-pooled: c: not swept to the end: WRONGTYPE")
+
+
 def test_history_of_a_job(redis: Redis, run: Run) -> None:
     """Each try with time, error and what came next; a job that nobody knows is an error in one line."""
     (job,) = fail(redis, "Busy", retry=Backoff(2, 5, jitter=None))
