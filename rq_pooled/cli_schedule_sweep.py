@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 from datetime import datetime
+from hashlib import sha256
 from typing import Any
 
 import click
@@ -80,7 +81,7 @@ def _register(
     from .scheduler import Scheduler  # here: no other command needs rq-scheduler
 
     kind = type(policy).__name__.lower()
-    job_id = PREFIX + (name or re.sub(r"[^A-Za-z0-9_-]", "_", "-".join([kind, *(sorted(queues) or ["all"])])))
+    job_id = PREFIX + (name or _name(kind, queues))
     if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
         raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
     fields = [one for one in dataclasses.fields(policy) if one.init]
@@ -100,6 +101,16 @@ def _register(
             raise
         raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
     return job_id
+
+
+def _name(kind: str, queues: list[str]) -> str:
+    """Return the name of a sweep of these queues: no others have it, whatever they are called."""
+    queues = sorted(set(queues))
+    said = "-".join([kind, *(queues or ["all"])])
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", said)
+    # The queue "a_b" would be "a b", too, the queue "a-b" both "a" and "b", and the queue "all" all of them.
+    ambiguous = name != said or len(queues) > 1 or queues == ["all"]
+    return f"{name}-{sha256(repr(queues).encode()).hexdigest()[:8]}" if ambiguous else name
 
 
 def _words(key: str, value: Any) -> str:

@@ -64,6 +64,19 @@ def test_register_list_replace_remove(redis: Redis, run: Run) -> None:
     assert set(redis.keys("*")) == before
 
 
+def test_default_names_tell_queues_apart(redis: Redis, run: Run) -> None:
+    """Queues whose names differ only in what a name may not contain each keep their sweep; the same ones replace it."""
+    sweeps = [["a b"], ["a_b"], ["почта"], ["слово"], ["a", "b"], ["a-b"], [], ["all"]]
+    for queues in sweeps:
+        for name in queues:
+            redis.sadd("rq:queues", f"rq:queue:{name}")
+        flags = [word for name in queues for word in ("-q", name)]
+        for _ in range(2):
+            assert run(*TEN, "--ghosts", *flags).returncode == 0
+    found = [Job.fetch(job_id.decode(), redis).kwargs["queues"] for job_id in redis.zrange(SCHEDULED_JOBS, 0, -1)]
+    assert sorted(map(repr, found)) == sorted(repr(queues or None) for queues in sweeps)
+
+
 def test_sweep_whose_job_vanished_is_forgotten(redis: Redis, run: Run) -> None:
     """A sweep whose job was deleted is dropped from the list and from the schedule."""
     run(*TEN, "--ghosts")
