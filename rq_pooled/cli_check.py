@@ -10,9 +10,12 @@ from typing import Any
 
 import click
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .config import Settings, scrub
+from .connections import is_away
 from .durations import parse_duration, show_duration
 from .errors import ConfigurationError, RQPooledError
 from .guard import ConnectionGuard
@@ -98,7 +101,10 @@ def check(
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, scrub(str(error)))]
     except (RedisError, OSError, RQPooledError) as error:
-        findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server away: {scrub(str(error))}")]
+        if _lost(error):
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server away: {scrub(str(error))}")]
+        else:  # it is there: what keeps this check from its answer is no outage, and will not pass like one
+            findings = [Finding("server", UNKNOWN, f"the server refuses: {scrub(str(error))}")]
     code = next(code for code in _WORST if any(finding.code == code for finding in findings))
     if as_json:
         report = {"status": NAMES[code], "code": code, "checks": [_as_dict(finding) for finding in findings]}
@@ -109,6 +115,13 @@ def check(
         line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
         click.echo(line + (f" | {graphs}" if graphs else ""))
     context.exit(code)
+
+
+def _lost(error: Exception) -> bool:
+    """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
+    if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
+        return False
+    return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)) or is_away(error)
 
 
 def _as_dict(finding: Finding) -> dict[str, Any]:

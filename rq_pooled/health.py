@@ -155,7 +155,7 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Each has ``name``, ``length``, ``oldest_age`` (seconds that the job at the head has been queued, None if there is
     none), ``workers``, ``suspended``, and the number of jobs ``started``, ``scheduled``, ``deferred``, ``failed``,
-    ``finished`` and ``canceled``.
+    ``finished`` and ``canceled``. A key that is of another type than RQ's counts as empty.
     """
     client = connection or get_connection()
     names = sorted(_text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
@@ -168,21 +168,31 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
         pipeline.scard(f"rq:workers:{name}")
         for registry in _REGISTRIES.values():
             pipeline.zcard(registry.key_template.format(name))
-    (seconds, microseconds), suspended, *replies = pipeline.execute()
+    (seconds, microseconds), suspended, *replies = _replies(pipeline)
     now, width = seconds + microseconds / 1e6, 3 + len(_REGISTRIES)
-    heads = [replies[at + 1] for at in range(0, len(replies), width)]
+    heads = [replies[at + 1] or [] for at in range(0, len(replies), width)]
     ages = _queued_for(client, heads, now)
     return [
         {
             "name": name,
-            "length": replies[at],
+            "length": replies[at] or 0,
             "oldest_age": age,
-            "workers": replies[at + 2],
+            "workers": replies[at + 2] or 0,
             "suspended": bool(suspended),
-            **dict(zip(_REGISTRIES, replies[at + 3 : at + width])),
+            **dict(zip(_REGISTRIES, [count or 0 for count in replies[at + 3 : at + width]])),
         }
         for name, at, age in zip(names, range(0, len(replies), width), ages)
     ]
+
+
+def _replies(pipeline: Any) -> list[Any]:
+    """Return the replies, None where a key has another type: one such key is not to hide all queues."""
+    replies: list[Any] = []
+    for reply in pipeline.execute(raise_on_error=False):
+        if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
+            raise reply
+        replies.append(None if isinstance(reply, Exception) else reply)
+    return replies
 
 
 def _queued_for(client: Redis, heads: Sequence[Sequence[Any]], now: float) -> list[float | None]:
@@ -190,7 +200,7 @@ def _queued_for(client: Redis, heads: Sequence[Sequence[Any]], now: float) -> li
     for head in heads:
         for job_id in head:
             pipeline.hget(f"rq:job:{_text(job_id)}", "enqueued_at")
-    replies = iter(pipeline.execute() if any(heads) else ())
+    replies = iter(_replies(pipeline) if any(heads) else ())
     ages: list[float | None] = []
     for head in heads:
         times = [when for when in (seconds_of(next(replies)) for _ in head) if when is not None]

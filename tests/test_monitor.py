@@ -209,6 +209,36 @@ def test_restricted_users_see_what_they_may(start_server: Callable[..., Embedded
     assert reaped.returncode == 0 and "Closed 0" in reaped.stdout
 
 
+def test_refusal_is_no_outage(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A server that refuses a command or the login is there: unknown to ``check``, also where an outage is well."""
+    server = start_server()
+    server.client().execute_command("ACL", "SETUSER", "shop", "on", ">secret", "~*", "&*", "+@all", "-zcard", "-zrangebyscore")
+    at = f"{server.host}:{server.port}/0"
+    for user, words in (
+        ("shop:secret", ("--queue-age", "1h")),
+        ("shop:secret", ("--worker", "any")),
+        ("shop:wrong", ()),
+    ):
+        server.client().sadd("rq:queues", "rq:queue:a")
+        found = run(f"redis://{user}@{at}", "check", "--away", "ok", *words)
+        assert found.returncode == 3 and found.stdout.startswith("UNKNOWN - the server refuses: "), found
+        assert found.stdout.count("\n") == 1
+
+
+def test_key_of_another_type_hides_no_queue(server: EmbeddedServer, redis: Redis) -> None:
+    """Where something else stands at the keys of a queue it counts nothing, and the other queues count as ever."""
+    for name in ("rq:queue:odd", "rq:failed:odd", "rq:workers:odd"):
+        redis.set(name, "x")
+    redis.sadd("rq:queues", "rq:queue:odd")
+    Queue("good", connection=redis).enqueue(stats_jobs.succeed, "x")
+    redis.rpush("rq:queue:good", "strange")
+    redis.set("rq:job:strange", "x")
+    good, odd = health.queues(redis)
+    assert (good["name"], good["length"]) == ("good", 2) and good["oldest_age"] is not None
+    assert (odd["length"], odd["oldest_age"], odd["failed"], odd["workers"]) == (0, None, 0, 0)
+    assert run(server.url, "check", "--queue-age", "1h").returncode == 0
+
+
 def test_top_piped(server: EmbeddedServer, busy: Any) -> None:
     """Piped, top prints one screen without escapes and ends; --count prints several; --json a document per line."""
     shown = run(server.url, "top")
