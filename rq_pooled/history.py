@@ -12,7 +12,7 @@ from rq.results import Result
 from rq.utils import as_text
 
 from .attempts import NEXT_AT
-from .kinds import recorded_name
+from .kinds import recorded_end
 from .selection import unpacked_error
 
 
@@ -33,6 +33,7 @@ def history(connection: Redis, job_id: str) -> dict[str, Any]:
 
 def _try(entry_id: str, entry: dict[bytes, bytes]) -> dict[str, Any]:
     text = unpacked_error(entry.get(b"exc_string", b""))
+    exception, said = recorded_end(text)
     next_at = entry.get(NEXT_AT.encode())
     kind = int(entry.get(b"type", b"0"))
     started, ended = entry.get(b"execution_started_at"), entry.get(b"execution_ended_at")
@@ -41,8 +42,9 @@ def _try(entry_id: str, entry: dict[bytes, bytes]) -> dict[str, Any]:
         "result": next((one.name.lower() for one in Result.Type if one.value == kind), str(kind)),
         "worker": as_text(entry.get(b"worker_name", b"")),
         "seconds": round(float(ended) - float(started), 3) if started and ended else None,
-        "exception": recorded_name(text),
-        "error": next((line.strip() for line in reversed(text.splitlines()) if line.strip()), ""),
+        "exception": exception,
+        # Its first line, as everywhere: notes and a longer message follow it. What is no traceback ends with its reason.
+        "error": said.strip() or next((line.strip() for line in reversed(text.splitlines()) if line.strip()), ""),
         "next_try": _iso(float(next_at)) if next_at else None,
         "traceback": text,
     }

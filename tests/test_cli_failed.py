@@ -6,6 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import traceback
+import zlib
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 
@@ -136,6 +139,36 @@ def test_history_of_a_job(redis: Redis, run: Run) -> None:
     assert one["result"] == "retried" and one["next_try"] == "2026-09-21T14:13:20Z"
     code, out, err = run("failed", "nobody")
     assert (code, out) == (2, "") and err.startswith("rq-pooled: there is no job nobody")
+
+
+@pytest.mark.parametrize(
+    ("end", "error"),
+    [
+        ("ValueError: no such order", "ValueError: no such order"),
+        ("sqlalchemy.exc.OperationalError: gone\n[SQL: SELECT 1]\n(Background: https://sqlalche.me/e/20/e3q8)",
+         "sqlalchemy.exc.OperationalError: gone"),
+        ("ValueError: no such order\norder 17", "ValueError: no such order"),  # a note
+    ],
+)  # fmt: skip
+def test_history_tells_the_error_itself(redis: Redis, run: Run, end: str, error: str) -> None:
+    """The line of a try is the one that begins the exception, whatever its message or its notes go on to say."""
+    (job_id,) = fill(redis, 1)
+    text = f'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\n{end}\n'
+    packed = b64encode(zlib.compress(text.encode()))
+    redis.xadd(f"rq:results:{job_id}", {"type": 2, "exc_string": packed})
+    assert run("failed", job_id)[1].splitlines()[-1].endswith(f"failed: {error}")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="no groups before")
+def test_history_tells_the_error_of_a_group(redis: Redis, run: Run) -> None:
+    """The line of a try that ended with a group is the group's own."""
+    (job_id,) = fill(redis, 1)
+    try:
+        raise ExceptionGroup("two orders", [ValueError("a"), KeyError("b")])  # type: ignore[name-defined,unused-ignore]  # noqa: F821
+    except Exception:  # noqa: BLE001 - so that 3.10 can read this
+        packed = b64encode(zlib.compress(traceback.format_exc().encode()))
+    redis.xadd(f"rq:results:{job_id}", {"type": 2, "exc_string": packed})
+    assert run("failed", job_id)[1].splitlines()[-1].endswith("failed: ExceptionGroup: two orders (2 sub-exceptions)")
 
 
 @pytest.mark.parametrize(
