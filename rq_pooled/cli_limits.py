@@ -37,7 +37,11 @@ def limit(
     elif queue is not None and clear:
         cleared = queue in limits_in_force(connection)
         clear_limit(connection, queue)
-    found = limits_in_force(connection)
+    unreadable: dict[str, str] = {}
+    found = limits_in_force(connection, unreadable)
+    for name, text in unreadable.items():
+        if queue in (None, name):
+            click.echo(f"rq-pooled: {name}: {text!r} is no limit and counts as none; --clear removes it", err=True)
     if queue is not None:
         found = {name: one for name, one in found.items() if name == queue}
     if as_json:

@@ -28,7 +28,7 @@ def parse_duration(text: str | float, what: str = "the duration") -> float:
         if not written or match is None:
             seconds = -1.0
         else:
-            seconds = float(sum(int(n) * unit for n, unit in zip(match.groups(), _UNITS.values()) if n))
+            seconds = sum(float(n) * unit for n, unit in zip(match.groups(), _UNITS.values()) if n)
     if not 0 <= seconds < float("inf"):
         raise ConfigurationError(f"{what} is {written or 'empty'}: write it as 45s, 10m, 1h30m or 2d")
     return seconds

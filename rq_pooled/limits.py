@@ -21,6 +21,9 @@ from .scripts import LIMITS, shared_scripts
 MAX_STARTS, MAX_PERIOD = 100_000, 366 * 86_400
 _RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\S+)\s*")
 
+#: As ``Limit.written`` has it, led by who set it.
+_WRITTEN = re.compile(r"(code|operator) ([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,18})")
+
 
 class Limit(NamedTuple):
     """One queue's limit. ``starts`` 0: any number of starts; ``max_running`` 0: any number at once."""
@@ -77,7 +80,7 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
     """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
     found = _read(run_script(connection, shared_scripts().limit(queue, "code", limit.written())))
-    assert found is not None
+    assert found is not None  # what cannot be read does not stand in the way of it
     return found
 
 
@@ -91,18 +94,30 @@ def clear_limit(connection: Redis, queue: str) -> LimitInForce | None:
     return _read(run_script(connection, shared_scripts().limit(queue, "clear", "")))
 
 
-def limits_in_force(connection: Redis) -> dict[str, LimitInForce]:
-    """Return the limits of all queues that have one. Waits for Redis."""
-    found = {_text(name): _read(text) for name, text in sorted(connection.hgetall(LIMITS).items())}
-    return {name: limit for name, limit in found.items() if limit is not None}
+def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None) -> dict[str, LimitInForce]:
+    """Return the limits of all queues that have one. Waits for Redis.
+
+    Args:
+        connection: to the server.
+        unreadable: is given what else stands there, by queue: claim.lua, too, takes it for no limit.
+    """
+    found = {}
+    for name, text in sorted(connection.hgetall(LIMITS).items()):
+        limit = _read(text)
+        if limit is not None:
+            found[_text(name)] = limit
+        elif unreadable is not None:
+            unreadable[_text(name)] = _text(text)
+    return found
 
 
 def _text(word: bytes | str) -> str:
-    return word.decode() if isinstance(word, bytes) else word
+    return word.decode(errors="replace") if isinstance(word, bytes) else word
 
 
 def _read(text: bytes | str | None) -> LimitInForce | None:
-    if text is None:
+    match = _WRITTEN.fullmatch(_text(text or ""))
+    if match is None:
         return None
-    who, starts, period, running = _text(text).split()
+    who, starts, period, running = match.groups()
     return LimitInForce(Limit(int(starts), int(period) / 1e6, int(running)), who == "operator")

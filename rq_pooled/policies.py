@@ -14,6 +14,8 @@ from .selection import Selection, check_number
 
 #: Bounds of the dead letters of a queue: seconds, jobs.
 DEAD_AGE, DEAD_COUNT = 30 * 86_400, 10_000
+#: What the server and RQ can still tell as a time: the longest life of a dead letter, the longest wait between two jobs.
+_TEN_YEARS, _YEAR = 3_650 * 86_400, 366 * 86_400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class Requeue(Selection):
         super().__post_init__()
         check_number("times", self.times, low=1, whole=True)
         check_number("rate", self.rate, above=True)
+        if self.rate is not None and self.rate < 1 / _YEAR:
+            raise ConfigurationError(f"rate is {self.rate!r}: give at least {1 / _YEAR:.1e}, a job a year")
         check_number("retries", self.retries, whole=True)
         if self.delay is not None and not isinstance(self.delay, Backoff):
             wrong = "an rq.Retry has no curve" if isinstance(self.delay, Retry) else repr(self.delay)
@@ -60,6 +64,8 @@ class Bury(Selection):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("max_age", self.max_age, low=1)
+        if self.max_age > _TEN_YEARS:
+            raise ConfigurationError(f"max_age is {self.max_age:g}: give at most {_TEN_YEARS} s (ten years)")
         check_number("max_count", self.max_count, whole=True)
 
 

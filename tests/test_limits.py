@@ -355,6 +355,19 @@ def test_command_shows_sets_and_clears(redis: Redis, run: Run) -> None:
     assert (result.returncode, result.stdout) == (0, "mail: no limit (and no queue of this name has ever been used)\n")
 
 
+@pytest.mark.parametrize("junk", ["junk", "operator a b c", f"operator 1 {'9' * 400} 0", b"\xff"])
+def test_what_is_no_limit_hides_none(redis: Redis, run: Run, junk: Any) -> None:
+    """What stands among the limits and is none is named, removed with --clear, and gives way to what is declared."""
+    redis.hset("rq_pooled:limits", "aaa", junk)
+    set_limit(redis, "mail", make_limit("1/2m"))
+    result = run()
+    assert (result.returncode, result.stdout) == (0, "mail: at most 1 starts in 2m (set by an operator)\n")
+    assert result.stderr.startswith("rq-pooled: aaa: ") and result.stderr.count("\n") == 1
+    assert run("aaa", "--clear").stderr == "" and not redis.hexists("rq_pooled:limits", "aaa")
+    redis.hset("rq_pooled:limits", "aaa", junk)
+    assert declare_limit(redis, "aaa", make_limit("3/1s")).limit == make_limit("3/1s")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -385,6 +385,9 @@ def test_queues_are_known_or_refused(redis: Redis) -> None:
     [
         lambda: Requeue(times=0),
         lambda: Requeue(rate=0),
+        lambda: Requeue(rate=1e-300),
+        lambda: Requeue(rate=1e-320),
+        lambda: Bury(max_age=1e17),
         lambda: Requeue(delay=Retry(3)),  # type: ignore[arg-type]
         lambda: Requeue(exceptions=5),  # type: ignore[arg-type]
         lambda: Requeue(functions=[""]),
