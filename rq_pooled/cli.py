@@ -5,12 +5,14 @@ The options of ``worker`` come from options.py; what is here is what the command
 
 from __future__ import annotations
 
+import io
 import json
 import logging.config
 import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -57,6 +59,7 @@ Exit codes: 0, 2 (a setting or argument is wrong), 75 (trying again may help).""
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or one line on stderr and 2 (change something) or 75 (try again)."""
+    _make_writable()
     try:
         code = cli.main(arguments, prog_name="rq-pooled", standalone_mode=False) or 0
     except click.ClickException as error:
@@ -73,16 +76,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(error, TRY_AGAIN)
     except RedisError as error:  # READONLY after a failover, out of memory, forbidden by an ACL
         code = _say(f"the server refused a command: {error}", TRY_AGAIN)
-    except BrokenPipeError:
-        # Whoever read our output has gone (`| head`); Python's flush at exit would only fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except BrokenPipeError:  # whoever read our output has gone (`| head`)
         code = 1
+    except OSError as error:  # a full disk
+        code = _say(error, TRY_AGAIN)
+    try:
+        sys.stdout.flush()
+    except OSError:  # and Python's flush at exit would only fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     sys.exit(code)
+
+
+def _make_writable() -> None:
+    """Have a closed stream (`>&-`) swallow what it is given, and stdout show a `?` for what it cannot encode."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
 
 
 def _say(message: object, code: int) -> int:
     """Write one line to stderr and return ``code``."""
-    click.echo("rq-pooled: " + " ".join(scrub(str(message)).split()), err=True)
+    with suppress(OSError):  # a disk that is full may be that of stderr, too
+        click.echo("rq-pooled: " + " ".join(scrub(str(message)).split()), err=True)
     return code
 
 

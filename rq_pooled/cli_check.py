@@ -51,6 +51,14 @@ class CheckCommand(click.Command):
             click.echo(f"UNKNOWN - {error.format_message()} (see {ctx.command_path} --help)")
             ctx.exit(UNKNOWN)
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; where its line cannot be written (a full disk) end with 3."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            click.echo(f"UNKNOWN - the line cannot be written: {error}", err=True)
+            ctx.exit(UNKNOWN)
+
 
 @click.command(cls=CheckCommand, short_help="Say in one line whether all is well (Nagios, probes).")
 @click.option("--queue", "names", multiple=True, metavar="NAME", help="Look at this queue only. May be repeated.")

@@ -230,7 +230,7 @@ def _terminal() -> Iterator[Any]:
 
     # Whoever ends it gets the terminal back as it was.
     handlers = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    keys = sys.stdin.fileno() if sys.stdin.isatty() else None
+    keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None  # closed: no stdin
     before = termios.tcgetattr(keys) if keys is not None else None
 
     def wait(timeout: float) -> bool:

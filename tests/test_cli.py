@@ -267,3 +267,34 @@ def test_examples_run(redis: Redis, server: EmbeddedServer) -> None:
     assert producer.returncode == 0
     assert sorted(line.split()[0] for line in out.splitlines()) == sorted(path.name for path in examples.glob("*.py"))
     assert all(len(line.split()[1]) == 64 for line in out.splitlines())
+
+
+@pytest.mark.parametrize("redirection", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("words", ["top", "stats", "sweep --ghosts", "rescue", "check"])
+def test_closed_streams_are_no_error(redis: Redis, server: EmbeddedServer, words: str, redirection: str) -> None:
+    """A command whose output nobody wants does its work."""
+    done = subprocess.run(
+        f"{sys.executable} -m rq_pooled {words} --url {server.url} {redirection}",
+        shell=True, check=False, capture_output=True, text=True, timeout=40, cwd=ROOT,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize(("words", "code"), [("stats", 75), ("stats --json", 75), ("--help", 75), ("check", 3)])
+def test_full_disk_is_one_line(redis: Redis, server: EmbeddedServer, words: str, code: int) -> None:
+    """Output that cannot be written ends a command with 75, ``check`` with 3, and no traceback."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rq_pooled", *words.split()],
+            check=False, stdout=full, stderr=subprocess.PIPE, text=True, timeout=40, cwd=ROOT,
+            env={**os.environ, "RQ_POOLED_URL": server.url},
+        )  # fmt: skip
+    assert done.returncode == code and "No space left" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_what_stdout_cannot_encode_is_a_question_mark(redis: Redis, server: EmbeddedServer) -> None:
+    """A queue's name in an alphabet that the terminal does not know ends no command."""
+    Queue("\u043f\u043e\u0447\u0442\u0430", connection=redis).enqueue(print)
+    done = command("stats", "--url", server.url, PYTHONIOENCODING="iso8859-1")
+    assert (done.returncode, done.stderr) == (0, "") and "????? " in done.stdout
