@@ -70,7 +70,7 @@ class FailedJobs:
         return not any(self._many([("ZCARD", self.registry(queue)), ("ZCARD", dead_letters_key(queue))]))
 
     def queues(self, names: Sequence[str] | None) -> list[str]:
-        """Return these queues, or all that the server knows. Raises UnknownQueue."""
+        """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""
         prefix = rq.Queue.redis_queue_namespace_prefix
         known = sorted(as_text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", rq.Queue.redis_queues_keys)))
         if names is None:
@@ -79,7 +79,7 @@ class FailedJobs:
             if not self._one(("EXISTS", FailedJobRegistry.key_template.format(name), dead_letters_key(name))):
                 shown = ", ".join(known[:10]) or "none"
                 raise UnknownQueue(f"there is no queue {name!r}; the server knows: {shown}")
-        return list(names)
+        return list(dict.fromkeys(names))
 
     # -- the lock ------------------------------------------------------------------------------------------------
 

@@ -127,6 +127,14 @@ def test_blocked_queue_keeps_no_other_from_its_sweep(redis: Redis, run: Run, as_
     assert lines[1].startswith("rq-pooled: c: not swept to the end: WRONGTYPE")
 
 
+def test_queue_named_twice_counts_once(redis: Redis, run: Run) -> None:
+    """A queue that is given again is swept, and its jobs are listed, once."""
+    fill(redis, 2)
+    twice = ("-q", "default", "-q", "default")
+    assert len(run("failed", *twice)[1].splitlines()) == 2
+    assert run("sweep", "--requeue", "--limit", "1", *twice)[1] == "default: 1 requeued (of 2)\n"
+
+
 def test_history_of_a_job(redis: Redis, run: Run) -> None:
     """Each try with time, error and what came next; a job that nobody knows is an error in one line."""
     (job,) = fail(redis, "Busy", retry=Backoff(2, 5, jitter=None))
