@@ -8,6 +8,9 @@ from typing import Any
 from .parent import Parent
 from .slots import Slot, Slots
 
+#: Seconds between two looks whether the reply to a claim has come.
+LOOK_AGAIN = 0.02
+
 
 class Control:
     """Replaces RQ's handlers of commands, which know one horse and use signals.
@@ -49,4 +52,7 @@ class Control:
                 slot.stopped = True
                 self._slots.kill(slot)
                 return
+        if any(slot.reserved for slot in slots):  # the server may say that the job is started before it tells us
+            self._parent.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots))
+            return
         self._parent.log.info("Not working on job %s, command ignored.", job_id)

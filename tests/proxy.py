@@ -13,7 +13,8 @@ class CutProxy:
 
     ``cut_on(words)`` arms it: the next request that contains these bytes is forwarded, the server's reply to it is
     awaited (so the server has done it) and dropped, and the connection is closed. ``hold_on(words)`` instead keeps
-    that request back until ``let_go()``, with the client's side closed: a request that arrives late.
+    that request back until ``let_go()``, with the client's side closed: a request that arrives late. ``delay_on(words)``
+    forwards the request and keeps the replies of its connection back, until ``deliver()``.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -26,6 +27,8 @@ class CutProxy:
         self._words = b""
         self._hold = False
         self._held: tuple[socket.socket, bytes] | None = None
+        self._delay = False
+        self._delayed: socket.socket | None = None
         self._stop_r, self._stop_w = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="cut-proxy", daemon=True)
         self._thread.start()
@@ -42,12 +45,22 @@ class CutProxy:
     def cut_on(self, words: bytes) -> None:
         """Arm: drop the reply to the next request that contains ``words``."""
         self.done.clear()
-        self._hold, self._words = False, words
+        self._hold, self._delay, self._words = False, False, words
 
     def hold_on(self, words: bytes) -> None:
         """Arm: keep the next request that contains ``words``, and close the client's side."""
         self.done.clear()
-        self._hold, self._words = True, words
+        self._hold, self._delay, self._words = True, False, words
+
+    def delay_on(self, words: bytes) -> None:
+        """Arm: keep the replies of the next connection that sends ``words``, and do not close it."""
+        self.done.clear()
+        self._hold, self._delay, self._words = False, True, words
+
+    def deliver(self) -> None:
+        """Let the replies go that were kept."""
+        self._delayed = None
+        self._stop_w.send(b"d")
 
     def let_go(self) -> None:
         """Send the request that was kept, and wait until the server has done it."""
@@ -71,8 +84,9 @@ class CutProxy:
                     sock.close()
 
         while True:
-            ready = select.select([self._listener, self._stop_r, *peers], [], [])[0]
-            if self._stop_r in ready:
+            heard = [peer for peer in peers if peer is not self._delayed]
+            ready = select.select([self._listener, self._stop_r, *heard], [], [])[0]
+            if self._stop_r in ready and b"." in self._stop_r.recv(10):
                 break
             if self._listener in ready:
                 client = self._listener.accept()[0]
@@ -94,6 +108,11 @@ class CutProxy:
                     close(sock)
                 elif sock in clients and self._words and self._words in data:
                     self._words = b""
+                    if self._delay:
+                        self._delayed = other
+                        other.sendall(data)
+                        self.done.set()
+                        continue
                     if self._hold:
                         self._held = (other, data)
                     else:

@@ -13,9 +13,10 @@ from typing import Any
 import crash_jobs
 import psutil
 import pytest
+from proxy import CutProxy
 from redis import Redis
 from rq import Queue
-from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.command import PUBSUB_CHANNEL_TEMPLATE, send_stop_job_command
 from rq.job import Job, JobStatus
 from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 
@@ -274,6 +275,27 @@ def test_a_stop_command_arriving_with_a_wakeup_is_obeyed(
                 together.execute()
             assert (ended(running), ended(other)) == (JobStatus.STOPPED, JobStatus.FINISHED), (number, worker.output())
         assert worker.process.poll() is None
+
+
+def test_a_stop_command_is_obeyed_before_the_claim_is_answered(
+    server: EmbeddedServer, queue: Queue, redis: Redis, tmp_path: Path
+) -> None:
+    """A job is stopped as soon as the server says that it is started, also where the worker has not heard of it yet."""
+    proxy = CutProxy(server.port)
+    try:
+        with running_worker(proxy.url, "q", "--name", "w", log=tmp_path / "log") as worker:
+            assert ended(queue.enqueue(crash_jobs.nothing)) == JobStatus.FINISHED
+            time.sleep(0.3)  # until it is asleep: what it asks for next is the claim
+            proxy.delay_on(queue.key.encode())
+            job = queue.enqueue(time.sleep, 30)
+            wait_until(lambda: job.get_status() == JobStatus.STARTED, what="the claim")
+            send_stop_job_command(redis, job.id)
+            time.sleep(0.3)
+            proxy.deliver()
+            assert ended(job, 10) == JobStatus.STOPPED, worker.output()
+            assert "command ignored" not in worker.output()
+    finally:
+        proxy.close()
 
 
 def test_a_job_stopped_while_others_run(server: EmbeddedServer, queue: Queue, redis: Redis, tmp_path: Path) -> None:
