@@ -390,6 +390,7 @@ class HorseProcess:
             self._jobs_left <= 0
             or self._alarm_fired
             or self._surroundings.has_new_threads()
+            or self._surroundings.has_closed_streams()
             or has_children()
             or self._is_too_big()
         )

@@ -14,6 +14,8 @@ from typing import Any
 #: What stands behind signal.getsignal, which looks up an enum's member for each answer: that takes longer than all else
 #: here.
 _getsignal: Callable[[int], Any] = _signal.getsignal
+#: Likewise, with a mask of plain numbers.
+_sigmask: Callable[[int, Any], set[int]] = _signal.pthread_sigmask
 
 
 class Surroundings:
@@ -23,6 +25,9 @@ class Surroundings:
 
     def __init__(self) -> None:
         self._handlers = {signum: _getsignal(signum) for signum in self._SIGNALS} | {signal.SIGALRM: signal.SIG_DFL}
+        self._mask = _sigmask(signal.SIG_BLOCK, ())
+        self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._recursion_limit = sys.getrecursionlimit()
         self._threads = threading.active_count()
         self._umask = os.umask(0o022)
         os.umask(self._umask)
@@ -35,9 +40,19 @@ class Surroundings:
         """Tell whether the job left a thread running."""
         return threading.active_count() > self._threads
 
+    def has_closed_streams(self) -> bool:
+        """Tell whether the job closed what this process, and the next job, would print to."""
+        return any(getattr(stream, "closed", False) for stream in self._streams.values())
+
     def restore(self) -> None:
-        """Stop timers, give back handlers, umask and directory, write out what is buffered."""
+        """Stop timers, give back what was changed, write out what is buffered.
+
+        Not the environment, ``sys.path``, context variables or default timeouts: modules set these when they are first
+        imported, which in a reused process happens once.
+        """
         signal.setitimer(signal.ITIMER_REAL, 0)
+        if _sigmask(signal.SIG_BLOCK, ()) != self._mask:
+            self._unblock()
         for signum, handler in self._handlers.items():
             if _getsignal(signum) != handler:
                 signal.signal(signum, handler)
@@ -46,9 +61,25 @@ class Surroundings:
             with contextlib.suppress(OSError):
                 if os.getcwd() != self._directory:
                     os.chdir(self._directory)
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
+        if sys.getrecursionlimit() < self._recursion_limit:  # a higher one may be a module's, set at its import
+            sys.setrecursionlimit(self._recursion_limit)
+        for name, original in self._streams.items():
+            _flush(getattr(sys, name, None))
+            if getattr(sys, name, None) is not original:
+                setattr(sys, name, original)
+                _flush(original)
+
+    def _unblock(self) -> None:
+        for signum in signal.sigpending():  # it was for the job that blocked it: ignoring a signal discards it
+            handler = signal.getsignal(signum)
+            signal.signal(signum, signal.SIG_IGN)
+            signal.signal(signum, handler)
+        _sigmask(signal.SIG_SETMASK, self._mask)
+
+
+def _flush(stream: Any) -> None:
+    with contextlib.suppress(Exception):
+        stream.flush()
 
 
 def has_children() -> bool:

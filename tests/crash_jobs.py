@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import signal
 import subprocess
@@ -167,6 +168,44 @@ def leave_output(words: list[str]) -> int:
     """Print the words in one line without flushing."""
     sys.stdout.reconfigure(line_buffering=False, write_through=False)  # type: ignore[union-attr]
     print(*words, end=" ")
+    return os.getpid()
+
+
+def block_alarm(seconds: float = 0) -> int:
+    """Block SIGALRM, then use up the time limit."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def replace_stdout() -> int:
+    """Print to somewhere else from now on."""
+    sys.stdout = io.StringIO()
+    return os.getpid()
+
+
+def wrap_stdout(words: list[str]) -> int:
+    """Print the words in one line through another object with a buffer of its own."""
+    sys.stdout = os.fdopen(os.dup(1), "w", buffering=10000)
+    print(*words)
+    return os.getpid()
+
+
+def close_stdout() -> int:
+    """Close what this process prints to."""
+    sys.stdout.close()
+    return os.getpid()
+
+
+def say(words: list[str]) -> int:
+    """Print the words in one line."""
+    print(*words)
+    return os.getpid()
+
+
+def set_recursion_limit(limit: int) -> int:
+    """Set it."""
+    sys.setrecursionlimit(limit)
     return os.getpid()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,46 @@ def test_surroundings_are_given_back(run: Run) -> None:
     assert after["pid"] == pid
     for name in ("cwd", "umask", "ignored", "worker"):
         assert after[name] == before[name]
+
+
+def test_a_blocked_alarm_is_heard_by_the_next_job(run: Run, redis: Redis) -> None:
+    """A job that blocks SIGALRM does not take the time limit of the next one, in the same process."""
+    pid = run(crash_jobs.block_alarm)
+    assert run(crash_jobs.pid) == pid
+    job = Queue("q", connection=redis).enqueue(time.sleep, 30, job_timeout=1)
+    assert ended(job) == JobStatus.FAILED
+    assert "JobTimeoutException" in str(job.latest_result().exc_string)
+
+
+def test_an_alarm_that_was_blocked_is_dropped(run: Run) -> None:
+    """An alarm that a job kept from being heard until its end neither fails it nor reaches the next one."""
+    pid = run(crash_jobs.block_alarm, 1.2, job_timeout=1)
+    assert run(crash_jobs.pid) == pid
+
+
+def test_the_next_job_prints_where_the_first_did(run: Run, worker: WorkerProcess) -> None:
+    """A stdout that a job put in the place of the process's is written out and taken away, in the same process."""
+    pid = run(crash_jobs.wrap_stdout, ["buffered", "words"])
+    worker.wait_for("buffered words")
+    assert run(crash_jobs.replace_stdout) == pid
+    assert run(crash_jobs.say, ["audible", "words"]) == pid
+    worker.wait_for("audible words")
+
+
+def test_a_closed_stdout_costs_the_horse(run: Run, worker: WorkerProcess) -> None:
+    """After a job that closed its stdout the next one has a new process and prints."""
+    first = run(crash_jobs.close_stdout)
+    assert run(crash_jobs.say, ["audible", "words"]) != first
+    worker.wait_for("audible words")
+
+
+def test_a_lowered_recursion_limit_is_given_back(run: Run) -> None:
+    """A job's lower limit is its own; a higher one stays, as modules raise it when they are imported."""
+    limit = run(sys.getrecursionlimit)
+    pid = run(crash_jobs.set_recursion_limit, 150)
+    assert run(sys.getrecursionlimit) == limit
+    assert run(crash_jobs.set_recursion_limit, limit + 500) == pid
+    assert run(sys.getrecursionlimit) == limit + 500
 
 
 def test_each_job_is_told_its_own_id(run: Run, redis: Redis) -> None:
