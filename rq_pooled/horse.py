@@ -37,7 +37,7 @@ from .relay import Relay
 from .resp import Word, pack, pack_runs
 from .retry import Rules
 from .success import snapshot
-from .surroundings import Surroundings, has_children
+from .surroundings import Surroundings, has_children, has_doomed_children
 from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
@@ -391,9 +391,20 @@ class HorseProcess:
             or self._alarm_fired
             or self._surroundings.has_new_threads()
             or self._surroundings.has_closed_streams()
-            or has_children()
+            or self._has_children()
             or self._is_too_big()
         )
+
+    def _has_children(self) -> bool:
+        if not has_children():
+            return False
+        if has_doomed_children():
+            self._worker.log.warning(
+                "Worker %s: a job left a process behind, which ends now with its horse; "
+                "subprocess.Popen(..., start_new_session=True) lets it live",
+                self._worker.name,
+            )
+        return True
 
     def _is_too_big(self) -> bool:
         if self._max_memory is None or (size := resident_megabytes()) <= self._max_memory:

@@ -83,11 +83,23 @@ def _flush(stream: Any) -> None:
 
 
 def has_children() -> bool:
-    """Tell whether the job left processes behind, dead or alive; they end with this one's group."""
+    """Tell whether the job left processes behind, dead or alive, in this one's group or not."""
     if not hasattr(os, "waitid"):  # macOS before Python 3.13
         return False
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def has_doomed_children() -> bool:
+    """Tell whether processes of this one's group still run, which end with it; the dead are waited for."""
+    if not hasattr(os, "waitid"):
+        return True
+    try:
+        while os.waitid(os.P_PGID, os.getpgrp(), os.WEXITED | os.WNOHANG):
+            pass
     except ChildProcessError:
         return False
     return True

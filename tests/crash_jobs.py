@@ -157,11 +157,18 @@ def leave_thread() -> int:
     return os.getpid()
 
 
-def leave_child() -> tuple[int, int]:
+def leave_child(seconds: float = 60, **options: Any) -> tuple[int, int]:
     """Leave a child running; return the own pid and the child's."""
-    child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-S", "-c", f"import time; time.sleep({seconds})"], **options)
     child.returncode = 0  # so that Popen.__del__ does not complain
     return os.getpid(), child.pid
+
+
+def leave_dead_child() -> int:
+    """Leave a child that has ended, and that nobody has waited for."""
+    _, child = leave_child(0)
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    return os.getpid()
 
 
 def leave_output(words: list[str]) -> int:

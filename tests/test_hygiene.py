@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -133,11 +134,32 @@ def test_a_thread_left_behind_costs_the_horse(run: Run) -> None:
     assert run(crash_jobs.threads_and_warnings) == ["MainThread"]
 
 
-def test_a_child_left_behind_is_ended_with_the_horse(run: Run) -> None:
-    """After a job that left a child process the next one has a new process, and the child is gone."""
+def test_a_child_left_behind_is_ended_with_the_horse(run: Run, worker: WorkerProcess) -> None:
+    """After a job that left a child process the next one has a new process, the child is gone, and the log says why."""
     first, child = run(crash_jobs.leave_child)
     assert run(crash_jobs.pid) != first
     wait_until(lambda: not lives(child) and not lives(first), 5, "the end of the child")
+    assert worker.output().count("left a process behind") == 1
+    assert "start_new_session=True" in worker.output()
+
+
+def test_a_child_with_a_session_of_its_own_lives(run: Run, worker: WorkerProcess) -> None:
+    """A child process that a job starts with start_new_session=True outlives the horse, without a warning."""
+    first, child = run(crash_jobs.leave_child, start_new_session=True)
+    try:
+        assert run(crash_jobs.pid) != first
+        wait_until(lambda: not lives(first), 5, "the end of the horse")
+        assert lives(child)
+        assert "left a process behind" not in worker.output()
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_child_that_has_ended_is_no_warning(run: Run, worker: WorkerProcess) -> None:
+    """Of a child process that has ended nothing is lost, and nothing is said."""
+    first = run(crash_jobs.leave_dead_child)
+    assert run(crash_jobs.pid) != first
+    assert "left a process behind" not in worker.output()
 
 
 def test_output_is_written_by_the_end_of_the_job(run: Run, worker: WorkerProcess) -> None:
