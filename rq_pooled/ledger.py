@@ -21,7 +21,7 @@ from rq.utils import now, utcformat
 
 from .claims import STALLS, Claim
 from .config import Settings
-from .resp import Command, Packed, Word, pack_runs
+from .resp import Command, Packed, Word, pack_runs, text
 from .scripts import Scripts, claims_key
 
 #: Bytes of job data after which one claim takes no further job.
@@ -180,9 +180,9 @@ class Ledger:
         members = set(known)
         claims = []
         for member, note in zip(reply[::2], reply[1::2]):
-            if member.decode() not in members:
-                job_id, _, execution_id = member.decode().rpartition(":")
-                queue, key, name = note.decode().split("\n")
+            if text(member) not in members:
+                job_id, _, execution_id = text(member).rpartition(":")
+                queue, key, name = text(note).split("\n")
                 claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
         return claims
 
@@ -211,11 +211,11 @@ class Ledger:
     def stalled_reply(reply: Any, name: str) -> Stalled:
         """Return the reply to ``stalled`` in our terms."""
         more, back, failed = reply
-        returned = [(job.decode(), queue.decode(), holder.decode(), stalls) for job, queue, holder, stalls in back]
+        returned = [(text(job), text(queue), text(holder), stalls) for job, queue, holder, stalls in back]
         taken = []
         for key, job_id, queue, stalls, execution, raw in failed:
             fields = dict(zip(raw[::2], raw[1::2]))
-            ids = (job_id.decode(), execution.decode(), queue.decode(), key.decode())
+            ids = (text(job_id), text(execution), text(queue), text(key))
             taken.append((Claim(*ids, name, time.time(), fields), stalls))
         return Stalled(bool(more), returned, taken)
 
@@ -233,12 +233,12 @@ class Ledger:
         """
         job, registry = f"rq:job:{claim.job_id}", FailedJobRegistry.key_template.format(claim.queue)
         ended = utcformat(now())
-        text = zlib.compress(reason.encode())
+        error = zlib.compress(reason.encode())
         commands: list[tuple[Word, ...]] = [
-            ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", text),
+            ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", error),
             ("ZADD", registry, int(time.time()) + _failure_ttl(claim.raw), claim.job_id),
             ("XADD", Result.get_key(claim.job_id), "MAXLEN", "~", 10, "*", "type", Result.Type.FAILED.value)
-            + ("worker_name", claim.worker_name, "exc_string", b64encode(text)),
+            + ("worker_name", claim.worker_name, "exc_string", b64encode(error)),
             ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
             ("HDEL", job, STALLS),
         ]
@@ -282,19 +282,20 @@ class ClaimRequest(NamedTuple):
             fields = dict(zip(raw[::2], raw[1::2]))
             claims.append(
                 Claim(
-                    job_id.decode(),
+                    text(job_id),
                     execution_id,
-                    queue.decode(),
-                    key.decode(),
+                    text(queue),
+                    text(key),
                     name,
                     self.created_at,
                     fields,
                 )
             )
         limited = [
-            Limited(key.decode(), None if wait < 0 else wait / 1e6, watch.decode()) for key, wait, watch in closed
+            Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed
         ]
-        return Claimed(bool(suspended), held, [job_id.decode() for job_id in stale], claims, limited)
+        shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
+        return Claimed(bool(suspended), held, shown, claims, limited)
 
 
 def _failure_ttl(raw: Mapping[bytes, bytes]) -> int:

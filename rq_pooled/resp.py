@@ -21,11 +21,16 @@ class Packed(NamedTuple):
 Command = Sequence[Word | Packed]
 
 
+def text(data: bytes) -> str:
+    """Return what a server sent as text; ids may be any bytes, which ``pack`` makes of it again."""
+    return data.decode("utf-8", "surrogateescape")
+
+
 def pack(words: Iterable[Word]) -> Packed:
-    """Return the RESP form of ``words``: text as UTF-8, numbers as Python writes them."""
+    """Return the RESP form of ``words``: text as UTF-8 (or what ``text`` was given), numbers as Python writes them."""
     parts = []
     for word in words:
-        data = word if isinstance(word, bytes) else str(word).encode()
+        data = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogateescape")
         parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
     return Packed(len(parts), b"".join(parts))
 
@@ -45,7 +50,7 @@ def pack_commands(commands: Iterable[Command]) -> bytes:
                 count += word.words
                 data.append(word.data)
             else:
-                raw = word if isinstance(word, bytes) else str(word).encode()
+                raw = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogateescape")
                 count += 1
                 data.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
         parts.append(b"*%d\r\n%b" % (count, b"".join(data)))

@@ -75,6 +75,22 @@ def test_stale_ids_are_skipped_and_counted(server: Any, redis: Redis, tmp_path: 
     assert not redis.exists(queue.key)
 
 
+def test_an_id_that_is_no_text_harms_nobody_else(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """Of ids that are not UTF-8, which RQ cannot handle, one with a job fails and one without is dropped; others run."""
+    queue, notes = Queue(connection=redis), tmp_path / "notes"
+    for i in range(3):
+        queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}")
+    redis.hset(b"rq:job:\xff\xfd", mapping=redis.hgetall("rq:job:j0"))
+    redis.lpush(queue.key, b"\xff\xfd", b"\xff\xfe")
+    strict = {"PYTHONIOENCODING": "utf-8:strict"}
+    with running_worker(server.url, "--burst", log=tmp_path / "log", concurrency=3, ready=None, **strict) as worker:
+        assert worker.wait() == 0, worker.output()
+    assert sorted(lines(notes)) == ["j0", "j1", "j2"]
+    assert redis.hget(b"rq:job:\xff\xfd", "status") == b"failed"
+    assert "dropped 1 ids without a job" in worker.output()
+    assert redis.zcard("rq:wip:default") == 0
+
+
 def test_more_stale_ids_than_one_claim_drops(server: Any, redis: Redis, tmp_path: Path) -> None:
     """A queue full of ghosts holds the server for one bounded step at a time, and the job behind them runs."""
     queue, notes = Queue(connection=redis), tmp_path / "notes"
