@@ -144,10 +144,12 @@ class Prefork:
         except BaseException:
             logger.exception("horse %d: error outside of a job", os.getpid())
         finally:
-            for stream in (sys.stdout, sys.stderr):
-                with contextlib.suppress(Exception):
-                    stream.flush()
-            os._exit(status)
+            try:
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(Exception):
+                        stream.flush()
+            finally:  # whatever happened: a child that went on from here would be a second parent
+                os._exit(status & 0xFF)  # as the kernel shortens it; a larger number would raise
 
     def _warn_about_threads(self) -> None:
         """Name the threads that user modules started in the parent: a fork copies their locks, but not them."""

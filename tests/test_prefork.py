@@ -123,6 +123,20 @@ def test_a_death_is_reported_once_after_the_last_message(make: Callable[..., Sta
     assert not stable.prefork.horses
 
 
+@pytest.mark.parametrize(("code", "status"), [(2**40 + 3, 3), (-1, 255), ("words", 1)])
+def test_no_exit_code_lets_a_child_go_on(make: Callable[..., Stable], code: Any, status: int) -> None:
+    """A child ends with the low byte of whatever it gives to sys.exit, and never runs the parent's code."""
+    parent = os.getpid()
+    stable = make(lambda _slot, _channel: sys.exit(code))
+    try:
+        stable.prefork.spawn(0)
+    finally:
+        if os.getpid() != parent:
+            os._exit(99)
+    stable.until(lambda: stable.exits)
+    assert os.waitstatus_to_exitcode(stable.exits[0][1]) == status
+
+
 def test_a_horse_that_sends_garbage_is_killed(make: Callable[..., Stable], caplog: pytest.LogCaptureFixture) -> None:
     """Bytes that are no message end the horse at once, and harm no other."""
 
