@@ -26,6 +26,8 @@ _CHANGED_BY_RUNNING = frozenset(
         *("connection", "ended_at", "last_heartbeat", "meta", "started_at", "worker_name"),
     )
 )
+#: Attributes that code may change in place. Not ``_dependency_ids``: who has any is not plain.
+_LISTS = ("webhooks", "retry_intervals", "repeat_intervals")
 #: Fields that RQ always writes: a hash that lacks one was written by another version, and RQ's handler completes it.
 _ALWAYS_WRITTEN = frozenset(
     (
@@ -43,6 +45,9 @@ def snapshot(job: Job) -> dict[str, Any]:
     attributes = vars(job).copy()
     for name in _CHANGED_BY_RUNNING:
         attributes.pop(name, None)
+    for name in _LISTS:
+        if type(value := attributes.get(name)) is list:
+            attributes[name] = value.copy()
     return attributes
 
 
@@ -89,6 +94,6 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
 def _serialized(job: Job) -> bytes:
     try:
         serialized: bytes = job.serializer.dumps(job._result)
-    except Exception:  # noqa: BLE001 - whatever a serializer raises, as RQ
+    except BaseException:  # noqa: BLE001 - also SystemExit, as RQ's bare except: the job itself has succeeded
         serialized = job.serializer.dumps(UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
     return serialized

@@ -66,6 +66,17 @@ def length(data: bytes) -> int:
     return len(data)
 
 
+class Exiting:
+    """Ends the process that pickles it."""
+
+    def __reduce__(self) -> Any:
+        sys.exit(1)
+
+
+def return_what_exits() -> Any:
+    return Exiting()
+
+
 class Exploding:
     """Pickles well, cannot be unpickled."""
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from keyspace import dump
 from redis import Redis
-from rq import Callback, Queue
-from rq.job import Job
+from rq import Callback, Queue, Retry
+from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
+from rq.job import Job, JobStatus
 from support import running_worker
 
 from rq_pooled.success import is_plain, snapshot
@@ -48,22 +49,37 @@ def test_the_short_way_leaves_what_the_long_way_leaves(
     [
         lambda job: setattr(job, "description", "other"),
         lambda job: setattr(job, "result_ttl", 7),
-        lambda job: setattr(job, "retries_left", 1),
+        lambda job: setattr(job, "retries_left", 7),
         lambda job: setattr(job, "repeats_left", 1),
         lambda job: setattr(job, "data", b"other"),
         lambda job: setattr(job, "failure_ttl", 9),
         lambda job: setattr(job, "anything", "new"),
+        lambda job: job.retry_intervals.append(9),
+        lambda job: job.webhooks.append("new"),
     ],
 )
 def test_a_job_that_changed_itself_goes_the_long_way(redis: Redis, change: Any) -> None:
     """Whatever a job changes on itself, RQ's handler writes it."""
-    job = Queue("default", connection=redis).enqueue("jobs.add", 1, 2)
+    job = Queue("default", connection=redis).enqueue("jobs.add", 1, 2, retry=Retry(max=1, interval=[5]))
     raw = redis.hgetall(job.key)
     rebuilt = Job.fetch(job.id, connection=redis)
     before = snapshot(rebuilt)
     assert is_plain(rebuilt, raw, before, 500)
     change(rebuilt)
     assert not is_plain(rebuilt, raw, before, 500)
+
+
+def test_a_result_that_ends_its_process_is_unserializable(redis: Redis, server: Any, tmp_path: Path) -> None:
+    """A job whose result raises SystemExit when it is written has succeeded all the same, as with RQ."""
+    results = []
+    for number, worker_class in enumerate(("rq.Worker", "rq_pooled.Worker")):
+        job = Queue("default", connection=redis).enqueue("jobs.return_what_exits")
+        with running_worker(
+            server.url, "--burst", log=tmp_path / f"log{number}", worker_class=worker_class, ready=None
+        ) as worker:
+            assert worker.wait() == 0, worker.output()
+        results.append((job.get_status(), job.return_value()))
+    assert results[0] == results[1] == (JobStatus.FINISHED, UNSERIALIZABLE_RETURN_VALUE_PAYLOAD)
 
 
 def test_a_result_is_kept_from_the_end_of_its_callback_on(redis: Redis, server: Any, tmp_path: Path) -> None:
