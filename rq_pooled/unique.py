@@ -6,8 +6,10 @@ was filled in another order, and for every set.
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
 from collections.abc import Iterator
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
 
 from rq.job import Job
@@ -55,11 +57,29 @@ def _parts(value: Any, depth: int) -> Iterator[bytes]:
     elif kind is dict:
         yield from sorted(_joined(item, depth) for item in value.items())
         yield b"end"
-    elif isinstance(value, type) or hasattr(value, "__qualname__"):  # a class or a function
+    elif _is_its_name(value):
+        if "<" in value.__qualname__:
+            raise TypeError(f"{value.__qualname__} is made anew each time, and its name does not tell which")
         yield f"{value.__module__}.{value.__qualname__}".encode()
     else:  # what pickle would take apart: how it is made, and from what
-        reduced = value.__reduce_ex__(4)
-        yield from _parts(reduced if isinstance(reduced, str) else tuple(_listed(part) for part in reduced), depth + 1)
+        reduce = copyreg.dispatch_table.get(kind)
+        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
+        if isinstance(reduced, str):  # the name of it
+            yield f"{value.__module__}.{reduced}".encode()
+        else:
+            yield from _parts(tuple(_listed(part) for part in reduced), depth + 1)
+
+
+def _is_its_name(value: Any) -> bool:
+    """Tell whether it is a class or a function: others have a ``__qualname__`` too, which says not all of them.
+
+    A bound method has an object, ``list[int]`` an argument.
+    """
+    # Asked of the type: up to Python 3.10 isinstance() takes list[int] for a class.
+    kind = type(value)
+    if kind is BuiltinFunctionType:
+        return value.__self__ is None or isinstance(value.__self__, ModuleType)
+    return issubclass(kind, (type, FunctionType))
 
 
 def _joined(value: Any, depth: int) -> bytes:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import functools
+import re
 import threading
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -55,11 +58,31 @@ def test_different_calls_have_different_keys() -> None:
     assert len(set(keys)) == len(keys)
 
 
+def test_what_is_more_than_its_name_is_compared_as_a_whole(redis: Redis) -> None:
+    """Methods of different objects, and types with different arguments, are different calls: each is enqueued."""
+    queue = Queue(connection=redis)
+    one, other = functools.partial(max, 1), functools.partial(max, 2)
+    for wrapper in (one, other):
+        functools.update_wrapper(wrapper, once_jobs.accept)
+    arguments: list[Any] = [
+        Counter(x=1).most_common, Counter(y=1).most_common, [1].append, [2].append, list[int], list[str], list, one, other,
+        str.upper, "a".upper, "b".upper, dict.fromkeys, Counter.fromkeys, re.compile("a"), re.compile("b"), len, max,
+    ]  # fmt: skip
+    jobs = [queue.enqueue(once_jobs.accept, argument, unique_for=60) for argument in arguments]
+    assert queue.get_job_ids() == [job.id for job in jobs]
+    for first, argument in ((0, Counter(x=1).most_common), (4, list[int]), (10, "a".upper), (14, re.compile("a"))):
+        assert queue.enqueue(once_jobs.accept, argument, unique_for=60).id == jobs[first].id
+
+
 def test_arguments_without_a_value_are_refused() -> None:
     """What cannot be compared by value is refused, not guessed."""
     loop: list[Any] = []
     loop.append(loop)
-    for argument in (threading.Lock(), loop, (i for i in range(3))):
+
+    class Local:
+        pass
+
+    for argument in (threading.Lock(), loop, (i for i in range(3)), lambda: 1, Local, Local()):
         with pytest.raises(ConfigurationError, match="unique_for compares"):
             key(argument)
 
