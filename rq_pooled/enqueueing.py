@@ -99,6 +99,7 @@ class AdmittingQueue(rq.Queue):
         job = super().create_job(*args, **kwargs)
         asked = _asked.get()
         if asked is not None:
+            _asked.set(None)  # for one job: with is_async=False it runs inside the block, and what it enqueues is its own
             _attach(job, asked)
         return job
 
@@ -276,7 +277,7 @@ def _attach(job: Job, asked: Admission) -> None:
 
 @contextmanager
 def _asking(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Take our arguments out of ``kwargs``; what is created inside the block asks for them."""
+    """Take our arguments out of ``kwargs``; the job that is created inside the block asks for them."""
     given = {name: kwargs.pop(name) for name in ("once", "once_ttl", "unique_for", "on_duplicate") if name in kwargs}
     if not given:
         yield

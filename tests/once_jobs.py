@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from datetime import timedelta
 from typing import Any
 
 from claim_jobs import note
+from redis import Redis
 
 import rq_pooled
 
@@ -31,3 +33,11 @@ class FailingWorker(rq_pooled.Worker):
 def accept(*_args: Any, **_kwargs: Any) -> str:
     """Take anything."""
     return "accepted"
+
+
+def enqueue_three(url: str) -> None:
+    """Enqueue the same call twice, and once for later."""
+    queue = rq_pooled.Queue("inner", connection=Redis.from_url(url))
+    for _ in range(2):
+        queue.enqueue(accept)
+    queue.enqueue_in(timedelta(1), accept)

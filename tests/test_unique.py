@@ -207,6 +207,18 @@ def test_own_id_twice(redis: Redis) -> None:
     assert queue.get_job_ids() == ["mine"]
 
 
+def test_what_a_synchronous_job_enqueues_is_its_own(server: Any, redis: Redis) -> None:
+    """A job that runs inside its enqueue (is_async=False) does not pass on what that enqueue asked for."""
+    job = Queue("outer", redis, is_async=False).enqueue(
+        once_jobs.enqueue_three, server.url, once="order-1", unique_for=60
+    )
+    assert job.get_status() == JobStatus.FINISHED
+    inner = Queue("inner", redis)
+    ids = inner.get_job_ids() + inner.scheduled_job_registry.get_job_ids()
+    assert len(set(ids)) == 3
+    assert not [name for name in ids if redis.hexists(f"rq:job:{name}", "rq_pooled_once")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
