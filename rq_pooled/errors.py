@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 #: The command line was right but the world was not: trying again may help (EX_TEMPFAIL in sysexits.h).
@@ -18,6 +21,11 @@ class RQPooledError(Exception):
     """
 
     exit_code: int = USAGE
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # As other objects, without __init__: an exception's own way calls it with the message only, and where it wants
+        # more, the error is lost on its way from another process, and with it multiprocessing's thread for results.
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigurationError(RQPooledError, ValueError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import multiprocessing
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,15 @@ from support import running_worker, wait_until
 
 from rq_pooled import Queue
 from rq_pooled.config import Settings
-from rq_pooled.errors import ConfigurationError, QueueFull
+from rq_pooled.errors import (
+    AlreadyQueued,
+    AlreadySpent,
+    ConfigurationError,
+    EnqueueUnconfirmed,
+    PoolExhausted,
+    QueueFull,
+    RQPooledError,
+)
 from rq_pooled.limits import Limit, limits_in_force, make_limit, set_limit
 from rq_pooled.pool import Pool
 
@@ -39,6 +49,37 @@ def test_refuses_exactly_at_its_length(redis: Redis) -> None:
         queue.enqueue_job(queue.create_job(claim_jobs.nothing))
     redis.lpop(queue.key)
     assert queue.enqueue(claim_jobs.nothing, job_id="d").get_status() == JobStatus.QUEUED
+
+
+def enqueue_elsewhere(url: str) -> None:
+    """What another process does."""
+    Queue("q", Redis.from_url(url), max_length=0).enqueue(claim_jobs.nothing)
+
+
+def test_errors_come_back_from_another_process(server: Any, redis: Redis) -> None:
+    """An error raised in another process arrives whole: words, and what it tells besides."""
+    with multiprocessing.get_context("spawn").Pool(1) as processes, pytest.raises(QueueFull, match="was not enqueued") as caught:
+        processes.apply_async(enqueue_elsewhere, (server.url,)).get(30)
+    assert (caught.value.queue, caught.value.length, caught.value.max_length) == ("q", 0, 0)
+    assert redis.keys("rq:job:*") == []
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "error",
+    [
+        QueueFull("words", "q", 3, 2),
+        AlreadySpent("words", "key", "id"),
+        AlreadyQueued("words", "id"),
+        EnqueueUnconfirmed("words", "a", ("a", "b")),
+        PoolExhausted("words"),
+        ConfigurationError("words"),
+    ],
+)
+def test_errors_are_the_same_after_a_pickle(error: RQPooledError, protocol: int) -> None:
+    """Every error can be pickled, with all that it tells."""
+    again = pickle.loads(pickle.dumps(error, protocol))
+    assert (type(again), again.args, vars(again)) == (type(error), ("words",), vars(error))
 
 
 def test_many_get_in_together_or_not_at_all(redis: Redis) -> None:
