@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,14 @@ def test_refuses_everything_else_in_words(text: str) -> None:
     """What cannot be understood is refused with the text, what it was for, and how to write it."""
     with pytest.raises(ConfigurationError, match="--older-than is .*write it as 45s, 10m, 1h30m or 2d"):
         parse_duration(text, "--older-than")
+
+
+@pytest.mark.parametrize("text", ["36526d", 1e300, sys.maxsize, "999999999999999w"])
+def test_refuses_more_than_a_hundred_years(text: str | float) -> None:
+    """What no server keeps is refused here, with the longest that is taken."""
+    assert parse_duration("36525d") == 36_525 * 86_400
+    with pytest.raises(ConfigurationError, match=r"once_ttl is .* at most 100 years \(36525d\)"):
+        parse_duration(text, "once_ttl")
 
 
 def test_what_is_shown_is_in_days_at_most() -> None:

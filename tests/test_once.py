@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -296,6 +297,7 @@ def test_pipeline_and_dependency(server: Any, redis: Redis, tmp_path: Path) -> N
         ({"once": "x" * 1001}, "1 to 1000 characters"),
         ({"once": "x", "once_ttl": "10q"}, "45s, 10m"),
         ({"once": "x", "once_ttl": 0}, "at least 1 second"),
+        ({"once": "x", "once_ttl": sys.maxsize}, "100 years"),
         ({"once_ttl": 10}, "give the key"),
         ({"once": "x", "on_duplicate": "ignore"}, "'return' or 'raise'"),
     ],

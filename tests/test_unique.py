@@ -224,6 +224,7 @@ def test_what_a_synchronous_job_enqueues_is_its_own(server: Any, redis: Redis) -
     [
         ({"unique_for": "soon"}, "45s, 10m"),
         ({"unique_for": 0}, "more than 0"),
+        ({"unique_for": 1e300}, "100 years"),
         ({"unique_for": 60, "depends_on": "other"}, "depends_on"),
         ({"unique_for": 60, "on_duplicate": True}, "'return' or 'raise'"),
     ],
