@@ -207,6 +207,18 @@ def test_own_id_twice(redis: Redis) -> None:
     assert queue.get_job_ids() == ["mine"]
 
 
+@pytest.mark.parametrize("asking", [{"unique_for": 600}, {}])
+def test_an_id_that_was_used_again_names_another_call(redis: Redis, asking: dict[str, Any]) -> None:
+    """A job that ended does not count again because another call has taken its id."""
+    queue = Queue(connection=redis)
+    queue.enqueue(once_jobs.accept, 1, job_id="sync-7", unique_for=600)
+    SimpleWorker([StockQueue(connection=redis)], connection=redis).work(burst=True)
+    queue.enqueue(once_jobs.accept, 2, job_id="sync-7", **asking)
+    third = queue.enqueue(once_jobs.accept, 1, unique_for=600)
+    assert queue.get_job_ids() == ["sync-7", third.id]
+    assert queue.enqueue(once_jobs.accept, 1, unique_for=600).id == third.id
+
+
 def test_what_a_synchronous_job_enqueues_is_its_own(server: Any, redis: Redis) -> None:
     """A job that runs inside its enqueue (is_async=False) does not pass on what that enqueue asked for."""
     job = Queue("outer", redis, is_async=False).enqueue(

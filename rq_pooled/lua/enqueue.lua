@@ -28,8 +28,10 @@ if once ~= '' then
 end
 if unique ~= '' then
   -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
-  local holder = redis.call('GET', unique)
-  local status = holder and redis.call('HGET', 'rq:job:' .. holder, 'status')
+  -- With the time of its creation: a later job with the same id is another call.
+  local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')
+  local now = holder and redis.call('HMGET', 'rq:job:' .. holder, 'status', 'created_at') or {}
+  local status = now[2] == born and now[1]
   if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred' then
     return { 'unique', holder }
   end
@@ -41,9 +43,6 @@ if most >= 0 then
   end
 end
 
-if unique ~= '' then
-  redis.call('SET', unique, ARGV[jobs[1]], 'PX', life)
-end
 for _, first in ipairs(jobs) do
   local id, side, ttl, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
   local job = 'rq:job:' .. id
@@ -54,5 +53,9 @@ for _, first in ipairs(jobs) do
     redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
   end
   redis.call(side == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+end
+if unique ~= '' then
+  local id = ARGV[jobs[1]]
+  redis.call('SET', unique, redis.call('HGET', 'rq:job:' .. id, 'created_at') .. ' ' .. id, 'PX', life)
 end
 return { 'ok' }
