@@ -151,7 +151,10 @@ class AdmittingQueue(rq.Queue):
         if self.max_length is None or not self._is_async:
             return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
         if pipeline is not None:
-            raise ConfigurationError("max_length cannot be decided inside a pipeline: enqueue without one")
+            raise ConfigurationError(
+                "max_length cannot be decided inside a pipeline: enqueue without one; an rq.Group always uses one, so "
+                "enqueue its jobs through a Queue without max_length"
+            )
         datas = list(job_datas)
         batch: list[tuple[Job, bool]] = []
         token = _batch.set(batch)

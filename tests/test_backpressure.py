@@ -15,6 +15,7 @@ import pytest
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import Repeat, Retry
+from rq.group import Group
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 
@@ -155,6 +156,9 @@ def test_bad_lengths_are_refused(redis: Redis, length: Any) -> None:
         queue.enqueue(claim_jobs.nothing, pipeline=pipeline)
     with redis.pipeline() as pipeline, pytest.raises(ConfigurationError, match="pipeline"):
         queue.enqueue_many([Queue.prepare_data(claim_jobs.nothing)], pipeline=pipeline)
+    with pytest.raises(ConfigurationError, match="an rq.Group always uses one"):
+        Group(redis).enqueue_many(queue, [Queue.prepare_data(claim_jobs.nothing)])
+    assert redis.keys("*") == []
 
 
 def test_queue_declares_its_limit_when_it_is_used(redis: Redis) -> None:

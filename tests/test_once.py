@@ -72,6 +72,9 @@ def test_enqueue_after_the_key_was_spent(server: Any, redis: Redis, tmp_path: Pa
     later = queue.enqueue_at(again.ended_at, claim_jobs.note, str(notes), once="order-42")
     waiting = queue.enqueue(claim_jobs.note, str(notes), once="order-42", depends_on=again)
     assert (later.id, waiting.id) == ("first", "first")
+    with redis.pipeline() as pipeline:
+        assert queue.enqueue(claim_jobs.note, str(notes), once="order-42", pipeline=pipeline).id == "first"
+        assert len(pipeline) == 0
     again.delete()
     with pytest.raises(AlreadySpent, match="not kept any more"):
         queue.enqueue(claim_jobs.note, str(notes), once="order-42")
