@@ -7,8 +7,11 @@ laptop lid) with open sockets keeps its place, and the sum of connections never 
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -28,6 +31,11 @@ Execute = Callable[..., Any]
 #: Counts while the machine sleeps, where the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _SHOWN = 5
+
+#: Leases of this process whose pool was dropped without giving it back, as (budget, token, when it has ended). The server
+#: shows connections of this process as long as it has another pool, so nobody else can tell. A deque: the garbage collector
+#: adds to it at any moment, in any thread.
+_dropped: deque[tuple[object, str, float]] = deque()
 
 
 def _now() -> float:
@@ -64,6 +72,11 @@ class Lease:
         self._token = f"{self._process}:{uuid4().hex[:12]}"
         self._lock = threading.Lock()
         self._renewed_at = float("-inf")
+        self._budget = (settings.url, settings.budget_name)
+        #: Dropped leases of this process that are named with every renewal until one is answered.
+        self._gone_here: list[str] = []
+        dropping = weakref.finalize(self, _drop, os.getpid(), self._budget, self._token, settings.heartbeat_ttl)
+        dropping.atexit = False
         #: Connections that this process may open now.
         self.granted = 0
 
@@ -119,12 +132,15 @@ class Lease:
         budget = self._settings.budget or 0
         keys = budget_keys(self._settings.budget_name or "")
         wanted, least = self._wanted, self._least
+        self._gone_here += _take_dropped(self._budget)
+        gone = [*gone, *self._gone_here]
         return self._scripts.budget(keys, self._token, wanted, least, budget, self._settings.heartbeat_ttl, gone)
 
     def accept(self, reply: Any) -> bool:
         """Read the reply to ``command``; return whether the lease stands."""
         if isinstance(reply, Exception):
             return self.granted > 0  # nobody took it away
+        self._gone_here.clear()
         self.granted = int(reply[0])
         if self.granted:
             self._renewed_at = _now()
@@ -187,3 +203,23 @@ class Lease:
             f"{others} of the {budget} connections of the budget {name!r} are reserved (by {shown}{more}), and {self._least} "
             "are needed: end a process, lower MAX_CONNECTIONS of the others, or raise BUDGET"
         )
+
+
+def _drop(pid: int, budget: object, token: str, term: float) -> None:
+    if pid == os.getpid():  # a forked child drops copies of what its parent goes on using
+        _dropped.append((budget, token, _now() + term))
+
+
+def _take_dropped(budget: object) -> list[str]:
+    """Return the tokens of the dropped leases of this budget that have ended."""
+    taken = []
+    for _ in range(len(_dropped)):
+        try:
+            entry = _dropped.popleft()
+        except IndexError:  # another thread takes them
+            break
+        if entry[0] == budget and entry[2] < _now():
+            taken.append(entry[1])
+        else:
+            _dropped.append(entry)
+    return taken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import re
@@ -123,6 +124,25 @@ def test_a_shrunk_pool_grows_when_there_is_room(redis: Redis, server: EmbeddedSe
     assert small.stats()["max"] == 3
     for pool in (big, small):
         pool.disconnect()
+
+
+def test_places_of_dropped_pools_come_back(redis: Redis, server: EmbeddedServer) -> None:
+    """A pool that nobody holds any more gives its place back to other processes, too, while its process lives on."""
+    settings = shop(server, 9, heartbeat_interval=0.1, heartbeat_ttl=0.5)
+    kept = Pool(settings, max_connections=3)
+    client = Redis(connection_pool=kept)
+    client.ping()
+    (token,) = redis.hkeys(HELD)
+    for _ in range(2):
+        Redis(connection_pool=Pool(settings, max_connections=3)).ping()
+    gc.collect()
+    assert redis.hlen(HELD) == 3
+    if os.fork() == 0:  # a child that drops its copy of a pool that is in use
+        del client, kept
+        gc.collect()
+        os._exit(0)
+    wait_until(lambda: client.ping() and redis.hkeys(HELD) == [token], what="the places of the dropped pools")
+    kept.disconnect()
 
 
 def test_a_pause_is_noticed_before_a_socket_is_used(redis: Redis, server: EmbeddedServer) -> None:
