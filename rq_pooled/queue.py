@@ -161,17 +161,25 @@ class Queue(AdmittingQueue):
     def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
         """Do step 1 of the module's docstring, and start again only where another client changed a dependency.
 
-        Replaces the loop of rq's method: while watching, redis-py turns a lost connection into a WatchError, too, and
-        RQ would send a MULTI that may have been done once more.
+        Replaces rq's method, for two reasons. That one reads the dependencies over a second connection while the first
+        one watches them: callers that together hold all connections of a bounded pool would wait for each other. And
+        while watching, redis-py turns a lost connection into a WatchError, too: RQ would send a MULTI that may have been
+        done once more.
         """
-        if pipeline is not None or not job._dependency_ids:
+        if not job._dependency_ids:
             return super().setup_dependencies(job, pipeline=pipeline)
+        if pipeline is not None:
+            _defer_if_unmet(job, pipeline)
+            return job
         status = job.get_status(refresh=False)
         while True:
-            with self.connection.pipeline() as pipe:
+            with _watching(self.connection) as pipe:
                 try:
-                    super().setup_dependencies(job, pipeline=pipe)
-                except WatchError as error:
+                    _defer_if_unmet(job, pipe)
+                except BaseException as error:
+                    job._status = status  # nothing was sent
+                    if not isinstance(error, WatchError):
+                        raise
                     if _is_lost(error):
                         raise ServerUnreachable(f"the connection was lost: {error.__context__}") from error
                     continue
@@ -263,3 +271,36 @@ class Queue(AdmittingQueue):
 def _is_lost(error: WatchError) -> bool:
     """Tell whether redis-py raised this WatchError while it handled a lost connection."""
     return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))
+
+
+@contextmanager
+def _watching(client: Redis) -> Iterator[Pipeline]:
+    """Give a pipeline for WATCH; after an error its connection is closed, which ends the WATCH as well.
+
+    redis-py would send UNWATCH instead, and where that fails too, say at the end of a deadline, hide the first error.
+    """
+    pipe = client.pipeline()
+    try:
+        yield pipe
+    except BaseException:
+        pipe.watching = False
+        if pipe.connection is not None:
+            pipe.connection.disconnect()
+        raise
+    finally:
+        pipe.reset()
+
+
+def _defer_if_unmet(job: Job, pipe: Pipeline) -> None:
+    """Watch a job's dependencies, and where one is there and not finished, write the job as deferred into ``pipe``."""
+    keys = [job.key_for(job_id) for job_id in job._dependency_ids]
+    pipe.watch(job.dependencies_key, *keys)
+    # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count; one
+    # that was only saved has no status yet.
+    found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
+    pipe.multi()
+    if any((created or status) and as_text(status or b"") != JobStatus.FINISHED for created, status in found):
+        job.set_status(JobStatus.DEFERRED, pipeline=pipe)
+        job.register_dependency(pipeline=pipe)
+        job.save(pipeline=pipe)
+        job.cleanup(ttl=job.ttl, pipeline=pipe)

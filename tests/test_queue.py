@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from typing import Any
@@ -225,6 +226,44 @@ def test_dependent_that_was_queued_meanwhile_is_not_doubled(proxy: CutProxy, red
     assert redis.lrange(queue.key, 0, -1) == [caught.value.job_id.encode()]
     queue.enqueue(JOB, 4, depends_on=parent, job_id=caught.value.job_id)
     assert redis.lrange(queue.key, 0, -1) == [caught.value.job_id.encode()]
+
+
+def test_dependent_jobs_need_one_connection(server: Any, redis: Redis) -> None:
+    """Enqueueing with depends_on takes one connection, so that callers on a small pool cannot wait for each other."""
+    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=server.url, max_connections=3), max_connections=1)))
+    parent, saved = queue.enqueue(JOB, 3), queue.create_job(JOB, args=(3,))
+    saved.save()
+    for dependencies in ([parent], [saved, "nowhere"], rq.job.Dependency([parent], allow_failure=True)):
+        assert queue.enqueue(JOB, 3, depends_on=dependencies).get_status() == JobStatus.DEFERRED
+    assert queue.enqueue(JOB, 3, depends_on="nowhere").get_status() == JobStatus.QUEUED
+    with redis.pipeline() as pipe:
+        queue.enqueue(JOB, 3, depends_on=parent, job_id="piped", pipeline=pipe)
+        pipe.execute()
+    assert redis.smembers(parent.dependents_key) >= {b"piped"}
+    with ThreadPoolExecutor(8) as threads:
+        jobs = list(threads.map(lambda _: queue.enqueue(JOB, 3, depends_on=parent), range(40)))
+    assert len(queue.deferred_job_registry.get_job_ids()) == 4 + len(jobs)
+
+
+class AskingJob(Job):
+    """A job class that asks Redis while it is saved."""
+
+    def save(self, *args: Any, **kwargs: Any) -> None:
+        """Save the job as RQ does."""
+        self.connection.ping()
+        super().save(*args, **kwargs)
+
+
+def test_exhausted_pool_is_not_hidden_by_the_end_of_the_pipeline(server: Any, redis: Redis) -> None:
+    """PoolExhausted while dependencies are watched is told as such, and does not open the breaker."""
+    settings = Settings(url=server.url, max_connections=3, enqueue_deadline=0.2)
+    pool = Pool(settings, max_connections=1)
+    queue = Queue(connection=Redis(connection_pool=pool), job_class=AskingJob)
+    parent = rq.Queue(connection=redis).enqueue(JOB, 3)
+    with pytest.raises(PoolExhausted, match=r"was not enqueued .*ENQUEUE_DEADLINE"):
+        queue.enqueue(JOB, 3, depends_on=parent)
+    assert pool.stats()["in_use"] == 0
+    Queue(connection=queue.connection).enqueue(JOB, 3)
 
 
 def test_lost_reply_of_a_scheduled_job(proxy: CutProxy, redis: Redis) -> None:
