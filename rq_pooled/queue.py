@@ -285,7 +285,7 @@ def _watching(client: Redis) -> Iterator[Pipeline]:
     except BaseException:
         pipe.watching = False
         if pipe.connection is not None:
-            pipe.connection.disconnect()
+            pipe.connection.disconnect()  # type: ignore[no-untyped-call] # redis-py's
         raise
     finally:
         pipe.reset()
@@ -294,7 +294,7 @@ def _watching(client: Redis) -> Iterator[Pipeline]:
 def _defer_if_unmet(job: Job, pipe: Pipeline) -> None:
     """Watch a job's dependencies, and where one is there and not finished, write the job as deferred into ``pipe``."""
     keys = [job.key_for(job_id) for job_id in job._dependency_ids]
-    pipe.watch(job.dependencies_key, *keys)
+    pipe.watch(job.dependencies_key, *keys)  # type: ignore[no-untyped-call] # redis-py's
     # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count; one
     # that was only saved has no status yet.
     found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]

@@ -67,6 +67,9 @@ from .warmup import warm_up
 
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
+#: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches over
+#: another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
+_JOB_NEEDS = 2
 #: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
 RESPAWN_PAUSE = 5.0
 #: Signals that begin a shutdown.
@@ -400,13 +403,14 @@ class Worker(rq.worker.Worker):
             )
         for line in misspelt():
             self.log.warning("Worker %s: %s", self.name, line)
-        if ROLES + settings.concurrency > settings.max_connections:
+        jobs = job_connections(settings) * settings.concurrency
+        if ROLES + jobs > settings.max_connections:
             self.log.warning(
                 "Worker %s: with CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, beyond "
                 "MAX_CONNECTIONS=%d",
                 self.name,
                 settings.concurrency,
-                settings.concurrency,
+                jobs,
                 settings.max_connections,
             )
         if multiprocessing.parent_process() is not None and settings.concurrency > 1:
@@ -426,7 +430,7 @@ class Worker(rq.worker.Worker):
 
 def job_connections(settings: Settings) -> int:
     """Return how many connections each horse may open for jobs that use Redis."""
-    return max(1, (settings.max_connections - ROLES) // settings.concurrency)
+    return max(_JOB_NEEDS, (settings.max_connections - ROLES) // settings.concurrency)
 
 
 def _has_no_connection(queues: Any) -> bool:

@@ -378,3 +378,10 @@ class CustomJob(Job):
     def save(self, *args: Any, **kwargs: Any) -> None:
         self.description = "saved by CustomJob"
         super().save(*args, **kwargs)
+
+
+def enqueue_dependent() -> None:
+    """Enqueue a job that depends on this one as stock RQ does, over two connections at once."""
+    job = get_current_job()
+    assert job is not None
+    Queue("later", connection=job.connection).enqueue("math.factorial", 3, depends_on=job)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from proxy import CutProxy
 from redis import Redis
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
+from support import running_worker, wait_until
 
 from rq_pooled import queue as queue_module
 from rq_pooled.config import Settings
@@ -264,6 +266,17 @@ def test_exhausted_pool_is_not_hidden_by_the_end_of_the_pipeline(server: Any, re
         queue.enqueue(JOB, 3, depends_on=parent)
     assert pool.stats()["in_use"] == 0
     Queue(connection=queue.connection).enqueue(JOB, 3)
+
+
+def test_stock_queue_in_a_job_has_the_two_connections_it_needs(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """However many jobs run at once, each of them may use two connections, as RQ does; the worker says what that adds up to."""
+    settings = {"RQ_POOLED_POOL_TIMEOUT": "1"}
+    with running_worker(server.url, "default", log=tmp_path / "log", concurrency=5, **settings) as worker:
+        job = rq.Queue(connection=redis).enqueue("jobs.enqueue_dependent")
+        wait_until(lambda: job.get_status() in (JobStatus.FINISHED, JobStatus.FAILED), what="the job")
+        assert job.get_status() == JobStatus.FINISHED
+        assert "jobs that use Redis may hold 10 connections of their own, beyond MAX_CONNECTIONS=10" in worker.output()
+    assert redis.llen("rq:queue:later") == 1
 
 
 def test_lost_reply_of_a_scheduled_job(proxy: CutProxy, redis: Redis) -> None:
