@@ -229,6 +229,12 @@ class Queue(AdmittingQueue):
         # An older job under this id was there before: the lost enqueue was to replace it, and did not.
         if job.created_at is None or job.created_at < since:
             return None
+        # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still: one that broke off
+        # in between would be enqueued by nobody.
+        if job.get_status(refresh=False) == JobStatus.DEFERRED and not (
+            job in self.deferred_job_registry and not job.dependencies_are_met()
+        ):
+            return None
         self.log.info("Job %s was enqueued by an earlier call whose reply was lost", job_id)
         return job
 

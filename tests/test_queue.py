@@ -333,6 +333,35 @@ def test_not_enqueued_when_the_pool_is_exhausted(server: Any, redis: Redis) -> N
         pool.release(connection)
 
 
+@pytest.mark.parametrize("words", [b"deferred", b"WATCH"])
+def test_lost_reply_of_many_dependents(proxy: CutProxy, redis: Redis, words: bytes) -> None:
+    """Dependents of enqueue_many that were saved and not registered are registered by the repeat."""
+    queue = Queue(connection=through(proxy))
+    parent = queue.enqueue(JOB, 3)
+    datas = [queue.prepare_data(JOB, (n,), job_id=f"child{n}", depends_on=parent) for n in range(2)]
+    proxy.cut_on(words)
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue_many(datas)
+    assert [job.get_status() for job in queue.enqueue_many(datas)] == [JobStatus.DEFERRED] * 2
+    assert redis.smembers(parent.dependents_key) == {b"child0", b"child1"}
+    rq.SimpleWorker([rq.Queue(connection=redis)], connection=redis).work(burst=True, max_jobs=1)
+    assert sorted(redis.lrange(queue.key, 0, -1)) == [b"child0", b"child1"]
+
+
+def test_lost_reply_of_many_with_met_dependencies(proxy: CutProxy, redis: Redis) -> None:
+    """Jobs of enqueue_many that were registered, with nothing left to wait for, are enqueued by the repeat."""
+    queue = Queue(connection=through(proxy))
+    finished = Job.create(JOB, connection=redis, status=JobStatus.FINISHED)
+    finished.save()
+    datas = [queue.prepare_data(JOB, (3,), job_id="child", depends_on=finished)]
+    proxy.hold_on(b"RPUSH")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue_many(datas)
+    assert queue.deferred_job_registry.get_job_ids() == ["child"]
+    assert queue.enqueue_many(datas)[0].get_status() == JobStatus.QUEUED
+    assert redis.lrange(queue.key, 0, -1) == [b"child"] and not queue.deferred_job_registry.get_job_ids()
+
+
 def test_refusal_is_not_a_lost_reply(redis: Redis, server: Any) -> None:
     """A command that the server refuses in words raises that refusal, not "may have been enqueued"."""
     redis.set("rq:queues", "not a set")
