@@ -132,7 +132,7 @@ class Pool(BlockingConnectionPool):
         super().__init__(  # type: ignore[no-untyped-call]
             max_connections=max_connections or most,
             timeout=wait if timeout is None else timeout,
-            queue_class=_queue_class(),
+            queue_class=_make_queue,
             connection_class=cls,
             **options,
         )
@@ -154,7 +154,9 @@ class Pool(BlockingConnectionPool):
     def reset(self) -> None:
         """Forget all connections and start empty: at construction, and in the child after a fork."""
         # New locks first: the thread that held the old ones does not exist in the child (redis-py 8 takes _lock here).
-        self._book = threading.Lock()
+        # Locks that one thread may take twice: garbage collection runs PubSub.__del__, which returns a connection, and a
+        # signal handler may ask for statistics, at any moment. What they may change is therefore read from copies.
+        self._book = threading.RLock()
         self._lock = threading.RLock()
         self._connections: list[Any] = []
         self._lines: dict[Any, _Line] = {}
@@ -231,8 +233,9 @@ class Pool(BlockingConnectionPool):
         now = time.monotonic()
         with self._book:
             in_use = len(self._holds)
-            idle = [line for c, line in self._lines.items() if c not in self._holds and _is_open(c)]
-            ages = [now - line.opened_at for c, line in self._lines.items() if _is_open(c)]
+            lines = self._lines.copy().items()
+            idle = [line for c, line in lines if c not in self._holds and _is_open(c)]
+            ages = [now - line.opened_at for c, line in lines if _is_open(c)]
             counters = self._counters
             return {
                 "max": self._sizes.size,
@@ -250,7 +253,7 @@ class Pool(BlockingConnectionPool):
     def in_touch(self) -> bool:
         """Tell whether any connection is open or in use, in less time than ``stats`` takes."""
         with self._book:
-            return bool(self._holds) or any(map(_is_open, self._lines))
+            return bool(self._holds) or any(map(_is_open, list(self._lines)))
 
     def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> Any:
         """Take a connection that is connected and has no unread data; return it with ``release``.
@@ -271,8 +274,9 @@ class Pool(BlockingConnectionPool):
         except BaseException:
             self._put(None)
             raise
+        hold = _Hold(time.monotonic(), threading.current_thread().name, _place())
         with self._book:
-            self._holds[connection] = _Hold(time.monotonic(), threading.current_thread().name, _place())
+            self._holds[connection] = hold
         try:
             self._make_ready(connection, started + self._patience()[0])
             self._housekeeping()
@@ -347,7 +351,7 @@ class Pool(BlockingConnectionPool):
         # One idle connection is kept to give the place in the budget back, when all others are closed.
         spared = next((c for c in self.pool.queue if c is not None and _is_open(c)), None) if lease is not None else None
         with self._book:
-            chosen = [c for c in self._connections if inuse_connections or c not in self._holds]
+            chosen = [c for c in list(self._connections) if inuse_connections or c not in self._holds]
         for connection in chosen:
             if connection is not spared:
                 self._close(connection, "pool disconnected")
@@ -607,13 +611,16 @@ def _with_role(options: dict[str, Any], role: str) -> dict[str, Any]:
     return {**options, "redis_connect_func": dataclasses.replace(options["redis_connect_func"], role=role)}
 
 
-def _queue_class() -> Any:
-    """Return the standard library's LifoQueue, also where gevent has replaced it.
+def _make_queue(size: int) -> Any:
+    """Return the standard library's LifoQueue, also where gevent has replaced it, with a lock like the pool's.
 
     gevent's own has no ``mutex``. The original, made now, waits with whatever locks ``threading`` has: gevent's.
     """
     monkey = sys.modules.get("gevent.monkey")
-    return monkey.get_original("queue", "LifoQueue") if monkey is not None else queue.LifoQueue
+    made: Any = (monkey.get_original("queue", "LifoQueue") if monkey is not None else queue.LifoQueue)(size)
+    made.mutex = threading.RLock()
+    made.not_empty, made.not_full, made.all_tasks_done = (threading.Condition(made.mutex) for _ in range(3))
+    return made
 
 
 def _is_open(connection: Any) -> bool:

@@ -541,6 +541,66 @@ def test_fork(server: Any, redis: Redis) -> None:
     assert done.stdout.strip() == "ok", done.stderr
 
 
+COLLECTED = """
+import faulthandler, gc, sys
+from rq_pooled import get_connection
+from rq_pooled.config import Settings
+faulthandler.dump_traceback_later(15, exit=True)
+redis = get_connection(Settings(url=sys.argv[1], max_connections=3))
+redis.ping()
+gc.freeze()  # makes a collection quick
+gc.disable()
+left = 0
+def trace(frame, event, arg):
+    global left
+    if not frame.f_code.co_filename.endswith(("/rq_pooled/pool.py", "/queue.py")):
+        return None
+    left -= 1
+    if left == 0:
+        gc.collect()
+    return trace
+for line in range(1, 300):
+    pubsub = redis.pubsub()
+    pubsub.subscribe("x")
+    pubsub.itself = pubsub
+    del pubsub
+    left = line
+    sys.settrace(trace)
+    redis.connection_pool.stats(), redis.connection_pool.in_touch, redis.ping()
+    sys.settrace(None)
+    if left > 0:
+        break
+    assert redis.connection_pool.stats()["in_use"] == 0
+gc.collect()
+print("in use:", redis.connection_pool.stats()["in_use"], "free:", redis.connection_pool.pool.qsize(), line > 100)
+"""
+
+SIGNALLED = """
+import faulthandler, signal, sys, time
+from rq_pooled import get_connection
+from rq_pooled.config import Settings
+faulthandler.dump_traceback_later(15, exit=True)
+redis = get_connection(Settings(url=sys.argv[1], max_connections=3))
+def look(*_):
+    redis.connection_pool.stats()
+    signal.setitimer(signal.ITIMER_REAL, 0.0003)
+signal.signal(signal.SIGALRM, look)
+look()
+over = time.monotonic() + 3
+while time.monotonic() < over:
+    redis.ping()
+signal.setitimer(signal.ITIMER_REAL, 0)
+print("in use:", redis.connection_pool.stats()["in_use"], "free:", redis.connection_pool.pool.qsize(), True)
+"""
+
+
+@pytest.mark.parametrize("program", [COLLECTED, SIGNALLED])
+def test_a_thread_never_waits_for_itself(server: Any, program: str) -> None:
+    """A pubsub collected as garbage, at any line of the pool and its queue, and a signal handler's stats() do no harm."""
+    done = subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, check=False, timeout=40)
+    assert done.stdout.strip() == "in use: 0 free: 3 True", done.stderr
+
+
 def test_interrupted_wait_leaves_no_slot_taken(server: Any) -> None:
     """An exception that a signal raises while connecting or handing out gives the slot back."""
     pool = pool_at(server)
