@@ -281,6 +281,7 @@ class Pool(BlockingConnectionPool):
             self._make_ready(connection, started + self._patience()[0])
             self._housekeeping()
         except BaseException:
+            connection.disconnect()  # a reply may still be on its way
             self.release(connection)
             raise
         return connection
@@ -306,20 +307,25 @@ class Pool(BlockingConnectionPool):
             if not self.owns_connection(connection):
                 connection.disconnect()
             return
-        self._warn_of_leak(hold, now)
-        if connection.refused_write:
-            connection.refused_write = False
-            self._close(connection, "the server has become a replica", lost=True)
-        elif getattr(connection, "should_reconnect", bool)():
-            self._close(connection, "marked for reconnecting")
-        elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
-            self._close(connection, "closed while in use", lost=True)
-        if self.lease is not None and not self.lease.granted:
-            self._close(connection, "no place in the budget")
-        if _is_open(connection) and self._reporter.due(now):
-            self._reporter.publish(connection)
-        line.released_at = now
-        self._put(connection)
+        try:
+            self._warn_of_leak(hold, now)
+            if connection.refused_write:
+                connection.refused_write = False
+                self._close(connection, "the server has become a replica", lost=True)
+            elif getattr(connection, "should_reconnect", bool)():
+                self._close(connection, "marked for reconnecting")
+            elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
+                self._close(connection, "closed while in use", lost=True)
+            if self.lease is not None and not self.lease.granted:
+                self._close(connection, "no place in the budget")
+            if _is_open(connection) and self._reporter.due(now):
+                self._reporter.publish(connection)
+        except BaseException:  # a gevent.Timeout, say: a reply may still be on its way
+            connection.disconnect()
+            raise
+        finally:
+            line.released_at = now
+            self._put(connection)
         self._close_idle(now)
         self._housekeeping()
 
@@ -407,6 +413,12 @@ class Pool(BlockingConnectionPool):
     def _make_ready(self, connection: Any, deadline: float) -> None:
         """Connect if need be, and see to it that no reply to somebody else is waiting in the connection."""
         line = self._lines[connection]
+        if _is_open(connection):  # before anything is asked over it
+            try:
+                if connection.can_read():
+                    self._close(connection, "unread data, or closed by the server", lost=True)
+            except (RedisError, OSError) as error:
+                self._close(connection, scrub(str(error)), lost=True)
         self._renew_lease(connection)
         if _is_open(connection) and time.monotonic() >= line.expires_at:
             self._close(connection, "max_lifetime")
@@ -415,10 +427,8 @@ class Pool(BlockingConnectionPool):
             self._close(connection, "another server has become the master", lost=True)
         if _is_open(connection):
             try:
-                if not connection.can_read():
-                    connection.check_health()  # before use, not on the first command: nothing is at stake yet
-                    return
-                self._close(connection, "unread data, or closed by the server", lost=True)
+                connection.check_health()  # before use, not on the first command: nothing is at stake yet
+                return
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
         self._await_brake(deadline)

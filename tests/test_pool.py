@@ -321,6 +321,54 @@ def test_unread_data_never_reaches_the_next_caller(server: Any) -> None:
     pool.disconnect()
 
 
+def test_unread_data_does_not_renew_a_lease(server: Any, redis: Redis) -> None:
+    """With a BUDGET, too, an idle connection with unread data is replaced before anything is asked over it."""
+    settings = {"budget": 9, "budget_name": "shop", "heartbeat_interval": 0.4, "heartbeat_ttl": 1.2, "pool_timeout": 1}
+    pool = pool_at(server, **settings)
+    for _ in range(4):
+        connection = pool.get_connection()
+        connection.send_command("GET", "stale")
+        until(connection.can_read)
+        pool.release(connection)
+        time.sleep(0.7)  # more than half of the lease's term
+        assert Redis(connection_pool=pool).echo("fresh") == b"fresh"
+    assert pool.pool.qsize() == 3
+    pool.disconnect()
+
+
+TIMED_OUT = """
+import gevent.monkey
+gevent.monkey.patch_all()
+import gevent, os, signal, sys, time
+from redis import Redis
+from rq_pooled.config import Settings
+from rq_pooled.pool import Pool
+pool = Pool(Settings(url=sys.argv[1], max_connections=3, heartbeat_interval=0.1, heartbeat_ttl=10))
+client = Redis(connection_pool=pool)
+connection = pool.get_connection()
+time.sleep(0.2)
+os.kill(int(sys.argv[2]), signal.SIGSTOP)
+try:
+    with gevent.Timeout(0.5):
+        pool.release(connection)
+    print("no timeout")
+except gevent.Timeout:
+    pass
+finally:
+    os.kill(int(sys.argv[2]), signal.SIGCONT)
+print(pool.pool.qsize(), pool.stats()["in_use"], client.echo("mine"))
+"""
+
+
+def test_timeout_while_publishing_loses_no_slot(start_server: Any) -> None:
+    """A greenlet that is timed out while it returns a connection gives its slot back, without the reply to come."""
+    pytest.importorskip("gevent")
+    one = start_server()
+    pid = str(one.client().info("server")["process_id"])
+    done = subprocess.run([sys.executable, "-c", TIMED_OUT, one.url, pid], capture_output=True, text=True, check=False, timeout=30)
+    assert done.stdout.strip() == "3 0 b'mine'", done.stdout + done.stderr
+
+
 def test_connections_are_named(server: Any, redis: Redis) -> None:
     """Each connection is rq_pooled:<app>:<host>:<pid>:<role> in CLIENT LIST."""
     pool = pool_at(server, role="named", budget_name="shop")
