@@ -261,7 +261,8 @@ class Queue(AdmittingQueue):
                 raise type(error)(f"{what} {verb} not enqueued in {self.name!r}: {error}") from error
             for job_id in ids:
                 _unconfirmed.setdefault(job_id, began)
-            while len(_unconfirmed) > _REMEMBERED:
+                _unconfirmed.move_to_end(job_id)
+            while len(_unconfirmed) > max(_REMEMBERED, len(ids)):  # all of these: half a memory would double the rest
                 _unconfirmed.popitem(last=False)
             raise EnqueueUnconfirmed(
                 f"{what} may have been enqueued in {self.name!r}: the connection was lost before the server confirmed "

@@ -386,6 +386,20 @@ def test_memory_of_unconfirmed_ids_is_bounded(
     assert list(queue_module._unconfirmed) == ["b"]
 
 
+def test_more_jobs_at_once_than_are_remembered(
+    proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All ids of one unconfirmed enqueue_many are remembered, however many, so that its repeat doubles none."""
+    monkeypatch.setattr(queue_module, "_REMEMBERED", 2)
+    queue = Queue(connection=through(proxy))
+    datas = [queue.prepare_data(JOB, (n,), job_id=f"many{n}") for n in range(4)]
+    proxy.cut_on(b"EXEC")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue_many(datas)
+    queue.enqueue_many(datas)
+    assert redis.lrange(queue.key, 0, -1) == [b"many0", b"many1", b"many2", b"many3"]
+
+
 def test_a_patched_enqueue_job_is_called(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """An integration that replaces rq.Queue.enqueue_job, as Sentry's does, with (self, job, **kwargs) is called."""
     seen: list[str] = []
