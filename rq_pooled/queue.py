@@ -27,7 +27,7 @@ from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DeserializationError, DuplicateJobError, NoSuchJobError
 from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
@@ -38,6 +38,7 @@ from .failfast import failing_fast
 from .pool import get_connection
 from .retry import Backoff, attach
 from .rq_version import check_rq
+from .unique import call_key
 
 #: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
 _REMEMBERED = 10_000
@@ -116,7 +117,7 @@ class Queue(AdmittingQueue):
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         with self._confirming([job.id], job):
-            return self._landed(job.id) or super().enqueue_job(job, pipeline=None, at_front=at_front, unique=unique)
+            return self._landed(job) or super().enqueue_job(job, pipeline=None, at_front=at_front, unique=unique)
 
     def schedule_job(
         self,
@@ -129,7 +130,7 @@ class Queue(AdmittingQueue):
         if pipeline is not None:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         with self._confirming([job.id], job):
-            landed = self._landed(job.id)
+            landed = self._landed(job)
             if landed is not None:
                 return landed
             try:
@@ -153,7 +154,8 @@ class Queue(AdmittingQueue):
         # The ids are chosen here, not in RQ, so that an error can name them.
         datas = [data if data.job_id else data._replace(job_id=str(uuid4())) for data in job_datas]
         with self._confirming([data.job_id for data in datas], steps=any(data.depends_on for data in datas)):
-            landed = [job for job in (self._landed(data.job_id) for data in datas) if job is not None]
+            doubtful = [self._call_of(data) for data in datas if data.job_id in _unconfirmed]
+            landed = [job for job in map(self._landed, doubtful) if job is not None]
             there = {job.id for job in landed}
             missing = [data for data in datas if data.job_id not in there]
             return landed + (super().enqueue_many(missing, group_id=group_id) if missing else [])
@@ -217,13 +219,18 @@ class Queue(AdmittingQueue):
         job.prepare_for_execution("sync", self.connection)  # type: ignore[arg-type] # a pipeline that sends at once
         return super().run_sync(job)
 
-    def _landed(self, job_id: str) -> Job | None:
-        """Return the job that an unconfirmed enqueue of this process left in Redis, if there is one."""
-        since = _unconfirmed.get(job_id)
+    def _call_of(self, data: EnqueueData) -> Job:
+        return self.job_class.create(
+            data.func, data.args, data.kwargs, self.connection, id=data.job_id, serializer=self.serializer
+        )
+
+    def _landed(self, wanted: Job) -> Job | None:
+        """Return the job that an unconfirmed enqueue of the same call left in Redis, if there is one."""
+        since = _unconfirmed.get(wanted.id)
         if since is None:
             return None
         try:
-            job = self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+            job = self.job_class.fetch(wanted.id, connection=self.connection, serializer=self.serializer)
         except NoSuchJobError:
             return None
         # An older job under this id was there before: the lost enqueue was to replace it, and did not.
@@ -235,7 +242,9 @@ class Queue(AdmittingQueue):
             job in self.deferred_job_registry and not job.dependencies_are_met()
         ):
             return None
-        self.log.info("Job %s was enqueued by an earlier call whose reply was lost", job_id)
+        if not _same_call(job, wanted):  # nobody repeated the earlier one, and this is another
+            return None
+        self.log.info("Job %s was enqueued by an earlier call whose reply was lost", job.id)
         return job
 
     @contextmanager
@@ -278,6 +287,15 @@ class Queue(AdmittingQueue):
 def _is_lost(error: WatchError) -> bool:
     """Tell whether redis-py raised this WatchError while it handled a lost connection."""
     return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))
+
+
+def _same_call(one: Job, other: Job) -> bool:
+    if one.data == other.data:
+        return True
+    try:
+        return call_key(one) == call_key(other)  # equal calls may be pickled differently
+    except (ConfigurationError, DeserializationError):
+        return False
 
 
 @contextmanager

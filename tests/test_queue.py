@@ -400,6 +400,36 @@ def test_more_jobs_at_once_than_are_remembered(
     assert redis.lrange(queue.key, 0, -1) == [b"many0", b"many1", b"many2", b"many3"]
 
 
+def test_another_call_with_an_unconfirmed_id_is_enqueued(proxy: CutProxy, redis: Redis) -> None:
+    """An unconfirmed id that nobody repeated does not swallow a later call with other arguments, alone or among many."""
+    queue = Queue(connection=through(proxy))
+    for enqueue in (
+        lambda number: queue.enqueue(JOB, number, job_id="sync-7"),
+        lambda number: queue.enqueue_many([queue.prepare_data(JOB, (number,), job_id="sync-7")]),
+    ):
+        proxy.cut_on(b"RPUSH" if proxy.done.is_set() else b"EVALSHA")
+        with pytest.raises(EnqueueUnconfirmed):
+            enqueue(5)
+        rq.SimpleWorker([rq.Queue(connection=redis)], connection=redis).work(burst=True)
+        enqueue(6)
+        assert redis.lrange(queue.key, 0, -1) == [b"sync-7"]
+        assert Job.fetch("sync-7", connection=redis).args == (6,)
+        redis.delete(queue.key)
+
+
+def test_the_same_call_is_known_however_it_is_pickled(proxy: CutProxy, redis: Redis) -> None:
+    """A repeat whose equal arguments have another pickle returns the job that landed."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="warm-up")
+    redis.delete(queue.key)
+    same = {"a": [1], "b": [1]}
+    proxy.cut_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue(JOB, same, job_id="mine")
+    queue.enqueue(JOB, dict(reversed(same.items())), job_id="mine")
+    assert redis.lrange(queue.key, 0, -1) == [b"mine"]
+
+
 def test_a_patched_enqueue_job_is_called(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """An integration that replaces rq.Queue.enqueue_job, as Sentry's does, with (self, job, **kwargs) is called."""
     seen: list[str] = []
