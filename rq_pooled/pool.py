@@ -17,6 +17,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, Full
@@ -33,7 +34,7 @@ from .breaker import Breaker
 from .budget import Lease
 from .config import Settings, scrub
 from .deadline import current as current_deadline
-from .deadline import hurried
+from .deadline import hurried, within
 from .demoted import noticing
 from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .reporting import UNCOUNTED, Reporter
@@ -427,10 +428,13 @@ class Pool(BlockingConnectionPool):
             self._close(connection, "another server has become the master", lost=True)
         if _is_open(connection):
             try:
-                connection.check_health()  # before use, not on the first command: nothing is at stake yet
+                with _part_of_the_deadline():
+                    connection.check_health()  # before use, not on the first command: nothing is at stake yet
                 return
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
+                if isinstance(error, RedisTimeoutError):  # what a firewall has forgotten, it has forgotten of others, too
+                    self.disconnect(inuse_connections=False)
         self._await_brake(deadline)
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
             # A pause between reserving and connecting may have cost the place: looked at right before, so that this
@@ -631,6 +635,12 @@ def _make_queue(size: int) -> Any:
     made.mutex = threading.RLock()
     made.not_empty, made.not_full, made.all_tasks_done = (threading.Condition(made.mutex) for _ in range(3))
     return made
+
+
+def _part_of_the_deadline() -> AbstractContextManager[None]:
+    """Keep most of the time for what follows: a new connection may work where an idle one has died without a word."""
+    deadline = current_deadline()
+    return nullcontext() if deadline is None else within(max(0.0, deadline.left()) / 4, deadline.setting)
 
 
 def _is_open(connection: Any) -> bool:

@@ -14,7 +14,8 @@ class CutProxy:
     ``cut_on(words)`` arms it: the next request that contains these bytes is forwarded, the server's reply to it is
     awaited (so the server has done it) and dropped, and the connection is closed. ``hold_on(words)`` instead keeps
     that request back until ``let_go()``, with the client's side closed: a request that arrives late. ``delay_on(words)``
-    forwards the request and keeps the replies of its connection back, until ``deliver()``.
+    forwards the request and keeps the replies of its connection back, until ``deliver()``. ``forget()`` is what a firewall
+    does to connections that were idle for long: from then on they lead nowhere, and new ones work.
     """
 
     def __init__(self, server_port: int) -> None:
@@ -62,6 +63,12 @@ class CutProxy:
         self._delayed = None
         self._stop_w.send(b"d")
 
+    def forget(self) -> None:
+        """Swallow from here on what comes over the connections that are open now."""
+        self.done.clear()
+        self._stop_w.send(b"f")
+        assert self.done.wait(5)
+
     def let_go(self) -> None:
         """Send the request that was kept, and wait until the server has done it."""
         assert self._held is not None
@@ -74,11 +81,13 @@ class CutProxy:
     def _run(self) -> None:
         peers: dict[socket.socket, socket.socket] = {}
         clients: set[socket.socket] = set()
+        forgotten: set[socket.socket] = set()
 
         def close(one: socket.socket, keep: socket.socket | None = None) -> None:
             other = peers.pop(one)
             peers.pop(other)
             clients.difference_update((one, other))
+            forgotten.difference_update((one, other))
             for sock in (one, other):
                 if sock is not keep:
                     sock.close()
@@ -86,8 +95,12 @@ class CutProxy:
         while True:
             heard = [peer for peer in peers if peer is not self._delayed]
             ready = select.select([self._listener, self._stop_r, *heard], [], [])[0]
-            if self._stop_r in ready and b"." in self._stop_r.recv(10):
+            told = self._stop_r.recv(10) if self._stop_r in ready else b""
+            if b"." in told:
                 break
+            if b"f" in told:
+                forgotten.update(peers)
+                self.done.set()
             if self._listener in ready:
                 client = self._listener.accept()[0]
                 try:
@@ -106,6 +119,8 @@ class CutProxy:
                     data = sock.recv(1 << 20)
                 if not data:
                     close(sock)
+                elif sock in forgotten:
+                    continue
                 elif sock in clients and self._words and self._words in data:
                     self._words = b""
                     if self._delay:

@@ -360,3 +360,19 @@ def test_greenlets_share_deadlines_as_little_as_threads(silent: int, server: Any
         run = [sys.executable, "-c", _GREENLETS, url]
         out = subprocess.run(run, capture_output=True, text=True, timeout=50, check=True).stdout.split()
         assert int(out[0]) == expected and float(out[1]) < 1 + SLACK
+
+
+def test_idle_connections_that_died_without_a_word_cost_no_enqueue(redis: Redis, server: Any) -> None:
+    """An enqueue that draws a connection which a firewall has forgotten gets through on a new one, within its deadline."""
+    with closing(CutProxy(server.port)) as proxy:
+        queue = pooled(proxy.url, health_check_interval=1, enqueue_deadline=8, socket_timeout=20)
+        pool: Any = queue.connection.connection_pool
+        taken = [pool.get_connection() for _ in range(4)]
+        for connection in taken:
+            pool.release(connection)
+        wait_until(lambda: all(connection.next_health_check < time.monotonic() for connection in taken))
+        proxy.forget()
+        for number in range(4):
+            queue.enqueue(JOB, number)
+        assert pool.stats()["reconnects"] <= 4
+    assert redis.llen("rq:queue:default") == 4
