@@ -45,6 +45,8 @@ from .sockets import address_of, connection_options, pool_limits
 
 log = logging.getLogger("rq_pooled.pool")
 
+#: The share of a deadline that a caller may spend waiting for a connection.
+_WAITING_SHARE = 0.9
 #: ``callback(event, details)``; events are connect, error, close and exhausted.
 Callback = Callable[[str, dict[str, Any]], Any]
 
@@ -393,7 +395,8 @@ class Pool(BlockingConnectionPool):
         deadline = current_deadline()
         if deadline is None or deadline.left() >= wait:
             return wait, "POOL_TIMEOUT"
-        return max(0.0, deadline.left()), deadline.setting
+        # Who gets a connection in the last moment could not use it any more, and would take that for the server's silence.
+        return max(0.0, deadline.left() * _WAITING_SHARE), deadline.setting
 
     def _exhausted(self, wait: float, setting: str) -> PoolExhausted:
         now = time.monotonic()

@@ -376,3 +376,21 @@ def test_idle_connections_that_died_without_a_word_cost_no_enqueue(redis: Redis,
             queue.enqueue(JOB, number)
         assert pool.stats()["reconnects"] <= 4
     assert redis.llen("rq:queue:default") == 4
+
+
+def test_a_busy_pool_says_nothing_about_the_server(redis: Redis, server: Any) -> None:
+    """Whenever before the end of its deadline an enqueue gets a connection, it works or says that the pool is full."""
+    queue = pooled(server.url, max_connections=3, enqueue_deadline=1.0)
+    pool: Any = queue.connection.connection_pool
+    queue.enqueue(JOB, 0)
+    for before_the_end in (0.1, 0.03, 0.005, 0.002, 0.001):
+        taken = [pool.get_connection() for _ in range(3)]
+        with ThreadPoolExecutor(1) as threads:
+            started = time.monotonic()
+            call = threads.submit(outcome, lambda: queue.enqueue(JOB, 1))
+            time.sleep(max(0.0, started + 1.0 - before_the_end - time.monotonic()))  # the moment is what this is about
+            for connection in taken:
+                pool.release(connection)
+            result, _took = call.result()
+        assert not isinstance(result, Exception) or isinstance(result, PoolExhausted), result
+        queue.enqueue(JOB, 2)  # raises where the breaker is open
