@@ -26,7 +26,7 @@ flask-demo: .venv/ready-dev
 	@$(BIN)/python examples/flask_app $(ARGS)
 
 test: .venv/ready-dev
-	@$(BIN)/python -m pytest -n $${JOBS:-4} --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n $${JOBS:-4} --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/ready-dev
 	@$(BIN)/ruff check $(ARGS) .

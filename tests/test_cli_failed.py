@@ -192,7 +192,7 @@ def test_history_tells_the_error_of_a_group(redis: Redis, run: Run) -> None:
         (["sweep", "--requeue", "--older-than", "-5m"], "--older-than is -5m"),
         (["sweep", "--requeue", "--older-than", "9" * 400 + "d"], "--older-than is 999"),
         (["sweep", "--requeue", "--rate", "1e-320"], "a job a year"),
-        (["sweep", "--bury", "--max-age", "1e17"], "ten years"),
+        (["sweep", "--bury", "--max-age", "20000d"], "ten years"),
         (["sweep", "--requeue", "--delay", ""], "--delay is empty"),
         (["sweep", "--requeue", "--limit", "0"], "--limit"),
         (["sweep", "--requeue", "--exception", "no name"], "exceptions"),

@@ -52,7 +52,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "connections": (2, "resp sentinels redis"),
     "sharing": (2, "pool errors"),
     "failfast": (2, "errors config breaker deadline pool redis"),
-    "queue": (3, "errors config backoff pool enqueueing failfast retry rq_version rq redis"),
+    "queue": (3, "errors config backoff pool enqueueing failfast retry rq_version unique rq redis"),
     "retry": (3, "backoff errors kinds rq"),
     "rescue": (3, "client_scripts scripts rq redis"),
     "budget": (2, "config deadline errors processes resp scripts redis"),

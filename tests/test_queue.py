@@ -18,7 +18,7 @@ from proxy import CutProxy
 from redis import Redis
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
-from support import running_worker, wait_until
+from support import drop_pools, running_worker, wait_until
 
 from rq_pooled import queue as queue_module
 from rq_pooled.config import Settings
@@ -27,6 +27,12 @@ from rq_pooled.pool import Pool
 from rq_pooled.queue import Queue
 
 JOB = "math.factorial"
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays() -> Iterator[None]:
+    yield
+    drop_pools()
 
 
 @pytest.fixture
