@@ -174,7 +174,7 @@ class Recorder(Redis):
     @property
     def recording(self) -> bool:
         """Tell whether commands of this thread are recorded."""
-        return self._recording_in is not None and self._recording_in == get_ident()
+        return self._recording_in == get_ident()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Record, relay, or send to the server."""
@@ -206,7 +206,7 @@ class Recorder(Redis):
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
         """Record what a pipeline has queued; its reads are asked for together, for RQ queues one for each dependency."""
         assert self.tape is not None
-        reads = [words for words in (self.encode(args) for args, _ in stack) if words[0] in READS]
+        reads = [self.encode(args) for args, _ in stack if self.encode(args[:1])[0] in READS]
         if len(reads) > 1:
             self.tape.foresee(reads)
         return [self.answer(args, options) for args, options in stack]

@@ -7,6 +7,7 @@ several can travel in one round trip.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -68,11 +69,18 @@ class Lock(NamedTuple):
     ttl: int
 
 
+def _text(name: str) -> str:
+    """Return a script whole: a line ``-- include name`` stands for a function that it shares with others."""
+    text = (_FOLDER / f"{name}.lua").read_text()
+    line = re.compile("^-- include (.+)\n", re.MULTILINE)
+    return line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
+
+
 class Scripts:
     """Knows the scripts' texts and hashes, and what each takes. Arguments are as in the header of its file."""
 
     def __init__(self) -> None:
-        self._texts = {name: (_FOLDER / f"{name}.lua").read_text() for name in _NAMES}
+        self._texts = {name: _text(name) for name in _NAMES}
         self._hashes = {name: hashlib.sha1(text.encode()).hexdigest() for name, text in self._texts.items()}
 
     def load(self) -> list[Command]:

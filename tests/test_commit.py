@@ -272,6 +272,27 @@ def test_guards_know_every_kind_of_reply(ours: Engine, redis: Redis, read: Any, 
     assert ours.commit(finished(claim_one(ours, redis, "b"), guards=[guard])) == ["changed"]
 
 
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [
+        (("HSET", "rq:job:other", "status", "started"), "ok"),
+        (("HSET", "rq:job:other", "status", "finished"), "changed"),
+        (("HSET", "rq:job:other", "status", "canceled"), "changed"),
+        (("DEL", "rq:job:other"), "changed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_of_another_job_only_its_end_changes_an_outcome(ours: Engine, redis: Redis, change: Any, result: str) -> None:
+    """That another parent was queued and is started says nothing to their dependent; how it ended, or its deletion, does."""
+    claim = claim_one(ours, redis)
+    redis.hset("rq:job:other", "status", "queued")
+    read = [b"HGET", b"rq:job:other", b"status"]
+    ((digest, reply),) = ours.run(ours.scripts.reads([read]))
+    assert reply == b"queued"
+    redis.execute_command(*change)
+    assert ours.commit(finished(claim, guards=[(digest, read)])) == [result]
+
+
 # -- push back ---------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,22 @@ from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
+Running = tuple[Job, WorkerProcess]
 SETTINGS = {"RQ_POOLED_HEARTBEAT_INTERVAL": "1", "RQ_POOLED_HEARTBEAT_TTL": "5"}
 
 
-def run_on(redis: Redis, job: Job, worker: WorkerProcess) -> None:
+@pytest.fixture(params=["save", "save_meta"])
+def running(request: pytest.FixtureRequest, server: EmbeddedServer, redis: Redis, tmp_path: Path) -> Iterator[Running]:
+    """A job that runs and saves itself again and again, in one of two ways, and its worker."""
+    job = Queue(connection=redis).enqueue("dependent_jobs.save_until", "go", "started", request.param)
+    with running_worker(server.url, "--name", "here", log=tmp_path / "log", **SETTINGS) as worker:
+        wait_until(lambda: redis.exists("started"))
+        yield job, worker
+
+
+def run_on(redis: Redis, running: Running) -> None:
     """Let two heartbeats pass, then the job end; its horse has to be alive until then."""
-    key = "rq:worker:here"
+    (job, worker), key = running, "rq:worker:here"
     seen: set[bytes | None] = set()
     wait_until(lambda: seen.add(redis.hget(key, "last_heartbeat")) or len(seen) > 2)
     redis.set("go", 1)
@@ -27,26 +38,20 @@ def run_on(redis: Redis, job: Job, worker: WorkerProcess) -> None:
     assert not keys_of_jobs(redis)
 
 
-@pytest.mark.parametrize("how", ["save", "save_meta"])
-def test_a_cancelled_job_that_saves_itself(server: EmbeddedServer, redis: Redis, tmp_path: Path, how: str) -> None:
+def test_a_cancelled_job_that_saves_itself(redis: Redis, running: Running) -> None:
     """It runs to its end, as in RQ, and is cancelled after it, whatever it has written to its hash."""
-    job = Queue(connection=redis).enqueue("dependent_jobs.save_until", "go", "started", how)
-    with running_worker(server.url, "--name", "here", log=tmp_path / "log", **SETTINGS) as worker:
-        wait_until(lambda: redis.exists("started"))
-        job.cancel()
-        run_on(redis, job, worker)
+    job, _worker = running
+    job.cancel()
+    run_on(redis, running)
     assert job.get_status(refresh=True) == "canceled"
 
 
-@pytest.mark.parametrize("how", ["save", "save_meta"])
-def test_a_deleted_job_that_saves_itself(server: EmbeddedServer, redis: Redis, tmp_path: Path, how: str) -> None:
+def test_a_deleted_job_that_saves_itself(redis: Redis, running: Running) -> None:
     """It runs to its end, as in RQ, and what it has written of itself does not stay for ever."""
-    job = Queue(connection=redis).enqueue("dependent_jobs.save_until", "go", "started", how)
-    with running_worker(server.url, "--name", "here", log=tmp_path / "log", **SETTINGS) as worker:
-        wait_until(lambda: redis.exists("started"))
-        job.delete()
-        wait_until(lambda: redis.exists(job.key))
-        run_on(redis, job, worker)
+    job, _worker = running
+    job.delete()
+    wait_until(lambda: redis.exists(job.key))
+    run_on(redis, running)
     assert 0 < redis.ttl(job.key) <= 86400
 
 

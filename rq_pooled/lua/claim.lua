@@ -131,22 +131,15 @@ local function register(key, id, queue, execution)
   end
 end
 
--- Tell whether an execution of the job stands in the started registry. Its list of executions alone says nothing:
--- that of a worker which died outlives RQ's clean-up by a minute.
-local function is_running(job, id, key)
-  if redis.call('EXISTS', 'rq:executions:' .. id) == 0 then
+-- include is_running
+
+-- Tell whether an execution of the job that was popped runs already.
+local function runs_already(job, id, key)
+  if redis.call('EXISTS', 'rq:executions:' .. id) == 0 then -- most often
     return false
   end
   local origin = redis.pcall('HGET', job, 'origin')
-  local wip = 'rq:wip:' .. (type(origin) == 'string' and origin ~= '' and origin or string.sub(key, 10))
-  local executions = redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)
-  for _, execution in ipairs(executions) do
-    local score = redis.pcall('ZSCORE', wip, id .. ':' .. execution)
-    if type(score) == 'string' then
-      return true
-    end
-  end
-  return false
+  return is_running(id, type(origin) == 'string' and origin ~= '' and origin or string.sub(key, 10))
 end
 
 -- Look at a spent-once key, see once.py: return the id of the job that spent it, and whether one that has it is running.
@@ -182,7 +175,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     break
   end
   local job = 'rq:job:' .. id
-  local running = is_running(job, id, key)
+  local running = runs_already(job, id, key)
   local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
   local spender, taken
   if not running and next(taken_keys) then

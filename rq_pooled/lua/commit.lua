@@ -21,17 +21,8 @@ redis.call('DEL', 'rq_pooled:none')
 
 local now, claims = ARGV[1], ARGV[2]
 
--- Of the status of a job, on which others depend, only counts whether and how it has ended: while a hundred jobs with one
--- dependent run, each of them is queued and started, and none of that changes anything for it.
-local UNFINISHED = { created = true, deferred = true, queued = true, scheduled = true, started = true }
-local function digest(reply, command, field)
-  if type(reply) == 'table' then
-    return redis.sha1hex(cmsgpack.pack(reply))
-  elseif command == 'HGET' and field == 'status' and UNFINISHED[reply] then
-    return 'unfinished'
-  end
-  return tostring(reply)
-end
+-- include digest
+-- include is_running
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -98,10 +89,8 @@ local function tidy_up(id, queue)
   if found.err or (found[1] and found[1] ~= 'started') or (found[2] and not found[1]) then
     return
   end
-  for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
-    if type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, id .. ':' .. execution)) == 'string' then
-      return
-    end
+  if is_running(id, queue) then
+    return
   end
   if found[2] and type(redis.pcall('ZSCORE', 'rq:canceled:' .. queue, id)) == 'string' then
     redis.call('HSET', job, 'status', 'canceled')

@@ -36,15 +36,7 @@ for _ = 1, slots do
   at = at + 3
 end
 
--- Tell whether any execution of the job stands.
-local function is_running(id, queue)
-  for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
-    if type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, id .. ':' .. execution)) == 'string' then
-      return true
-    end
-  end
-  return false
-end
+-- include is_running
 
 local handed_on, number = {}, 0
 while at <= #ARGV do
@@ -70,7 +62,8 @@ while at <= #ARGV do
     -- job is in its queue again, or somebody else's by now.
     local status = redis.call('HGET', 'rq:job:' .. id, 'status')
     local runs_on = not status or status == 'canceled' or status == 'stopped'
-    if not runs_on and not (status == 'started' and not is_running(id, queue)) then
+      or (status == 'started' and not is_running(id, queue))
+    if not runs_on then
       handed_on[#handed_on + 1] = number
       redis.call('HDEL', claims, member)
     end
