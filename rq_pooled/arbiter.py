@@ -8,21 +8,21 @@ served.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from .channel import ChildChannel
 from .claiming import Claiming
 from .connections import Exchange
 from .control import Control
 from .guarding import Guarding
 from .horse_requests import Requests
 from .link import Link
+from .multiplexer import Multiplexer
 from .orphans import Orphans
 from .outcomes import Outcomes
 from .parent import Parent
 from .scheduling import Scheduling
-from .slots import Slots
+from .slots import RunHorse, Slots
 from .stalls import Stalls
 from .stopping import Stopping
 from .upkeep import Upkeep
@@ -38,7 +38,8 @@ class Arbiter:
     Args:
         parent: what there is one of; connected and registered already.
         names: the worker's slots.
-        run_horse: runs in a forked child until it should end.
+        multiplexer: lets jobs use Redis through this process; None where each horse has a connection of its own.
+        run_horse: runs in a forked child until it should end, see Slots.
         burst: end when the queues are empty.
         max_jobs: end after so many jobs.
         max_idle_time: end after so many seconds without a job.
@@ -48,16 +49,18 @@ class Arbiter:
         self,
         parent: Parent,
         names: Sequence[str],
-        run_horse: Callable[[ChildChannel], None],
+        multiplexer: Multiplexer | None,
+        run_horse: RunHorse,
         burst: bool,
         max_jobs: int | None,
         max_idle_time: float | None,
     ) -> None:
         self._parent = parent
+        self._multiplexer = multiplexer
         self._burst = burst
         self._max_idle_time = max_idle_time
         self._requests = Requests(parent)
-        self._slots = Slots(parent, names, run_horse, self._on_outcome, self._requests.add)
+        self._slots = Slots(parent, names, run_horse, multiplexer, self._on_outcome, self._requests.add)
         self._requests.slots = self._slots
         self._outcomes = Outcomes(parent, self._slots.tasks.append, self._slots.reply, self._on_job_done)
         self._wakeup = Wakeup(parent)
@@ -68,6 +71,7 @@ class Arbiter:
             lambda: self._wakeup.suspended,
             lambda: self._claiming.recover(),
             lambda: self._stalls.on_answered(),
+            multiplexer,
         )
         self._stalls = Stalls(parent, self._slots, self._upkeep.beat, self._upkeep.trusted_until)
         self._orphans = Orphans(parent, self._upkeep.settled)
@@ -109,9 +113,11 @@ class Arbiter:
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():
-                self._turn(0 if self._due() else self._patience())
+                self._turn(0 if self._jobs_due() or self._due() else self._patience())
         finally:
             self._slots.close()
+            if self._multiplexer is not None:
+                self._multiplexer.close()
             loop.close()
         return self._stopping.exit_code
 
@@ -122,6 +128,8 @@ class Arbiter:
 
     def _turn(self, timeout: float | None) -> None:
         self._parent.loop.turn(timeout=timeout)
+        if self._multiplexer is not None:
+            self._multiplexer.turn()
         self._slots.assign_tasks()
         self._send()
 
@@ -168,6 +176,9 @@ class Arbiter:
 
     def _can_send(self) -> bool:
         return self._parent.command.connected and self._parent.command.in_flight < MAX_IN_FLIGHT
+
+    def _jobs_due(self) -> bool:
+        return self._multiplexer is not None and self._multiplexer.due
 
     def _due(self) -> bool:
         """Tell whether something is to be sent, and can be."""
@@ -245,6 +256,8 @@ class Arbiter:
     def _on_away(self, error: Exception) -> None:
         self._outcomes.note_away()
         self._requests.on_away(error)
+        if self._multiplexer is not None:
+            self._multiplexer.on_away(str(error))
 
     def _on_back(self) -> None:
         """Heartbeat first, then commits, then claims: the order of ``_send``."""

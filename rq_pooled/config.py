@@ -160,6 +160,14 @@ class Settings:
     leak_warn: float = _setting(
         60.0, float, "a pooled connection held for longer is logged with its holder; 0 never", "s", low=0
     )
+    jobs_share: int = _setting(
+        1,
+        int,
+        "1 (yes): jobs use Redis through their worker, over one connection for all; 0 (no): each horse has connections of its "
+        "own, which it keeps, for jobs that send tens of thousands of commands",
+        low=0,
+        high=1,
+    )
     reconnect_base: float = _setting(0.1, float, "first delay before connecting again", "s", low=0, above=True)
     reconnect_cap: float = _setting(3.0, float, "longest delay before connecting again", "s", low=0, above=True)
     reconnect_attempts: int = _setting(
@@ -390,6 +398,8 @@ def _convert(raw: Any, meta: _Meta) -> Any:
         return raw.strip()
     if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
         raise TypeError
+    if isinstance(raw, str) and (meta.low, meta.high, meta.kind) == (0, 1, int):  # a switch
+        raw = {"yes": "1", "no": "0"}.get(raw.strip().lower(), raw)
     if meta.kind is float or isinstance(raw, str):
         return meta.kind(raw)
     if raw != int(raw):

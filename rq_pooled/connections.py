@@ -30,6 +30,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .resp import Command, pack_commands
 from .sentinels import MasterAway
+from .upstream import Place
 
 _INVALIDATE = b"__redis__:invalidate"
 
@@ -113,6 +114,8 @@ class CommandConnection:
         self._in_flight: deque[Exchange] = deque()
         self._writes = 0
         self._waiting_since = 0.0
+        #: When the last reply came, by the monotonic clock.
+        self.answered_at = 0.0
 
     @property
     def connected(self) -> bool:
@@ -177,7 +180,7 @@ class CommandConnection:
                 if len(exchange.replies) == len(exchange.commands):
                     self._in_flight.popleft()
                     self._writes -= exchange.ends_write
-                    self._waiting_since = time.monotonic()
+                    self._waiting_since = self.answered_at = time.monotonic()
                     self._finish(exchange)
                 if self._connection is None:  # lost while a reply was being acted on
                     return RedisConnectionError("connection lost")
@@ -244,6 +247,13 @@ class CommandConnection:
         """Return the host and port of the server, None while not connected."""
         connection = self._connection
         return None if connection is None else (connection.host, connection.port)
+
+    def place(self) -> Place | None:
+        """Return where it leads, for a connection beside it; None while not connected."""
+        try:
+            return None if self._connection is None else Place.of(self._connection._sock)
+        except OSError:
+            return None
 
     def address(self) -> str:
         """Return the local end as ``host:port``, which is how CLIENT LIST names this connection, or ``unknown``."""

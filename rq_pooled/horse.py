@@ -382,8 +382,9 @@ class HorseProcess:
         """Leave nothing of a job to the next one; return whether this process should end instead."""
         self._recorder.running = None
         pool: Any = self._recorder.connection_pool
-        if pool.in_touch:
-            # Also after an interrupted read, which would give the next caller somebody else's reply.
+        # A read that was interrupted would give the next caller somebody else's reply. What a job leaves in the middle of
+        # something the parent closes, too; with JOBS_SHARE=no there is nobody else who knows.
+        if pool.in_use or self._alarm_fired:
             pool.disconnect()
         self._surroundings.restore()
         return (

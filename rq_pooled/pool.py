@@ -201,15 +201,18 @@ class Pool(BlockingConnectionPool):
         for connection in self._sizes.set(self.pool, reason, size):
             self._close(connection, f"pool made smaller: {reason}")
 
-    def limit(self, role: str, max_connections: int) -> None:
-        """Close all connections and go on under another role and bound, which may be below MAX_CONNECTIONS' least.
+    def become(
+        self, role: str, max_connections: int, connection_class: type[Any] | None = None, options: Any = None
+    ) -> None:
+        """Close all connections and go on with others: of this role, so many, of this class with these options.
 
-        For a horse: the pool that its job's code may have kept from before the fork becomes the horse's own share.
-        Nobody may be using the pool meanwhile.
+        For a horse: what its job's code may have kept from before the fork, the pool and its clients, leads through the
+        parent from then on. The bound may be below MAX_CONNECTIONS' least. Nobody may be using the pool meanwhile.
         """
         self.disconnect()
         self.role, self.max_connections = role, max(1, max_connections)
-        self.connection_kwargs = _with_role(self.connection_kwargs, role)
+        self.connection_class = connection_class or self.connection_class
+        self.connection_kwargs = dict(options) if options is not None else _with_role(self.connection_kwargs, role)
         self.reset()
 
     def subscribe(self, callback: Callback) -> Callable[[], None]:
@@ -253,10 +256,9 @@ class Pool(BlockingConnectionPool):
             }
 
     @property
-    def in_touch(self) -> bool:
-        """Tell whether any connection is open or in use, in less time than ``stats`` takes."""
-        with self._book:
-            return bool(self._holds) or any(map(_is_open, list(self._lines)))
+    def in_use(self) -> int:
+        """Return how many connections are in use, in less time than ``stats`` takes."""
+        return len(self._holds)
 
     def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> Any:
         """Take a connection that is connected and has no unread data; return it with ``release``.

@@ -13,9 +13,13 @@ from . import hooks
 from .channel import ChildChannel
 from .claims import Claim
 from .ledger import NOTHING, Outcome, packed
+from .multiplexer import Multiplexer
 from .parent import Parent
 from .prefork import Horse, Prefork
+from .streams import Guest
 
+#: Runs a horse, given its channel and its token for the multiplexer.
+RunHorse = Callable[[ChildChannel, "bytes | None"], None]
 #: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
 RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
 #: Seconds between looks whether a horse is past its deadline.
@@ -72,6 +76,8 @@ class Slot:
     deadline: float | None = None
     #: Horses in a row that died before they were ever ready.
     stillborn: int = 0
+    #: Who its horse is to the multiplexer, if jobs use Redis through the parent.
+    guest: Guest | None = None
 
     @property
     def claim(self) -> Claim | None:
@@ -96,7 +102,8 @@ class Slots:
     Args:
         parent: as the name says.
         names: the RQ workers.
-        run_horse: runs in a forked child until it should end.
+        run_horse: runs in a forked child until it should end; is given the token for the multiplexer, if there is one.
+        multiplexer: lets jobs use Redis; None where each horse has a connection of its own.
         on_outcome: called with each outcome.
         on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; answer with ``reply``.
     """
@@ -105,22 +112,26 @@ class Slots:
         self,
         parent: Parent,
         names: Sequence[str],
-        run_horse: Callable[[ChildChannel], None],
+        run_horse: RunHorse,
+        multiplexer: Multiplexer | None,
         on_outcome: Callable[[Outcome], None],
         on_request: Callable[[Slot, str, list[list[bytes]]], None],
     ) -> None:
         self._parent = parent
+        self._multiplexer = multiplexer
         self._on_outcome = on_outcome
         self._on_request = on_request
         self._prefork = Prefork(
             parent.loop,
-            lambda _slot, channel: run_horse(channel),
+            lambda index, channel: run_horse(channel, _token(self._slots[index])),
             self._close_in_child,
             self._on_message,
             self._on_exit,
         )
         self._slots = [Slot(name) for name in names]
         self._ending = False
+        #: By process id: a horse that is replaced may live on for a moment.
+        self._guests: dict[int, Guest] = {}
         #: Spare horses in a row that died before they were ready, and when the next one may be forked.
         self._spares_died, self._spare_after = 0, 0.0
         self.tasks: deque[Task] = deque()
@@ -219,8 +230,12 @@ class Slots:
         hooks.before_fork()
         slot.ready = slot.worn = slot.killed = False
         slot.end()
+        if self._multiplexer is not None:
+            slot.guest = self._multiplexer.admit(lambda: _describe(slot))
         try:
             slot.horse = self._prefork.spawn(self._slots.index(slot))
+            if slot.guest is not None:
+                self._guests[slot.horse.pid] = slot.guest
         except OSError as error:  # no process or memory left: later there may be
             self._parent.log.error("Worker %s: cannot fork (%s); trying again", slot.name, error)
             self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
@@ -232,11 +247,16 @@ class Slots:
     def _close_in_child(self) -> None:
         self._parent.command.close_in_child()
         self._parent.listen.close_in_child()
+        if self._multiplexer is not None:
+            self._multiplexer.close_in_child()
 
     def _slot_of(self, horse: Horse) -> Slot | None:
         return next((slot for slot in self._slots if slot.horse is horse), None)
 
     def _on_exit(self, horse: Horse, status: int, rusage: struct_rusage) -> None:
+        guest = self._guests.pop(horse.pid, None)
+        if self._multiplexer is not None and guest is not None:
+            self._multiplexer.drop(guest)
         slot = self._slot_of(horse)
         if slot is None or self._ending:
             return
@@ -321,6 +341,8 @@ class Slots:
         self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:
+        if self._multiplexer is not None and slot.guest is not None:
+            self._multiplexer.job_ended(slot.guest)
         slot.end()
         slot.stillborn = 0
         if slot.spare:
@@ -382,6 +404,18 @@ class Slots:
                     "Worker %s: killing its horse, %g s past its timeout", slot.name, self._parent.settings.kill_grace
                 )
                 self.kill(slot)
+
+
+def _token(slot: Slot) -> bytes | None:
+    return slot.guest.token if slot.guest is not None else None
+
+
+def _describe(slot: Slot) -> str:
+    """Say what a slot does, for a message about who holds what."""
+    task = slot.task
+    if task is None or task.claim is None:
+        return f"{slot.name}, between jobs" if task is None else f"{slot.name}: {task.kind}"
+    return f"job {task.claim.job_id} of {slot.name} for {time.monotonic() - slot.since:.1f} s"
 
 
 def job_timeout(claim: Claim, default: int) -> float:

@@ -11,6 +11,7 @@ from redis.exceptions import ResponseError
 from .claims import Claim
 from .connections import Exchange
 from .errors import BudgetExceeded
+from .multiplexer import Multiplexer
 from .parent import Parent
 from .slots import Slots, Task
 from .vitals import report
@@ -28,6 +29,7 @@ class Upkeep:
         suspended: tells whether RQ is suspended, which idle workers show as their state.
         on_unknown: called when the server has noted claims of which nobody here knows.
         on_answered: called when a heartbeat has been answered: who could renew a lease has done so now.
+        multiplexer: whose connections are told of in the statistics.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class Upkeep:
         suspended: Callable[[], bool],
         on_unknown: Callable[[], None],
         on_answered: Callable[[], None],
+        multiplexer: Multiplexer | None,
     ) -> None:
         self._parent = parent
         self._slots = slots
@@ -45,6 +48,7 @@ class Upkeep:
         self._suspended = suspended
         self._on_unknown = on_unknown
         self._on_answered = on_answered
+        self._multiplexer = multiplexer
         #: Since when nothing has kept this worker, and so perhaps others, from renewing leases: by the monotonic clock.
         self._good_since = time.monotonic()
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
@@ -59,7 +63,7 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
-        self._parent.command.submit(Exchange([report(self._parent, self._slots)]))  # at once: who is there
+        self._parent.command.submit(Exchange([report(self._parent, self._slots, self._multiplexer)]))  # at once: who is there
         self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 
@@ -138,7 +142,7 @@ class Upkeep:
 
         renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
         lease = [self._parent.lease.command()] if self._parent.lease is not None else []
-        return Exchange([renewal, report(self._parent, self._slots), *lease], on_replies)
+        return Exchange([renewal, report(self._parent, self._slots, self._multiplexer), *lease], on_replies)
 
     def promotion(self) -> Exchange:
         """Return the exchange that enqueues scheduled jobs which are due."""

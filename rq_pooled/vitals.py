@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
+from .multiplexer import Multiplexer
 from .parent import Parent
 from .processes import process_name, publish
 from .resp import Command
 from .slots import Slots
 
 
-def report(parent: Parent, slots: Slots) -> Command:
+def report(parent: Parent, slots: Slots, multiplexer: Multiplexer | None) -> Command:
     """Return the command that publishes this worker's statistics; they last as long as its leases."""
     counters = parent.counters
     fields = {
@@ -20,9 +21,12 @@ def report(parent: Parent, slots: Slots) -> Command:
         "queues": parent.worker.queue_names(),
         "concurrency": parent.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
-        # Their connections, for jobs that use Redis, carry their own pids.
         "horses": [slot.horse.pid for slot in slots if slot.horse is not None],
-        "connections": {"command": int(parent.command.connected), "listen": int(parent.listen.connected)},
+        "connections": {
+            "command": int(parent.command.connected),
+            "listen": int(parent.listen.connected),
+            **(multiplexer.connections() if multiplexer is not None else {}),
+        },
         "rates": counters.rates(),
         **counters.fields(),
     }

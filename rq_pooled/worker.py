@@ -52,6 +52,7 @@ from .horse_worker import HorseMixin
 from .ledger import Ledger
 from .loop import Loop
 from .misspelt import misspelt
+from .multiplexer import Multiplexer
 from .parent import Parent
 from .policies import maintenance_policies
 from .pool import adopt, get_connection, get_pool
@@ -62,7 +63,10 @@ from .rq_version import TESTED, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_server
+from .slots import RunHorse
 from .sockets import make_connection
+from .stream import StreamConnection, stream_options
+from .upstream import Dialer
 from .warmup import warm_up
 
 #: Connections that a worker has of its own: command and listen.
@@ -70,6 +74,8 @@ ROLES = 2
 #: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches over
 #: another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
 _JOB_NEEDS = 2
+#: Streams that one horse may have, for the threads of its job.
+MOST_STREAMS = 64
 #: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
 RESPAWN_PAUSE = 5.0
 #: Signals that begin a shutdown.
@@ -199,10 +205,12 @@ class Worker(rq.worker.Worker):
                 self._warn(settings)
                 self.log.info("*** Listening on %s...", green(", ".join(self.queue_names())))
                 parent = Parent(self, settings, scripts, ledger, command, listen, loop, lease=lease)
+                multiplexer = self._multiplexer(parent) if settings.jobs_share else None
                 arbiter = Arbiter(
                     parent,
                     names,
-                    self._prepare_horses(settings, version, parent.brake),
+                    multiplexer,
+                    self._prepare_horses(settings, version, parent.brake, multiplexer),
                     burst,
                     max_jobs,
                     max_idle_time,
@@ -275,9 +283,31 @@ class Worker(rq.worker.Worker):
         )
         return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
 
+    def _multiplexer(self, parent: Parent) -> Multiplexer:
+        """Return what lets jobs use Redis through this process."""
+        command, brake = parent.command, parent.brake
+
+        def obstacle() -> str | None:
+            return "the server is full above GUARD_STOP" if brake.engaged else None
+
+        def ask(question: Command, on_reply: Callable[[Any], None]) -> None:
+            command.submit(Exchange([question], lambda replies: on_reply(replies[0]), lambda _error: on_reply(None)))
+
+        dialer = Dialer(parent.settings, lambda role: make_connection(parent.settings, role, self.connection))
+        return Multiplexer(
+            parent.loop,
+            parent.settings,
+            lambda text, *words: self.log.warning("Worker %s: " + text, self.name, *words),
+            dialer,
+            command.place,
+            obstacle,
+            ask,
+            lambda: command.answered_at,
+        )
+
     def _prepare_horses(
-        self, settings: Settings, version: tuple[int, int, int], brake: Brake
-    ) -> Callable[[ChildChannel], None]:
+        self, settings: Settings, version: tuple[int, int, int], brake: Brake, multiplexer: Multiplexer | None
+    ) -> RunHorse:
         """Return what a forked child runs to be a horse until there is a reason to end.
 
         Everything that can be is made here, once, before the first fork: what a child makes is its own memory, what
@@ -296,14 +326,17 @@ class Worker(rq.worker.Worker):
             )
             for queue in self.queues
         ]
-        # Until sockets are shared, each horse may open connections of its own for jobs that use Redis.
         share = job_connections(settings)
         warm_up(recorder)
         policies = maintenance_policies(settings)
 
-        def run_horse(channel: ChildChannel) -> None:
-            pool.limit("job", share)
-            pool.brake = brake
+        def run_horse(channel: ChildChannel, token: bytes | None) -> None:
+            if multiplexer is not None and token is not None:
+                door = multiplexer.door(token)
+                pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
+            else:
+                pool.become("job", share)
+                pool.brake = brake
             adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class
@@ -403,11 +436,11 @@ class Worker(rq.worker.Worker):
             )
         for line in misspelt():
             self.log.warning("Worker %s: %s", self.name, line)
-        jobs = job_connections(settings) * settings.concurrency
+        jobs = 0 if settings.jobs_share else job_connections(settings) * settings.concurrency
         if ROLES + jobs > settings.max_connections:
             self.log.warning(
-                "Worker %s: with CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, beyond "
-                "MAX_CONNECTIONS=%d",
+                "Worker %s: with JOBS_SHARE=no and CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, "
+                "beyond MAX_CONNECTIONS=%d",
                 self.name,
                 settings.concurrency,
                 jobs,
@@ -429,7 +462,7 @@ class Worker(rq.worker.Worker):
 
 
 def job_connections(settings: Settings) -> int:
-    """Return how many connections each horse may open for jobs that use Redis."""
+    """Return how many connections each horse may open for jobs that use Redis, with JOBS_SHARE=no."""
     return max(_JOB_NEEDS, (settings.max_connections - ROLES) // settings.concurrency)
 
 

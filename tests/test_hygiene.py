@@ -206,19 +206,6 @@ def test_a_job_that_closes_all_descriptors_fails_alone(run: Run, redis: Redis, w
     assert worker.process.poll() is None
 
 
-def test_no_connection_of_a_job_is_left_open(run: Run, redis: Redis) -> None:
-    """A connection that a job opened through us is closed when the job has ended, and the next job gets a new one."""
-    assert run(crash_jobs.use_redis_of_job) == 1
-    wait_until(lambda: not job_connections(redis), 5, "the end of the job's connection")
-    assert run(crash_jobs.use_pooled_connection) == 1
-    wait_until(lambda: not job_connections(redis), 5, "the end of the job's connection")
-
-
-def job_connections(redis: Redis) -> list[str]:
-    """Return the names of connections that jobs have open."""
-    return [entry["name"] for entry in redis.client_list() if entry["name"].endswith(":job")]
-
-
 def test_the_job_is_not_told_of_the_workers_settings(run: Run) -> None:
     """The environment of a job is the worker's, with the id of the worker that runs it."""
     assert run(crash_jobs.surroundings)["worker"]

@@ -515,7 +515,7 @@ def test_a_horse_limits_the_pool_it_inherited(server: Any, redis: Redis) -> None
     pool = pool_at(server, pool_timeout=0.05)
     client: Any = Redis(connection_pool=pool)
     client.ping()
-    pool.limit("job", 1)
+    pool.become("job", 1)
     assert client.client_list()[-1]["name"].endswith(f":{os.getpid()}:job")
     taken = pool.get_connection()
     with pytest.raises(PoolExhausted, match=r"all 1 \(MAX_CONNECTIONS\)"):
@@ -614,7 +614,7 @@ for line in range(1, 300):
     del pubsub
     left = line
     sys.settrace(trace)
-    redis.connection_pool.stats(), redis.connection_pool.in_touch, redis.ping()
+    redis.connection_pool.stats(), redis.connection_pool.in_use, redis.ping()
     sys.settrace(None)
     if left > 0:
         break

@@ -104,9 +104,10 @@ def assert_no_residue(redis: Redis) -> None:
         raise AssertionError(f"left behind: {residue(redis)}") from None
 
 
-def job_connections(redis: Redis) -> int:
-    """Return how many connections jobs have at this moment."""
-    return sum(client["name"].endswith(":job") for client in redis.client_list())
+def job_connections(redis: Redis) -> list[str]:
+    """Return the roles of the connections that there are for jobs at this moment."""
+    roles = [client["name"].rpartition(":")[2] for client in redis.client_list()]
+    return sorted(role for role in roles if role in ("job", "jobs", "exclusive"))
 
 
 # -- callbacks -------------------------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ def test_callbacks_have_a_working_connection(start: Start, redis: Redis, queue: 
             f"stopped {long.id}",
         ]
         assert_no_residue(redis)
-        wait_until(lambda: job_connections(redis) == 0)
+        assert job_connections(redis) == ["jobs"]
 
 
 def test_no_callback_runs_in_the_parent(start: Start, redis: Redis, queue: Queue) -> None:
@@ -610,21 +611,22 @@ def test_meta_is_seen_while_the_job_runs(start: Start, redis: Redis, queue: Queu
         assert Job.fetch(job.id, connection=redis).meta == {"who": "me", "progress": 100, "from": "outside"}
 
 
-def test_the_job_s_connection_is_its_own_and_ends_with_it(start: Start, redis: Redis, queue: Queue) -> None:
-    """``job.connection`` works in every usual way; it exists only while a job that uses it runs."""
-    with start(concurrency=2):
+def test_jobs_share_one_connection_that_closes_when_idle(start: Start, redis: Redis, queue: Queue) -> None:
+    """``job.connection`` works in every usual way; WATCH is lent another; both close after MAX_IDLE."""
+    with start(concurrency=2, max_idle="1"):
         assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED
-        assert job_connections(redis) == 0
+        assert job_connections(redis) == []
         waiting = queue.enqueue(jobs.wait_for, "go", "started")
         wait_running(redis, "started")
-        assert job_connections(redis) == 1
+        assert job_connections(redis) == ["jobs"]
         job = queue.enqueue(jobs.use_connection, "counter")
         assert ended(job) == JobStatus.FINISHED
         stored, status, counts, _number = job.return_value()
         assert (stored, status, counts) == (1, "started", [1, 2])
+        assert job_connections(redis) == ["exclusive", "jobs"]
         redis.rpush("go", 1)
         assert ended(waiting) == JobStatus.FINISHED
-        wait_until(lambda: job_connections(redis) == 0, what="the end of the jobs' connections")
+        wait_until(lambda: not job_connections(redis), what="the end of the jobs' connections")
 
 
 def test_the_environment_names_worker_and_job(start: Start, redis: Redis, queue: Queue) -> None:

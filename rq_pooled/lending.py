@@ -1,0 +1,357 @@
+"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from . import command_table
+from .framing import Malformed, Passage, cut_command, words_of
+from .loop import Loop
+from .opener import Opener
+from .resp import pack_commands
+from .streams import LONG_REQUEST, MOST_UNREAD, Stream
+from .upstream import Upstream
+
+ROLE = "exclusive"
+#: Seconds that a stream waits for one that is lent, before another is opened.
+_PATIENCE = 0.02
+#: Bytes that the server has not taken, beyond which the stream that sends them is not read.
+_MOST_UNSENT = 1024 * 1024
+#: What makes a connection fit for the next stream.
+_UNWATCH, _DISCARD = pack_commands([("UNWATCH",)]), pack_commands([("DISCARD",)])
+_PING = pack_commands([("PING",)])
+#: Words of a long command that are looked at.
+_SOME_WORDS = 64
+
+
+class Loan:
+    """What a stream has done to the connection that it is lent."""
+
+    __slots__ = ("ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest", "subscribed", "watching")
+
+    def __init__(self) -> None:
+        #: Replies that have not come; of these, so many that are not passed on, at first.
+        self.pending = 0
+        self.mute = 0
+        self.watching = self.in_transaction = self.subscribed = False
+        #: Something that no later command undoes.
+        self.ends_with_stream = False
+        #: A long command that is being passed on in pieces.
+        self.passage: Passage | None = None
+        #: What has come of a reply's header.
+        self.rest = b""
+        #: Seconds that the server may take beyond the usual, None for ever.
+        self.patience: float | None = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the connection is as it was, and can be given back."""
+        kept = self.watching or self.in_transaction or self.subscribed or self.ends_with_stream
+        return not (self.pending or self.passage or kept)
+
+    def note(self, words: Sequence[bytes]) -> None:
+        """Take note of a command that is sent now."""
+        name = words[0].upper()
+        self.pending += 1
+        if name in command_table.TRANSACTION:
+            if name == b"WATCH":
+                self.watching = True
+            elif name == b"MULTI":
+                self.in_transaction = True
+            elif name != b"UNWATCH":
+                self.watching = self.in_transaction = False
+            elif not self.in_transaction:
+                self.watching = False
+        elif name in command_table.SUBSCRIBE:
+            self.subscribed = True
+        elif command_table.is_lasting(words):
+            self.ends_with_stream = True
+        wait = command_table.block_of(words)
+        if wait is None or self.patience is None:
+            self.patience = None
+        else:
+            self.patience = max(wait, self.patience)
+
+    def note_reply(self, reply: bytes, is_push: bool) -> None:
+        """Take note of a reply that has come whole."""
+        if self.subscribed:
+            # Not counted: a subscription has as many as it has channels. The last number is of those that are left.
+            if reply.endswith(b":0\r\n") and b"unsubscribe\r\n" in reply[:32]:
+                self.subscribed, self.pending = False, 0
+        elif not is_push:
+            self.pending -= 1
+        if not self.pending:
+            self.patience = 0.0
+
+
+class Lending:
+    """Lends connections in the order in which they are asked for.
+
+    Args:
+        loop, opener: as the names say.
+        most: how many there may be.
+        max_idle: seconds after which one that nobody needs is closed, 0 never.
+        on_lent, on_over: called with a stream that has been lent one, and that needs it no more.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        opener: Opener,
+        most: int,
+        max_idle: float,
+        on_lent: Callable[[Stream], None],
+        on_over: Callable[[Stream], None],
+    ) -> None:
+        self._loop = loop
+        self._opener = opener
+        self._max_idle = max_idle
+        self._on_lent = on_lent
+        self._on_over = on_over
+        self.most = most
+        self._waiting: deque[Stream] = deque()
+        self._opening: set[Upstream] = set()
+        #: With the time at which it came back; the last one is lent first.
+        self._idle: list[tuple[Upstream, float]] = []
+        #: Who has it, and when something last happened to it; None while it is made fit for the next one.
+        self._lent: dict[Upstream, tuple[Stream, float] | None] = {}
+        #: By stream; the connection that it is lent.
+        self._upstreams: dict[Stream, Upstream] = {}
+
+    def __len__(self) -> int:
+        return len(self._opening) + len(self._idle) + len(self._lent)
+
+    # -- lending -------------------------------------------------------------------------------------------------
+
+    def borrow(self, stream: Stream) -> None:
+        """Lend a connection as soon as there is one; ``on_lent`` is called then, perhaps at once."""
+        now = time.monotonic()
+        stream.wait("a connection", now)
+        self._waiting.append(stream)
+        self._loop.call_later(_PATIENCE, self._serve)
+        self._serve()
+
+    def _serve(self) -> None:
+        while self._waiting:
+            stream = self._waiting[0]
+            if stream.closed or stream.has_left():  # what it wanted would be done for nobody, a BLPOP even lost
+                self._waiting.popleft()
+                stream.close()
+            elif self._idle:
+                self._waiting.popleft()
+                self._lend(stream, self._idle.pop()[0])
+            else:
+                break
+        self._open_more()
+
+    def _lend(self, stream: Stream, upstream: Upstream) -> None:
+        now = time.monotonic()
+        stream.loan = Loan()
+        stream.wait(None, now)
+        self._lent[upstream] = (stream, now)
+        self._upstreams[stream] = upstream
+        self._on_lent(stream)
+
+    def _open_more(self) -> None:
+        """Open what is needed: nobody waits for what was lent to others for a moment, unless there is nothing at all."""
+        now = time.monotonic()
+        impatient = sum(now - stream.since >= _PATIENCE for stream in self._waiting)
+        needed = impatient if len(self) else min(1, len(self._waiting))
+        while len(self._opening) < needed and len(self) < self.most:
+            upstream = self._opener.open(
+                ROLE, self._opened, self._serve_upstream, self._lost, self._drained, self._serve
+            )
+            if upstream is None:
+                return
+            self._opening.add(upstream)
+
+    def _opened(self, upstream: Upstream) -> None:
+        self._opening.discard(upstream)
+        self._take_back(upstream)
+
+    def _take_back(self, upstream: Upstream) -> None:
+        self._idle.append((upstream, time.monotonic()))
+        self._serve()
+
+    # -- what streams send ---------------------------------------------------------------------------------------
+
+    def pass_on(self, stream: Stream) -> None:
+        """Send what the stream has sent, as far as it is commands, over the connection that it is lent."""
+        loan, upstream = stream.loan, self._upstreams[stream]
+        assert loan is not None
+        data, size, position = stream.data, len(stream.data), 0
+        prelude = b""
+        while position < size:
+            if loan.passage is not None:
+                position, done = loan.passage.follow(data, position)
+                if not done:
+                    break
+                loan.passage = None
+                continue
+            end, name = cut_command(data, position)
+            if end < 0:
+                if size - position <= LONG_REQUEST:
+                    break
+                loan.note(words_of(data, position, _SOME_WORDS) or [b""])
+                loan.passage = Passage()
+                continue
+            if name.upper() in command_table.WAITS_FOR_REPLICAS and not loan.pending:
+                # The server looks up to which point this connection has written. That is brought up to date by any
+                # command on it: the writes that the job means went over the shared one.
+                prelude, loan.mute, loan.pending = _PING, 1, 1
+            loan.note(words_of(data, position, size))
+            position = end
+        stream.data = data[position:]
+        if position:
+            self._lent[upstream] = (stream, time.monotonic())
+            upstream.send(prelude + data[:position] if prelude or position < size else data)
+
+    def is_clogged(self, stream: Stream) -> bool:
+        """Tell whether the server has not taken what the stream has sent, and it has to wait with more."""
+        upstream = self._upstreams.get(stream)
+        return upstream is not None and upstream.unsent > _MOST_UNSENT
+
+    def _drained(self, upstream: Upstream) -> None:
+        lent = self._lent.get(upstream)
+        if lent is not None:
+            lent[0].read_on(True)
+
+    # -- what the server sends -----------------------------------------------------------------------------------
+
+    def _serve_upstream(self, upstream: Upstream) -> None:
+        try:
+            data = upstream.receive()
+            if data is not None:
+                self._hand_out(upstream, data)
+        except (OSError, Malformed) as error:
+            upstream.lose(str(error) or type(error).__name__)
+
+    def _hand_out(self, upstream: Upstream, data: bytes) -> None:
+        if upstream not in self._lent:
+            raise Malformed("the server sent what nobody asked for")
+        lent = self._lent[upstream]
+        if lent is None:
+            self._on_made_fit(upstream, data)
+            return
+        stream = lent[0]
+        loan = stream.loan
+        assert loan is not None
+        data, loan.rest = loan.rest + data, b""
+        position, size, start, done = 0, len(data), 0, True
+        while position < size:
+            end, done = upstream.cutter.cut(data, position)
+            if done:
+                loan.note_reply(data[position:end] if loan.subscribed else b"", upstream.cutter.push)
+                if loan.mute:
+                    loan.mute -= 1
+                    start = end
+            position = end
+            if not done:
+                break
+        loan.rest = data[position:]
+        stream.in_reply = not done and not upstream.cutter.fresh
+        self._lent[upstream] = (stream, time.monotonic())
+        stream.deliver(data[start:position])
+        if stream.unread and stream.guest is not None and stream.guest.unread > MOST_UNREAD:
+            upstream.pause()
+        if loan.is_over and not stream.closed:
+            self._end_loan(stream)
+
+    def on_flushed(self, stream: Stream) -> None:
+        """Read the server again, once the stream has taken what there was for it."""
+        upstream = self._upstreams.get(stream)
+        if upstream is not None and upstream.paused and not stream.unread:
+            upstream.resume()
+
+    def _end_loan(self, stream: Stream) -> None:
+        upstream = self._upstreams.pop(stream)
+        del self._lent[upstream]
+        stream.loan = None
+        self._take_back(upstream)
+        self._on_over(stream)
+
+    # -- the end of a stream, and of a connection ----------------------------------------------------------------
+
+    def on_closed(self, stream: Stream) -> None:
+        """Take back what was lent to a stream that is closed; whatever it waits for ends with the connection."""
+        loan, upstream = stream.loan, self._upstreams.pop(stream, None)
+        stream.loan = None
+        if upstream is None or loan is None:
+            return
+        lasting = loan.ends_with_stream or loan.subscribed
+        if loan.pending or loan.passage or lasting or upstream.unsent:
+            del self._lent[upstream]
+            upstream.close()
+            self._serve()
+        else:
+            self._lent[upstream] = None
+            upstream.resume()
+            upstream.send(_DISCARD if loan.in_transaction else _UNWATCH)
+
+    def _on_made_fit(self, upstream: Upstream, reply: bytes) -> None:
+        if reply != b"+OK\r\n":
+            raise Malformed(f"UNWATCH was answered with {reply[:40]!r}")
+        del self._lent[upstream]
+        self._take_back(upstream)
+
+    def _lost(self, upstream: Upstream, reason: str) -> None:
+        self._opening.discard(upstream)
+        self._idle = [entry for entry in self._idle if entry[0] is not upstream]
+        lent = self._lent.pop(upstream, None)
+        if lent is not None:
+            stream = lent[0]
+            self._upstreams.pop(stream, None)
+            stream.loan = None
+            stream.refuse("LOST", reason)
+        self._serve()
+
+    # -- looking after -------------------------------------------------------------------------------------------
+
+    def overdue(self, now: float, timeout: float) -> list[Stream]:
+        """Return the streams for which the server has done nothing for longer than it may."""
+        late = []
+        for lent in self._lent.values():
+            if lent is not None and (loan := lent[0].loan) is not None and loan.pending and not loan.subscribed:
+                stream, since = lent
+                if loan.patience is not None and not stream.unread and now - since > timeout + loan.patience:
+                    late.append(stream)
+        return late
+
+    def waited_since(self, before: float) -> list[Stream]:
+        """Return, and forget, the streams that have waited for a connection since before then."""
+        late = [stream for stream in self._waiting if stream.since < before]
+        for stream in late:
+            self._waiting.remove(stream)
+        return late
+
+    def holders(self) -> list[str]:
+        """Say who has a connection, in words."""
+        now = time.monotonic()
+        guests = [lent[0].guest for lent in self._lent.values() if lent is not None]
+        said = [guest.describe() for guest in guests if guest is not None]
+        return said or [f"{len(self)} that are being opened or made fit at {now:.0f}"]
+
+    def close_idle(self, before: float) -> None:
+        """Close what nobody has needed since before then."""
+        for upstream, since in list(self._idle):
+            if since < before:
+                self._idle.remove((upstream, since))
+                upstream.close()
+
+    def give_up(self, reason: str) -> None:
+        """Close all; what was sent and is not answered fails."""
+        for upstream in [*self._opening, *(upstream for upstream, _ in self._idle), *self._lent]:
+            upstream.lose(reason)
+
+    def close(self) -> None:
+        """Close all without a word."""
+        self._waiting.clear()
+        for upstream in [*self._opening, *(upstream for upstream, _ in self._idle), *self._lent]:
+            upstream.close()
+
+    def close_in_child(self) -> None:
+        """Close forked copies of the descriptors."""
+        for upstream in [*self._opening, *(upstream for upstream, _ in self._idle), *self._lent]:
+            upstream.close_in_child()

@@ -1,0 +1,495 @@
+"""Lets the jobs of all horses use Redis through the parent: their commands share one connection to the server.
+
+A horse connects to a Unix socket here instead of to the server; redis-py in it does not notice. Each such connection is a
+*stream*. Whole commands of all streams go to the server in one write and the replies are cut apart again. What cannot
+be shared (commands that wait, WATCH, subscriptions, anything long) goes over a connection that the stream is lent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hmac
+import os
+import shutil
+import socket
+import struct
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable
+from glob import glob
+from typing import Any
+
+from .command_table import CommandTable
+from .config import Settings
+from .errors import PlatformUnsupported
+from .framing import Malformed, cut_command, words_of
+from .lending import Lending
+from .loop import Loop
+from .opener import Opener
+from .resp import Command
+from .shared import Shared
+from .stream import Door
+from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
+from .upstream import CHUNK, Dialer, Place
+
+#: Seconds of one turn of the loop that jobs may have; what is left is served in the next one.
+TURN = 0.005
+#: Seconds for the rest of a transaction to come: redis-py sends it in one go.
+_TRANSACTION_TIME = 0.02
+#: Seconds for which the shared connection is not read because one horse does not read.
+_STUCK_TIME = 1.0
+#: Seconds between looks at what has been waiting for too long.
+_TICK = 0.25
+#: Streams that have not said whose they are, and seconds that they have for it.
+_MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
+_PREFIX = "rq_pooled-"
+
+Ask = Callable[[Command, Callable[[Any], None]], None]
+
+
+class Multiplexer:
+    """Listens for streams, and serves them in turns.
+
+    Args:
+        loop, settings: as the names say.
+        warn: logs, as ``Logger.warning``.
+        dialer: what its connections to the server are like.
+        place: returns where the command connection leads, None while that is not connected.
+        obstacle: returns why nothing may be opened now, None if it may.
+        ask: sends one command over the command connection; the reply, or None where that is lost, comes back later.
+        answered_at: returns when the command connection was last answered.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: Settings,
+        warn: Callable[..., None],
+        dialer: Dialer,
+        place: Callable[[], Place | None],
+        obstacle: Callable[[], str | None],
+        ask: Ask,
+        answered_at: Callable[[], float],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._warn = warn
+        self._place = place
+        self._ask = ask
+        self._answered_at = answered_at
+        self._dialer = dialer
+        self._table = CommandTable()
+        self._opener = Opener(loop, settings, dialer, place, obstacle)
+        self._shared = Shared(self._opener, self._on_shared_open, self._on_answered, self._on_stuck)
+        most = max(settings.concurrency, settings.max_connections - 3)
+        self._lending = Lending(loop, self._opener, most, settings.max_idle, self._advance, self._advance)
+        self._guests: dict[bytes, Guest] = {}
+        self._streams: set[Stream] = set()
+        self._ready: deque[Stream] = deque()
+        #: Waiting until the shared connection is open; until the server has said what a command is like, by its name.
+        self._for_shared: set[Stream] = set()
+        self._for_answer: dict[bytes, set[Stream]] = {}
+        #: The horse for which the shared connection is not read.
+        self._stuck: Guest | None = None
+        self._needed_at = self._now = self._heard_at = time.monotonic()
+        self._folder: str | None = None
+        self._listener, self.path = self._listen()
+        loop.watch(self._listener, self._accept)
+        loop.call_every(_TICK, self._tick)
+
+    # -- who may come --------------------------------------------------------------------------------------------
+
+    def _listen(self) -> tuple[socket.socket, str]:
+        """Return a listening socket and its path: in a folder of our own, or an abstract name where none can be made."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        _remove_stale_folders()
+        try:
+            self._folder = tempfile.mkdtemp(prefix=_PREFIX)
+            path = os.path.join(self._folder, "jobs.sock")
+            listener.bind(path)
+        except OSError as error:
+            self._remove_folder()
+            path = f"\0{_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+            try:
+                listener.bind(path)
+            except OSError:
+                raise PlatformUnsupported(
+                    f"no Unix socket for jobs can be made ({error}): let TMPDIR name a folder that can be written to and has "
+                    "a short path, or set JOBS_SHARE=no"
+                ) from None
+        listener.listen(1024)
+        return listener, path
+
+    def admit(self, describe: Callable[[], str]) -> Guest:
+        """Return a guest: who shows its token is it. ``drop`` ends that."""
+        guest = Guest(describe)
+        self._guests[guest.token] = guest
+        return guest
+
+    def door(self, token: bytes) -> Door:
+        """Return where the streams of the horse with this token begin."""
+        return Door(self.path, token, self._dialer.protocol, self._dialer.db)
+
+    def drop(self, guest: Guest) -> None:
+        """Close all that a horse has opened, which has ended, and let nobody in with its token."""
+        self._guests.pop(guest.token, None)
+        for stream in list(guest.streams):
+            stream.close()
+
+    def job_ended(self, guest: Guest) -> None:
+        """Close what a job has left in the middle of something: the next one would get replies that are not its own."""
+        for stream in list(guest.streams):
+            stream.exclusive = False
+            if not stream.is_clean():
+                stream.close()
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._warn("no further connection of a job can be taken (%s): raise the limit of open files", error)
+                self._loop.unwatch(self._listener)
+                self._loop.call_later(1.0, lambda: self._loop.watch(self._listener, self._accept))
+            return
+        if not _is_own(accepted) or self._count_strangers() >= _MOST_STRANGERS:
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        stream = Stream(self._loop, accepted, time.monotonic(), self._on_readable, self._on_flushed, self._on_closed)
+        self._streams.add(stream)
+        # What it has said already is served in this turn.
+        self._on_readable(stream)
+
+    def _count_strangers(self) -> int:
+        return sum(stream.guest is None for stream in self._streams)
+
+    def _introduce(self, stream: Stream) -> bool:
+        """Find out whose stream it is; return whether that is known now."""
+        token, end, rest = stream.data.partition(b"\n")
+        if not end:
+            if len(token) > 64:
+                stream.close()
+            return False
+        guest = next((guest for own, guest in self._guests.items() if hmac.compare_digest(own, token)), None)
+        if guest is None:
+            stream.close()
+            return False
+        stream.guest, stream.data = guest, rest
+        guest.streams.add(stream)
+        return True
+
+    # -- turns ---------------------------------------------------------------------------------------------------
+
+    @property
+    def due(self) -> bool:
+        """Tell whether streams wait for the next turn."""
+        return bool(self._ready)
+
+    def turn(self) -> None:
+        """Serve the streams that have sent something, each once and for ``TURN`` seconds in all; then write."""
+        if self._ready:
+            self._now = time.monotonic()
+            until = self._now + TURN
+            for _ in range(len(self._ready)):
+                stream = self._ready.popleft()
+                stream.queued = False
+                self._serve(stream)
+                if time.monotonic() > until:
+                    break
+        self._shared.flush()
+
+    def _on_readable(self, stream: Stream) -> None:
+        if not stream.queued:
+            stream.queued = True
+            self._ready.append(stream)
+
+    def _serve(self, stream: Stream) -> None:
+        """Read what a stream has sent, and pass it on."""
+        if stream.closed:
+            return
+        data = stream.receive(CHUNK)
+        if not data:
+            if data is not None:
+                stream.close()
+            return
+        stream.data = stream.data + data if stream.data else data
+        if stream.guest is None and not self._introduce(stream):
+            return
+        if stream.waits_for is None:
+            self._advance(stream)
+        if len(stream.data) > LONG_REQUEST and stream.waits_for is not None:
+            stream.read_on(False)
+
+    def _advance(self, stream: Stream) -> None:
+        """Pass on what a stream has sent, as far as that can be now."""
+        try:
+            while stream.data and stream.waits_for is None and not stream.closed:
+                before = len(stream.data)
+                if stream.loan is not None:
+                    self._lending.pass_on(stream)
+                elif stream.exclusive or stream.own_next:
+                    self._borrow(stream)
+                else:
+                    self._share(stream)
+                if len(stream.data) == before and not stream.own_next:
+                    break
+        except Malformed as error:
+            self._warn("%s sent what is no command (%s): closing that connection", _name(stream), error)
+            stream.close()
+        if stream.waits_for is None and not stream.closed:
+            stream.read_on(not self._lending.is_clogged(stream))
+
+    def _share(self, stream: Stream) -> None:
+        """Send the commands that may be shared, up to the first that may not."""
+        data, size, position, count = stream.data, len(stream.data), 0, 0
+        known, most = self._table.known, LONG_REQUEST - stream.under_way
+        while position < size:
+            end, name = cut_command(data, position)
+            if end < 0:
+                stream.own_next = size - position > LONG_REQUEST
+                break
+            shared = known.get(name)
+            if shared is None:
+                if not self._table.is_known(name):
+                    self._find_out(stream, name)
+                    break
+                shared = self._table.is_shared(name, words_of(data, position, size))
+            number = 1
+            if not shared and name.upper() == b"MULTI":
+                end, number, unknown = self._transaction(data, position)
+                if unknown is not None:
+                    self._find_out(stream, unknown)
+                    break
+                if end < 0 and size - position <= LONG_REQUEST:
+                    self._expect_more(stream)
+                    break
+                shared = number > 0
+            if not shared or end > most:
+                stream.own_next = True
+                break
+            position, count = end, count + number
+        if not count:
+            return
+        if not self._shared.usable:
+            stream.own_next = False
+            stream.wait("the shared connection", self._now)
+            self._for_shared.add(stream)
+            self._shared.want()
+            return
+        stream.data = data[position:]
+        self._shared.add(stream, data if position == size else data[:position], count, time.monotonic())
+
+    def _transaction(self, data: bytes, start: int) -> tuple[int, int, bytes | None]:
+        """Return (end, number of commands, one of which nothing is known) of a transaction.
+
+        The end is -1 if it is not all here; the number is 0 if it cannot be shared.
+        """
+        end, _ = cut_command(data, start)
+        number, size = 1, len(data)
+        while end < size:
+            position = end
+            end, name = cut_command(data, position)
+            if end < 0:
+                return -1, 0, None
+            number += 1
+            if name.upper() == b"EXEC":
+                return end, number, None
+            if not self._table.is_known(name):
+                return end, 0, name
+            if not self._table.is_shared(name, words_of(data, position, size)):
+                return end, 0, None
+        return -1, 0, None
+
+    def _expect_more(self, stream: Stream) -> None:
+        """Wait a moment for the rest of a transaction; a program that sends it step by step waits for an answer."""
+        seen = len(stream.data)
+
+        def look() -> None:
+            if not stream.closed and stream.loan is None and stream.waits_for is None and len(stream.data) == seen:
+                stream.own_next = True
+                self._advance(stream)
+
+        self._loop.call_later(_TRANSACTION_TIME, look)
+
+    def _borrow(self, stream: Stream) -> None:
+        stream.own_next = False
+        if stream.pending:  # in order: what it sent before has to be answered first
+            stream.own_next = True
+            stream.wait("replies", self._now)
+        else:
+            self._lending.borrow(stream)
+
+    def _find_out(self, stream: Stream, name: bytes) -> None:
+        """Ask the server what a command is like, of which nobody has asked before."""
+        stream.wait("the server's table of commands", time.monotonic())
+        asked = self._for_answer.get(name)
+        if asked is not None:
+            asked.add(stream)
+            return
+        self._for_answer[name] = {stream}
+        self._ask(self._table.question(name), lambda reply: self._learn(name, reply))
+
+    def _learn(self, name: bytes, reply: Any) -> None:
+        self._table.learn(name, reply)
+        for stream in self._for_answer.pop(name, ()):
+            self._go_on(stream)
+
+    def _go_on(self, stream: Stream) -> None:
+        if not stream.closed:
+            stream.wait(None, time.monotonic())
+            self._advance(stream)
+            self._on_readable(stream)  # it may have been left unread meanwhile
+
+    # -- what comes back -----------------------------------------------------------------------------------------
+
+    def _on_shared_open(self) -> None:
+        waiting, self._for_shared = self._for_shared, set()
+        for stream in waiting:
+            self._go_on(stream)
+
+    def _on_answered(self, stream: Stream) -> None:
+        if stream.waits_for == "replies":
+            self._go_on(stream)
+
+    def _on_stuck(self, guest: Guest) -> None:
+        """Have a horse that does not read given up, unless it begins to within a moment: all others wait for it."""
+        self._stuck = guest
+        self._loop.call_later(_STUCK_TIME, lambda: self._unstick(guest))
+
+    def _unstick(self, guest: Guest) -> None:
+        if self._stuck is not guest:
+            return
+        if guest.unread > MOST_UNREAD and guest.streams:
+            self._warn("%s does not read its replies: closing its connection", guest.describe())
+            max(guest.streams, key=lambda stream: stream.unread).close()
+        self._stuck = None
+        self._shared.resume()
+
+    def _on_flushed(self, stream: Stream) -> None:
+        if self._stuck is stream.guest and self._stuck is not None and self._stuck.unread <= MOST_UNREAD // 2:
+            self._stuck = None
+            self._shared.resume()
+        self._lending.on_flushed(stream)
+
+    def _on_closed(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+        self._for_shared.discard(stream)
+        self._lending.on_closed(stream)
+
+    # -- the server ----------------------------------------------------------------------------------------------
+
+    def on_away(self, reason: str) -> None:
+        """Give up all connections to the server, with which the command connection has been lost."""
+        self._shared.give_up(reason)
+        self._lending.give_up(reason)
+
+    def connections(self) -> dict[str, int]:
+        """Return how many there are, by role."""
+        return {"jobs": int(self._shared.exists), "exclusive": len(self._lending)}
+
+    # -- looking after -------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        now, settings = time.monotonic(), self._settings
+        late = [*self._shared.overdue(now - settings.socket_timeout), *self._lending.overdue(now, settings.socket_timeout)]
+        for stream in late:
+            stream.refuse("TIMEOUT", f"no reply within {settings.socket_timeout:g} s (SOCKET_TIMEOUT)")
+        self._refuse_waiting(now)
+        for stream in [one for one in self._streams if one.guest is None and now - one.since > _STRANGER_TIME]:
+            stream.close()
+        if self._shared.heard:
+            self._shared.heard, self._heard_at = False, now
+        if self._shared.owes:
+            self._needed_at = now
+            self._look_whether_dead()
+        elif settings.max_idle and self._shared.usable and now - self._needed_at > settings.max_idle:
+            self._shared.close()
+        if settings.max_idle:
+            self._lending.close_idle(now - settings.max_idle)
+
+    def _look_whether_dead(self) -> None:
+        """Give the shared connection up if the server answers over the other one only: a firewall has forgotten it."""
+        silent_since = max(self._shared.waiting_since or 0.0, self._heard_at)
+        # An answer that came later than this long after that was to something that was asked later.
+        if self._answered_at() - silent_since > self._settings.socket_timeout:
+            self._shared.give_up("the server does not answer on it, but on others")
+
+    def _refuse_waiting(self, now: float) -> None:
+        timeout = self._settings.pool_timeout
+        before = now - timeout
+        for stream in self._lending.waited_since(before):
+            if len(self._lending) >= self._lending.most:
+                stream.refuse(
+                    "EXHAUSTED",
+                    f"no connection of its own became free for a command that cannot share one within {timeout:g} s "
+                    f"(POOL_TIMEOUT): all {self._lending.most} are in use. Held by: {'; '.join(self._lending.holders())}. "
+                    "Raise MAX_CONNECTIONS or POOL_TIMEOUT, or end blocking commands, WATCH and subscriptions earlier",
+                )
+            else:
+                self._refuse_unreachable(stream)
+        waiting = [*self._for_shared, *(stream for asked in self._for_answer.values() for stream in asked)]
+        for stream in [one for one in waiting if one.since < before]:
+            self._refuse_unreachable(stream)
+
+    def _refuse_unreachable(self, stream: Stream) -> None:
+        stream.refuse(
+            "UNREACHABLE",
+            f"no connection to the server could be opened within {self._settings.pool_timeout:g} s (POOL_TIMEOUT): "
+            f"{self._opener.reason or 'it does not answer'}; nothing was sent",
+        )
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close everything."""
+        self._loop.unwatch(self._listener)
+        self._listener.close()
+        for stream in list(self._streams):
+            stream.close()
+        self._shared.close()
+        self._lending.close()
+        self._remove_folder()
+
+    def close_in_child(self) -> None:
+        """Close forked copies of all descriptors."""
+        self._listener.close()
+        for stream in self._streams:
+            stream.close_in_child()
+        self._shared.close_in_child()
+        self._lending.close_in_child()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _name(stream: Stream) -> str:
+    return stream.guest.describe() if stream.guest is not None else "a process"
+
+
+def _is_own(accepted: socket.socket) -> bool:
+    """Tell whether the other end has our user id, where the system says so; elsewhere the folder keeps others out."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return True
+    _pid, uid, _gid = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return bool(uid == os.geteuid())
+
+
+def _remove_stale_folders() -> None:
+    """Remove what workers have left that were killed: nobody listens there any more."""
+    for folder in glob(os.path.join(tempfile.gettempdir(), _PREFIX + "*")):
+        with contextlib.suppress(OSError):
+            if os.stat(folder).st_uid != os.geteuid():
+                continue
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(0.1)
+                try:
+                    probe.connect(os.path.join(folder, "jobs.sock"))
+                except ConnectionRefusedError:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""Opens the connections that jobs share or are lent, as far as server, guard and budget have room, and tries again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from redis.exceptions import RedisError
+
+from .backoff import jittered_delay
+from .config import Settings, scrub
+from .loop import Loop
+from .upstream import Dialer, Place, Upstream
+
+#: Seconds between looks whether what stood in the way does so still.
+_LOOK_AGAIN = 0.05
+
+
+class Opener:
+    """One for all of them: a server that has refused one of them will refuse the next.
+
+    Args:
+        loop, settings: as the names say.
+        dialer: what they are like.
+        place: returns where the command connection leads, None while that is not connected.
+        obstacle: returns why nothing may be opened now, None if it may.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        settings: Settings,
+        dialer: Dialer,
+        place: Callable[[], Place | None],
+        obstacle: Callable[[], str | None],
+    ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._place = place
+        self._obstacle = obstacle
+        #: Who is to be called again, each once.
+        self._again: set[Callable[[], None]] = set()
+        self._failures = 0
+        self._not_before = 0.0
+        self.dialer = dialer
+        #: Why the last attempt came to nothing; empty if it did not.
+        self.reason = ""
+
+    def open(
+        self,
+        role: str,
+        on_open: Callable[[Upstream], None],
+        on_readable: Callable[[Upstream], None],
+        on_lost: Callable[[Upstream, str], None],
+        on_drained: Callable[[Upstream], None],
+        again: Callable[[], None],
+    ) -> Upstream | None:
+        """Begin to open a connection and return it; None if that cannot be now: ``again`` is called when it may be."""
+        now = time.monotonic()
+        if now < self._not_before:
+            self._later(self._not_before - now, again)
+            return None
+        place = self._place()
+        obstacle = "the server is away" if place is None else self._obstacle()
+        if place is None or obstacle is not None:
+            self.reason = obstacle or ""
+            self._later(_LOOK_AGAIN, again)
+            return None
+
+        def opened(upstream: Upstream) -> None:
+            self._failures, self.reason = 0, ""
+            on_open(upstream)
+
+        def lost(upstream: Upstream, reason: str) -> None:
+            if upstream is made and not upstream.was_open:
+                self._note_failure(reason)
+            on_lost(upstream, reason)
+
+        made: Upstream | None = None
+        try:
+            made = Upstream(self._loop, self.dialer, role, place, opened, on_readable, lost, on_drained)
+        except (OSError, RedisError) as error:
+            self._note_failure(str(error) or type(error).__name__)
+            self._later(self._not_before - now, again)
+            return None
+        upstream = made
+        self._loop.call_later(self._settings.socket_connect_timeout, lambda: self._check(upstream))
+        return upstream
+
+    def _later(self, delay: float, again: Callable[[], None]) -> None:
+        if again not in self._again:
+            self._again.add(again)
+
+            def call() -> None:
+                self._again.discard(again)
+                again()
+
+            self._loop.call_later(delay, call)
+
+    def _check(self, upstream: Upstream) -> None:
+        if not upstream.was_open:
+            upstream.lose(f"no connection within {self._settings.socket_connect_timeout:g} s (SOCKET_CONNECT_TIMEOUT)")
+
+    def _note_failure(self, reason: str) -> None:
+        settings = self._settings
+        self.reason = scrub(reason)
+        delay = jittered_delay(self._failures, settings.reconnect_base, settings.reconnect_cap)
+        self._failures += 1
+        self._not_before = time.monotonic() + delay
