@@ -46,7 +46,7 @@ from .common import (
 from .stream_jobs import LARGE, PIPELINE, SMALL
 
 #: Rounds of each kind of call. Many short ones: what else the machine does then meets both sides.
-ROUNDS = {"get": 9, "pipeline": 5, "large": 4}
+ROUNDS = {"get": 15, "pipeline": 5, "large": 6}
 SECONDS = 0.25
 SIDES = ("plain", "ours")
 MEGABYTES = 10
