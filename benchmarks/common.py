@@ -29,12 +29,13 @@ QUEUE = "bench"
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run jobs: its name in the table, its command, how many RQ workers it registers."""
+    """A way to run jobs: its name in the table, its command, how many RQ workers it registers, what its environment adds."""
 
     name: str
     command: tuple[str, ...]
     workers: int
     concurrency: int = 1
+    environment: tuple[tuple[str, str], ...] = ()
 
 
 def ours(concurrency: int) -> Contender:
@@ -75,6 +76,17 @@ class Table:
         return f"### {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
 
 
+@dataclass
+class Tables:
+    """The results of a benchmark that has several."""
+
+    tables: list[Table]
+
+    def text(self) -> str:
+        """Return them one below the other."""
+        return "\n".join(table.text() for table in self.tables)
+
+
 def machine(server: EmbeddedServer) -> str:
     """Say where and with what these numbers were made."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -101,20 +113,29 @@ def client(running: EmbeddedServer) -> Iterator[Redis]:
         yield redis
 
 
-def spawn(running: EmbeddedServer, contender: Contender, log: Any) -> subprocess.Popen[bytes]:
-    """Start a contender on the queue, and return at once."""
+def spawn(
+    running: EmbeddedServer, contender: Contender, log: Any, url: str | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a contender on the queue, and return at once.
+
+    Args:
+        url: how it reaches the server, if not by the plain port.
+    """
     env = {**os.environ, "RQ_POOLED_CONCURRENCY": str(contender.concurrency), "PYTHONUNBUFFERED": "1"}
+    env.update(contender.environment)
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
     verb, *options = contender.command
-    command = [sys.executable, "-m", "rq.cli", verb, "--url", running.url, *options, QUEUE]
+    command = [sys.executable, "-m", "rq.cli", verb, "--url", url or running.url, *options, QUEUE]
     return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 @contextmanager
-def worker(running: EmbeddedServer, redis: Redis, contender: Contender) -> Iterator[subprocess.Popen[bytes]]:
-    """A contender that has registered all its workers and run some jobs; ended with the block."""
+def worker(
+    running: EmbeddedServer, redis: Redis, contender: Contender, url: str | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A contender that has registered all its workers and run some jobs; ended with the block. ``url``: see ``spawn``."""
     with tempfile.TemporaryFile() as log:
-        process = spawn(running, contender, log)
+        process = spawn(running, contender, log, url)
         try:
             wait_until(lambda: redis.scard("rq:workers") >= contender.workers)
             run_jobs(redis, 4 * contender.workers, "benchmarks.jobs.nothing")
@@ -163,7 +184,7 @@ def family(pid: int) -> list[int]:
     return [pid, *(one for child in children for one in family(int(child)))]
 
 
-def main(run: Callable[[EmbeddedServer], Table]) -> None:
+def main(run: Callable[[EmbeddedServer], Table | Tables]) -> None:
     """Run one benchmark by itself."""
     with server() as running:
         print(machine(running), end="\n\n", flush=True)

@@ -109,7 +109,7 @@ class Arbiter:
         self._stalls.start()
         self._orphans.start()
         self._scheduling.start()
-        Guarding(self._parent).start()
+        Guarding(self._parent, lambda: [slot.horse.pid for slot in self._slots if slot.horse is not None]).start()
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
 
+from . import strays
 from .connections import Exchange
 from .guard import holders, ours_and_others
 from .levels import Level, level_of, read_info
@@ -27,28 +30,44 @@ EVENTS = "rq_pooled:events"
 #: Who may ask for CLIENT LIST and announce now.
 _SPEAKER = f"{STATS}:speaker"
 _SHOWN = 5
+#: Seconds of one turn of the loop that the search for jobs' own connections may take, but for its last step.
+_SLICE = 0.002
 
 
 class Guarding:
-    """Watches how full the server is; at ``stop`` it engages the brake, so that horses open nothing new."""
+    """Watches how full the server is; at ``stop`` it engages the brake, so that horses open nothing new.
 
-    def __init__(self, parent: Parent) -> None:
+    Args:
+        parent: as the name says.
+        horses: returns the pids of the horses.
+        allowed: connections to the server that each horse may have of its own.
+    """
+
+    def __init__(self, parent: Parent, horses: Callable[[], Sequence[int]] = list, allowed: int = 0) -> None:
         self._parent = parent
+        self._horses = horses
+        self._allowed = allowed
         self._settings = parent.settings
         self._maxclients = parent.settings.guard_maxclients
         self._level = Level(None, None, "ok")
         self._blind = False
         self._leaking = False
         self._samples: deque[Sample] = deque(maxlen=10_000)
+        #: A search for jobs' own connections that is under way, and how many were found when the log last named them.
+        self._search: Generator[None, None, dict[int, int]] | None = None
+        self._strays_named = 0
 
     def start(self) -> None:
         """Look at once, and at each interval."""
+        os.register_at_fork(after_in_child=self._end_search)
         self._look()
         self._parent.loop.call_every(self._settings.guard_interval, self._look)
 
     def _look(self) -> None:
         if self._parent.command.connected and not self._blind:
             self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
+        if self._parent.command.connected and self._search is None:
+            self._look_for_strays()
 
     def _on_info(self, replies: list[Any]) -> None:
         connected, maxclients = read_info(replies[0])
@@ -115,6 +134,49 @@ class Guarding:
                 *(name, grown.per_minute, level, left, held),
             ))
         self._leaking = grown.steady
+
+    # -- connections that jobs open past rq_pooled -----------------------------------------------------------------
+
+    def _look_for_strays(self) -> None:
+        server = strays.peer(self._parent.command.fileno())
+        if server is not None:
+            self._search = strays.look(self._horses(), server)
+            self._go_on_searching()
+
+    def _go_on_searching(self) -> None:
+        """Search for a short while, and again in the next turn until all is seen."""
+        if self._search is None:
+            return
+        until = time.monotonic() + _SLICE
+        try:
+            while time.monotonic() < until:
+                next(self._search)
+        except StopIteration as end:
+            self._search = None
+            self._name_strays(end.value)
+        else:
+            self._parent.loop.call_later(0, self._go_on_searching)
+
+    def _end_search(self) -> None:
+        """Close in a forked child what the search has open."""
+        if self._search is not None:
+            self._search.close()
+
+    def _name_strays(self, found: dict[int, int]) -> None:
+        """Log the connections that jobs hold of their own, and again only after their number has doubled."""
+        over = {pid: number - self._allowed for pid, number in found.items() if number > self._allowed}
+        total = sum(over.values())
+        if total < max(1, 2 * self._strays_named):
+            return
+        self._strays_named = total
+        pid = max(over, key=over.__getitem__)
+        self._parent.log.warning(
+            "Worker %s: guard: jobs of horse %d hold %d connection%s of their own to the server (%d in all horses), "
+            "from clients that they build themselves; use rq_pooled.get_connection() in jobs, see docs/pool.md",
+            *(self._parent.name, pid, over[pid], "s" * (over[pid] > 1), total),
+        )
+
+    # -- what others hear ----------------------------------------------------------------------------------------
 
     def _announce(self, event: str, say: Any) -> None:
         """Publish an event, unless another worker has just done so, and log it with who holds most connections.

@@ -57,6 +57,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "rescue": (3, "client_scripts scripts rq redis"),
     "budget": (2, "config deadline errors processes resp scripts redis"),
     "sizes": (0, ""),
+    "strays": (0, ""),
     "levels": (2, "config"),
     "samples": (2, "scripts redis"),
     "guard": (3, "config levels pool processes samples redis"),
