@@ -90,6 +90,14 @@ def returned_retry() -> Any:
     return Retry(max=1)
 
 
+def use_redis() -> None:
+    """Use both connections that a job has for a command that any may share."""
+    job = get_current_job()
+    assert job is not None
+    job.connection.ping()
+    rq_pooled.get_connection().ping()
+
+
 def use_redis_of_job() -> int:
     """Use RQ's connection of the job; return how many connections the server sees of this process."""
     job = get_current_job()

@@ -49,9 +49,10 @@ def wait_for(folder: str, name: str) -> None:
 
 
 def hold_redis(folder: str, name: str) -> None:
-    """Use Redis, and keep the connection until a file exists."""
-    connection = get_connection().connection_pool.get_connection()
-    note(folder, "ran")
-    while not (Path(folder) / name).exists():
-        time.sleep(0.01)
-    get_connection().connection_pool.release(connection)
+    """Use Redis over the shared connection, and over one that is kept by WATCH until a file exists."""
+    with get_connection().pipeline() as pipeline:
+        if get_connection().incr("holders") == 1:
+            pipeline.watch("held")
+        note(folder, "ran")
+        while not (Path(folder) / name).exists():
+            time.sleep(0.01)

@@ -240,7 +240,7 @@ def test_at_stop_jobs_open_nothing_new(start_server: Callable[..., EmbeddedServe
         wait_until(lambda: job.get_status() == "started", what="the job")
         over = time.monotonic() + 0.5
         while time.monotonic() < over:
-            assert not [c for c in admin.client_list() if c["name"].endswith(":job")]
+            assert not [c for c in admin.client_list() if c["name"].endswith((":job", ":jobs", ":exclusive"))]
         assert not list(tmp_path.glob("ran.*"))
         crowd.shrink(20)
         wait_until(lambda: list(tmp_path.glob("ran.*")), what="the job to get its connection")

@@ -613,7 +613,7 @@ def test_meta_is_seen_while_the_job_runs(start: Start, redis: Redis, queue: Queu
 
 def test_jobs_share_one_connection_that_closes_when_idle(start: Start, redis: Redis, queue: Queue) -> None:
     """``job.connection`` works in every usual way; WATCH is lent another; both close after MAX_IDLE."""
-    with start(concurrency=2, max_idle="1"):
+    with start(concurrency=2, RQ_POOLED_MAX_IDLE="1"):
         assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED
         assert job_connections(redis) == []
         waiting = queue.enqueue(jobs.wait_for, "go", "started")

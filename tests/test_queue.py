@@ -274,14 +274,18 @@ def test_exhausted_pool_is_not_hidden_by_the_end_of_the_pipeline(server: Any, re
     Queue(connection=queue.connection).enqueue(JOB, 3)
 
 
-def test_stock_queue_in_a_job_has_the_two_connections_it_needs(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """However many jobs run at once, each of them may use two connections, as RQ does; the worker says what that adds up to."""
-    settings = {"RQ_POOLED_POOL_TIMEOUT": "1"}
+@pytest.mark.parametrize("share", ["yes", "no"])
+def test_stock_queue_in_a_job_has_the_two_connections_it_needs(
+    server: Any, redis: Redis, tmp_path: Path, share: str
+) -> None:
+    """However many jobs run at once, each of them may use two connections, as RQ does; with JOBS_SHARE=no that is said."""
+    settings = {"RQ_POOLED_POOL_TIMEOUT": "1", "RQ_POOLED_JOBS_SHARE": share}
     with running_worker(server.url, "default", log=tmp_path / "log", concurrency=5, **settings) as worker:
         job = rq.Queue(connection=redis).enqueue("jobs.enqueue_dependent")
         wait_until(lambda: job.get_status() in (JobStatus.FINISHED, JobStatus.FAILED), what="the job")
         assert job.get_status() == JobStatus.FINISHED
-        assert "jobs that use Redis may hold 10 connections of their own, beyond MAX_CONNECTIONS=10" in worker.output()
+        warned = "jobs that use Redis may hold 10 connections of their own, beyond MAX_CONNECTIONS=10" in worker.output()
+        assert warned == (share == "no")
     assert redis.llen("rq:queue:later") == 1
 
 

@@ -131,7 +131,6 @@ def test_a_worker_without_such_jobs_is_not_named(redis: Redis, server: EmbeddedS
         assert NAMED not in worker.output()
 
 
-@pytest.mark.xfail(reason="jobs have connections of their own until they use Redis through the parent, issue 13", strict=True)
 def test_a_worker_whose_jobs_use_get_connection_is_not_named(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
     """Jobs that use Redis only through rq_pooled.get_connection() hold no connection of their own."""
     with worker_of(server, tmp_path) as worker:
