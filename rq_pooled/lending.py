@@ -21,7 +21,8 @@ _PATIENCE = 0.02
 _MOST_UNSENT = 1024 * 1024
 #: What makes a connection fit for the next stream.
 _UNWATCH, _DISCARD = pack_commands([("UNWATCH",)]), pack_commands([("DISCARD",)])
-_PING = pack_commands([("PING",)])
+#: Goes to replicas like a write, and changes nothing.
+_MARK = pack_commands([("PUBLISH", "rq_pooled:none", "")])
 #: Words of a long command that are looked at.
 _SOME_WORDS = 64
 
@@ -198,9 +199,9 @@ class Lending:
                 loan.passage = Passage()
                 continue
             if name.upper() in command_table.WAITS_FOR_REPLICAS and not loan.pending:
-                # The server looks up to which point this connection has written. That is brought up to date by any
-                # command on it: the writes that the job means went over the shared one.
-                prelude, loan.mute, loan.pending = _PING, 1, 1
+                # The server waits for what this connection has written, and the writes that the job means went over
+                # the shared one: something that is replicated after them stands for them.
+                prelude, loan.mute, loan.pending = _MARK, 1, 1
             loan.note(words_of(data, position, size))
             position = end
         stream.data = data[position:]
@@ -247,6 +248,9 @@ class Lending:
                 if loan.mute:
                     loan.mute -= 1
                     start = end
+                    if data[position : position + 1] == b"-":  # what follows would not be true
+                        stream.refuse("LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}")
+                        return
             position = end
             if not done:
                 break

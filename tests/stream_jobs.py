@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 from redis.client import Pipeline
 from redis.exceptions import RedisError
 from rq import get_current_job
@@ -65,12 +65,11 @@ def everything(key: str) -> list[Any]:
     options = client.connection_pool.connection_kwargs
     cls = client.connection_pool.connection_class
     for more in ({"decode_responses": True}, {"protocol": 3, "decode_responses": True}, {"db": 5}):
-        pool: Any = type("Plain", (__import__("redis").ConnectionPool,), {})(cls, **{**options, **more})
+        pool: Any = ConnectionPool(cls, **{**options, **more})
         with contextlib.closing(Redis(connection_pool=pool)) as other:
             other.hset(f"{key}:h", mapping={"a": "1"})
-            found += [other.hgetall(f"{key}:h"), other.execute_command("CLIENT", "INFO") is not None]
+            found += [other.hgetall(f"{key}:h"), other.client_id() > 0]
         pool.disconnect()
-    client.execute_command("SELECT", 7)
     with client.pubsub() as pubsub:
         pubsub.subscribe(f"{key}:channel")
         assert pubsub.get_message(timeout=5)
@@ -96,19 +95,24 @@ def wait_in_redis(key: str, timeout: float) -> Any:
     return rq_pooled.get_connection().blpop([key], timeout=timeout)
 
 
-def hold(key: str, seconds: float) -> str:
-    """Hold a connection by WATCH until ``key`` exists; say what went wrong."""
+def hold_two() -> str:
+    """Hold a connection of the worker's by WATCH, and ask for another; say what came of it."""
     client = rq_pooled.get_connection()
+    with client.pipeline() as first, client.pipeline() as second:
+        first.watch("one")
+        try:
+            second.watch("two")
+        except RedisError as error:
+            return f"{type(error).__name__}: {error}"
+    return "there were two"
+
+
+def hold_server(seconds: float) -> str:
+    """Keep the server from doing anything else; return what became of the call."""
     try:
-        with client.pipeline() as pipeline:
-            pipeline.watch("held")
-            client.incr("holding")
-            until = time.monotonic() + seconds
-            while not client.exists(key) and time.monotonic() < until:
-                time.sleep(0.02)
+        return str(rq_pooled.get_connection().execute_command("DEBUG", "SLEEP", seconds))
     except RedisError as error:
-        return f"{type(error).__name__}: {error}"
-    return "held"
+        return type(error).__name__
 
 
 def interrupted(seconds: float) -> list[Any]:
