@@ -113,7 +113,7 @@ class Arbiter:
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():
-                self._turn(0 if self._jobs_due() or self._due() else self._patience())
+                self._turn(0 if self._due() else self._patience())
         finally:
             self._slots.close()
             if self._multiplexer is not None:
@@ -127,9 +127,16 @@ class Arbiter:
         return self._stopping.reload
 
     def _turn(self, timeout: float | None) -> None:
-        self._parent.loop.turn(timeout=timeout)
-        if self._multiplexer is not None:
-            self._multiplexer.turn()
+        loop, jobs = self._parent.loop, self._multiplexer
+        if jobs is None:
+            loop.turn(timeout)
+        else:
+            # As long as only jobs use Redis nothing else can have become due.
+            while loop.turn(0 if jobs.due else timeout):
+                jobs.turn()
+                if timeout == 0:
+                    break
+            jobs.turn()
         self._slots.assign_tasks()
         self._send()
 
@@ -176,9 +183,6 @@ class Arbiter:
 
     def _can_send(self) -> bool:
         return self._parent.command.connected and self._parent.command.in_flight < MAX_IN_FLIGHT
-
-    def _jobs_due(self) -> bool:
-        return self._multiplexer is not None and self._multiplexer.due
 
     def _due(self) -> bool:
         """Tell whether something is to be sent, and can be."""

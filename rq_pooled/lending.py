@@ -226,7 +226,7 @@ class Lending:
             data = upstream.receive()
             if data is not None:
                 self._hand_out(upstream, data)
-        except (OSError, Malformed) as error:
+        except Exception as error:  # noqa: BLE001 - who is owed what is not known any more
             upstream.lose(str(error) or type(error).__name__)
 
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:

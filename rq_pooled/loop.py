@@ -47,6 +47,8 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._descriptors: dict[Any, int] = {}  # by source: a closed one no longer knows its number
         self._timers: list[tuple[float, int, Timer]] = []
+        #: Callbacks called, and those of them that have said that they were minor: nothing that others wait for came of them.
+        self._calls = self.minor_calls = 0
         self._sequence = itertools.count()  # keeps timers of the same instant in order and out of comparison
         self._signals: dict[int, Callback] = {}
         self._previous_handlers: dict[int, Any] = {}
@@ -129,8 +131,12 @@ class Loop:
 
     # -- running -------------------------------------------------------------------------------------------------
 
-    def turn(self, timeout: float | None = None) -> None:
-        """Wait until something is ready, at most ``timeout`` seconds (None: for ever), and serve all that is."""
+    def turn(self, timeout: float | None = None) -> bool:
+        """Wait until something is ready, at most ``timeout`` seconds (None: for ever), and serve all that is.
+
+        Returns whether anything was served and all of it was minor: then nobody need look what is due now.
+        """
+        self._calls = self.minor_calls = 0
         next_timer = self._time_to_next_timer()
         if next_timer is not None and (timeout is None or next_timer < timeout):
             timeout = next_timer
@@ -141,6 +147,7 @@ class Loop:
             if events & selectors.EVENT_READ:
                 self._call(on_readable)
         self._run_due_timers()
+        return 0 < self._calls == self.minor_calls
 
     def _time_to_next_timer(self) -> float | None:
         while self._timers and self._timers[0][2].callback is None:
@@ -155,6 +162,7 @@ class Loop:
                 self._call(timer.callback)
 
     def _call(self, callback: Callback) -> None:
+        self._calls += 1
         try:
             callback()
         except Exception:

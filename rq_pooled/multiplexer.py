@@ -197,7 +197,11 @@ class Multiplexer:
             for _ in range(len(self._ready)):
                 stream = self._ready.popleft()
                 stream.queued = False
-                self._serve(stream)
+                try:
+                    self._serve(stream)
+                except Exception as error:  # noqa: BLE001 - whatever one job has caused, others go on
+                    self._warn("a connection of %s is closed: %s: %s", _name(stream), type(error).__name__, error)
+                    stream.close()
                 if time.monotonic() > until:
                     break
         self._shared.flush()

@@ -111,7 +111,7 @@ class Shared:
             data = upstream.receive()
             if data:
                 self._hand_out(upstream, self._rest + data if self._rest else data)
-        except (OSError, Malformed) as error:
+        except Exception as error:  # noqa: BLE001 - who is owed what is not known any more
             upstream.lose(str(error) or type(error).__name__)
 
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:

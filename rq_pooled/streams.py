@@ -101,6 +101,7 @@ class Stream:
             self._loop.unwatch(self._socket)
 
     def _readable(self) -> None:
+        self._loop.minor_calls += 1
         self._on_readable(self)
 
     def receive(self, size: int) -> bytes | None:

@@ -228,6 +228,7 @@ class Upstream:
             self._loop.unwatch(self._socket)
 
     def _readable(self) -> None:
+        self._loop.minor_calls += 1
         self._on_readable(self)
 
     def pause(self) -> None:
