@@ -62,7 +62,7 @@ from .rq_version import TESTED, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_server
-from .sockets import make_connection
+from .sockets import close_idle, make_connection
 from .warmup import warm_up
 
 #: Connections that a worker has of its own: command and listen.
@@ -164,7 +164,8 @@ class Worker(rq.worker.Worker):
     def _work(
         self, settings: Settings, loop: Loop, burst: bool, max_jobs: int | None, max_idle_time: int | None
     ) -> bool:
-        self.connection.connection_pool.disconnect()  # what came in has served to find the server
+        # What came in has served to find the server.
+        close_idle(self.connection.connection_pool)
         scripts = shared_scripts()
         ledger = Ledger(scripts, settings, uuid4().hex)
         self._scripts, self._ledger = scripts, ledger
