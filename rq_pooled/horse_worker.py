@@ -11,11 +11,11 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.results import Result
 from rq.utils import now
-from rq.worker import BaseWorker, Worker
+from rq.worker import Worker
 
 from . import attempts, retry
 from .recorder import Recorder, Tape
-from .success import is_plain, plain_success
+from .success import ShortWay, is_plain, plain_success
 
 #: Seconds that what follows a failed job may take (exception handlers; RQ kills a work horse 60 seconds past its timeout).
 HANDLER_TIME = 60.0
@@ -45,6 +45,7 @@ class HorseMixin(Worker):
     begins: bool = False
     #: Tells the parent how many seconds the phase that begins now may take.
     announce: Callable[[float], None]
+    short_way = ShortWay()
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
@@ -67,8 +68,8 @@ class HorseMixin(Worker):
         result_ttl = job.get_result_ttl(self.default_result_ttl)
         inherited = super().handle_job_success
         if (
-            inherited.__func__ is BaseWorker.handle_job_success  # type: ignore[attr-defined]
-            and self.execution is not None
+            self.execution is not None
+            and self.short_way.is_open(inherited, type(self), type(queue))
             and is_plain(job, self.raw, self.before, result_ttl)
         ):
             assert job.ended_at and job.started_at

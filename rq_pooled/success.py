@@ -8,16 +8,21 @@ here, copying them in the parent and cutting them up there took longer than runn
 
 from __future__ import annotations
 
+import operator
 from base64 import b64encode
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.executions import Execution
 from rq.job import Job
+from rq.registry import FinishedJobRegistry
+from rq.results import Result
 from rq.utils import current_timestamp
 
 from .dates import write_date
+from .originals import is_rqs_own
 
 #: Attributes that running a job changes; what else differs from the moment it was rebuilt, its code has changed.
 _CHANGED_BY_RUNNING = frozenset(
@@ -38,6 +43,33 @@ _ALWAYS_WRITTEN = frozenset(
 )
 #: What a command of commit.lua is called that stands for all commands of a plain success.
 PLAIN_SUCCESS = "PLAIN_SUCCESS"
+
+
+class ShortWay:
+    """Tells whether the short way passes over nothing but RQ's own functions.
+
+    What a subclass overrides or an instrumentation wraps is to be called; that may begin with any import in a job.
+    """
+
+    _functions: tuple[Any, ...] = (None,)
+    _is_open = False
+
+    def is_open(self, handler: Any, worker_class: Any, queue_class: Any) -> bool:
+        """Tell it of the worker's inherited ``handle_job_success`` and of all that RQ's calls."""
+        functions = (
+            # Bound: each access makes a new object.
+            handler.__func__ if type(handler) is MethodType else None,
+            worker_class.increment_successful_job_count,
+            worker_class.increment_total_working_time,
+            queue_class.enqueue_dependents,
+            *(Job._handle_success, Job.set_status, Job.save, Job.to_dict, Job.cleanup),
+            *(vars(Result)["create"], Result.save, Result.serialize, FinishedJobRegistry.add),
+        )
+        # By identity, since wrapt's wrappers equal what they wrap.
+        if not all(map(operator.is_, functions, self._functions)):
+            self._functions = functions
+            self._is_open = all(is_rqs_own(getattr(function, "__func__", function)) for function in functions)
+        return self._is_open
 
 
 def snapshot(job: Job) -> dict[str, Any]:

@@ -75,7 +75,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "attempts": (3, "retry rq"),
     "moving": (3, "resp scripts redis rq crontab"),
     "surroundings": (0, ""),
-    "horse_worker": (3, "attempts once originals recorder retry success rq"),
+    "horse_worker": (3, "attempts once recorder retry success rq"),
     "horse": (3, "attempts channel claims dates hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings"),
     "warmup": (3, "channel originals recorder resp success rq"),
     "ledger": (3, "claims config resp scripts rq"),
