@@ -209,8 +209,10 @@ class Queue(AdmittingQueue):
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
         """Do step 3 of the module's docstring."""
-        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs.
-        if pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED:
+        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a worker's
+        # handler enqueues becomes part of the job's outcome, which holds no scripts.
+        recording = getattr(self.connection, "recording", False)
+        if not recording and pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED:
             try:
                 return super()._enqueue_async_job(job, at_front=at_front, unique=True)
             except DuplicateJobError:

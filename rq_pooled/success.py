@@ -123,6 +123,21 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
     ]
 
 
+def written_by(command: list[Any], job_key: str, results_key: str, execution_id: str) -> list[list[Any]]:
+    """Return what ``plain_success`` stands for, as far as it can be read of the job: see commit.lua, which writes it."""
+    _name, worker_name, _origin, started_at, ended_at, heartbeat, began, ended, _time, _score, result_ttl, *result = command
+    fields = {"status": "finished", "started_at": started_at, "ended_at": ended_at, "last_heartbeat": heartbeat}
+    entry = {"type": 1, "worker_name": worker_name}
+    if result:
+        entry["return_value"] = result[0]
+    entry.update(execution_id=execution_id, execution_started_at=began, execution_ended_at=ended)
+    return [
+        ["HSET", job_key, *(word for item in fields.items() for word in item), "worker_name", worker_name],
+        ["XADD", results_key, "*", *(word for item in entry.items() for word in item)],
+        *([["EXPIRE", results_key, result_ttl]] if result_ttl < -1 else []),
+    ]
+
+
 def _serialized(job: Job) -> bytes:
     try:
         serialized: bytes = job.serializer.dumps(job._result)
