@@ -74,7 +74,7 @@ class Claiming:
     def due(self) -> bool:
         """Tell whether a claim may be sent and may find something."""
         # Not while outcomes wait that did not fit into the commit: they would clear what a slot's next claim writes.
-        waiting = self._slots.tasks or self._outcomes
+        waiting = self._slots.starting or self._slots.tasks or self._outcomes
         return self._wakeup.awake and not self._stopping() and not waiting and bool(self._free_slots())
 
     def exchange(self) -> Exchange:

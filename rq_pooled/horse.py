@@ -135,7 +135,7 @@ class HorseProcess:
         worker.handle_execution_ended(job, queue, 0)
         worker.handle_job_success(job, queue, queue.started_job_registry)
         # First, since the last command may delete the hash.
-        worker.tape.commands.insert(0, ["HSET", job.key, once.DUPLICATE_FIELD, spender])
+        worker.tape.write_first(self._recorder.encode(["HSET", job.key, once.DUPLICATE_FIELD, spender]))
         worker.log.info("Worker %s: job %s not run: its key was spent by job %s", worker.name, job.id, spender)
 
     def _bury(
@@ -267,7 +267,7 @@ class HorseProcess:
         job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
         job.restore(claim.raw)
         worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
-        recorder.running = job.key
+        recorder.running, recorder.outcome = job.key, worker.tape
         if job.webhooks:
             # On the object, since job classes are the user's: sent once the outcome is known to be recorded.
             job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
@@ -304,6 +304,7 @@ class HorseProcess:
             words += [digest, len(read), *read]
         guards = (len(tape.guards), *pack(words))
         mine = (len(tape.commands), *pack_runs(tape.commands))
+        tape.delivered = True
         parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
         self._outbox.append(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))
         if self._webhooks:
@@ -311,6 +312,7 @@ class HorseProcess:
             self._outbox.clear()
             webhooks, self._webhooks = self._webhooks, []
             if self._channel.receive() == ("committed", True):
+                self._recorder.outcome = None
                 for job, status, exc_string in webhooks:
                     type(job).send_webhooks(job, status, exc_string=exc_string)
 
@@ -380,7 +382,7 @@ class HorseProcess:
 
     def _clean_up(self) -> bool:
         """Leave nothing of a job to the next one; return whether this process should end instead."""
-        self._recorder.running = None
+        self._recorder.running = self._recorder.outcome = None
         pool: Any = self._recorder.connection_pool
         # A read that was interrupted would give the next caller somebody else's reply. What a job leaves in the middle of
         # something the parent closes, too; with JOBS_SHARE=no there is nobody else who knows.

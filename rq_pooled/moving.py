@@ -28,6 +28,8 @@ from .scripts import SCHEDULED_JOBS, Scripts
 BATCH = 100
 #: Seconds after which a job is tried again that could not be read or has no valid cron line.
 POSTPONED = 60
+#: What is said of a job that is where it should be.
+MOVED = ("moved", "deferred", "handled")
 
 #: Sends a command and returns its reply.
 Run = Callable[[Command], Any]
@@ -56,6 +58,11 @@ def next_cron_time(cron: str) -> int:
     return int(found.timestamp())
 
 
+#: Moves one job: (job, the time that it had when it was read, the server's time, lock); returns a word of move.lua or, where
+#: a user's hook has done it in another way, "handled", or "left" if it is still due.
+MoveOne = Callable[[Job, "float | None", int, "Lock | None"], str]
+
+
 class Mover:
     """Moves what is due.
 
@@ -65,6 +72,7 @@ class Mover:
         scripts: the scripts.
         job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the latter.
         log: hears of jobs that cannot be moved.
+        choose_queue: returns the queue that a job is to be put into; by default ``queue_of``.
     """
 
     def __init__(
@@ -75,6 +83,7 @@ class Mover:
         job_class: type[Job],
         queue_class: type[Queue],
         log: logging.Logger,
+        choose_queue: Callable[[Job], Queue] | None = None,
     ) -> None:
         self._connection = connection
         self._run = run
@@ -82,34 +91,48 @@ class Mover:
         self._job_class = job_class
         self._queue_class = queue_class
         self._log = log
+        self._choose_queue = choose_queue or self.queue_of
+        #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until which
+        #: time it looked.
+        self.left, self.until = 0, 0
 
-    def move_due(self, lock: Lock, most: int, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
+    def move_due(
+        self,
+        lock: Lock | None,
+        most: int,
+        stopped: Callable[[], bool] = lambda: False,
+        move: MoveOne | None = None,
+    ) -> list[Job]:
         """Move up to ``most`` jobs that are due by the server's clock; return those that were moved."""
         moved: list[Job] = []
-        seen = 0
+        seen = self.left = 0
         while seen < most and not stopped():
-            now = int(self._connection.time()[0])
+            now = self.until = int(self._connection.time()[0])
             due: Any = self._connection.zrangebyscore(
-                SCHEDULED_JOBS, 0, now, start=0, num=min(BATCH, most - seen), withscores=True
+                SCHEDULED_JOBS, 0, now, start=self.left, num=min(BATCH, most - seen), withscores=True
             )
             for word, score in due:
                 if stopped():
                     return moved
                 seen += 1
-                job, verdict = self._move_id(as_text(word), score, now, lock)
+                job, verdict = self.move_id(as_text(word), score, now, lock, move or self.move)
+                self.left += verdict == "left"
                 if verdict == "locked":
                     self._log.warning("rq-scheduler's lock was taken over by somebody else; going on later")
                     return moved
-                if job is not None and verdict in ("moved", "deferred"):
+                if job is not None and verdict in MOVED:
                     moved.append(job)
             if len(due) < BATCH:
                 break
         return moved
 
-    def _move_id(self, job_id: str, due: float, now: int, lock: Lock) -> tuple[Job | None, str]:
+    def move_id(
+        self, job_id: str, due: float, now: int, lock: Lock | None, move: MoveOne
+    ) -> tuple[Job | None, str]:
+        """Move one job with ``move``; put it off if that raises. Returns the job, if there is one, and a word."""
         try:
             job = self._job_class.fetch(job_id, connection=self._connection)
-            return job, self.move(job, due, now, lock)
+            return job, move(job, due, now, lock)
         except NoSuchJobError:
             self._connection.zrem(SCHEDULED_JOBS, job_id)
             return None, "gone"
@@ -134,7 +157,7 @@ class Mover:
             now: the server's time, from which an interval counts.
             lock: as the caller holds it; nothing is done if somebody else does. None: without it.
         """
-        queue = self.queue_of(job)
+        queue = self._choose_queue(job)
         next_time = _next_time(job, now)
         queue._prepare_for_queue(job)
         command = self._scripts.move(

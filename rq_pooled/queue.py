@@ -19,9 +19,10 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+import rq
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, WatchError
@@ -35,6 +36,7 @@ from rq.utils import as_text, now, utcformat
 from .enqueueing import AdmittingQueue
 from .errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable, ServerUnreachable
 from .failfast import failing_fast
+from .originals import rqs_own
 from .pool import get_connection
 from .retry import Backoff, attach
 from .rq_version import check_rq
@@ -113,6 +115,7 @@ class Queue(AdmittingQueue):
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
         """Enqueue a job, or return the one that an unconfirmed call with this id has enqueued; see the class."""
+        _check_unique(job, unique)
         # Keywords: Sentry's integration replaces rq's method by one that takes nothing else.
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -127,6 +130,7 @@ class Queue(AdmittingQueue):
         unique: bool = False,
     ) -> Job:
         """Schedule a job, or return the one that an unconfirmed call with this id has scheduled; see the class."""
+        _check_unique(job, unique)
         if pipeline is not None:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         with self._confirming([job.id], job):
@@ -163,21 +167,25 @@ class Queue(AdmittingQueue):
     def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
         """Do step 1 of the module's docstring, and start again only where another client changed a dependency.
 
-        Replaces rq's method, for two reasons. That one reads the dependencies over a second connection while the first
-        one watches them: callers that together hold all connections of a bounded pool would wait for each other. And
-        while watching, redis-py turns a lost connection into a WatchError, too: RQ would send a MULTI that may have been
-        done once more.
+        Calls rq's method with a pipeline of its own, for two reasons. Without one it reads the dependencies over a second
+        connection while the first one watches them: callers that together hold all connections of a bounded pool would
+        wait for each other. And while watching, redis-py turns a lost connection into a WatchError, too: RQ would send a
+        MULTI that may have been done once more.
         """
         if not job._dependency_ids:
             return super().setup_dependencies(job, pipeline=pipeline)
         if pipeline is not None:
-            _defer_if_unmet(job, pipeline)
-            return job
+            with _asking_over(pipeline, job):
+                return super().setup_dependencies(job, pipeline=pipeline)
+        # What an instrumentation has put around rq's method sees one call, whatever comes in between.
+        setup = super().setup_dependencies
+        own = rqs_own(rq.Queue, "setup_dependencies")
         status = job.get_status(refresh=False)
         while True:
             with _watching(self.connection) as pipe:
                 try:
-                    _defer_if_unmet(job, pipe)
+                    with _asking_over(pipe, job):
+                        setup(job, pipeline=pipe)
                 except BaseException as error:
                     job._status = status  # nothing was sent
                     if not isinstance(error, WatchError):
@@ -194,13 +202,17 @@ class Queue(AdmittingQueue):
                     if _is_lost(error):
                         raise RedisConnectionError(str(error.__context__)) from error
                     job._status = status
+            if own is not None:
+                setup = own.__get__(self)
 
     def _enqueue_async_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
         """Do step 3 of the module's docstring."""
-        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs.
-        if pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED:
+        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a worker's
+        # handler enqueues becomes part of the job's outcome, which holds no scripts.
+        recording = getattr(self.connection, "recording", False)
+        if not recording and pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED:
             try:
                 return super()._enqueue_async_job(job, at_front=at_front, unique=True)
             except DuplicateJobError:
@@ -284,6 +296,12 @@ class Queue(AdmittingQueue):
             _unconfirmed.pop(job_id, None)
 
 
+def _check_unique(job: Job, unique: bool) -> None:
+    """Refuse, as RQ does, ``unique=True`` for a job without an id; reading ``job.id`` first would make up one."""
+    if unique and not job._id:
+        raise ValueError("unique=True requires an explicit job_id")
+
+
 def _is_lost(error: WatchError) -> bool:
     """Tell whether redis-py raised this WatchError while it handled a lost connection."""
     return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))
@@ -316,16 +334,33 @@ def _watching(client: Redis) -> Iterator[Pipeline]:
         pipe.reset()
 
 
-def _defer_if_unmet(job: Job, pipe: Pipeline) -> None:
-    """Watch a job's dependencies, and where one is there and not finished, write the job as deferred into ``pipe``."""
-    keys = [job.key_for(job_id) for job_id in job._dependency_ids]
-    pipe.watch(job.dependencies_key, *keys)  # type: ignore[no-untyped-call] # redis-py's
-    # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count; one
-    # that was only saved has no status yet.
-    found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
-    pipe.multi()
-    if any((created or status) and as_text(status or b"") != JobStatus.FINISHED for created, status in found):
-        job.set_status(JobStatus.DEFERRED, pipeline=pipe)
-        job.register_dependency(pipeline=pipe)
-        job.save(pipeline=pipe)
-        job.cleanup(ttl=job.ttl, pipeline=pipe)
+class _Dependency(NamedTuple):
+    """As much of a job as RQ asks for of a dependency."""
+
+    status: str | None
+
+    def get_status(self, refresh: bool = False) -> str | None:
+        """Return the status as it was read."""
+        return self.status
+
+
+@contextmanager
+def _asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
+    """Have RQ read the job's dependencies over the pipeline that watches them; on the object: job classes are the user's."""
+    fetch = job.fetch_dependencies
+
+    def fetch_over_pipe(watch: bool = False, pipeline: Pipeline | None = None) -> list[Any]:
+        if pipeline is not pipe:  # an instrumentation asks, too
+            return fetch(watch=watch, pipeline=pipeline)
+        keys = [job.key_for(job_id) for job_id in job._dependency_ids]
+        pipe.watch(*keys)  # type: ignore[no-untyped-call] # redis-py's
+        # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count; one
+        # that was only saved has no status yet.
+        found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
+        return [_Dependency(as_text(status or b"")) for created, status in found if created or status]
+
+    job.fetch_dependencies = fetch_over_pipe  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del job.fetch_dependencies

@@ -11,13 +11,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from threading import get_ident
+from threading import get_ident, main_thread
 from typing import Any
 
 from redis import Redis
 from redis.client import Pipeline
 from rq.job import Job
+from rq.results import Result
 
+from .effects import Effects
 from .pipelines import HandedPipeline
 
 #: Answers reads on behalf of a recording: takes encoded commands, returns (digest, raw reply) for each.
@@ -29,6 +31,10 @@ READS = frozenset(
     b"SCARD SISMEMBER SMEMBERS SMISMEMBER STRLEN TIME TTL TYPE XLEN XRANGE XREVRANGE ZCARD ZCOUNT ZMSCORE ZRANGE "
     b"ZRANGEBYSCORE ZRANK ZREVRANGE ZREVRANGEBYSCORE ZREVRANK ZSCORE".split()
 )
+#: Commands that no outcome can hold, since the script that records it cannot run them: sent at once.
+_NEVER_RECORDED = frozenset(b"EVAL EVAL_RO EVALSHA EVALSHA_RO FCALL FCALL_RO FUNCTION SCRIPT XREAD XREADGROUP".split())
+#: Writes to its own hash of a job whose outcome is decided: they join it, since it would write over them.
+_JOINING = frozenset(b"HSET HMSET HDEL".split())
 #: Reads that are asked for in one step.
 _MAX_READS = 200
 #: Most words of one recorded command: Lua cannot unpack more than some 8000 values at once.
@@ -65,6 +71,14 @@ class Tape:
         self._execution = execution
         #: Guard only what RQ itself watches: the dependents, and the status of other jobs.
         self.tolerant = False
+        #: It has been handed to the parent: nothing can be added any more.
+        self.delivered = False
+        #: What the job is read by.
+        self._own_keys = (self._job_key, Result.get_key(job_id).encode())
+        #: The command of a plain success, and what returns those that it stands for.
+        self._plain: tuple[list[Any], Callable[[], list[list[bytes]]]] = ([], list)
+        #: The effects of the commands, and of how many.
+        self._effects, self._followed = Effects(), 0
         #: Replies to reads that were asked for together: (what guards the commit, its digest, the reply).
         self._ahead: dict[tuple[bytes, ...], tuple[list[bytes], bytes, Any]] = {}
 
@@ -87,8 +101,9 @@ class Tape:
         if command == (b"HGET", self._job_key, b"status"):
             return self.status
         if command in self._known:
-            if words[1] == self._dependents_key and not self.guards:
-                self.guards.append((b"0", [b"EXISTS", self._dependents_key]))
+            none = (b"0", [b"EXISTS", self._dependents_key])
+            if words[1] == self._dependents_key and none not in self.guards:
+                self.guards.append(none)
             return self._known[command]
         if command not in self._ahead:
             self._ask([words])
@@ -120,17 +135,55 @@ class Tape:
                 guard, (digest, _status) = next(guards)
             self._ahead[tuple(words)] = (guard, digest, reply)
 
-    def plain(self, command: list[Any]) -> None:
-        """Take the command of a success that knows of no dependents; its words need no encoding yet."""
+    def read(self, words: list[bytes], ask: Callable[[], Any]) -> Any:
+        """Return the reply to a read as redis-py returns it, by what is on the tape and what ``ask`` gives."""
+        plain, written = self._plain
+        for command in self.commands[self._followed :]:
+            for done in written() if command is plain else [command]:
+                self._effects.write(done)
+        self._followed = len(self.commands)
+        return self._effects.read(words, ask)
+
+    @property
+    def decided(self) -> bool:
+        """Tell whether it holds an outcome."""
+        return bool(self.commands)
+
+    def is_own(self, words: Sequence[bytes]) -> bool:
+        """Tell whether a command is about the job's hash or its results."""
+        return any(key in words[1:] for key in self._own_keys)
+
+    def joins(self, words: Sequence[bytes]) -> bool:
+        """Tell whether a write is to become part of the outcome that is decided."""
+        return not self.delivered and words[0] in _JOINING and words[1] == self._job_key
+
+    def plain(self, command: list[Any], written: Callable[[], list[list[bytes]]] = list) -> None:
+        """Take the command of a success that knows of no dependents; its words need no encoding yet.
+
+        Args:
+            written: returns the commands that it stands for.
+        """
+        self._plain = (command, written)
+        self._effects, self._followed = Effects(), 0
         self.guards = [(b"0", [b"EXISTS", self._dependents_key])]
         self.commands = [command]
         self.status = b"finished"
         self.succeeded = True
 
-    def expect_dependents(self) -> None:
+    def ask_for_dependents(self) -> None:
         """From here on ask the server for the dependents, and let what it says guard the commit."""
         self._known.pop((b"SMEMBERS", self._dependents_key), None)
+
+    def expect_dependents(self) -> None:
+        """Begin anew, and ask for the dependents."""
+        self.ask_for_dependents()
         self.guards, self.commands = [], []
+        self._effects, self._followed = Effects(), 0
+
+    def write_first(self, words: list[bytes]) -> None:
+        """Record a write that is done before all others."""
+        self.commands.insert(0, words)
+        self._effects, self._followed = Effects(), 0
 
     def write(self, words: list[bytes]) -> None:
         """Record a write."""
@@ -156,6 +209,8 @@ class Recorder(Redis):
     """A Redis client with a switch: live, recording, or relayed. Mixed over the user's own client class."""
 
     tape: Tape | None = None
+    #: The tape of the job that runs, also when nothing is being recorded.
+    outcome: Tape | None = None
     #: The thread whose commands are recorded; those of others, which a job has left behind, go to the server.
     _recording_in: int | None = None
     relay: Any = None
@@ -184,6 +239,23 @@ class Recorder(Redis):
             return self.relay.answer(args, options)
         if args[0] == "PERSIST" and args[1] == self.running:
             return 1
+        if self.outcome is not None and self.outcome.decided:
+            return self._after_decision(self.outcome, args, options)
+        return super().execute_command(*args, **options)
+
+    def _after_decision(self, outcome: Tape, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """Do a command of code that runs after RQ's handler: to it the job's outcome is a fact.
+
+        Not in pipelines, which RQ uses for the status of dependencies: a job that is enqueued with ``depends_on`` this one
+        now waits for the record, which finds it among the dependents.
+        """
+        words = self.encode(args)
+        if outcome.is_own(words):
+            if words[0] in READS or words[0] == b"XREAD":
+                return outcome.read(words, lambda: super(Recorder, self).execute_command(*args, **options))
+            if outcome.joins(words) and get_ident() == main_thread().ident:
+                outcome.write(words)
+                return 1
         return super().execute_command(*args, **options)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
@@ -197,10 +269,12 @@ class Recorder(Redis):
     def answer(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Answer a read, or record a write and answer 1, which RQ's handlers never look at."""
         assert self.tape is not None
-        words = self.encode(args)
+        tape, words = self.tape, self.encode(args)
         if words[0] in READS:
-            return self.parse(args, options, self.tape.answer(words))
-        self.tape.write(words)
+            return tape.read(words, lambda: self.parse(args, options, tape.answer(words)))
+        if words[0] in _NEVER_RECORDED:
+            return tape.read(words, lambda: super(Recorder, self).execute_command(*args, **options))
+        tape.write(words)
         return 1
 
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:

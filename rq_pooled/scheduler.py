@@ -9,6 +9,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
@@ -25,7 +26,7 @@ from .backoff import reconnect_delays
 from .client_scripts import run_script
 from .config import Settings, scrub
 from .connections import check_away
-from .moving import BATCH, Lock, Mover, next_cron_time
+from .moving import BATCH, MOVED, Lock, Mover, next_cron_time
 from .pool import get_connection
 from .queue import Queue
 from .rq_version import check_rq
@@ -42,6 +43,17 @@ LOCKED_RETRY = 5.0
 #: Shortest sleep between two looks.
 _SHORTEST = 0.05
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class _Move:
+    """A move that is being made, and the word that move.lua had for it; see ``Mover.move``."""
+
+    job: Job
+    due: float | None
+    now: int
+    lock: Lock | None
+    verdict: str | None = None
 
 
 class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annotations
@@ -80,8 +92,12 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
             self.job_class,
             self.queue_class,
             self.log,
+            lambda job: self.get_queue_for_job(job),
         )
         self._stop = threading.Event()
+        self._signalled = False
+        #: The move that ``enqueue_job`` is to make, while ``enqueue_jobs`` calls it.
+        self._moving: _Move | None = None
 
     # -- scheduling: what in rq-scheduler warns on Python 3.12 or breaks off half-way -------------------------------
 
@@ -165,23 +181,59 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         return self._mover.queue_of(job)
 
     def enqueue_job(self, job: Job) -> None:
-        """Move a job to its queue now, due or not, and give it its next time if it has one; in one step."""
-        self._mover.move(job, None, int(self.connection.time()[0]), None)
+        """Move a job to its queue now, due or not, and give it its next time if it has one; in one step.
+
+        ``enqueue_jobs`` calls it for each job that is due, as in rq-scheduler: a subclass may do more here, or leave the job.
+        """
+        moving = self._moving
+        if moving is None or moving.job is not job:
+            self._mover.move(job, None, int(self.connection.time()[0]), None)
+        else:
+            moving.verdict = self._mover.move(job, moving.due, moving.now, moving.lock)
 
     def enqueue_jobs(self) -> list[Job]:
-        """Move the jobs that are due; return them. To be called while the lock is held, see ``acquire_lock``.
+        """Move the jobs that are due; return them. While the lock is held, see ``acquire_lock``, a lost one ends it.
 
-        A job is moved once, whoever else is at it: if somebody was faster, or took the lock over, nothing is done.
+        A job is moved once, whoever else is at it: if somebody was faster, nothing is done.
         """
         moved: list[Job] = []
-        while not self._stop.is_set():
-            some = self._mover.move_due(self._lock, 10 * BATCH, self._stop.is_set)
-            moved += some
-            if len(some) < 10 * BATCH:
-                break
+        # A caller without the lock is let do as in rq-scheduler: it may have one of its own.
+        lock = self._lock if self._lock_acquired else None
+        if type(self).get_jobs_to_queue is not Scheduler.get_jobs_to_queue:
+            moved += self._move_chosen(lock)
+        else:
+            while not self._stop.is_set():
+                some = self._mover.move_due(lock, 10 * BATCH, self._stop.is_set, self._move_one)
+                moved += some
+                if len(some) < 10 * BATCH:
+                    break
         if moved:
             self.log.info("enqueued %d scheduled jobs", len(moved))
         return moved
+
+    def _move_chosen(self, lock: Lock | None) -> Iterator[Job]:
+        """Move the jobs that a subclass's ``get_jobs_to_queue`` chooses; yield those that were moved."""
+        # Which it chooses next, and when, is its own affair: it is asked again after the interval, or when a job is due.
+        self._mover.left, self._mover.until = 1, int(self.connection.time()[0])
+        for job in self.get_jobs_to_queue():
+            due = self.connection.zscore(SCHEDULED_JOBS, job.id)
+            if self._stop.is_set() or due is None:
+                continue
+            now = int(self.connection.time()[0])
+            _, verdict = self._mover.move_id(job.id, due, now, lock, lambda _, *given, job=job: self._move_one(job, *given))
+            if verdict in MOVED:
+                yield job
+
+    def _move_one(self, job: Job, due: float | None, now: int, lock: Lock | None) -> str:
+        """Have ``enqueue_job``, which a subclass may override, move a job; see ``MoveOne``."""
+        self._moving = moving = _Move(job, due, now, lock)
+        try:
+            self.enqueue_job(job)
+        finally:
+            self._moving = None
+        if moving.verdict is not None:
+            return moving.verdict
+        return "left" if self.connection.zscore(SCHEDULED_JOBS, job.id) == due else "handled"
 
     def acquire_lock(self) -> bool:
         """Take rq-scheduler's lock, or go on with it where it is ours still; return whether that worked."""
@@ -219,9 +271,11 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def run(self, burst: bool = False) -> None:
         """Move due jobs until SIGTERM, SIGINT or ``stop``; with ``burst`` once.
 
-        A server that is lost later is waited for, with growing delay; one log line when it goes, one when it is back.
+        After a signal it raises SystemExit, as rq-scheduler does, when the job that is being moved is where it should be. A
+        server that is lost later is waited for, with growing delay; one log line when it goes, one when it is back.
 
         Raises:
+            SystemExit: a signal has come; the exit code is 0.
             redis.exceptions.ConnectionError: the server cannot be reached at the beginning.
             ValueError: another scheduler has this name.
         """
@@ -252,6 +306,8 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
                 with contextlib.suppress(RedisError):
                     self.remove_lock()
                     self.register_death()
+        if self._signalled:
+            raise SystemExit
 
     def stop(self) -> None:
         """Have ``run`` end after the job that it is moving. From any thread or signal handler."""
@@ -264,18 +320,25 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
             self.log.debug("another scheduler holds the lock")
             return None
         self.enqueue_jobs()
-        first = self.connection.zrange(SCHEDULED_JOBS, 0, 0, withscores=True)
         seconds, microseconds = self.connection.time()
+        # What a subclass has left is asked about again after the interval only.
+        since = f"({self._mover.until}" if self._mover.left else "-inf"
+        first = self.connection.zrangebyscore(SCHEDULED_JOBS, since, "+inf", start=0, num=1, withscores=True)
         self.remove_lock()
         wait = first[0][1] - seconds - microseconds / 1e6 if first else self._interval
         return float(max(_SHORTEST, min(self._interval, wait)))
+
+    def _on_signal(self, *_: Any) -> None:
+        self._signalled = True
+        self._stop.set()
 
     @contextlib.contextmanager
     def _stop_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {signum: signal.signal(signum, lambda *_: self._stop.set()) for signum in _STOP_SIGNALS}
+        self._signalled = False
+        previous = {signum: signal.signal(signum, self._on_signal) for signum in _STOP_SIGNALS}
         try:
             yield
         finally:

@@ -28,6 +28,8 @@ DEADLINE_INTERVAL = 0.25
 CLEAN_UP_TIME = 5.0
 #: Seconds, before KILL_GRACE, that a horse may take to move a bounded number of rq-scheduler's jobs.
 SCHEDULE_TIME = 60.0
+#: Longest time in seconds for which the first claim waits for the first horses, which take some milliseconds.
+FIRST_HORSES_WAIT = 0.5
 
 
 @dataclass
@@ -78,6 +80,8 @@ class Slot:
     stillborn: int = 0
     #: Who its horse is to the multiplexer, if jobs use Redis through the parent.
     guest: Guest | None = None
+    #: One of its horses has been ready.
+    begun: bool = False
 
     @property
     def claim(self) -> Claim | None:
@@ -132,6 +136,8 @@ class Slots:
         self._ending = False
         #: By process id: a horse that is replaced may live on for a moment.
         self._guests: dict[int, Guest] = {}
+        #: Until when the first horses are waited for, by the monotonic clock.
+        self._wait_until = 0.0
         #: Spare horses in a row that died before they were ready, and when the next one may be forked.
         self._spares_died, self._spare_after = 0, 0.0
         self.tasks: deque[Task] = deque()
@@ -163,7 +169,19 @@ class Slots:
         """Fork a horse for each slot, and begin to watch their deadlines."""
         for slot in self._slots:
             self._spawn(slot)
+        self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
+        # Wakes the loop: a horse that hangs sends nothing.
+        self._parent.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
         self._parent.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
+
+    @property
+    def starting(self) -> bool:
+        """Tell whether the first two horses are awaited: one for the first job, under RQ's name, one for maintenance."""
+        if self._wait_until and (
+            time.monotonic() >= self._wait_until or all(slot.begun or slot.stillborn for slot in self._slots[:2])
+        ):
+            self._wait_until = 0.0
+        return bool(self._wait_until)
 
     def close(self) -> None:
         """End all horses."""
@@ -344,7 +362,7 @@ class Slots:
         if self._multiplexer is not None and slot.guest is not None:
             self._multiplexer.job_ended(slot.guest)
         slot.end()
-        slot.stillborn = 0
+        slot.stillborn, slot.begun = 0, True
         if slot.spare:
             self._spares_died = 0
         if slot.spare and (leaving or not self.tasks):
@@ -378,8 +396,13 @@ class Slots:
         self._prefork.send(slot.horse, task.message())
 
     def assign_tasks(self) -> None:
-        """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs."""
-        for slot in self._slots:
+        """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs.
+
+        The last slot comes first, since the lowest are for jobs.
+        """
+        if not self.tasks or self.starting:
+            return
+        for slot in reversed(self._slots):
             if not self.tasks:
                 return
             if slot.free:

@@ -7,6 +7,7 @@ own connections.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
 import re
@@ -15,11 +16,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from queue import Empty
 from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
-from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.connection import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
@@ -52,6 +54,25 @@ _NOT_COPIED = (
 #: Parameters of a URL that redis-py takes for a pool, and those that would make it send a command again.
 _POOL_PARAMETERS = ("max_connections", "timeout")
 _FORBIDDEN_PARAMETERS = ("retry", "retry_on_timeout", "retry_on_error", "decode_responses", "client_name")
+
+
+def close_idle(pool: Any) -> None:
+    """Close the idle connections of a redis-py pool; those in use may belong to other threads.
+
+    A pool that blocks is emptied first: redis-py 5 closes all of its connections, redis-py 8 those just taken, too.
+    """
+    if type(pool).disconnect is not BlockingConnectionPool.disconnect:
+        with contextlib.suppress(TypeError):  # a pool of the user's own kind that cannot tell them apart
+            pool.disconnect(inuse_connections=False)
+        return
+    idle = []
+    with contextlib.suppress(Empty):
+        for _ in range(pool.max_connections):
+            idle.append(pool.pool.get_nowait())
+    for connection in reversed(idle):
+        if connection is not None:
+            connection.disconnect()
+        pool.pool.put_nowait(connection)
 
 
 def keepalive_options(settings: Settings) -> dict[int, int]:

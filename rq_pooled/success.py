@@ -8,16 +8,21 @@ here, copying them in the parent and cutting them up there took longer than runn
 
 from __future__ import annotations
 
+import operator
 from base64 import b64encode
 from collections.abc import Mapping
+from types import MethodType
 from typing import Any
 
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.executions import Execution
 from rq.job import Job
+from rq.registry import FinishedJobRegistry
+from rq.results import Result
 from rq.utils import current_timestamp
 
 from .dates import write_date
+from .originals import is_rqs_own
 
 #: Attributes that running a job changes; what else differs from the moment it was rebuilt, its code has changed.
 _CHANGED_BY_RUNNING = frozenset(
@@ -38,6 +43,33 @@ _ALWAYS_WRITTEN = frozenset(
 )
 #: What a command of commit.lua is called that stands for all commands of a plain success.
 PLAIN_SUCCESS = "PLAIN_SUCCESS"
+
+
+class ShortWay:
+    """Tells whether the short way passes over nothing but RQ's own functions.
+
+    What a subclass overrides or an instrumentation wraps is to be called; that may begin with any import in a job.
+    """
+
+    _functions: tuple[Any, ...] = (None,)
+    _is_open = False
+
+    def is_open(self, handler: Any, worker_class: Any, queue_class: Any) -> bool:
+        """Tell it of the worker's inherited ``handle_job_success`` and of all that RQ's calls."""
+        functions = (
+            # Bound: each access makes a new object.
+            handler.__func__ if type(handler) is MethodType else None,
+            worker_class.increment_successful_job_count,
+            worker_class.increment_total_working_time,
+            queue_class.enqueue_dependents,
+            *(Job._handle_success, Job.set_status, Job.save, Job.to_dict, Job.cleanup),
+            *(vars(Result)["create"], Result.save, Result.serialize, FinishedJobRegistry.add),
+        )
+        # By identity, since wrapt's wrappers equal what they wrap.
+        if not all(map(operator.is_, functions, self._functions)):
+            self._functions = functions
+            self._is_open = all(is_rqs_own(getattr(function, "__func__", function)) for function in functions)
+        return self._is_open
 
 
 def snapshot(job: Job) -> dict[str, Any]:
@@ -88,6 +120,21 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
         *(execution.created_at.timestamp(), job.ended_at.timestamp(), repr((job.ended_at - job.started_at).total_seconds())),
         *(score, result_ttl),
         *(() if job._result is None else (b64encode(_serialized(job)),)),
+    ]
+
+
+def written_by(command: list[Any], job_key: str, results_key: str, execution_id: str) -> list[list[Any]]:
+    """Return what ``plain_success`` stands for, as far as it can be read of the job: see commit.lua, which writes it."""
+    _name, worker_name, _origin, started_at, ended_at, heartbeat, began, ended, _time, _score, result_ttl, *result = command
+    fields = {"status": "finished", "started_at": started_at, "ended_at": ended_at, "last_heartbeat": heartbeat}
+    entry = {"type": 1, "worker_name": worker_name}
+    if result:
+        entry["return_value"] = result[0]
+    entry.update(execution_id=execution_id, execution_started_at=began, execution_ended_at=ended)
+    return [
+        ["HSET", job_key, *(word for item in fields.items() for word in item), "worker_name", worker_name],
+        ["XADD", results_key, "*", *(word for item in entry.items() for word in item)],
+        *([["EXPIRE", results_key, result_ttl]] if result_ttl < -1 else []),
     ]
 
 

@@ -64,7 +64,7 @@ from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_server
 from .slots import RunHorse
-from .sockets import make_connection
+from .sockets import close_idle, make_connection
 from .stream import StreamConnection, stream_options
 from .upstream import Dialer
 from .warmup import warm_up
@@ -170,7 +170,8 @@ class Worker(rq.worker.Worker):
     def _work(
         self, settings: Settings, loop: Loop, burst: bool, max_jobs: int | None, max_idle_time: int | None
     ) -> bool:
-        self.connection.connection_pool.disconnect()  # what came in has served to find the server
+        # What came in has served to find the server.
+        close_idle(self.connection.connection_pool)
         scripts = shared_scripts()
         ledger = Ledger(scripts, settings, uuid4().hex)
         self._scripts, self._ledger = scripts, ledger

@@ -92,6 +92,67 @@ def test_looking_never_fails_a_running_job(
     assert len(queue.failed_job_registry) == 0
 
 
+def test_a_single_job_runs_under_the_workers_own_name(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Of several free slots a job is given the lowest, at the start too: names and logs look like stock RQ's."""
+    queue, names = Queue("q", connection=redis), []
+    job = queue.enqueue(entry_jobs.add, 1, 2)
+    with running_worker(server.url, "q", "--name", "w", concurrency=4, log=tmp_path / "log", ready=None):
+        for _ in range(5):
+            wait_until(lambda job=job: status(job) == "finished")
+            job.refresh()
+            names.append(job.worker_name)
+            job = queue.enqueue(entry_jobs.add, 1, 2)
+    assert names == ["w"] * 5
+
+
+# -- a program that runs a worker itself ------------------------------------------------------------------------------
+
+SHARING = """
+import sys, threading
+from redis import BlockingConnectionPool, ConnectionPool, Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from rq_pooled import Worker, get_pool
+from rq_pooled.config import Settings
+
+url, kind = sys.argv[1:]
+if kind == "ours":
+    client = Redis(connection_pool=get_pool(Settings.load({"url": url})))
+else:
+    pool = {"plain": ConnectionPool, "blocking": BlockingConnectionPool}[kind]
+    client = Redis(connection_pool=pool.from_url(url, retry=Retry(NoBackoff(), 0)))
+done, errors, entered = threading.Event(), [], threading.Barrier(4)
+
+def use():
+    entered.wait()
+    # On the server nearly all the time: a connection that is in use.
+    while not done.is_set():
+        try:
+            client.blpop("nothing", timeout=0.05)
+        except Exception as error:
+            errors.append(repr(error))
+
+threads = [threading.Thread(target=use) for _ in range(3)]
+for thread in threads:
+    thread.start()
+idle = client.connection_pool.get_connection("PING")
+client.connection_pool.release(idle)
+entered.wait()
+for _ in range(3):
+    Worker(["q"], connection=client, concurrency=1).work(burst=True, logging_level="ERROR")
+done.set()
+for thread in threads:
+    thread.join()
+print("errors:", errors)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "blocking", "ours"])
+def test_work_leaves_connections_in_use_alone(server: EmbeddedServer, redis: Redis, kind: str) -> None:
+    """A worker started with a client that other threads use closes none of the connections that are in use."""
+    assert "errors: []" in execute("-W", "ignore", "-c", SHARING, server.url, kind)
+
+
 # -- django-rq ---------------------------------------------------------------------------------------------------------
 
 DJANGO_SETTINGS = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import subprocess
 import sys
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 import rq
+import wrapt
 from proxy import CutProxy
 from redis import Redis
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
+from rq.utils import now
 from support import drop_pools, running_worker, wait_until
 
 from rq_pooled import queue as queue_module
@@ -452,3 +455,64 @@ def test_a_patched_enqueue_job_is_called(redis: Redis, monkeypatch: pytest.Monke
     monkeypatch.setattr(rq.Queue, "enqueue_job", patched)
     job = Queue(connection=redis).enqueue(JOB, 3)
     assert seen == [job.id]
+
+
+@pytest.mark.parametrize("wrap", [functools.wraps, wrapt.decorator])
+def test_a_wrapped_setup_dependencies_is_called_once(
+    server: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch, wrap: Any
+) -> None:
+    """An instrumentation around rq.Queue.setup_dependencies, as OpenTelemetry's, sees one call, also where a dependency
+    changes meanwhile; what it writes to meta is saved, and one connection still does."""
+    seen: list[str] = []
+    stock, parent = rq.Queue.setup_dependencies, rq.Queue(connection=redis).enqueue(JOB, 3)
+
+    def note(job: Job) -> None:
+        seen.append(job.id)
+        job.meta["traceparent"] = "00-1-1-01"
+
+    if wrap is functools.wraps:
+
+        @functools.wraps(stock)
+        def patched(self: rq.Queue, job: Job, pipeline: Any = None) -> Job:
+            note(job)
+            return stock(self, job, pipeline=pipeline)
+    else:
+
+        @wrapt.decorator
+        def around(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+            note(args[0])
+            return wrapped(*args, **kwargs)
+
+        patched = around(stock)
+    monkeypatch.setattr(rq.Queue, "setup_dependencies", patched)
+
+    class Changing(Job):
+        def register_dependency(self, pipeline: Any = None) -> None:
+            if self.enqueued_at is None:  # once
+                self.enqueued_at = self.created_at
+                redis.hset(parent.key, "status", "started")
+            super().register_dependency(pipeline)
+
+    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=server.url, max_connections=3), max_connections=1)))
+    queue.job_class = Changing
+    job = queue.enqueue(JOB, 3, depends_on=parent)
+    assert seen == [job.id] and job.get_status() == JobStatus.DEFERRED
+    assert Job.fetch(job.id, connection=redis).meta == {"traceparent": "00-1-1-01"}
+    queue.job_class = Job
+    with queue.connection.pipeline() as pipe:
+        piped = queue.enqueue(JOB, 3, depends_on=parent, pipeline=pipe)
+        pipe.execute()
+    assert seen == [job.id, piped.id]
+    assert redis.smembers(parent.dependents_key) == {job.id.encode(), piped.id.encode()}
+
+
+def test_unique_needs_an_id(redis: Redis) -> None:
+    """As in stock RQ, ``unique=True`` without a job id is refused: no id is made up that nothing can be equal to."""
+    queue = Queue(connection=redis)
+    with pytest.raises(ValueError, match="explicit job_id"):
+        queue.enqueue_job(queue.create_job(JOB, args=(3,)), unique=True)
+    with pytest.raises(ValueError, match="explicit job_id"):
+        queue.schedule_job(queue.create_job(JOB, args=(3,)), now(), unique=True)
+    with pytest.raises(ValueError, match="explicit job_id"):
+        Queue(connection=redis, max_length=5).enqueue_job(queue.create_job(JOB, args=(3,)), unique=True)
+    assert not redis.keys("rq:*")

@@ -372,3 +372,100 @@ def test_unknown_name_of_the_server_raises_before_anything_runs() -> None:
     """run() of the class raises where the server cannot be reached at the beginning."""
     with pytest.raises(RedisConnectionError):
         Scheduler(connection=Redis(port=1)).run(burst=True)
+
+
+def test_enqueue_jobs_without_the_lock_moves_jobs(redis: Redis, ours: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    """As in rq-scheduler ``enqueue_jobs`` may be called without ``acquire_lock``, also while another one holds the lock."""
+    ours.enqueue_at(PAST, once_jobs.accept, job_id="a")
+    redis.set(SCHEDULER_LOCK, "somebody else")
+    assert [job.id for job in ours.enqueue_jobs()] == ["a"]
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+    assert "taken over" not in caplog.text
+
+
+class HookedScheduler(Scheduler):
+    """Overrides what rq-scheduler calls for each job that is due."""
+
+    def enqueue_job(self, job: Job) -> None:
+        """Leave some jobs, enqueue others by hand, fail with one, and note all."""
+        self.connection.rpush("hooked", job.id)
+        if job.id.startswith("paused"):
+            return
+        if job.id == "broken":
+            raise ValueError("on purpose")
+        if job.id == "by-hand":
+            self.connection.zrem(SCHEDULED_JOBS, job.id)
+            return
+        super().enqueue_job(job)
+
+    def get_queue_for_job(self, job: Job) -> Any:
+        """Send one job elsewhere."""
+        return Queue("elsewhere", connection=self.connection) if job.id == "b" else super().get_queue_for_job(job)
+
+
+class ChoosingScheduler(HookedScheduler):
+    """Chooses what is due."""
+
+    def get_jobs_to_queue(self, with_times: bool = False) -> Any:
+        """Leave out one job."""
+        return (job for job in super().get_jobs_to_queue() if job.id != "a")
+
+
+@pytest.mark.parametrize("kind", [HookedScheduler, ChoosingScheduler])
+@pytest.mark.parametrize("locked", [True, False])
+def test_overridden_hooks_are_called(redis: Redis, kind: type[Scheduler], locked: bool) -> None:
+    """``enqueue_job`` and ``get_queue_for_job`` of a subclass are called for each due job, once in a round, and may leave it."""
+    mine = kind(connection=redis)
+    paused = [f"paused-{i:03}" for i in range(150)]
+    for at, job_id in enumerate([*paused, "a", "b", "by-hand", "broken"]):
+        mine.enqueue_at(PAST + timedelta(seconds=at), once_jobs.accept, job_id=job_id)
+    mine.schedule(PAST + timedelta(days=1), once_jobs.accept, interval=3600, id="again")
+    assert not locked or mine.acquire_lock()
+    first = [] if kind is ChoosingScheduler else ["a"]
+    assert [job.id for job in mine.enqueue_jobs()] == [*first, "b", "by-hand", "again"]
+    called = [word.decode() for word in redis.lrange("hooked", 0, -1)]
+    assert called == [*paused, *first, "b", "by-hand", "broken", "again"]
+    assert redis.lrange("rq:queue:default", 0, -1) == [*(name.encode() for name in first), b"again"]
+    assert redis.lrange("rq:queue:elsewhere", 0, -1) == [b"b"]
+    assert redis.zscore(SCHEDULED_JOBS, "again") > time.time() + 3000
+    assert redis.zscore(SCHEDULED_JOBS, "broken") > time.time() + 30
+    assert redis.zcard(SCHEDULED_JOBS) == len(paused) + 2 + (1 - len(first))
+    mine.remove_lock()
+    # What was left is asked about again after the interval, not all the time.
+    assert mine._round() > 30
+
+
+RUNS = """
+import sys
+from redis import Redis
+if sys.argv[1] == "stock":
+    import warnings
+    warnings.simplefilter("ignore")
+    from rq_scheduler import Scheduler
+else:
+    from rq_pooled import Scheduler
+try:
+    Scheduler(connection=Redis.from_url(sys.argv[2]), name="mine", interval=1).run()
+except SystemExit as error:
+    print("SystemExit", error.code, flush=True)
+    raise
+print("returned", flush=True)
+"""
+
+
+@pytest.mark.parametrize("kind", ["stock", "ours"])
+def test_a_signal_ends_run_by_system_exit(server: Any, redis: Redis, tmp_path: Path, kind: str) -> None:
+    """After SIGTERM ``run`` raises SystemExit, as rq-scheduler's: what stands behind it in a program is not done."""
+    env = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
+    process = WorkerProcess([sys.executable, "-c", RUNS, kind, server.url], env, tmp_path / "log")
+    wait_until(lambda: redis.exists("rq:scheduler_instance:mine") and not redis.exists(SCHEDULER_LOCK))
+    wait_until(lambda: handles_sigterm(process.pid))
+    assert process.stop() == 0
+    assert process.output() == "SystemExit None\n"
+    assert redis.hexists("rq:scheduler_instance:mine", "death")
+
+
+def handles_sigterm(pid: int) -> bool:
+    """Tell whether a process has a handler for SIGTERM."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(text.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import rq
+import wrapt
 from keyspace import dump
 from redis import Redis
 from rq import Callback, Queue, Retry
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
 from rq.job import Job, JobStatus
+from rq.registry import BaseRegistry
+from rq.results import Result
+from rq.worker import BaseWorker
 from support import running_worker
 
-from rq_pooled.success import is_plain, snapshot
+import rq_pooled
+from rq_pooled import warmup
+from rq_pooled.pool import Pool
+from rq_pooled.recorder import make_recorder
+from rq_pooled.success import ShortWay, is_plain, snapshot
 
 
 def _run(redis: Redis, url: str, log: Path, worker_class: str, **options: Any) -> tuple[dict[str, Any], int]:
@@ -114,3 +124,80 @@ def test_a_hash_of_another_version_goes_the_long_way(redis: Redis) -> None:
     rebuilt = Job.fetch(job.id, connection=redis)
     del raw[b"group_id"]
     assert not is_plain(rebuilt, raw, snapshot(rebuilt), 500)
+
+
+def _wraps(function: Any, seen: list[str]) -> Any:
+    @functools.wraps(function)
+    def around(*args: Any, **kwargs: Any) -> Any:
+        seen.append(function.__name__)
+        return function(*args, **kwargs)
+
+    return around
+
+
+def _wrapt(function: Any, seen: list[str]) -> Any:
+    def around(wrapped: Any, _instance: Any, args: Any, kwargs: Any) -> Any:
+        seen.append(function.__name__)
+        return wrapped(*args, **kwargs)
+
+    return wrapt.FunctionWrapper(function, around)
+
+
+_PASSED_OVER = [
+    *((BaseWorker, name) for name in ("handle_job_success", "increment_successful_job_count")),
+    *((rq.Worker, name) for name in ("handle_job_success", "increment_total_working_time")),
+    *((Job, name) for name in ("_handle_success", "set_status", "save", "to_dict", "cleanup")),
+    *((Result, "save"), (Result, "serialize"), (BaseRegistry, "add"), (rq.Queue, "enqueue_dependents")),
+]
+
+
+def _is_open(way: ShortWay, worker_class: type, queue_class: type = rq.Queue) -> bool:
+    handler = super(worker_class, worker_class(["q"], connection=Redis())).handle_job_success  # type: ignore[misc]
+    return way.is_open(handler, worker_class, queue_class)
+
+
+@pytest.mark.parametrize("wrap", [_wraps, _wrapt])
+@pytest.mark.parametrize(("owner", "name"), _PASSED_OVER)
+def test_what_is_wrapped_is_not_passed_over(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrap: Any
+) -> None:
+    """The short way closes as soon as an instrumentation wraps a function of RQ's that it passes over, however it does it."""
+    way = ShortWay()
+    assert _is_open(way, rq_pooled.Worker)
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, wrap(getattr(owner, name), []))
+        assert not _is_open(way, rq_pooled.Worker)
+    assert _is_open(way, rq_pooled.Worker)
+
+
+def test_what_a_subclass_overrides_is_not_passed_over() -> None:
+    """The short way is closed to worker and queue classes that override what it passes over."""
+
+    class Counting(rq_pooled.Worker):
+        def increment_successful_job_count(self, pipeline: Any = None) -> None:
+            super().increment_successful_job_count(pipeline)
+
+    class Following(rq.Queue):
+        def enqueue_dependents(self, *args: Any, **kwargs: Any) -> None:
+            super().enqueue_dependents(*args, **kwargs)
+
+    assert not _is_open(ShortWay(), Counting)
+    assert not _is_open(ShortWay(), rq_pooled.Worker, Following)
+    assert _is_open(ShortWay(), rq_pooled.Worker, rq_pooled.Queue)
+
+
+@pytest.mark.parametrize("wrap", [_wraps, _wrapt])
+@pytest.mark.parametrize(("name", "warms"), [("perform", True), ("_execute", False), ("restore", False)])
+def test_warming_up_is_no_job_to_instrumentations(
+    redis: Redis, monkeypatch: pytest.MonkeyPatch, wrap: Any, name: str, warms: bool
+) -> None:
+    """What wraps RQ's functions sees nothing of the job that warms up, which nobody enqueued."""
+    seen: list[str] = []
+    ran: list[str] = []
+    monkeypatch.setattr(Job, name, wrap(getattr(Job, name), seen))
+    monkeypatch.setattr(warmup, "is_plain", lambda *_: ran.append("round"))
+    pool = Pool(client=redis)
+    warmup.warm_up(make_recorder(Redis, pool, (7, 0, 0)))
+    pool.disconnect()
+    assert seen == []
+    assert ran == (["round"] * warmup.ROUNDS if warms else [])
