@@ -8,6 +8,7 @@ forks of one interpreter, so its version never differs.
 from __future__ import annotations
 
 import marshal
+import os
 import select
 import signal
 import socket
@@ -55,9 +56,13 @@ class Inbox:
 
 
 class ChildChannel:
-    """The horse's end: blocking, since a horse has nothing else to do."""
+    """The horse's end: blocking, since a horse has nothing else to do.
+
+    It belongs to the process that made it. A copy of that process, which a job has forked, says nothing and hears EOF.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        self._pid = os.getpid()
         self._socket = sock
         self._socket.setblocking(True)
         # Linux wakes whoever sleeps in recv, for nothing, whenever the parent has read what was sent before; whoever
@@ -69,10 +74,14 @@ class ChildChannel:
 
     def send(self, *messages: Any) -> None:
         """Send messages whole; blocks while the parent does not read. Raises OSError when the parent is gone."""
+        if os.getpid() != self._pid:
+            return
         self._socket.sendall(b"".join(map(encode, messages)))
 
     def receive(self) -> Any:
         """Return the next message, waiting for it without bound. Raises EOFError when the parent closed its end."""
+        if os.getpid() != self._pid:
+            raise EOFError(f"the channel belongs to process {self._pid}")
         while not self._messages:
             self._poll.poll()
             data = self._socket.recv(_CHUNK)
@@ -92,6 +101,10 @@ class ChildChannel:
             return self.receive()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def close_in_copy(self) -> None:
+        """Close the descriptor in a process that was forked from the owner: EOF is to mean that the owner ended."""
+        self._socket.close()
 
     def fileno(self) -> int:
         """Return the descriptor."""

@@ -92,7 +92,7 @@ class HorseProcess:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
         random.seed()
         gc.enable()
-        leaving = False
+        horse, leaving = os.getpid(), False
         self._channel.send(("free", False))
         while not leaving:
             try:
@@ -100,6 +100,8 @@ class HorseProcess:
             except (EOFError, OSError):
                 return
             getattr(self, f"_{kind}")(*rest)
+            if os.getpid() != horse:  # a copy that user code made by os.fork, and let return
+                os._exit(0)
             try:
                 leaving = self._clean_up()
             except Exception:
@@ -117,14 +119,11 @@ class HorseProcess:
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
-        horse = os.getpid()
         with hooks.around_job():
             if once.duplicate_of(self._worker.raw):
                 self._skip(job, queue)
             else:
                 self._worker.perform_job(job, queue)
-        if os.getpid() != horse:  # a copy that the job made by os.fork, and let return
-            os._exit(0)
         self._deliver(tape)
 
     def _skip(self, job: Job, queue: Queue) -> None:

@@ -28,6 +28,8 @@ logger = logging.getLogger("rq_pooled.prefork")
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 #: Seconds that a horse whose channel is closed may go on living before it is killed.
 _EOF_GRACE = 1.0
+#: Signals that are the parent's affair, and pass without effect in a horse.
+_PASSING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Horse:
@@ -134,8 +136,10 @@ class Prefork:
             signal.signal(signal.SIGINT, _no_op)
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the parent's affair, too
                 signal.signal(signal.SIGHUP, _no_op)
+            channel = ChildChannel(child_end)
+            _set_copies_free(channel)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._main(slot, ChildChannel(child_end))
+            self._main(slot, channel)
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
@@ -316,6 +320,32 @@ def _watch_parent(parent: int) -> NoReturn:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
+
+
+def _set_copies_free(channel: ChildChannel) -> None:
+    """Let the processes that a job forks from here end by signals like any program, and stay off ``channel``.
+
+    A process that a job starts by exec needs neither: the kernel gives it default handlers, Python closes the channel.
+    """
+    before = threading.local()
+
+    def block() -> None:
+        # A signal that reaches the copy before its handlers are reset would pass without effect.
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSING)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def reset() -> None:
+        channel.close_in_copy()
+        passing = [signum for signum in _PASSING if signal.getsignal(signum) is _no_op]
+        for signum in passing:
+            signal.signal(signum, signal.SIG_DFL)
+        unblock()
+        if signal.SIGINT in passing:  # last, since Python drops a KeyboardInterrupt that is raised in here
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def _no_op(_signum: int, _frame: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -168,6 +169,106 @@ def leave_dead_child() -> int:
     """Leave a child that has ended, and that nobody has waited for."""
     _, child = leave_child(0)
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    return os.getpid()
+
+
+def end_a_process_at_once() -> int:
+    """Start processes and end each before it can have run a line; return the status of the last."""
+    for _ in range(20):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        child.terminate()
+        child.join()
+    return child.exitcode or 0
+
+
+def leave_a_pool() -> None:
+    """Leave the block of a Pool whose processes are at work."""
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        pool.apply_async(time.sleep, (60,))
+
+
+def _sleep_lightly() -> None:
+    """Sleep so that a signal that comes right before a sleep is handled after it."""
+    for _ in range(1000):
+        time.sleep(0.01)
+
+
+def end_a_copy(signum: int) -> int:
+    """Fork, end the copy by a signal, return the wait status."""
+    child = os.fork()
+    if child == 0:
+        time.sleep(60)
+        os._exit(1)
+    os.kill(child, signum)
+    return os.waitpid(child, 0)[1]
+
+
+def interrupt_a_copy() -> int:
+    """Fork, interrupt the copy while it is at work, return its exit code: 3 for a KeyboardInterrupt."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.write(writer, b"at work")
+            _sleep_lightly()
+        except KeyboardInterrupt:
+            os._exit(3)
+    os.read(reader, 7)
+    os.kill(child, signal.SIGINT)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def own_handler_in_a_copy() -> int:
+    """Set a handler, fork, have the copy call it; return the copy's exit code."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(7))
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, b"at work")
+        _sleep_lightly()
+        os._exit(1)
+    os.read(reader, 7)
+    os.kill(child, signal.SIGTERM)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def be_ended_politely() -> int:
+    """Send to the own process what platforms send to all."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        os.kill(os.getpid(), signum)
+    return os.getpid()
+
+
+def fail_in_a_grandchild(gate: str) -> int:
+    """Leave a process, child of no process here, that waits for a file, then raises."""
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return os.getpid()
+    if os.fork():
+        os._exit(0)
+    wait_for_file(gate)
+    raise ValueError("in a copy")
+
+
+def on_failure_hang(_job: Any, _connection: Any, *_error: Any) -> None:
+    """A failure callback that says that it runs, then never hears its time limit."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    with open(os.environ["CALLBACK_RUNS"], "w"):
+        time.sleep(60)
+
+
+def outlive_a_callback(gate: str, runs: str, seconds: float) -> int:
+    """Open the gate, wait for the callback behind it, and go on for some seconds."""
+    with open(gate, "w"):
+        pass
+    wait_for_file(runs)
+    time.sleep(seconds)
     return os.getpid()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import crash_jobs
 import pytest
 from redis import Redis
-from rq import Queue
+from rq import Callback, Queue
 from rq.job import Job, JobStatus
 from support import WorkerProcess, running_worker, wait_until
 
@@ -25,7 +25,8 @@ Run = Callable[..., Any]
 @pytest.fixture
 def worker(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> Iterator[WorkerProcess]:
     """A worker with one horse."""
-    with running_worker(server.url, "q", log=tmp_path / "log", RQ_POOLED_KILL_GRACE="0.5", RQ_POOLED_URL=server.url) as running:
+    settings = {"RQ_POOLED_KILL_GRACE": "0.5", "RQ_POOLED_URL": server.url, "CALLBACK_RUNS": str(tmp_path / "runs")}
+    with running_worker(server.url, "q", log=tmp_path / "log", **settings) as running:
         yield running
 
 
@@ -160,6 +161,29 @@ def test_a_child_that_has_ended_is_no_warning(run: Run, worker: WorkerProcess) -
     first = run(crash_jobs.leave_dead_child)
     assert run(crash_jobs.pid) != first
     assert "left a process behind" not in worker.output()
+
+
+def test_a_job_can_end_its_own_processes(run: Run) -> None:
+    """Processes that a job forks end by the signals by which any program's do, however early the signal comes."""
+    assert run(crash_jobs.end_a_process_at_once, job_timeout=10) == -signal.SIGTERM
+    run(crash_jobs.leave_a_pool, job_timeout=10)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        assert run(crash_jobs.end_a_copy, signum, job_timeout=10) == signum
+    assert run(crash_jobs.interrupt_a_copy, job_timeout=10) == 3
+    assert run(crash_jobs.own_handler_in_a_copy, job_timeout=10) == 7
+
+
+def test_a_job_that_has_forked_still_lets_signals_pass(run: Run) -> None:
+    """Resetting the signals of a copy leaves those of the horse as they are."""
+    pid = run(crash_jobs.be_ended_politely)
+    assert run(crash_jobs.pid) == pid
+
+
+def test_a_copy_that_fails_later_says_nothing(run: Run, tmp_path: Path) -> None:
+    """A process that a job left sets no time limit for the next job when RQ handles its failure there."""
+    gate, runs = str(tmp_path / "gate"), str(tmp_path / "runs")
+    pid = run(crash_jobs.fail_in_a_grandchild, gate, on_failure=Callback(crash_jobs.on_failure_hang, timeout=1))
+    assert run(crash_jobs.outlive_a_callback, gate, runs, 2.5) == pid
 
 
 def test_output_is_written_by_the_end_of_the_job(run: Run, worker: WorkerProcess) -> None:

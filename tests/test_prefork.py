@@ -230,6 +230,37 @@ def test_the_signals_of_the_parent_are_not_those_of_the_child(make: Callable[...
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
+def test_only_the_horse_itself_speaks_on_its_channel(make: Callable[..., Stable]) -> None:
+    """A copy of a horse says nothing, hears EOF, and does not keep the channel open when the horse has ended."""
+
+    def main(_slot: int, channel: ChildChannel) -> None:
+        descriptor = channel.fileno()
+        reader, writer = os.pipe()
+        copy = os.fork()
+        if copy == 0:
+            os.setpgid(0, 0)  # so that it outlives the horse
+            channel.send("from the copy")
+            try:
+                channel.receive()
+            except EOFError:
+                os.write(writer, b"EOF")
+            time.sleep(10)
+            os._exit(0)
+        heard = os.read(reader, 3)
+        channel.send((heard, channel.fileno() == descriptor, copy))
+        os._exit(0)
+
+    stable = make(main)
+    horse = stable.prefork.spawn(0)
+    stable.until(lambda: stable.exits)
+    try:
+        assert [message[:2] for message in stable.said()] == [(b"EOF", True)]
+        assert horse.channel.at_eof
+    finally:
+        for message in stable.said():
+            os.kill(message[2], signal.SIGKILL)
+
+
 def test_killing_takes_the_whole_group(make: Callable[..., Stable]) -> None:
     """A child that a job has left behind ends with its horse, whichever way the horse ends."""
 
