@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
 import resource
 import traceback
 from collections.abc import Callable, Sequence
@@ -90,7 +89,6 @@ class HorseProcess:
 
     def run(self) -> None:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
-        random.seed()
         gc.enable()
         horse, leaving = os.getpid(), False
         self._channel.send(("free", False))
@@ -390,6 +388,7 @@ class HorseProcess:
             or self._alarm_fired
             or self._surroundings.has_new_threads()
             or self._surroundings.has_closed_streams()
+            or self._surroundings.is_spoilt()
             or self._has_children()
             or self._is_too_big()
         )
