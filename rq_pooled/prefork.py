@@ -43,6 +43,8 @@ class Horse:
         self.started = time.monotonic()
         self.jobs = 0
         self.retiring = False
+        #: It sent garbage.
+        self.distrusted = False
 
     def __repr__(self) -> str:
         return f"Horse(pid={self.pid}, slot={self.slot})"
@@ -57,6 +59,7 @@ class Prefork:
         close_in_child: closes what else the parent has open (sockets to Redis); runs first thing in the child.
         on_message: called with ``(horse, message)`` for every message.
         on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
+        check: raises ValueError for a message that ``on_message`` is not to be called with.
     """
 
     def __init__(
@@ -66,6 +69,7 @@ class Prefork:
         close_in_child: Callable[[], None],
         on_message: Callable[[Horse, Any], None],
         on_exit: Callable[[Horse, int, resource.struct_rusage], None],
+        check: Callable[[Any], None] = lambda _message: None,
     ) -> None:
         if not hasattr(os, "fork"):
             raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {sys.platform} does not have")
@@ -74,6 +78,7 @@ class Prefork:
         self._close_in_child = close_in_child
         self._on_message = on_message
         self._on_exit = on_exit
+        self._check = check
         self.horses: dict[int, Horse] = {}
         self._named_threads: set[str] = set()
         self._has_pidfd = _pidfd_works()
@@ -193,16 +198,21 @@ class Prefork:
             self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
 
     def receive(self, horse: Horse) -> None:
-        """Hand on what the horse has sent until now. A horse that sends garbage is killed."""
-        try:
-            messages = horse.channel.receive()
-        except (ValueError, EOFError, TypeError) as error:
-            logger.error("horse %d sent something that is no message (%s); killing it", horse.pid, error)
+        """Hand on what the horse has sent until now. A horse that sends garbage is killed, and not heard any more."""
+        if horse.distrusted:
+            return
+        for message in horse.channel.receive():
+            try:
+                self._check(message)
+            except ValueError as error:
+                horse.channel.garbage = error
+                break
+            self._on_message(horse, message)
+        if horse.channel.garbage is not None:
+            horse.distrusted = True
+            logger.error("horse %d sent what is no message (%s); killing it", horse.pid, horse.channel.garbage)
             self._loop.unwatch(horse.channel)
             self.kill(horse)
-            return
-        for message in messages:
-            self._on_message(horse, message)
 
     # -- death ---------------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ from redis import Redis
 from rq import Retry, get_current_job
 
 import rq_pooled
+from rq_pooled.channel import ChildChannel
 
 _imported_by = os.getpid()
 
@@ -496,6 +497,13 @@ def leave_environment() -> int:
     """Overwrite what RQ says about the job."""
     os.environ["RQ_JOB_ID"] = "somebody else's"
     return os.getpid()
+
+
+def write_to_the_parent(data: bytes) -> None:
+    """Write into the channel between horse and parent, then go on for long."""
+    (channel,) = (thing for thing in gc.get_objects() if isinstance(thing, ChildChannel))
+    os.write(channel.fileno(), data)
+    time.sleep(60)
 
 
 def close_all_descriptors() -> None:

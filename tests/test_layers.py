@@ -82,6 +82,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "boot": (3, "errors config backoff loop connections redis"),
     # The parent, by duty.
     "parent": (4, "below"),
+    "messages": (0, ""),
     "slots": (4, "below parent"),
     "outcomes": (4, "below parent slots redis"),
     "wakeup": (4, "below parent redis"),

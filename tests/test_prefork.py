@@ -19,7 +19,7 @@ import pytest
 from support import TESTS, wait_until
 
 import rq_pooled.prefork as prefork_module
-from rq_pooled.channel import ChildChannel
+from rq_pooled.channel import ChildChannel, encode
 from rq_pooled.loop import Loop
 from rq_pooled.prefork import Horse, Prefork
 
@@ -153,6 +153,21 @@ def test_a_horse_that_sends_garbage_is_killed(make: Callable[..., Stable], caplo
     assert "no message" in caplog.text
     stable.prefork.send(good, "still here")
     stable.until(lambda: "still here" in stable.said())
+
+
+def test_what_came_before_garbage_counts(make: Callable[..., Stable], caplog: pytest.LogCaptureFixture) -> None:
+    """Messages that were whole before the garbage are heard; what comes after it is not, and it is reported once."""
+
+    def main(_slot: int, channel: ChildChannel) -> None:
+        os.write(channel.fileno(), encode("before") + b"\0\0\0\1?" + encode("after"))
+        time.sleep(60)
+
+    stable = make(main)
+    horse = stable.prefork.spawn(0)
+    stable.until(lambda: stable.exits)
+    assert stable.said() == ["before"]
+    assert stable.exits == [(horse, signal.SIGKILL)]
+    assert caplog.text.count("no message") == 1
 
 
 def test_an_idle_horse_ends_when_retired(make: Callable[..., Stable]) -> None:
