@@ -36,7 +36,7 @@ from .relay import Relay
 from .resp import Word, pack, pack_runs
 from .retry import Rules
 from .success import snapshot
-from .surroundings import Surroundings, has_children, has_doomed_children
+from .surroundings import Surroundings, has_children, has_doomed_children, let_resource_trackers_live
 from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
@@ -79,6 +79,7 @@ class HorseProcess:
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
+        let_resource_trackers_live()
         dates.use_in_jobs()
         worker.announce = lambda seconds: channel.send(("phase", seconds))
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)

@@ -9,16 +9,18 @@ import faulthandler
 import gc
 import locale
 import logging
+import multiprocessing.util
 import os
 import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 #: What stands behind signal.getsignal, which looks up an enum's member for each answer: that takes longer than all else
@@ -250,6 +252,25 @@ class _SetAtImport:
                 os.environb[name] = value
         if variables.get(b"TZ") != zone:
             time.tzset()
+
+
+def let_resource_trackers_live() -> None:
+    """Let the process that multiprocessing starts to remove what a program leaves in /dev/shm outlive this one.
+
+    It does so when the pipe from here is closed. In this process's group it would be killed before; in stock RQ it is not.
+    """
+    spawn: Callable[[Any, Any, Any], int] = multiprocessing.util.spawnv_passfds
+
+    def spawn_apart(path: Any, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        if not any("multiprocessing.resource_tracker" in os.fsdecode(arg) for arg in args):
+            return spawn(path, args, passfds)
+        tracker = subprocess.Popen(
+            args, executable=path, pass_fds=passfds, restore_signals=False, start_new_session=True
+        )
+        tracker.returncode = 0  # who asked for it waits for it
+        return tracker.pid
+
+    multiprocessing.util.spawnv_passfds = spawn_apart
 
 
 def _renew_event_loop() -> None:

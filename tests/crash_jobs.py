@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 import warnings
+from multiprocessing import shared_memory
 from typing import Any
 
 from redis import Redis
@@ -446,6 +447,20 @@ def outlive_a_callback(gate: str, runs: str, seconds: float) -> int:
     wait_for_file(runs)
     time.sleep(seconds)
     return os.getpid()
+
+
+def leave_shared_memory(name: str, end: str) -> None:
+    """Create shared memory, start a process that uses it, and end in one of the ways in which jobs do."""
+    memory = shared_memory.SharedMemory(name, create=True, size=1000)
+    multiprocessing.get_context("spawn").Process(target=time.sleep, args=(60,)).start()
+    memory.buf[0] = 1
+    if end == "raise":
+        raise ValueError("on purpose")
+    if end == "exit":
+        os._exit(0)
+    if end == "deaf":
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
+    time.sleep(60)
 
 
 def leave_output(words: list[str]) -> int:

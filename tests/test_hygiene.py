@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import crash_jobs
+import psutil
 import pytest
 from redis import Redis
 from rq import Callback, Queue
@@ -258,6 +259,21 @@ def test_a_child_that_has_ended_is_no_warning(run: Run, worker: WorkerProcess) -
     first = run(crash_jobs.leave_dead_child)
     assert run(crash_jobs.pid) != first
     assert "left a process behind" not in worker.output()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory cannot be listed")
+@pytest.mark.parametrize("end", ["raise", "timeout", "deaf", "exit"])
+def test_no_shared_memory_is_left(run: Run, redis: Redis, worker: WorkerProcess, end: str) -> None:
+    """Shared memory of a job is removed when the job has ended, however it ended, with the processes that used it."""
+    before = run(crash_jobs.pid)
+    name = f"rq_pooled_{os.getpid()}_{end}"
+    job = Queue("q", connection=redis).enqueue(crash_jobs.leave_shared_memory, name, end, job_timeout=1)
+    wait_until(lambda: os.path.exists(f"/dev/shm/{name}") or job.get_status() == JobStatus.FAILED)
+    others = psutil.Process(before).children(recursive=True) if end == "deaf" else []
+    assert ended(job) == JobStatus.FAILED
+    wait_until(lambda: not os.path.exists(f"/dev/shm/{name}"), 10, "the end of the shared memory")
+    wait_until(lambda: not any(lives(process.pid) for process in others), 10, "the ends of what the job started")
+    assert run(crash_jobs.pid) != before
 
 
 def test_a_job_can_end_its_own_processes(run: Run) -> None:
