@@ -215,6 +215,8 @@ class _SetAtImport:
         self._timeout = socket.getdefaulttimeout()
         self._locale = locale.setlocale(locale.LC_ALL)
         self._thresholds = gc.get_threshold()
+        decimal: Any = sys.modules.get("decimal")
+        self._decimal = decimal and decimal.getcontext().copy()
 
     def restore(self) -> None:
         """Give it back, or keep it as it now is."""
@@ -242,6 +244,10 @@ class _SetAtImport:
             locale.setlocale(locale.LC_ALL, self._locale)
         if gc.get_threshold() != self._thresholds:
             gc.set_threshold(*self._thresholds)
+        if self._decimal is not None:
+            decimal: Any = sys.modules["decimal"]
+            if _arithmetic(decimal.getcontext()) != _arithmetic(self._decimal):
+                decimal.setcontext(self._decimal.copy())
 
     def _restore_variables(self, variables: dict[bytes, bytes]) -> None:
         zone = variables.get(b"TZ")
@@ -301,6 +307,10 @@ def _seed_generators() -> None:
     if torch := sys.modules.get("torch"):
         with contextlib.suppress(Exception):  # the processor's; those of graphics cards do not survive a fork
             torch.default_generator.manual_seed(int.from_bytes(os.urandom(7), "big"))
+
+
+def _arithmetic(context: Any) -> tuple[Any, ...]:
+    return context.prec, context.rounding, context.Emin, context.Emax, context.capitals, context.clamp, context.traps
 
 
 def _directory() -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import decimal
 import faulthandler
 import gc
 import io
@@ -308,6 +309,8 @@ def leave_globals() -> int:
     warnings.simplefilter("error")
     socket.setdefaulttimeout(0.5)
     locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(locale.LC_ALL) == "C" else "C")
+    decimal.getcontext().prec = 2
+    decimal.getcontext().traps[decimal.Inexact] = True
     gc.disable()
     gc.set_threshold(5)
     sys.settrace(lambda *_: None)
@@ -320,7 +323,7 @@ def globals_seen() -> list[Any]:
     variables = {name: value for name, value in os.environ.items() if name != "RQ_JOB_ID"}
     seen = [variables, time.timezone, sys.path, sys.argv, [str(entry) for entry in warnings.filters]]
     seen += [socket.getdefaulttimeout(), locale.setlocale(locale.LC_ALL), gc.isenabled(), gc.get_threshold()]
-    return [*seen, str(sys.gettrace()), str(sys.getprofile())]
+    return [*seen, str(sys.gettrace()), str(sys.getprofile()), repr(decimal.getcontext().copy())]
 
 
 def import_late(name: str) -> int:
