@@ -1,13 +1,14 @@
 """Messages between the parent and one horse, over a socketpair: a length, then plain data.
 
-The data is written with ``marshal``: numbers, text, bytes and containers of them, nothing else. Unlike pickle it
-never runs code when it is read, so the parent can read what a horse sends after user code ran there; both ends are
-forks of one interpreter, so its version never differs.
+The data is written with ``marshal``: numbers, text, bytes, tuples and lists; from the parent also dictionaries. Both
+ends are forks of one interpreter. Unlike pickle, marshal runs no code when it reads, but it allocates what a few bytes
+announce, and may crash on what it has not written. So the parent looks at each byte that says what follows, first.
 """
 
 from __future__ import annotations
 
 import marshal
+import os
 import select
 import signal
 import socket
@@ -19,28 +20,78 @@ _HEADER = struct.Struct(">I")
 #: The longest message believed. Redis refuses strings over 512 MB, so a longer one is garbage.
 MAX_MESSAGE = 512 * 1024 * 1024
 _CHUNK = 64 * 1024
+#: In marshal's second version the same data is always written alike, without references. It is the quickest, too.
+_VERSION = 2
+#: Most objects in one message: the parent looks at each.
+MAX_OBJECTS = 1_000_000
+_COUNT = struct.Struct("<I")
+#: Bytes of what has one length: None, True, False, numbers of up to 32 bits, floats.
+_FIXED = {ord("N"): 1, ord("T"): 1, ord("F"): 1, ord("i"): 5, ord("g"): 9}
+#: What says how many bytes, or objects, follow; large numbers say how many pairs of bytes.
+_STRINGS, _CONTAINERS, _LONG = frozenset(b"su"), frozenset(b"(["), ord("l")
+#: What reading a message may raise.
+GARBAGE = (ValueError, EOFError, TypeError)
 
 
 def encode(message: Any) -> bytes:
     """Return ``message`` as it travels: four bytes of length, then its marshalled form."""
-    body = marshal.dumps(message)
+    body = marshal.dumps(message, _VERSION)
     return _HEADER.pack(len(body)) + body
 
 
+def check(body: bytes) -> None:
+    """Raise unless ``body`` is whole, of the types that horses send, and announces no more than it holds.
+
+    Raises:
+        ValueError, EOFError: it is not.
+    """
+    position, missing, end, objects = 0, 1, len(body), 0
+    try:
+        while missing:
+            kind = body[position]
+            missing -= 1
+            if kind in _STRINGS:
+                position += 5 + _COUNT.unpack_from(body, position + 1)[0]
+            elif kind in _CONTAINERS:
+                count = _COUNT.unpack_from(body, position + 1)[0]
+                position += 5
+                missing += count
+                objects += count
+                if missing > end - position or objects > MAX_OBJECTS:  # each has a byte at least
+                    raise ValueError(f"{count} objects were announced in a message of {end} bytes")
+            elif kind == _LONG:
+                (digits,) = struct.unpack_from("<i", body, position + 1)
+                position += 5 + 2 * abs(digits)
+            else:
+                position += _FIXED[kind]
+    except (IndexError, struct.error):
+        raise EOFError(f"a message of {end} bytes says that it is longer") from None
+    except KeyError as error:
+        raise ValueError(f"byte {position} of a message of {end} bytes is {error}, which begins nothing") from None
+    if position != end:
+        raise ValueError(f"a message of {position} bytes has {end}")
+
+
 class Inbox:
-    """Cuts a stream of bytes into messages."""
+    """Cuts a stream of bytes into messages.
 
-    def __init__(self) -> None:
+    Args:
+        wary: look at each message before it is read, see ``check``.
+    """
+
+    def __init__(self, wary: bool = True) -> None:
         self._buffer = bytearray()
+        self._wary = wary
 
-    def feed(self, data: bytes) -> list[Any]:
-        """Take ``data`` and return the messages that are complete now, oldest first.
+    def feed(self, data: bytes, messages: list[Any] | None = None) -> list[Any]:
+        """Take ``data`` and return the messages that are complete now, oldest first, added to ``messages``.
 
         Raises:
-            ValueError, EOFError, TypeError: the bytes are not what ``encode`` writes.
+            ValueError, EOFError, TypeError: the bytes are not what ``encode`` writes. What came before was added.
         """
+        messages = [] if messages is None else messages
         self._buffer += data
-        messages, position = [], 0
+        position = 0
         while len(self._buffer) - position >= _HEADER.size:
             (size,) = _HEADER.unpack_from(self._buffer, position)
             if size > MAX_MESSAGE:
@@ -48,31 +99,42 @@ class Inbox:
             end = position + _HEADER.size + size
             if len(self._buffer) < end:
                 break
-            messages.append(marshal.loads(self._buffer[position + _HEADER.size : end]))
+            body = bytes(self._buffer[position + _HEADER.size : end])
+            if self._wary:
+                check(body)
+            messages.append(marshal.loads(body))
             position = end
         del self._buffer[:position]
         return messages
 
 
 class ChildChannel:
-    """The horse's end: blocking, since a horse has nothing else to do."""
+    """The horse's end: blocking, since a horse has nothing else to do.
+
+    It belongs to the process that made it. A copy of that process, which a job has forked, says nothing and hears EOF.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        self._pid = os.getpid()
         self._socket = sock
         self._socket.setblocking(True)
         # Linux wakes whoever sleeps in recv, for nothing, whenever the parent has read what was sent before; whoever
         # sleeps in poll it does not. Without this a horse woke up 1.7 times per job.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
-        self._inbox = Inbox()
+        self._inbox = Inbox(wary=False)
         self._messages: deque[Any] = deque()
 
     def send(self, *messages: Any) -> None:
         """Send messages whole; blocks while the parent does not read. Raises OSError when the parent is gone."""
+        if os.getpid() != self._pid:
+            return
         self._socket.sendall(b"".join(map(encode, messages)))
 
     def receive(self) -> Any:
         """Return the next message, waiting for it without bound. Raises EOFError when the parent closed its end."""
+        if os.getpid() != self._pid:
+            raise EOFError(f"the channel belongs to process {self._pid}")
         while not self._messages:
             self._poll.poll()
             data = self._socket.recv(_CHUNK)
@@ -93,6 +155,10 @@ class ChildChannel:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def close_in_copy(self) -> None:
+        """Close the descriptor in a process that was forked from the owner: EOF is to mean that the owner ended."""
+        self._socket.close()
+
     def fileno(self) -> int:
         """Return the descriptor."""
         return self._socket.fileno()
@@ -107,6 +173,8 @@ class ParentChannel:
         self._inbox = Inbox()
         self.unsent = bytearray()
         self.at_eof = False
+        #: What was wrong with what came last; nothing is read after it.
+        self.garbage: Exception | None = None
 
     def send(self, message: Any) -> bool:
         """Send as much as fits; return True when all of it went, else call ``flush`` when it is writable."""
@@ -125,13 +193,12 @@ class ParentChannel:
         return True
 
     def receive(self) -> list[Any]:
-        """Return the complete messages that are here now; sets ``at_eof`` once the other end is closed.
+        """Return the complete messages that are here now.
 
-        Raises:
-            ValueError, EOFError, TypeError: the other end wrote something that is no message.
+        Sets ``at_eof`` once the other end is closed, ``garbage`` when it wrote something that is no message.
         """
         messages: list[Any] = []
-        while not self.at_eof:
+        while not self.at_eof and self.garbage is None:
             try:
                 data = self._socket.recv(_CHUNK)
             except BlockingIOError:
@@ -139,7 +206,10 @@ class ParentChannel:
             except OSError:
                 data = b""
             self.at_eof = not data
-            messages += self._inbox.feed(data)
+            try:
+                self._inbox.feed(data, messages)
+            except GARBAGE as error:
+                self.garbage = error
             if len(data) < _CHUNK:
                 break
         return messages

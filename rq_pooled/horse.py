@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import logging
 import os
-import random
 import resource
 import traceback
 from collections.abc import Callable, Sequence
@@ -37,7 +36,7 @@ from .relay import Relay
 from .resp import Word, pack, pack_runs
 from .retry import Rules
 from .success import snapshot
-from .surroundings import Surroundings, has_children, has_doomed_children
+from .surroundings import Surroundings, has_children, has_doomed_children, let_resource_trackers_live
 from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
@@ -80,6 +79,7 @@ class HorseProcess:
         self._alarm_fired = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
+        let_resource_trackers_live()
         dates.use_in_jobs()
         worker.announce = lambda seconds: channel.send(("phase", seconds))
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
@@ -90,9 +90,8 @@ class HorseProcess:
 
     def run(self) -> None:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
-        random.seed()
         gc.enable()
-        leaving = False
+        horse, leaving = os.getpid(), False
         self._channel.send(("free", False))
         while not leaving:
             try:
@@ -100,6 +99,8 @@ class HorseProcess:
             except (EOFError, OSError):
                 return
             getattr(self, f"_{kind}")(*rest)
+            if os.getpid() != horse:  # a copy that user code made by os.fork, and let return
+                os._exit(0)
             try:
                 leaving = self._clean_up()
             except Exception:
@@ -117,14 +118,11 @@ class HorseProcess:
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
-        horse = os.getpid()
         with hooks.around_job():
             if once.duplicate_of(self._worker.raw):
                 self._skip(job, queue)
             else:
                 self._worker.perform_job(job, queue)
-        if os.getpid() != horse:  # a copy that the job made by os.fork, and let return
-            os._exit(0)
         self._deliver(tape)
 
     def _skip(self, job: Job, queue: Queue) -> None:
@@ -394,6 +392,7 @@ class HorseProcess:
             or self._alarm_fired
             or self._surroundings.has_new_threads()
             or self._surroundings.has_closed_streams()
+            or self._surroundings.is_spoilt()
             or self._has_children()
             or self._is_too_big()
         )

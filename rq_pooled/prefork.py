@@ -28,6 +28,8 @@ logger = logging.getLogger("rq_pooled.prefork")
 _PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 #: Seconds that a horse whose channel is closed may go on living before it is killed.
 _EOF_GRACE = 1.0
+#: Signals that are the parent's affair, and pass without effect in a horse.
+_PASSING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Horse:
@@ -41,6 +43,8 @@ class Horse:
         self.started = time.monotonic()
         self.jobs = 0
         self.retiring = False
+        #: It sent garbage.
+        self.distrusted = False
 
     def __repr__(self) -> str:
         return f"Horse(pid={self.pid}, slot={self.slot})"
@@ -55,6 +59,7 @@ class Prefork:
         close_in_child: closes what else the parent has open (sockets to Redis); runs first thing in the child.
         on_message: called with ``(horse, message)`` for every message.
         on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
+        check: raises ValueError for a message that ``on_message`` is not to be called with.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class Prefork:
         close_in_child: Callable[[], None],
         on_message: Callable[[Horse, Any], None],
         on_exit: Callable[[Horse, int, resource.struct_rusage], None],
+        check: Callable[[Any], None] = lambda _message: None,
     ) -> None:
         if not hasattr(os, "fork"):
             raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {sys.platform} does not have")
@@ -72,6 +78,7 @@ class Prefork:
         self._close_in_child = close_in_child
         self._on_message = on_message
         self._on_exit = on_exit
+        self._check = check
         self.horses: dict[int, Horse] = {}
         self._named_threads: set[str] = set()
         self._has_pidfd = _pidfd_works()
@@ -134,8 +141,10 @@ class Prefork:
             signal.signal(signal.SIGINT, _no_op)
             if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the parent's affair, too
                 signal.signal(signal.SIGHUP, _no_op)
+            channel = ChildChannel(child_end)
+            _set_copies_free(channel)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._main(slot, ChildChannel(child_end))
+            self._main(slot, channel)
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
@@ -189,16 +198,21 @@ class Prefork:
             self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
 
     def receive(self, horse: Horse) -> None:
-        """Hand on what the horse has sent until now. A horse that sends garbage is killed."""
-        try:
-            messages = horse.channel.receive()
-        except (ValueError, EOFError, TypeError) as error:
-            logger.error("horse %d sent something that is no message (%s); killing it", horse.pid, error)
+        """Hand on what the horse has sent until now. A horse that sends garbage is killed, and not heard any more."""
+        if horse.distrusted:
+            return
+        for message in horse.channel.receive():
+            try:
+                self._check(message)
+            except ValueError as error:
+                horse.channel.garbage = error
+                break
+            self._on_message(horse, message)
+        if horse.channel.garbage is not None:
+            horse.distrusted = True
+            logger.error("horse %d sent what is no message (%s); killing it", horse.pid, horse.channel.garbage)
             self._loop.unwatch(horse.channel)
             self.kill(horse)
-            return
-        for message in messages:
-            self._on_message(horse, message)
 
     # -- death ---------------------------------------------------------------------------------------------------
 
@@ -316,6 +330,32 @@ def _watch_parent(parent: int) -> NoReturn:
     while os.getppid() == parent:
         time.sleep(0.2)
     os._exit(1)
+
+
+def _set_copies_free(channel: ChildChannel) -> None:
+    """Let the processes that a job forks from here end by signals like any program, and stay off ``channel``.
+
+    A process that a job starts by exec needs neither: the kernel gives it default handlers, Python closes the channel.
+    """
+    before = threading.local()
+
+    def block() -> None:
+        # A signal that reaches the copy before its handlers are reset would pass without effect.
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSING)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def reset() -> None:
+        channel.close_in_copy()
+        passing = [signum for signum in _PASSING if signal.getsignal(signum) is _no_op]
+        for signum in passing:
+            signal.signal(signum, signal.SIG_DFL)
+        unblock()
+        if signal.SIGINT in passing:  # last, since Python drops a KeyboardInterrupt that is raised in here
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
 
 
 def _no_op(_signum: int, _frame: Any) -> None:

@@ -13,6 +13,7 @@ from . import hooks
 from .channel import ChildChannel
 from .claims import Claim
 from .ledger import NOTHING, Outcome, packed
+from .messages import check_message
 from .multiplexer import Multiplexer
 from .parent import Parent
 from .prefork import Horse, Prefork
@@ -131,6 +132,7 @@ class Slots:
             self._close_in_child,
             self._on_message,
             self._on_exit,
+            check_message,
         )
         self._slots = [Slot(name) for name in names]
         self._ending = False

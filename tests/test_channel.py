@@ -12,6 +12,7 @@ import struct
 import sys
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from hypothesis import strategies as st
 from support import wait_until
 
 from rq_pooled.channel import MAX_MESSAGE, ChildChannel, Inbox, ParentChannel, encode
+from rq_pooled.messages import check_message
+from rq_pooled.resp import pack, pack_runs
 
 scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.binary(max_size=50) | st.floats(allow_nan=False)
 plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=10)
@@ -49,13 +52,119 @@ def test_a_message_is_handed_out_with_its_last_byte() -> None:
 
 @pytest.mark.parametrize(
     "garbage",
-    [struct.pack(">I", MAX_MESSAGE + 1), struct.pack(">I", 0), struct.pack(">I", 3) + b"\xff\xff\xff", b"\0\0\0\1("],
-    ids=["too long", "empty", "no marshal", "cut"],
+    [
+        struct.pack(">I", MAX_MESSAGE + 1),
+        struct.pack(">I", 0),
+        struct.pack(">I", 3) + b"\xff\xff\xff",
+        b"\0\0\0\1(",
+        b"\0\0\0\7[\1\0\0\0NN",
+        b"\0\0\0\5s\0\0\0\x80",
+        b"\0\0\0\5l\0\0\0\x80",
+    ],
+    ids=["too long", "empty", "no marshal", "cut", "too much", "short string", "short number"],
 )
 def test_garbage_is_refused(garbage: bytes) -> None:
     """What encode cannot have written raises one of the errors that the reader promises, and is never obeyed."""
     with pytest.raises((ValueError, EOFError, TypeError)):
         Inbox().feed(garbage)
+
+
+@pytest.mark.parametrize("kind", [b"(", b"[", b"<", b"l", b"c"])
+def test_a_few_bytes_cost_no_memory(kind: bytes) -> None:
+    """What nine bytes announce, millions of objects or digits, is not allocated before it is there."""
+    tracemalloc.start()
+    try:
+        with pytest.raises((ValueError, EOFError, TypeError)):
+            Inbox().feed(b"\0\0\0\5" + kind + b"\xff\xff\xff\3")
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+GUARDS = (1, *pack([b"0", 2, b"EXISTS", b"key"]))
+COMMANDS = (2, *pack_runs([["SET", "key", "\r\n$1"], ["DEL", "x" * 300]]))
+NOTHING = (0, 0, b"")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        ("free", True),
+        ("phase", -1),
+        ("phase", 0.5),
+        ("read", []),
+        ("relay", [[b"GET", b"key"], [b"PING"]]),
+        ("outcome", "finished", GUARDS, COMMANDS, NOTHING, False),
+        ("outcome", "failed", NOTHING, COMMANDS, COMMANDS, True),
+    ],
+)
+def test_what_horses_say_is_believed(message: Any) -> None:
+    """Messages of every kind pass."""
+    check_message(message)
+
+
+def outcome(*part: Any) -> Any:
+    """Return an outcome with such commands."""
+    return ("outcome", "finished", GUARDS, part, NOTHING, False)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        None,
+        "free",
+        [],
+        (),
+        ("free",),
+        ["free", True],
+        (b"free", True),
+        ("free", 1),
+        ("free", True, True),
+        ("phase", "soon"),
+        ("phase", float("nan")),
+        ("phase", True),
+        ("perform", ()),
+        ("__init__",),
+        ("read", ()),
+        ("read", [()]),
+        ("read", [[]]),
+        ("relay", [["GET", b"key"]]),
+        ("outcome", "finished", GUARDS, COMMANDS, NOTHING),
+        ("outcome", b"finished", GUARDS, COMMANDS, NOTHING, False),
+        ("outcome", "x" * 1000, GUARDS, COMMANDS, NOTHING, False),
+        ("outcome", "finished", GUARDS, COMMANDS, NOTHING, 0),
+        ("outcome", "finished", COMMANDS, COMMANDS, NOTHING, False),
+        outcome(2, COMMANDS[1], COMMANDS[2].decode()),
+        outcome(2, "7", COMMANDS[2]),
+        outcome(1, COMMANDS[1], COMMANDS[2]),
+        outcome(2, COMMANDS[1] - 1, COMMANDS[2]),
+        outcome(2, COMMANDS[1], COMMANDS[2][:-1]),
+        outcome(2, COMMANDS[1], COMMANDS[2] + b"\n"),
+        outcome(0, 0, b"*1\r\n$4\r\nPING\r\n"),
+        outcome(1, *pack([2, "SET"])),
+        outcome(1, *pack([1, "SET", "key"])),
+        outcome(1, *pack([0])),
+        outcome(1, *pack([-1, "SET"])),
+        outcome(1, *pack(["1_0", *"0123456789"])),
+        outcome(1, 2, b"$-1\r\n$1\r\n1\r\n"),
+        outcome(1, 2, b"$1\r\n1\r\n$99999999999999999999\r\nx\r\n"),
+    ],
+)
+def test_what_no_horse_says_is_refused(message: Any) -> None:
+    """A message of another shape, type or size is refused before anything is done with it."""
+    with pytest.raises(ValueError):
+        check_message(message)
+
+
+@given(plain)
+@settings(deadline=None, max_examples=200)
+def test_no_message_raises_anything_else(message: Any) -> None:
+    """Any plain data is either a message or refused."""
+    for one in (message, ("outcome", "finished", message, message, message, True), ("read", message), ("phase", message)):
+        try:
+            check_message(one)
+        except ValueError:
+            pass
 
 
 @given(st.binary(max_size=200))

@@ -20,6 +20,7 @@ from rq.command import PUBSUB_CHANNEL_TEMPLATE, send_stop_job_command
 from rq.job import Job, JobStatus
 from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 
+from rq_pooled.channel import encode
 from rq_pooled.embedded import EmbeddedServer
 
 
@@ -98,6 +99,37 @@ def test_a_job_that_ends_its_process_fails(
         assert (ended(bad), ended(good)) == (JobStatus.FAILED, JobStatus.FINISHED)
         assert "Work-horse terminated unexpectedly" in bad.latest_result().exc_string
         wait_until(lambda: len(horses(worker)) == 1 and not zombies(worker), what="one horse and no zombie")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\0\0\0\5(\0\0\0\4",
+        encode(("outcome", "finished", (0, 0, ""), (0, 0, b""), (0, 0, b""), False)),
+        encode(("outcome", "finished", (0, 0, b""), (1, 9, b"$1\r\n1\r\n$4\r\nPING\r\n"), (0, 0, b""), False)),
+        encode(("phase", "soon")),
+        encode(("relay", [["PING"]])),
+        encode(("free",)),
+        encode([]),
+    ],
+    ids=["memory", "text", "words", "phase", "relay", "free", "shape"],
+)
+def test_a_wrong_message_ends_its_horse_alone(
+    server: EmbeddedServer, queue: Queue, tmp_path: Path, data: bytes
+) -> None:
+    """A job that writes nonsense to the parent fails at once; the worker, and the job beside it, go on."""
+    gate = tmp_path / "gate"
+    with running_worker(server.url, "q", log=tmp_path / "log", concurrency=2) as worker:
+        (beside,), pids = start_waiting(queue, gate, 1)
+        bad = queue.enqueue(crash_jobs.write_to_the_parent, data)
+        assert ended(bad) == JobStatus.FAILED
+        assert "Work-horse terminated unexpectedly; waitpid returned 9" in bad.latest_result().exc_string
+        assert ended(queue.enqueue(crash_jobs.nothing)) == JobStatus.FINISHED
+        gate.touch()
+        assert ended(beside) == JobStatus.FINISHED
+        assert beside.return_value() == pids[0]
+        assert worker.output().count("no message") == 1
+        assert "error in" not in worker.output()
 
 
 def test_idle_horses_that_are_killed_are_replaced(server: EmbeddedServer, queue: Queue, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import crash_jobs
+import psutil
 import pytest
 from redis import Redis
-from rq import Queue
+from rq import Callback, Queue
 from rq.job import Job, JobStatus
 from support import WorkerProcess, running_worker, wait_until
 
@@ -25,7 +26,8 @@ Run = Callable[..., Any]
 @pytest.fixture
 def worker(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> Iterator[WorkerProcess]:
     """A worker with one horse."""
-    with running_worker(server.url, "q", log=tmp_path / "log", RQ_POOLED_KILL_GRACE="0.5", RQ_POOLED_URL=server.url) as running:
+    settings = {"RQ_POOLED_KILL_GRACE": "0.5", "RQ_POOLED_URL": server.url, "CALLBACK_RUNS": str(tmp_path / "runs")}
+    with running_worker(server.url, "q", log=tmp_path / "log", **settings) as running:
         yield running
 
 
@@ -119,6 +121,103 @@ def test_a_lowered_recursion_limit_is_given_back(run: Run) -> None:
     assert run(sys.getrecursionlimit) == limit + 500
 
 
+def test_all_signal_handlers_are_given_back(run: Run) -> None:
+    """However a job handles signals, the next one in its process finds each as it was."""
+    before = run(crash_jobs.handlers)
+    pid = run(crash_jobs.leave_handlers)
+    assert run(crash_jobs.handlers) == before
+    assert run(crash_jobs.pid) == pid
+
+
+@pytest.mark.parametrize("leave", [crash_jobs.leave_processor_timers, crash_jobs.leave_watchdog])
+def test_no_timer_left_behind_ends_the_next_job(run: Run, leave: Callable[[], int]) -> None:
+    """Neither an interval timer nor faulthandler's watchdog of one job ends the next."""
+    pid = run(leave)
+    assert run(crash_jobs.use_processor, 0.6) == pid
+
+
+def test_signals_are_not_written_to_a_socket_of_an_earlier_job(run: Run) -> None:
+    """A wake-up descriptor that a job set is taken away."""
+    assert run(crash_jobs.leave_wakeup_descriptor) == run(crash_jobs.leave_wakeup_descriptor)
+
+
+def test_no_job_decides_the_random_numbers_of_the_next(run: Run) -> None:
+    """RQ seeds the generator anew for each job; so is it in a process that runs many."""
+    drawn = [run(crash_jobs.seed_and_draw) for _ in range(4)]
+    assert [len(set(numbers)) for numbers in zip(*drawn)] == [1, 4, 4]
+
+
+def test_horses_draw_different_numbers_from_loaded_modules(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A generator that the parent loaded gives each horse, and each job in it, numbers of its own."""
+    queue = Queue("q", connection=redis)
+    jobs = [queue.enqueue(crash_jobs.draw_from_modules) for _ in range(12)]
+    settings = {"RQ_POOLED_PRELOAD": "loaded_generators", "RQ_POOLED_MAX_JOBS_PER_HORSE": "3"}
+    with running_worker(server.url, "q", log=tmp_path / "log", concurrency=2, **settings):
+        assert {ended(job) for job in jobs} == {JobStatus.FINISHED}
+    results = [job.return_value() for job in jobs]
+    assert len({pid for pid, _ in results}) >= 4
+    assert len({number for _, drawn in results for number in drawn}) == 24
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="get_event_loop makes no loop any more")
+@pytest.mark.parametrize("first", ["get", "run", "close"])
+def test_an_event_loop_that_a_job_closed_is_in_nobodys_way(run: Run, first: str) -> None:
+    """After a job that used asyncio in any way, asyncio.get_event_loop works in the next one."""
+    pid = run(crash_jobs.run_event_loop, first)
+    assert run(crash_jobs.run_event_loop, "get") == run(crash_jobs.run_event_loop, "run") == pid
+    assert run(crash_jobs.run_event_loop, "get") == pid
+
+
+@pytest.mark.parametrize("how", ["dictConfig", "root", "disable", "level", "handlers", "filter"])
+def test_the_worker_logs_whatever_a_job_does_to_logging(run: Run, redis: Redis, worker: WorkerProcess, how: str) -> None:
+    """A job that sets up logging does not silence, or double, what the worker says of later jobs in the process."""
+    pid = run(crash_jobs.set_up_logging, how)
+    assert run(crash_jobs.set_up_logging, how) == pid
+    assert ended(Queue("q", connection=redis).enqueue(crash_jobs.fail, "seen by operators")) == JobStatus.FAILED
+    wait_until(lambda: "ValueError: seen by operators" in worker.output(), 5, "the traceback")
+    assert run(crash_jobs.pid) == pid
+    assert worker.output().count("ValueError: seen by operators") == 1
+
+
+def test_limits_are_given_back(run: Run) -> None:
+    """Resource limits, priority and processors are as before for the next job, in another process if need be."""
+    before = run(crash_jobs.limits)
+    run(crash_jobs.leave_limits)
+    assert run(crash_jobs.limits) == before
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_another_user_costs_the_horse(run: Run) -> None:
+    """After a job that gave up the user's rights the next one runs as the worker's user, in a new process."""
+    pid = run(crash_jobs.become_nobody)
+    assert run(os.geteuid) == 0
+    assert run(crash_jobs.pid) != pid
+
+
+def test_a_directory_that_is_gone_is_left(run: Run) -> None:
+    """The next job is in the worker's directory, also where the one that the job before was in is removed."""
+    before = run(os.getcwd)
+    pid = run(crash_jobs.remove_directory)
+    assert run(os.getcwd) == before
+    assert run(crash_jobs.pid) == pid
+
+
+def test_what_every_library_sees_is_given_back(run: Run) -> None:
+    """Environment, sys.path and the like that a job changed are as before for the next, in the same process."""
+    run(crash_jobs.globals_seen)
+    before = run(crash_jobs.globals_seen)
+    pid = run(crash_jobs.leave_globals)
+    assert run(crash_jobs.globals_seen) == before
+    assert run(crash_jobs.pid) == pid
+
+
+def test_what_a_module_sets_at_its_import_stays(run: Run) -> None:
+    """A variable set by a module that a job imported first is there for all jobs: no other will set it again."""
+    pid = run(crash_jobs.import_late, "late_module")
+    assert run(os.getenv, "SET_BY_LATE_MODULE") == run(os.getenv, "SET_BY_LATE_MODULE") == "1"
+    assert run(crash_jobs.pid) == pid
+
+
 def test_each_job_is_told_its_own_id(run: Run, redis: Redis) -> None:
     """RQ_JOB_ID names the job that runs, whatever an earlier one wrote there."""
     run(crash_jobs.leave_environment)
@@ -160,6 +259,44 @@ def test_a_child_that_has_ended_is_no_warning(run: Run, worker: WorkerProcess) -
     first = run(crash_jobs.leave_dead_child)
     assert run(crash_jobs.pid) != first
     assert "left a process behind" not in worker.output()
+
+
+@pytest.mark.skipif(not os.path.isdir("/dev/shm"), reason="shared memory cannot be listed")
+@pytest.mark.parametrize("end", ["raise", "timeout", "deaf", "exit"])
+def test_no_shared_memory_is_left(run: Run, redis: Redis, worker: WorkerProcess, end: str) -> None:
+    """Shared memory of a job is removed when the job has ended, however it ended, with the processes that used it."""
+    before = run(crash_jobs.pid)
+    name = f"rq_pooled_{os.getpid()}_{end}"
+    job = Queue("q", connection=redis).enqueue(crash_jobs.leave_shared_memory, name, end, job_timeout=1)
+    wait_until(lambda: os.path.exists(f"/dev/shm/{name}") or job.get_status() == JobStatus.FAILED)
+    others = psutil.Process(before).children(recursive=True) if end == "deaf" else []
+    assert ended(job) == JobStatus.FAILED
+    wait_until(lambda: not os.path.exists(f"/dev/shm/{name}"), 10, "the end of the shared memory")
+    wait_until(lambda: not any(lives(process.pid) for process in others), 10, "the ends of what the job started")
+    assert run(crash_jobs.pid) != before
+
+
+def test_a_job_can_end_its_own_processes(run: Run) -> None:
+    """Processes that a job forks end by the signals by which any program's do, however early the signal comes."""
+    assert run(crash_jobs.end_a_process_at_once, job_timeout=10) == -signal.SIGTERM
+    run(crash_jobs.leave_a_pool, job_timeout=10)
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        assert run(crash_jobs.end_a_copy, signum, job_timeout=10) == signum
+    assert run(crash_jobs.interrupt_a_copy, job_timeout=10) == 3
+    assert run(crash_jobs.own_handler_in_a_copy, job_timeout=10) == 7
+
+
+def test_a_job_that_has_forked_still_lets_signals_pass(run: Run) -> None:
+    """Resetting the signals of a copy leaves those of the horse as they are."""
+    pid = run(crash_jobs.be_ended_politely)
+    assert run(crash_jobs.pid) == pid
+
+
+def test_a_copy_that_fails_later_says_nothing(run: Run, tmp_path: Path) -> None:
+    """A process that a job left sets no time limit for the next job when RQ handles its failure there."""
+    gate, runs = str(tmp_path / "gate"), str(tmp_path / "runs")
+    pid = run(crash_jobs.fail_in_a_grandchild, gate, on_failure=Callback(crash_jobs.on_failure_hang, timeout=1))
+    assert run(crash_jobs.outlive_a_callback, gate, runs, 2.5) == pid
 
 
 def test_output_is_written_by_the_end_of_the_job(run: Run, worker: WorkerProcess) -> None:

@@ -95,7 +95,8 @@ TABLE: dict[str, tuple[int, str]] = {
     "boot": (3, "errors config backoff loop connections redis"),
     # The parent, by duty.
     "parent": (4, "below"),
-    "slots": (4, "below multiplexer parent"),
+    "slots": (4, "below messages multiplexer parent"),
+    "messages": (0, ""),
     "outcomes": (4, "below parent slots redis"),
     "wakeup": (4, "below parent redis"),
     "vitals": (4, "below multiplexer parent slots"),

@@ -19,7 +19,7 @@ import pytest
 from support import TESTS, wait_until
 
 import rq_pooled.prefork as prefork_module
-from rq_pooled.channel import ChildChannel
+from rq_pooled.channel import ChildChannel, encode
 from rq_pooled.loop import Loop
 from rq_pooled.prefork import Horse, Prefork
 
@@ -155,6 +155,21 @@ def test_a_horse_that_sends_garbage_is_killed(make: Callable[..., Stable], caplo
     stable.until(lambda: "still here" in stable.said())
 
 
+def test_what_came_before_garbage_counts(make: Callable[..., Stable], caplog: pytest.LogCaptureFixture) -> None:
+    """Messages that were whole before the garbage are heard; what comes after it is not, and it is reported once."""
+
+    def main(_slot: int, channel: ChildChannel) -> None:
+        os.write(channel.fileno(), encode("before") + b"\0\0\0\1?" + encode("after"))
+        time.sleep(60)
+
+    stable = make(main)
+    horse = stable.prefork.spawn(0)
+    stable.until(lambda: stable.exits)
+    assert stable.said() == ["before"]
+    assert stable.exits == [(horse, signal.SIGKILL)]
+    assert caplog.text.count("no message") == 1
+
+
 def test_an_idle_horse_ends_when_retired(make: Callable[..., Stable]) -> None:
     """Retiring closes the channel; the horse sees that and ends by itself."""
     stable = make(echo)
@@ -228,6 +243,37 @@ def test_the_signals_of_the_parent_are_not_those_of_the_child(make: Callable[...
     stable.until(lambda: stable.exits)
     assert stable.messages == [(horse, (0, "True", True))]
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
+
+
+def test_only_the_horse_itself_speaks_on_its_channel(make: Callable[..., Stable]) -> None:
+    """A copy of a horse says nothing, hears EOF, and does not keep the channel open when the horse has ended."""
+
+    def main(_slot: int, channel: ChildChannel) -> None:
+        descriptor = channel.fileno()
+        reader, writer = os.pipe()
+        copy = os.fork()
+        if copy == 0:
+            os.setpgid(0, 0)  # so that it outlives the horse
+            channel.send("from the copy")
+            try:
+                channel.receive()
+            except EOFError:
+                os.write(writer, b"EOF")
+            time.sleep(10)
+            os._exit(0)
+        heard = os.read(reader, 3)
+        channel.send((heard, channel.fileno() == descriptor, copy))
+        os._exit(0)
+
+    stable = make(main)
+    horse = stable.prefork.spawn(0)
+    stable.until(lambda: stable.exits)
+    try:
+        assert [message[:2] for message in stable.said()] == [(b"EOF", True)]
+        assert horse.channel.at_eof
+    finally:
+        for message in stable.said():
+            os.kill(message[2], signal.SIGKILL)
 
 
 def test_killing_takes_the_whole_group(make: Callable[..., Stable]) -> None:

@@ -1,0 +1,100 @@
+"""What a horse may say to its parent, and how the parent looks at it before it believes a word.
+
+======== ======================================================== =====================================================
+free     leaving                                                  the task is over; ``leaving`` means that the horse ends
+phase    seconds                                                  what begins now takes so long at most; -1 for ever
+read     commands                                                 reads on which an outcome depends
+relay    commands                                                 commands for the parent's connection
+outcome  status, guards, commands, dependents, wants a receipt    see ledger.Outcome; each part is packed, see resp
+======== ======================================================== =====================================================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+#: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
+_LENGTHS: dict[bytes, int] = {}
+_MAX_LENGTHS = 10_000
+#: The longest word that Redis takes.
+_MAX_WORD = 512 * 1024 * 1024
+#: An outcome's status is shown to people and compared with RQ's.
+_MAX_STATUS = 64
+
+
+def check_message(message: Any) -> None:
+    """Raise unless a horse that does what it should may have sent ``message``.
+
+    Raises:
+        ValueError: with what is wrong. It never contains what the message holds.
+    """
+    if type(message) is not tuple or not message or type(message[0]) is not str:
+        raise ValueError("a message is a tuple that begins with its kind")
+    kind, size = message[0], len(message)
+    if kind == "outcome":
+        if size != 6 or type(message[1]) is not str or len(message[1]) > _MAX_STATUS or type(message[5]) is not bool:
+            raise ValueError("an outcome is a status, three packed parts, and whether a receipt is wanted")
+        _check_part(message[2], 1)
+        _check_part(message[3], 0)
+        _check_part(message[4], 0)
+    elif kind == "free":
+        if size != 2 or type(message[1]) is not bool:
+            raise ValueError("free says whether the horse leaves")
+    elif kind == "phase":
+        if size != 2 or type(message[1]) not in (int, float) or not math.isfinite(message[1]):
+            raise ValueError("a phase is a number of seconds")
+    elif kind in ("read", "relay"):
+        if size != 2 or type(message[1]) is not list:
+            raise ValueError(f"{kind} is followed by a list of commands")
+        for command in message[1]:
+            if type(command) is not list or not command or any(type(word) is not bytes for word in command):
+                raise ValueError(f"a command to {kind} is a list of bytes, not empty")
+    else:
+        raise ValueError("its kind is unknown")
+
+
+def _check_part(part: Any, before: int) -> None:
+    """Raise unless ``part`` is a number of runs, of words, and those words in RESP, exactly.
+
+    A run is ``before`` words, the number of the others, and these. One word more or less would shift what the script
+    and the server read after it, which belongs to other jobs.
+    """
+    if type(part) is not tuple or len(part) != 3:
+        raise ValueError("a part of an outcome is two numbers and bytes")
+    runs, words, data = part
+    if type(runs) is not int or type(words) is not int or type(data) is not bytes:
+        raise ValueError("a part of an outcome is two numbers and bytes")
+    position, end, found, begun = 0, len(data), 0, 0
+    due = before  # words until the next one that tells how many belong to its run
+    index, lengths = data.index, _LENGTHS
+    try:
+        while position < end:
+            start = index(b"\n", position) + 1
+            head = data[position:start]
+            position = start + (lengths.get(head) or _length(head))
+            found += 1
+            if due:
+                due -= 1
+                continue
+            count = data[start : position - 2]
+            if not count.isdigit() or (due := int(count)) == 0:
+                raise ValueError
+            due += before
+            begun += 1
+    except ValueError:
+        raise ValueError("the words of an outcome are not in RESP, or not in runs") from None
+    if position != end or found != words or begun != runs or due != before:
+        raise ValueError(f"a part of an outcome does not have the {runs} runs and {words} words that it tells of")
+
+
+def _length(head: bytes) -> int:
+    """Return how many bytes a word and its end have, which begins with ``head``."""
+    if not head.startswith(b"$") or not head.endswith(b"\r\n") or not head[1:-2].isdigit() or len(head) > 13:
+        raise ValueError
+    length = int(head[1:-2])
+    if length > _MAX_WORD:
+        raise ValueError
+    if len(_LENGTHS) < _MAX_LENGTHS:
+        _LENGTHS[head] = length + 2
+    return length + 2
