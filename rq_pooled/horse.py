@@ -78,6 +78,8 @@ class HorseProcess:
         self._max_memory = max_memory
         self._policies = policies
         self._alarm_fired = False
+        #: An error has left RQ's code: nobody knows what it left behind.
+        self._must_leave = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
         dates.use_in_jobs()
@@ -118,11 +120,20 @@ class HorseProcess:
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
         horse = os.getpid()
-        with hooks.around_job():
-            if once.duplicate_of(self._worker.raw):
-                self._skip(job, queue)
-            else:
-                self._worker.perform_job(job, queue)
+        try:
+            with hooks.around_job():
+                if once.duplicate_of(self._worker.raw):
+                    self._skip(job, queue)
+                else:
+                    self._worker.perform_job(job, queue)
+        except BaseException:
+            # RQ has recorded by then, and logs the result; the hooks may call code of a framework.
+            if os.getpid() != horse or not tape.complete:
+                raise
+            self._must_leave = True
+            self._worker.log.exception(
+                "Worker %s: job %s: an error after its outcome, which is recorded", self._worker.name, job.id
+            )
         if os.getpid() != horse:  # a copy that the job made by os.fork, and let return
             os._exit(0)
         self._deliver(tape)
@@ -389,6 +400,7 @@ class HorseProcess:
         return (
             self._jobs_left <= 0
             or self._alarm_fired
+            or self._must_leave
             or self._surroundings.has_new_threads()
             or self._surroundings.has_closed_streams()
             or self._has_children()

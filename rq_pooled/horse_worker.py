@@ -73,6 +73,7 @@ class HorseMixin(Worker):
         ):
             assert job.ended_at and job.started_at
             self.tape.plain(plain_success(job, self.execution, self.name, result_ttl))
+            self.tape.complete = True
             self.execution = None
             what = job.description if self.log_job_description else job.id
             line = "Successfully completed %s job in %ss on worker %s"
@@ -85,7 +86,7 @@ class HorseMixin(Worker):
             inherited(job, queue, started_job_registry)
             if leaves_tries:
                 self.connection.delete(Result.get_key(job.id))
-        self.tape.succeeded = True
+        self.tape.succeeded = self.tape.complete = True
 
     def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
@@ -97,18 +98,20 @@ class HorseMixin(Worker):
         if self._stopped_job_id != job.id:
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
         execution, already = self.execution, len(self.tape.commands)
-        self.tape.succeeded = False
+        self.tape.succeeded = self.tape.complete = False
         with self.connection.record_to(self.tape):
             super().handle_job_failure(job, *args, **kwargs)
             next_at = rules and attempts.next_try(job, self.tape.commands[already:])
             if next_at:
                 text = kwargs.get("exc_string", "")
                 attempts.note(job, text, next_at, self.name, execution, self.connection)
+        self.tape.complete = True
 
     def handle_job_retry(self, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded."""
         with self.connection.record_to(self.tape):
             super().handle_job_retry(*args, **kwargs)
+        self.tape.complete = True
 
     def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
         """Keep the value; replaces RQ's write: the heartbeat publishes it."""
