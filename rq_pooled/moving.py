@@ -127,7 +127,7 @@ class Mover:
             return None, "postponed"
 
     def move(self, job: Job, due: float | None, now: int, lock: Lock | None) -> str:
-        """Move one job; return the word of move.lua.
+        """Move one job; return the word of move.lua. Raises ValueError where that says that the job is unfit.
 
         Args:
             due: the time that it had when it was read; nothing is done if it has another one now. None: whatever it is.
@@ -148,7 +148,12 @@ class Mover:
             job._dependency_ids,
             _build_hset_args(job),
         )
-        return as_text(self._run(command))
+        verdict = as_text(self._run(command))
+        if verdict == "unfit":
+            raise ValueError(
+                f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of another type"
+            )
+        return verdict
 
     def queue_of(self, job: Job) -> Queue:
         """Return the queue that the job is to be put into."""

@@ -42,7 +42,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "sockets": (2, "errors config deadline sentinel_url sentinels redis"),
     "client_scripts": (2, "resp scripts redis"),
     "limits": (2, "client_scripts durations errors scripts redis"),
-    "once": (0, ""),
+    "once": (1, "durations"),
     "unique": (2, "errors rq"),
     "enqueueing": (2, "client_scripts scripts durations errors limits once unique rq redis"),
     "processes": (2, "config counters resp scripts sockets redis"),
@@ -77,7 +77,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "horse_worker": (3, "attempts once recorder retry success rq"),
     "horse": (3, "attempts channel claims dates hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings"),
     "warmup": (3, "channel recorder resp success rq"),
-    "ledger": (3, "claims config resp scripts rq"),
+    "ledger": (3, "claims config durations resp scripts rq"),
     "server": (3, "errors redis"),
     "boot": (3, "errors config backoff loop connections redis"),
     # The parent, by duty.
