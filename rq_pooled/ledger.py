@@ -64,6 +64,8 @@ class Outcome:
     attempts: int = 0
     #: How often the server refused it.
     refusals: int = 0
+    #: How often the connection was lost while it was on its way.
+    losses: int = 0
     #: It was recorded once already, by a server that may have lost its last seconds since.
     again: bool = False
 
