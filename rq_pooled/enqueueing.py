@@ -20,10 +20,12 @@ from redis.client import Pipeline
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job
 from rq.queue import EnqueueData
+from rq.registry import ScheduledJobRegistry
 from rq.scripts import _build_hset_args
 from rq.utils import as_text
 
 from .client_scripts import run_script
+from .due import add_fraction
 from .durations import LONGEST, parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .limits import Limit, declare_limit, make_limit
@@ -144,7 +146,11 @@ class AdmittingQueue(rq.Queue):
             earlier = self._spender(admission)
             if earlier is not None:
                 return earlier
-        return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        # RQ writes whole seconds; added to them, since RQ alone knows what a time without a zone means.
+        scheduled = super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        key = ScheduledJobRegistry.key_template.format(self.name)
+        add_fraction(self.connection if pipeline is None else pipeline, key, job.id, datetime)
+        return scheduled
 
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Pipeline | None = None, group_id: str | None = None

@@ -26,7 +26,7 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 from rq.utils import now
 
-from . import attempts, dates, hooks, once
+from . import attempts, dates, due, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .horse_worker import HANDLER_TIME, HorseMixin
@@ -83,6 +83,7 @@ class HorseProcess:
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
         dates.use_in_jobs()
+        due.use_in_jobs()
         worker.announce = lambda seconds: channel.send(("phase", seconds))
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.

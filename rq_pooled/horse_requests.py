@@ -11,7 +11,6 @@ from .connections import Exchange, NotSent, is_blamed
 from .parent import Parent
 from .slots import Slot, Slots
 
-
 #: How often a read is sent with which the connection was lost: its reply may be the reason.
 MAX_LOSSES = 4
 

@@ -88,9 +88,9 @@ class Mover:
         moved: list[Job] = []
         seen = 0
         while seen < most and not stopped():
-            now = int(self._connection.time()[0])
+            now, microseconds = self._connection.time()
             due: Any = self._connection.zrangebyscore(
-                SCHEDULED_JOBS, 0, now, start=0, num=min(BATCH, most - seen), withscores=True
+                SCHEDULED_JOBS, 0, now + microseconds / 1e6, start=0, num=min(BATCH, most - seen), withscores=True
             )
             for word, score in due:
                 if stopped():

@@ -16,7 +16,7 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
-from rq.job import Job, JobStatus
+from rq.job import Job
 from support import keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.connections import NotSent, ServerAway
