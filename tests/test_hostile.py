@@ -147,7 +147,7 @@ def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, 
     [
         *ODD,
         *(pytest.param(number_of("rq_pooled:requeues", number), id=f"requeues {number}") for number in ("0.5", "nan")),
-        *(pytest.param(number_of("rq_pooled:retry", rules), id=rules) for rules in ('{"max": []}', '{"max": true}', "[]", "{")),
+        *(pytest.param(number_of("rq_pooled:retry", rules), id=rules) for rules in ('{"max": []}', '{"max": true}', '{"max": 1e300}', "[]", "{")),
     ],
 )
 def test_failed_jobs_are_requeued_beside_an_odd_one(ours: Engine, redis: Redis, queue: Queue, spoil: Any) -> None:

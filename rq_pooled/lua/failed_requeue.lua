@@ -18,6 +18,9 @@ if ARGV[1] ~= '' then
 end
 local registry, now, times = KEYS[1], ARGV[3], tonumber(ARGV[7])
 
+-- include numbers
+-- include fits
+
 local function budget(rules, left, intervals)
   if ARGV[9] ~= '' then
     return ARGV[9]
@@ -29,9 +32,6 @@ local function budget(rules, left, intervals)
   ok, fields = pcall(cjson.decode, intervals or '')
   return left and ok and type(fields) == 'table' and math.max(#fields, 1)
 end
-
--- include numbers
--- include fits
 
 local function requeue(id, ended_at, due)
   local job = 'rq:job:' .. id
