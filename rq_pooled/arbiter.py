@@ -211,7 +211,12 @@ class Arbiter:
             exchanges.append(self._upkeep.heartbeat())
         # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
         commit_first = bool(self._outcomes) and self._parent.settings.concurrency == 1
-        if self._outcomes:
+        if self._outcomes.singled_out:
+            if not exchanges:
+                self._parent.command.submit(self._outcomes.commit())
+                self._link.check()
+                return
+        elif self._outcomes:
             exchanges.append(self._outcomes.commit())
         exchanges += self._requests.take()
         if self._upkeep.promote_due:

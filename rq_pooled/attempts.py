@@ -35,9 +35,7 @@ def decide(job: Job, raw: Mapping[bytes, bytes], raised: BaseException | type[Ba
     if issubclass(kind, GiveUp) or (rules is not None and not rules.allow(kind)):
         job.retries_left = 0
     elif isinstance(raised, RetryAfter):
-        # RQ cuts the time of a scheduled job down to whole seconds: a service that said "in 5 seconds" means it.
-        now = time.time()
-        wait = math.ceil(now + raised.seconds) - now + 0.001 if raised.seconds else 0
+        wait = raised.seconds
         job.get_retry_interval = lambda: wait  # type: ignore[method-assign, assignment, return-value]
     return rules
 

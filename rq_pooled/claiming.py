@@ -8,7 +8,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .claims import Claim
-from .connections import Exchange
+from .config import scrub
+from .connections import Exchange, is_blamed
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .outcomes import Outcomes
 from .parent import Parent
@@ -19,6 +20,11 @@ from .wakeup import Wakeup
 #: Seconds after which a claim is tried again that the server refused (out of memory), or that found only ids whose
 #: other execution is running.
 REFUSED_RETRY, HELD_RETRY = 1.0, 0.25
+#: How often the connection may be lost before a claim of a job is answered, and bytes of its data from which on the
+#: answer may be the reason: then the job fails.
+MAX_UNANSWERED, BLAMED_FROM = 4, 64 * 1024
+#: Jobs of which that is counted.
+MAX_COUNTED = 1000
 
 
 class Claiming:
@@ -53,6 +59,11 @@ class Claiming:
         self._on_suspension = on_suspension
         self._queues = {queue.key: queue for queue in parent.worker.queues}
         self._refused = False
+        #: Job -> how often its claim was not answered. So many claims take one job each, to find out which one is to blame.
+        self._unanswered: dict[str, int] = {}
+        self._singly = 0
+        #: Why the last claim was not answered.
+        self._loss = ""
         #: The server may have noted claims of which nobody here knows.
         self.recover_due = False
         #: Jobs handed to horses.
@@ -64,7 +75,7 @@ class Claiming:
         return self._max_jobs is not None and self.dispatched >= self._max_jobs
 
     def _free_slots(self) -> list[Slot]:
-        free = [slot for slot in self._slots if slot.free and not slot.spare][:MAX_CLAIM_JOBS]
+        free = [slot for slot in self._slots if slot.free and not slot.spare][: 1 if self._singly else MAX_CLAIM_JOBS]
         if self._max_jobs is None:
             return free
         under_way = sum(slot.reserved for slot in self._slots)
@@ -92,11 +103,14 @@ class Claiming:
 
         def on_replies(replies: list[Any]) -> None:
             release()
+            self._singly = max(0, self._singly - 1)
             self._slots.renew_worn()
             self._on_claimed(slots, request, replies[0])
 
-        def on_lost(_error: Exception) -> None:
+        def on_lost(error: Exception) -> None:
             release()
+            if is_blamed(error):
+                self._loss = scrub(str(error))
             self.recover()  # what it may have taken is found in the claims hash when the server is back
 
         return Exchange([command], on_replies, on_lost)
@@ -145,6 +159,7 @@ class Claiming:
         self._parent.worker.log_claimed(claim)
         self._parent.counters.claimed(claim.queue_key, claim.raw.get(b"enqueued_at"), claim.created_at)
         self.dispatched += 1
+        self._unanswered.pop(claim.job_id, None)
         self._on_dispatched()
         self._slots.give(slot, Task("perform", claim))
 
@@ -183,9 +198,40 @@ class Claiming:
                 self._parent.log.warning(
                     "Worker %s: putting back %d jobs whose claim was not answered", self._parent.name, len(unknown)
                 )
-                self._push_back(unknown)
+                self._on_unanswered(unknown)
 
         def on_lost(_error: Exception) -> None:
             self.recover_due = True
 
         return Exchange(commands, on_replies, on_lost)
+
+    def _on_unanswered(self, claims: Sequence[Claim]) -> None:
+        """Put claims back whose reply was lost, and claim one job at a time until it is known whether one is to blame."""
+        self._singly = len(claims)
+        if len(self._unanswered) > MAX_COUNTED:  # others have claimed them since
+            self._unanswered.clear()
+        for claim in claims:
+            self._unanswered[claim.job_id] = self._unanswered.get(claim.job_id, 0) + 1
+        first = claims[0]
+        if len(claims) > 1 or self._unanswered[first.job_id] < MAX_UNANSWERED:
+            self._push_back(claims)
+            return
+
+        def on_replies(replies: list[Any]) -> None:
+            size = replies[0] if isinstance(replies[0], int) else 0
+            lost = self._unanswered.pop(first.job_id, 0)
+            if size < BLAMED_FROM:
+                self._push_back(claims)
+                return
+            reason = (
+                f"the connection was lost {lost} times while the job, with {size} bytes of arguments, was read ({self._loss}): "
+                "keep large arguments elsewhere, or raise the server's client-output-buffer-limit"
+            )
+            self._parent.log.error("Worker %s: job %s: %s; failing it", first.worker_name, first.job_id, reason)
+            self._outcomes.add(self._parent.ledger.bare_failure(first, reason))
+            self._wakeup.wake()
+
+        def on_lost(_error: Exception) -> None:
+            self.recover_due = True
+
+        self._parent.command.submit(Exchange([("HSTRLEN", f"rq:job:{first.job_id}", "data")], on_replies, on_lost))

@@ -58,6 +58,15 @@ class ServerAway(RedisConnectionError):
     """The server cannot serve for now. A ConnectionError: the cure is the same, to connect again later."""
 
 
+class NotSent(RedisConnectionError):
+    """The connection was lost already when a command was to be sent."""
+
+
+def is_blamed(error: Exception) -> bool:
+    """Tell whether what was in flight may be the reason for a lost connection: it was sent, and the server said nothing."""
+    return not isinstance(error, NotSent) and not is_away(error)
+
+
 def check_away(error: Exception) -> None:
     """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
     if is_away(error):
@@ -116,6 +125,8 @@ class CommandConnection:
         self._waiting_since = 0.0
         #: When the last reply came, by the monotonic clock.
         self.answered_at = 0.0
+        #: Something was answered since the last ``connect``.
+        self.answered = False
 
     @property
     def connected(self) -> bool:
@@ -144,6 +155,7 @@ class CommandConnection:
             for reply in self.execute([*self._prepare, _WRITE_PROBE], patience):
                 if isinstance(reply, Exception):
                     raise reply
+            self.answered = False
         except BaseException:
             self.close()
             connection.disconnect()
@@ -153,7 +165,7 @@ class CommandConnection:
         """Send ``exchanges`` in one write; ``drain`` hands out the replies. Never raises for a lost connection."""
         if self._connection is None:  # redis-py would reconnect by itself here, unnoticed
             for exchange in reversed(exchanges):
-                exchange.on_lost(RedisConnectionError("not connected"))
+                exchange.on_lost(NotSent("not connected"))
             return
         if not self._in_flight:
             self._waiting_since = time.monotonic()
@@ -181,6 +193,7 @@ class CommandConnection:
                     self._in_flight.popleft()
                     self._writes -= exchange.ends_write
                     self._waiting_since = self.answered_at = time.monotonic()
+                    self.answered = True
                     self._finish(exchange)
                 if self._connection is None:  # lost while a reply was being acted on
                     return RedisConnectionError("connection lost")

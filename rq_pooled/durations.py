@@ -9,7 +9,7 @@ from .errors import ConfigurationError
 _UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _WRITTEN = re.compile("".join(rf"(?:(\d{{1,15}}){unit})?" for unit in _UNITS), re.IGNORECASE)
 #: 100 years. Who writes more means for ever, or has slipped; Redis takes no time whose milliseconds exceed 64 bits.
-_LONGEST = 36_525 * 86_400
+LONGEST = 36_525 * 86_400
 
 
 def parse_duration(text: str | float, what: str = "the duration") -> float:
@@ -33,8 +33,8 @@ def parse_duration(text: str | float, what: str = "the duration") -> float:
             seconds = sum(float(n) * unit for n, unit in zip(match.groups(), _UNITS.values()) if n)
     if not 0 <= seconds < float("inf"):
         raise ConfigurationError(f"{what} is {written or 'empty'}: write it as 45s, 10m, 1h30m or 2d")
-    if seconds > _LONGEST:
-        raise ConfigurationError(f"{what} is {written}: at most 100 years ({show_duration(_LONGEST)}) can be kept")
+    if seconds > LONGEST:
+        raise ConfigurationError(f"{what} is {written}: at most 100 years ({show_duration(LONGEST)}) can be kept")
     return seconds
 
 

@@ -20,11 +20,13 @@ from redis.client import Pipeline
 from rq.exceptions import DuplicateJobError, NoSuchJobError
 from rq.job import Job
 from rq.queue import EnqueueData
+from rq.registry import ScheduledJobRegistry
 from rq.scripts import _build_hset_args
 from rq.utils import as_text
 
 from .client_scripts import run_script
-from .durations import parse_duration
+from .due import add_fraction
+from .durations import LONGEST, parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .limits import Limit, declare_limit, make_limit
 from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
@@ -97,6 +99,7 @@ class AdmittingQueue(rq.Queue):
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
         """Create a job as RQ does, with what the running ``enqueue`` asks for."""
         job = super().create_job(*args, **kwargs)
+        _check_times(job)
         asked = _asked.get()
         if asked is not None:
             _asked.set(None)  # for one job: with is_async=False it runs inside the block, and what it enqueues is its own
@@ -110,6 +113,7 @@ class AdmittingQueue(rq.Queue):
     ) -> Job:
         """Enqueue a job, if nothing speaks against it."""
         self._declare_limit()
+        _check_times(job)
         admission = _admission_of(job)
         if self.max_length is not None:
             admission = replace(admission or Admission(), max_length=self.max_length)
@@ -134,6 +138,7 @@ class AdmittingQueue(rq.Queue):
     def schedule_job(self, job: Job, datetime: datetime, pipeline: Pipeline | None = None, unique: bool = False) -> Job:
         """Schedule a job, unless its key has been spent."""
         self._declare_limit()
+        _check_times(job)
         admission = _admission_of(job)
         if admission is not None:
             if admission.unique_for:
@@ -141,7 +146,11 @@ class AdmittingQueue(rq.Queue):
             earlier = self._spender(admission)
             if earlier is not None:
                 return earlier
-        return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        # RQ writes whole seconds; added to them, since RQ alone knows what a time without a zone means.
+        scheduled = super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
+        key = ScheduledJobRegistry.key_template.format(self.name)
+        add_fraction(self.connection if pipeline is None else pipeline, key, job.id, datetime)
+        return scheduled
 
     def enqueue_many(
         self, job_datas: Iterable[EnqueueData], pipeline: Pipeline | None = None, group_id: str | None = None
@@ -256,6 +265,17 @@ class AdmittingQueue(rq.Queue):
         if (self.name, self._limit) not in declared:
             declare_limit(self.connection, self.name, self._limit)
             declared.add((self.name, self._limit))
+
+
+def _check_times(job: Job) -> None:
+    """Refuse what the server refuses only once the job is there: an expiry whose milliseconds exceed 64 bits."""
+    for name in ("ttl", "result_ttl", "failure_ttl", "timeout"):
+        seconds = getattr(job, name)
+        if seconds is not None and not seconds <= LONGEST:
+            raise ConfigurationError(
+                f"{name} is {seconds}: at most {LONGEST} seconds (100 years) can be kept; leave ttl out and set result_ttl, "
+                "failure_ttl or timeout to -1 for ever"
+            )
 
 
 def _admission_of(job: Job) -> Admission | None:

@@ -25,7 +25,7 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 from rq.utils import now
 
-from . import attempts, dates, hooks, once
+from . import attempts, dates, due, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .horse_worker import HANDLER_TIME, HorseMixin
@@ -77,10 +77,13 @@ class HorseProcess:
         self._max_memory = max_memory
         self._policies = policies
         self._alarm_fired = False
+        #: An error has left RQ's code: nobody knows what it left behind.
+        self._must_leave = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
         let_resource_trackers_live()
         dates.use_in_jobs()
+        due.use_in_jobs()
         worker.announce = lambda seconds: channel.send(("phase", seconds))
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
@@ -118,11 +121,21 @@ class HorseProcess:
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
-        with hooks.around_job():
-            if once.duplicate_of(self._worker.raw):
-                self._skip(job, queue)
-            else:
-                self._worker.perform_job(job, queue)
+        horse = os.getpid()
+        try:
+            with hooks.around_job():
+                if once.duplicate_of(self._worker.raw):
+                    self._skip(job, queue)
+                else:
+                    self._worker.perform_job(job, queue)
+        except BaseException:
+            # RQ has recorded by then, and logs the result; the hooks may call code of a framework.
+            if os.getpid() != horse or not tape.complete:
+                raise
+            self._must_leave = True
+            self._worker.log.exception(
+                "Worker %s: job %s: an error after its outcome, which is recorded", self._worker.name, job.id
+            )
         self._deliver(tape)
 
     def _skip(self, job: Job, queue: Queue) -> None:
@@ -390,6 +403,7 @@ class HorseProcess:
         return (
             self._jobs_left <= 0
             or self._alarm_fired
+            or self._must_leave
             or self._surroundings.has_new_threads()
             or self._surroundings.has_closed_streams()
             or self._surroundings.is_spoilt()

@@ -6,9 +6,13 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .connections import Exchange
+from .config import scrub
+from .connections import Exchange, NotSent, is_blamed
 from .parent import Parent
 from .slots import Slot, Slots
+
+#: How often a read is sent with which the connection was lost: its reply may be the reason.
+MAX_LOSSES = 4
 
 
 class Requests:
@@ -34,7 +38,7 @@ class Requests:
     def on_away(self, error: Exception) -> None:
         """Answer what was not sent yet, as if it had been."""
         for exchange in reversed(self.take()):
-            exchange.on_lost(error)
+            exchange.on_lost(NotSent(str(error)))
 
     def add(self, slot: Slot, kind: str, words: list[list[bytes]]) -> None:
         """Ask Redis on behalf of a horse, which waits for the answer."""
@@ -44,9 +48,17 @@ class Requests:
             if slot.task is task and slot.horse is horse:  # else the one that asked has died
                 self.slots.reply(slot, ("reply", answer))
 
-        def ask_again(_error: Exception) -> None:
-            if slot.task is task and slot.horse is horse:
+        losses = 0
+
+        def ask_again(error: Exception) -> None:
+            nonlocal losses
+            losses += is_blamed(error)
+            if slot.task is not task or slot.horse is not horse:
+                return
+            if losses < MAX_LOSSES:
                 self._waiting.insert(0, exchange.again())
+            else:
+                reply(f"the connection was lost {losses} times while it was read: {scrub(str(error))}")
 
         commands = [self._parent.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
 

@@ -77,6 +77,7 @@ class HorseMixin(Worker):
             command, keys = plain_success(job, self.execution, self.name, result_ttl), (job.key, Result.get_key(job.id))
             execution_id, encode = self.execution.id, self.connection.encode
             self.tape.plain(command, lambda: [encode(words) for words in written_by(command, *keys, execution_id)])
+            self.tape.complete = True
             self.execution = None
             what = job.description if self.log_job_description else job.id
             line = "Successfully completed %s job in %ss on worker %s"
@@ -90,7 +91,7 @@ class HorseMixin(Worker):
             inherited(job, queue, started_job_registry)
             if leaves_tries:
                 self.connection.delete(Result.get_key(job.id))
-        self.tape.succeeded = True
+        self.tape.succeeded = self.tape.complete = True
 
     def _expect_own_ways_of(self, queue: Queue) -> None:
         """Let a queue class that enqueues dependents in its own way see them in the first pass.
@@ -112,7 +113,7 @@ class HorseMixin(Worker):
         if self._stopped_job_id != job.id:
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
         execution, already = self.execution, len(self.tape.commands)
-        self.tape.succeeded = False
+        self.tape.succeeded = self.tape.complete = False
         self._expect_own_ways_of(kwargs.get("queue") or args[0])
         with self.connection.record_to(self.tape):
             super().handle_job_failure(job, *args, **kwargs)
@@ -120,11 +121,13 @@ class HorseMixin(Worker):
             if next_at:
                 text = kwargs.get("exc_string", "")
                 attempts.note(job, text, next_at, self.name, execution, self.connection)
+        self.tape.complete = True
 
     def handle_job_retry(self, *args: Any, **kwargs: Any) -> None:
         """As RQ, recorded."""
         with self.connection.record_to(self.tape):
             super().handle_job_retry(*args, **kwargs)
+        self.tape.complete = True
 
     def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
         """Keep the value; replaces RQ's write: the heartbeat publishes it."""

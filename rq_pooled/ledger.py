@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.registry import FailedJobRegistry
 from rq.results import Result
 from rq.utils import now, utcformat
 
 from .claims import STALLS, Claim
 from .config import Settings
+from .durations import LONGEST
 from .resp import Command, Packed, Word, pack_runs, text
 from .scripts import Scripts, claims_key
 
@@ -62,6 +64,8 @@ class Outcome:
     attempts: int = 0
     #: How often the server refused it.
     refusals: int = 0
+    #: How often the connection was lost while it was on its way.
+    losses: int = 0
     #: It was recorded once already, by a server that may have lost its last seconds since.
     again: bool = False
 
@@ -236,7 +240,7 @@ class Ledger:
         error = zlib.compress(reason.encode())
         commands: list[tuple[Word, ...]] = [
             ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", error),
-            ("ZADD", registry, int(time.time()) + _failure_ttl(claim.raw), claim.job_id),
+            ("ZADD", registry, _failure_score(claim.raw), claim.job_id),
             ("XADD", Result.get_key(claim.job_id), "MAXLEN", "~", 10, "*", "type", Result.Type.FAILED.value)
             + ("worker_name", claim.worker_name, "exc_string", b64encode(error)),
             ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
@@ -298,11 +302,11 @@ class ClaimRequest(NamedTuple):
         return Claimed(bool(suspended), held, shown, claims, limited)
 
 
-def _failure_ttl(raw: Mapping[bytes, bytes]) -> int:
-    from rq.defaults import DEFAULT_FAILURE_TTL
-
+def _failure_score(raw: Mapping[bytes, bytes]) -> int:
+    """Return the score of a failed job as RQ's registry computes it: a negative one, which its clean-up leaves, for ever."""
     try:
-        return int(raw[b"failure_ttl"])
+        ttl = min(int(raw[b"failure_ttl"]), LONGEST)
     except (KeyError, ValueError):
-        return DEFAULT_FAILURE_TTL
+        ttl = DEFAULT_FAILURE_TTL
+    return max(ttl, -LONGEST) if ttl < 0 else int(time.time()) + ttl
 

@@ -46,7 +46,7 @@ class Link:
         self._on_back = on_back
         self._on_given_up = on_given_up
         self._away_since: float | None = None
-        self._delays = iter(())  # type: Any
+        self._delays: Any = None
         self._failures = 0
         #: Why it could not be reached again, as far as logged in this outage.
         self._reasons: set[str] = set()
@@ -113,8 +113,10 @@ class Link:
         self._on_away(error)
         if self._away_since is None:
             self._away_since = time.monotonic()
-            self._failures = 0
-            self._delays = reconnect_delays(parent.settings.reconnect_base, parent.settings.reconnect_cap)
+            # A server that takes connections, and closes each at the first thing that it is asked, is not back.
+            if self._delays is None or parent.command.answered:
+                self._failures = 0
+                self._delays = reconnect_delays(parent.settings.reconnect_base, parent.settings.reconnect_cap)
             parent.log.error("Worker %s: lost the server (%s); reconnecting", parent.name, error)
             parent.loop.call_later(next(self._delays), self._reconnect)
 

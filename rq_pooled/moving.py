@@ -94,7 +94,7 @@ class Mover:
         self._choose_queue = choose_queue or self.queue_of
         #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until which
         #: time it looked.
-        self.left, self.until = 0, 0
+        self.left, self.until = 0, 0.0
 
     def move_due(
         self,
@@ -107,9 +107,10 @@ class Mover:
         moved: list[Job] = []
         seen = self.left = 0
         while seen < most and not stopped():
-            now = self.until = int(self._connection.time()[0])
+            now, microseconds = self._connection.time()
+            self.until = now + microseconds / 1e6
             due: Any = self._connection.zrangebyscore(
-                SCHEDULED_JOBS, 0, now, start=self.left, num=min(BATCH, most - seen), withscores=True
+                SCHEDULED_JOBS, 0, self.until, start=self.left, num=min(BATCH, most - seen), withscores=True
             )
             for word, score in due:
                 if stopped():
@@ -150,7 +151,7 @@ class Mover:
             return None, "postponed"
 
     def move(self, job: Job, due: float | None, now: int, lock: Lock | None) -> str:
-        """Move one job; return the word of move.lua.
+        """Move one job; return the word of move.lua. Raises ValueError where that says that the job is unfit.
 
         Args:
             due: the time that it had when it was read; nothing is done if it has another one now. None: whatever it is.
@@ -171,7 +172,12 @@ class Mover:
             job._dependency_ids,
             _build_hset_args(job),
         )
-        return as_text(self._run(command))
+        verdict = as_text(self._run(command))
+        if verdict == "unfit":
+            raise ValueError(
+                f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of another type"
+            )
+        return verdict
 
     def queue_of(self, job: Job) -> Queue:
         """Return the queue that the job is to be put into."""

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from .durations import LONGEST
+
 #: Fields of a job's hash: its key, and the seconds for which it stays spent (0: for ever).
 FIELD, TTL_FIELD = "rq_pooled_once", "rq_pooled_once_ttl"
 #: Field of a job's hash: when the job was created that has the key. Another one that takes its id has another time, and
@@ -44,9 +46,17 @@ def closing_commands(raw: Mapping[bytes, bytes], job_id: str, succeeded: bool) -
         return []
     commands: list[list[Any]] = []
     if succeeded:
-        ttl = int(raw.get(TTL_FIELD.encode(), 0))
+        ttl = _seconds(raw.get(TTL_FIELD.encode(), b"0"))
         commands.append(["SET", b"rq_pooled:once:" + key, job_id, "NX", *(["EX", ttl] if ttl else [])])
     commands.append(["DEL", b"rq_pooled:once-running:" + key])
     if DUPLICATE_FIELD.encode() in raw:
         commands.append(["HDEL", f"rq:job:{job_id}", DUPLICATE_FIELD])
     return commands
+
+
+def _seconds(field: bytes) -> int:
+    """Return the life of a spent key as the server takes it, 0 for ever; what is no number is for ever."""
+    try:
+        return max(0, min(int(field), LONGEST))
+    except ValueError:
+        return 0

@@ -10,7 +10,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .claims import Claim
-from .connections import Exchange
+from .config import scrub
+from .connections import Exchange, is_blamed
 from .ledger import Outcome, flat
 from .parent import Parent
 from .slots import Slot, Task
@@ -21,6 +22,10 @@ MAX_COMMIT = 50
 MAX_CHANGES = 5
 #: How often an outcome is refused before its job is left alone; from the second time on it is a failure.
 MAX_REFUSALS = 4
+#: How often the connection may be lost while an outcome is on its way, from the second time on alone: then it is refused.
+MAX_LOSSES = 4
+#: Bytes from which on an outcome, or a commit, may be why the server closes a connection: its limits are 1 MB at least.
+BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
 #: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
 #: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
@@ -48,6 +53,8 @@ class Outcomes:
         self._reply = reply
         self._on_done = on_done
         self._waiting: deque[Outcome] = deque()
+        #: Those with which the connection was lost: the server may close it at one of them, so each is sent alone.
+        self._suspects: deque[Outcome] = deque()
         #: (when it was recorded, its size, itself), the oldest first.
         self._recorded: deque[tuple[float, int, Outcome]] = deque()
         self._recorded_bytes = 0
@@ -57,7 +64,12 @@ class Outcomes:
         self._singly = 0
 
     def __bool__(self) -> bool:
-        return bool(self._waiting)
+        return bool(self._waiting or self._suspects)
+
+    @property
+    def singled_out(self) -> bool:
+        """Tell whether the next commit is to be sent alone: only what may cost the connection waits."""
+        return bool(self._suspects) and not self._waiting
 
     def add(self, outcome: Outcome) -> None:
         """Take an outcome; it is sent with the next commit."""
@@ -65,11 +77,11 @@ class Outcomes:
 
     def renewed(self) -> list[Claim]:
         """Return the claims that wait to be committed and stand for all that is known here."""
-        return [outcome.claim for outcome in self._waiting if not outcome.again]
+        return [outcome.claim for outcome in (*self._waiting, *self._suspects) if not outcome.again]
 
     def claims(self) -> list[Claim]:
         """Return the claims that wait to be committed."""
-        return [outcome.claim for outcome in self._waiting]
+        return [outcome.claim for outcome in (*self._waiting, *self._suspects)]
 
     def note_away(self) -> None:
         """Note that the server is lost: what it recorded last, before that could be noticed, is sent again later."""
@@ -87,8 +99,9 @@ class Outcomes:
 
     def commit(self) -> Exchange:
         """Return the exchange that records what waits."""
-        most = MAX_COMMIT if self._singly == 0 else 1
-        batch = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
+        source = self._suspects if self.singled_out else self._waiting
+        most = MAX_COMMIT if self._singly == 0 and not self.singled_out else 1
+        batch = [source.popleft() for _ in range(min(most, len(source)))]
         self._singly = max(0, self._singly - 1)
         for outcome in batch:
             outcome.attempts += 1
@@ -115,10 +128,37 @@ class Outcomes:
                     recorded_again,
                 )
 
-        def on_lost(_error: Exception) -> None:
-            self._waiting.extendleft(reversed(batch))
+        def on_lost(error: Exception) -> None:
+            if is_blamed(error):
+                self._on_lost(batch, error)
+            else:
+                self._waiting.extendleft(reversed(batch))
 
         return Exchange([self._parent.ledger.commit(batch)], on_replies, on_lost)
+
+    def _on_lost(self, batch: list[Outcome], error: Exception) -> None:
+        """Suspect what was on its way when the connection was lost, and give up what was so too often, alone."""
+        small = [outcome for outcome in batch if outcome.size() < BLAMED_FROM]
+        self._waiting.extendleft(reversed(small))
+        if sum(outcome.size() for outcome in small) >= BLAMED_TOGETHER:
+            self._singly = len(small)
+        for outcome in batch:
+            if outcome.size() < BLAMED_FROM:
+                continue
+            outcome.losses += 1
+            if outcome.losses < MAX_LOSSES:
+                self._suspects.append(outcome)
+                continue
+            reason = (
+                f"the connection was lost {outcome.losses} times while its {outcome.size()} bytes were sent "
+                f"({scrub(str(error))}): keep large results elsewhere, or raise the server's client-query-buffer-limit and "
+                "proto-max-bulk-len"
+            )
+            if outcome.again:
+                self._parent.log.error("Worker %s: job %s: %s", self._parent.name, outcome.claim.job_id, reason)
+            else:
+                outcome.refusals = max(1, outcome.refusals)  # it has been tried again
+                self._on_refused(outcome, reason)
 
     def _on_result(self, outcome: Outcome, result: str) -> None:
         claim = outcome.claim

@@ -60,6 +60,8 @@ class Tape:
     ) -> None:
         #: The job succeeded; its status does not tell, for one that repeats is scheduled then.
         self.succeeded = False
+        #: A handler of RQ's has returned: what the tape holds is a whole outcome.
+        self.complete = False
         self.commands: list[list[Any]] = []
         self.guards: list[tuple[bytes, list[bytes]]] = []
         self.job_id = job_id

@@ -26,6 +26,7 @@ from .backoff import reconnect_delays
 from .client_scripts import run_script
 from .config import Settings, scrub
 from .connections import check_away
+from .due import add_fraction
 from .moving import BATCH, MOVED, Lock, Mover, next_cron_time
 from .pool import get_connection
 from .queue import Queue
@@ -104,6 +105,12 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
         """Schedule a call for ``time_delta`` from now, see rq-scheduler."""
         job: Job = self.enqueue_at(datetime.now(timezone.utc) + time_delta, func, *args, **kwargs)
+        return job
+
+    def enqueue_at(self, scheduled_time: datetime, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for a time, see rq-scheduler, which cuts its fraction off."""
+        job: Job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
+        add_fraction(self.connection, SCHEDULED_JOBS, job.id, scheduled_time)
         return job
 
     def cron(

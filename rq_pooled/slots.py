@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from . import hooks
 from .channel import ChildChannel
 from .claims import Claim
+from .durations import LONGEST
 from .ledger import NOTHING, Outcome, packed
 from .messages import check_message
 from .multiplexer import Multiplexer
@@ -446,6 +448,7 @@ def _describe(slot: Slot) -> str:
 def job_timeout(claim: Claim, default: int) -> float:
     """Return the seconds that RQ allows the job, -1 for ever, as written in its hash."""
     try:
-        return float(claim.raw[b"timeout"]) or default
+        timeout = float(claim.raw[b"timeout"]) or default
     except (KeyError, ValueError):
         return default
+    return default if math.isnan(timeout) else min(timeout, float(LONGEST))

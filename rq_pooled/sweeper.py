@@ -19,6 +19,7 @@ import rq
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from .due import due_at
 from .errors import ConfigurationError, SweepUnderWay
 from .failed_jobs import ANY, GHOST_PAGE, PAGE, Execute, FailedJobs, through
 from .policies import POLICIES, Bury, Ghosts, Policy, Purge, Requeue
@@ -257,7 +258,7 @@ class Sweeper:
         for number, job in enumerate(jobs, report.done):
             wait = policy.delay.delay(job.requeues) if policy.delay else 0
             due = clock + wait + (number / policy.rate if policy.rate else 0)
-            words.append((job.id, job.ended_at, str(int(due)) if due >= clock + 1 else ""))
+            words.append((job.id, job.ended_at, due_at(due) if due >= clock + 1 else ""))
         return self._store.requeue(
             queue, lock, words, times=policy.times, retries=policy.retries, at_front=policy.at_front
         )

@@ -62,6 +62,11 @@ def big(size: int) -> bytes:
     return b"x" * size
 
 
+def fail_with_noise(size: int) -> None:
+    """Fail with a message of so many characters, which cannot be compressed to less than half."""
+    raise ValueError(os.urandom(size).hex())
+
+
 def length(data: bytes) -> int:
     return len(data)
 

@@ -94,6 +94,28 @@ def on_failure_hang_deaf(_job: Job, connection: Redis, *_error: Any) -> None:
     jobs.hang_deaf()
 
 
+class Row:
+    """Like a database row whose session is closed: it can be pickled, and has no text."""
+
+    def __repr__(self) -> str:
+        raise RuntimeError("not bound to a session")
+
+
+def count_and_return_row(key: str) -> Row:
+    """Count how often this runs, and return what cannot be shown."""
+    count(key)
+    return Row()
+
+
+def count_and_return_deep(key: str) -> Any:
+    """Count how often this runs, and return what is nested too deeply to be pickled or shown."""
+    count(key)
+    result: list[Any] = []
+    for _ in range(100_000):
+        result = [result]
+    return result
+
+
 def count(key: str) -> None:
     """Count how often this runs."""
     job = get_current_job()

@@ -6,6 +6,7 @@ it holds in its claims hash.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -32,6 +33,12 @@ IDS = ("a", "b")
 #: Worker -> its slots.
 SLOTS = {"one": ("one-0", "one-1"), "two": ("two-0", "two-1")}
 MAX_STALLS = 1
+#: Fields of a job's hash -> what others may have written there, and what it counts as.
+HOSTILE = {
+    "ttl": ((sys.maxsize, 0), ("1e300", 0), ("nan", 0)),
+    "timeout": ((sys.maxsize, 0), (-5, 0), ("soon", 0)),
+    "rq_pooled_stalls": (("soon", 0), ("nan", 0), (sys.maxsize, 1_000_000)),
+}
 
 workers = st.sampled_from(sorted(SLOTS))
 answered = st.sampled_from([True, True, False])
@@ -99,13 +106,26 @@ class Lifecycle(RuleBasedStateMachine):
                 return  # claims make their job persistent
             self.redis.delete(f"rq:job:{job_id}")
         else:
-            job = Job.fetch(job_id, self.redis)
+            try:
+                job = Job.fetch(job_id, self.redis)
+            except (ValueError, AssertionError):  # a number that RQ cannot read
+                return
             if how == "cancel" and job.is_canceled:
                 return
             getattr(job, how)()
             self.drop(job_id)
         if how != "cancel":
             self.forget_job(job_id)
+
+    @precondition(lambda self: self.exists)
+    @rule(data=st.data(), field=st.sampled_from(sorted(HOSTILE)), number=st.integers(0, 2))
+    def write_a_hostile_number(self, data: Any, field: str, number: int) -> None:
+        """A field of a job says what nobody can take; of stalls only what is a number counts."""
+        job_id = data.draw(st.sampled_from(sorted(self.exists)))
+        value, counts_as = HOSTILE[field][number]
+        self.redis.hset(f"rq:job:{job_id}", field, value)
+        if field == "rq_pooled_stalls":
+            self.stalls[job_id] = counts_as
 
     def forget_job(self, job_id: str) -> None:
         self.exists.discard(job_id)

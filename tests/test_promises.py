@@ -110,6 +110,23 @@ def job_connections(redis: Redis) -> list[str]:
     return sorted(role for role in roles if role in ("job", "jobs", "exclusive"))
 
 
+# -- outcomes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job", [promise_jobs.count_and_return_row, promise_jobs.count_and_return_deep])
+@pytest.mark.parametrize("plain", [True, False])
+def test_an_error_after_the_outcome_does_not_change_it(start: Start, redis: Redis, queue: Queue, job: Any, plain: bool) -> None:
+    """A success whose result cannot be shown stands: the job runs once, and its dependents run."""
+    one = queue.enqueue(job, "runs", retry=Retry(1))
+    child = None if plain else queue.enqueue(jobs.nothing, depends_on=one)
+    with start("--burst") as worker:
+        assert worker.wait() == 0
+        assert one.get_status() == JobStatus.FINISHED and redis.get("runs") == b"1"
+        assert child is None or child.get_status() == JobStatus.FINISHED
+        assert worker.output().count("an error after its outcome, which is recorded") == 1
+        assert_no_residue(redis)
+
+
 # -- callbacks -------------------------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,7 @@ def test_stock_jobs_run_under_ours_and_the_other_way_round(server: Any, redis: R
     mine = ours.enqueue_in(timedelta(0), claim_jobs.nothing, job_id="mine")
     later = ours.cron("* * * * *", claim_jobs.nothing, id="cron")
     redis.zadd(SCHEDULED_JOBS, {"cron": 1})
+    wait_until(lambda: redis.time()[0] > redis.zscore(SCHEDULED_JOBS, "mine"))  # stock compares with whole seconds
     with running_scheduler(server.url, "--burst", log=tmp_path / "stock", stock=True) as process:
         assert process.wait() == 0, process.output()
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:

@@ -98,6 +98,19 @@ def test_runs_on_every_server(path: Path) -> None:
     assert not re.search(r"^\s*(?!local\b)[a-z_]+ = (?=\{|function)", code, re.MULTILINE)
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_function_is_defined_before_it_is_called(path: Path) -> None:
+    """Lua looks a name up when the line runs: a shared function that is taken in too late ends the script half-way."""
+    defined = {"pcall", "pairs", "ipairs", "unpack", "next", "tonumber", "tostring", "type"}
+    defined |= {"and", "or", "not", "if", "elseif", "in", "return", "function", "while", "until"}
+    for line in Scripts().text(path.stem).splitlines():
+        code = re.sub(r"'[^']*'", "''", re.sub(r"--.*", "", line))
+        for names in re.findall(r"\b(?:local function|local|for|function)\b\s*\(?([\w, ]+)", code):
+            defined |= set(re.findall(r"\w+", names))
+        called = set(re.findall(r"(?<![\w.:])([A-Za-z_]\w*)\s*\(", code))
+        assert called <= defined, line
+
+
 def test_every_file_has_a_method_and_names_its_keys(redis: Redis, server: Any) -> None:
     """Each file is called by one method of Scripts, with as many declared keys as its header says, and runs."""
     scripts = Scripts()

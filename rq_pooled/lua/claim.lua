@@ -23,25 +23,39 @@ local max_bytes, strategy = tonumber(ARGV[5]), ARGV[6]
 local claims = ARGV[8]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local MAX_NAMES = 5000 -- Lua cannot unpack more than some 8000 values at once
 local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks at: it must not hold the server
+
+-- include numbers
+-- include fits
 
 -- Limits, see limits.py: read in one step for all queues, and not at all where nobody has set any.
 local limits, closed, limited = {}, {}, {}
 local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
 if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
-  local names = {}
-  for i, key in ipairs(KEYS) do
-    names[i] = string.sub(key, 10)
-  end
-  for i, text in ipairs(redis.call('HMGET', 'rq_pooled:limits', unpack(names))) do
-    local starts, period, running = string.match(text or '', '(%d+) (%d+) (%d+)$')
-    if starts then
-      local limit = { starts = tonumber(starts), period = tonumber(period), list = 'rq_pooled:starts:' .. names[i] }
-      if tonumber(running) > 0 then
-        -- Counted are the claims that stand. One whose worker died stops to count when it is handed on or given up.
-        limit.places = tonumber(running) - redis.call('ZCOUNT', 'rq:wip:' .. names[i], '(' .. clock, '+inf')
+  for first = 1, #KEYS, MAX_NAMES do
+    local names = {}
+    for i = first, math.min(#KEYS, first + MAX_NAMES - 1) do
+      names[#names + 1] = string.sub(KEYS[i], 10)
+    end
+    for i, text in ipairs(redis.call('HMGET', 'rq_pooled:limits', unpack(names))) do
+      local starts, period, running = string.match(text or '', '^%a+ (%d+) (%d+) (%d+)$')
+      if starts and #text <= 65 then -- else no limit, see limit.lua
+        -- No more than limits.py lets anybody write: LINDEX and PEXPIRE refuse larger numbers.
+        local limit = {
+          starts = math.min(tonumber(starts), 100000),
+          period = math.min(tonumber(period), 31622400000000),
+          list = 'rq_pooled:starts:' .. names[i]
+        }
+        if limit.starts > 0 and not fits(limit.list, 'list') then
+          redis.call('DEL', limit.list) -- ours, and nothing that counts starts
+        end
+        if tonumber(running) > 0 and fits('rq:wip:' .. names[i], 'zset') then
+          -- Counted are the claims that stand. One whose worker died stops to count when it is handed on or given up.
+          limit.places = tonumber(running) - redis.call('ZCOUNT', 'rq:wip:' .. names[i], '(' .. clock, '+inf')
+        end
+        limits[KEYS[first + i - 1]] = limit
       end
-      limits[KEYS[i]] = limit
     end
   end
 end
@@ -55,7 +69,7 @@ local function is_open(key)
   end
   local wait, watch, life = -1, 'rq_pooled:full:', 120
   if not limit.places or limit.places > 0 then
-    local oldest = limit.starts > 0 and redis.call('LINDEX', limit.list, -limit.starts)
+    local oldest = limit.starts > 0 and tonumber(redis.call('LINDEX', limit.list, -limit.starts) or '')
     wait = oldest and math.min(limit.period, oldest + limit.period - microseconds) or 0
     if wait <= 0 then
       return true
@@ -95,6 +109,9 @@ if strategy == 'random' then
   math.randomseed(tonumber(ARGV[7]))
 end
 
+-- Queues that are none: their keys hold something else. What was wrong with the first one.
+local spoilt, failure = {}, nil
+
 -- Pop the next id; under round_robin the queue that gave it moves to the end, as RQ's reorder_queues does.
 local function pop()
   if strategy == 'random' then
@@ -104,8 +121,10 @@ local function pop()
     end
   end
   for i, key in ipairs(order) do
-    local id = is_open(key) and redis.call('LPOP', key)
-    if id then
+    local id = not spoilt[key] and is_open(key) and redis.pcall('LPOP', key)
+    if type(id) == 'table' then
+      spoilt[key], failure = true, failure or ('WRONGTYPE ' .. key .. ' is no list')
+    elseif id then
       if strategy == 'round_robin' then
         for _ = 1, i do
           table.insert(order, table.remove(order, 1))
@@ -118,17 +137,16 @@ end
 
 -- Write the claim itself. Where that fails, the job goes back, and its queue is left alone so that others are served.
 local function register(key, id, queue, execution)
-  local reply = redis.pcall('ZADD', 'rq:wip:' .. queue, clock + abandon_after, id .. ':' .. execution)
+  local wip, leases, member = 'rq:wip:' .. queue, 'rq_pooled:leases:' .. queue, id .. ':' .. execution
+  local lease_reply = redis.pcall('ZADD', leases, clock + lease, member)
+  local reply = type(lease_reply) == 'table' and lease_reply or redis.pcall('ZADD', wip, clock + abandon_after, member)
   if type(reply) ~= 'table' then
     return true
   end
+  redis.pcall('ZREM', leases, member)
   redis.call('LPUSH', key, id)
-  for i, other in ipairs(order) do
-    if other == key then
-      table.remove(order, i)
-      break
-    end
-  end
+  spoilt[key] = true
+  failure = failure or ('WRONGTYPE ' .. (reply == lease_reply and leases or wip) .. ' is no sorted set')
 end
 
 -- include is_running
@@ -144,13 +162,13 @@ end
 
 -- Look at a spent-once key, see once.py: return the id of the job that spent it, and whether one that has it is running.
 local function look_at(once)
-  local spender = redis.call('GET', 'rq_pooled:once:' .. once)
-  local holder = not spender and redis.call('GET', 'rq_pooled:once-running:' .. once)
-  if not holder then
+  local spender = redis.pcall('GET', 'rq_pooled:once:' .. once)
+  if type(spender) == 'string' then
     return spender, false
   end
-  local queue, member = string.match(holder, '^(.*)\n(.*)$')
-  return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+  local holder = redis.pcall('GET', 'rq_pooled:once-running:' .. once)
+  local queue, member = string.match(type(holder) == 'string' and holder or '', '^(.*)\n(.*)$')
+  return false, queue and type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
 end
 
 -- Tell whether the key in a hash is that of the job, and was not left by an earlier one with its id, see once.py.
@@ -166,7 +184,7 @@ local function field_of(raw, name)
   end
 end
 
-local stale, held, jobs, bytes, failure = {}, {}, {}, 0, nil
+local stale, held, jobs, bytes = {}, {}, {}, 0
 local taken_keys = {} -- spent-once keys whose jobs this call holds back: many may wait, and their data are not read
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
@@ -193,7 +211,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     elseif raw[i] == 'origin' and raw[i + 1] ~= '' then
       origin = raw[i + 1]
     elseif raw[i] == 'timeout' then
-      timeout = tonumber(raw[i + 1])
+      timeout = seconds_of(raw[i + 1])
     elseif raw[i] == 'rq_pooled_once' then
       once = raw[i + 1]
     end
@@ -211,9 +229,8 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     stale[#stale + 1] = id
   elseif running or taken then
     held[#held + 1] = { key, id } -- queued twice, or another with its spent-once key runs: not beside each other
-  elseif not register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
-    failure = 'WRONGTYPE rq:wip:' .. (origin or string.sub(key, 10)) .. ' is no sorted set'
-  else
+  elseif register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
+    -- From here on the claim stands: what follows cannot fail, or is only tried.
     local name, execution = ARGV[slot], ARGV[slot + 1]
     slot = slot + 2
     local queue = origin or string.sub(key, 10)
@@ -226,11 +243,10 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       redis.call('HSET', 'rq:execution:' .. member, 'queue_key', key) -- where it goes back to when it stalls
     end
     redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
-    redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
+    redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
-    redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
-    redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
-    redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
+    redis.pcall('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+    redis.pcall('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
       'last_heartbeat', now)
     if spender then -- it is not run, only recorded
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_spender', spender
@@ -239,7 +255,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     end
     if once and not spender then
       redis.call('SET', 'rq_pooled:once-running:' .. once, queue .. '\n' .. member)
-      if timeout and timeout > 0 then -- should nobody be left to take it away
+      if timeout then -- should nobody be left to take it away
         redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
       end
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'

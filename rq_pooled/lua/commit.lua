@@ -12,8 +12,8 @@
 --             reply differs: nothing was recorded) | error text (a command failed: the claim stands)
 --
 -- A script cannot undo what it wrote. So the errors that do happen, a key that holds another type than its command
--- expects and an expiry beyond all bounds, are looked for before the first command of an outcome: what is refused is sent
--- again, and would count twice.
+-- expects and a number that the server refuses, are looked for before the first command of an outcome: what is refused is
+-- sent again, and would count twice. A number that cannot be added to another one in a hash is left out: it only counts.
 --
 -- A write that the server never denies comes first: under maxmemory a script may go on once it has written, so
 -- results can be recorded when nothing else fits.
@@ -30,16 +30,30 @@ local EXPECTED = {
   LPUSH = 'list', RPUSH = 'list', LREM = 'list', XADD = 'stream', XTRIM = 'stream'
 }
 local MAX_WORDS = 7000 -- more than Lua can unpack at once
-local MAX_EXPIRE = 1e15 -- seconds; the server refuses what, in milliseconds, does not fit into 64 bits
+local LONGEST = 3155760000 -- seconds, 100 years; the server refuses what, in milliseconds, does not fit into 64 bits
+local ONLY_COUNTS = { HINCRBY = true, HINCRBYFLOAT = true }
+
+-- Return a number of seconds as EXPIRE takes it, or nil if it is none.
+local function bounded(seconds)
+  if #seconds < 10 and string.find(seconds, '^%-?%d+$') then -- most often
+    return seconds
+  end
+  local number = tonumber(seconds)
+  return number and number == number and string.format('%.0f', math.max(-LONGEST, math.min(number, LONGEST))) or nil
+end
 
 local types = {} -- of keys, as far as looked at in this call
 local function refused(command, key, value, words)
   local expected = EXPECTED[command]
   if words < 1 or words > MAX_WORDS then
     return 'ERR a command of ' .. words .. ' words'
-  elseif command == 'EXPIRE' and (tonumber(value) or MAX_EXPIRE) >= MAX_EXPIRE then
-    return 'ERR an expire time of ' .. tostring(value) .. ' seconds'
-  elseif expected then
+  elseif expected == 'zset' and command == 'ZADD' and words == 4 then
+    local score = tonumber(value)
+    if not score or score ~= score then
+      return 'ERR a score of ' .. tostring(value)
+    end
+  end
+  if expected then
     local found = types[key] or redis.call('TYPE', key).ok
     types[key] = found
     if found == 'none' then
@@ -50,10 +64,13 @@ local function refused(command, key, value, words)
   end
 end
 
--- Return the commands of RQ's handler for a plain success of the job, whose words begin at ARGV[w].
+-- Return the commands of RQ's handler for a plain success of the job, whose words begin at ARGV[w], or nil and an error.
 local function plain_success(id, execution, w, words)
   local worker, job, results = 'rq:worker:' .. ARGV[w + 1], 'rq:job:' .. id, 'rq:results:' .. id
-  local ttl = ARGV[w + 10]
+  local ttl = bounded(ARGV[w + 10])
+  if not ttl then
+    return nil, 'ERR an expire time of ' .. ARGV[w + 10] .. ' seconds'
+  end
   local entry = { 'XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', ARGV[w + 1] }
   if words > 11 then
     entry[11], entry[12] = 'return_value', ARGV[w + 11]
@@ -102,7 +119,7 @@ end
 -- Do one command of an outcome about which all has gone well until here; return the result of the outcome after it.
 local function apply(...)
   local reply = redis.pcall(...)
-  return type(reply) == 'table' and reply.err or 'ok'
+  return type(reply) == 'table' and reply.err and not ONLY_COUNTS[...] and reply.err or 'ok'
 end
 
 local results, freed, at = {}, {}, 3
@@ -134,12 +151,19 @@ while at <= #ARGV do
     local words = tonumber(ARGV[at])
     if result ~= 'ok' then -- only to find where the next outcome begins
     elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
-      plain = plain_success(id, execution, at + 1, words)
-      for _, command in ipairs(plain) do
+      local unreadable
+      plain, unreadable = plain_success(id, execution, at + 1, words)
+      result = unreadable or result
+      for _, command in ipairs(plain or {}) do
         result = result == 'ok' and refused(command[1], command[2], command[3], #command) or result
       end
     else
       result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
+      if ARGV[at + 1] == 'EXPIRE' and words == 3 then
+        local seconds = bounded(ARGV[at + 3])
+        result = seconds and result or 'ERR an expire time of ' .. ARGV[at + 3] .. ' seconds'
+        ARGV[at + 3] = seconds or ARGV[at + 3]
+      end
     end
     at = at + 1 + words
   end

@@ -11,11 +11,20 @@
 local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
 local once, unique, life = ARGV[3], ARGV[4], ARGV[5]
 
+-- include numbers
+-- include fits
+
 local jobs, at = {}, 6
+if not fits(queue, 'list') then
+  return redis.error_reply('WRONGTYPE ' .. queue .. ' is no list')
+end
 while at <= #ARGV do
   jobs[#jobs + 1] = at
-  if not replace and redis.call('EXISTS', 'rq:job:' .. ARGV[at]) == 1 then
+  local job = 'rq:job:' .. ARGV[at]
+  if not replace and redis.call('EXISTS', job) == 1 then
     return { 'exists', ARGV[at] }
+  elseif not fits(job, 'hash') then
+    return redis.error_reply('WRONGTYPE ' .. job .. ' is no hash')
   end
   at = at + 4 + tonumber(ARGV[at + 3])
 end
@@ -44,10 +53,11 @@ if most >= 0 then
 end
 
 for _, first in ipairs(jobs) do
-  local id, side, ttl, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 2]), tonumber(ARGV[first + 3])
+  local id, side, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 3])
+  local ttl = seconds_of(ARGV[first + 2])
   local job = 'rq:job:' .. id
   redis.call('HSET', job, unpack(ARGV, first + 4, first + 3 + words))
-  if ttl > 0 then
+  if ttl then
     redis.call('EXPIRE', job, ttl)
     redis.call('EXPIRE', job .. ':dependents', ttl)
     redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
@@ -56,6 +66,6 @@ for _, first in ipairs(jobs) do
 end
 if unique ~= '' then
   local id = ARGV[jobs[1]]
-  redis.call('SET', unique, redis.call('HGET', 'rq:job:' .. id, 'created_at') .. ' ' .. id, 'PX', life)
+  redis.call('SET', unique, (redis.call('HGET', 'rq:job:' .. id, 'created_at') or '-') .. ' ' .. id, 'PX', life)
 end
 return { 'ok' }

@@ -20,6 +20,8 @@ local registry, dead, age = KEYS[1], KEYS[3], ARGV[3]
 local time = redis.call('TIME')
 local ends = time[1] + age + time[2] / 1000000
 
+-- include fits
+
 local function bury(id, ended_at)
   local job = 'rq:job:' .. id
   if not redis.call('ZSCORE', registry, id) then
@@ -30,6 +32,8 @@ local function bury(id, ended_at)
     redis.call('ZREM', registry, id)
     return 'ghost'
   elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
+    return 'changed'
+  elseif not fits(dead, 'zset') then
     return 'changed'
   end
   redis.call('ZREM', registry, id)

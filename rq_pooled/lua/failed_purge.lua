@@ -36,10 +36,10 @@ local function purge(id, ended_at)
     return 'done'
   end
   if fields[3] and fields[3] ~= '' then
-    redis.call('SREM', 'rq:group:' .. fields[3], id)
+    redis.pcall('SREM', 'rq:group:' .. fields[3], id)
   end
   local executions = 'rq:executions:' .. id
-  for _, execution in ipairs(redis.call('ZRANGE', executions, 0, 99)) do
+  for _, execution in ipairs(redis.pcall('ZRANGE', executions, 0, 99)) do
     redis.call('UNLINK', 'rq:execution:' .. id .. ':' .. execution)
   end
   redis.call('UNLINK', job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies', 'rq:results:' .. id, executions)

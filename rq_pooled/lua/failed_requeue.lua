@@ -18,23 +18,19 @@ if ARGV[1] ~= '' then
 end
 local registry, now, times = KEYS[1], ARGV[3], tonumber(ARGV[7])
 
+-- include numbers
+-- include fits
+
 local function budget(rules, left, intervals)
   if ARGV[9] ~= '' then
     return ARGV[9]
   end
   local ok, fields = pcall(cjson.decode, rules or '')
-  if ok and type(fields) == 'table' and fields.max then
-    return fields.max
+  if ok and type(fields) == 'table' and tonumber(fields.max) then
+    return count_of(fields.max)
   end
   ok, fields = pcall(cjson.decode, intervals or '')
   return left and ok and type(fields) == 'table' and math.max(#fields, 1)
-end
-
--- What is missing will be made; what is something else than RQ puts there would stop the script half way.
-local types = {}
-local function fits(key, wanted)
-  types[key] = types[key] or redis.call('TYPE', key).ok
-  return types[key] == wanted or types[key] == 'none'
 end
 
 local function requeue(id, ended_at, due)
@@ -49,12 +45,12 @@ local function requeue(id, ended_at, due)
     return 'ghost'
   elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
     return 'changed'
-  elseif times and (tonumber(fields[10] or 0) or 0) >= times then
+  elseif times and count_of(fields[10]) >= times then
     return 'spent'
   end
   local queue = fields[4] and fields[4] ~= '' and fields[4] or ARGV[8]
   local list, scheduled = 'rq:queue:' .. queue, 'rq:scheduled:' .. queue
-  if not fits(list, 'list') or not fits(scheduled, 'zset') then
+  if not fits(list, 'list') or not fits(scheduled, 'zset') or not fits('rq:queues', 'set') then
     return 'changed'
   end
   redis.call('ZREM', registry, id)
@@ -72,13 +68,13 @@ local function requeue(id, ended_at, due)
     redis.call('HSET', job, 'retries_left', left)
   end
   if times then
-    redis.call('HINCRBY', job, 'rq_pooled:requeues', 1)
+    redis.call('HSET', job, 'rq_pooled:requeues', count_of(fields[10]) + 1)
   else
     redis.call('HDEL', job, 'rq_pooled:requeues')
   end
-  local ttl = tonumber(fields[6] or '')
+  local ttl = seconds_of(fields[6])
   for _, key in ipairs({ job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies' }) do
-    if ttl and ttl > 0 then
+    if ttl then
       redis.call('EXPIRE', key, ttl)
     else
       redis.call('PERSIST', key)

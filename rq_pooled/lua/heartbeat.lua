@@ -19,19 +19,20 @@ local slots, claims = tonumber(ARGV[6]), ARGV[7]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 
+-- Each command is only tried: one key that has become something else must cost nobody else a lease.
 local missing, at = {}, 8
 for _ = 1, slots do
   local worker = 'rq:worker:' .. ARGV[at]
-  if redis.call('HEXISTS', worker, 'birth') == 0 or redis.call('HEXISTS', worker, 'death') == 1
-    or redis.call('SISMEMBER', 'rq:workers', worker) == 0 then
+  if redis.pcall('HEXISTS', worker, 'birth') == 0 or redis.pcall('HEXISTS', worker, 'death') == 1
+    or redis.pcall('SISMEMBER', 'rq:workers', worker) == 0 then
     missing[#missing + 1] = ARGV[at]
   else
-    redis.call('HSET', worker, 'last_heartbeat', now, 'current_job_working_time', ARGV[at + 2])
+    redis.pcall('HSET', worker, 'last_heartbeat', now, 'current_job_working_time', ARGV[at + 2])
     if ARGV[at + 1] ~= '' then
-      redis.call('HSET', worker, 'state', ARGV[at + 1])
-      redis.call('HDEL', worker, 'current_job') -- left behind where a job was handed on
+      redis.pcall('HSET', worker, 'state', ARGV[at + 1])
+      redis.pcall('HDEL', worker, 'current_job') -- left behind where a job was handed on
     end
-    redis.call('EXPIRE', worker, worker_ttl)
+    redis.pcall('EXPIRE', worker, worker_ttl)
   end
   at = at + 3
 end
@@ -44,30 +45,31 @@ while at <= #ARGV do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local member = id .. ':' .. execution
   at = at + 3
-  if redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
-    redis.call('ZADD', 'rq:wip:' .. queue, 'XX', clock + abandon_after, member)
-    redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
+  if redis.pcall('ZSCORE', 'rq:wip:' .. queue, member) then
+    redis.pcall('ZADD', 'rq:wip:' .. queue, 'XX', clock + abandon_after, member)
+    redis.pcall('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
     -- Never recreate a hash that somebody deleted: half an execution makes Job.delete raise.
-    if redis.call('EXISTS', 'rq:execution:' .. member) == 1 then
-      redis.call('HSET', 'rq:execution:' .. member, 'last_heartbeat', now_seconds)
-      redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
-      redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
-      redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+    if redis.pcall('EXISTS', 'rq:execution:' .. member) == 1 then
+      redis.pcall('HSET', 'rq:execution:' .. member, 'last_heartbeat', now_seconds)
+      redis.pcall('EXPIRE', 'rq:execution:' .. member, abandon_after)
+      redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
+      redis.pcall('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
     end
-    if redis.call('HEXISTS', 'rq:job:' .. id, 'data') == 1 then
-      redis.call('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
+    if redis.pcall('HEXISTS', 'rq:job:' .. id, 'data') == 1 then
+      redis.pcall('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
     end
   else
     -- Cancelled or deleted: it runs on, as in RQ, also when it has written its old status since (job.save()). Else the
     -- job is in its queue again, or somebody else's by now.
-    local status = redis.call('HGET', 'rq:job:' .. id, 'status')
-    local runs_on = not status or status == 'canceled' or status == 'stopped'
+    local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
+    local runs_on = not status or type(status) == 'table' or status == 'canceled' or status == 'stopped'
       or (status == 'started' and not is_running(id, queue))
     if not runs_on then
       handed_on[#handed_on + 1] = number
-      redis.call('HDEL', claims, member)
+      redis.pcall('HDEL', claims, member)
     end
   end
 end
-redis.call('EXPIRE', claims, abandon_after + 60)
-return { missing, handed_on, redis.call('HLEN', claims), math.floor(clock * 1000) }
+redis.pcall('EXPIRE', claims, abandon_after + 60)
+local noted = redis.pcall('HLEN', claims)
+return { missing, handed_on, type(noted) == 'number' and noted or 0, math.floor(clock * 1000) }

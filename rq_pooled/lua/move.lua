@@ -10,9 +10,10 @@
 -- ARGV[8]     number of jobs that it depends on, ARGV[9..] their ids
 -- then        field, value ... of the job's hash
 -- returns     moved | deferred (a job that it depends on is unfinished) | gone (deleted) | changed (moved by somebody else,
---             cancelled, or given another time) | locked (the lock is somebody else's): nothing was done
+--             cancelled, or given another time) | locked (the lock is somebody else's) | unfit (its next time is out of
+--             range, or a key to write to is of another type): nothing was done
 local scheduled, lock, queue = KEYS[1], KEYS[2], KEYS[3]
-local token, id, due, next_time, ttl = ARGV[1], ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[7])
+local token, id, due, next_time = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
 local dependencies = tonumber(ARGV[8])
 local job = 'rq:job:' .. id
 if token ~= '' then
@@ -24,36 +25,54 @@ end
 if due ~= '' and tonumber(redis.call('ZSCORE', scheduled, id) or '') ~= tonumber(due) then
   return 'changed'
 end
-if redis.call('HEXISTS', job, 'data') == 0 then
+if redis.pcall('HEXISTS', job, 'data') ~= 1 then -- an error: no job
   redis.call('ZREM', scheduled, id)
   return 'gone'
 end
 
 local waits = false
 for i = 9, 8 + dependencies do
-  local status = redis.call('HGET', 'rq:job:' .. ARGV[i], 'status')
-  waits = waits or (status and status ~= 'finished')
+  local status = redis.pcall('HGET', 'rq:job:' .. ARGV[i], 'status')
+  waits = waits or (type(status) == 'string' and status ~= 'finished')
 end
+
+-- include numbers
+-- include fits
+
+local deferred = 'rq:deferred:' .. string.sub(queue, 10)
+local depends_on = 'rq:job::' .. id .. ':dependencies'
+local fit = fits(scheduled, 'zset') and fits('rq:queues', 'set')
+fit = fit and (waits and fits(deferred, 'zset') or not waits and fits(queue, 'list'))
+fit = fit and (next_time == '' or math.abs(tonumber(next_time) or 1e300) < 1e15)
+for i = 9, 8 + (waits and dependencies or 0) do
+  fit = fit and fits('rq:job:' .. ARGV[i] .. ':dependents', 'set') and fits(depends_on, 'set')
+end
+if not fit then
+  return 'unfit'
+end
+
+local ttl = seconds_of(ARGV[7])
 redis.call('SADD', 'rq:queues', queue)
 redis.call('HSET', job, unpack(ARGV, 9 + dependencies))
 if waits then
   redis.call('HSET', job, 'status', 'deferred')
-  redis.call('ZADD', 'rq:deferred:' .. string.sub(queue, 10), redis.call('TIME')[1], id)
+  redis.call('ZADD', deferred, redis.call('TIME')[1], id)
   for i = 9, 8 + dependencies do
     redis.call('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
-    redis.call('SADD', 'rq:job::' .. id .. ':dependencies', ARGV[i])
+    redis.call('SADD', depends_on, ARGV[i])
   end
-else
-  redis.call(ARGV[6] == 'L' and 'LPUSH' or 'RPUSH', queue, id)
 end
-if ttl > 0 then
+if ttl then
   redis.call('EXPIRE', job, ttl)
   redis.call('EXPIRE', job .. ':dependents', ttl)
-  redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
+  redis.call('EXPIRE', depends_on, ttl)
 end
 if next_time == '' then
   redis.call('ZREM', scheduled, id)
 else
   redis.call('ZADD', scheduled, next_time, id)
+end
+if not waits then -- last: what comes before can be done again
+  redis.call(ARGV[6] == 'L' and 'LPUSH' or 'RPUSH', queue, id)
 end
 return waits and 'deferred' or 'moved'

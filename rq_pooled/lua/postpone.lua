@@ -14,11 +14,12 @@ local postponed = 0
 for _, key in ipairs(KEYS) do
   local queue = string.sub(key, 10)
   local wip = 'rq:wip:' .. queue
-  local over = redis.call('ZRANGEBYSCORE', wip, 0, clock + SKEW, 'WITHSCORES', 'LIMIT', 0, MAX_CLAIMS)
+  local over = redis.pcall('ZRANGEBYSCORE', wip, 0, clock + SKEW, 'WITHSCORES', 'LIMIT', 0, MAX_CLAIMS)
   for i = 1, #over, 2 do
-    local lease = redis.call('ZSCORE', 'rq_pooled:leases:' .. queue, over[i])
+    local lease = redis.pcall('ZSCORE', 'rq_pooled:leases:' .. queue, over[i])
+    lease = type(lease) == 'string' and tonumber(lease)
     -- A horizon that lies further behind the lease than the claim or a heartbeat puts it has been postponed before.
-    if lease and tonumber(over[i + 1]) <= tonumber(lease) + abandon_after then
+    if lease and tonumber(over[i + 1]) <= lease + abandon_after then
       redis.call('ZADD', wip, 'XX', clock + SKEW + abandon_after, over[i])
       postponed = postponed + 1
     end

@@ -6,42 +6,62 @@
 -- ARGV[3]     now, as RQ formats a date        ARGV[4]  timeout of a job that has none, seconds
 -- ARGV[5]     jobs per queue at most
 -- ARGV[6..]   field, value ... of the hash rq:scheduler:<name>
+--
+-- A due time of ours has a fraction, and is due at it. A whole one is somebody else's, who has cut the fraction off: it is
+-- due a second later, never early.
+--
 -- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due, milliseconds after which
---             to look again: at the next full second for what is ours, when its lock ends for what is not }
+--             to look again: when the next is due or at the next full second for what is ours, when its lock ends for
+--             what is not }
 local name, lock_ttl, now, default_timeout, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
-local clock = time[1]
+local second, clock = tonumber(time[1]), time[1] .. string.format('.%06d', time[2])
 local locks, moved, more, wait = 0, 0, 0, 15000
 -- The lock keeps stock schedulers out, which read ids before they move them; among ours it only saves work. So that of a
 -- worker of ours which has not renewed it, as it does every second, is taken over at once.
 local SILENT = 3000
 local function is_ours_and_silent(owner, lock)
-  return redis.call('HEXISTS', 'rq:scheduler:' .. owner, 'rq_pooled') == 1
+  return redis.pcall('HEXISTS', 'rq:scheduler:' .. owner, 'rq_pooled') == 1
     and redis.call('PTTL', lock) < lock_ttl * 1000 - SILENT
 end
+
+-- include numbers
+-- include fits
 
 for _, scheduled in ipairs(KEYS) do
   local queue = string.sub(scheduled, 14)
   local lock = 'rq:scheduler-lock:' .. queue
-  local owner = redis.call('GET', lock)
-  if not owner or owner == name or is_ours_and_silent(owner, lock) then
+  local owner = redis.pcall('GET', lock)
+  if type(owner) == 'table' or not fits(scheduled, 'zset') or not fits('rq:queue:' .. queue, 'list') then
+    wait = math.min(wait, SILENT) -- left alone, so that the others go on
+  elseif not owner or owner == name or is_ours_and_silent(owner, lock) then
     locks = locks + 1
     redis.call('SET', lock, name, 'EX', lock_ttl)
-    local due = redis.call('ZRANGEBYSCORE', scheduled, 0, clock, 'LIMIT', 0, limit)
+    -- All until now but those of exactly this second: these are whole.
+    local due = redis.call('ZRANGEBYSCORE', scheduled, 0, '(' .. second, 'LIMIT', 0, limit)
+    if #due < limit then
+      for _, id in ipairs(redis.call('ZRANGEBYSCORE', scheduled, '(' .. second, clock, 'LIMIT', 0, limit - #due)) do
+        due[#due + 1] = id
+      end
+    end
+    local next_one = redis.call('ZRANGEBYSCORE', scheduled, '(' .. clock, '(' .. second + 1, 'WITHSCORES', 'LIMIT', 0, 1)
+    if next_one[2] then
+      wait = math.min(wait, math.max(1, math.ceil((next_one[2] - clock) * 1000)))
+    end
     if #due == limit then
       more = 1
     end
     for _, id in ipairs(due) do
       local job = 'rq:job:' .. id
-      local fields = redis.call('HMGET', job, 'data', 'timeout', 'ttl', 'enqueue_at_front',
-        'enqueue_at_front_on_retry', 'ended_at')
+      local fields = redis.pcall('HMGET', job, 'data', 'timeout', 'ttl', 'enqueue_at_front',
+        'enqueue_at_front_on_retry', 'ended_at') -- an error: no job
       if fields[1] then
         redis.call('HSET', job, 'status', 'queued', 'origin', queue, 'enqueued_at', now)
         if not fields[2] then
           redis.call('HSET', job, 'timeout', default_timeout)
         end
-        local ttl = tonumber(fields[3] or '')
-        if ttl and ttl > 0 then
+        local ttl = seconds_of(fields[3])
+        if ttl then
           redis.call('EXPIRE', job, ttl)
           redis.call('EXPIRE', job .. ':dependents', ttl)
           redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
@@ -56,7 +76,7 @@ for _, scheduled in ipairs(KEYS) do
   else
     -- That of a scheduler which lives is renewed long before.
     local left = redis.call('PTTL', lock)
-    if redis.call('HEXISTS', 'rq:scheduler:' .. owner, 'rq_pooled') == 1 then
+    if redis.pcall('HEXISTS', 'rq:scheduler:' .. owner, 'rq_pooled') == 1 then
       wait = math.min(wait, SILENT + 2000)
     elseif left >= 0 then
       wait = math.min(wait, left + 5)
@@ -64,9 +84,9 @@ for _, scheduled in ipairs(KEYS) do
   end
 end
 if locks > 0 then
-  -- Jobs are due at full seconds: look then, and not at some time within each second.
+  -- Also what was scheduled meanwhile, and what others wrote, is due at full seconds: look then.
   wait = math.min(wait, 1002 - math.floor(tonumber(time[2]) / 1000))
-  redis.call('HSET', 'rq:scheduler:' .. name, unpack(ARGV, 6))
+  redis.pcall('HSET', 'rq:scheduler:' .. name, unpack(ARGV, 6))
   redis.call('EXPIRE', 'rq:scheduler:' .. name, lock_ttl)
 end
 return { locks, moved, more, wait }

@@ -6,9 +6,13 @@
 -- ARGV[5..]   per claim: job id, execution id, wip queue, worker name, queue key to push to
 -- returns     number of jobs that were put back
 --
--- A job that would exceed its stalls stays claimed, with its lease ended: whoever looks for stalled claims next fails it.
+-- A job that would exceed its stalls stays claimed, with its lease ended: whoever looks for stalled claims next fails
+-- it. One whose queue cannot take it stays claimed, too, until it can.
 -- As in commit.lua, a write that the server never denies comes first.
 redis.call('DEL', 'rq_pooled:none')
+
+-- include numbers
+-- include fits
 
 local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local pushed = 0
@@ -17,29 +21,30 @@ for at = #ARGV - 4, 5, -5 do
   local id, execution, queue, name, key = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local member = id .. ':' .. execution
   local job, worker = 'rq:job:' .. id, 'rq:worker:' .. name
-  local stalls = tonumber(redis.call('HGET', job, 'rq_pooled_stalls') or '0')
-  if stalls + begun > max_stalls and stalls + begun > 0 and redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
-    redis.call('ZADD', 'rq_pooled:leases:' .. queue, 0, member)
+  local stalls = count_of(redis.pcall('HGET', job, 'rq_pooled_stalls'))
+  local stands = type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+  if stands and ((stalls + begun > max_stalls and stalls + begun > 0) or not fits(key, 'list')) then
+    redis.pcall('ZADD', 'rq_pooled:leases:' .. queue, 0, member)
   else
-    if redis.call('ZREM', 'rq:wip:' .. queue, member) == 1 and redis.call('HEXISTS', job, 'data') == 1 then
+    if redis.pcall('ZREM', 'rq:wip:' .. queue, member) == 1 and redis.pcall('HEXISTS', job, 'data') == 1 then
       redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
       if begun == 1 then
-        redis.call('HINCRBY', job, 'rq_pooled_stalls', 1)
+        redis.call('HSET', job, 'rq_pooled_stalls', stalls + 1)
       end
-      local ttl = tonumber(redis.call('HGET', job, 'ttl') or '')
-      if ttl and ttl > 0 then
+      local ttl = seconds_of(redis.call('HGET', job, 'ttl'))
+      if ttl then
         redis.call('EXPIRE', job, ttl)
       end
       redis.call('LPUSH', key, id)
       pushed = pushed + 1
     end
     redis.call('DEL', 'rq:execution:' .. member)
-    redis.call('ZREM', 'rq:executions:' .. id, execution)
-    redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
+    redis.pcall('ZREM', 'rq:executions:' .. id, execution)
+    redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
   end
   redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place
-  redis.call('HDEL', claims, member)
-  if redis.call('HGET', worker, 'current_job') == id then
+  redis.pcall('HDEL', claims, member)
+  if redis.pcall('HGET', worker, 'current_job') == id then
     redis.call('HDEL', worker, 'current_job')
     redis.call('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
   end

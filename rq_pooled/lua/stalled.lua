@@ -41,31 +41,52 @@ end
 for _, key in ipairs(KEYS) do
   add(key)
 end
-for _, key in ipairs(redis.call('SRANDMEMBER', 'rq:queues', SAMPLE)) do
+for _, key in ipairs(redis.pcall('SRANDMEMBER', 'rq:queues', SAMPLE)) do
   add(key)
 end
+
+-- include numbers
+-- include fits
 
 local function forget(queue, id, execution)
   local member = id .. ':' .. execution
   redis.call('DEL', 'rq:execution:' .. member)
-  redis.call('ZREM', 'rq:executions:' .. id, execution)
+  redis.pcall('ZREM', 'rq:executions:' .. id, execution)
   redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
   redis.call('ZREM', 'rq:wip:' .. queue, member)
   redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place in the queue
 end
 
+-- Return the queue to which a job goes back: the one that it was popped from, else its own, else nothing where neither
+-- can take it.
+local function way_back(member, queue)
+  local key = redis.pcall('HGET', 'rq:execution:' .. member, 'queue_key')
+  if type(key) == 'string' and fits(key, 'list') then
+    return key
+  end
+  key = 'rq:queue:' .. queue
+  return fits(key, 'list') and key or nil
+end
+
 local back, failed, more, execution_at = {}, {}, 0, 11
 for _, queue in ipairs(queues) do
-  local stalled = redis.call('ZRANGEBYSCORE', 'rq_pooled:leases:' .. queue, '-inf', clock, 'LIMIT', 0, left)
+  local leases = 'rq_pooled:leases:' .. queue
+  local stalled = redis.pcall('ZRANGEBYSCORE', leases, '-inf', clock, 'LIMIT', 0, left)
+  local tells = fits('rq:wip:' .. queue, 'zset') -- else it does not tell which of them stand
   local pushed = {}
-  for _, member in ipairs(stalled) do
+  for _, member in ipairs(tells and stalled or {}) do
     local id, execution = string.match(member, '^(.*):([^:]*)$')
-    local job = 'rq:job:' .. id
-    local key = redis.call('HGET', 'rq:execution:' .. member, 'queue_key') or ('rq:queue:' .. queue)
-    if not redis.call('ZSCORE', 'rq:wip:' .. queue, member) or redis.pcall('HEXISTS', job, 'data') ~= 1 then
+    local job = 'rq:job:' .. (id or '')
+    local key = id and way_back(member, queue)
+    if not id then
+      redis.call('ZREM', leases, member) -- no claim of anybody's
+    elseif not redis.call('ZSCORE', 'rq:wip:' .. queue, member) or redis.pcall('HEXISTS', job, 'data') ~= 1 then
       forget(queue, id, execution) -- cancelled or deleted while it ran
+    elseif not key then
+      left = left - 1
+      redis.call('ZADD', leases, clock + lease, member) -- stays claimed, until its queue is a list again
     else
-      local before = tonumber(redis.call('HGET', job, 'rq_pooled_stalls') or '0')
+      local before = count_of(redis.call('HGET', job, 'rq_pooled_stalls'))
       if before + 1 > max_stalls and execution_at > #ARGV then
         more = 1
         break
@@ -77,7 +98,7 @@ for _, queue in ipairs(queues) do
         redis.call('HDEL', worker, 'current_job')
       end
       forget(queue, id, execution)
-      redis.call('HINCRBY', job, 'rq_pooled_stalls', 1)
+      redis.call('HSET', job, 'rq_pooled_stalls', before + 1)
       if before + 1 > max_stalls then
         local raw = redis.call('HGETALL', job)
         local own = ARGV[execution_at]
@@ -87,17 +108,17 @@ for _, queue in ipairs(queues) do
         redis.call('HSET', 'rq:execution:' .. member, 'id', own, 'created_at', now_seconds,
           'last_heartbeat', now_seconds, 'worker_name', name, 'queue_key', key)
         redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
-        redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, own)
+        redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, own)
         redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
-        redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
-        redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+        redis.call('ZADD', leases, clock + lease, member)
+        redis.pcall('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
         redis.call('EXPIRE', claims, abandon_after + 60)
         redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
         failed[#failed + 1] = { key, id, queue, before + 1, own, raw }
       else
         redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
-        local ttl = tonumber(redis.call('HGET', job, 'ttl') or '')
-        if ttl and ttl > 0 then
+        local ttl = seconds_of(redis.call('HGET', job, 'ttl'))
+        if ttl then
           redis.call('EXPIRE', job, ttl)
         end
         pushed[#pushed + 1] = { key, id }

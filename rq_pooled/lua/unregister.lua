@@ -8,18 +8,18 @@
 local now, scheduler, queues = ARGV[1], ARGV[2], tonumber(ARGV[3])
 for at = 4 + queues, #ARGV do
   local worker = 'rq:worker:' .. ARGV[at]
-  redis.call('SREM', 'rq:workers', worker)
+  redis.pcall('SREM', 'rq:workers', worker)
   for i = 4, 3 + queues do
-    redis.call('SREM', 'rq:workers:' .. ARGV[i], worker)
+    redis.pcall('SREM', 'rq:workers:' .. ARGV[i], worker)
   end
-  redis.call('HSET', worker, 'death', now)
-  redis.call('EXPIRE', worker, 60) -- as RQ: the grave is visible for a minute
+  redis.pcall('HSET', worker, 'death', now)
+  redis.pcall('EXPIRE', worker, 60) -- as RQ: the grave is visible for a minute
 end
 for i = 4, 3 + queues do
   local lock = 'rq:scheduler-lock:' .. ARGV[i]
-  if redis.call('GET', lock) == scheduler then
-    redis.call('DEL', lock)
+  if redis.pcall('GET', lock) == scheduler then
+    redis.pcall('DEL', lock)
   end
 end
-redis.call('DEL', 'rq:scheduler:' .. scheduler)
+redis.pcall('DEL', 'rq:scheduler:' .. scheduler)
 return #ARGV - 3 - queues

@@ -1,0 +1,68 @@
+"""Due times with their fraction: RQ cuts it off, so a job due in two seconds started after one.
+
+A due time of ours is never a whole number. The promotion takes a whole one for somebody else's, whose fraction is lost,
+and moves that job one second later; see promote.lua. Stock schedulers compare with whole seconds, and are never early.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime
+from typing import Any
+
+from redis.exceptions import RedisError
+from rq.registry import ScheduledJobRegistry
+
+_patched = False
+
+
+def fraction_of(microseconds: int) -> float:
+    """Return what to add to a whole second: milliseconds, rounded up, and never a whole second."""
+    milliseconds = -(-microseconds // 1000)
+    return (milliseconds + (milliseconds % 1000 == 0)) / 1000
+
+
+def due_at(seconds: float) -> str:
+    """Return a time, in seconds since the epoch, as it is written into a registry."""
+    whole = int(seconds)
+    return f"{whole + fraction_of(round((seconds - whole) * 1e6)):.3f}"
+
+
+class _Adding:
+    """Stands in for the connection of a registry: RQ decides on the whole second that it writes."""
+
+    def __init__(self, connection: Any, fraction: float) -> None:
+        self._connection = connection
+        self._fraction = fraction
+
+    def zadd(self, name: str, mapping: dict[str, float], **options: Any) -> Any:
+        """Write the score with its fraction."""
+        return self._connection.zadd(name, {key: score + self._fraction for key, score in mapping.items()}, **options)
+
+
+def use_in_jobs() -> None:
+    """Have RQ's registries of this process keep fractions, for a horse, whose process is ours."""
+    global _patched
+    if _patched:
+        return
+    _patched, inherited = True, ScheduledJobRegistry.schedule
+
+    def schedule(self: Any, job: Any, scheduled_datetime: datetime, *args: Any, **kwargs: Any) -> Any:
+        connection = self.connection
+        self.connection = _Adding(connection, fraction_of(scheduled_datetime.microsecond))
+        try:
+            return inherited(self, job, scheduled_datetime, *args, **kwargs)
+        finally:
+            self.connection = connection
+
+    ScheduledJobRegistry.schedule = schedule  # type: ignore[method-assign]
+
+
+def add_fraction(connection: Any, key: str, job_id: str, moment: datetime) -> None:
+    """Add to a due time that RQ has just written what it has cut off; to one that is there no more, nothing.
+
+    For processes that are not ours. Where this is lost, the time is a whole one, and the job runs a second later.
+    """
+    if not _patched:
+        with contextlib.suppress(RedisError):  # the job is scheduled, whatever becomes of this
+            connection.zadd(key, {job_id: fraction_of(moment.microsecond)}, xx=True, incr=True)
