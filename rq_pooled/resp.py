@@ -21,9 +21,19 @@ class Packed(NamedTuple):
 Command = Sequence[Word | Packed]
 
 
-def text(data: bytes) -> str:
-    """Return what a server sent as text; ids may be any bytes, which ``pack`` makes of it again."""
-    return data.decode("utf-8", "surrogateescape")
+def text(data: bytes | str) -> str:
+    """Return what a server sent as text; ids may be any bytes, which ``raw`` and ``pack`` make of it again."""
+    return data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
+
+
+def raw(word: bytes | str) -> bytes:
+    """Return the bytes of what ``text`` returned: redis-py refuses to encode a text that was none."""
+    return word if isinstance(word, bytes) else word.encode("utf-8", "surrogateescape")
+
+
+def key(template: str, name: str) -> bytes:
+    """Return the key that a template of RQ's, such as ``rq:failed:{0}``, gives for a name of any bytes."""
+    return raw(template.format(name))
 
 
 def pack(words: Iterable[Word]) -> Packed:

@@ -149,7 +149,8 @@ local function look_at(once)
   if not holder then
     return spender, false
   end
-  local queue, member = string.match(holder, '^(.*)\n(.*)$')
+  local length, rest = string.match(holder, '^(%d+) (.*)$')
+  local queue, member = string.sub(rest, 1, length), string.sub(rest, length + 1)
   return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
 end
 
@@ -229,7 +230,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
     redis.call('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
-    redis.call('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+    redis.call('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
     redis.call('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
       'last_heartbeat', now)
     if spender then -- it is not run, only recorded
@@ -238,7 +239,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       note_start(key)
     end
     if once and not spender then
-      redis.call('SET', 'rq_pooled:once-running:' .. once, queue .. '\n' .. member)
+      redis.call('SET', 'rq_pooled:once-running:' .. once, #queue .. ' ' .. queue .. member)
       if timeout and timeout > 0 then -- should nobody be left to take it away
         redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
       end
