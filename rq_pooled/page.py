@@ -6,9 +6,12 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .chart import chart
+from .foreign import MAX_VALUE, printable
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
+#: Rows of the table of queues, and names of what cannot be read.
+_QUEUES, _NAMED = 100, 5
 _LEVELS = {"ok": "healthy", "warn": "filling up", "stop": "nearly full", "unknown": "limit unknown"}
 
 
@@ -38,7 +41,11 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         "others": connections["others"][:_ROWS],
         "other_count": number(sum(other["total"] for other in connections["others"])),
         "orphans": connections["orphans"][:_ROWS],
-        "queues": [_queue(queue) for queue in found["queues"]],
+        "queues": [_queue(queue) for queue in _busiest(found["queues"])],
+        "queue_count": len(found["queues"]),
+        "more_queues": number(max(0, len(found["queues"]) - _QUEUES)),
+        "unreadable": [printable(name, MAX_VALUE) for name in found["unreadable"][:_NAMED]],
+        "unreadable_count": len(found["unreadable"]),
         "suspended": any(queue["suspended"] for queue in found["queues"]),
         "queued": number(sum(queue["length"] for queue in found["queues"])),
         "running": number(sum(queue["started"] for queue in found["queues"])),
@@ -108,6 +115,12 @@ def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, An
         "roles": ", ".join(f"{role} {count}" for role, count in sorted(one["roles"].items())),
         "total": one["total"],
     }
+
+
+def _busiest(queues: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the queues that the page has room for, by name: those with most to do and most that failed."""
+    counted = sorted(queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled")))
+    return sorted(counted[:_QUEUES], key=lambda queue: str(queue["name"]))
 
 
 def _queue(queue: dict[str, Any]) -> dict[str, Any]:

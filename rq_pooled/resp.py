@@ -6,7 +6,7 @@ redis-py packs commands too, but only whole ones. The parent copies what ten hor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Word = bytes | str | int | float
 
@@ -31,9 +31,9 @@ def raw(word: bytes | str) -> bytes:
     return word if isinstance(word, bytes) else word.encode("utf-8", "surrogateescape")
 
 
-def key(template: str, name: str) -> bytes:
-    """Return the key that a template of RQ's, such as ``rq:failed:{0}``, gives for a name of any bytes."""
-    return raw(template.format(name))
+def encoded(command: Command) -> list[Any]:
+    """Return a command without packed words as redis-py takes it: a text may stand for any bytes."""
+    return [raw(word) if isinstance(word, str) else word for word in command]
 
 
 def pack(words: Iterable[Word]) -> Packed:

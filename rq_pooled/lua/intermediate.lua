@@ -29,9 +29,9 @@ end
 -- that and removes the id from the list in one step) is dropped: its worker died in between.
 local function is_running(id, queue, begun)
   local running = false
-  for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+  for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
     local member = id .. ':' .. execution
-    if redis.call('ZSCORE', 'rq:wip:' .. queue, member) then
+    if type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string' then
       if begun or redis.call('ZSCORE', 'rq_pooled:leases:' .. queue, member) then
         running = true
       else
@@ -47,7 +47,7 @@ end
 local found = {}
 for _, key in ipairs(keys) do
   local list, seen_key = key .. ':intermediate', 'rq_pooled:intermediate:' .. string.sub(key, 10)
-  local ids = redis.call('LRANGE', list, 0, PAGE - 1)
+  local ids = redis.pcall('LRANGE', list, 0, PAGE - 1) -- an error: no list, and nothing in it
   local here = {}
   for _, id in ipairs(ids) do
     here[id] = true
@@ -55,10 +55,11 @@ for _, key in ipairs(keys) do
     if not seen then
       redis.call('ZADD', seen_key, clock, id)
     elseif clock - seen >= age then
-      local fields = redis.call('HMGET', 'rq:job:' .. id, 'data', 'status', 'origin')
+      local fields = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'status', 'origin') -- an error: no job
       local waiting = fields[2] == 'queued' or fields[2] == 'started'
       local queue = fields[3] or string.sub(key, 10)
       local rescue = fields[1] and waiting and not is_running(id, queue, fields[2] == 'started')
+      rescue = rescue and type(redis.pcall('LLEN', key)) == 'number' -- else there is no queue to go to
       redis.call('LREM', list, 1, id)
       redis.call('ZREM', seen_key, id)
       redis.call('DEL', list .. ':first_seen:' .. id) -- where RQ notes the same, for a day

@@ -9,12 +9,13 @@ local found = {}
 for at = 2, #ARGV, 2 do
   local id, enqueued_at = ARGV[at], ARGV[at + 1]
   local job = 'rq:job:' .. id
-  local fields = redis.call('HMGET', job, 'data', 'status', 'origin', 'enqueued_at')
+  local fields = redis.pcall('HMGET', job, 'data', 'status', 'origin', 'enqueued_at') -- an error: no job
   if fields[1] and fields[2] == 'queued' and fields[3] and fields[4] == enqueued_at then
     local key = 'rq:queue:' .. fields[3]
-    local listed = redis.call('LPOS', key, id) or redis.call('LPOS', key .. ':intermediate', id)
-    for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
-      listed = listed or redis.call('ZSCORE', 'rq:wip:' .. fields[3], id .. ':' .. execution)
+    -- An error stands for "listed": where a key is something else than RQ's, nothing can be put back.
+    local listed = redis.pcall('LPOS', key, id) or redis.pcall('LPOS', key .. ':intermediate', id)
+    for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+      listed = listed or redis.pcall('ZSCORE', 'rq:wip:' .. fields[3], id .. ':' .. execution)
     end
     if not listed then
       if ARGV[1] == '1' then
