@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -45,7 +46,7 @@ _REGISTRIES: dict[str, type[BaseRegistry]] = {
 #: Ids at the head of a queue among which the oldest job is looked for; some may have no job any more.
 _HEAD = 10
 
-__all__ = ["connections", "failed_jobs", "health", "pool_stats", "processes", "queues"]
+__all__ = ["connections", "failed_jobs", "health", "health_word", "pool_stats", "processes", "queues"]
 
 
 def health(
@@ -70,6 +71,35 @@ def health(
     """
     with within(timeout, "timeout"):
         return _probed(timeout, settings or Settings.load(), connection)
+
+
+def health_word(
+    timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None, age: float = 1.0
+) -> dict[str, Any]:
+    """Return of ``health`` what strangers may know, ``ok`` and ``status``; one answer serves all callers for ``age`` seconds.
+
+    So a probe that anybody may call opens one connection a second and process at most. Blocks as ``health``.
+    """
+    client = connection or get_connection(settings)
+    shared = _words.setdefault(client.connection_pool, _Word())
+    now = time.monotonic()
+    # While one caller asks, the others take the last answer: it is at most as old as a probe takes.
+    if shared.found is None or now - shared.asked > age:
+        shared.asked = now
+        found = health(timeout, settings, client)
+        shared.found = {"ok": found["ok"], "status": found["status"]}
+    return dict(shared.found)
+
+
+class _Word:
+    """The last answer of a server, and when it was asked for."""
+
+    found: dict[str, Any] | None = None
+    asked = 0.0
+
+
+#: By pool, so that it ends with it.
+_words: WeakKeyDictionary[Any, _Word] = WeakKeyDictionary()
 
 
 def _probed(timeout: float, settings: Settings, connection: Redis | None) -> dict[str, Any]:

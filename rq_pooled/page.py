@@ -12,6 +12,8 @@ from .foreign import MAX_VALUE, printable
 _ROWS = 30
 #: Rows of the table of queues, and names of what cannot be read.
 _QUEUES, _NAMED = 100, 5
+#: Characters of a queue's name above which it has no buttons.
+_LONGEST = 1000
 _LEVELS = {"ok": "healthy", "warn": "filling up", "stop": "nearly full", "unknown": "limit unknown"}
 
 
@@ -54,11 +56,19 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         "failed": number(found["failed"]),
         "looked_at": number(found["looked_at"]) if found["looked_at"] < found["failed"] else None,
         "failures": [
-            {**group, "count": number(group["count"]), "last": ago(now - group["last"]) if group["last"] else "–"}
+            {
+                **group,
+                "shown": printable(group["queue"], MAX_VALUE),
+                "has_buttons": len(group["queue"]) <= _LONGEST,
+                "count": number(group["count"]),
+                "last": ago(now - group["last"]) if group["last"] else "–",
+            }
             for group in found["failures"][:_ROWS]
         ],
         "scheduled": number(found["scheduled"]),
-        "upcoming": [{**job, "due": _due(job["due_in"])} for job in found["upcoming"]],
+        "upcoming": [
+            {**job, "queue": printable(job["queue"], MAX_VALUE), "due": _due(job["due_in"])} for job in found["upcoming"]
+        ],
     }
 
 
@@ -127,11 +137,12 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
     counts = {key: number(queue[key]) for key in ("length", "started", "scheduled", "deferred", "failed", "workers")}
     return {
         "name": queue["name"],
+        "shown": printable(queue["name"], MAX_VALUE),
         "suspended": queue["suspended"],
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
         "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
-        "has_failed": queue["failed"] > 0,
+        "has_failed": queue["failed"] > 0 and len(queue["name"]) <= _LONGEST,
         **counts,
     }
 
@@ -142,9 +153,9 @@ def _worker(process: dict[str, Any]) -> dict[str, Any]:
     busy, slots = worker["busy"], worker["concurrency"]
     run, wait = worker["run_time"], worker["queue_wait"]
     return {
-        "name": worker["name"],
+        "name": printable(worker["name"], MAX_VALUE),
         "where": f"{process['host']} · {process['pid']}",
-        "queues": ", ".join(worker["queues"]),
+        "queues": printable(", ".join(worker["queues"]), MAX_VALUE),
         "busy": busy,
         "slots": slots,
         "horses": ", ".join(str(pid) for pid in worker["horses"]),
