@@ -8,6 +8,7 @@ from redis import Redis
 
 from .durations import parse_duration
 from .errors import ConfigurationError
+from .foreign import printable
 from .policies import Bury, Ghosts, Policy, Purge, Requeue
 from .sweeper import Sweeper
 
@@ -32,6 +33,8 @@ def requeue(
         UnknownQueue, SweepUnderWay: see the sweeper.
         ConfigurationError: an argument cannot be used.
     """
+    if exactly and exception is None:
+        raise ConfigurationError("exactly means nothing without exception")
     return _run(client, queue, Requeue(exceptions=exception or (), limit=min(limit, MOST), exactly=exactly))
 
 
@@ -42,6 +45,7 @@ def sweep(
     exception: str | None = None,
     older_than: str | None = None,
     exactly: bool = False,
+    everything: bool = False,
 ) -> dict[str, Any]:
     """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them (``purge``).
 
@@ -49,6 +53,7 @@ def sweep(
         policy: as above.
         exception, exactly: as for ``requeue``; not for ghosts.
         older_than: a duration such as ``10m``: only jobs that failed so long ago; not for ghosts.
+        everything: has to be said for ``purge`` without exception and age.
 
     Returns:
         As ``requeue``.
@@ -57,10 +62,19 @@ def sweep(
         UnknownQueue, SweepUnderWay: see the sweeper.
         ConfigurationError: an argument cannot be used.
     """
+    if policy not in ("ghosts", "bury", "purge"):
+        raise ConfigurationError(f"policy is {printable(policy, 50)!r}: give ghosts, bury or purge")
+    chosen = exception is not None or older_than is not None
+    if exactly and exception is None:
+        raise ConfigurationError("exactly means nothing without exception")
+    if policy == "ghosts" and (chosen or everything):
+        raise ConfigurationError("exception, older_than and all mean nothing for ghosts: give policy=bury or policy=purge")
+    if policy == "purge" and not chosen and not everything:
+        raise ConfigurationError("purge deletes jobs: say which (exception, older_than), or all=1")
+    if everything and (chosen or policy != "purge"):
+        raise ConfigurationError("all=1 is for purge without exception and older_than")
     if policy == "ghosts":
         return _run(client, queue, Ghosts())
-    if policy not in ("bury", "purge"):
-        raise ConfigurationError(f"policy is {policy!r}: give ghosts, bury or purge")
     age = parse_duration(older_than) if older_than else None
     kind = Bury if policy == "bury" else Purge
     return _run(client, queue, kind(exceptions=exception or (), older_than=age, limit=MOST, exactly=exactly))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, Response, abort, current_app, jsonify, redirect, render_template, request, url_for
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -20,14 +20,17 @@ from .config import Settings, scrub
 from .deadline import within
 from .errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from .failures import failed_jobs
-from .health import health, pool_stats
+from .foreign import plain, printable
+from .health import health_word, pool_stats
+from .notices import tell, told
 from .overview import overview, queue_states
 from .page import present
 
 #: Seconds within which each request is answered, whatever the server does; health promises 2, with what Flask takes.
 HEALTH_DEADLINE, DEADLINE = 1.9, 4.0
-#: What ``/health/redis``, which is open to everybody, does not tell.
-_PRIVATE = ("address", "version", "connected", "maxclients")
+#: Bytes of a POST that are read, and what a form is sent as.
+_MAX_BODY = 64 * 1024
+_FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -110,8 +113,8 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     def health_redis() -> tuple[Response, int]:
         client = client_of()
         with within(HEALTH_DEADLINE, "the deadline of /health/redis"):
-            report = health(HEALTH_DEADLINE, client.settings, client.redis)
-        return jsonify({key: value for key, value in report.items() if key not in _PRIVATE}), 200 if report["ok"] else 503
+            report = health_word(HEALTH_DEADLINE, client.settings, client.redis)
+        return jsonify(report), 200 if report["ok"] else 503
 
     @blueprint.get("/redis/pool-stats")
     def redis_pool_stats() -> Response:
@@ -124,11 +127,10 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
 
     @blueprint.get("/queues/failed-jobs")
     def queues_failed_jobs() -> Response:
-        queue, exception = request.args.get("queue") or None, request.args.get("exception") or None
+        asked = _asked("queue", "exception", "offset", "limit")
+        offset, limit = _number(asked, "offset", 0), min(_number(asked, "limit", 50), 200)
         with within(DEADLINE, "the deadline of a page"):
-            return jsonify(
-                failed_jobs(queue, exception, _number("offset", 0), min(_number("limit", 50), 200), client_of().redis)
-            )
+            return jsonify(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, client_of().redis))
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
@@ -141,37 +143,36 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         with within(DEADLINE, "the deadline of a page"):
             return Response(text(client.redis, client.settings), content_type=CONTENT_TYPE)
 
-    @blueprint.post("/queues/<path:queue>/requeue")
-    def queue_requeue(queue: str) -> Any:
-        given = _given()
+    @blueprint.post("/queues/requeue")
+    def queue_requeue() -> Any:
+        given = _given("queue", "exception", "exactly")
+        client = client_of().redis
         with within(DEADLINE, "the deadline of a page"):
-            report = actions.requeue(
-                client_of().redis, queue, given.get("exception"), exactly="exactly" in given
-            )
-        return _done("requeued", queue, report)
+            report = actions.requeue(client, _queue(given), given.get("exception"), exactly=_flag(given, "exactly"))
+            return _done(client, "requeued", given["queue"], report)
 
-    @blueprint.post("/queues/<path:queue>/sweep")
-    def queue_sweep(queue: str) -> Any:
-        given = _given()
+    @blueprint.post("/queues/sweep")
+    def queue_sweep() -> Any:
+        given = _given("queue", "policy", "exception", "exactly", "older_than", "all")
+        client, policy = client_of().redis, given.get("policy", "ghosts")
         with within(DEADLINE, "the deadline of a page"):
             report = actions.sweep(
-                client_of().redis,
-                queue,
-                given.get("policy") or "ghosts",
+                client,
+                _queue(given),
+                policy,
                 given.get("exception"),
                 given.get("older_than"),
-                "exactly" in given,
+                exactly=_flag(given, "exactly"),
+                everything=_flag(given, "all"),
             )
-        return _done({"bury": "buried", "purge": "purged"}.get(given.get("policy", ""), "swept"), queue, report)
+            return _done(client, {"bury": "buried", "purge": "purged"}.get(policy, "swept"), given["queue"], report)
 
     @blueprint.get("/")
     def page() -> Any:
         client = client_of()
-        message = {key: request.args.get(key, "") for key in ("did", "queue", "count", "more")}
-        if not message["count"].isdecimal():  # an address that somebody made up: it is to say nothing
-            message["did"] = ""
         try:
             with within(DEADLINE, "the deadline of a page"):
+                message = told(client.redis, request.args.get("did", ""))
                 found = present(overview(client.redis, client.settings))
         except RedisError as error:
             reason = scrub(str(error)) or type(error).__name__
@@ -197,28 +198,83 @@ def _is_from_this_site() -> bool:
     if site is not None:
         return site == "same-origin"
     if origin is not None:
-        return urlsplit(origin).netloc == request.host
+        try:
+            from_there = urlsplit(origin)
+        except ValueError:
+            return False
+        return (from_there.scheme, from_there.netloc) == (request.scheme, request.host)
     return "X-Requested-With" in request.headers
 
 
-def _given() -> dict[str, str]:
-    """Return the parameters of a POST, from its form or its JSON; texts only."""
-    given: Any = request.get_json(silent=True) if request.is_json else request.form
-    if not hasattr(given, "items"):
-        raise ConfigurationError("the body is no JSON object")
-    return {str(key): str(value) for key, value in given.items() if value is not None}
+def _given(*known: str) -> dict[str, str]:
+    """Return the parameters of a POST, from its form or its JSON.
+
+    One that is not known is refused: left out, as a misspelt ``older-than``, it would mean more jobs than were meant.
+
+    Raises:
+        ConfigurationError: a parameter or the body cannot be used.
+    """
+    if request.args:
+        raise ConfigurationError("parameters belong into the body, as a form or as JSON, not into the address")
+    size = request.content_length
+    if size is None and "Transfer-Encoding" in request.headers:
+        raise ConfigurationError("the body has no length: send it with Content-Length")
+    if size is not None and size > _MAX_BODY:
+        raise ConfigurationError(f"the body has {size} bytes: at most {_MAX_BODY} are read")
+    given: Any
+    if request.is_json:
+        given = request.get_json(silent=True)
+        if not isinstance(given, dict):
+            raise ConfigurationError("the body is no JSON object")
+    elif request.mimetype in _FORMS or not request.get_data():
+        # Several values, and files, are as unknown as other names.
+        given = {name: values[0] if len(values) == 1 else values for name, values in request.form.lists()}
+        given.update(dict.fromkeys(request.files, None))
+        for name in ("page", "csrf_token", str(current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"))):
+            given.pop(name, None)  # of the page's own forms
+    else:
+        raise ConfigurationError(f"the body is {request.mimetype or 'of no type'}: send a form, or application/json")
+    for name, value in given.items():
+        if name not in known:
+            raise ConfigurationError(f"there is no parameter {printable(name, 50)!r}: use {', '.join(known)}")
+        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+            given[name] = str(int(value))
+        elif not isinstance(value, str) or not value:
+            raise ConfigurationError(f"{name} is {printable(value, 50)!r}: give one text that is not empty, or leave it out")
+    return dict(given)
 
 
-def _number(name: str, default: int) -> int:
-    given = request.args.get(name) or str(default)
-    if not given.isascii() or not given.isdigit() or len(given) > 9:
-        raise ConfigurationError(f"{name} is {given[:50]!r}: give a whole number from 0")
-    return int(given)
+def _queue(given: dict[str, str]) -> str:
+    if "queue" not in given:
+        raise ConfigurationError("queue is missing: give the name of one")
+    return given["queue"]
 
 
-def _done(did: str, queue: str, report: dict[str, Any]) -> Any:
+def _flag(given: dict[str, str], name: str) -> bool:
+    value = given.get(name, "0")
+    if value not in ("0", "1"):
+        raise ConfigurationError(f"{name} is {printable(value, 50)!r}: give 1, or leave it out")
+    return value == "1"
+
+
+def _asked(*known: str) -> dict[str, str]:
+    """Return the parameters of a GET. Raises ConfigurationError: one is not known, or is given twice."""
+    for name, values in request.args.lists():
+        if name not in known or len(values) > 1:
+            raise ConfigurationError(f"{printable(name, 50)!r} cannot be used, or only once: give {', '.join(known)}")
+    return {name: value for name, value in request.args.items() if value}
+
+
+def _number(given: dict[str, str], name: str, default: int) -> int:
+    value = given.get(name, str(default))
+    if not value.isascii() or not value.isdigit() or len(value) > 9:
+        raise ConfigurationError(f"{name} is {printable(value, 50)!r}: give a whole number from 0")
+    return int(value)
+
+
+def _done(client: Redis, did: str, queue: str, report: dict[str, Any]) -> Any:
     """Answer a POST: the page's buttons with the page, everybody else with the report."""
     if "page" not in request.form:
-        return jsonify(report)
-    more = "1" if report["unfinished"] or report["done"] >= actions.MOST else None
-    return redirect(url_for(".page", did=did, queue=queue, count=report["done"], more=more), 303)
+        return jsonify(plain(report))
+    more = report["unfinished"] or report["done"] >= actions.MOST
+    return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more)), 303)

@@ -38,6 +38,7 @@ from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .misspelt import misspelt
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
 from .pool import Pool
+from .printing import say
 from .rq_version import check_rq
 from .sentinel_url import is_sentinel_url
 
@@ -99,7 +100,7 @@ def _make_writable() -> None:
 def _say(message: object, code: int) -> int:
     """Write one line to stderr and return ``code``."""
     with suppress(OSError):  # a disk that is full may be that of stderr, too
-        click.echo("rq-pooled: " + " ".join(scrub(str(message)).split()), err=True)
+        say("rq-pooled: " + " ".join(scrub(str(message)).split()), err=True)
     return code
 
 
@@ -303,10 +304,10 @@ def settings(markdown: bool) -> None:
         return
     current = Settings.load()
     for line in misspelt():
-        click.echo(f"rq-pooled: {line}", err=True)
+        say(f"rq-pooled: {line}", err=True)
     for setting in Settings.describe():
         value = getattr(current, setting.name)
-        click.echo(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")
+        say(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")
 
 
 cli.add_command(limit)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .guard import ConnectionGuard
 from .health import processes, queues
 from .levels import Level
 from .options import open_server, server_options
+from .printing import say, say_json
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
@@ -48,7 +48,7 @@ class CheckCommand(click.Command):
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as error:
-            click.echo(f"UNKNOWN - {error.format_message()} (see {ctx.command_path} --help)")
+            say(f"UNKNOWN - {error.format_message()} (see {ctx.command_path} --help)")
             ctx.exit(UNKNOWN)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -56,7 +56,7 @@ class CheckCommand(click.Command):
         try:
             return super().invoke(ctx)
         except OSError as error:
-            click.echo(f"UNKNOWN - the line cannot be written: {error}", err=True)
+            say(f"UNKNOWN - the line cannot be written: {error}", err=True)
             ctx.exit(UNKNOWN)
 
 
@@ -113,15 +113,17 @@ def check(
             findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server away: {scrub(str(error))}")]
         else:  # it is there: what keeps this check from its answer is no outage, and will not pass like one
             findings = [Finding("server", UNKNOWN, f"the server refuses: {scrub(str(error))}")]
+    except Exception as error:  # noqa: BLE001 - exit code 1 would say WARNING, whatever went wrong
+        findings = [Finding("check", UNKNOWN, f"this check failed: {type(error).__name__}: {scrub(str(error))}")]
     code = next(code for code in _WORST if any(finding.code == code for finding in findings))
     if as_json:
         report = {"status": NAMES[code], "code": code, "checks": [_as_dict(finding) for finding in findings]}
-        click.echo(json.dumps(report, indent=2))
+        say_json(report)
     else:
         shown = [finding.text for wanted in _WORST for finding in findings if finding.code == wanted]
         graphs = " ".join(finding.performance for finding in findings if finding.performance)
         line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
-        click.echo(line + (f" | {graphs}" if graphs else ""))
+        say(line + (f" | {graphs}" if graphs else ""))
     context.exit(code)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -14,14 +13,16 @@ from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.registry import FailedJobRegistry
-from rq.utils import as_text
 
 from .config import scrub
 from .durations import parse_duration, show_duration
 from .errors import TRY_AGAIN, ConfigurationError, RQPooledError, SweepUnderWay
+from .foreign import MAX_VALUE, is_wrong_type, printable
 from .history import history
 from .options import open_server, server_options
 from .policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Requeue
+from .printing import say, say_json
+from .resp import raw, text
 from .retry import Backoff
 from .scripts import dead_letters_key
 from .selection import Selection
@@ -162,29 +163,41 @@ def _requeue_ids(
     """Requeue single jobs, wherever they stand; those that cannot be are named, and are no error."""
     words = {}
     for job_id in ids:
-        words[job_id] = "gone"
-        origin = connection.hget(Job.key_for(job_id), "origin")
-        for queue in queues or ([as_text(origin)] if origin else []):
-            for in_dead in (True,) if dead else (False, True):
-                registry = dead_letters_key(queue) if in_dead else FailedJobRegistry.key_template.format(queue)
-                if words[job_id] != "gone" or connection.zscore(registry, job_id) is None:
-                    continue
-                if dry_run:
-                    words[job_id] = "done"
-                else:
-                    sweeper = Sweeper(queue, connection, policy, dead=in_dead)
-                    words[job_id] = sweeper.requeue_ids(queue, [job_id], policy)[job_id]
+        try:
+            words[job_id] = _requeue_id(connection, job_id, queues, policy, dead, dry_run)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            words[job_id] = "unreadable"
     if as_json:
-        click.echo(json.dumps({"dry_run": dry_run, "jobs": words}, indent=2))
+        say_json({"dry_run": dry_run, "jobs": words})
         return
     said = {
         "done": "would be requeued" if dry_run else "requeued",
         "ghost": "is gone; its entry was removed",
         "gone": "is not among the failed jobs",
         "changed": "has not failed, or does not any more",
+        "unreadable": "cannot be read: a key of another type",
     }
     for job_id, word in words.items():
-        click.echo(f"{job_id} {said.get(word, word)}")
+        say(f"{printable(job_id, MAX_VALUE)} {said.get(word, word)}")
+
+
+def _requeue_id(
+    connection: Redis, job_id: str, queues: tuple[str, ...], policy: Requeue, dead: bool, dry_run: bool
+) -> str:
+    origin = connection.hget(raw(Job.key_for(job_id)), "origin")
+    for queue in queues or ([text(origin)] if origin else []):
+        for in_dead in (True,) if dead else (False, True):
+            registry = dead_letters_key(queue) if in_dead else FailedJobRegistry.key_template.format(queue)
+            if connection.zscore(raw(registry), raw(job_id)) is None:
+                continue
+            if dry_run:
+                return "done"
+            word = Sweeper(queue, connection, policy, dead=in_dead).requeue_ids(queue, [job_id], policy)[job_id]
+            if word != "gone":
+                return word
+    return "gone"
 
 
 @click.command(short_help="List failed jobs, or print the history of one.")
@@ -204,24 +217,34 @@ def failed(
     sweeper = Sweeper(list(queues) or None, connection, (), dead=dead)
     rows = []
     clock = time.time()
+    blocked: dict[str, list[str]] = {}
     for queue in sweeper.queues():
-        for one in sweeper.jobs(queue, Selection(**filters), with_data=True):
-            rows.append(
-                {
-                    "id": one.id,
-                    "queue": queue,
-                    "function": one.function,
-                    "exception": one.exception,
-                    "seconds_ago": None if one.failed_at is None else round(clock - one.failed_at),
-                }
-            )
+        try:
+            for one in sweeper.jobs(queue, Selection(**filters), with_data=True):
+                rows.append(
+                    {
+                        "id": one.id,
+                        "queue": queue,
+                        "function": one.function,
+                        "exception": one.exception,
+                        "seconds_ago": None if one.failed_at is None else round(clock - one.failed_at),
+                    }
+                )
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            blocked.setdefault(str(error), []).append(queue)
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        say_json(rows)
     elif not rows:
-        click.echo("no job matches")
+        say("no job matches")
     for row in rows if not as_json else ():
         ago = "?" if row["seconds_ago"] is None else show_duration(max(0.0, float(row["seconds_ago"])))
-        click.echo(f"{row['id']}  {row['queue']}  {row['function']}  {row['exception'] or '-'}  {ago} ago")
+        words = (printable(row[name] or "-", MAX_VALUE) for name in ("id", "queue", "function", "exception"))
+        say("  ".join([*words, f"{ago} ago"]))
+    if blocked:
+        _name(blocked, "not read")
+        click.get_current_context().exit(TRY_AGAIN)
 
 
 def _show(connection: Redis, job_id: str, as_json: bool) -> None:
@@ -229,17 +252,22 @@ def _show(connection: Redis, job_id: str, as_json: bool) -> None:
         past = history(connection, job_id)
     except NoSuchJobError as error:
         raise ConfigurationError(str(error)) from None
+    except ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        raise ConfigurationError(f"the job {printable(job_id, MAX_VALUE)} cannot be read: {error}") from None
     if as_json:
-        click.echo(json.dumps(past, indent=2))
+        say_json(past)
         return
     left = f", {past['retries_left']} retries left" if past["retries_left"] else ""
-    click.echo(f"{job_id}  {past['origin']}  {past['description'] or ''}\n{past['status']}{left}")
+    head = [printable(word, MAX_VALUE) for word in (job_id, past["origin"], past["description"] or "")]
+    say("  ".join(head), f"{past['status']}{left}")
     if not past["tries"]:
-        click.echo("no try is recorded")
+        say("no try is recorded")
     for number, one in enumerate(past["tries"], 1):
         took = "" if one["seconds"] is None else f" after {one['seconds']:g} s"
         then = f"; next try {one['next_try']}" if one["next_try"] else ""
-        click.echo(f"{number:>3}. {one['at']}  {one['result']}{took}: {one['error'] or '-'}{then}")
+        say(f"{number:>3}. {one['at']}  {one['result']}{took}: {one['error'] or '-'}{then}")
 
 
 def _run(sweeper: Sweeper, dry_run: bool, as_json: bool) -> None:
@@ -261,25 +289,30 @@ def _run(sweeper: Sweeper, dry_run: bool, as_json: bool) -> None:
     for report in sweeper.reports:
         if report.error:
             blocked.setdefault(report.error, []).append(report.queue)
-    for words, queues in blocked.items():
-        line = f"rq-pooled: {', '.join(queues)}: not swept to the end: {scrub(words)}"
-        click.echo(" ".join(line.split()), err=True)
+    _name(blocked, "not swept to the end")
     if blocked and isinstance(ended, (SweepUnderWay, ResponseError)):
         click.get_current_context().exit(TRY_AGAIN)
     if ended is not None:
         raise ended
 
 
+def _name(blocked: dict[str, list[str]], what: str) -> None:
+    """Say of which queues something was not done, a line for each reason."""
+    for words, queues in blocked.items():
+        named = ", ".join(printable(queue, MAX_VALUE) for queue in queues)
+        say(" ".join(f"rq-pooled: {named}: {what}: {scrub(words)}".split()), err=True)
+
+
 def _tell(reports: Sequence[Report], as_json: bool, complete: bool) -> None:
     if as_json and (reports or complete):
-        click.echo(json.dumps([report.as_dict() for report in reports], indent=2))
+        say_json([report.as_dict() for report in reports])
     if as_json:
         return
     for report in reports:
         if report.done or report.ghosts or report.changed or report.spent or report.trimmed:
-            click.echo(_sentence(report))
+            say(_sentence(report))
     if complete and not any(report.done for report in reports):
-        click.echo("no job matches" if reports else "there are no queues")
+        say("no job matches" if reports else "there are no queues")
 
 
 def _sentence(report: Report) -> str:
@@ -291,4 +324,4 @@ def _sentence(report: Report) -> str:
     parts += [f"{report.changed} changed meanwhile"] if report.changed else []
     parts += [f"{report.spent} requeued too often already"] if report.spent else []
     parts += [f"{report.trimmed} older dead letters deleted"] if report.trimmed else []
-    return f"{report.queue}: {', '.join(parts)} (of {report.looked_at})"
+    return f"{printable(report.queue, MAX_VALUE)}: {', '.join(parts)} (of {report.looked_at})"

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import click
 
 from .limits import Limit, LimitInForce, clear_limit, limits_in_force, make_limit, set_limit
 from .options import open_server, server_options
+from .printing import say, say_json
+from .resp import raw
 
 
 @click.command(short_help="Show, set or clear the limits of queues.")
@@ -41,20 +42,21 @@ def limit(
     found = limits_in_force(connection, unreadable)
     for name, text in unreadable.items():
         if queue in (None, name):
-            click.echo(f"rq-pooled: {name}: {text!r} is no limit and counts as none; --clear removes it", err=True)
+            say(f"rq-pooled: {name}: {text!r} is no limit and counts as none; --clear removes it", err=True)
     if queue is not None:
         found = {name: one for name, one in found.items() if name == queue}
     if as_json:
-        click.echo(json.dumps({name: _plain(one) for name, one in found.items()}, indent=2))
+        say_json({name: _plain(one) for name, one in found.items()})
     elif found:
         for name, one in found.items():
-            click.echo(f"{name}: {one.limit} ({'set by an operator' if one.by_operator else 'declared by code'})")
+            say(f"{name}: {one.limit} ({'set by an operator' if one.by_operator else 'declared by code'})")
     elif cleared:
-        click.echo(f"{queue}: no limit any more")
+        say(f"{queue}: no limit any more")
     else:
-        known = queue is None or connection.sismember("rq:queues", f"rq:queue:{queue}")
+        key: Any = raw(f"rq:queue:{queue}")
+        known = queue is None or connection.sismember("rq:queues", key)
         unknown = "" if known else " (and no queue of this name has ever been used)"
-        click.echo("no queue has a limit" if queue is None else f"{queue}: no limit{unknown}")
+        say("no queue has a limit" if queue is None else f"{queue}: no limit{unknown}")
 
 
 def _plain(one: LimitInForce) -> dict[str, Any]:

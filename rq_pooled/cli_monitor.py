@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -14,17 +13,21 @@ from .config import Settings
 from .counters import quantile
 from .durations import show_duration
 from .errors import ServerUnsupported
+from .foreign import MAX_VALUE, printable
 from .guard import ConnectionGuard
 from .health import processes, queues
 from .options import open_server, server_options
+from .printing import say, say_json
 
+#: Names of what cannot be read that are shown.
+_NAMED = 5
 _COUNTED = ("claims", "finished", "failed", "retried", "lost_claims", "stale_ids", "stalls", "reconnects", "horses_replaced")
 
 
 def table(rows: Iterable[Sequence[object]], left: int = 1) -> list[str]:
     """Return aligned lines; the first ``left`` columns to the left, the others to the right."""
     # A queue may have any name: none may move the cursor, or break a line.
-    texts = [["".join(c if c.isprintable() else "?" for c in str(cell)) for cell in row] for row in rows]
+    texts = [[printable(cell, MAX_VALUE) for cell in row] for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*texts)]
     return [
         "  ".join(c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))).rstrip()
@@ -84,29 +87,37 @@ def stats(url: str | None, as_json: bool) -> None:
     request.
     """
     client = open_server(url)
-    found, waiting = processes(client), queues(client)
+    unreadable: list[str] = []
+    found, waiting = processes(client, unreadable), queues(client)
     if as_json:
-        click.echo(json.dumps({"processes": found, "queues": waiting}, indent=2))
+        say_json({"processes": found, "queues": waiting, "unreadable": unreadable})
         return
+    if unreadable:
+        count = f"{len(unreadable)} process{'es' * (len(unreadable) != 1)}"
+        say(f"rq-pooled: {count} published what cannot be read: {', '.join(unreadable[:_NAMED])}", err=True)
+    for queue in waiting:
+        if queue["unreadable"]:
+            states = ", ".join(queue["unreadable"])
+            say(f"rq-pooled: {printable(queue['name'], MAX_VALUE)}: counted as empty, of another type: {states}", err=True)
     if not found:
-        click.echo("No process has published statistics: no worker runs, and no web process lately.")
+        say("No process has published statistics: no worker runs, and no web process lately.")
     else:
-        click.echo("\n".join(table(process_rows(found))))
+        say(*table(process_rows(found)))
     workers = [one["worker"] for one in found if one["worker"]]
     if workers:
         sums = {name: sum(worker["counters"][name] for worker in workers) for name in _COUNTED}
         away = sum(worker["counters"]["outage_seconds"] for worker in workers)
-        click.echo("\nsince their start: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sums.items()))
-        click.echo(f"without the server: {show_duration(round(away, 1))}")
+        say("", "since their start: " + ", ".join(f"{name.replace('_', ' ')} {n}" for name, n in sums.items()))
+        say(f"without the server: {show_duration(round(away, 1))}")
         for worker in workers:
             wait, run = worker["queue_wait"], worker["run_time"]
             at_most = [seconds(quantile(one, share)) for one in (wait, run) for share in (0.5, 0.95)]
-            click.echo(
+            say(
                 f"{worker['name']}: half of the jobs waited at most {at_most[0]}, 95 % {at_most[1]}; ran {at_most[2]}, "
                 f"{at_most[3]}"
             )
     if waiting:
-        click.echo("\n" + "\n".join(table(queue_rows(waiting))))
+        say("", *table(queue_rows(waiting)))
 
 
 def connection_lines(found: dict[str, Any]) -> list[str]:
@@ -163,10 +174,10 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
         raise ServerUnsupported(f"the server refuses CLIENT KILL to this user: {error}; let it, or use another") from None
     found = guard.describe()
     if as_json:
-        click.echo(json.dumps({**found, "reaped": closed}, indent=2))
+        say_json({**found, "reaped": closed})
         return
     if reap:
-        click.echo(f"Closed {len(closed)} connection{'s' * (len(closed) != 1)} left behind.")
+        say(f"Closed {len(closed)} connection{'s' * (len(closed) != 1)} left behind.")
         for one in closed:
-            click.echo(f"  {one['name']} from {one['address']}, idle for {show_duration(one['idle'])}")
-    click.echo("\n".join(connection_lines(found)))
+            say(f"  {one['name']} from {one['address']}, idle for {show_duration(one['idle'])}")
+    say(*connection_lines(found))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
 import click
 
 from .durations import parse_duration
+from .foreign import MAX_VALUE, printable
 from .options import open_server, server_options
+from .printing import say, say_json
 from .rescue import Lost, find_lost, put_back
 from .sweeper import Sweeper
 
@@ -37,27 +38,27 @@ def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | Non
     with click.progressbar(length=connection.dbsize(), label="looking", file=sys.stderr, hidden=hidden) as bar:
         lost = list(find_lost(connection, age, set(queues) or None, bar.update, skipped))
     for name in sorted(skipped):
-        click.echo(f"left out: {name}, in which programs run jobs themselves; --queue {name} looks at it too", err=True)
+        say(f"left out: {name}, in which programs run jobs themselves; --queue {name} looks at it too", err=True)
     if queues and not lost:  # asked late: a lost job may be all that is left of its queue
         Sweeper(list(queues), connection, ()).queues()
     found = put_back(connection, lost, apply)
     if as_json:
-        click.echo(json.dumps({"applied": apply, "jobs": [job._asdict() for job in found]}, indent=2))
+        say_json({"applied": apply, "jobs": [job._asdict() for job in found]})
         return
     _say(found, apply)
 
 
 def _say(found: list[Lost], apply: bool) -> None:
     for job in found[:_SHOWN]:
-        click.echo(f"{job.id}  {job.queue}  {job.enqueued_at}  {job.description}")
+        say("  ".join(printable(word, MAX_VALUE) for word in job))
     if len(found) > _SHOWN:
-        click.echo(f"and {len(found) - _SHOWN} more")
+        say(f"and {len(found) - _SHOWN} more")
     if not found:
-        click.echo("no lost jobs")
+        say("no lost jobs")
     elif apply:
-        click.echo(f"put back {_jobs(found)}")
+        say(f"put back {_jobs(found)}")
     else:
-        click.echo(f"found {_jobs(found)}; --apply puts them back")
+        say(f"found {_jobs(found)}; --apply puts them back")
 
 
 def _jobs(found: list[Any]) -> str:

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
+from contextlib import suppress
 from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 import click
 from redis import Redis
-from rq.exceptions import NoSuchJobError
+from rq.exceptions import InvalidJobOperation
 from rq.job import Job
-from rq.utils import as_text
 
 from . import cli_failed
 from .durations import show_duration
 from .errors import ConfigurationError, UnknownQueue
+from .foreign import replies_of
 from .options import open_server, server_options
 from .policies import Policy
+from .printing import say, say_json
+from .resp import raw, text
 from .scripts import SCHEDULED_JOBS
+from .unpickling import plain_meta
 
 #: What the job calls, with plain arguments.
 FUNCTION = "rq_pooled.sweeper.sweep"
 PREFIX = "rq_pooled-sweep-"
 #: Seconds after which a sweep that hangs is ended.
 TIMEOUT = 3600
+#: Seconds since the epoch, a day before datetime ends in any zone.
+_LAST = 253_402_214_400
 #: Options of `rq-pooled sweep` that say nothing about a sweep that comes again.
 _LEFT_OUT = {"url", "as_json", "dead", "dry_run"}
 _EXAMPLES = """\b
@@ -69,7 +74,7 @@ def schedule_sweep(
     policy = cli_failed._policy(options)
     connection = open_server(url)
     for queue in queues:
-        if not connection.sismember("rq:queues", f"rq:queue:{queue}"):
+        if not connection.sismember("rq:queues", raw(f"rq:queue:{queue}")):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
     job_id = _register(connection, cron, name, in_queue, queues, policy)
     _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
@@ -123,20 +128,26 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
     """Return what is registered; what has lost its job is forgotten."""
     found = []
     for word, due in sorted(connection.zscan_iter(SCHEDULED_JOBS, match=f"{PREFIX}*")):
-        job_id = as_text(word)
-        try:
-            job = Job.fetch(job_id, connection=connection)
-        except NoSuchJobError:
-            connection.zrem(SCHEDULED_JOBS, job_id)
+        key = b"rq:job:" + raw(word)
+        with connection.pipeline(transaction=False) as pipe:
+            pipe.hexists(key, "data")
+            pipe.hmget(key, "meta", "description", "origin", "status")
+            exists, fields = replies_of(pipe)
+        if not exists:
+            connection.zrem(SCHEDULED_JOBS, word)
             continue
+        meta, *texts = fields
+        description, origin, status = (text(value or b"") for value in texts)
+        cron = plain_meta(meta).get("cron_string")
         found.append(
             {
-                "name": job_id.removeprefix(PREFIX),
-                "cron": job.meta.get("cron_string"),
-                "what": job.description,
-                "in_queue": job.origin,
-                "next": datetime.fromtimestamp(due).astimezone().isoformat(timespec="minutes"),
-                "last_status": job.get_status(refresh=False),
+                "name": text(word).removeprefix(PREFIX),
+                "cron": cron if isinstance(cron, str) else None,
+                "what": description,
+                "in_queue": origin,
+                # What has no date in this calendar is due at its end.
+                "next": datetime.fromtimestamp(min(due, _LAST)).astimezone().isoformat(timespec="minutes"),
+                "last_status": status or None,
             }
         )
     return found
@@ -144,22 +155,23 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
 
 def _remove(connection: Redis, name: str) -> str:
     job_id = PREFIX + name
-    removed = connection.zrem(SCHEDULED_JOBS, job_id)
-    try:
-        Job.fetch(job_id, connection=connection).delete()
-    except NoSuchJobError:
-        pass
+    removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
+    job = Job(job_id, connection=connection)  # not fetched, which would unpickle what Redis holds
+    job.origin = text(connection.hget(raw(job.key), "origin") or b"")
+    with suppress(InvalidJobOperation, ValueError):  # its status or its queue is none: it stands in no registry
+        job.delete()
+    connection.delete(job.key)
     return f"{name}: removed" if removed else f"no recurring sweep is named {name}"
 
 
 def _show(sweeps: list[dict[str, Any]], as_json: bool, otherwise: str) -> None:
     if as_json:
-        click.echo(json.dumps(sweeps, indent=2))
+        say_json(sweeps)
         return
     for one in sweeps:
-        click.echo(f"{one['name']}: {one['cron']}  {one['what']}; next {one['next']}, in queue {one['in_queue']}")
+        say(f"{one['name']}: {one['cron']}  {one['what']}; next {one['next']}, in queue {one['in_queue']}")
     if not sweeps:
-        click.echo(otherwise)
+        say(otherwise)
 
 
 command: Any = server_options(

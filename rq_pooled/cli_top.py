@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import shutil
@@ -22,9 +21,11 @@ from .config import Settings, scrub
 from .counters import quantile
 from .durations import show_duration
 from .errors import RQPooledError
+from .foreign import printable
 from .guard import ConnectionGuard
 from .health import processes, queues
 from .options import open_server, server_options
+from .printing import say, say_json
 from .sockets import address_of
 
 #: Cursor home; erase to the end of the line; erase below; the other screen, and the cursor, on and off.
@@ -50,7 +51,10 @@ def top(url: str | None, as_json: bool, interval: float, count: int | None) -> N
             if number:
                 time.sleep(interval)
             found = look(client, settings)
-            click.echo(json.dumps(found) if as_json else "\n".join(screen(found, 200, 10_000)) + "\n" * (count is not None))
+            if as_json:
+                say_json(found, None)
+            else:
+                say(*screen(found, 200, 10_000), *[""] * (count is not None))
         return
     with _terminal() as wait:
         shown, away_since, paces = 0, None, Paces()
@@ -199,7 +203,7 @@ def draw(lines: Sequence[str], width: int, height: int) -> None:
     """Write a screen over the last one, without flicker and without a line break at its end, which would scroll."""
     shown = []
     for i, line in enumerate(lines[:height]):
-        text = line[:width]
+        text = printable(line[:width])
         style = _BOLD if i == 0 or text.startswith(("QUEUE ", "PROCESS ", "OTHER ")) else ""
         if text.startswith("The server is away") or ") stop" in text[:60]:
             style = _RED

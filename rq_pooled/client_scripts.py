@@ -7,7 +7,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError
 
-from .resp import Command
+from .resp import Command, encoded
 from .scripts import shared_scripts
 
 
@@ -18,6 +18,7 @@ def run_script(connection: Redis, command: Command) -> Any:
         redis.exceptions.RedisError: as any command.
     """
     client: Any = connection  # whose method redis-py leaves untyped
+    command = encoded(command)
     try:
         return client.execute_command(*command)
     except NoScriptError:  # nothing was done

@@ -16,10 +16,10 @@ from uuid import uuid4
 import rq
 from redis.exceptions import NoScriptError, ResponseError
 from rq.registry import FailedJobRegistry
-from rq.utils import as_text, now, utcformat
+from rq.utils import now, utcformat
 
 from .errors import SweepUnderWay, UnknownQueue
-from .resp import Command
+from .resp import Command, encoded, text
 from .scripts import Lock, dead_letters_key, shared_scripts, sweep_lock_key
 from .selection import FailedJob, Selection
 
@@ -72,7 +72,7 @@ class FailedJobs:
     def queues(self, names: Sequence[str] | None) -> list[str]:
         """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""
         prefix = rq.Queue.redis_queue_namespace_prefix
-        known = sorted(as_text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", rq.Queue.redis_queues_keys)))
+        known = sorted(text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", rq.Queue.redis_queues_keys)))
         if names is None:
             return known
         for name in sorted(set(names) - set(known)):
@@ -94,7 +94,7 @@ class FailedJobs:
         lock = Lock(sweep_lock_key(queue), f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex}", LOCK_TTL)
         if not self._one(("SET", lock.key, lock.owner, "NX", "EX", lock.ttl)):
             owner, left = self._many([("GET", lock.key), ("TTL", lock.key)])
-            who = as_text(owner).rpartition(":")[0] if owner else "one that has just ended"
+            who = text(owner).rpartition(":")[0] if owner else "one that has just ended"
             raise SweepUnderWay(
                 f"a sweep of queue {queue!r} is under way ({who}); try again when it is over, or {max(left, 0)} s after "
                 "it was killed"
@@ -183,7 +183,7 @@ class FailedJobs:
             excess = self.count(queue) - max_count
             if excess <= 0:
                 return trimmed
-            ids = [as_text(job_id) for job_id in self._one(("ZRANGE", key, 0, min(excess, PAGE) - 1))]
+            ids = [text(job_id) for job_id in self._one(("ZRANGE", key, 0, min(excess, PAGE) - 1))]
             words = self.purge(queue, lock, [(job_id, ANY) for job_id in ids])
             # One that is not failed any more has no place here either: its entry goes, the job stays.
             changed = [job_id for job_id, word in zip(ids, words) if word == "changed"]
@@ -194,7 +194,7 @@ class FailedJobs:
     # -- the server ----------------------------------------------------------------------------------------------
 
     def _words(self, command: Command, queue: str) -> list[str]:
-        return [as_text(word) for word in self._fenced(command, queue)[1]]
+        return [text(word) for word in self._fenced(command, queue)[1]]
 
     def _fenced(self, command: Command, queue: str) -> list[Any]:
         """Return the reply of a script that looks at the lock."""
@@ -229,7 +229,7 @@ def through(connection: Any) -> Execute:
     def execute(commands: Sequence[Command]) -> list[Any]:
         with connection.pipeline(transaction=False) as pipe:
             for words in commands:
-                pipe.execute_command(*words)
+                pipe.execute_command(*encoded(words))
             replies: list[Any] = pipe.execute(raise_on_error=False)
         return replies
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from redis import Redis
 from redis.exceptions import RedisError, ResponseError
@@ -25,11 +26,13 @@ from rq.registry import (
 
 from .config import Settings, scrub
 from .deadline import within
-from .failures import failed_jobs, seconds_of
+from .failures import failed_jobs
+from .foreign import plain, replies_of, seconds_of
 from .guard import ConnectionGuard
 from .levels import level_of
 from .pool import get_connection, local_pools
 from .processes import read_processes
+from .resp import raw, text
 from .sockets import address_of, make_connection
 
 _REGISTRIES: dict[str, type[BaseRegistry]] = {
@@ -43,7 +46,7 @@ _REGISTRIES: dict[str, type[BaseRegistry]] = {
 #: Ids at the head of a queue among which the oldest job is looked for; some may have no job any more.
 _HEAD = 10
 
-__all__ = ["connections", "failed_jobs", "health", "pool_stats", "processes", "queues"]
+__all__ = ["connections", "failed_jobs", "health", "health_word", "pool_stats", "processes", "queues"]
 
 
 def health(
@@ -68,6 +71,35 @@ def health(
     """
     with within(timeout, "timeout"):
         return _probed(timeout, settings or Settings.load(), connection)
+
+
+def health_word(
+    timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None, age: float = 1.0
+) -> dict[str, Any]:
+    """Return of ``health`` what strangers may know, ``ok`` and ``status``; one answer serves all callers for ``age`` seconds.
+
+    So a probe that anybody may call opens one connection a second and process at most. Blocks as ``health``.
+    """
+    client = connection or get_connection(settings)
+    shared = _words.setdefault(client.connection_pool, _Word())
+    now = time.monotonic()
+    # While one caller asks, the others take the last answer: it is at most as old as a probe takes.
+    if shared.found is None or now - shared.asked > age:
+        shared.asked = now
+        found = health(timeout, settings, client)
+        shared.found = {"ok": found["ok"], "status": found["status"]}
+    return dict(shared.found)
+
+
+class _Word:
+    """The last answer of a server, and when it was asked for."""
+
+    found: dict[str, Any] | None = None
+    asked = 0.0
+
+
+#: By pool, so that it ends with it.
+_words: WeakKeyDictionary[Any, _Word] = WeakKeyDictionary()
 
 
 def _probed(timeout: float, settings: Settings, connection: Redis | None) -> dict[str, Any]:
@@ -135,14 +167,15 @@ def pool_stats() -> dict[str, Any]:
     return {**{name: sum(pool[name] for pool in pools) for name in names}, "pools": pools}
 
 
-def processes(connection: Redis | None = None) -> list[dict[str, Any]]:
+def processes(connection: Redis | None = None, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
     """Return the statistics that workers and web processes have published. Blocks for three round trips per 200.
 
     Each has ``name``, ``app``, ``host``, ``pid``, ``kind`` (``worker`` or ``web``), ``age`` (seconds since it was
     published), ``uptime``, ``connections`` (role -> open ones), ``pools``, and ``worker``: None, or ``name``,
-    ``queues``, ``concurrency``, ``busy``, ``horses`` (pids), ``counters``, ``queue_wait`` and ``run_time``.
+    ``queues``, ``concurrency``, ``busy``, ``horses`` (pids), ``counters``, ``queue_wait`` and ``run_time``. What is
+    something else than statistics is left out, and its name added to ``unreadable``.
     """
-    return read_processes(connection or get_connection())
+    return read_processes(connection or get_connection(), unreadable)
 
 
 def connections(connection: Redis | None = None, settings: Settings | None = None) -> dict[str, Any]:
@@ -155,52 +188,48 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Each has ``name``, ``length``, ``oldest_age`` (seconds that the job at the head has been queued, None if there is
     none), ``workers``, ``suspended``, and the number of jobs ``started``, ``scheduled``, ``deferred``, ``failed``,
-    ``finished`` and ``canceled``. A key that is of another type than RQ's counts as empty.
+    ``finished`` and ``canceled``. A key that is of another type than RQ's counts as empty, and ``unreadable`` names it:
+    ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as ``\\xff``.
     """
     client = connection or get_connection()
-    names = sorted(_text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
+    names = sorted(text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists("rq:suspended")
     for name in names:
-        pipeline.llen(f"rq:queue:{name}")
-        pipeline.lrange(f"rq:queue:{name}", 0, _HEAD - 1)
-        pipeline.scard(f"rq:workers:{name}")
+        pipeline.llen(raw(f"rq:queue:{name}"))
+        pipeline.lrange(raw(f"rq:queue:{name}"), 0, _HEAD - 1)
+        pipeline.scard(raw(f"rq:workers:{name}"))
         for registry in _REGISTRIES.values():
-            pipeline.zcard(registry.key_template.format(name))
-    (seconds, microseconds), suspended, *replies = _replies(pipeline)
+            pipeline.zcard(raw(registry.key_template.format(name)))
+    (seconds, microseconds), suspended, *replies = replies_of(pipeline)
     now, width = seconds + microseconds / 1e6, 3 + len(_REGISTRIES)
     heads = [replies[at + 1] or [] for at in range(0, len(replies), width)]
     ages = _queued_for(client, heads, now)
     return [
         {
-            "name": name,
+            "name": plain(name),
             "length": replies[at] or 0,
             "oldest_age": age,
             "workers": replies[at + 2] or 0,
             "suspended": bool(suspended),
             **dict(zip(_REGISTRIES, [count or 0 for count in replies[at + 3 : at + width]])),
+            "unreadable": [
+                state
+                for state, reply in zip(("queued", "workers", *_REGISTRIES), (replies[at], *replies[at + 2 : at + width]))
+                if reply is None
+            ],
         }
         for name, at, age in zip(names, range(0, len(replies), width), ages)
     ]
-
-
-def _replies(pipeline: Any) -> list[Any]:
-    """Return the replies, None where a key has another type: one such key is not to hide all queues."""
-    replies: list[Any] = []
-    for reply in pipeline.execute(raise_on_error=False):
-        if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
-            raise reply
-        replies.append(None if isinstance(reply, Exception) else reply)
-    return replies
 
 
 def _queued_for(client: Redis, heads: Sequence[Sequence[Any]], now: float) -> list[float | None]:
     pipeline = client.pipeline(transaction=False)
     for head in heads:
         for job_id in head:
-            pipeline.hget(f"rq:job:{_text(job_id)}", "enqueued_at")
-    replies = iter(_replies(pipeline) if any(heads) else ())
+            pipeline.hget(b"rq:job:" + raw(job_id), "enqueued_at")
+    replies = iter(replies_of(pipeline) if any(heads) else ())
     ages: list[float | None] = []
     for head in heads:
         times = [when for when in (seconds_of(next(replies)) for _ in head) if when is not None]

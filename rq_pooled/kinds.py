@@ -111,7 +111,11 @@ def recorded_end(text: str) -> tuple[str, str]:
 
 
 def _loaded(name: str) -> type[BaseException] | None:
-    """Return the class of this name if it can be found without importing anything."""
+    """Return the class of this name if it can be found without importing anything.
+
+    ``getattr`` would call the ``__getattr__`` of modules that import on demand.
+    """
     module, dot, attribute = name.rpartition(".")
-    found = getattr(sys.modules.get(module) if dot else builtins, attribute, None)
+    names = getattr(sys.modules.get(module), "__dict__", {}) if dot else vars(builtins)
+    found = names.get(attribute)
     return found if isinstance(found, type) and issubclass(found, BaseException) else None

@@ -186,7 +186,7 @@ class Ledger:
         for member, note in zip(reply[::2], reply[1::2]):
             if text(member) not in members:
                 job_id, _, execution_id = text(member).rpartition(":")
-                queue, key, name = text(note).split("\n")
+                queue, key, name = _note_of(note)
                 claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
         return claims
 
@@ -300,6 +300,13 @@ class ClaimRequest(NamedTuple):
         ]
         shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
         return Claimed(bool(suspended), held, shown, claims, limited)
+
+
+def _note_of(note: bytes) -> tuple[str, str, str]:
+    """Return queue, key and worker name of a claim's note: two lengths go first, since a name may have any bytes."""
+    of_queue, of_key, words = note.split(b" ", 2)
+    end = int(of_queue)
+    return text(words[:end]), text(words[end : end + int(of_key)]), text(words[end + int(of_key) :])
 
 
 def _failure_score(raw: Mapping[bytes, bytes]) -> int:

@@ -15,6 +15,7 @@ from redis import Redis
 from .client_scripts import run_script
 from .durations import parse_duration, show_duration
 from .errors import ConfigurationError
+from .resp import text as text_of
 from .scripts import LIMITS, shared_scripts
 
 #: Starts that are remembered per queue, and the longest time for which.
@@ -105,18 +106,14 @@ def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None)
     for name, text in sorted(connection.hgetall(LIMITS).items()):
         limit = _read(text)
         if limit is not None:
-            found[_text(name)] = limit
+            found[text_of(name)] = limit
         elif unreadable is not None:
-            unreadable[_text(name)] = _text(text)
+            unreadable[text_of(name)] = text_of(text)
     return found
 
 
-def _text(word: bytes | str) -> str:
-    return word.decode(errors="replace") if isinstance(word, bytes) else word
-
-
 def _read(text: bytes | str | None) -> LimitInForce | None:
-    match = _WRITTEN.fullmatch(_text(text or ""))
+    match = _WRITTEN.fullmatch(text_of(text or ""))
     if match is None:
         return None
     who, starts, period, running = match.groups()

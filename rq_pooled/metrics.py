@@ -73,8 +73,14 @@ class _Collector:
         if not away:
             try:
                 yield from self._server(report)
-                yield from _processes(processes(self._connection))
-                yield from _queues(queues(self._connection))
+                unreadable: list[str] = []
+                yield from _processes(processes(self._connection, unreadable))
+                found = queues(self._connection)
+                yield from _queues(found)
+                lost = GaugeMetricFamily("rq_pooled_unreadable", "entries of another type or shape", labels=["kind"])
+                lost.add_metric(["process"], len(unreadable))
+                lost.add_metric(["queue"], sum(len(queue["unreadable"]) for queue in found))
+                yield lost
             except (RedisConnectionError, RedisTimeoutError):
                 away = True
         yield GaugeMetricFamily("rq_pooled_up", "1 while the server answers", value=float(not away))
@@ -147,7 +153,8 @@ def _queues(found: list[dict[str, Any]]) -> Iterator[Any]:
     jobs = GaugeMetricFamily("rq_pooled_queue", "jobs (and workers) of a queue by state", labels=["queue", "state"])
     oldest = GaugeMetricFamily("rq_pooled_queue_oldest_seconds", "how long the head has been queued", labels=["queue"])
     for queue in found:
+        name = queue["name"]
         for state in _QUEUE_STATES:
-            jobs.add_metric([queue["name"], "queued" if state == "length" else state], queue[state])
-        oldest.add_metric([queue["name"]], queue["oldest_age"] or 0.0)
+            jobs.add_metric([name, "queued" if state == "length" else state], queue[state])
+        oldest.add_metric([name], queue["oldest_age"] or 0.0)
     yield from (jobs, oldest)

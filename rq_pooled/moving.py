@@ -19,9 +19,10 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 from rq.scripts import _build_hset_args
-from rq.utils import as_text, import_attribute
+from rq.utils import import_attribute
 
-from .resp import Command
+from .foreign import MAX_VALUE, is_wrong_type, printable
+from .resp import Command, raw, text
 from .scripts import SCHEDULED_JOBS, Scripts
 
 #: Jobs that are read at once.
@@ -116,7 +117,7 @@ class Mover:
                 if stopped():
                     return moved
                 seen += 1
-                job, verdict = self.move_id(as_text(word), score, now, lock, move or self.move)
+                job, verdict = self.move_id(text(word), score, now, lock, move or self.move)
                 self.left += verdict == "left"
                 if verdict == "locked":
                     self._log.warning("rq-scheduler's lock was taken over by somebody else; going on later")
@@ -135,20 +136,26 @@ class Mover:
             job = self._job_class.fetch(job_id, connection=self._connection)
             return job, move(job, due, now, lock)
         except NoSuchJobError:
-            self._connection.zrem(SCHEDULED_JOBS, job_id)
+            self._connection.zrem(SCHEDULED_JOBS, raw(job_id))
             return None, "gone"
-        except RedisError:
-            raise
+        except RedisError as error:
+            # A key of another type is one job's trouble; all else is the server's.
+            if not is_wrong_type(error):
+                raise
+            return self._postponed(job_id, now, error)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with one job must not stop the others
-            self._log.error(
-                "scheduled job %s cannot be enqueued (%s: %s); trying again in %d s",
-                job_id,
-                type(error).__name__,
-                error,
-                POSTPONED,
-            )
-            self._connection.zadd(SCHEDULED_JOBS, {job_id: now + POSTPONED}, xx=True)
-            return None, "postponed"
+            return self._postponed(job_id, now, error)
+
+    def _postponed(self, job_id: str, now: int, error: Exception) -> tuple[None, str]:
+        self._log.error(
+            "scheduled job %s cannot be enqueued (%s: %s); trying again in %d s",
+            printable(job_id, MAX_VALUE),
+            type(error).__name__,
+            printable(error, MAX_VALUE),
+            POSTPONED,
+        )
+        self._connection.zadd(SCHEDULED_JOBS, {raw(job_id): now + POSTPONED}, xx=True)
+        return None, "postponed"
 
     def move(self, job: Job, due: float | None, now: int, lock: Lock | None) -> str:
         """Move one job; return the word of move.lua. Raises ValueError where that says that the job is unfit.
@@ -172,7 +179,7 @@ class Mover:
             job._dependency_ids,
             _build_hset_args(job),
         )
-        verdict = as_text(self._run(command))
+        verdict = text(self._run(command))
         if verdict == "unfit":
             raise ValueError(
                 f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of another type"

@@ -11,6 +11,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .connections import Exchange
+from .foreign import MAX_VALUE, is_wrong_type, printable
 from .parent import Parent
 from .resp import Command
 
@@ -80,7 +81,7 @@ class Orphans:
             if isinstance(replies[0], ResponseError):
                 parent.log.error("Worker %s: cannot look at intermediate queues: %s", parent.name, replies[0])
                 return
-            rescued = [(job_id.decode(), key.decode()) for job_id, key, back in replies[0] if back]
+            rescued = [(printable(job_id, MAX_VALUE), printable(key, MAX_VALUE)) for job_id, key, back in replies[0] if back]
             for job_id, key in rescued:
                 parent.log.warning(
                     "Worker %s: job %s was left in %s:intermediate; put back into its queue", parent.name, job_id, key
@@ -124,6 +125,12 @@ class Orphans:
 
     def _prepare(self, command: Command) -> None:
         def on_replies(replies: list[Any]) -> None:
+            if isinstance(replies[0], ResponseError) and is_wrong_type(replies[0]):
+                # One registry is something else: the others are cleaned up.
+                self._parent.log.error("Worker %s: a registry is not cleaned up: %s", self._parent.name, replies[0])
+                self._cursor = ENDS[0]
+                self._parent.loop.call_later(PAUSE, self._next_page)
+                return
             if isinstance(replies[0], ResponseError):
                 self._parent.log.error("Worker %s: clean-up given up: %s", self._parent.name, replies[0])
                 self._end_round()

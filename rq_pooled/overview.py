@@ -12,8 +12,10 @@ from redis import Redis
 from rq.registry import ScheduledJobRegistry
 
 from .config import Settings
-from .failures import failed_jobs
+from .failures import MAX_FIELD, failed_jobs
+from .foreign import is_number, plain, replies_of, whole_number
 from .health import connections, processes, queues
+from .resp import raw, text
 
 #: Failed jobs that are looked at to group them, and scheduled jobs that are shown.
 FAILURES, UPCOMING = 200, 10
@@ -26,11 +28,14 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         ``now`` (server time), ``connections`` (``health.connections``) with ``budget`` and ``budgeted`` (those that count
         for it), ``queues`` (``queue_states``),
         ``processes`` and ``workers`` (those of them that are workers), ``failures``, ``failed`` (how many in all),
-        ``looked_at`` (how many of them are grouped), ``upcoming``, ``scheduled``.
+        ``looked_at`` (how many of them are grouped), ``upcoming``, ``scheduled``, ``unreadable`` (what is of another type).
     """
-    found = processes(client)
+    unreadable: list[str] = []
+    found = processes(client, unreadable)
+    unreadable = [f"what {name} has published" for name in unreadable]
     states = queue_states(client, found)
-    names = [queue["name"] for queue in states]
+    unreadable += [f"{state} of {queue['name']}" for queue in states for state in queue["unreadable"]]
+    names = [queue["name"] for queue in states if queue["scheduled"]]
     held = connections(client, settings)
     seconds, microseconds = client.time()
     latest = failed_jobs(limit=FAILURES, connection=client)
@@ -46,6 +51,7 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         "looked_at": len(latest["jobs"]),
         "upcoming": upcoming(client, names, now),
         "scheduled": sum(queue["scheduled"] for queue in states),
+        "unreadable": unreadable,
     }
 
 
@@ -99,32 +105,31 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
     now = time.time() if now is None else now
     pipeline = client.pipeline(transaction=False)
     for name in names:
-        pipeline.zrange(ScheduledJobRegistry.key_template.format(name), 0, UPCOMING - 1, withscores=True)
+        key = raw(ScheduledJobRegistry.key_template.format(name))
+        pipeline.zrange(key, 0, UPCOMING - 1, withscores=True)
     rows = sorted(
-        (due, name, _text(job_id))
-        for name, reply in zip(names, pipeline.execute() if names else [])
-        for job_id, due in reply
+        (due, name, text(job_id))
+        for name, reply in zip(names, replies_of(pipeline))
+        for job_id, due in reply or ()
+        if is_number(due)  # what is due at infinity never comes
     )[:UPCOMING]
     pipeline = client.pipeline(transaction=False)
     for _due, _name, job_id in rows:
-        pipeline.hmget(f"rq:job:{job_id}", ("description", "retries_left", "started_at", "repeats_left"))
-    replies = pipeline.execute() if rows else []
+        pipeline.hstrlen(raw(f"rq:job:{job_id}"), "description")
+    sizes = replies_of(pipeline)
+    pipeline = client.pipeline(transaction=False)
+    for (_due, _name, job_id), size in zip(rows, sizes):
+        description = "description" if size and size <= MAX_FIELD else ""
+        pipeline.hmget(raw(f"rq:job:{job_id}"), (description, "retries_left", "started_at", "repeats_left"))
+    found = [fields or [None] * 4 for fields in replies_of(pipeline)]
     return [
         {
-            "id": job_id,
-            "queue": name,
-            "description": _text(description or b""),
+            "id": plain(job_id),
+            "queue": plain(name),
+            "description": plain(description or b""),
             "due_in": round(due - now, 3),
-            "retries_left": _number(left),
+            "retries_left": whole_number(left),
             "kind": "repeat" if repeats is not None else "retry" if started else "scheduled",
         }
-        for (due, name, job_id), (description, left, started, repeats) in zip(rows, replies)
+        for (due, name, job_id), (description, left, started, repeats) in zip(rows, found)
     ]
-
-
-def _number(value: Any) -> int:
-    return int(value) if value and _text(value).isdigit() else 0
-
-
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -6,9 +6,14 @@ from datetime import datetime, timezone
 from typing import Any
 
 from .chart import chart
+from .foreign import MAX_VALUE, printable
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
+#: Rows of the table of queues, and names of what cannot be read.
+_QUEUES, _NAMED = 100, 5
+#: Characters of a queue's name above which it has no buttons.
+_LONGEST = 1000
 _LEVELS = {"ok": "healthy", "warn": "filling up", "stop": "nearly full", "unknown": "limit unknown"}
 
 
@@ -38,7 +43,11 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         "others": connections["others"][:_ROWS],
         "other_count": number(sum(other["total"] for other in connections["others"])),
         "orphans": connections["orphans"][:_ROWS],
-        "queues": [_queue(queue) for queue in found["queues"]],
+        "queues": [_queue(queue) for queue in _busiest(found["queues"])],
+        "queue_count": len(found["queues"]),
+        "more_queues": number(max(0, len(found["queues"]) - _QUEUES)),
+        "unreadable": [printable(name, MAX_VALUE) for name in found["unreadable"][:_NAMED]],
+        "unreadable_count": len(found["unreadable"]),
         "suspended": any(queue["suspended"] for queue in found["queues"]),
         "queued": number(sum(queue["length"] for queue in found["queues"])),
         "running": number(sum(queue["started"] for queue in found["queues"])),
@@ -47,11 +56,19 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         "failed": number(found["failed"]),
         "looked_at": number(found["looked_at"]) if found["looked_at"] < found["failed"] else None,
         "failures": [
-            {**group, "count": number(group["count"]), "last": ago(now - group["last"]) if group["last"] else "–"}
+            {
+                **group,
+                "shown": printable(group["queue"], MAX_VALUE),
+                "has_buttons": len(group["queue"]) <= _LONGEST,
+                "count": number(group["count"]),
+                "last": ago(now - group["last"]) if group["last"] else "–",
+            }
             for group in found["failures"][:_ROWS]
         ],
         "scheduled": number(found["scheduled"]),
-        "upcoming": [{**job, "due": _due(job["due_in"])} for job in found["upcoming"]],
+        "upcoming": [
+            {**job, "queue": printable(job["queue"], MAX_VALUE), "due": _due(job["due_in"])} for job in found["upcoming"]
+        ],
     }
 
 
@@ -110,15 +127,22 @@ def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, An
     }
 
 
+def _busiest(queues: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the queues that the page has room for, by name: those with most to do and most that failed."""
+    counted = sorted(queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled")))
+    return sorted(counted[:_QUEUES], key=lambda queue: str(queue["name"]))
+
+
 def _queue(queue: dict[str, Any]) -> dict[str, Any]:
     counts = {key: number(queue[key]) for key in ("length", "started", "scheduled", "deferred", "failed", "workers")}
     return {
         "name": queue["name"],
+        "shown": printable(queue["name"], MAX_VALUE),
         "suspended": queue["suspended"],
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
         "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
-        "has_failed": queue["failed"] > 0,
+        "has_failed": queue["failed"] > 0 and len(queue["name"]) <= _LONGEST,
         **counts,
     }
 
@@ -129,9 +153,9 @@ def _worker(process: dict[str, Any]) -> dict[str, Any]:
     busy, slots = worker["busy"], worker["concurrency"]
     run, wait = worker["run_time"], worker["queue_wait"]
     return {
-        "name": worker["name"],
+        "name": printable(worker["name"], MAX_VALUE),
         "where": f"{process['host']} · {process['pid']}",
-        "queues": ", ".join(worker["queues"]),
+        "queues": printable(", ".join(worker["queues"]), MAX_VALUE),
         "busy": busy,
         "slots": slots,
         "horses": ", ".join(str(pid) for pid in worker["horses"]),

@@ -6,14 +6,15 @@ A process is named ``<app>:<host>:<pid>``, as in the names of its connections.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis import Redis
 
 from .config import Settings
-from .counters import NAMES, RECENT, histogram
-from .resp import Command
+from .counters import BOUNDS, NAMES, RECENT, histogram
+from .foreign import MAX_VALUE, is_number, plain, printable, replies_of, whole_number
+from .resp import Command, text
 from .scripts import STATS, Scripts
 from .sockets import client_name
 
@@ -31,7 +32,7 @@ def process_name(settings: Settings) -> str:
 def split_name(name: str) -> tuple[str, str, int, str] | None:
     """Return (app, host, pid, role) of a connection's name in CLIENT LIST, None if it is not one of ours."""
     parts = name.split(":")
-    if len(parts) != 5 or parts[0] != "rq_pooled" or not parts[3].isdigit():
+    if len(parts) != 5 or parts[0] != "rq_pooled" or whole_number(parts[3]) == 0:
         return None
     return parts[1], parts[2], int(parts[3]), parts[4]
 
@@ -64,24 +65,40 @@ def server_time(client: Redis) -> float:
     return float(seconds) + float(microseconds) / 1e6
 
 
-def read_processes(client: Redis) -> list[dict[str, Any]]:
-    """Return what every process has published, by name; see docs/monitoring.md for the keys. Pages of 200."""
+def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
+    """Return what every process has published, by name; see docs/monitoring.md for the keys. Pages of 200.
+
+    Args:
+        client: of the server.
+        unreadable: is given the names of entries that are something else; they are left out.
+    """
     now = server_time(client)
-    keys = sorted(_text(key) for key in client.zrangebyscore(STATS, now, "+inf"))
+    keys: list[Any] = sorted(client.zrangebyscore(STATS, now, "+inf"))
     found = []
     for start in range(0, len(keys), _PAGE):
         pipeline = client.pipeline(transaction=False)
         for key in keys[start : start + _PAGE]:
             pipeline.hgetall(key)
-        for key, raw in zip(keys[start : start + _PAGE], pipeline.execute()):
-            if raw:  # else it has just expired
-                found.append(_process(key, {_text(k): _text(v) for k, v in raw.items()}, now))
+        for key, raw in zip(keys[start : start + _PAGE], replies_of(pipeline)):
+            if raw == {}:  # it has just expired
+                continue
+            try:
+                found.append(_process(text(key), {text(k): text(v) for k, v in raw.items()}, now))
+            except (AttributeError, ValueError, RecursionError):  # no hash, no JSON, or JSON of another shape
+                if unreadable is not None:
+                    unreadable.append(printable(text(key).removeprefix(f"{STATS}:"), MAX_VALUE))
     return found
 
 
 def _process(key: str, raw: Mapping[str, str], now: float) -> dict[str, Any]:
-    app, host, pid = key.split(":")[-3:]
-    values = {name: json.loads(value) for name, value in raw.items()}
+    """Return what a process has published. Raises ValueError: it is something else."""
+    app, host, pid = plain(key.split(":")[-3:])
+    if whole_number(pid) == 0:
+        raise ValueError("no process id")
+    values = {name: plain(json.loads(value)) for name, value in raw.items()}
+    for name, value in values.items():
+        if name in _SHAPES and not _SHAPES[name](value):
+            raise ValueError(name)
     known: dict[str, Any] = {
         "name": f"{app}:{host}:{pid}",
         "app": app,
@@ -110,8 +127,38 @@ def _process(key: str, raw: Mapping[str, str], now: float) -> dict[str, Any]:
 
 
 def _histogram(flat: list[Any]) -> dict[str, Any]:
-    return histogram(flat[1:], flat[0])
+    counts = flat[1 : len(BOUNDS) + 2]
+    return histogram([*counts, *[0] * (len(BOUNDS) + 1 - len(counts))], flat[0])
 
 
-def _text(value: Any) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _are_numbers(value: object) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(map(is_number, value.values()))
+
+
+def _are_pools(value: object) -> bool:
+    names = ("max", "created", "available", "in_use", "waiting", "timeouts")
+    return isinstance(value, list) and all(
+        isinstance(pool, dict) and _is_text(pool.get("role")) and all(is_number(pool.get(name)) for name in names)
+        for pool in value
+    )
+
+
+#: What each published value looks like; what is not in it is not read.
+_SHAPES: dict[str, Callable[[object], bool]] = {
+    **dict.fromkeys((*NAMES, "published_at", "uptime", "concurrency", "busy"), is_number),
+    **dict.fromkeys(("kind", "worker"), _is_text),
+    **dict.fromkeys(("connections", "rates"), _are_counts),
+    **dict.fromkeys(("queue_wait", "run_time"), lambda value: _are_numbers(value) and value != []),
+    "horses": _are_numbers,
+    "pools": _are_pools,
+    "queues": lambda value: isinstance(value, list) and all(map(_is_text, value)),
+    "recent": lambda value: _are_counts(value) and {"seconds", *RECENT} <= set(value),  # type: ignore[call-overload]
+}

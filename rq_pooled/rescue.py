@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis import Redis
-from rq.utils import as_text, utcparse
+from redis.exceptions import ResponseError
 
 from .client_scripts import run_script
+from .foreign import is_wrong_type, seconds_of
+from .resp import raw, text
 from .scripts import shared_scripts
 
 #: Ids or keys of one command.
@@ -55,20 +56,20 @@ def find_lost(
     cursor = 0
     while True:
         cursor, keys = connection.scan(cursor, match="rq:job:*", count=PAGE)
-        ids = [as_text(key).removeprefix("rq:job:") for key in keys]
+        ids = [text(key).removeprefix("rq:job:") for key in keys]
         ids = [job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))]
         with connection.pipeline(transaction=False) as pipeline:
             for job_id in ids:
-                pipeline.hmget(f"rq:job:{job_id}", "status", "origin", "enqueued_at", "description", "worker_name")
+                pipeline.hmget(raw(f"rq:job:{job_id}"), "status", "origin", "enqueued_at", "description", "worker_name")
             replies = pipeline.execute(raise_on_error=False)
         for job_id, reply in zip(ids, replies):
             if isinstance(reply, Exception) or not reply[1] or not reply[2]:
                 continue
-            origin, enqueued_at, description, ran_on = (as_text(value or b"") for value in reply[1:])
+            origin, enqueued_at, description, ran_on = (text(value or b"") for value in reply[1:])
             if ran_on == SYNC:
                 run_here.add(origin)
             named = queues is None or origin in queues
-            if reply[0] == b"queued" and named and now - _seconds(enqueued_at) >= min_age:
+            if reply[0] == b"queued" and named and now - (seconds_of(enqueued_at) or now) >= min_age:
                 found.append(Lost(job_id, origin, enqueued_at, description))
         progress(PAGE)
         if not cursor:
@@ -90,23 +91,25 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
     back = set()
     for start in range(0, len(lost), FEW):
         command = shared_scripts().rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
-        back |= {as_text(job_id) for job_id in run_script(connection, command)}
+        back |= {text(job_id) for job_id in run_script(connection, command)}
     return [job for job in lost if job.id in back]
 
 
 def _listed(connection: Redis) -> Iterator[str]:
     """Yield the ids in all queues and intermediate lists."""
-    for queue in map(as_text, connection.smembers("rq:queues")):
-        for key in (queue, f"{queue}:intermediate"):
+    for queue in map(raw, connection.smembers("rq:queues")):
+        for key in (queue, queue + b":intermediate"):
             start = 0
             # Overlapping pages: what others pop meanwhile moves the rest to the front.
-            while ids := connection.lrange(key, start, start + 2 * PAGE):
-                yield from map(as_text, ids)
+            while ids := _page(connection, key, start):
+                yield from map(text, ids)
                 start += PAGE
 
 
-def _seconds(date: str) -> float:
+def _page(connection: Redis, key: bytes, start: int) -> list[Any]:
     try:
-        return utcparse(date).replace(tzinfo=timezone.utc).timestamp()
-    except ValueError:
-        return datetime.now(timezone.utc).timestamp()
+        return connection.lrange(key, start, start + 2 * PAGE)
+    except ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        return []  # no list: nothing is in it, and rescue.lua puts nothing back there

@@ -6,7 +6,7 @@ redis-py packs commands too, but only whole ones. The parent copies what ten hor
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Word = bytes | str | int | float
 
@@ -21,9 +21,19 @@ class Packed(NamedTuple):
 Command = Sequence[Word | Packed]
 
 
-def text(data: bytes) -> str:
-    """Return what a server sent as text; ids may be any bytes, which ``pack`` makes of it again."""
-    return data.decode("utf-8", "surrogateescape")
+def text(data: bytes | str) -> str:
+    """Return what a server sent as text; ids may be any bytes, which ``raw`` and ``pack`` make of it again."""
+    return data.decode("utf-8", "surrogateescape") if isinstance(data, bytes) else data
+
+
+def raw(word: bytes | str) -> bytes:
+    """Return the bytes of what ``text`` returned: redis-py refuses to encode a text that was none."""
+    return word if isinstance(word, bytes) else word.encode("utf-8", "surrogateescape")
+
+
+def encoded(command: Command) -> list[Any]:
+    """Return a command without packed words as redis-py takes it: a text may stand for any bytes."""
+    return [raw(word) if isinstance(word, str) else word for word in command]
 
 
 def pack(words: Iterable[Word]) -> Packed:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
+from .foreign import is_number, plain
 from .scripts import SAMPLES
 
 #: Seconds of samples that count for the trend, and how many it takes at least.
@@ -45,8 +46,19 @@ class Trend(NamedTuple):
 
 
 def read_samples(client: Redis) -> list[Sample]:
-    """Return the samples of the last hour, oldest first."""
-    return [Sample(*json.loads(entry)) for entry in reversed(client.lrange(SAMPLES, 0, -1))]
+    """Return the samples of the last hour, oldest first; what is none is left out."""
+    samples = (_sample(entry) for entry in reversed(client.lrange(SAMPLES, 0, -1)))
+    return [sample for sample in samples if sample is not None]
+
+
+def _sample(entry: bytes | str) -> Sample | None:
+    try:
+        sample = Sample(*json.loads(entry))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    *numbers, roles = sample
+    fits = all(map(is_number, numbers)) and isinstance(roles, Mapping) and all(map(is_number, roles.values()))
+    return sample._replace(roles=plain(dict(roles))) if fits else None
 
 
 def trend(samples: Sequence[Sample]) -> Trend:

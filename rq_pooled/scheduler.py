@@ -20,16 +20,17 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
-from rq.utils import as_text
 
 from .backoff import reconnect_delays
 from .client_scripts import run_script
 from .config import Settings, scrub
 from .connections import check_away
 from .due import add_fraction
+from .foreign import MAX_VALUE, is_wrong_type, printable
 from .moving import BATCH, MOVED, Lock, Mover, next_cron_time
 from .pool import get_connection
 from .queue import Queue
+from .resp import raw, text
 from .rq_version import check_rq
 from .scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
 
@@ -43,6 +44,8 @@ logger = logging.getLogger("rq_pooled.scheduler")
 LOCKED_RETRY = 5.0
 #: Shortest sleep between two looks.
 _SHORTEST = 0.05
+#: The last second that a datetime can be.
+_LAST = datetime.max.replace(tzinfo=timezone.utc, microsecond=0).timestamp()
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -163,19 +166,35 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def get_jobs(
         self, until: Any = None, with_times: bool = False, offset: int | None = None, length: int | None = None
     ) -> Iterator[Any]:
-        """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; forgets those that are gone."""
+        """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; forgets those that are gone.
+
+        An entry that cannot be read is logged and left out.
+        """
         until = _epoch(until)
         found = self.connection.zrangebyscore(
             SCHEDULED_JOBS, 0, "+inf" if until is None else until, withscores=True, start=offset, num=length
         )
         for word, score in found:
             try:
-                job = self.job_class.fetch(as_text(word), connection=self.connection)
+                job = self.job_class.fetch(text(word), connection=self.connection)
             except NoSuchJobError:
-                self.cancel(as_text(word))
+                self.connection.zrem(SCHEDULED_JOBS, word)
                 continue
-            due = datetime.fromtimestamp(score, timezone.utc).replace(tzinfo=None)
+            except RedisError as error:
+                if not is_wrong_type(error):
+                    raise
+                self._leave_out(word, error)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one job must not hide the others
+                self._leave_out(word, error)
+                continue
+            # What has no date in this calendar is due at its end.
+            due = datetime.fromtimestamp(min(score, _LAST), timezone.utc).replace(tzinfo=None)
             yield (job, due) if with_times else job
+
+    def _leave_out(self, word: bytes, error: Exception) -> None:
+        shown = printable(word, MAX_VALUE), type(error).__name__, printable(error, MAX_VALUE)
+        self.log.warning("scheduled job %s cannot be read (%s: %s)", *shown)
 
     def get_jobs_to_queue(self, with_times: bool = False) -> Iterator[Any]:
         """Yield the jobs that are due, see ``get_jobs``."""
@@ -245,7 +264,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def acquire_lock(self) -> bool:
         """Take rq-scheduler's lock, or go on with it where it is ours still; return whether that worked."""
         taken = self.connection.set(SCHEDULER_LOCK, self._lock.token, ex=self._lock.life, nx=True)
-        if not taken and as_text(self.connection.get(SCHEDULER_LOCK) or b"") == self._lock.token:
+        if not taken and raw(self.connection.get(SCHEDULER_LOCK) or b"") == raw(self._lock.token):
             # The server was lost while we held it. Should it end in this moment: each move looks whose it is.
             taken = self.connection.expire(SCHEDULER_LOCK, self._lock.life)
         self._lock_acquired = bool(taken)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import zlib
-from base64 import b64decode
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from rq.utils import utcparse
-
 from .errors import ConfigurationError
+from .foreign import seconds_of, unpacked_error, whole_number
 from .kinds import is_recorded_kind, names_of, recorded_name
+from .resp import text
+
+#: Bytes of a job's data that are unpacked to find its function's name, which stands at the beginning.
+_MAX_DATA = 64 * 1024
+#: The first item of a JSON list, if it is a text.
+_FIRST_TEXT = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
 
 
 @dataclass
@@ -40,19 +46,17 @@ class FailedJob:
     def read(cls, entry: Sequence[Any]) -> FailedJob:
         """Return an entry of the script's reply."""
         job_id, score, exists, data, status, ended_at, description, requeues, result_id, error = entry
-        status, ended_at, description = (
-            (value or b"").decode(errors="replace") for value in (status, ended_at, description)
-        )
+        status, ended_at, description = (text(value or b"") for value in (status, ended_at, description))
         return cls(
-            job_id.decode(),
-            score.decode(),
+            text(job_id),
+            text(score),
             bool(exists),
             data,
             status,
             ended_at,
             description,
-            int(requeues) if (requeues or b"").isdigit() else 0,  # as the script counts
-            result_id.decode(),
+            whole_number(requeues),
+            text(result_id),
             error,
         )
 
@@ -61,10 +65,7 @@ class FailedJob:
         """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if nobody knows."""
         if self.result_id:
             return int(self.result_id.partition("-")[0]) / 1000
-        try:
-            return utcparse(self.ended_at).timestamp()
-        except ValueError:
-            return None
+        return seconds_of(self.ended_at)
 
     @cached_property
     def traceback(self) -> str:
@@ -148,22 +149,12 @@ def check_number(name: str, value: float | None, low: float = 0, whole: bool = F
         raise ConfigurationError(f"{name} is {value!r}: give {wanted}")
 
 
-def unpacked_error(packed: bytes) -> str:
-    """Return the text of an ``exc_string`` of RQ's results; what is no such thing is returned as text."""
-    try:
-        return zlib.decompress(b64decode(packed)).decode(errors="replace") if packed else ""
-    except (ValueError, zlib.error):
-        return packed.decode(errors="replace")
-
-
 def _function_in(data: bytes) -> str:
     """Return the function's name from a job's data: a pickle's first string, or a JSON list's first item."""
     if not data:
         return ""
-    try:
-        data = zlib.decompress(data)
-    except zlib.error:
-        pass
+    with suppress(zlib.error):
+        data = zlib.decompressobj().decompress(data, _MAX_DATA)
     if data[:1] == b"\x80":
         import pickletools  # large, and most processes never need it
 
@@ -171,12 +162,9 @@ def _function_in(data: bytes) -> str:
             for _opcode, argument, _position in pickletools.genops(data):
                 if isinstance(argument, str):
                     return argument
-        except ValueError:
+        except (ValueError, OverflowError):
             return ""
-    elif data[:1] == b"[":
-        try:
-            first = json.loads(data)[0]
-        except (ValueError, IndexError):
-            return ""
-        return first if isinstance(first, str) else ""
+    elif match := _FIRST_TEXT.match(data):
+        with suppress(ValueError):
+            return str(json.loads(match[1]))
     return ""

@@ -19,7 +19,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from support import running_worker, wait_until
 
 from rq_pooled.claims import Claim
-from rq_pooled.resp import pack_runs
+from rq_pooled.resp import pack_runs, raw
 
 
 @pytest.fixture
@@ -338,6 +338,19 @@ def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> No
     assert found[:5] == lost[:5]
     assert ours.run(ours.ledger.push_back([found])) == 1
     assert redis.lrange("rq:queue:default", 0, -1) == [b"b-b"]
+
+
+@pytest.mark.parametrize(("queue", "name"), [("a\nb", "w"), ("q", "w\n1"), ("\udcff 3", "2 w")])
+def test_claims_of_any_name_are_found(ours: Engine, redis: Redis, queue: str, name: str) -> None:
+    """A line break, or bytes that are no text, in the name of a queue or worker keep no lost claim from its queue."""
+    key = b"rq:queue:" + raw(queue)
+    redis.hset("rq:job:a", mapping={"data": "x", "status": "queued", "origin": raw(queue)})
+    redis.rpush(key, "a")
+    (lost,) = ours.claim(name, queues=[queue]).claims
+    (found,) = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), [])
+    assert found[:5] == lost[:5]
+    assert ours.run(ours.ledger.push_back([found])) == 1
+    assert redis.lrange(key, 0, -1) == [b"a"]
 
 
 # -- heartbeat and registration ----------------------------------------------------------------------------------

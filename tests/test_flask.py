@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from rq import Queue as StockQueue
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 from rq.results import Result
-from support import TESTS, drop_pools
+from support import TESTS, drop_pools, wait_until
 
 from rq_pooled import Backoff, Queue
 from rq_pooled.config import Settings
@@ -186,7 +187,7 @@ def every_request(app: Any) -> Iterator[tuple[str, str]]:
     """Each method and address of the blueprint, /health/redis left out."""
     for rule in app.url_map.iter_rules():
         if rule.endpoint.startswith("rq_pooled.") and rule.endpoint != "rq_pooled.health_redis":
-            path = rule.rule.replace("<path:queue>", "q").replace("<path:filename>", "page.css")
+            path = rule.rule.replace("<path:filename>", "page.css")
             for method in rule.methods - {"OPTIONS", "HEAD"}:
                 yield method, path
 
@@ -198,7 +199,7 @@ def test_everything_is_refused_until_the_application_allows_it(server: EmbeddedS
     app = make_app(server.url, authorize)
     client = app.test_client()
     requests = list(every_request(app))
-    assert len(requests) >= 8 and ("POST", "/rq/queues/q/sweep") in requests
+    assert len(requests) >= 8 and ("POST", "/rq/queues/sweep") in requests
     for method, path in requests:
         response = client.open(path, method=method, headers={"Sec-Fetch-Site": "same-origin"})
         assert response.status_code == 403, path
@@ -214,7 +215,7 @@ def test_a_post_needs_the_word_write(server: EmbeddedServer, redis: Redis, said:
     page = client.get("/rq/")
     assert page.status_code == 200 and "<form" not in page.text
     for what in ("requeue", "sweep"):
-        assert client.post(f"/rq/queues/q/{what}", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 403
+        assert client.post(f"/rq/queues/{what}", data={"queue": "q"}, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 403
     assert redis.zcard("rq:failed:q") == 1
 
 
@@ -228,6 +229,10 @@ def test_a_post_needs_the_word_write(server: EmbeddedServer, redis: Redis, said:
         ({"Sec-Fetch-Site": "cross-site", "X-Requested-With": "x"}, False),
         ({"Origin": "http://localhost"}, True),
         ({"Origin": "https://evil.example"}, False),
+        ({"Origin": "https://localhost"}, False),
+        ({"Origin": "http://localhost:8080"}, False),
+        ({"Origin": "//localhost"}, False),
+        ({"Origin": "http://[localhost"}, False),
         ({"Origin": "http://localhost.evil.example"}, False),
         ({"Origin": "null"}, False),
         ({"X-Requested-With": "curl"}, True),
@@ -240,7 +245,7 @@ def test_a_post_of_another_site_is_refused(
     """A form of another site cannot use the visitor's rights, whatever browser it is; programs say that they are none."""
     fail_jobs(redis, "q", ["ValueError: x"])
     client = make_app(server.url, lambda: "write").test_client()
-    response = client.post("/rq/queues/q/requeue", headers=headers)
+    response = client.post("/rq/queues/requeue", data={"queue": "q"}, headers=headers)
     assert response.status_code == (200 if allowed else 403)
     assert redis.llen("rq:queue:q") == int(allowed)
 
@@ -279,60 +284,129 @@ def test_endpoints_agree_with_redis(operator: Any, redis: Redis) -> None:
     assert "rq_pooled_up 1.0" in operator.get("/rq/metrics").text
 
 
-@pytest.mark.parametrize("query", ["offset=-1", "offset=x", "limit=1e9", "offset=9999999999"])
-def test_wrong_parameters_are_400(operator: Any, query: str) -> None:
-    """A parameter that is no number is refused in words."""
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        *((query, "whole number") for query in ("offset=-1", "offset=x", "limit=1e9", "offset=9999999999")),
+        ("offset=999999999", "at most 10000"),
+        ("queues=mail", "cannot be used"),
+        ("queue=a&queue=b", "cannot be used"),
+    ],
+)
+def test_wrong_parameters_are_400(operator: Any, query: str, words: str) -> None:
+    """A parameter that is no number, or not known, is refused in words."""
     response = operator.get(f"/rq/queues/failed-jobs?{query}")
-    assert response.status_code == 400 and "whole number" in response.json["error"]
+    assert response.status_code == 400 and words in response.json["error"]
 
 
 def test_requeue(operator: Any, redis: Redis) -> None:
     """Requeueing puts back those with the exception, or all; ghosts and strangers do not disturb it."""
     fail_jobs(redis, "q", ["ValueError: one", "shop.errors.CardExpired: two", "ValueError: three"])
     redis.zadd("rq:failed:q", {"ghost": 9e9})
-    report = operator.post("/rq/queues/q/requeue", json={"exception": "CardExpired"}).json
+    report = operator.post("/rq/queues/requeue", json={"queue": "q", "exception": "CardExpired"}).json
     assert report["done"] == 1 and redis.lrange("rq:queue:q", 0, -1) == [b"q-1"]
-    assert operator.post("/rq/queues/q/requeue").json["done"] == 2
+    assert operator.post("/rq/queues/requeue", data={"queue": "q"}).json["done"] == 2
     assert redis.llen("rq:queue:q") == 3 and redis.zcard("rq:failed:q") == 0
-    assert operator.post("/rq/queues/q/requeue").json["done"] == 0
+    assert operator.post("/rq/queues/requeue", data={"queue": "q"}).json["done"] == 0
 
 
 def test_sweep(operator: Any, redis: Redis) -> None:
     """A sweep drops ghosts and leaves jobs; with a policy it buries or deletes those that are meant."""
     fail_jobs(redis, "q", ["ValueError: one", "KeyError: 'two'", "OSError: three"])
     redis.zadd("rq:failed:q", {"ghost": 9e9})
-    assert operator.post("/rq/queues/q/sweep").json["done"] == 1
+    assert operator.post("/rq/queues/sweep", data={"queue": "q"}).json["done"] == 1
     assert redis.zcard("rq:failed:q") == 3
-    assert operator.post("/rq/queues/q/sweep", data={"policy": "bury", "exception": "KeyError"}).json["done"] == 1
-    assert operator.post("/rq/queues/q/sweep", json={"policy": "purge", "older_than": "1d"}).json["done"] == 0
-    assert operator.post("/rq/queues/q/sweep", json={"policy": "purge", "exception": "OSError"}).json["done"] == 1
+    assert operator.post("/rq/queues/sweep", data={"queue": "q", "policy": "bury", "exception": "KeyError"}).json["done"] == 1
+    assert operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "older_than": "1d"}).json["done"] == 0
+    assert operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "exception": "OSError"}).json["done"] == 1
     assert redis.zrange("rq:failed:q", 0, -1) == [b"q-0"] and not redis.exists("rq:job:q-2")
 
 
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
-        ("/rq/queues/nowhere/requeue", {}, 404),
-        ("/rq/queues/nowhere/sweep", {}, 404),
-        ("/rq/queues/q/sweep", {"policy": "everything"}, 400),
-        ("/rq/queues/q/sweep", {"policy": "purge", "older_than": "a while"}, 400),
-        ("/rq/queues/q/requeue", ["no", "object"], 400),
+        ("requeue", {"queue": "nowhere"}, 404),
+        ("sweep", {"queue": "nowhere"}, 404),
+        ("sweep", {"queue": "../../admin"}, 404),
+        ("sweep", {}, 400),
+        ("requeue", {"exception": "ValueError"}, 400),
+        ("sweep", {"queue": "q", "policy": "everything"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "older_than": "a while"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "older-than": "30d"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "older_than": None}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "older_than": ""}, 400),
+        ("sweep", {"queue": "q", "policy": "purge"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "all": "0"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "all": "yes"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "all": "1", "exception": "ValueError"}, 400),
+        ("sweep", {"queue": "q", "policy": "bury", "all": "1"}, 400),
+        ("sweep", {"queue": "q", "exception": "ValueError"}, 400),
+        ("sweep", {"queue": "q", "policy": "bury", "exactly": "1"}, 400),
+        ("requeue", {"queue": "q", "exception": ""}, 400),
+        ("requeue", {"queue": "q", "exception": None}, 400),
+        ("requeue", {"queue": "q", "exception": ["KeyError"]}, 400),
+        ("requeue", {"queue": "q", "exception": "KeyError", "exactly": "no"}, 400),
+        ("requeue", {"queue": "q", "older_than": "30d"}, 400),
+        ("requeue", {"queue": "q", "page": "1"}, 400),
+        ("requeue", ["no", "object"], 400),
     ],
 )
 def test_what_cannot_be_done_is_said(operator: Any, redis: Redis, path: str, body: Any, code: int) -> None:
     """An unknown queue is 404, a malformed request 400; both in words, and nothing is changed."""
     fail_jobs(redis, "q", ["ValueError: one"])
-    response = operator.post(path, json=body)
+    response = operator.post(f"/rq/queues/{path}", json=body)
     assert response.status_code == code and response.json["error"]
     assert redis.zcard("rq:failed:q") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "sent"),
+    [
+        ("", {"data": '{"queue": "q", "exception": "KeyError"}'}),
+        ("", {"data": '{"queue": "q"}', "content_type": "text/plain"}),
+        ("", {"data": '{"queue": "q"}', "content_type": "application/x-www-form-urlencoded"}),
+        ("", {"data": '{"queue": ', "content_type": "application/json"}),
+        ("", {"data": "queue=q&older-than=30d", "content_type": "application/x-www-form-urlencoded"}),
+        ("", {"data": "queue=q&exception=KeyError&exception=OSError", "content_type": "application/x-www-form-urlencoded"}),
+        ("", {"data": {"queue": "q", "exception": (io.BytesIO(b"KeyError"), "file")}}),
+        ("", {"data": {"queue": "q", "exception": "x" * 100_000}}),
+        ("?older_than=30d", {"data": {"queue": "q"}}),
+        ("?queue=q", {}),
+    ],
+)
+def test_a_body_that_is_not_understood_changes_nothing(
+    operator: Any, redis: Redis, address: str, sent: dict[str, Any]
+) -> None:
+    """What would be left out is refused with 400: a filter that is not read means all jobs."""
+    fail_jobs(redis, "q", ["ValueError: one"])
+    response = operator.post(f"/rq/queues/requeue{address}", **sent)
+    assert response.status_code == 400 and response.json["error"]
+    assert redis.zcard("rq:failed:q") == 1
+
+
+def test_purging_all_has_to_be_said(operator: Any, redis: Redis) -> None:
+    """With all=1 a purge without a filter deletes the failed jobs of the queue."""
+    fail_jobs(redis, "q", ["ValueError: one", "KeyError: 2"])
+    assert operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "all": True}).json["done"] == 2
+
+
+def test_a_queues_name_leads_nowhere_else(operator: Any, redis: Redis) -> None:
+    """The buttons of a queue with any name go to the endpoints of this page, and change that queue."""
+    name = "../../admin/delete?x=1#"
+    fail_jobs(redis, name, ["ValueError: one"])
+    page = operator.get("/rq/").text
+    actions = set(re.findall(r'action="(.*?)"', page))
+    assert actions == {"/rq/queues/requeue", "/rq/queues/sweep"} and f'name="queue" value="{name}"' in page
+    assert operator.post("/rq/queues/requeue", data={"queue": name, "page": "1"}).status_code == 303
+    assert redis.llen(f"rq:queue:{name}") == 1
 
 
 def test_a_sweep_under_way_is_409(operator: Any, redis: Redis) -> None:
     """Where somebody else sweeps the queue, the answer is 409 and says so; a button's answer is a page."""
     fail_jobs(redis, "q", ["ValueError: one"])
     redis.set("rq_pooled:sweep:q", "host:1:x", ex=30)
-    assert operator.post("/rq/queues/q/sweep").status_code == 409
-    response = operator.post("/rq/queues/q/sweep", data={"page": "1"})
+    assert operator.post("/rq/queues/sweep", data={"queue": "q"}).status_code == 409
+    response = operator.post("/rq/queues/sweep", data={"queue": "q", "page": "1"})
     assert response.status_code == 409 and "under way" in response.text and "<h1>" in response.text
 
 
@@ -346,7 +420,7 @@ def test_what_the_server_refuses_is_503_in_words(start_server: Any) -> None:
         response = client.get(f"/rq/{path}")
         assert response.status_code == 503 and "smembers" in response.text and "s3cr3t" not in response.text
     assert "Redis refuses" in client.get("/rq/").text
-    response = client.post("/rq/queues/q/requeue", headers={"X-Requested-With": "test"})
+    response = client.post("/rq/queues/requeue", data={"queue": "q"}, headers={"X-Requested-With": "test"})
     assert response.status_code == 503 and "smembers" in response.json["error"]
 
 
@@ -359,7 +433,7 @@ def test_a_group_is_known_by_the_name_that_its_button_sends(operator: Any, redis
     names = ["shop.pay.<locals>.Declined", "shop.RemoteError", "ValueError"]
     assert sorted(job["exception"] for job in jobs) == sorted(names)
     for name in names:
-        assert operator.post("/rq/queues/q/requeue", json={"exception": name}).json["done"] == 1
+        assert operator.post("/rq/queues/requeue", json={"queue": "q", "exception": name}).json["done"] == 1
 
 
 @pytest.mark.parametrize("action", ["requeue", "sweep"])
@@ -367,10 +441,10 @@ def test_a_groups_buttons_touch_that_group_only(operator: Any, redis: Redis, act
     """The buttons beside "Exception" change the jobs counted there: no descendants, no classes of the same name."""
     fail_jobs(redis, "q", ["Exception: one", "ValueError: two", "shop.Exception: three", "OSError: four"])
     page = operator.get("/rq/").text
-    forms = [form for form in re.findall(r"<form.*?</form>", page, re.DOTALL) if f'/q/{action}"' in form]
+    forms = [form for form in re.findall(r"<form.*?</form>", page, re.DOTALL) if f'/queues/{action}"' in form]
     (form,) = [form for form in forms if 'value="Exception"' in form]
     data = dict(re.findall(r'name="(\w+)" value="(.*?)"', form))
-    assert operator.post(f"/rq/queues/q/{action}", data=data).status_code == 303
+    assert operator.post(f"/rq/queues/{action}", data=data).status_code == 303
     left = operator.get("/rq/queues/failed-jobs").json["jobs"]
     assert sorted(job["exception"] for job in left) == ["OSError", "ValueError", "shop.Exception"]
 
@@ -398,14 +472,15 @@ def test_commands_and_probes_are_no_part_of_the_budget(server: EmbeddedServer, r
 
 def test_an_address_cannot_put_words_into_the_page(operator: Any) -> None:
     """The message on the page is what a button has done, not what a link says."""
-    page = operator.get("/rq/?did=requeued&queue=q&count=Call+0800+now.+0")
-    assert page.status_code == 200 and "Call" not in page.text
+    for link in ("did=requeued&queue=q&count=Call+0800+now.+0", "did=purged&count=5&queue=Call+0800+now", "did=" + "0" * 32):
+        page = operator.get(f"/rq/?{link}")
+        assert page.status_code == 200 and "Call" not in page.text and 'class="message"' not in page.text
 
 
 def test_buttons_lead_back_to_the_page(operator: Any, redis: Redis) -> None:
     """A button's POST is answered with a redirect to the page, which tells what was done."""
     fail_jobs(redis, "mail:eu", ["ValueError: one"])
-    response = operator.post("/rq/queues/mail:eu/requeue", data={"page": "1", "exception": "ValueError"})
+    response = operator.post("/rq/queues/requeue", data={"queue": "mail:eu", "page": "1", "exception": "ValueError"})
     assert response.status_code == 303
     page = operator.get(response.location)
     assert "1\n" in page.text and "jobs requeued in" in page.text and "mail:eu" in page.text
@@ -453,20 +528,35 @@ def _tomorrow() -> datetime:
 
 
 def test_with_redis_down_everything_answers(start_server: Any) -> None:
-    """With Redis gone the page and the endpoints say so with 503, and health gives the reason."""
+    """With Redis gone the page and the endpoints say so with 503."""
     one = start_server()
     app = make_app(one.url, lambda: "write")
     one.stop()
     client = app.test_client()
     answer = client.get("/rq/health/redis")
-    assert answer.status_code == 503 and "refused" in answer.json["reason"] and answer.json["status"] == "away"
+    assert answer.status_code == 503 and answer.json == {"ok": False, "status": "away"}
     page = client.get("/rq/")
     assert page.status_code == 503 and "Redis does not answer" in page.text
     for path in ("/rq/queues/status", "/rq/queues/failed-jobs"):
         assert client.get(path).status_code == 503
-    assert client.post("/rq/queues/q/requeue", headers={"Sec-Fetch-Site": "same-origin"}).status_code == 503
+    assert client.post("/rq/queues/requeue", data={"queue": "q"}, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 503
     assert client.get("/rq/redis/pool-stats").status_code == 200
     assert "rq_pooled_up 0.0" in client.get("/rq/metrics").text
+
+
+def test_health_tells_everybody_a_word_and_opens_a_connection_a_second(start_server: Any) -> None:
+    """What anybody may ask says how Redis is and nothing else, and many requests are one look at the server."""
+    one = start_server()
+    redis = one.client()
+    client = make_app(one.url).test_client()
+    before, began = redis.info("stats")["total_connections_received"], time.monotonic()
+    for _ in range(100):
+        answer = client.get("/rq/health/redis")
+        assert (answer.status_code, answer.json) == (200, {"ok": True, "status": "healthy"})
+    opened = redis.info("stats")["total_connections_received"] - before
+    assert opened <= 2 + (time.monotonic() - began)
+    one.stop()
+    wait_until(lambda: client.get("/rq/health/redis").status_code == 503, 10)
 
 
 def test_health_answers_within_two_seconds_of_a_frozen_server(start_server: Any) -> None:
@@ -574,7 +664,7 @@ def test_an_application_with_csrf_protection_of_its_own(server: EmbeddedServer, 
 def test_failed_registry_is_rqs_own(operator: Any, redis: Redis) -> None:
     """What the buttons leave behind is what RQ's own tools expect: a requeued job is queued, and runs."""
     ids = fail_jobs(redis, "q", ["ValueError: one"])
-    operator.post("/rq/queues/q/requeue")
+    operator.post("/rq/queues/requeue", data={"queue": "q"})
     job = Job.fetch(ids[0], connection=redis)
     assert job.get_status() == "queued" and job.id in StockQueue("q", connection=redis).job_ids
     assert FailedJobRegistry("q", connection=redis).get_job_count() == 0

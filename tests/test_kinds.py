@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import types
 from collections.abc import Callable
 
 import pytest
@@ -107,6 +108,16 @@ def test_texts_without_traceback(text: str, name: str) -> None:
 def test_recorded_names_match(recorded: str, wanted: type[BaseException] | str, same: bool) -> None:
     """A bare name means every class of that name, a dotted one its class; subclasses count where they are known."""
     assert is_recorded_kind(recorded, names_of(wanted, "on")) is same
+
+
+def test_recorded_names_load_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that others recorded does not make a module import what it exports on demand."""
+    lazy = types.ModuleType("lazy")
+    asked: list[str] = []
+    lazy.__getattr__ = asked.append  # type: ignore[method-assign]
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
+    assert not is_recorded_kind("lazy.Error", ["ValueError"]) and not is_kind(KeyError, ["lazy.Error"])
+    assert asked == []
 
 
 def test_raised_exceptions_match_by_every_name_they_have() -> None:

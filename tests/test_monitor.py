@@ -97,7 +97,7 @@ def test_stats_of_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """On an empty server it says that there is nothing, and ends with 0."""
     shown = run(server.url, "stats")
     assert shown.returncode == 0 and "no worker runs" in shown.stdout
-    assert as_json(server.url, "stats") == {"processes": [], "queues": []}
+    assert as_json(server.url, "stats") == {"processes": [], "queues": [], "unreadable": []}
 
 
 def test_connections(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
@@ -473,7 +473,7 @@ def test_failed_jobs(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> No
     assert len(rest["jobs"]) == 2 and rest["next_offset"] is None
     assert health.failed_jobs(exception="KeyError", connection=redis)["jobs"] == []
     assert health.failed_jobs(queue="unheard", connection=redis) == {
-        "total": 0, "offset": 0, "limit": 50, "next_offset": None, "jobs": []
+        "total": 0, "offset": 0, "limit": 50, "next_offset": None, "unreadable": [], "jobs": []
     }
 
 
@@ -534,4 +534,4 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
 
 def test_no_name_can_write_to_the_terminal() -> None:
     """Whatever a queue is called, a table has a line per row and no escapes."""
-    assert table([["red\x1b[31m\nx", 1]]) == ["red?[31m?x  1"]
+    assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]

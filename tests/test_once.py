@@ -163,6 +163,17 @@ def test_worker_that_dies_holds_the_key_no_longer_than_its_claim(server: Any, re
     assert redis.get(KEY) == b"first"
 
 
+def test_line_break_in_a_job_id_does_not_free_its_key(server: Any, redis: Redis) -> None:
+    """A key is in use while its job runs, whatever the job's id is made of."""
+    with engine(server.url, token="a") as one:
+        for job_id in ("first\n1", "second"):
+            fields = {"data": "x", "status": "queued", "origin": "default", "rq_pooled_once": "order-42"}
+            redis.hset(f"rq:job:{job_id}", mapping=fields)
+            redis.rpush("rq:queue:default", job_id)
+        claimed = one.claim("v", "w")
+        assert [claim.job_id for claim in claimed.claims] == ["first\n1"] and claimed.held == 1
+
+
 def test_sigkill_of_a_worker_while_the_job_runs(server: Any, redis: Redis, tmp_path: Path) -> None:
     """After kill -9 of a worker its job comes back under another one and spends the key, once; the second job with the key,
     which waited all the time, is a duplicate."""

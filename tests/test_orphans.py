@@ -105,17 +105,53 @@ def test_what_need_not_run_is_only_removed(ours: Engine, redis: Redis, state: st
     assert redis.keys("*intermediate*") == []
 
 
+@pytest.mark.parametrize("broken", ["list", "job", "executions", "id", "queue"])
+def test_what_others_wrote_keeps_no_left_id_from_its_queue(ours: Engine, redis: Redis, broken: str) -> None:
+    """An id that is no text, and keys of another type, leave the rescue of all other ids as it is."""
+    queue = Queue(connection=redis)
+    job = queue.enqueue(jobs.nothing)
+    leave(redis, job)
+    marks: dict[bytes | str, float] = {job.id: 1}
+    if broken == "list":
+        redis.set("rq:queue:odd:intermediate", "no list")
+        redis.sadd("rq:queues", "rq:queue:odd")
+    else:
+        odd = b"\xff" if broken == "id" else b"odd"
+        redis.hset(b"rq:job:" + odd, mapping={"data": "x", "status": "started"})
+        redis.lpush("rq:queue:default:intermediate", odd)
+        marks[odd] = 1
+        if broken == "job":
+            redis.delete("rq:job:odd")
+            redis.set("rq:job:odd", "no hash")
+        elif broken == "executions":
+            redis.set("rq:executions:odd", "no sorted set")
+        elif broken == "queue":
+            redis.hset("rq:job:odd", "origin", b"\xff")
+    redis.zadd("rq_pooled:intermediate:default", marks)
+    found = ours.run(ours.scripts.intermediate([queue.key], 1))
+    assert [job.id.encode(), queue.key.encode(), 1] in found
+    assert job.id.encode() in redis.lrange(queue.key, 0, -1)
+
+
 # -- entries without a job -------------------------------------------------------------------------------------------
 
 
-def test_maintenance_removes_entries_without_a_job(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Ghosts go from RQ's registries in bounded pages; entries whose job exists, and scheduled ones, stay."""
+@pytest.mark.parametrize("odd", [False, True])
+def test_maintenance_removes_entries_without_a_job(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, odd: bool
+) -> None:
+    """Ghosts go from RQ's registries in bounded pages; entries whose job exists, and scheduled ones, stay.
+
+    A registry that is a key of another type keeps no other from it.
+    """
     queue = Queue(connection=redis)
     real = queue.enqueue(jobs.nothing)
     redis.delete(queue.key)
     far = time.time() + 10_000
     for name in ("failed", "finished", "deferred", "canceled", "scheduled"):
         redis.zadd(f"rq:{name}:default", {f"ghost-{i}": far for i in range(1200)} | {real.id: far})
+    if odd:
+        redis.set("rq:finished:default", "no registry")
     redis.hset("rq:execution:half:1", "last_heartbeat", "1")
     redis.zadd("rq:executions:half", {"1": far})
     settings = {
@@ -126,9 +162,9 @@ def test_maintenance_removes_entries_without_a_job(server: EmbeddedServer, redis
     with running_worker(server.url, "--maintenance-interval", "1", log=tmp_path / "log", **settings) as worker:
         worker.wait_for("registry entries and executions without a job", timeout=40)
         wait_until(lambda: "Failed jobs of default: ghosts did 1200" in worker.output())
-        assert "removed 3601 registry entries" in worker.output()
+        assert f"removed {2401 if odd else 3601} registry entries" in worker.output()
         wait_until(lambda: not redis.exists("rq:execution:half:1"), what="the end of the round")
-    for name in ("failed", "finished", "deferred", "canceled"):
+    for name in ("failed", *(() if odd else ("finished",)), "deferred", "canceled"):
         assert redis.zrange(f"rq:{name}:default", 0, -1) == [real.id.encode()], name
     assert redis.zcard("rq:scheduled:default") == 1201
     assert not redis.exists("rq:execution:half:1", "rq:executions:half")

@@ -26,6 +26,7 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 DESKTOP, PHONE = (1280, 900), (390, 844)
+TOKEN = "t0ken"
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 
@@ -35,6 +36,7 @@ def shop(_server_available: None, tmp_path_factory: Any) -> Iterator[tuple[str, 
     port, log = free_port(), tmp_path_factory.mktemp("shop") / "log"
     with EmbeddedServer() as one:
         environment = {"RQ_POOLED_URL": one.url, "RQ_POOLED_HEARTBEAT_INTERVAL": "1", "RQ_POOLED_GUARD_INTERVAL": "1"}
+        environment["SHOP_TOKEN"] = TOKEN
         command = ["examples/flask_app", "--port", str(port)]
         with running(command, f"http://127.0.0.1:{port}/", log, **environment):
             wait_until(lambda: "connections: command" in log.read_text(), 30, log.read_text())
@@ -81,6 +83,7 @@ def look(chromium: Any, shop: tuple[str, EmbeddedServer]) -> Iterator[Look]:
         chromium.get(address + path)
         return chromium
 
+    chromium.get(f"{address}/operator?token={TOKEN}")
     chromium.get_log("browser")
     yield open_page
     chromium.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

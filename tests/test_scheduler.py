@@ -219,6 +219,20 @@ def test_job_that_cannot_be_read_is_put_off(redis: Redis, ours: Scheduler, caplo
     assert all(redis.zscore(SCHEDULED_JOBS, name) > time.time() + 30 for name in ("broken", "strange"))
 
 
+def test_what_others_wrote_into_the_schedule_stops_nothing(redis: Redis, ours: Scheduler) -> None:
+    """An id that is no text, a job in a key of another type, and a time beyond the calendar stop no other job."""
+    redis.zadd(SCHEDULED_JOBS, {b"\xff": 1, "odd": 2, "far": 1e300, "a\nb": 3})
+    for job_id in (b"\xff", b"a\nb"):
+        redis.hset(b"rq:job:" + job_id, mapping={"data": b"x", "origin": b"\xff"})
+    redis.set("rq:job:odd", "no hash")
+    redis.hset("rq:job:far", mapping={"data": b"x"})
+    ours.enqueue_at(PAST, once_jobs.accept, job_id="good")
+    assert {job.id for job in ours.get_jobs()} == {"good", "far"}
+    ours.acquire_lock()
+    assert [job.id for job in ours.enqueue_jobs()] == ["good"]
+    assert all(redis.zscore(SCHEDULED_JOBS, name) > time.time() + 30 for name in (b"\xff", "odd", "a\nb"))
+
+
 def test_wakes_up_when_the_next_job_is_due_and_ends_in_order(server: Any, redis: Redis, tmp_path: Path) -> None:
     """With an interval of a minute a job due in two seconds is moved then; SIGTERM ends it with its death registered."""
     Scheduler(connection=redis).enqueue_in(timedelta(seconds=2), once_jobs.accept)

@@ -1,6 +1,6 @@
 """Run the whole shop with one command: ``python examples/flask_app``: a Redis of its own, a worker, gunicorn.
 
-RQ_POOLED_URL names another server. Ctrl-C ends everything. Needs ``pip install 'rq_pooled[flask,embedded]' gunicorn``;
+RQ_POOLED_URL names another server. The page of Redis wants the token that is printed, or that SHOP_TOKEN names. Ctrl-C ends everything. Needs ``pip install 'rq_pooled[flask,embedded]' gunicorn``;
 without gunicorn Flask's own server serves.
 """
 
@@ -14,6 +14,7 @@ import sys
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_urlsafe
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -29,9 +30,11 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with ExitStack() as stack:
         url = os.environ.get("RQ_POOLED_URL") or stack.enter_context(EmbeddedServer()).url
+        token = os.environ.get("SHOP_TOKEN") or token_urlsafe()
         environment = {
             **os.environ,
             "RQ_POOLED_URL": url,
+            "SHOP_TOKEN": token,
             "RQ_POOLED_APP": "webshop:create_app",
             "RQ_POOLED_CONCURRENCY": str(arguments.concurrency),
             "RQ_POOLED_BUDGET_NAME": "shop",
@@ -44,7 +47,7 @@ def main() -> int:
             web = [sys.executable, "-m", "gunicorn", "--bind", address, "--workers", "2", "--threads", "4"]
             web.append("webshop:create_app()")
         processes = [subprocess.Popen(command, env=environment, cwd=HERE) for command in (worker, web)]
-        print(f"\n  The shop: http://{address}/   Its Redis: http://{address}/rq/   Ctrl-C ends it.\n", flush=True)
+        print(f"\n  The shop: http://{address}/   Its Redis: http://{address}/operator?token={token}   Ctrl-C ends it.\n", flush=True)
         try:
             return processes[1].wait()
         except KeyboardInterrupt:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hmac
+import os
 from typing import Any
 
 import jobs
-from flask import Flask, redirect, render_template_string, request
+from flask import Flask, abort, redirect, render_template_string, request, url_for
 
 from rq_pooled.errors import RedisUnavailable
 from rq_pooled.flask import RQPooled
@@ -24,8 +26,18 @@ button{font:inherit;padding:.5rem 1rem}</style>
 
 
 def may_see_redis() -> str | None:
-    """Say who may see the page: here whoever sits at this computer, and may press its buttons, too."""
-    return "write" if request.remote_addr in ("127.0.0.1", "::1") else None
+    """Say who may see the page and press its buttons: here who knows the token of the variable SHOP_TOKEN.
+
+    An address would not do: behind a proxy all requests come from the proxy's.
+    """
+    given = request.cookies.get("shop_token") or request.headers.get("Authorization", "").removeprefix("Bearer ")
+    return "write" if knows_token(given) else None
+
+
+def knows_token(given: str) -> bool:
+    """Compare with the token in a time that tells nothing about it; without a token nothing is right."""
+    token = os.environ.get("SHOP_TOKEN", "")
+    return bool(token) and hmac.compare_digest(given.encode(), token.encode())
 
 
 def create_app() -> Flask:
@@ -38,6 +50,15 @@ def create_app() -> Flask:
     @app.get("/")
     def home() -> str:
         return render_template_string(_HOME)
+
+    @app.get("/operator")
+    def operator() -> Any:
+        token = request.args.get("token", "")
+        if not knows_token(token):
+            abort(403)
+        response = redirect(url_for("rq_pooled.page"))
+        response.set_cookie("shop_token", token, httponly=True, samesite="Strict", secure=request.is_secure)
+        return response
 
     @app.post("/orders")
     def order() -> Any:

@@ -167,8 +167,12 @@ local function look_at(once)
     return spender, false
   end
   local holder = redis.pcall('GET', 'rq_pooled:once-running:' .. once)
-  local queue, member = string.match(type(holder) == 'string' and holder or '', '^(.*)\n(.*)$')
-  return false, queue and type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+  local length, rest = string.match(type(holder) == 'string' and holder or '', '^(%d+) (.*)$')
+  if not length then
+    return false, false
+  end
+  local queue, member = string.sub(rest, 1, length), string.sub(rest, length + 1)
+  return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
 end
 
 -- Tell whether the key in a hash is that of the job, and was not left by an earlier one with its id, see once.py.
@@ -245,7 +249,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
     redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
-    redis.pcall('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+    redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
     redis.pcall('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
       'last_heartbeat', now)
     if spender then -- it is not run, only recorded
@@ -254,8 +258,8 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       note_start(key)
     end
     if once and not spender then
-      redis.call('SET', 'rq_pooled:once-running:' .. once, queue .. '\n' .. member)
-      if timeout then -- should nobody be left to take it away
+      redis.call('SET', 'rq_pooled:once-running:' .. once, #queue .. ' ' .. queue .. member)
+      if timeout and timeout > 0 then -- should nobody be left to take it away
         redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
       end
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'

@@ -53,7 +53,11 @@ for i = 1, #found, 2 do
       end
     end
   end
-  bytes = bytes + #data + #text + #(fields[3] or '')
+  -- RQ before 1.12 had no results; its errors stand in the hash.
+  if exists and text == '' and redis.call('HSTRLEN', job, 'exc_info') <= budget then
+    text = redis.call('HGET', job, 'exc_info') or ''
+  end
+  bytes = bytes + #id + #data + #text + #(fields[3] or '')
   entries[#entries + 1] = { id, found[i + 1], exists and 1 or 0, data, fields[1], fields[2], fields[3], fields[4],
     result, text }
 end

@@ -61,6 +61,7 @@ for _, key in ipairs(keys) do
       local waiting = fields[2] == 'queued' or fields[2] == 'started'
       local queue = fields[3] or string.sub(key, 10)
       local rescue = fields[1] and waiting and not is_running(id, queue, fields[2] == 'started')
+      rescue = rescue and type(redis.pcall('LLEN', key)) == 'number' -- else there is no queue to go to
       redis.call('LREM', list, 1, id)
       redis.call('ZREM', seen_key, id)
       redis.call('DEL', list .. ':first_seen:' .. id) -- where RQ notes the same, for a day

@@ -8,12 +8,14 @@
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local newest = redis.call('LINDEX', KEYS[1], 0)
-if newest and clock - cjson.decode(newest)[1] < tonumber(ARGV[3]) then
+local known, sample = pcall(cjson.decode, newest or '') -- what is no sample is passed over
+local noted = known and type(sample) == 'table' and tonumber(sample[1])
+if noted and clock - noted < tonumber(ARGV[3]) then
   return 0
 end
 local roles = {}
 for _, key in ipairs(redis.call('ZRANGE', 'rq_pooled:stats', 0, 499)) do
-  local read, held = pcall(cjson.decode, redis.call('HGET', key, 'connections') or '{}')
+  local read, held = pcall(cjson.decode, redis.pcall('HGET', key, 'connections') or '{}')
   for role, count in pairs(read and type(held) == 'table' and held or {}) do
     roles[role] = (roles[role] or 0) + (tonumber(count) or 0)
   end

@@ -111,7 +111,7 @@ for _, queue in ipairs(queues) do
         redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, own)
         redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
         redis.call('ZADD', leases, clock + lease, member)
-        redis.pcall('HSET', claims, member, queue .. '\n' .. key .. '\n' .. name)
+        redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
         redis.call('EXPIRE', claims, abandon_after + 60)
         redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
         failed[#failed + 1] = { key, id, queue, before + 1, own, raw }

@@ -1,0 +1,122 @@
+"""Data that others wrote: any bytes, of any size, in any key. What is no text or no number harms nothing else."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from base64 import b64decode
+from datetime import datetime, timezone
+from typing import Any
+
+from .resp import text
+
+#: Characters of one value that are shown to people.
+MAX_VALUE = 200
+#: Bytes of a recorded error that are unpacked, and how many of them are kept at either end.
+MAX_UNPACKED, _HEAD, _TAIL = 8 * 1024 * 1024, 512 * 1024, 256 * 1024
+_STEP = 256 * 1024
+#: What is no character: ``text`` makes it of bytes that are no UTF-8, and JSON may contain it.
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def printable(value: object, most: int | None = None) -> str:
+    r"""Return a value as one line without control characters: ``\n`` for a line break, ``\xff`` for a byte that is no text.
+
+    Args:
+        value: bytes of Redis, a text, or what has one.
+        most: characters after which it is cut, and its length told instead.
+    """
+    shown = text(value) if isinstance(value, bytes) else str(value)
+    more = f"… ({len(shown)} characters)" if most is not None and len(shown) > most else ""
+    shown = shown[:most]
+    return (shown if shown.isprintable() else "".join(map(_escaped, shown))) + more
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return character
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, see ``text``
+        return f"\\x{code - 0xDC00:02x}"
+    return character.encode("unicode_escape").decode()
+
+
+def plain(data: Any) -> Any:
+    r"""Return data of texts, numbers, lists and dictionaries with texts that any encoding takes: ``\xff`` for such a byte."""
+    if isinstance(data, (str, bytes)):
+        shown = text(data)
+        return shown if shown.isascii() else _SURROGATE.sub(lambda found: _escaped(found[0]), shown)
+    if isinstance(data, dict):
+        return {plain(key): plain(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [plain(value) for value in data]
+    return data
+
+
+def whole_number(value: bytes | str | None) -> int:
+    """Return a number as RQ writes counts; 0 for anything else, such as one that no counter could reach."""
+    word = text(value or b"")
+    return int(word) if word.isascii() and word.isdigit() and len(word) <= 18 else 0
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a value of JSON is a number that can be reckoned with and shown."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -1e18 < value < 1e18
+
+
+def seconds_of(value: bytes | str | None) -> float | None:
+    """Return a date as RQ writes it as seconds since the epoch, None if it is not one."""
+    try:
+        return datetime.fromisoformat(text(value or b"").rstrip("Z")).replace(tzinfo=timezone.utc).timestamp()
+    except (ValueError, OverflowError):
+        return None
+
+
+def unpacked_error(packed: bytes | str | None) -> str:
+    """Return the text of an error as RQ records it, of ``exc_string`` in a result as of ``exc_info`` in a hash.
+
+    What is not packed is returned as text. Of a long one the middle is left out; of one above MAX_UNPACKED, as 8 kB may
+    hold, nothing is returned but its size.
+    """
+    data = packed.encode("utf-8", "surrogateescape") if isinstance(packed, str) else packed or b""
+    try:
+        return _inflated(data if data[:1] == b"x" else b64decode(data))
+    except (ValueError, zlib.error):
+        return _cut(data, len(data)).decode(errors="replace")
+
+
+def _inflated(data: bytes) -> str:
+    unpacker = zlib.decompressobj()
+    parts, size = [], 0
+    while data and size <= MAX_UNPACKED:
+        part = unpacker.decompress(data, _STEP)
+        data = unpacker.unconsumed_tail
+        parts.append(part)
+        size += len(part)
+        if unpacker.eof or not part and not data:
+            break
+    if size > MAX_UNPACKED:
+        return f"the recorded error is larger than {MAX_UNPACKED // 1024 // 1024} MB, which is not unpacked"
+    if not unpacker.eof:
+        raise zlib.error("cut off")
+    return _cut(b"".join(parts), size).decode(errors="replace")
+
+
+def _cut(data: bytes, size: int) -> bytes:
+    left_out = size - _HEAD - _TAIL
+    return data if left_out <= 0 else data[:_HEAD] + b"\n[%d bytes left out]\n" % left_out + data[-_TAIL:]
+
+
+def is_wrong_type(error: Exception) -> bool:
+    """Tell whether the server said, to a command or a script, that a key is of another type."""
+    return "WRONGTYPE" in str(error)
+
+
+def replies_of(pipeline: Any) -> list[Any]:
+    """Return the replies of a pipeline, None where a key has another type: it is not to hide all others."""
+    replies: list[Any] = []
+    for reply in pipeline.execute(raise_on_error=False):
+        if isinstance(reply, Exception) and not is_wrong_type(reply):
+            raise reply
+        replies.append(None if isinstance(reply, Exception) else reply)
+    return replies

@@ -1,0 +1,27 @@
+"""What a button of the page has done, told on the page that follows: kept in Redis, since an address can be made up."""
+
+from __future__ import annotations
+
+import json
+import re
+from secrets import token_hex
+from typing import Any
+
+from redis import Redis
+
+#: Seconds for which it is kept: the browser asks for the page at once.
+_KEPT = 60
+_TOKEN = re.compile(r"[0-9a-f]{32}")
+
+
+def tell(client: Redis, did: str, queue: str, count: int, more: bool) -> str:
+    """Note what was done and return the word under which ``told`` finds it. Blocks for a round trip."""
+    token = token_hex(16)
+    client.set(f"rq_pooled:notice:{token}", json.dumps([did, queue, count, more]), ex=_KEPT)
+    return token
+
+
+def told(client: Redis, token: str) -> dict[str, Any]:
+    """Return ``did``, ``queue``, ``count`` and ``more``, nothing where it was not noted. Blocks for a round trip, if at all."""
+    note: Any = client.get(f"rq_pooled:notice:{token}") if _TOKEN.fullmatch(token) else None
+    return dict(zip(("did", "queue", "count", "more"), json.loads(note))) if note else {}

@@ -1,0 +1,57 @@
+"""Reads pickles without running what they name: for processes that only want to know what a job's ``meta`` says.
+
+A pickle names classes and functions, and loading it imports and calls them. Here each of them is an ``Inert`` object.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from typing import Any
+
+
+class Inert:
+    """Stands for an object whose class is not looked for. It takes whatever a pickle does to it, and keeps nothing."""
+
+    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+    def __setitem__(self, _key: Any, _value: Any) -> None:
+        pass
+
+    def append(self, _value: Any) -> None:
+        """Take an item."""
+
+    def extend(self, _values: Any) -> None:
+        """Take items."""
+
+    def add(self, _value: Any) -> None:
+        """Take an item."""
+
+    def __reduce__(self) -> Any:
+        raise pickle.PicklingError("what was not loaded cannot be stored again")
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, _module: str, _name: str) -> Any:
+        return Inert
+
+    def persistent_load(self, _pid: Any) -> Any:
+        return Inert()
+
+
+def loads_inert(data: bytes) -> Any:
+    """Return what was pickled: plain values as they are, all else Inert. Raises whatever a damaged pickle raises."""
+    return _Unpickler(io.BytesIO(data)).load()
+
+
+def plain_meta(data: bytes | None) -> dict[str, Any]:
+    """Return a job's ``meta`` that way; nothing where it is no dictionary."""
+    try:
+        meta = loads_inert(data) if data else {}
+    except Exception:  # noqa: BLE001 - a damaged pickle may raise anything
+        meta = {}
+    return meta if isinstance(meta, dict) else {}

@@ -1,0 +1,423 @@
+"""Data that others wrote: bytes that are no text, keys of other types, and sizes that nobody expects."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+import time
+import zlib
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import click
+import pytest
+from failures import fill
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from redis import Redis
+from rq.utils import now, utcformat
+
+from rq_pooled import cli, health
+from rq_pooled.config import Settings
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.errors import ConfigurationError
+from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
+from rq_pooled.metrics import metrics
+from rq_pooled.overview import overview
+from rq_pooled.resp import raw, text
+from rq_pooled.samples import read_samples
+from rq_pooled.scripts import SAMPLES
+from rq_pooled.unpickling import Inert, plain_meta
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command on the test's server; return its exit code, stdout and stderr."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            cli.main([*arguments, "--url", server.url])
+        captured = capsys.readouterr()
+        return int(caught.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def fail_raw(redis: Redis, job_id: bytes, queue: bytes = b"default", **fields: Any) -> None:
+    """Write a failed job with an id of any bytes."""
+    values = {"data": b"x", "status": "failed", "origin": queue, "ended_at": utcformat(now()), **fields}
+    redis.hset(b"rq:job:" + job_id, mapping=values)
+    redis.zadd(b"rq:failed:" + queue, {job_id: time.time()})
+    redis.sadd("rq:queues", b"rq:queue:" + queue)
+
+
+# -- names of any bytes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("job_id", [b"\xff\xfe", b"a\nb", b"\x1b]0;x\x07", b"x" * 1_000_000])
+def test_failed_jobs_of_any_id_are_requeued_with_the_others(redis: Redis, run: Run, job_id: bytes) -> None:
+    """An id of any bytes is listed as one short line, and requeued, with all others."""
+    fill(redis, 2)
+    fail_raw(redis, job_id)
+    code, out, _ = run("failed")
+    assert code == 0 and len(out.splitlines()) == 3 and len(out) < 6000 and out.replace("\n", "").isprintable()
+    assert len(json.loads(run("failed", "--json")[1])) == 3
+    assert run("requeue", "--all")[1] == "default: 3 requeued (of 3)\n"
+    assert job_id in redis.lrange("rq:queue:default", 0, -1)
+
+
+@pytest.mark.parametrize("command", [("sweep", "--bury", "--limit", "9"), ("sweep", "--purge", "--all"), ("sweep", "--ghosts")])
+def test_sweeps_pass_names_of_any_bytes(redis: Redis, run: Run, command: tuple[str, ...]) -> None:
+    """Queues, ids and dates of any bytes are swept as all others are."""
+    fill(redis, 2)
+    fail_raw(redis, b"\xff", ended_at=b"\xfe")
+    fail_raw(redis, b"\xfd", queue=b"\xff")
+    redis.zadd("rq:failed:default", {b"\xfc": 1})
+    code, out, err = run(*command)
+    assert code == 0 and "Traceback" not in err and "changed" not in out
+    left = redis.zcard("rq:failed:default"), redis.zcard(b"rq:failed:\xff")
+    assert left == ((3, 1) if "--ghosts" in command else (0, 0))
+
+
+def test_single_jobs_of_any_id_are_requeued(redis: Redis, run: Run) -> None:
+    """An id is taken as the shell gives it, and a key of another type is told and harms no other job."""
+    fail_raw(redis, b"\xff\xfe")
+    fill(redis, 1)
+    redis.set("rq:job:odd", "no hash")
+    code, out, _ = run("requeue", text(b"\xff\xfe"), "odd", "f000000")
+    assert code == 0 and out.splitlines() == [
+        r"\xff\xfe requeued",
+        "odd cannot be read: a key of another type",
+        "f000000 requeued",
+    ]
+    fail_raw(redis, b"\xff\xfe")
+    assert r"\xff\xfe  default" in run("failed", text(b"\xff\xfe"))[1]
+    assert run("failed", "odd")[0] == 2
+
+
+def test_registry_of_another_type_hides_no_other_queue(redis: Redis, run: Run) -> None:
+    """A registry that is something else is named, and the failed jobs of all other queues are listed."""
+    for name in "abc":
+        fill(redis, 1, name, prefix=name)
+    redis.delete("rq:failed:b")
+    redis.set("rq:failed:b", "no registry")
+    code, out, err = run("failed")
+    assert [line.split()[1] for line in out.splitlines()] == ["a", "c"]
+    assert code == 75 and err.startswith("rq-pooled: b: not read: WRONGTYPE") and len(err.splitlines()) == 1
+    found = health.failed_jobs(connection=redis)
+    assert sorted(job["queue"] for job in found["jobs"]) == ["a", "c"] and found["unreadable"] == ["b"]
+
+
+@pytest.mark.parametrize("broken", ["key", "queue", "origin", "list", "date"])
+def test_lost_jobs_are_rescued_beside_what_cannot_be_read(redis: Redis, run: Run, broken: str) -> None:
+    """A key, queue or origin of any bytes, and a queue that is no list, keep no lost job from its queue."""
+    lost = {"data": "x", "status": "queued", "origin": "q", "enqueued_at": "2020-01-01T00:00:00.000000Z"}
+    redis.hset("rq:job:lost", mapping=lost)
+    redis.sadd("rq:queues", "rq:queue:q")
+    if broken == "key":
+        redis.hset(b"rq:job:\xff", mapping=lost)
+    elif broken == "queue":
+        redis.sadd("rq:queues", b"rq:queue:\xff")
+    elif broken == "origin":
+        redis.hset("rq:job:odd", mapping={**lost, "origin": b"\xff"})
+    elif broken == "date":
+        redis.hset("rq:job:odd", mapping={**lost, "enqueued_at": b"\xff"})
+    else:
+        redis.set("rq:queue:odd", "no list")
+        redis.sadd("rq:queues", "rq:queue:odd")
+        redis.hset("rq:job:odd", mapping={**lost, "origin": "odd"})
+    code, out, err = run("rescue", "--apply")
+    assert code == 0 and "Traceback" not in err and "put back" in out
+    assert b"lost" in redis.lrange("rq:queue:q", 0, -1)
+
+
+# -- monitoring --------------------------------------------------------------------------------------------------------
+
+
+PUBLISHED = {"kind": '"worker"', "worker": '"w"', "concurrency": "2", "published_at": "1"}
+
+
+def publish(redis: Redis, name: bytes, fields: dict[str, Any]) -> None:
+    """Write what a process would publish."""
+    redis.hset(b"rq_pooled:stats:" + name, mapping=fields)
+    redis.zadd("rq_pooled:stats", {b"rq_pooled:stats:" + name: time.time() + 60})
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        (b"app:host:2", {**PUBLISHED, "concurrency": "no json"}),
+        (b"app:host:2", {**PUBLISHED, "concurrency": '"two"'}),
+        (b"app:host:2", {**PUBLISHED, "concurrency": "NaN"}),
+        (b"app:host:2", {**PUBLISHED, "run_time": "[]"}),
+        (b"app:host:2", {**PUBLISHED, "recent": "{}"}),
+        (b"app:host:2", {**PUBLISHED, "pools": "[{}]"}),
+        (b"app:host:2", {**PUBLISHED, "horses": "[[]]"}),
+        (b"app:host:2", {**PUBLISHED, "queues": "[" * 100_000}),
+        (b"app:host:2", {**PUBLISHED, "worker": b'"\xff'}),
+        (b"app:host:x", PUBLISHED),
+        (b"short", PUBLISHED),
+        (b"\xff:host:\xff", PUBLISHED),
+    ],
+)
+def test_statistics_of_another_shape_hide_no_worker(redis: Redis, run: Run, name: bytes, fields: dict[str, Any]) -> None:
+    """What is no statistics is named and left out: by the liveness probe, by stats, by the page and by the metrics."""
+    publish(redis, b"app:host:1", PUBLISHED)
+    publish(redis, name, fields)
+    assert run("check", "--worker", "w")[0] == 0
+    assert run("check", "--failed-rate", "0.5")[0] == 0
+    code, out, err = run("stats")
+    assert code == 0 and "app:host:1" in out and err.startswith("rq-pooled: 1 process published what cannot be read: ")
+    unreadable: list[str] = []
+    assert [one["pid"] for one in health.processes(redis, unreadable)] == [1] and len(unreadable) == 1
+    assert overview(redis, Settings())["unreadable"] == [f"what {unreadable[0]} has published"]
+    assert 'rq_pooled_unreadable{kind="process"} 1.0' in metrics(redis)
+
+
+def test_statistics_in_a_key_of_another_type_are_named(redis: Redis) -> None:
+    """A listed process whose key is no hash is named and left out."""
+    publish(redis, b"app:host:1", PUBLISHED)
+    redis.set("rq_pooled:stats:app:host:2", "no hash")
+    redis.zadd("rq_pooled:stats", {"rq_pooled:stats:app:host:2": time.time() + 60})
+    unreadable: list[str] = []
+    assert len(health.processes(redis, unreadable)) == 1 and unreadable == ["app:host:2"]
+
+
+@pytest.mark.parametrize("sample", [b"\xff", b"[]", b"{}", b"[1, 2]", b'["a", 1, 1, {}]', b"[1, 2, 3, 4]", b"[" * 9999])
+def test_samples_of_another_shape_are_left_out(redis: Redis, sample: bytes) -> None:
+    """What is no sample leaves the chart of all others."""
+    redis.rpush(SAMPLES, "[2.0, 5, 100, {}]", sample)
+    assert [one.time for one in read_samples(redis)][-1] == 2.0
+    assert health.connections(redis)["connected"]
+
+
+def test_queues_of_any_name_are_counted(redis: Redis) -> None:
+    """Queues whose names are no text are told apart and counted, in the dictionaries, as JSON and as metrics."""
+    for name in (b"\xff", b"\xfe", b"a\nb"):
+        fail_raw(redis, b"j" + name, queue=name)
+        redis.rpush(b"rq:queue:" + name, b"x")
+    found = {queue["name"]: queue for queue in health.queues(redis)}
+    assert set(found) == {r"\xff", r"\xfe", "a\nb"}
+    assert all(queue["failed"] == queue["length"] == 1 for queue in found.values())
+    json.dumps(found, ensure_ascii=False).encode()
+    families = {one.name: one for one in text_string_to_metric_families(metrics(redis))}
+    names = {sample.labels["queue"] for sample in families["rq_pooled_queue"].samples}
+    assert names == set(found)
+
+
+def test_job_keys_of_another_type_hide_no_failed_job(redis: Redis) -> None:
+    """A job or its results in a key of another type are an entry without a job, beside the others."""
+    fill(redis, 1)
+    for key, job_id in (("rq:job:hash", "hash"), ("rq:results:stream", "stream")):
+        fail_raw(redis, job_id.encode())
+        redis.delete(key)
+        redis.set(key, "another type")
+    redis.zadd("rq:scheduled:default", {"hash": 1, "for ever": float("inf")})
+    jobs = {job["id"]: job["exists"] for job in health.failed_jobs(connection=redis)["jobs"]}
+    assert jobs == {"f000000": True, "hash": False, "stream": True}
+    assert [job["id"] for job in overview(redis, Settings())["upcoming"]] == ["hash"]
+
+
+# -- sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_large_errors_cost_a_page_no_more_than_small_ones(redis: Redis) -> None:
+    """Recorded texts that unpack to 50 MB each are told by their size, within seconds for all."""
+    error = b64encode(zlib.compress(b"x" * 50_000_000))
+    for number in range(10):
+        fail_raw(redis, b"j%d" % number)
+        redis.xadd(f"rq:results:j{number}", {"type": 2, "exc_string": error})
+    began = time.monotonic()
+    jobs = health.failed_jobs(connection=redis)["jobs"]
+    assert time.monotonic() - began < 5 and len(jobs) == 10
+    assert {job["reason"] for job in jobs} == {"the recorded error is larger than 8 MB, which is not unpacked"}
+
+
+@pytest.mark.parametrize("size", [100, 2_000_000, MAX_UNPACKED - 1000])
+def test_a_long_message_hides_no_name(size: int) -> None:
+    """An error keeps its beginning, where the name stands, and its end, whatever it says between."""
+    packed = b64encode(zlib.compress(b"first\n" + b"y" * size + b"\nlast"))
+    unpacked = unpacked_error(packed)
+    assert unpacked.startswith("first\n") and unpacked.endswith("\nlast") and len(unpacked) <= 800_000
+
+
+@pytest.mark.parametrize("packed", [b"", b"x", b"eJ", b"\xff", zlib.compress(b"a" * 99)[:-5], b"no error"])
+def test_what_is_not_packed_is_text(packed: bytes) -> None:
+    """An error that cannot be unpacked is what stands there."""
+    assert unpacked_error(packed) == packed.decode(errors="replace")
+
+
+def test_arguments_are_not_read_to_see_that_they_are_there(redis: Redis) -> None:
+    """A list of failed jobs fetches neither arguments nor descriptions that are large."""
+    for number in range(10):
+        fail_raw(redis, b"j%d" % number, data="x" * 1_000_000, description="y" * 1_000_000)
+    redis.zadd("rq:scheduled:default", {"j1": 1})
+    before = redis.info("stats")["total_net_output_bytes"]
+    found = overview(redis, Settings())
+    jobs = health.failed_jobs(connection=redis)["jobs"]
+    assert redis.info("stats")["total_net_output_bytes"] - before < 200_000
+    assert all(job["exists"] and job["description"] == "(a description of 1000000 bytes)" for job in jobs)
+    assert found["upcoming"][0]["id"] == "j1"
+
+
+def test_a_large_offset_reads_no_registry(redis: Redis) -> None:
+    """Of one queue any offset is a rank; over several a large one is refused, and one past the end reads nothing."""
+    for name in "ab":
+        redis.zadd(f"rq:failed:{name}", {f"{name}-{number:05}": number for number in range(20_000)})
+        redis.sadd("rq:queues", f"rq:queue:{name}")
+    before = redis.info("stats")["total_net_output_bytes"]
+    (job,) = health.failed_jobs("a", offset=19_999, limit=1, connection=redis)["jobs"]
+    assert job["id"] == "a-00000"
+    assert health.failed_jobs("a", offset=999_999_999, connection=redis)["jobs"] == []
+    with pytest.raises(ConfigurationError, match="offset is 999999999"):
+        health.failed_jobs(offset=999_999_999, connection=redis)
+    assert redis.info("stats")["total_net_output_bytes"] - before < 50_000
+
+
+def test_pages_over_many_queues_miss_and_repeat_none(redis: Redis) -> None:
+    """Pages over more queues than a page has rows are the same order as one list of all."""
+    for number in range(60):
+        redis.zadd(f"rq:failed:q{number}", {f"j{number}-{k}": (number * 7 + k * 13) % 50 for k in range(3)})
+        redis.sadd("rq:queues", f"rq:queue:q{number}")
+    whole = [job["id"] for job in health.failed_jobs(limit=500, connection=redis)["jobs"]]
+    paged: list[str] = []
+    offset: int | None = 0
+    while offset is not None:
+        page = health.failed_jobs(offset=offset, limit=7, connection=redis)
+        paged += [job["id"] for job in page["jobs"]]
+        offset = page["next_offset"]
+    assert paged == whole and len(set(whole)) == 180
+
+
+def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
+    """Of thousands of queues the page shows those with most to do, and counts the others."""
+    from rq_pooled.page import present
+
+    redis.sadd("rq:queues", *(f"rq:queue:q{number:05}" for number in range(2000)))
+    fill(redis, 3, "q01999")
+    shown = present(overview(redis, Settings()))
+    assert len(shown["queues"]) == 100 and shown["queue_count"] == 2000 and "q01999" in [one["name"] for one in shown["queues"]]
+
+
+# -- RQ before 1.12 ----------------------------------------------------------------------------------------------------
+
+
+def test_errors_that_stand_in_the_hash_are_found(redis: Redis, run: Run) -> None:
+    """Failed jobs of RQ before 1.12, which had no results, are found by their exception, listed, and swept."""
+    traceback = b'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\nshop.Declined: no\n'
+    fail_raw(redis, b"packed", exc_info=zlib.compress(traceback))
+    fail_raw(redis, b"plain", exc_info=traceback)
+    fail_raw(redis, b"other")
+    assert len(run("failed", "--exception", "Declined")[1].splitlines()) == 2
+    assert "shop.Declined" in run("failed", "packed")[1]
+    names = {job["id"]: job["exception"] for job in health.failed_jobs(connection=redis)["jobs"]}
+    assert names == {"packed": "shop.Declined", "plain": "shop.Declined", "other": ""}
+    assert run("sweep", "--purge", "--exception", "shop.Declined")[1] == "default: 2 deleted (of 3)\n"
+
+
+# -- pickles -----------------------------------------------------------------------------------------------------------
+
+
+class Bomb:
+    """Would tell, if it was unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("import sys; sys.exploded = True",))
+
+
+def test_a_list_of_sweeps_unpickles_nothing(redis: Redis, run: Run) -> None:
+    """Recurring sweeps are listed and removed without running what their meta names."""
+    meta = pickle.dumps({"cron_string": "* * * * *", "bomb": Bomb()})
+    redis.hset("rq:job:rq_pooled-sweep-x", mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())})
+    redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1e18})
+    assert run("schedule-sweep")[1].startswith("x: * * * * *")
+    assert run("schedule-sweep", "--remove", "x")[1] == "x: removed\n" and not redis.exists("rq:job:rq_pooled-sweep-x")
+    assert not hasattr(sys, "exploded")
+
+
+@pytest.mark.parametrize("value", [1, "a", [1, {"b": (2, None)}], {1, 2}, b"x", 1.5, True])
+def test_plain_values_of_a_pickle_are_read(value: Any) -> None:
+    """Meta of plain values is what it was; of all else the plain part is."""
+    meta = {"interval": 5, "value": value, "when": datetime.now(), "bomb": Bomb(), "counts": Counter("aab")}
+    found = plain_meta(pickle.dumps(meta))
+    assert (found["interval"], found["value"]) == (5, value) and type(found["when"]) is Inert
+    assert not hasattr(sys, "exploded")
+    with pytest.raises(pickle.PicklingError):
+        pickle.dumps(found)
+
+
+@given(st.binary(max_size=60))
+def test_a_damaged_pickle_is_no_meta(data: bytes) -> None:
+    """Whatever stands in the place of meta is read as a dictionary, without an error."""
+    assert isinstance(plain_meta(data), dict)
+
+
+# -- what is shown -----------------------------------------------------------------------------------------------------
+
+
+@given(st.binary(max_size=50))
+def test_what_is_shown_is_one_line_that_any_encoding_takes(data: bytes) -> None:
+    """Whatever bytes a name has: text and back are the same, and what is shown is printable."""
+    assert raw(text(data)) == data
+    assert printable(data).isprintable() and printable(text(data)) == printable(data)
+    plain(text(data)).encode()
+
+
+def test_control_characters_are_named() -> None:
+    """A name is shown with what it is made of, and cut where it is long."""
+    assert printable("a\n\x1b[2J\x9b\u202eb") == r"a\n\x1b[2J\x9b\u202eb"
+    assert printable(b"\xff\xc3\xa4") == r"\xffä"
+    assert printable("x" * 300, 3) == "xxx… (300 characters)"
+    assert plain({"a\udcff": ["\ud800", 1, None]}) == {r"a\xff": [r"\ud800", 1, None]}
+
+
+HOSTILE = b"\x1b]0;owned\x07\x1b[2J\x1b]52;c;eA==\x07\n\r\x9b\xff"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("failed",),
+        ("failed", text(HOSTILE)),
+        ("requeue", text(HOSTILE)),
+        ("sweep", "--ghosts", "--dry-run"),
+        ("sweep", "--purge", "--all", "-q", text(HOSTILE)),
+        ("rescue",),
+        ("stats",),
+        ("top",),
+        ("check", "--queue-age", "1s"),
+        ("limit",),
+        ("limit", text(HOSTILE)),
+        ("schedule-sweep",),
+    ],
+)
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_command_prints_control_characters(
+    redis: Redis, run: Run, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], as_json: bool
+) -> None:
+    """Window titles, cleared screens and clipboards that names in Redis would set are shown as text, by any command."""
+    # click removes some of them where the output is no terminal.
+    monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_, **__: False)
+    dates = {"enqueued_at": "2020-01-01T00:00:00.000000Z", "description": HOSTILE}
+    fail_raw(redis, HOSTILE, HOSTILE, exc_info=HOSTILE, **dates)
+    redis.hset("rq:job:lost", mapping={"data": "x", "status": "queued", "origin": HOSTILE, **dates})
+    redis.hset(b"rq:job:old", mapping={"data": "x", **dates})
+    redis.rpush(b"rq:queue:" + HOSTILE, "old")
+    redis.hset("rq_pooled:limits", HOSTILE, HOSTILE)
+    name = json.dumps(HOSTILE.decode(errors="replace"))
+    publish(redis, b"app:" + HOSTILE + b":1", {**PUBLISHED, "worker": name, "queues": f"[{name}]"})
+    publish(redis, HOSTILE, PUBLISHED)
+    redis.hset("rq:job:rq_pooled-sweep-x", mapping={"data": "x", **dates, "origin": HOSTILE})
+    redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1})
+    _, out, err = run(*words, *["--json"] * as_json)
+    assert (out + err).replace("\n", "").isprintable() and "Traceback" not in err
+    if as_json and out:
+        json.loads(out)
