@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import crash_jobs
+import entry_jobs
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -114,6 +115,41 @@ def test_rq_3_is_refused_by_everything_that_writes(
     monkeypatch.setattr("rq.version.VERSION", "3.0.0")
     with pytest.raises(RQUnsupported, match="rq 3.0.0 is installed"):
         make("q", connection=redis)
+
+
+# -- classes of the user's own ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["rq worker", "rq-pooled worker"])
+@pytest.mark.parametrize(
+    "option",
+    ["--job-class=entry_jobs.ShopJob", "--queue-class=entry_jobs.ShopQueue", "--worker-class=entry_worker.ShopWorker"],
+)
+def test_a_class_with_keys_of_its_own_is_refused(
+    server: EmbeddedServer, redis: Redis, program: str, option: str
+) -> None:
+    """A class that moves RQ's keys ends the worker at once, since its jobs would be dropped as deleted."""
+    job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
+    name, _, cls = option.partition("=")
+    line = refusal(run([*WAYS[program][:-1], name, cls, "q"], server.url))
+    assert re.search(rf"{cls} sets redis_\w+_prefix to 'shop:.*RQ's own keys .*: remove it", line), line
+    assert job.get_status(refresh=True) == "queued" and Queue("q", connection=redis).job_ids == [job.id]
+
+
+def test_a_queue_and_a_scheduler_with_keys_of_their_own_are_refused(redis: Redis) -> None:
+    """What our scripts would write under RQ's keys is refused for a class with others; a plain enqueue is RQ's."""
+    queue = PooledQueue("q", connection=redis, job_class=entry_jobs.ShopJob, max_length=5)
+    for enqueue in (
+        lambda: queue.enqueue(crash_jobs.nothing),
+        lambda: queue.enqueue_many([Queue.prepare_data(crash_jobs.nothing)]),
+        lambda: PooledQueue("q", connection=redis, job_class=entry_jobs.ShopJob).enqueue(crash_jobs.nothing, once="k"),
+        lambda: Scheduler("q", connection=redis, job_class=entry_jobs.ShopJob),
+    ):
+        with pytest.raises(ConfigurationError, match="redis_job_namespace_prefix to 'shop:job:'"):
+            enqueue()
+    assert not redis.keys("*job*")
+    job = PooledQueue("q", connection=redis, job_class=entry_jobs.ShopJob).enqueue(crash_jobs.nothing)
+    assert redis.exists(f"shop:job:{job.id}")
 
 
 # -- settings ----------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "limits": (2, "client_scripts durations errors scripts redis"),
     "once": (0, ""),
     "unique": (2, "errors rq"),
-    "enqueueing": (2, "client_scripts scripts durations errors limits once unique rq redis"),
+    "enqueueing": (2, "client_scripts scripts durations errors limits once rq_version unique rq redis"),
     "processes": (2, "config counters resp scripts sockets redis"),
     "reporting": (2, "errors levels processes scripts redis"),
     "demoted": (2, "redis"),
