@@ -12,7 +12,7 @@ from redis.sentinel import MasterNotFoundError
 
 from .backoff import reconnect_delays
 from .config import Settings, scrub
-from .connections import CommandConnection, ListenConnection, is_away
+from .connections import NEEDED_RIGHTS, CommandConnection, ListenConnection, is_away
 from .errors import ServerUnreachable, ServerUnsupported
 from .loop import Loop
 
@@ -86,8 +86,7 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
         raise _refused(error) from None
     except NoPermissionError as error:
         raise ServerUnsupported(
-            f"the server's access control refuses what a worker does: {error}; let its user run all commands (but "
-            "@dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+            f"the server's access control refuses what a worker does: {error}; {NEEDED_RIGHTS}"
         ) from None
     except (RedisError, OSError) as error:
         if any(word in str(error) for word in _LOGIN_WORDS):

@@ -20,6 +20,7 @@ from typing import Any
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
+    NoPermissionError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -41,6 +42,12 @@ _AWAY = re.compile(
     r"max number of clients)(?![\w-])"
 )
 _AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)  # MasterDownError is the third's
+#: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
+_FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
+#: What an access control list has to allow.
+NEEDED_RIGHTS = (
+    "let its user run all commands (but @dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+)
 #: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
 _WRITE_PROBE: Command = ("DEL", "rq_pooled:none")
 
@@ -69,6 +76,11 @@ def is_away(error: BaseException) -> bool:
         return error.passing
     known = (ServerAway, *_AWAY_CLASSES)  # behind a connection of redis-py's Sentinel, as the context of another error
     return isinstance(error, known) or isinstance(error.__context__, known) or _AWAY.search(str(error)) is not None
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Tell whether an error, of a command or from inside a script, means that the user lacks a right."""
+    return isinstance(error, NoPermissionError) or _FORBIDDEN.search(str(error)) is not None
 
 
 class Exchange:

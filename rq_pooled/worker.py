@@ -61,7 +61,7 @@ from .resp import Command
 from .rq_version import TESTED, check_keys, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
-from .server import check_server
+from .server import check_rights, check_server
 from .sockets import make_connection
 from .warmup import warm_up
 
@@ -265,7 +265,9 @@ class Worker(rq.worker.Worker):
         def open_command() -> None:
             boot.connect(command, found)
             if not versions:
-                versions.append(check_server(command.execute))
+                version = check_server(command.execute)
+                check_rights(command.execute, self._scripts.rights())
+                versions.append(version)
 
         def close() -> None:
             command.close()

@@ -300,6 +300,19 @@ def test_a_user_who_may_not_subscribe(start_server: Callable[..., EmbeddedServer
     assert not server.client().keys("*worker*")
 
 
+@pytest.mark.parametrize("right", ["time", "lpushx", "exists", "xadd", "set"])
+def test_a_user_who_lacks_a_right_of_the_scripts(start_server: Callable[..., EmbeddedServer], right: str) -> None:
+    """A command that the scripts need is missed at the start, not with the first job, and named."""
+    server = start_server()
+    redis = server.client()
+    redis.execute_command("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "~*", "&*", "+@all", f"-{right}")
+    job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
+    before = set(redis.keys("*"))
+    line = refusal(run(WAYS["rq-pooled worker"], f"redis://worker:{PASSWORD}@{server.host}:{server.port}/0"))
+    assert f"access control refuses what a worker does: {right.upper()}; let its user run all commands" in line
+    assert job.get_status(refresh=True) == "queued" and set(redis.keys("*")) == before
+
+
 @every_way
 def test_cluster_mode(start_server: Callable[..., EmbeddedServer], way: list[str]) -> None:
     """A cluster node is refused with the reason."""

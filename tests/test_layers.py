@@ -78,7 +78,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "horse": (3, "attempts channel claims dates hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings"),
     "warmup": (3, "channel recorder resp success rq"),
     "ledger": (3, "claims config resp scripts rq"),
-    "server": (3, "errors redis"),
+    "server": (3, "connections errors redis"),
     "boot": (3, "errors config backoff loop connections redis"),
     # The parent, by duty.
     "parent": (4, "below"),
