@@ -198,7 +198,7 @@ class Settings:
         0.95, float, "share of the server's connections in use at which nothing new is opened", low=0, above=True, high=1
     )
     guard_interval: float = _setting(15.0, float, "how often the guard asks the server", "s", low=0, above=True)
-    guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted", "s", low=0)
+    guard_wait: float = _setting(60.0, float, "how long a starting worker waits for the server, and to be admitted", "s", low=0)
     guard_maxclients: int | None = _setting(
         None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
     )

@@ -131,6 +131,10 @@ class CommandConnection:
         """Tell whether the last word about this connection was good."""
         return self._connection is not None
 
+    def fresh(self) -> Any:
+        """Return a new redis-py connection to the same server, not connected."""
+        return self._make()
+
     @property
     def in_flight(self) -> int:
         """Return how many writes wait for replies."""
@@ -299,6 +303,10 @@ class ListenConnection:
     def connected(self) -> bool:
         """Tell whether the last word about this connection was good."""
         return self._connection is not None
+
+    def fresh(self) -> Any:
+        """Return a new redis-py connection to the same server, not connected."""
+        return self._make()
 
     def connect(self, patience: float | None = None) -> None:
         """Connect and subscribe. ``client_id`` is None afterwards if wake-ups cannot be redirected here.

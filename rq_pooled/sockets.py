@@ -20,11 +20,13 @@ from typing import Any
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import Connection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from .config import Settings, scrub
+from .connect_errors import last_words
 from .deadline import current as current_deadline
 from .deadline import hurried
 from .errors import ConfigurationError
@@ -103,6 +105,12 @@ class Introduce:
 
     def __call__(self, connection: Any) -> None:
         """Do the handshake on a connection whose socket has just been opened."""
+        try:
+            self._shake_hands(connection)
+        except (RedisConnectionError, OSError) as error:
+            raise last_words(connection, error) from error
+
+    def _shake_hands(self, connection: Any) -> None:
         if self.before is not None:
             self.before(connection)
         elif hasattr(connection, "on_connect_check_health"):  # redis-py 6.3: without a PING that nobody needs here

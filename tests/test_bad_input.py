@@ -25,6 +25,7 @@ from rq_pooled import Queue as PooledQueue
 from rq_pooled import Scheduler, Sweeper
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, RQUnsupported, ServerUnsupported
+from rq_pooled.health import health
 from rq_pooled.server import check_server
 
 PASSWORD = "gAngenHeim"
@@ -236,8 +237,73 @@ def free_port() -> int:
 def test_a_server_that_refuses(way: list[str]) -> None:
     """Where nobody listens the line names the address, and the exit code says that trying again may help."""
     port = free_port()
-    line = refusal(run(way, f"redis://:{PASSWORD}@127.0.0.1:{port}/0"), 75)
+    line = refusal(run(way, f"redis://:{PASSWORD}@127.0.0.1:{port}/0", RQ_POOLED_GUARD_WAIT="0"), 75)
     assert f"127.0.0.1:{port}" in line
+
+
+@contextlib.contextmanager
+def hanging_up(words: bytes) -> Iterator[str]:
+    """Give the URL of something that greets each client with these words and hangs up, as a server does that is full."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(words)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+DENIED = b"-DENIED Redis is running in protected mode because protected mode is enabled and no password is set.\r\n"
+
+
+def test_a_server_in_protected_mode_is_named() -> None:
+    """What a server says before it hangs up reaches the operator: commands end with 2, check with UNKNOWN."""
+    with hanging_up(DENIED) as url:
+        for words in (["worker", "--burst", "q"], ["stats"], ["connections"], ["sweep", "--ghosts"]):
+            line = refusal(run(["-m", "rq_pooled", *words], RQ_POOLED_URL=url))
+            assert "the server is in protected mode" in line and "assword (requirepass)" in line, line
+        checked = run(["-m", "rq_pooled", "check", "--away", "ok"], RQ_POOLED_URL=url)
+        assert checked.returncode == 3 and "protected mode" in checked.stdout
+
+
+def test_a_full_server_is_named_by_every_command(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A server that takes no more clients is said to be full, by name of the limit, each time and whatever breaks first."""
+    server = start_server()
+    with Redis.from_url(server.url) as redis:
+        redis.config_set("maxclients", 1)
+        for words in (["stats"], ["connections"], ["sweep", "--ghosts"], ["limit", "q"]):
+            line = refusal(run(["-m", "rq_pooled", *words], RQ_POOLED_URL=server.url), 75)
+            assert "the server is full: max number of clients reached" in line and "raise the server's maxclients" in line
+        checked = run(["-m", "rq_pooled", "check"], RQ_POOLED_URL=server.url)
+        assert checked.returncode == 2 and checked.stdout.startswith("CRITICAL - server full: ")
+        for _ in range(20):  # which of redis-py's writes breaks is a race
+            assert health(connection=Redis.from_url(server.url))["status"] == "full"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"-ERR max daily request limit exceeded. Limit: 10000", b"-MOVED 3999 127.0.0.1:6381", b"-OOM command not allowed"],
+)
+def test_check_is_not_ok_where_every_command_is_refused(reply: bytes) -> None:
+    """A server that answers every command with an error is UNKNOWN to check, with what it says."""
+    listener, thread = answering(lambda _command: reply + b"\r\n")
+    url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    checked = run(["-m", "rq_pooled", "check", "--away", "ok"], RQ_POOLED_URL=url)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+    assert checked.returncode == 3 and checked.stdout.startswith("UNKNOWN - the server refuses: "), checked
+    assert reply.decode().split(" ", 1)[1][:15] in checked.stdout
 
 
 @every_way
@@ -327,14 +393,20 @@ def test_cluster_mode(start_server: Callable[..., EmbeddedServer], way: list[str
 
 def answering_as(version: str) -> tuple[socket.socket, threading.Thread]:
     """Start a TCP server that speaks just enough to be asked who it is."""
+    info = f"redis_version:{version}\r\nredis_mode:standalone\r\n".encode()
+    described = b"$%d\r\n%s\r\n" % (len(info), info)
+    return answering(lambda data: described if b"INFO" in data else b"+OK\r\n")
+
+
+def answering(reply: Callable[[bytes], bytes]) -> tuple[socket.socket, threading.Thread]:
+    """Start a TCP server that answers each command with ``reply`` of what came with it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while data := connection.recv(65536):
                 for _ in re.findall(rb"(?:^|\r\n)\*\d+\r\n", data):  # a "*" in a script is no command
-                    info = f"redis_version:{version}\r\nredis_mode:standalone\r\n".encode()
-                    connection.sendall(b"$%d\r\n%s\r\n" % (len(info), info) if b"INFO" in data else b"+OK\r\n")
+                    connection.sendall(reply(data))
 
     def accept() -> None:
         with contextlib.suppress(OSError):
