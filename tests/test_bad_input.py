@@ -23,9 +23,11 @@ from support import TESTS, running_worker, wait_until
 
 from rq_pooled import Queue as PooledQueue
 from rq_pooled import Scheduler, Sweeper
+from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, RQUnsupported, ServerUnsupported
 from rq_pooled.health import health
+from rq_pooled.pool import get_connection
 from rq_pooled.server import check_server
 
 PASSWORD = "gAngenHeim"
@@ -200,6 +202,63 @@ def test_a_malformed_url(way: list[str], url: str, words: str) -> None:
     else:
         assert words in refusal(run(way, url))
         assert words in refusal(run(["-m", "rq_pooled", "worker", "q"], RQ_POOLED_URL=url))
+
+
+#: A parameter of a URL, with TLS or without, and what the refusal says.
+PARAMETERS = [
+    ("redis", "ssl=true", "'ssl', which redis-py does not know for redis://; remove it, or write rediss:// for TLS"),
+    ("redis", "ssl_cert_reqs=none", "write rediss:// for TLS"),
+    ("redis", "family=0", "'family', which redis-py does not know"),
+    ("redis", "prefix=x", "'prefix', which redis-py does not know"),
+    ("redis", "path=x", "'path', which redis-py does not know"),
+    ("redis", "connection_class=x", "'connection_class', which no text can be"),
+    ("redis", "redis_connect_func=x", "'redis_connect_func', which no text can be"),
+    ("redis", "credential_provider=x", "'credential_provider', which no text can be"),
+    ("redis", "socket_keepalive_options=5", "'socket_keepalive_options', which no text can be"),
+    ("redis", "maint_notifications_config=x", "'maint_notifications_config', which no text can be"),
+    ("redis", "socket_type=x", "'socket_type', which no text can be"),
+    ("redis", "socket_timeout=-1", "'socket_timeout' that cannot be used: it must be a number above 0"),
+    ("redis", "socket_connect_timeout=nan", "'socket_connect_timeout' that cannot be used"),
+    ("redis", "socket_connect_timeout=1e400", "'socket_connect_timeout' that cannot be used"),
+    ("redis", "socket_read_size=0", "'socket_read_size' that cannot be used"),
+    ("redis", "encoding=nope", "'encoding' that cannot be used: it must be the name of an encoding"),
+    ("redis", "encoding=utf-16", "'encoding' that cannot be used: it must be utf-8"),
+    ("redis", "encoding_errors=nope", "'encoding_errors' that cannot be used"),
+    ("redis", "db=-1", "'db' that cannot be used: it must be the number of a database"),
+    ("redis", "timeout=nan", "'timeout' that cannot be used"),
+    ("redis", "max_connections=0", "'max_connections' that cannot be used"),
+    ("rediss", "ssl_cert_reqs=bogus", "'ssl_cert_reqs' that cannot be used: it must be none or optional or required"),
+    ("rediss", "ssl_ca_certs=/nope.pem", "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)"),
+    ("rediss", "ssl_ca_certs=/etc/passwd", "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)"),
+    ("rediss", "ssl_certfile=/nope.pem", "'ssl_certfile' that cannot be used: it must be a file"),
+    ("rediss", "ssl_ciphers=x", "'ssl_ciphers' that cannot be used"),
+    ("rediss", "ssl_min_version=7", "'ssl_min_version' that cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "parameter", "words"), PARAMETERS)
+def test_a_parameter_of_a_url_that_cannot_work(scheme: str, parameter: str, words: str) -> None:
+    """A parameter that would fail later, with a traceback or as the server's error, is refused where the URL is read."""
+    settings = Settings(url=f"{scheme}://:{PASSWORD}@127.0.0.1:{free_port()}/0?{parameter}")
+    with pytest.raises(ConfigurationError) as caught:
+        get_connection(settings)
+    assert words in str(caught.value) and PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("parameter", ["ssl=true", "socket_timeout=-1", "encoding=nope", "connection_class=x"])
+@pytest.mark.parametrize("command", [["worker", "--burst"], ["stats"], ["check"], ["sweep", "--ghosts"]])
+def test_a_parameter_of_a_url_in_every_command(server: EmbeddedServer, parameter: str, command: list[str]) -> None:
+    """Every command refuses such a parameter in one line, the worker too, with 2 (check with UNKNOWN)."""
+    result = run(["-m", "rq_pooled", *command], RQ_POOLED_URL=f"{server.url}?{parameter}")
+    line = refusal(result, 3 if command == ["check"] else 2)
+    assert repr(parameter.split("=")[0]) in line and "remove" in line
+
+
+def test_parameters_of_a_url_that_work(server: EmbeddedServer) -> None:
+    """What redis-py reads and a server can do with is taken as before."""
+    parameters = "socket_timeout=3&health_check_interval=10&protocol=3&encoding=utf8&socket_keepalive=no&max_connections=4"
+    with get_connection(Settings(url=f"{server.url}?{parameters}&timeout=0&decode_responses=yes")) as client:
+        assert client.ping()
 
 
 def test_a_wrong_dequeue_strategy_from_a_script(server: EmbeddedServer, redis: Redis) -> None:
