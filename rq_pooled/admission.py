@@ -16,19 +16,19 @@ from uuid import uuid4
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from . import boot
 from .backoff import reconnect_delays
 from .budget import Lease
 from .config import Settings
+from .connect_errors import FULL
 from .connections import CommandConnection
-from .errors import BudgetExceeded, NotAdmitted, RQPooledError, ServerUnreachable
+from .errors import BudgetExceeded, NotAdmitted, RQPooledError
 from .guard import holders, ours_and_others
 from .levels import Level, ceiling, level_of, read_info
 from .loop import Loop
 from .processes import client_rows
 from .scripts import Scripts
 
-#: What a server at its limit says to a new connection.
-FULL = "max number of clients"
 #: Seconds between attempts, growing to the second figure, jittered.
 _DELAYS = (0.25, 5.0)
 #: Seconds after which the reservation of a worker that died while it started is forgotten.
@@ -151,7 +151,9 @@ class Admission:
                 raise
             return "the server refuses new connections: max number of clients reached"
         except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            raise ServerUnreachable(f"the server was lost at the start: {error}") from None
+            if FULL in str(error):
+                return "the server refuses new connections: max number of clients reached"
+            raise boot.refusal(error) from None
 
     def _look(self, keep: bool) -> tuple[tuple[int, int], Level]:
         """Return how many starting workers came before and after this one, and how full the server is."""

@@ -63,7 +63,7 @@ class Arbiter:
         self._slots = Slots(parent, names, run_horse, multiplexer, self._on_outcome, self._requests.add)
         self._requests.slots = self._slots
         self._outcomes = Outcomes(parent, self._slots.tasks.append, self._slots.reply, self._on_job_done)
-        self._wakeup = Wakeup(parent)
+        self._wakeup = Wakeup(parent, lambda error: self._claiming.refuse(error))
         self._upkeep = Upkeep(
             parent,
             self._slots,
@@ -88,6 +88,8 @@ class Arbiter:
             lambda: self._stopping.stopping,
             self._on_dispatched,
             self._upkeep.beat,  # shows the new state
+            burst,
+            lambda reason, code: self._stopping.end_refused(reason, code),
         )
         self._stopping = Stopping(
             parent, self._slots, self._outcomes, self._claiming, self._turn, self._scheduling.stop
@@ -119,7 +121,7 @@ class Arbiter:
             if self._multiplexer is not None:
                 self._multiplexer.close()
             loop.close()
-        return self._stopping.exit_code
+        return self._stopping.exit_code if self._stopping.exit_code is not None else self._stopping.code_at_the_end
 
     @property
     def starts_anew(self) -> bool:

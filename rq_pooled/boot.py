@@ -5,26 +5,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 from redis.sentinel import MasterNotFoundError
 
 from .backoff import reconnect_delays
 from .config import Settings, scrub
-from .connections import CommandConnection, ListenConnection, is_away
-from .errors import ServerUnreachable, ServerUnsupported
+from .connect_errors import explain
+from .connections import NEEDED_RIGHTS, CommandConnection, ListenConnection, is_away
+from .errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
 from .loop import Loop
 
 log = logging.getLogger("rq.worker")
 
 _LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")
 
+#: Seconds between two lines about one wait.
+SAY_EVERY = 10.0
+
 T = TypeVar("T")
 
 
 class ServerNotReady(ServerUnreachable):
-    """The server is there, and cannot serve for now: it loads its data, is a replica for the moment, or is full."""
+    """The server cannot serve for now: it is down, loads its data, is a replica for the moment, or is full."""
 
 
 def when_ready(
@@ -41,6 +45,7 @@ def when_ready(
     delays = reconnect_delays(settings.reconnect_base, settings.reconnect_cap)
     stopped: list[bool] = []
     failures = 0
+    say_at = started
     while True:
         try:
             result = begin()
@@ -55,8 +60,9 @@ def when_ready(
                 ) from None
             for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
                 loop.on_signal(signum, lambda: stopped.append(True))
-            if failures == 1:
+            if time.monotonic() >= say_at:
                 log.warning("Worker %s: %s; trying again for up to %.0f s", name, scrub(str(error)), left)
+                say_at = time.monotonic() + SAY_EVERY
             due = time.monotonic() + min(next(delays), left)
             while not stopped and (rest := due - time.monotonic()) > 0:
                 loop.turn(rest)
@@ -76,26 +82,35 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
         found: sentinels say where the server is; one that they name and nobody reaches has just died.
 
     Raises:
-        ServerUnsupported: the password is missing or wrong, or the user may not do what a worker does.
+        ServerUnsupported: the password is missing or wrong, the user may not do what a worker does, or URL is wrong.
         ServerNotReady: trying again soon will help.
         ServerUnreachable: everything else.
     """
     try:
         connection.connect()
-    except AuthenticationError as error:
-        raise _refused(error) from None
     except NoPermissionError as error:
         raise ServerUnsupported(
-            f"the server's access control refuses what a worker does: {error}; let its user run all commands (but "
-            "@dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+            f"the server's access control refuses what a worker does: {error}; {NEEDED_RIGHTS}"
         ) from None
     except (RedisError, OSError) as error:
-        if any(word in str(error) for word in _LOGIN_WORDS):
-            raise _refused(error) from None
-        if is_away(error) or (found and not isinstance(error, MasterNotFoundError)):
-            raise ServerNotReady(f"the server is not ready: {error}") from None
-        raise ServerUnreachable(f"cannot connect to the server: {error}") from None
+        raise refusal(error, found, connection.fresh()) from None
 
 
-def _refused(error: Exception) -> ServerUnsupported:
-    return ServerUnsupported(f"the server refuses the login: {str(error).rstrip('.')}; set user and password in the URL")
+def refusal(error: Exception, found: bool = False, connection: Any = None) -> RQPooledError:
+    """Return the error of ours that says what an error while connecting means; see ``connect``."""
+    trouble = explain(error, connection)
+    login = isinstance(error, (AuthenticationError, AuthorizationError)) or any(word in str(error) for word in _LOGIN_WORDS)
+    if login:
+        text = trouble.reason
+        return ServerUnsupported(f"the server refuses the login: {text}; set user and password in the URL")
+    remedy = trouble.remedy[:1].lower() + trouble.remedy[1:]
+    text = f"cannot connect to the server: {trouble.reason}; {remedy}"
+    if trouble.exit_code == USAGE:
+        return ServerUnsupported(text)
+    if is_away(error):
+        return ServerNotReady(f"the server is not ready: {trouble.reason}")
+    # Sentinels that know no such service are no server that will be back.
+    masterless = isinstance(error, MasterNotFoundError)
+    if not masterless and (found or trouble.passing):
+        return ServerNotReady(text)
+    return ServerUnreachable(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ from redis.exceptions import ResponseError
 
 from .claims import Claim
 from .config import scrub
-from .connections import Exchange, is_blamed
+from .connections import NEEDED_RIGHTS, Exchange, is_blamed, is_forbidden
+from .errors import TRY_AGAIN, USAGE
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .outcomes import Outcomes
 from .parent import Parent
@@ -25,6 +27,8 @@ REFUSED_RETRY, HELD_RETRY = 1.0, 0.25
 MAX_UNANSWERED, BLAMED_FROM = 4, 64 * 1024
 #: Jobs of which that is counted.
 MAX_COUNTED = 1000
+#: Longest such pause in seconds where the user lacks a right, and seconds between two lines about one reason.
+FORBIDDEN_RETRY, SAY_AGAIN = 30.0, 60.0
 
 
 class Claiming:
@@ -36,6 +40,8 @@ class Claiming:
         stopping: tells whether a shutdown has begun.
         on_dispatched: called with each job that is handed to a horse.
         on_suspension: called when RQ was suspended or resumed.
+        burst: end instead of trying again for longer than GUARD_WAIT.
+        on_refused: called with a reason and an exit code where trying again is no use.
     """
 
     def __init__(
@@ -48,6 +54,8 @@ class Claiming:
         stopping: Callable[[], bool],
         on_dispatched: Callable[[], None],
         on_suspension: Callable[[], None],
+        burst: bool,
+        on_refused: Callable[[str, int], None],
     ) -> None:
         self._parent = parent
         self._slots = slots
@@ -58,12 +66,19 @@ class Claiming:
         self._on_dispatched = on_dispatched
         self._on_suspension = on_suspension
         self._queues = {queue.key: queue for queue in parent.worker.queues}
-        self._refused = False
         #: Job -> how often its claim was not answered. So many claims take one job each, to find out which one is to blame.
         self._unanswered: dict[str, int] = {}
         self._singly = 0
         #: Why the last claim was not answered.
         self._loss = ""
+        self._burst = burst
+        self._on_refused = on_refused
+        #: Refusals in a row, when the first came, and when which reason was logged last.
+        self._refusals = 0
+        self._refused_since = 0.0
+        self._said: tuple[str, float] | None = None
+        #: A claim has been answered: the user had every right.
+        self._worked = False
         #: The server may have noted claims of which nobody here knows.
         self.recover_due = False
         #: Jobs handed to horses.
@@ -118,14 +133,12 @@ class Claiming:
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         parent, wakeup = self._parent, self._wakeup
         if isinstance(reply, ResponseError):  # out of memory, usually: commits go on
-            if not self._refused:
-                parent.log.error("Worker %s: cannot claim jobs: %s; trying again every second", parent.name, reply)
-            self._refused = True
             wakeup.sleep()
-            wakeup.wake_later(REFUSED_RETRY)
+            self.refuse(reply)
             return
-        if self._refused:
-            self._refused = False
+        self._worked = True
+        if self._refusals:
+            self._refusals, self._said = 0, None
             parent.log.info("Worker %s: claiming jobs again", parent.name)
         claimed = request.read(reply)
         self._note_suspension(claimed)
@@ -151,6 +164,30 @@ class Claiming:
             wakeup.sleep()
             if claimed.held:
                 wakeup.wake_later(HELD_RETRY)
+
+    def refuse(self, error: ResponseError) -> None:
+        """Act on the refusal of a claim, or of a look at the queues: try again later, or end where that is no use."""
+        parent, now, text = self._parent, time.monotonic(), str(error).rstrip(".")
+        forbidden = is_forbidden(error)
+        if not self._refusals:
+            self._refused_since = now
+        self._refusals += 1
+        if forbidden and (self._burst or not self._worked):
+            self._on_refused(f"the server's access control refuses what a worker does: {text}; {NEEDED_RIGHTS}", USAGE)
+            return
+        if self._burst and now - self._refused_since > parent.settings.guard_wait:
+            self._on_refused(
+                f"cannot claim jobs: {text}; tried {self._refusals} times in {now - self._refused_since:.0f} s (GUARD_WAIT)",
+                TRY_AGAIN,
+            )
+            return
+        if self._said is None or self._said[0] != text or now - self._said[1] >= SAY_AGAIN:
+            self._said = text, now
+            pace = "more and more rarely" if forbidden else "every second"
+            hint = f"; {NEEDED_RIGHTS}" if forbidden else ""
+            parent.log.error("Worker %s: cannot claim jobs: %s; trying again %s%s", parent.name, text, pace, hint)
+        delay = min(REFUSED_RETRY * 2 ** min(self._refusals - 1, 10), FORBIDDEN_RETRY) if forbidden else REFUSED_RETRY
+        self._wakeup.wake_later(delay)
 
     def _dispatch(self, slot: Slot, claim: Claim) -> None:
         queue = self._queues.get(claim.queue_key)

@@ -41,6 +41,7 @@ from .pool import Pool
 from .printing import say
 from .rq_version import check_rq
 from .sentinel_url import is_sentinel_url
+from .sockets import connection_options
 
 STRATEGIES = ("default", "random", "round_robin")
 
@@ -259,6 +260,7 @@ def _connection(settings: Settings, module: Mapping[str, Any], connection_class:
         except (ValueError, TypeError, KeyError) as error:
             raise ConfigurationError(f"the server cannot be found from REDIS_HOST or SENTINEL: {error}") from error
         return client
+    connection_options(settings, "command")  # refuses parameters that fail later
     if is_sentinel_url(settings.url):  # redis-py reads no such URL
         return connection_class(connection_pool=Pool(settings, "command"))
     try:

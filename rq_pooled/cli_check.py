@@ -14,9 +14,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .config import Settings, scrub
+from .connect_errors import FULL
 from .connections import is_away
 from .durations import parse_duration, show_duration
-from .errors import ConfigurationError, RQPooledError
+from .errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
 from .guard import ConnectionGuard
 from .health import processes, queues
 from .levels import Level
@@ -99,7 +100,10 @@ def check(
         if names and ages is None:
             raise ConfigurationError("--queue says which queue, and not what is wrong there: give --queue-age, too")
         client = open_server(url)
-        findings = [_connections(ConnectionGuard(settings, client).level(), settings, shares)]
+        level = ConnectionGuard(settings, client).level()
+        if level.connected is None:  # INFO is refused: whether anything else is
+            client.ping()
+        findings = [_connections(level, settings, shares)]
         if worker is not None:
             findings.append(_alive(client, worker))
         if ages is not None:
@@ -110,7 +114,8 @@ def check(
         findings = [Finding("settings", UNKNOWN, scrub(str(error)))]
     except (RedisError, OSError, RQPooledError) as error:
         if _lost(error):
-            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server away: {scrub(str(error))}")]
+            state = "full" if FULL in str(error) else "away"
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {scrub(str(error))}")]
         else:  # it is there: what keeps this check from its answer is no outage, and will not pass like one
             findings = [Finding("server", UNKNOWN, f"the server refuses: {scrub(str(error))}")]
     except Exception as error:  # noqa: BLE001 - exit code 1 would say WARNING, whatever went wrong
@@ -130,6 +135,8 @@ def check(
 def _lost(error: Exception) -> bool:
     """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
     if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
+        return False
+    if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:  # a wrong URL, or protected mode
         return False
     return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)) or is_away(error)
 

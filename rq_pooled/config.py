@@ -18,27 +18,77 @@ from .sentinel_url import is_sentinel_url, parse_sentinel_url
 
 PREFIX = "RQ_POOLED_"
 _SCHEMES = ("redis", "rediss", "unix")
-_SECRET_IN_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^\s'\"]*@")
-_SECRET_IN_QUERY = re.compile(r"((?:password|passwd|secret|token)=)[^&\s'\"]*", re.IGNORECASE)
-# A parameter with an '@' in it: what follows the '@' would pass for the host. Nothing before it may be shown either:
-# with a '?' in the login nobody can tell where that ends.
-_SECRET_WITH_AT = re.compile(r"[?&]\w*(?:password|passwd|secret|token)=[^&\s'\"]*@[^&\s'\"]*", re.IGNORECASE)
+_RUN = re.compile(r"[^\s'\"]+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://")
+_SECRET = r"(?:password|passwd|secret|token)="
+_SECRET_IN_QUERY = re.compile(rf"({_SECRET})[^&\s'\"]*", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf"(?:^|[?])\w*{_SECRET}", re.IGNORECASE)
+#: What may stand behind a colon in a network location, "port" being the word of our own messages.
+_PORT = re.compile(r"\d{0,5}|port")
 _MODULE_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 
 
 def scrub(text: str) -> str:
-    """Return ``text`` with the user information and password parameters of every URL in it replaced by ``***``."""
-    text = _SECRET_WITH_AT.sub("@", text)
-    return _SECRET_IN_QUERY.sub(r"\1***", _SECRET_IN_URL.sub(r"\1***@", text))
+    """Return ``text`` with the user information and password parameters of every URL in it replaced by ``***``.
+
+    Takes time in proportion to the text, whatever stands in it: what a server or a job says comes through here.
+    """
+    return _RUN.sub(lambda run: _scrub_run(run[0]), text)
 
 
 def scrub_url(url: str) -> str:
     """Return one URL, however malformed, fit for a message: what stands before its last ``@`` is ``***``."""
-    head, at, tail = _SECRET_WITH_AT.sub("@", url).rpartition("@")
-    if at:
-        scheme, colon, _ = head.partition("://")
-        tail = (scheme + colon if colon else "") + "***@" + tail
-    return _SECRET_IN_QUERY.sub(r"\1***", tail)
+    url = _without_ats(url)
+    head, at, tail = url.rpartition("@")
+    if not at:
+        return _SECRET_IN_QUERY.sub(r"\1***", _without_login(url))
+    scheme, colon, _ = head.partition("://")
+    return _SECRET_IN_QUERY.sub(r"\1***", (scheme + colon if colon else "") + "***@" + tail)
+
+
+def _scrub_run(run: str) -> str:
+    if "://" in run:
+        run = _without_ats(run)
+        found = _SCHEME.search(run)
+        if found is not None and (at := run.rfind("@")) >= found.end():
+            run = run[: found.end()] + "***" + run[at:]
+        else:
+            run = _without_login(run)
+    return _SECRET_IN_QUERY.sub(r"\1***", run) if "=" in run else run
+
+
+def _without_ats(url: str) -> str:
+    """Return ``url`` with an ``@`` in the place of each password parameter that has one.
+
+    What follows that ``@`` would pass for the host. Nothing before it may be shown either: with a ``?`` in the login
+    nothing tells where that ends.
+    """
+    kept = ""
+    for number, part in enumerate(url.split("&")):
+        found = _SECRET_PARAMETER.search(part) if number or "?" in part else None
+        if found is not None and not number and found.start() == 0 and part[0] != "?":
+            found = _SECRET_PARAMETER.search(part, 1)
+        if found is not None and "@" in part[found.end() :]:
+            kept += ("&" if number and found.start() else "") + part[: found.start()] + "@"
+        else:
+            kept += ("&" if number else "") + part
+    return kept
+
+
+def _without_login(url: str) -> str:
+    """Return a URL without an ``@`` with ``***`` for what would be the host, if that has a port which is none.
+
+    So a password is not shown whose ``@`` was forgotten; where it ends nothing tells.
+    """
+    found = _SCHEME.search(url)
+    if found is None:
+        return url
+    rest, question, query = url[found.end() :].partition("?")
+    hosts = re.split("[/#]", rest, maxsplit=1)[0]
+    ports = [re.sub(r"^\[[^\]]*\]", "", host).partition(":") for host in hosts.split(",")]
+    if all(_PORT.fullmatch(port) and not int(port if port.isdigit() else 0) > 65535 for _, _, port in ports):
+        return url
+    return url[: found.end()] + "***" + question + query
 
 
 class SettingInfo(NamedTuple):
@@ -206,7 +256,7 @@ class Settings:
         0.95, float, "share of the server's connections in use at which nothing new is opened", low=0, above=True, high=1
     )
     guard_interval: float = _setting(15.0, float, "how often the guard asks the server", "s", low=0, above=True)
-    guard_wait: float = _setting(60.0, float, "how long a starting worker waits to be admitted", "s", low=0)
+    guard_wait: float = _setting(60.0, float, "how long a starting worker waits for the server, and to be admitted", "s", low=0)
     guard_maxclients: int | None = _setting(
         None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
     )

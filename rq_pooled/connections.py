@@ -20,6 +20,7 @@ from typing import Any
 from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
+    NoPermissionError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -28,9 +29,9 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .place import Place
 from .resp import Command, pack_commands
 from .sentinels import MasterAway
-from .upstream import Place
 
 _INVALIDATE = b"__redis__:invalidate"
 
@@ -42,6 +43,12 @@ _AWAY = re.compile(
     r"max number of clients)(?![\w-])"
 )
 _AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)  # MasterDownError is the third's
+#: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
+_FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
+#: What an access control list has to allow.
+NEEDED_RIGHTS = (
+    "let its user run all commands (but @dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+)
 #: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
 _WRITE_PROBE: Command = ("DEL", "rq_pooled:none")
 
@@ -79,6 +86,11 @@ def is_away(error: BaseException) -> bool:
         return error.passing
     known = (ServerAway, *_AWAY_CLASSES)  # behind a connection of redis-py's Sentinel, as the context of another error
     return isinstance(error, known) or isinstance(error.__context__, known) or _AWAY.search(str(error)) is not None
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Tell whether an error, of a command or from inside a script, means that the user lacks a right."""
+    return isinstance(error, NoPermissionError) or _FORBIDDEN.search(str(error)) is not None
 
 
 class Exchange:
@@ -132,6 +144,10 @@ class CommandConnection:
     def connected(self) -> bool:
         """Tell whether the last word about this connection was good."""
         return self._connection is not None
+
+    def fresh(self) -> Any:
+        """Return a new redis-py connection to the same server, not connected."""
+        return self._make()
 
     @property
     def in_flight(self) -> int:
@@ -310,6 +326,10 @@ class ListenConnection:
     def connected(self) -> bool:
         """Tell whether the last word about this connection was good."""
         return self._connection is not None
+
+    def fresh(self) -> Any:
+        """Return a new redis-py connection to the same server, not connected."""
+        return self._make()
 
     def connect(self, patience: float | None = None) -> None:
         """Connect and subscribe. ``client_id`` is None afterwards if wake-ups cannot be redirected here.

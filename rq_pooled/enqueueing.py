@@ -30,6 +30,7 @@ from .durations import LONGEST, parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .limits import Limit, declare_limit, make_limit
 from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
+from .rq_version import check_keys
 from .scripts import shared_scripts
 from .unique import call_key
 
@@ -119,6 +120,7 @@ class AdmittingQueue(rq.Queue):
             admission = replace(admission or Admission(), max_length=self.max_length)
         if admission is None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+        check_keys((type(self), type(job)))
         if pipeline is not None and (admission.unique_for or admission.max_length is not None):
             raise ConfigurationError(
                 "unique_for and max_length cannot be decided inside a pipeline: enqueue without one"
@@ -164,6 +166,7 @@ class AdmittingQueue(rq.Queue):
                 "max_length cannot be decided inside a pipeline: enqueue without one; an rq.Group always uses one, so "
                 "enqueue its jobs through a Queue without max_length"
             )
+        check_keys((type(self), self.job_class))
         datas = list(job_datas)
         batch: list[tuple[Job, bool]] = []
         token = _batch.set(batch)

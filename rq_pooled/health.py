@@ -25,6 +25,7 @@ from rq.registry import (
 )
 
 from .config import Settings, scrub
+from .connect_errors import FULL
 from .deadline import within
 from .failures import failed_jobs
 from .foreign import plain, replies_of, seconds_of
@@ -63,7 +64,7 @@ def health(
         connection: a client whose server is asked instead of the one in the settings.
 
     Returns:
-        ``ok``, ``status`` (``healthy``, ``full``: the guard's level is ``stop``, ``away``), ``reason`` (None if ok),
+        ``ok``, ``status`` (``healthy``, ``full``: the guard's level is ``stop``, or it takes no clients, ``away``), ``reason`` (None if ok),
         ``address``, ``latency`` (seconds of a PING, or None), ``version``, ``connected``, ``maxclients``, ``level``.
 
     Raises:
@@ -132,6 +133,8 @@ def _probed(timeout: float, settings: Settings, connection: Redis | None) -> dic
             report["reason"] = f"{report['connected']} of {report['maxclients']} connections of the server are in use"
     except (RedisError, OSError) as error:
         report["reason"] = scrub(str(error)) or type(error).__name__
+        if FULL in str(error):
+            report["status"] = "full"
     finally:
         probe.disconnect()
     return report

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import AbandonedJobError
 from rq.executions import Execution
@@ -246,7 +245,7 @@ class HorseProcess:
             with hooks.around_job(), relay.carry():
                 self._worker.run_maintenance_tasks()
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
-        except RedisConnectionError as error:
+        except RedisError as error:  # lost, or refused by an access control list
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, error)
 
     def _schedule(self, token: str, life: int) -> None:

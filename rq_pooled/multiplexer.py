@@ -28,11 +28,12 @@ from .framing import Malformed, cut_command, words_of
 from .lending import Lending
 from .loop import Loop
 from .opener import Opener
+from .place import Place
 from .resp import Command
 from .shared import Shared
 from .stream import Door
 from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
-from .upstream import CHUNK, Dialer, Place
+from .upstream import CHUNK, Dialer
 
 #: Seconds of one turn of the loop that jobs may have; what is left is served in the next one.
 TURN = 0.005

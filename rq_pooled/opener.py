@@ -10,7 +10,8 @@ from redis.exceptions import RedisError
 from .backoff import jittered_delay
 from .config import Settings, scrub
 from .loop import Loop
-from .upstream import Dialer, Place, Upstream
+from .place import Place
+from .upstream import Dialer, Upstream
 
 #: Seconds between looks whether what stood in the way does so still.
 _LOOK_AGAIN = 0.05

@@ -24,8 +24,8 @@ from queue import Empty, Full
 from typing import Any
 
 from redis import BlockingConnectionPool, Redis
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import jittered_delay
@@ -33,10 +33,11 @@ from .brake import Brake
 from .breaker import Breaker
 from .budget import Lease
 from .config import Settings, scrub
+from .connect_errors import explain
 from .deadline import current as current_deadline
 from .deadline import hurried, within
 from .demoted import noticing
-from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
+from .errors import USAGE, BudgetExceeded, PoolExhausted, ServerUnreachable
 from .reporting import UNCOUNTED, Reporter
 from .resp import Command, pack_commands
 from .sentinels import Masters
@@ -458,15 +459,16 @@ class Pool(BlockingConnectionPool):
                 reason = scrub(str(error)) or type(error).__name__
                 self._publish("error", reason=reason, attempt=attempt)
                 delay = jittered_delay(attempt - 1, self.settings.reconnect_base, self.settings.reconnect_cap)
-                # A refusal in words (password, database) will be the same the next time.
-                final = isinstance(error, (AuthenticationError, AuthorizationError, ResponseError))
+                # A refusal in words (password, database, certificate) will be the same the next time.
+                final = isinstance(error, ResponseError) or explain(error).exit_code == USAGE
                 if final or attempt == _CONNECT_ATTEMPTS or time.monotonic() + delay >= deadline:
-                    login = isinstance(error, (AuthenticationError, AuthorizationError))
-                    check = "user and password in URL" if login else "URL" if final else "that the server runs, and URL"
-                    raise ServerUnreachable(
-                        f"cannot connect to {self.address}: {reason.rstrip('.')} "
-                        f"(tried {attempt} time{'s' * (attempt > 1)}); nothing was sent. Check {check}"
-                    ) from error
+                    trouble = explain(error, connection)
+                    unreachable = ServerUnreachable(
+                        f"cannot connect to {self.address}: {scrub(trouble.reason)} "
+                        f"(tried {attempt} time{'s' * (attempt > 1)}); nothing was sent. {trouble.remedy}"
+                    )
+                    unreachable.exit_code = trouble.exit_code
+                    raise unreachable from error
                 time.sleep(delay)
 
     def _renew_lease(self, connection: Any) -> None:

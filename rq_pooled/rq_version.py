@@ -8,10 +8,14 @@ fail every job that it claims.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import rq.version
+from rq.job import Job
+from rq.queue import Queue
+from rq.worker import Worker
 
-from .errors import RQUnsupported
+from .errors import ConfigurationError, RQUnsupported
 
 #: The minor versions whose handlers the parity tests have seen; later ones of the same major version only get a warning.
 TESTED = ("2.11", "2.12")
@@ -28,6 +32,36 @@ def check_rq() -> None:
         raise RQUnsupported(
             f"rq {version} is installed, and rq_pooled works with rq {' and '.join(TESTED)}: pip install 'rq<3'"
         )
+
+
+#: RQ's class variables that name keys, and the values that the scripts know.
+_KEYS = {
+    name: (owner, getattr(owner, name))
+    for owner, names in (
+        (Job, ("redis_job_namespace_prefix",)),
+        (Queue, ("redis_queue_namespace_prefix", "redis_queues_keys")),
+        (Worker, ("redis_worker_namespace_prefix", "redis_workers_keys")),
+    )
+    for name in names
+}
+
+
+def check_keys(classes: Iterable[type]) -> None:
+    """Refuse job, queue and worker classes that keep their data under other keys than RQ's own.
+
+    The scripts read and write RQ's own keys: jobs under other keys would look deleted, and be dropped.
+
+    Raises:
+        ConfigurationError: a class has another key; it names the class, the variable and both values.
+    """
+    for cls in classes:
+        for name, (owner, usual) in _KEYS.items():
+            value = getattr(cls, name, usual) if issubclass(cls, owner) else usual
+            if value != usual:
+                raise ConfigurationError(
+                    f"{cls.__module__}.{cls.__qualname__} sets {name} to {value!r}, and rq_pooled works with RQ's own keys "
+                    f"({usual!r}): remove it, and separate applications by the database in the URL or by names of queues"
+                )
 
 
 def is_tested() -> bool:

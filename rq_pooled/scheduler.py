@@ -31,7 +31,7 @@ from .moving import BATCH, MOVED, Lock, Mover, next_cron_time
 from .pool import get_connection
 from .queue import Queue
 from .resp import raw, text
-from .rq_version import check_rq
+from .rq_version import check_keys, check_rq
 from .scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
 
 with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
@@ -68,7 +68,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     job is due, and at the latest after ``interval`` seconds.
 
     Raises:
-        ConfigurationError: no connection is given and the settings cannot be used.
+        ConfigurationError: no connection is given and the settings cannot be used; a class has keys of its own.
         RQUnsupported: RQ 3 is installed.
     """
 
@@ -87,6 +87,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         check_rq()
         connection = get_connection() if connection is None else connection
         super().__init__(queue_name, queue, interval, connection, job_class, queue_class, name)
+        check_keys((self.job_class, self.queue_class))
         self.log = logger
         self._lock = Lock(uuid4().hex, int(interval) + 10)
         self._mover = Mover(

@@ -26,6 +26,8 @@ class Scheduling:
         self._slots = slots
         self._wanted = wanted
         self.due = False
+        #: Why looks are refused, as logged; looked once a second, the same reason is not said again.
+        self._said = ""
 
     def start(self) -> None:
         """Look at once, and then at intervals."""
@@ -49,9 +51,13 @@ class Scheduling:
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                name, error = self._parent.name, replies[0]
-                self._parent.log.error("Worker %s: cannot look at rq-scheduler's jobs: %s", name, error)
-            elif replies[0]:
+                name, text = self._parent.name, str(replies[0])
+                if text != self._said:
+                    self._said = text
+                    self._parent.log.error("Worker %s: cannot look at rq-scheduler's jobs: %s", name, text)
+                return
+            self._said = ""
+            if replies[0]:
                 self._slots.tasks.append(Task("schedule", None, (token, LOCK_LIFE)))
 
         return Exchange([self._parent.scripts.scheduler_due(token, LOCK_LIFE)], on_replies)

@@ -33,6 +33,26 @@ LIMITS, DECLARED_LIMITS = "rq_pooled:limits", "rq_pooled:limits:code"
 SCHEDULED_JOBS, SCHEDULER_LOCK = "rq:scheduler:scheduled_jobs", "rq:scheduler_lock"
 
 
+#: Scripts without which a worker is no worker, and what RQ's own handlers write besides.
+_WORKING = ("admit", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled")
+_OF_RQ = {"XADD"}
+#: The key on which commands are tried, a text.
+_RIGHTS_KEY = "rq_pooled:stats:rights"
+#: Command -> whether it takes a key, and how many words behind it make the server look at the user's rights.
+_WORDS: dict[str, tuple[bool, int]] = {
+    "TIME": (False, 0),
+    "SCAN": (False, 1),
+    **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
+    **dict.fromkeys(("SRANDMEMBER", "TTL", "TYPE", "ZCARD"), (True, 0)),
+    **dict.fromkeys(("EXPIRE", "HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LINDEX", "LPOS", "LPUSH"), (True, 1)),
+    **dict.fromkeys(("LPUSHX", "PEXPIRE", "RPUSH", "SADD", "SET", "SISMEMBER", "SREM", "ZRANK", "ZREM"), (True, 1)),
+    "ZSCORE": (True, 1),
+    **dict.fromkeys(("HINCRBY", "HINCRBYFLOAT", "HSET", "LRANGE", "LREM", "LTRIM", "XREVRANGE", "ZADD"), (True, 2)),
+    **dict.fromkeys(("ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE"), (True, 2)),
+    "XADD": (True, 3),
+}
+
+
 def claims_key(token: str) -> str:
     """Return the hash in which the worker with this process token has its claims noted.
 
@@ -159,6 +179,20 @@ class Scripts:
     def admit(self, token: str, keep: bool, life: float) -> Command:
         """Reserve the connections of a starting worker for ``life`` seconds, or give them back."""
         return self._call("admit", [STARTING], token, int(keep), life)
+
+    def rights(self) -> Command:
+        """Ask which commands of a worker's scripts this user may not run; see rights.lua."""
+        words: list[Word] = []
+        for command in self.needed():
+            filler = ["1"] * _WORDS[command][1]
+            tried = [*([_RIGHTS_KEY] if _WORDS[command][0] else []), *filler]
+            words += [command, len(tried), *tried]
+        return self._call("rights", [_RIGHTS_KEY], *words)
+
+    def needed(self) -> list[str]:
+        """Return the commands that a worker's scripts run, in order; DEL last, which ends the key they are tried on."""
+        named = {name for script in _WORKING for name in re.findall(r"'([A-Z]{3,})'", self._texts[script])}
+        return sorted((named & _WORDS.keys()) | _OF_RQ, key=lambda name: (name == "DEL", name))
 
     def budget(
         self, keys: Sequence[str], token: str, wanted: int, least: int, budget: int, term: float, gone: Iterable[str]

@@ -8,6 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from .connections import NEEDED_RIGHTS
 from .errors import ServerUnsupported
 
 logger = logging.getLogger("rq.worker")
@@ -43,6 +44,22 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, i
     if policy != "noeviction":
         logger.warning("the server may evict jobs when memory is short (maxmemory-policy %s); set noeviction", policy)
     return version
+
+
+def check_rights(execute: Callable[[list[Any]], list[Any]], question: Any) -> None:
+    """Have the server tell which commands inside scripts it would refuse to this user.
+
+    Args:
+        execute: sends commands and returns raw replies.
+        question: ``Scripts.rights()``.
+
+    Raises:
+        ServerUnsupported: some that a worker needs; otherwise it would find out when it has a job.
+    """
+    (reply,) = execute([question])
+    if isinstance(reply, list) and reply:
+        names = ", ".join(name.decode() for name in reply[::2])
+        raise ServerUnsupported(f"the server's access control refuses what a worker does: {names}; {NEEDED_RIGHTS}")
 
 
 def _parse(text: str) -> tuple[int, int, int]:

@@ -15,23 +15,26 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from queue import Empty
 from typing import Any
 
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.connection import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
 from .config import Settings, scrub
+from .connect_errors import last_words
 from .deadline import current as current_deadline
 from .deadline import hurried
 from .errors import ConfigurationError
 from .sentinel_url import is_sentinel_url, parse_sentinel_url
 from .sentinels import Masters, Node
+from .url_parameters import url_problem
 
 #: What redis-py keeps in a pool's keyword arguments for itself, and what is ours to decide: not copied from a client.
 _NOT_COPIED = (
@@ -124,6 +127,12 @@ class Introduce:
 
     def __call__(self, connection: Any) -> None:
         """Do the handshake on a connection whose socket has just been opened."""
+        try:
+            self._shake_hands(connection)
+        except (RedisConnectionError, OSError) as error:
+            raise last_words(connection, error) from error
+
+    def _shake_hands(self, connection: Any) -> None:
         if self.before is not None:
             self.before(connection)
         elif hasattr(connection, "on_connect_check_health"):  # redis-py 6.3: without a PING that nobody needs here
@@ -204,12 +213,6 @@ def connection_options(
             options["connection_pool"] = _masters_of_url(settings)
         for name in (*_POOL_PARAMETERS, *_FORBIDDEN_PARAMETERS):
             options.pop(name, None)
-        unknown = sorted(set(options) - accepted_options(cls) - {"connection_pool"})
-        if unknown:
-            raise ConfigurationError(
-                f"URL has the parameter {unknown[0]!r}, which redis-py does not know for {settings.url.split(':')[0]}://"
-                "; remove it"
-            )
         return cls, {**quiet_connection_kwargs(settings, role, cls), **options}
     pool = client.connection_pool
     cls = pool.connection_class
@@ -252,7 +255,21 @@ def _url_options(settings: Settings) -> dict[str, Any]:
                 raise ConfigurationError(f"URL has a {name!r} that is no number; remove or correct it") from None
     if options.get("protocol", 2) not in (2, 3):
         raise ConfigurationError("URL has a 'protocol' that is neither 2 nor 3; remove or correct it")
+    _check_parameters(settings.url, tuple(options.items()))
     return options
+
+
+@lru_cache(maxsize=16)  # asked for at each Queue() of a web request; what is refused is looked at anew
+def _check_parameters(url: str, found: tuple[tuple[str, Any], ...]) -> None:
+    options = dict(found)
+    cls = options.pop("connection_class", Connection)
+    if isinstance(cls, str):
+        options["connection_class"], cls = cls, Connection
+    for name in _FORBIDDEN_PARAMETERS:
+        options.pop(name, None)
+    problem = url_problem(url.partition(":")[0], options, accepted_options(cls) | set(_POOL_PARAMETERS))
+    if problem is not None:
+        raise ConfigurationError(problem)
 
 
 def _masters_of_url(settings: Settings) -> Masters:

@@ -11,6 +11,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from .claiming import Claiming
 from .claims import Claim
+from .config import scrub
 from .connections import Exchange
 from .errors import TRY_AGAIN
 from .outcomes import Outcomes
@@ -53,6 +54,8 @@ class Stopping:
         self.stopping = False
         #: Set when the worker is to end at once.
         self.exit_code: int | None = None
+        #: What the process ends with after all that runs has ended; None for a regular end.
+        self.code_at_the_end: int | None = None
         #: SIGHUP with code loaded that new horses would inherit: end in order, to be started anew.
         self.reload = False
 
@@ -144,6 +147,13 @@ class Stopping:
             ", ".join(claim.job_id for claim in claims) or "none",
         )
         self.exit_code = TRY_AGAIN
+
+    def end_refused(self, reason: str, code: int) -> None:
+        """Begin a warm shutdown since the server refuses what a worker needs, and end with ``code`` after it."""
+        if self.code_at_the_end is None:
+            self.code_at_the_end = code
+            self._parent.log.error("Worker %s: %s", self._parent.name, scrub(reason))
+            self.on_command()
 
     def _await(self, exchange: Exchange) -> None:
         """Send an exchange and wait for its replies, at most SOCKET_TIMEOUT."""

@@ -12,7 +12,6 @@ import os
 import socket
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from redis.credentials import UsernamePasswordCredentialProvider
@@ -21,6 +20,7 @@ from redis.exceptions import RedisError
 from .config import Settings
 from .framing import Malformed, ReplyCutter
 from .loop import Loop
+from .place import Place
 from .resp import Command, pack_commands
 from .sockets import Introduce, client_name
 
@@ -29,22 +29,6 @@ CHUNK, LONG_CHUNK = 64 * 1024, 256 * 1024
 #: What a server at its limit says to a new connection.
 FULL = b"max number of clients"
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a connected socket leads: what is needed to open another one beside it."""
-
-    family: int
-    address: Any
-    context: ssl.SSLContext | None
-    server_hostname: str | None
-
-    @classmethod
-    def of(cls, connected: Any) -> Place:
-        """Return the place of a socket. Raises OSError when it is connected no more."""
-        context = getattr(connected, "context", None)
-        return cls(connected.family, connected.getpeername(), context, getattr(connected, "server_hostname", None))
 
 
 class Dialer:

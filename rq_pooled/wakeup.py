@@ -10,7 +10,7 @@ changed), or a timer until it may start the next job.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -29,10 +29,16 @@ HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
 
 
 class Wakeup:
-    """Awake means that a claim may find something. It begins awake."""
+    """Awake means that a claim may find something. It begins awake.
 
-    def __init__(self, parent: Parent) -> None:
+    Args:
+        parent: as the name says.
+        on_refused: called with the error where the server refuses a look at the queues; it has to plan the next one.
+    """
+
+    def __init__(self, parent: Parent, on_refused: Callable[[ResponseError], None]) -> None:
         self._parent = parent
+        self._on_refused = on_refused
         self._keys = [queue.key for queue in parent.worker.queues]
         self._awake = True
         self._look_due = False
@@ -126,10 +132,16 @@ class Wakeup:
         commands = [command for read in reads for command in (*optin, read)]
 
         def on_replies(replies: list[Any]) -> None:
+            answers = replies[len(optin) :: len(optin) + 1]
+            refused = next((reply for reply in answers if isinstance(reply, ResponseError)), None)
+            if refused is not None:  # of the look itself, which would be refused at once again
+                if self._later is None:
+                    self._on_refused(refused)
+                return
             if any(isinstance(reply, ResponseError) for reply in replies):
                 self._on_tracking(False)
                 return
-            suspended, *found = replies[len(optin) :: len(optin) + 1]
+            suspended, *found = answers
             waiting = bool(keys) and found[0] > 0
             changed = bool(watched) and found[-1] < len(watched)
             if self._later is None and (

@@ -59,10 +59,10 @@ from .pool import adopt, get_connection, get_pool
 from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .resp import Command
-from .rq_version import TESTED, check_rq, is_tested
+from .rq_version import TESTED, check_keys, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
-from .server import check_server
+from .server import check_rights, check_server
 from .slots import RunHorse
 from .sockets import close_idle, make_connection
 from .stream import StreamConnection, stream_options
@@ -154,6 +154,7 @@ class Worker(rq.worker.Worker):
                 )
             _check_platform()
             check_rq()
+            self._check_keys()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
             self.with_scheduler = with_scheduler
@@ -273,7 +274,9 @@ class Worker(rq.worker.Worker):
         def open_command() -> None:
             boot.connect(command, found)
             if not versions:
-                versions.append(check_server(command.execute))
+                version = check_server(command.execute)
+                check_rights(command.execute, self._scripts.rights())
+                versions.append(version)
 
         def close() -> None:
             command.close()
@@ -384,6 +387,12 @@ class Worker(rq.worker.Worker):
             self._command.submit(Exchange(commands))
 
     # -- beginning and end ---------------------------------------------------------------------------------------
+
+    def _check_keys(self) -> None:
+        """Refuse classes with keys of their own."""
+        classes = [type(self), self.queue_class, self.job_class]
+        classes += [cls for queue in self.queues for cls in (type(queue), queue.job_class)]
+        check_keys(dict.fromkeys(classes))
 
     def _load_settings(self) -> Settings:
         return Settings.load(self._arguments, _settings_module())

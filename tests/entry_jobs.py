@@ -68,3 +68,16 @@ class OwnQueue(Queue):
         """Say so."""
         print(f"own queue for {job.id}", flush=True)
         return super().enqueue_dependents(job, *args, **kwargs)
+
+
+class ShopJob(Job):
+    """Keeps its data under a key of its own."""
+
+    redis_job_namespace_prefix = "shop:job:"
+
+
+class ShopQueue(Queue):
+    """Keeps its jobs' ids under a key of its own."""
+
+    redis_queue_namespace_prefix = "shop:queue:"
+    redis_queues_keys = "shop:queues"

@@ -1,4 +1,4 @@
-"""A worker that is sent signals at the worst moments: while it has registered and not begun, and while it ends."""
+"""Workers that tests name: one sent signals at the worst moments, one with keys of its own."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ class Worker(rq_pooled.Worker):
     def _unregister(self, *arguments: Any) -> None:
         os.kill(os.getpid(), SIGNAL)
         super()._unregister(*arguments)
+
+
+class ShopWorker(rq_pooled.Worker):
+    """Registers under a key of its own."""
+
+    redis_worker_namespace_prefix = "shop:worker:"

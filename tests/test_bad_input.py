@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import crash_jobs
+import entry_jobs
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -22,8 +23,11 @@ from support import TESTS, running_worker, wait_until
 
 from rq_pooled import Queue as PooledQueue
 from rq_pooled import Scheduler, Sweeper
+from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, RQUnsupported, ServerUnsupported
+from rq_pooled.health import health
+from rq_pooled.pool import get_connection
 from rq_pooled.server import check_server
 
 PASSWORD = "gAngenHeim"
@@ -116,6 +120,41 @@ def test_rq_3_is_refused_by_everything_that_writes(
         make("q", connection=redis)
 
 
+# -- classes of the user's own ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("program", ["rq worker", "rq-pooled worker"])
+@pytest.mark.parametrize(
+    "option",
+    ["--job-class=entry_jobs.ShopJob", "--queue-class=entry_jobs.ShopQueue", "--worker-class=entry_worker.ShopWorker"],
+)
+def test_a_class_with_keys_of_its_own_is_refused(
+    server: EmbeddedServer, redis: Redis, program: str, option: str
+) -> None:
+    """A class that moves RQ's keys ends the worker at once, since its jobs would be dropped as deleted."""
+    job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
+    name, _, cls = option.partition("=")
+    line = refusal(run([*WAYS[program][:-1], name, cls, "q"], server.url))
+    assert re.search(rf"{cls} sets redis_\w+_prefix to 'shop:.*RQ's own keys .*: remove it", line), line
+    assert job.get_status(refresh=True) == "queued" and Queue("q", connection=redis).job_ids == [job.id]
+
+
+def test_a_queue_and_a_scheduler_with_keys_of_their_own_are_refused(redis: Redis) -> None:
+    """What our scripts would write under RQ's keys is refused for a class with others; a plain enqueue is RQ's."""
+    queue = PooledQueue("q", connection=redis, job_class=entry_jobs.ShopJob, max_length=5)
+    for enqueue in (
+        lambda: queue.enqueue(crash_jobs.nothing),
+        lambda: queue.enqueue_many([Queue.prepare_data(crash_jobs.nothing)]),
+        lambda: PooledQueue("q", connection=redis, job_class=entry_jobs.ShopJob).enqueue(crash_jobs.nothing, once="k"),
+        lambda: Scheduler("q", connection=redis, job_class=entry_jobs.ShopJob),
+    ):
+        with pytest.raises(ConfigurationError, match="redis_job_namespace_prefix to 'shop:job:'"):
+            enqueue()
+    assert not redis.keys("*job*")
+    job = PooledQueue("q", connection=redis, job_class=entry_jobs.ShopJob).enqueue(crash_jobs.nothing)
+    assert redis.exists(f"shop:job:{job.id}")
+
+
 # -- settings ----------------------------------------------------------------------------------------------------------
 
 
@@ -165,6 +204,63 @@ def test_a_malformed_url(way: list[str], url: str, words: str) -> None:
         assert words in refusal(run(["-m", "rq_pooled", "worker", "q"], RQ_POOLED_URL=url))
 
 
+#: A parameter of a URL, with TLS or without, and what the refusal says.
+PARAMETERS = [
+    ("redis", "ssl=true", "'ssl', which redis-py does not know for redis://; remove it, or write rediss:// for TLS"),
+    ("redis", "ssl_cert_reqs=none", "write rediss:// for TLS"),
+    ("redis", "family=0", "'family', which redis-py does not know"),
+    ("redis", "prefix=x", "'prefix', which redis-py does not know"),
+    ("redis", "path=x", "'path', which redis-py does not know"),
+    ("redis", "connection_class=x", "'connection_class', which no text can be"),
+    ("redis", "redis_connect_func=x", "'redis_connect_func', which no text can be"),
+    ("redis", "credential_provider=x", "'credential_provider', which no text can be"),
+    ("redis", "socket_keepalive_options=5", "'socket_keepalive_options', which no text can be"),
+    ("redis", "maint_notifications_config=x", "'maint_notifications_config', which no text can be"),
+    ("redis", "socket_type=x", "'socket_type', which no text can be"),
+    ("redis", "socket_timeout=-1", "'socket_timeout' that cannot be used: it must be a number above 0"),
+    ("redis", "socket_connect_timeout=nan", "'socket_connect_timeout' that cannot be used"),
+    ("redis", "socket_connect_timeout=1e400", "'socket_connect_timeout' that cannot be used"),
+    ("redis", "socket_read_size=0", "'socket_read_size' that cannot be used"),
+    ("redis", "encoding=nope", "'encoding' that cannot be used: it must be the name of an encoding"),
+    ("redis", "encoding=utf-16", "'encoding' that cannot be used: it must be utf-8"),
+    ("redis", "encoding_errors=nope", "'encoding_errors' that cannot be used"),
+    ("redis", "db=-1", "'db' that cannot be used: it must be the number of a database"),
+    ("redis", "timeout=nan", "'timeout' that cannot be used"),
+    ("redis", "max_connections=0", "'max_connections' that cannot be used"),
+    ("rediss", "ssl_cert_reqs=bogus", "'ssl_cert_reqs' that cannot be used: it must be none or optional or required"),
+    ("rediss", "ssl_ca_certs=/nope.pem", "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)"),
+    ("rediss", "ssl_ca_certs=/etc/passwd", "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)"),
+    ("rediss", "ssl_certfile=/nope.pem", "'ssl_certfile' that cannot be used: it must be a file"),
+    ("rediss", "ssl_ciphers=x", "'ssl_ciphers' that cannot be used"),
+    ("rediss", "ssl_min_version=7", "'ssl_min_version' that cannot be used"),
+]
+
+
+@pytest.mark.parametrize(("scheme", "parameter", "words"), PARAMETERS)
+def test_a_parameter_of_a_url_that_cannot_work(scheme: str, parameter: str, words: str) -> None:
+    """A parameter that would fail later, with a traceback or as the server's error, is refused where the URL is read."""
+    settings = Settings(url=f"{scheme}://:{PASSWORD}@127.0.0.1:{free_port()}/0?{parameter}")
+    with pytest.raises(ConfigurationError) as caught:
+        get_connection(settings)
+    assert words in str(caught.value) and PASSWORD not in str(caught.value)
+
+
+@pytest.mark.parametrize("parameter", ["ssl=true", "socket_timeout=-1", "encoding=nope", "connection_class=x"])
+@pytest.mark.parametrize("command", [["worker", "--burst"], ["stats"], ["check"], ["sweep", "--ghosts"]])
+def test_a_parameter_of_a_url_in_every_command(server: EmbeddedServer, parameter: str, command: list[str]) -> None:
+    """Every command refuses such a parameter in one line, the worker too, with 2 (check with UNKNOWN)."""
+    result = run(["-m", "rq_pooled", *command], RQ_POOLED_URL=f"{server.url}?{parameter}")
+    line = refusal(result, 3 if command == ["check"] else 2)
+    assert repr(parameter.split("=")[0]) in line and "remove" in line
+
+
+def test_parameters_of_a_url_that_work(server: EmbeddedServer) -> None:
+    """What redis-py reads and a server can do with is taken as before."""
+    parameters = "socket_timeout=3&health_check_interval=10&protocol=3&encoding=utf8&socket_keepalive=no&max_connections=4"
+    with get_connection(Settings(url=f"{server.url}?{parameters}&timeout=0&decode_responses=yes")) as client:
+        assert client.ping()
+
+
 def test_a_wrong_dequeue_strategy_from_a_script(server: EmbeddedServer, redis: Redis) -> None:
     """A strategy that does not exist is refused by work() with the ones that do."""
     script = SCRIPT.replace("burst=True", "dequeue_strategy='newest'")
@@ -200,8 +296,73 @@ def free_port() -> int:
 def test_a_server_that_refuses(way: list[str]) -> None:
     """Where nobody listens the line names the address, and the exit code says that trying again may help."""
     port = free_port()
-    line = refusal(run(way, f"redis://:{PASSWORD}@127.0.0.1:{port}/0"), 75)
+    line = refusal(run(way, f"redis://:{PASSWORD}@127.0.0.1:{port}/0", RQ_POOLED_GUARD_WAIT="0"), 75)
     assert f"127.0.0.1:{port}" in line
+
+
+@contextlib.contextmanager
+def hanging_up(words: bytes) -> Iterator[str]:
+    """Give the URL of something that greets each client with these words and hangs up, as a server does that is full."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    connection.sendall(words)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+
+
+DENIED = b"-DENIED Redis is running in protected mode because protected mode is enabled and no password is set.\r\n"
+
+
+def test_a_server_in_protected_mode_is_named() -> None:
+    """What a server says before it hangs up reaches the operator: commands end with 2, check with UNKNOWN."""
+    with hanging_up(DENIED) as url:
+        for words in (["worker", "--burst", "q"], ["stats"], ["connections"], ["sweep", "--ghosts"]):
+            line = refusal(run(["-m", "rq_pooled", *words], RQ_POOLED_URL=url))
+            assert "the server is in protected mode" in line and "assword (requirepass)" in line, line
+        checked = run(["-m", "rq_pooled", "check", "--away", "ok"], RQ_POOLED_URL=url)
+        assert checked.returncode == 3 and "protected mode" in checked.stdout
+
+
+def test_a_full_server_is_named_by_every_command(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A server that takes no more clients is said to be full, by name of the limit, each time and whatever breaks first."""
+    server = start_server()
+    with Redis.from_url(server.url) as redis:
+        redis.config_set("maxclients", 1)
+        for words in (["stats"], ["connections"], ["sweep", "--ghosts"], ["limit", "q"]):
+            line = refusal(run(["-m", "rq_pooled", *words], RQ_POOLED_URL=server.url), 75)
+            assert "the server is full: max number of clients reached" in line and "raise the server's maxclients" in line
+        checked = run(["-m", "rq_pooled", "check"], RQ_POOLED_URL=server.url)
+        assert checked.returncode == 2 and checked.stdout.startswith("CRITICAL - server full: ")
+        for _ in range(20):  # which of redis-py's writes breaks is a race
+            assert health(connection=Redis.from_url(server.url))["status"] == "full"
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [b"-ERR max daily request limit exceeded. Limit: 10000", b"-MOVED 3999 127.0.0.1:6381", b"-OOM command not allowed"],
+)
+def test_check_is_not_ok_where_every_command_is_refused(reply: bytes) -> None:
+    """A server that answers every command with an error is UNKNOWN to check, with what it says."""
+    listener, thread = answering(lambda _command: reply + b"\r\n")
+    url = f"redis://127.0.0.1:{listener.getsockname()[1]}/0"
+    checked = run(["-m", "rq_pooled", "check", "--away", "ok"], RQ_POOLED_URL=url)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+    assert checked.returncode == 3 and checked.stdout.startswith("UNKNOWN - the server refuses: "), checked
+    assert reply.decode().split(" ", 1)[1][:15] in checked.stdout
 
 
 @every_way
@@ -264,6 +425,19 @@ def test_a_user_who_may_not_subscribe(start_server: Callable[..., EmbeddedServer
     assert not server.client().keys("*worker*")
 
 
+@pytest.mark.parametrize("right", ["time", "lpushx", "exists", "xadd", "set"])
+def test_a_user_who_lacks_a_right_of_the_scripts(start_server: Callable[..., EmbeddedServer], right: str) -> None:
+    """A command that the scripts need is missed at the start, not with the first job, and named."""
+    server = start_server()
+    redis = server.client()
+    redis.execute_command("ACL", "SETUSER", "worker", "on", f">{PASSWORD}", "~*", "&*", "+@all", f"-{right}")
+    job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
+    before = set(redis.keys("*"))
+    line = refusal(run(WAYS["rq-pooled worker"], f"redis://worker:{PASSWORD}@{server.host}:{server.port}/0"))
+    assert f"access control refuses what a worker does: {right.upper()}; let its user run all commands" in line
+    assert job.get_status(refresh=True) == "queued" and set(redis.keys("*")) == before
+
+
 @every_way
 def test_cluster_mode(start_server: Callable[..., EmbeddedServer], way: list[str]) -> None:
     """A cluster node is refused with the reason."""
@@ -278,14 +452,20 @@ def test_cluster_mode(start_server: Callable[..., EmbeddedServer], way: list[str
 
 def answering_as(version: str) -> tuple[socket.socket, threading.Thread]:
     """Start a TCP server that speaks just enough to be asked who it is."""
+    info = f"redis_version:{version}\r\nredis_mode:standalone\r\n".encode()
+    described = b"$%d\r\n%s\r\n" % (len(info), info)
+    return answering(lambda data: described if b"INFO" in data else b"+OK\r\n")
+
+
+def answering(reply: Callable[[bytes], bytes]) -> tuple[socket.socket, threading.Thread]:
+    """Start a TCP server that answers each command with ``reply`` of what came with it."""
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
             while data := connection.recv(65536):
                 for _ in re.findall(rb"(?:^|\r\n)\*\d+\r\n", data):  # a "*" in a script is no command
-                    info = f"redis_version:{version}\r\nredis_mode:standalone\r\n".encode()
-                    connection.sendall(b"$%d\r\n%s\r\n" % (len(info), info) if b"INFO" in data else b"+OK\r\n")
+                    connection.sendall(reply(data))
 
     def accept() -> None:
         with contextlib.suppress(OSError):

@@ -108,7 +108,7 @@ def test_broken_settings_module_is_one_line(run: Run, tmp_path: Path) -> None:
 
 def test_unreachable_server_is_exit_code_75() -> None:
     """A server that refuses is one line naming it, without the password, and 75: trying again may help."""
-    done = command("worker", "--burst", RQ_POOLED_URL="redis://:hidden@127.0.0.1:1/0")
+    done = command("worker", "--burst", RQ_POOLED_URL="redis://:hidden@127.0.0.1:1/0", RQ_POOLED_GUARD_WAIT="0")
     assert done.returncode == 75
     assert "127.0.0.1:1" in done.stderr and "hidden" not in done.stderr and "Traceback" not in done.stderr
 

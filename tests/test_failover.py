@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -462,6 +463,45 @@ def test_a_worker_that_waits_can_be_stopped(
         assert worker.stop(10) == 0
         assert "stopping on request" in worker.output()
     assert not server.client().keys("rq*")
+
+
+def test_a_worker_that_starts_before_the_server_waits(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """A server that is down at the start is waited for, one line for the wait; SIGTERM ends the wait with 0."""
+    server = start_server({"appendonly": "yes", "appendfsync": "always"})
+    job = queue_on(server).enqueue(crash_jobs.nothing)
+    server.kill()
+    stopped = start(tmp_path / "stopped", "--url", server.url, "q", RQ_POOLED_RECONNECT_BASE="30",
+                    RQ_POOLED_RECONNECT_CAP="30")  # fmt: skip
+    worker = start(tmp_path / "log", "--url", server.url, "q")
+    try:
+        stopped.wait_for("trying again for up to 60 s")
+        assert stopped.stop(10) == 0
+        worker.wait_for("Connection refused; check that the server runs, and URL; trying again for up to 60 s")
+        server.start()
+        worker.wait_for("the server is ready after")
+        wait_until(lambda: job.get_status() == "finished", what="work")
+        assert worker.output().count("trying again") == 1
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
+        stopped.kill()
+
+
+@pytest.mark.parametrize("budget", [{}, {"RQ_POOLED_BUDGET": "20", "RQ_POOLED_BUDGET_NAME": "shop"}])
+def test_what_is_not_waited_for_at_boot(budget: dict[str, str]) -> None:
+    """An address that nobody has ends the worker at once with 75, and a server that stays down after GUARD_WAIT."""
+    way = ["-m", "rq_pooled", "worker", "q"]
+    result = run(way, RQ_POOLED_URL="redis://no-such-host.invalid:1/0", **budget)
+    assert result.returncode == 75 and "check the host in URL" in result.stderr, result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    began = time.monotonic()
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    result = run(way, RQ_POOLED_URL=url, RQ_POOLED_GUARD_WAIT="1", **budget)
+    assert result.returncode == 75 and time.monotonic() - began > 1
+    (first,), (last,) = result.stdout.splitlines(), result.stderr.splitlines()
+    assert "trying again for up to 1 s" in first and re.search(r"tried \d+ times in 1 s \(GUARD_WAIT\)", last)
 
 
 def test_waiting_at_boot_is_bounded(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import crash_jobs
 import jobs
 import psutil
+import pytest
 from proxy import CutProxy
 from rq import Queue
 from rq.job import Job, JobStatus
@@ -169,6 +170,62 @@ def busy_seconds(worker: WorkerProcess) -> float:
     """Return the processor time of the parent."""
     times = psutil.Process(worker.pid).cpu_times()
     return times.user + times.system
+
+
+@pytest.mark.parametrize("change", ["resetkeys ~other:*", "-@all", "-exists"])
+def test_rights_withdrawn_cost_few_lines_until_they_are_back(
+    start_server: StartServer, tmp_path: Path, change: str
+) -> None:
+    """A running worker whose user loses a right says so once, asks more and more rarely, and goes on when it is back."""
+    server = start_server()
+    redis = server.client()
+    grant = ("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all")
+    redis.execute_command(*grant)
+    url = server.url.replace("//", "//app:pw@")
+    with running_worker(url, "default", "--with-scheduler", log=tmp_path / "log") as worker:
+        first = Queue(connection=redis).enqueue(jobs.nothing)
+        wait_until(lambda: first.get_status() == JobStatus.FINISHED)
+        redis.execute_command("ACL", "SETUSER", "app", *change.split())
+        before = len(worker.output().splitlines())
+        job = Queue(connection=redis).enqueue(jobs.nothing)
+        worker.wait_for("cannot claim jobs")
+        began = time.monotonic()
+        # The claim comes back after 1 and 3 seconds; a promotion may be among these.
+        refused = lambda: redis.info("commandstats")["cmdstat_evalsha"]
+        wait_until(lambda: refused()["rejected_calls"] + refused()["failed_calls"] >= 3)
+        assert time.monotonic() - began > 0.8
+        assert len(worker.output().splitlines()) - before < 6, worker.output()
+        assert "let its user run all commands" in worker.output()
+        redis.execute_command(*grant)
+        worker.wait_for("claiming jobs again")
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED)
+
+
+def test_rights_withdrawn_end_a_burst(start_server: StartServer, tmp_path: Path) -> None:
+    """A burst cannot wait for an administrator: what runs is finished, and the exit code is 2."""
+    server = start_server()
+    redis, gate = server.client(), tmp_path / "gate"
+    redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all")
+    queue = Queue(connection=redis)
+    held, waiting = queue.enqueue(crash_jobs.wait_for_file, str(gate)), queue.enqueue(jobs.nothing)
+    url = server.url.replace("//", "//app:pw@")
+    with running_worker(url, "--burst", log=tmp_path / "log") as worker:
+        started(tmp_path, 1)
+        redis.execute_command("ACL", "SETUSER", "app", "-lpop")
+        gate.touch()
+        assert worker.wait() == 2
+        assert worker.output().count("access control refuses what a worker does") == 1
+    assert held.get_status() == JobStatus.FINISHED and waiting.get_status() == JobStatus.QUEUED
+
+
+def test_a_claim_that_never_works_ends_a_burst(start_server: StartServer, tmp_path: Path) -> None:
+    """A queue that cannot be claimed from ends a burst with 75 after GUARD_WAIT; without --burst it is tried again."""
+    server = start_server()
+    server.client().set("rq:queue:default", "no list")
+    options = {"log": tmp_path / "log", "RQ_POOLED_GUARD_WAIT": "0.5"}
+    with running_worker(server.url, "--burst", ready=None, **options) as worker:
+        assert worker.wait() == 75
+        assert "(GUARD_WAIT)" in worker.output()
 
 
 def test_an_outage_costs_no_processor_and_few_lines(start_server: StartServer, tmp_path: Path) -> None:

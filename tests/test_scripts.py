@@ -52,6 +52,7 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "reads": (scripts.reads([]), 0),
         "register": (scripts.register(480, False, ("", 0), [], []), 0),
         "rescue": (scripts.rescue(True, []), 0),
+        "rights": (scripts.rights(), 1),
         "sample": (scripts.sample(1, 10, 15), 1),
         "scheduler_due": (scripts.scheduler_due("t", 60), 2),
         "stalled": (scripts.stalled(["rq:queue:a"], "now", 1.0, 60, 900, 3, 30.0, "t", "w", 10, 9e9, ["e"]), 1),
@@ -141,3 +142,30 @@ def test_own_keys_have_one_prefix() -> None:
         _, code = split(path)
         for literal in re.findall(r"'([a-z_]+:[^']*)'", code):
             assert literal.startswith(("rq:", "rq_pooled:")), (path.stem, literal)
+
+
+def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:
+    """A command that a worker's script begins to use is asked for at the start, whatever its arguments are called."""
+    scripts = Scripts()
+    options = {"MAXLEN", "LIMIT"}
+    for name in ("admit", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
+        used = set(re.findall(r"'([A-Z]{3,})'", scripts.text(name))) - options
+        assert used <= set(scripts.needed()), name
+
+
+def load_all(redis: Redis) -> None:
+    """Have the server know all scripts."""
+    for command in Scripts().load():
+        redis.execute_command(*command)
+
+
+def test_rights_tells_what_is_refused_and_changes_nothing(redis: Redis, server: Any) -> None:
+    """Each command that the user may not run is named, no other is, and no key stays."""
+    load_all(redis)
+    for command in Scripts().needed():
+        redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "+@all", f"-{command}")
+        with Redis(server.host, server.port, username="app", password="pw") as client:
+            refused = client.execute_command(*Scripts().rights())
+            assert [word.decode() for word in refused[::2]] == [command]
+    redis.execute_command("ACL", "DELUSER", "app")
+    assert redis.execute_command(*Scripts().rights()) == [] and not redis.keys("*")

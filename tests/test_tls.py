@@ -130,14 +130,34 @@ def test_a_lost_connection_is_replaced(tls: TLSServer, tmp_path: Path) -> None:
         assert tls.ours() == ["command", "listen"]
 
 
+COMMANDS = (["worker", "--burst", "q"], ["stats"], ["sweep", "--ghosts"])
+
+
 def test_a_certificate_that_nobody_vouches_for(tls: TLSServer) -> None:
-    """Without its CA the server is refused, by the pool and by the worker, in one line that says so."""
+    """Without its CA the server is refused once, with 2 and the parameters that help; so is a name that it has not."""
     url = tls.url.partition("?")[0]
-    pool = Pool(Settings(url=url, reconnect_base=0.01))
-    with pytest.raises(ServerUnreachable, match="certificate verify failed"):
+    pool = Pool(Settings(url=url))
+    with pytest.raises(ServerUnreachable, match=r"verify failed.*tried 1 time\).*Add ssl_ca_certs=PATH .*ssl_cert_reqs=none"):
         Redis(connection_pool=pool).ping()
-    line = refusal(run(["-m", "rq_pooled", "worker", "--url", url, "q"]), 75)
-    assert "certificate verify failed" in line
+    for command in COMMANDS:
+        line = refusal(run(["-m", "rq_pooled", *command], RQ_POOLED_URL=url))
+        assert "certificate verify failed" in line and "ssl_ca_certs=PATH" in line and "ssl_cert_reqs=none" in line
+    checked = run(["-m", "rq_pooled", "check", "--away", "ok"], RQ_POOLED_URL=url)
+    assert checked.returncode == 3 and "ssl_ca_certs" in checked.stdout
+    line = refusal(run(["-m", "rq_pooled", "stats"], RQ_POOLED_URL=tls.url.replace("127.0.0.1", "127.1")))
+    assert "the host in URL as the certificate names it" in line
+
+
+@pytest.mark.parametrize("login", ["", ":secret@"])
+def test_plain_and_tls_taken_for_each_other(tls: TLSServer, login: str) -> None:
+    """redis:// to a port with TLS, and rediss:// to one without, are named as that, with 2."""
+    for url, words in (
+        (f"redis://{login}127.0.0.1:{tls.port}/0", "rite rediss:// instead of redis://"),
+        (f"rediss://{login}127.0.0.1:{tls.server.port}/0", "rite redis:// instead of rediss://"),
+    ):
+        for command in COMMANDS[:2]:
+            result = run(["-m", "rq_pooled", *command], RQ_POOLED_URL=url, RQ_POOLED_SOCKET_CONNECT_TIMEOUT="0.5")
+            assert words in refusal(result)
 
 
 def test_sentinel_over_tls(tls: TLSServer, tmp_path: Path) -> None:
