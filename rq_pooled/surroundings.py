@@ -152,7 +152,8 @@ class _Logs:
         #: Of no use but to tell that a job has disabled all loggers that existed, as dictConfig does.
         self._any = logging.getLogger("rq_pooled.surroundings.any")
         self._any.disabled = False
-        self._all = {logger: logger.disabled for logger in manager.loggerDict.values() if isinstance(logger, logging.Logger)}
+        loggers = [logger for logger in manager.loggerDict.values() if isinstance(logger, logging.Logger)]
+        self._all = {logger: logger.disabled for logger in loggers}
         self._ours = [
             (logger, self._state(logger)) for logger in self._all if logger.name.split(".")[0] in ("rq", "rq_pooled")
         ]
@@ -181,7 +182,8 @@ class _Logs:
                 logger.setLevel(level)
             if logger.handlers != handlers or logger.propagate != propagate or logger.filters != filters:
                 logger.handlers[:], logger.filters[:], logger.propagate = handlers, filters, propagate
-        if logging.root.handlers != self._root_handlers:  # those are the program's; the worker's lines go where they went
+        # The root logger's handlers are the program's; the worker's lines go where they went.
+        if logging.root.handlers != self._root_handlers:
             self._root_handlers = logging.root.handlers.copy()
             self._worker.handlers[:], self._worker.propagate = self._handlers, False
             self._ours = [(logger, self._state(logger)) for logger, _ in self._ours]
@@ -264,7 +266,7 @@ class _SetAtImport:
 def let_resource_trackers_live() -> None:
     """Let the process that multiprocessing starts to remove what a program leaves in /dev/shm outlive this one.
 
-    It does so when the pipe from here is closed. In this process's group it would be killed before; in stock RQ it is not.
+    It does so when the pipe from here is closed. In this process's group it would be killed before that.
     """
     spawn: Callable[[Any, Any, Any], int] = multiprocessing.util.spawnv_passfds
 
