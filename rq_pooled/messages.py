@@ -1,7 +1,7 @@
 """What a horse may say to its parent, and how the parent looks at it before it believes a word.
 
 ======== ======================================================== =====================================================
-free     leaving                                                  the task is over; ``leaving`` means that the horse ends
+free     leaving                                                  the task is over; the horse ends if ``leaving``
 phase    seconds                                                  what begins now takes so long at most; -1 for ever
 read     commands                                                 reads on which an outcome depends
 relay    commands                                                 commands for the parent's connection

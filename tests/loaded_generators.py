@@ -11,7 +11,8 @@ try:
 except ImportError:
     numpy_random = types.ModuleType("numpy.random")
     _generator = random.Random(1)
-    numpy_random.random, numpy_random.seed = _generator.random, _generator.seed  # type: ignore[attr-defined]
+    numpy_random.random = _generator.random  # type: ignore[attr-defined]
+    numpy_random.seed = lambda number: _generator.seed(repr(number))  # type: ignore[attr-defined]
     sys.modules["numpy.random"] = numpy_random
 
 numpy_random.seed(3)

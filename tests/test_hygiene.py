@@ -147,7 +147,9 @@ def test_no_job_decides_the_random_numbers_of_the_next(run: Run) -> None:
     assert [len(set(numbers)) for numbers in zip(*drawn)] == [1, 4, 4]
 
 
-def test_horses_draw_different_numbers_from_loaded_modules(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+def test_horses_draw_different_numbers_from_loaded_modules(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
     """A generator that the parent loaded gives each horse, and each job in it, numbers of its own."""
     queue = Queue("q", connection=redis)
     jobs = [queue.enqueue(crash_jobs.draw_from_modules) for _ in range(12)]
@@ -169,7 +171,9 @@ def test_an_event_loop_that_a_job_closed_is_in_nobodys_way(run: Run, first: str)
 
 
 @pytest.mark.parametrize("how", ["dictConfig", "root", "disable", "level", "handlers", "filter"])
-def test_the_worker_logs_whatever_a_job_does_to_logging(run: Run, redis: Redis, worker: WorkerProcess, how: str) -> None:
+def test_the_worker_logs_whatever_a_job_does_to_logging(
+    run: Run, redis: Redis, worker: WorkerProcess, how: str
+) -> None:
     """A job that sets up logging does not silence, or double, what the worker says of later jobs in the process."""
     pid = run(crash_jobs.set_up_logging, how)
     assert run(crash_jobs.set_up_logging, how) == pid
