@@ -26,6 +26,7 @@ from rq.utils import as_text
 from .client_scripts import run_script
 from .durations import parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
+from .inert_jobs import fetch_inert
 from .limits import Limit, declare_limit, make_limit
 from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
 from .scripts import shared_scripts
@@ -194,7 +195,7 @@ class AdmittingQueue(rq.Queue):
             if not admission.returns:
                 break
             try:
-                return self.job_class.fetch(word, connection=self.connection, serializer=self.serializer)
+                return fetch_inert(self.job_class, word, self.connection, self.serializer)
             except NoSuchJobError:  # it ended in this moment and was not kept: then nothing is in the way any more
                 continue
         raise AlreadyQueued(
@@ -240,7 +241,7 @@ class AdmittingQueue(rq.Queue):
         gone = ""
         if admission.returns:
             try:
-                return self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+                return fetch_inert(self.job_class, job_id, self.connection, self.serializer)
             except NoSuchJobError:
                 gone = ", which is not kept any more"
         assert admission.once is not None

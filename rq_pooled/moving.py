@@ -8,6 +8,7 @@ and one script does all of it, if the job is still due at the time at which it w
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rq.scripts import _build_hset_args
 from rq.utils import import_attribute
 
 from .foreign import MAX_VALUE, is_wrong_type, printable
+from .inert_jobs import fetch_inert
 from .resp import Command, raw, text
 from .scripts import SCHEDULED_JOBS, Scripts
 
@@ -66,6 +68,7 @@ class Mover:
         scripts: the scripts.
         job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the latter.
         log: hears of jobs that cannot be moved.
+        inert: load nothing but plain values of a job's meta: this process runs no jobs.
     """
 
     def __init__(
@@ -76,6 +79,7 @@ class Mover:
         job_class: type[Job],
         queue_class: type[Queue],
         log: logging.Logger,
+        inert: bool = False,
     ) -> None:
         self._connection = connection
         self._run = run
@@ -83,6 +87,7 @@ class Mover:
         self._job_class = job_class
         self._queue_class = queue_class
         self._log = log
+        self._inert = inert
 
     def move_due(self, lock: Lock, most: int, stopped: Callable[[], bool] = lambda: False) -> list[Job]:
         """Move up to ``most`` jobs that are due by the server's clock; return those that were moved."""
@@ -109,7 +114,10 @@ class Mover:
 
     def _move_id(self, job_id: str, due: float, now: int, lock: Lock) -> tuple[Job | None, str]:
         try:
-            job = self._job_class.fetch(job_id, connection=self._connection)
+            if self._inert:
+                job = fetch_inert(self._job_class, job_id, self._connection)
+            else:
+                job = self._job_class.fetch(job_id, connection=self._connection)
             return job, self.move(job, due, now, lock)
         except NoSuchJobError:
             self._connection.zrem(SCHEDULED_JOBS, raw(job_id))
@@ -153,9 +161,26 @@ class Mover:
             bool(job.enqueue_at_front),
             job.ttl,
             job._dependency_ids,
-            _build_hset_args(job),
+            self._fields(job),
         )
         return text(self._run(command))
+
+    def _fields(self, job: Job) -> list[Any]:
+        """Return what is written of the job: of its meta only a new count of repeats, else it stays as it stands."""
+        try:
+            return list(_build_hset_args(job))
+        except pickle.PicklingError:
+            if not self._inert:
+                raise
+        if job.meta.get("repeat") is not None:
+            raise ValueError(
+                "its meta holds objects, which only processes that run jobs load: move it by a worker with --with-scheduler"
+            )
+        meta, job.meta = job.meta, {}
+        try:
+            return list(_build_hset_args(job))
+        finally:
+            job.meta = meta
 
     def queue_of(self, job: Job) -> Queue:
         """Return the queue that the job is to be put into."""

@@ -83,6 +83,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
             self.job_class,
             self.queue_class,
             self.log,
+            inert=True,
         )
         self._stop = threading.Event()
 
