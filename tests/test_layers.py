@@ -29,6 +29,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "durations": (0, "errors"),
     "resp": (0, ""),
     "foreign": (0, "resp"),
+    "log_lines": (0, "foreign"),
     "kinds": (0, "errors"),
     "hooks": (0, ""),
     "unpickling": (0, ""),
