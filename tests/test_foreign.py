@@ -27,6 +27,7 @@ from support import running_worker
 
 from rq_pooled import cli, health
 from rq_pooled.config import Settings
+from rq_pooled.deadline import within
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
@@ -242,6 +243,14 @@ def test_large_errors_cost_a_page_no_more_than_small_ones(redis: Redis) -> None:
     jobs = health.failed_jobs(connection=redis)["jobs"]
     assert time.monotonic() - began < 5 and len(jobs) == 10
     assert {job["reason"] for job in jobs} == {"the recorded error is larger than 8 MB, which is not unpacked"}
+
+
+def test_a_list_ends_before_its_callers_deadline(redis: Redis) -> None:
+    """Inside a deadline that is near, what was read until then is returned, with where to go on."""
+    ids = fill(redis, 5)
+    with within(0.9, "the deadline of this test"):
+        page = health.failed_jobs(connection=redis)
+    assert len(page["jobs"]) == page["next_offset"] == 1 and page["total"] == len(ids)
 
 
 @pytest.mark.parametrize("size", [100, 2_000_000, MAX_UNPACKED - 1000])
