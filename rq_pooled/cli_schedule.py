@@ -9,6 +9,7 @@ from rq.logutils import setup_loghandlers
 
 from .durations import parse_duration
 from .errors import ConfigurationError, WorkerNameTaken
+from .log_lines import keep_lines
 from .options import open_server
 
 
@@ -33,6 +34,7 @@ def scheduler(url: str | None, interval: str, name: str | None, burst: bool, ver
     from .scheduler import Scheduler  # here: no other command needs rq-scheduler
 
     setup_loghandlers("DEBUG" if verbose else "WARNING" if quiet else "INFO", name="rq_pooled.scheduler")
+    keep_lines()
     options: dict[str, Any] = {"interval": seconds, "connection": open_server(url), "name": name}
     one = Scheduler(**options)
     try:

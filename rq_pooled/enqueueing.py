@@ -28,6 +28,7 @@ from .client_scripts import run_script
 from .due import add_fraction
 from .durations import LONGEST, parse_duration
 from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
+from .inert_jobs import fetch_inert
 from .limits import Limit, declare_limit, make_limit
 from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
 from .rq_version import check_keys
@@ -206,7 +207,7 @@ class AdmittingQueue(rq.Queue):
             if not admission.returns:
                 break
             try:
-                return self.job_class.fetch(word, connection=self.connection, serializer=self.serializer)
+                return fetch_inert(self.job_class, word, self.connection, self.serializer)
             except NoSuchJobError:  # it ended in this moment and was not kept: then nothing is in the way any more
                 continue
         raise AlreadyQueued(
@@ -252,7 +253,7 @@ class AdmittingQueue(rq.Queue):
         gone = ""
         if admission.returns:
             try:
-                return self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+                return fetch_inert(self.job_class, job_id, self.connection, self.serializer)
             except NoSuchJobError:
                 gone = ", which is not kept any more"
         assert admission.once is not None

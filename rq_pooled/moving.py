@@ -8,6 +8,7 @@ and one script does all of it, if the job is still due at the time at which it w
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from rq.scripts import _build_hset_args
 from rq.utils import import_attribute
 
 from .foreign import MAX_VALUE, is_wrong_type, printable
+from .inert_jobs import fetch_inert
 from .resp import Command, raw, text
 from .scripts import SCHEDULED_JOBS, Scripts
 
@@ -74,6 +76,7 @@ class Mover:
         job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the latter.
         log: hears of jobs that cannot be moved.
         choose_queue: returns the queue that a job is to be put into; by default ``queue_of``.
+        inert: load nothing but plain values of a job's meta: this process runs no jobs.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Mover:
         queue_class: type[Queue],
         log: logging.Logger,
         choose_queue: Callable[[Job], Queue] | None = None,
+        inert: bool = False,
     ) -> None:
         self._connection = connection
         self._run = run
@@ -96,6 +100,7 @@ class Mover:
         #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until which
         #: time it looked.
         self.left, self.until = 0, 0.0
+        self._inert = inert
 
     def move_due(
         self,
@@ -133,7 +138,10 @@ class Mover:
     ) -> tuple[Job | None, str]:
         """Move one job with ``move``; put it off if that raises. Returns the job, if there is one, and a word."""
         try:
-            job = self._job_class.fetch(job_id, connection=self._connection)
+            if self._inert:
+                job = fetch_inert(self._job_class, job_id, self._connection)
+            else:
+                job = self._job_class.fetch(job_id, connection=self._connection)
             return job, move(job, due, now, lock)
         except NoSuchJobError:
             self._connection.zrem(SCHEDULED_JOBS, raw(job_id))
@@ -177,7 +185,7 @@ class Mover:
             bool(job.enqueue_at_front),
             job.ttl,
             job._dependency_ids,
-            _build_hset_args(job),
+            self._fields(job),
         )
         verdict = text(self._run(command))
         if verdict == "unfit":
@@ -185,6 +193,23 @@ class Mover:
                 f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of another type"
             )
         return verdict
+
+    def _fields(self, job: Job) -> list[Any]:
+        """Return what is written of the job: of its meta only a new count of repeats, else it stays as it stands."""
+        try:
+            return list(_build_hset_args(job))
+        except pickle.PicklingError:
+            if not self._inert:
+                raise
+        if job.meta.get("repeat") is not None:
+            raise ValueError(
+                "its meta holds objects, which only processes that run jobs load: move it by a worker with --with-scheduler"
+            )
+        meta, job.meta = job.meta, {}
+        try:
+            return list(_build_hset_args(job))
+        finally:
+            job.meta = meta
 
     def queue_of(self, job: Job) -> Queue:
         """Return the queue that the job is to be put into."""

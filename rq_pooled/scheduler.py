@@ -98,6 +98,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
             self.queue_class,
             self.log,
             lambda job: self.get_queue_for_job(job),
+            inert=True,
         )
         self._stop = threading.Event()
         self._signalled = False

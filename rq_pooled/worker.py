@@ -50,6 +50,7 @@ from .errors import (
 from .horse import HorseProcess
 from .horse_worker import HorseMixin
 from .ledger import Ledger
+from .log_lines import keep_lines
 from .loop import Loop
 from .misspelt import misspelt
 from .multiplexer import Multiplexer
@@ -147,6 +148,7 @@ class Worker(rq.worker.Worker):
         known_level = not isinstance(logging_level, str) or isinstance(logging.getLevelName(logging_level.upper()), int)
         for logger in ("rq.worker", "rq.job", "rq_pooled"):
             setup_loghandlers(logging_level if known_level else "INFO", date_format, log_format, name=logger)
+        keep_lines()
         try:
             if not known_level:
                 raise ConfigurationError(

@@ -11,6 +11,7 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import click
@@ -20,10 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from rq import Queue
 from rq.utils import now, utcformat
+from support import running_worker
 
 from rq_pooled import cli, health
 from rq_pooled.config import Settings
+from rq_pooled.deadline import within
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
@@ -241,6 +245,14 @@ def test_large_errors_cost_a_page_no_more_than_small_ones(redis: Redis) -> None:
     assert {job["reason"] for job in jobs} == {"the recorded error is larger than 8 MB, which is not unpacked"}
 
 
+def test_a_list_ends_before_its_callers_deadline(redis: Redis) -> None:
+    """Inside a deadline that is near, what was read until then is returned, with where to go on."""
+    ids = fill(redis, 5)
+    with within(0.9, "the deadline of this test"):
+        page = health.failed_jobs(connection=redis)
+    assert len(page["jobs"]) == page["next_offset"] == 1 and page["total"] == len(ids)
+
+
 @pytest.mark.parametrize("size", [100, 2_000_000, MAX_UNPACKED - 1000])
 def test_a_long_message_hides_no_name(size: int) -> None:
     """An error keeps its beginning, where the name stands, and its end, whatever it says between."""
@@ -421,3 +433,16 @@ def test_no_command_prints_control_characters(
     assert (out + err).replace("\n", "").isprintable() and "Traceback" not in err
     if as_json and out:
         json.loads(out)
+
+
+def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Names and descriptions in a worker's log stay in their line, and what a job raised keeps the lines of its traceback."""
+    name = "q\n12:00:00 forged\x1b[2J"
+    redis.rpush("rq:queue:" + name, b"gone\nforged\xff")
+    queue = Queue(name, connection=redis)
+    queue.enqueue("math.factorial", -1, job_id="a", description="first\n12:00:00 forged\x1b]0;x\x07")
+    with running_worker(server.url, name, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0
+    assert not any(line.startswith(("12:00:00 forged", "forged")) for line in worker.output().splitlines())
+    assert set(worker.output()) & set(map(chr, range(32))) == {"\n"} and "\nValueError: " in worker.output()
+    assert r"gone\nforged\xff" in worker.output() and r"first\n12:00:00 forged\x1b]0;x\x07" in worker.output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -161,6 +162,26 @@ def test_worker_that_dies_holds_the_key_no_longer_than_its_claim(server: Any, re
         assert dead.commit(late) == ["lost"]
     assert lines(notes) == ["first"]
     assert redis.get(KEY) == b"first"
+
+
+@pytest.mark.parametrize("options", [{"once": "key"}, {"unique_for": 60}])
+def test_an_earlier_job_is_returned_without_unpickling_it(redis: Redis, options: dict[str, Any]) -> None:
+    """A web process that is given the earlier job loads nothing that its meta names; plain values are there."""
+    queue = Queue(connection=redis)
+    first = queue.enqueue(claim_jobs.note, "x", meta={"plain": 1}, **options)
+    if "once" in options:
+        redis.set("rq_pooled:once:key", first.id)
+    redis.hset(first.key, "meta", pickle.dumps({"plain": 1, "bomb": Bomb()}))
+    second = queue.enqueue(claim_jobs.note, "x", **options)
+    assert second.id == first.id and second.meta["plain"] == 1 and second.args == ("x",)
+    assert not hasattr(sys, "exploded")
+
+
+class Bomb:
+    """Would tell, if it was unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("import sys; sys.exploded = True",))
 
 
 def test_line_break_in_a_job_id_does_not_free_its_key(server: Any, redis: Redis) -> None:

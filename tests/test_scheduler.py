@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -231,6 +232,25 @@ def test_what_others_wrote_into_the_schedule_stops_nothing(redis: Redis, ours: S
     ours.acquire_lock()
     assert [job.id for job in ours.enqueue_jobs()] == ["good"]
     assert all(redis.zscore(SCHEDULED_JOBS, name) > time.time() + 30 for name in (b"\xff", "odd", "a\nb"))
+
+
+class Bomb:
+    """Would tell, if it was unpickled."""
+
+    def __reduce__(self) -> Any:
+        return (exec, ("import sys; sys.exploded = True",))
+
+
+def test_moving_unpickles_nothing(redis: Redis, ours: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
+    """A scheduler moves jobs without loading what their meta names, which stays as it is; a count of repeats it keeps."""
+    for number, meta in enumerate(({}, {"interval": 60}, {"repeat": 2, "interval": 60})):
+        job = ours.enqueue_at(PAST, once_jobs.accept, job_id=f"j{number}")
+        redis.hset(job.key, mapping={"meta": pickle.dumps({**meta, "bomb": Bomb()}), "result": pickle.dumps(Bomb())})
+    before = redis.hget("rq:job:j1", "meta")
+    ours.acquire_lock()
+    assert [job.id for job in ours.enqueue_jobs()] == ["j0", "j1"]
+    assert redis.hget("rq:job:j1", "meta") == before and redis.zscore(SCHEDULED_JOBS, "j1") > time.time()
+    assert "--with-scheduler" in caplog.text and not hasattr(sys, "exploded")
 
 
 def test_wakes_up_when_the_next_job_is_due_and_ends_in_order(server: Any, redis: Redis, tmp_path: Path) -> None:

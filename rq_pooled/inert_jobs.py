@@ -1,0 +1,35 @@
+"""Fetches jobs without unpickling what Redis holds of them: for web processes and schedulers, which run no jobs."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from redis import Redis
+from rq.job import Job
+from rq.serializers import DefaultSerializer, resolve_serializer
+
+from .unpickling import loads_inert
+
+
+class _Inert:
+    """RQ's default serializer, whose ``loads`` loads no classes."""
+
+    dumps = staticmethod(pickle.dumps)
+    loads = staticmethod(loads_inert)
+
+
+def fetch_inert(job_class: type[Job], job_id: str, connection: Redis, serializer: Any = None) -> Job:
+    """Return a job whose ``meta`` has its plain values, all else in it Inert; ``job.get_meta()`` loads what it is.
+
+    Other serializers than RQ's default one are used as they are.
+
+    Raises:
+        rq.exceptions.NoSuchJobError: the job is gone.
+    """
+    used = resolve_serializer(serializer)
+    if used is not DefaultSerializer:
+        return job_class.fetch(job_id, connection=connection, serializer=serializer)
+    job = job_class.fetch(job_id, connection=connection, serializer=_Inert)
+    job.serializer = used
+    return job
