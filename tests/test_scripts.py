@@ -147,7 +147,7 @@ def test_own_keys_have_one_prefix() -> None:
 def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:
     """A command that a worker's script begins to use is asked for at the start, whatever its arguments are called."""
     scripts = Scripts()
-    options = {"MAXLEN", "LIMIT"}
+    options = {"MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE"}  # and what errors begin with
     for name in ("admit", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
         used = set(re.findall(r"'([A-Z]{3,})'", scripts.text(name))) - options
         assert used <= set(scripts.needed()), name

@@ -123,7 +123,8 @@ local function pop()
   for i, key in ipairs(order) do
     local id = not spoilt[key] and is_open(key) and redis.pcall('LPOP', key)
     if type(id) == 'table' then
-      spoilt[key], failure = true, failure or ('WRONGTYPE ' .. key .. ' is no list')
+      local wrong_type = string.find(id.err, 'WRONGTYPE', 1, true)
+      spoilt[key], failure = true, failure or (wrong_type and 'WRONGTYPE ' .. key .. ' is no list' or id.err)
     elseif id then
       if strategy == 'round_robin' then
         for _ = 1, i do
