@@ -88,7 +88,8 @@ class HorseMixin(Worker):
         leaves_tries = result_ttl == 0 and not job.repeats_left and retry.FIELD.encode() in self.raw
         self._expect_own_ways_of(queue)
         with self.connection.record_to(self.tape):
-            inherited(job, queue, started_job_registry)
+            # By keywords, as RQ calls it: OpenTelemetry finds the queue by its name.
+            inherited(job=job, queue=queue, started_job_registry=started_job_registry)
             if leaves_tries:
                 self.connection.delete(Result.get_key(job.id))
         self.tape.succeeded = self.tape.complete = True
@@ -103,20 +104,25 @@ class HorseMixin(Worker):
             self.tape.tolerant = True
             self.tape.ask_for_dependents()
 
-    def handle_job_failure(self, job: Job, *args: Any, **kwargs: Any) -> None:
-        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once."""
+    def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
+        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once.
+
+        Passes its arguments on as it was given them, since instrumentations tell keywords from places.
+        """
         if self.connection.relay is not None:
-            super().handle_job_failure(job, *args, **kwargs)
+            super().handle_job_failure(*args, **kwargs)
             return
+        job = kwargs["job"] if "job" in kwargs else args[0]
+        queue = kwargs["queue"] if "queue" in kwargs else args["job" not in kwargs]
         # RQ calls this while it handles the job's exception. A job whose process died raised none.
         rules = None
         if self._stopped_job_id != job.id:
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
         execution, already = self.execution, len(self.tape.commands)
         self.tape.succeeded = self.tape.complete = False
-        self._expect_own_ways_of(kwargs.get("queue") or args[0])
+        self._expect_own_ways_of(queue)
         with self.connection.record_to(self.tape):
-            super().handle_job_failure(job, *args, **kwargs)
+            super().handle_job_failure(*args, **kwargs)
             next_at = rules and attempts.next_try(job, self.tape.commands[already:])
             if next_at:
                 text = kwargs.get("exc_string", "")

@@ -1,4 +1,4 @@
-"""Programs that know RQ find what they expect: ``rq info``, django-rq, rq-dashboard, Sentry."""
+"""Programs that know RQ find what they expect: ``rq info``, django-rq, rq-dashboard, Sentry, Datadog, OpenTelemetry."""
 
 from __future__ import annotations
 
@@ -346,3 +346,75 @@ def test_sentry_captures_a_failure_once(server: EmbeddedServer, redis: Redis, tm
     events = [json.loads(line) for line in file.read_text().splitlines()]
     assert sorted(event["job"] for event in events) == sorted([jobs[0].id, jobs[2].id]), events
     assert all(event["type"] == ["ValueError"] for event in events)
+
+
+# -- Datadog, OpenTelemetry --------------------------------------------------------------------------------------------
+
+ENQUEUES = """
+import importlib, sys
+importlib.import_module(sys.argv[1])
+import rq, rq_pooled
+from redis import Redis
+from rq import Callback, Retry
+queue = {"stock": rq.Queue, "ours": rq_pooled.Queue}[sys.argv[2]](connection=Redis.from_url(sys.argv[3]))
+good = queue.enqueue("jobs.add", 1, 2, job_id="good")
+queue.enqueue("jobs.fail", job_id="bad")
+queue.enqueue("jobs.add", 1, 2, job_id="child", depends_on=good)
+queue.enqueue("jobs.add", 1, 2, job_id="gone", result_ttl=0)
+queue.enqueue("jobs.fail", job_id="again", retry=Retry(1))
+queue.enqueue("jobs.add", 1, 2, job_id="callback", on_success=Callback("jobs.nothing"))
+queue.enqueue("jobs.fail", job_id="failing-callback", on_failure=Callback("jobs.nothing"))
+queue.enqueue("jobs.return_retry", 1, job_id="returned")
+"""
+
+
+def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **options: Any) -> list[list[dict[str, Any]]]:
+    """Return the spans of enqueueing eight jobs, and those of running them; trace ids are numbered."""
+    found: list[list[dict[str, Any]]] = []
+    traces: dict[Any, int] = {}
+    redis.flushall()
+    for what in ("enqueue", "work"):
+        file = tmp_path / f"{side}-{what}"
+        file.touch()
+        if what == "enqueue":
+            execute("-W", "ignore", "-c", ENQUEUES, module, side, url, ENTRY_SPANS=str(file), PYTHONWARNINGS="")
+        else:
+            log = tmp_path / f"{side}-log"
+            with running_worker(url, "--burst", "--name", "w", log=log, ready=None, ENTRY_SPANS=str(file), **options) as worker:
+                assert worker.wait() == 0, worker.output()
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        for line in lines:
+            line["trace"] = traces.setdefault(line.get("trace"), len(traces))
+        found.append(sorted(lines, key=repr))  # dependents are enqueued in a step of their own, a little later
+    return found
+
+
+@pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel"])
+def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_path: Path, module: str) -> None:
+    """Datadog and OpenTelemetry tell the same of enqueueing and of running jobs as with RQ's own queue and worker: names,
+    errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
+    pytest.importorskip({"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq"}[module])
+    stock = spans(redis, server.url, tmp_path, module, "stock", worker_class=f"{module}.Stock")
+    ours = spans(redis, server.url, tmp_path, module, "ours", RQ_POOLED_PRELOAD=module)
+    assert [len(lines) for lines in ours] == [8, len(stock[1])]
+    for theirs, mine in zip(stock, ours):
+        assert mine == theirs
+
+
+def test_span_of_a_failed_job_is_an_error(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Datadog's span of a job says how it ended, with several jobs at once too."""
+    pytest.importorskip("ddtrace")
+    _, found = spans(redis, server.url, tmp_path, "entry_ddtrace", "ours", RQ_POOLED_PRELOAD="entry_ddtrace", concurrency=3)
+    roots = [(line["job.id"], line["job.status"], line["error"]) for line in found if line["root"]]
+    assert sorted(roots) == [
+        ("again", "failed", 1),
+        ("again", "queued", 0),
+        ("bad", "failed", 1),
+        ("callback", "finished", 0),
+        ("child", "finished", 0),
+        ("failing-callback", "failed", 1),
+        ("gone", "None", 0),
+        ("good", "finished", 0),
+        ("returned", "failed", 1),
+        ("returned", "queued", 0),
+    ]
