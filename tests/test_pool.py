@@ -437,7 +437,7 @@ def test_url_parameters(server: Any) -> None:
         assert not pool.maint_notifications_enabled()  # type: ignore[no-untyped-call]
     pool.release(connection)
     pool.disconnect()
-    for bad, words in (("protocol=x", "protocol"), ("nonsense=1", "nonsense"), ("max_connections=0", "below 1")):
+    for bad, words in (("protocol=x", "protocol"), ("nonsense=1", "nonsense"), ("max_connections=0", "at least 1")):
         with pytest.raises(ConfigurationError, match=words):
             Pool(Settings(url=f"{server.url}?{bad}"))
 
