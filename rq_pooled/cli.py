@@ -11,7 +11,7 @@ import logging.config
 import os
 import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -154,15 +154,21 @@ def run_worker(**options: Any) -> None:
     handlers = [_imported("--exception-handler", name) for name in options["exception_handler"]]
     connection = _connection(settings, module, classes.connection_class)
 
+    names = options["queues"] or _queue_names(module) or ["default"]
+    if not isinstance(module.get("NAME") or "", str):
+        raise ConfigurationError(f"NAME in --config is {module['NAME']!r}: it must be a text")
     if module.get("DICT_CONFIG"):
-        logging.config.dictConfig(module["DICT_CONFIG"])
+        try:
+            logging.config.dictConfig(module["DICT_CONFIG"])
+        except Exception as error:  # whatever the user has written there
+            cause = error.__cause__ or error
+            raise ConfigurationError(f"DICT_CONFIG in --config cannot be used: {error} ({_words(cause)})") from error
     helpers.setup_loghandlers_from_args(
         options["verbose"], options["quiet"], options["date_format"], options["log_format"]
     )
     if options["pid"]:
         _write_pid(options["pid"])
 
-    names = options["queues"] or module.get("QUEUES") or ["default"]
     queues = [
         classes.queue_class(name, connection=connection, job_class=classes.job_class, serializer=options["serializer"])
         for name in names
@@ -231,34 +237,40 @@ def _classes(options: Mapping[str, Any]) -> Any:
     return classes
 
 
+def _queue_names(module: Mapping[str, Any]) -> list[str]:
+    names = module.get("QUEUES") or []
+    if isinstance(names, str) or not isinstance(names, Iterable) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"QUEUES in --config is {names!r}: write a list of names, such as ['high', 'default']")
+    return list(names)
+
+
 def _settings_module(name: str | None) -> dict[str, Any]:
     if not name:
         return {}
     try:
         return dict(helpers.read_config_file(name))
-    except Exception as error:  # the user's own module: whatever is wrong there is said in one line
+    except (Exception, SystemExit) as error:  # the user's own module: whatever is wrong there is said in one line
         raise ConfigurationError(f"--config {name} cannot be imported: {_words(error)}") from error
 
 
 def _imported(option: str, name: str) -> Any:
     try:
         return import_attribute(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(f"{option} {name} cannot be imported: {_words(error)}") from error
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 def _connection(settings: Settings, module: Mapping[str, Any], connection_class: type[redis.Redis]) -> redis.Redis:
-    """Return a client of the server; nothing connects yet. Where no URL is set, RQ's other ways to name one count."""
-    source: Mapping[str, Any] = module or os.environ
-    if settings.url == Settings().url and ("SENTINEL" in source or "REDIS_HOST" in source):
+    """Return a client of the server; nothing connects yet. Where no URL is set, SENTINEL in the settings module counts."""
+    if settings.url == Settings().url and module.get("SENTINEL") is not None:
         try:
-            client: redis.Redis = helpers.get_redis_from_config(source, connection_class)
-        except (ValueError, TypeError, KeyError) as error:
-            raise ConfigurationError(f"the server cannot be found from REDIS_HOST or SENTINEL: {error}") from error
+            client: redis.Redis = helpers.get_redis_from_config({"SENTINEL": module["SENTINEL"]}, connection_class)
+        except Exception as error:  # whatever the user has written there
+            raise ConfigurationError(f"SENTINEL in --config cannot be used: {scrub(_words(error))}") from error
         return client
     connection_options(settings, "command")  # refuses parameters that fail later
     if is_sentinel_url(settings.url):  # redis-py reads no such URL

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from .errors import ConfigurationError
+from .host_url import url_of_host
 from .sentinel_url import FORM as SENTINEL_FORM
 from .sentinel_url import is_sentinel_url, parse_sentinel_url
 
@@ -309,6 +310,8 @@ class Settings:
     ) -> Settings:
         """Return the settings from everywhere: arguments over environment over settings module over defaults.
 
+        Where no URL is set, REDIS_HOST names the server, with REDIS_PORT, REDIS_DB, REDIS_PASSWORD and REDIS_SSL as in RQ.
+
         Args:
             arguments: by lower-case name; ``None`` means not given.
             module: RQ's settings module (``-c``) or Flask's config as a mapping; keys ``RQ_POOLED_NAME`` or ``NAME``.
@@ -334,6 +337,15 @@ class Settings:
             found = _find(info, arguments, environ, module)
             if found is not None:
                 sources[info.name], values[info.name] = found
+        if "url" not in values:
+            for source, named in (("the environment variable", environ), ("the settings module's", module)):
+                try:
+                    url = url_of_host(named)
+                except ValueError as error:
+                    raise ConfigurationError(f"{source} {error}") from None
+                if url is not None:
+                    sources["url"], values["url"] = f"{source} REDIS_HOST", url
+                    break
         return cls(**_checked(values, sources))
 
     @classmethod

@@ -82,6 +82,7 @@ def settings_as_markdown() -> str:
         "argument (`Worker(..., pool_timeout=5)`), the environment, RQ's settings module (`-c`, with or without the",
         "prefix). An empty variable counts as not set. `rq-pooled settings` shows what the environment gives; it and the log of a",
         "worker name variables that are nearly a setting. `rq worker` takes the server from its own `--url` or `RQ_REDIS_URL`.",
+        "Where no URL is set, `REDIS_HOST` names the server, with `REDIS_PORT`, `REDIS_DB`, `REDIS_PASSWORD` and `REDIS_SSL`, as in RQ.",
         "",
         "| environment | default | unit | what it is |",
         "|---|---|---|---|",

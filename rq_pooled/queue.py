@@ -10,7 +10,7 @@ What RQ 2.11 and 2.12 send, in order, for one enqueue without a pipeline, and wh
 Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
 script is always tried first: should a request that was given up arrive late, after it was repeated, it changes nothing.
 (Stock ``enqueue_at`` also writes its registry outside of its MULTI; the script does not.) Where a job with that id is
-there already RQ's MULTI follows, which replaces it, as stock RQ does.
+there already RQ's MULTI follows, which replaces it, as stock RQ does. Where scripts are refused, RQ's MULTI comes at once.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from uuid import uuid4
 import rq
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, WatchError
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import DeserializationError, DuplicateJobError, NoSuchJobError
@@ -33,6 +33,7 @@ from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
 
+from .client_scripts import refuses_scripts
 from .enqueueing import AdmittingQueue
 from .errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable, ServerUnreachable
 from .failfast import failing_fast
@@ -137,11 +138,15 @@ class Queue(AdmittingQueue):
             landed = self._landed(job)
             if landed is not None:
                 return landed
-            try:
-                return super().schedule_job(job, datetime, unique=True)
-            except DuplicateJobError:
-                if unique:
-                    raise
+            if unique or not refuses_scripts(self.connection):
+                try:
+                    return super().schedule_job(job, datetime, unique=True)
+                except DuplicateJobError:
+                    if unique:
+                        raise
+                except ResponseError as error:
+                    if unique or not refuses_scripts(self.connection, error):
+                        raise
             return super().schedule_job(job, datetime)
 
     def enqueue_many(
@@ -212,7 +217,8 @@ class Queue(AdmittingQueue):
         # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a worker's
         # handler enqueues becomes part of the job's outcome, which holds no scripts.
         recording = getattr(self.connection, "recording", False)
-        if not recording and pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED:
+        new = pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED
+        if new and not recording and not refuses_scripts(self.connection):
             try:
                 return super()._enqueue_async_job(job, at_front=at_front, unique=True)
             except DuplicateJobError:
@@ -221,6 +227,10 @@ class Queue(AdmittingQueue):
                 written = self.connection.hget(job.key, "enqueued_at")
                 if job.enqueued_at is not None and as_text(written or b"") == utcformat(job.enqueued_at):
                     return job
+            except ResponseError as error:
+                # What asks for more than RQ's own enqueue (once, unique_for, max_length) cannot do without a script.
+                if "_rq_pooled_admission" in job.__dict__ or not refuses_scripts(self.connection, error):
+                    raise
         return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
 
     def run_sync(self, job: Job) -> Job:

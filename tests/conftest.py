@@ -22,6 +22,11 @@ IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")
 _FOREIGN_VARIABLES = (
     "RQ_REDIS_URL",
     "REDIS_URL",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_DB",
+    "REDIS_PASSWORD",
+    "REDIS_SSL",
     "QUEUE_CONCURRENCY",
     "RQ_CONFIG",
     "RQ_WORKER_CLASS",

@@ -215,6 +215,39 @@ def test_server_named_by_host_as_rq_does(redis: Redis, server: EmbeddedServer) -
     assert job.return_value(refresh=True) == 5.0
 
 
+@pytest.mark.parametrize("words", [("worker", "--burst"), ("stats",), ("check",), ("limit", "q")])
+def test_every_command_finds_the_server_of_redis_host(
+    redis: Redis, server: EmbeddedServer, words: tuple[str, ...]
+) -> None:
+    """Where no URL is set, each command goes to REDIS_HOST; Kubernetes' form of REDIS_PORT is read."""
+    for port in (str(server.port), f"tcp://10.0.0.1:{server.port}"):
+        done = command(*words, REDIS_HOST=server.host, REDIS_PORT=port, SENTINEL="1")
+        assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("DICT_CONFIG = {'version': 1, 'handlers': {'c': {'class': 'nope.Nope'}}}", "DICT_CONFIG in --config cannot be used"),
+        ("DICT_CONFIG = 5", "DICT_CONFIG in --config cannot be used"),
+        ("QUEUES = 5", "QUEUES in --config is 5: write a list of names"),
+        ("QUEUES = 'default'", "QUEUES in --config is 'default': write a list of names"),
+        ("QUEUES = ['a', 5]", "write a list of names"),
+        ("NAME = 5", "NAME in --config is 5: it must be a text"),
+        ("SENTINEL = 5", "SENTINEL in --config cannot be used"),
+        ("SENTINEL = {'INSTANCES': 5}", "SENTINEL in --config cannot be used"),
+        ("REDIS_HOST = 'a b'", "REDIS_HOST is not the name or address of a host"),
+        ("REDIS_HOST = 'h'; REDIS_PORT = 'x'", "REDIS_PORT is not a port"),
+        ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),
+    ],
+)
+def test_mistakes_in_the_settings_module(tmp_path: Path, line: str, words: str) -> None:
+    """Each mistake in the module of -c is one line that names it, with 2, and nothing is half started."""
+    (tmp_path / "mistaken_settings.py").write_text(line + "\n")
+    done = command("worker", "--burst", "--path", str(tmp_path), "-c", "mistaken_settings")
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_demo_reports_what_happened(_server_available: None) -> None:
     """The demo's jobs end as planned, flaky ones are retried, and the worker needs three connections at most."""
     done = command("demo", "--jobs", "50", "--json", timeout=55)

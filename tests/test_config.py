@@ -128,6 +128,33 @@ def test_names_of_the_url(environ: dict[str, str], expected: str) -> None:
     assert Settings.load(environ=environ).url == expected
 
 
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"REDIS_HOST": "h"}, "redis://h:6379/0"),
+        ({"REDIS_HOST": "::1", "REDIS_PORT": "7", "REDIS_DB": "2"}, "redis://[::1]:7/2"),
+        ({"REDIS_HOST": "h", "REDIS_PORT": "tcp://10.0.0.1:6380"}, "redis://h:6380/0"),
+        ({"REDIS_HOST": "h", "REDIS_PASSWORD": "a@b:/"}, "redis://:a%40b%3A%2F@h:6379/0"),
+        ({"REDIS_HOST": "h", "REDIS_SSL": "True", "REDIS_SSL_CERT_REQS": "none"}, "rediss://h:6379/0?ssl_cert_reqs=none"),
+        ({"REDIS_HOST": "h", "REDIS_URL": "redis://u"}, "redis://u"),
+        ({"REDIS_PORT": "tcp://10.0.0.1:6379", "SENTINEL": "1"}, "redis://localhost:6379/0"),
+    ],
+)
+def test_server_of_redis_host(environ: dict[str, str], expected: str) -> None:
+    """REDIS_HOST and its companions are read as RQ reads them, after every URL, from environment and module alike."""
+    assert Settings.load(environ=environ).url == expected
+    assert Settings.load(module=environ, environ={}).url == expected
+
+
+@pytest.mark.parametrize("name", ["REDIS_HOST", "REDIS_PORT", "REDIS_DB", "REDIS_SSL"])
+def test_bad_server_of_redis_host(name: str) -> None:
+    """What cannot be used is named by its variable, without the password."""
+    environ = {"REDIS_HOST": "h", "REDIS_PASSWORD": SECRET, name: f"a {SECRET}"}
+    with pytest.raises(ConfigurationError, match=f"the environment variable {name} is ") as caught:
+        Settings.load(environ=environ)
+    assert SECRET not in str(caught.value)
+
+
 def test_texts_are_converted() -> None:
     """What arrives as text from the environment has the type of its setting."""
     settings = Settings.load(

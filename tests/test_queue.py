@@ -18,6 +18,7 @@ import rq
 import wrapt
 from proxy import CutProxy
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
 from rq.utils import now
@@ -516,3 +517,27 @@ def test_unique_needs_an_id(redis: Redis) -> None:
     with pytest.raises(ValueError, match="explicit job_id"):
         Queue(connection=redis, max_length=5).enqueue_job(queue.create_job(JOB, args=(3,)), unique=True)
     assert not redis.keys("rq:*")
+
+
+@pytest.mark.parametrize("refused", ["-@scripting", "-evalsha", "-script"])
+def test_enqueueing_where_scripts_are_refused(start_server: Any, caplog: pytest.LogCaptureFixture, refused: str) -> None:
+    """A web process that may run no scripts enqueues in RQ's own way, as rq.Queue does, and says so once."""
+    server = start_server()
+    redis = server.client()
+    redis.execute_command("ACL", "SETUSER", "web", "on", ">pw", "~*", "&*", "+@all", refused)
+    with Redis(host=server.host, port=server.port, username="web", password="pw") as client:
+        queue = Queue(connection=client)
+        first = queue.enqueue("time.time")
+        assert queue.enqueue("time.time", depends_on="nowhere").get_status() == JobStatus.QUEUED
+        waiting = queue.enqueue("time.time", depends_on=first)
+        assert waiting.get_status() == JobStatus.DEFERRED
+        later = queue.enqueue_in(timedelta(seconds=60), "time.time")
+        many = queue.enqueue_many([Queue.prepare_data("time.time"), Queue.prepare_data("time.time")])
+        assert redis.llen(queue.key) == 4 and len(many) == 2
+        assert later in queue.scheduled_job_registry and later.get_status() == JobStatus.SCHEDULED
+        with pytest.raises(ResponseError):  # these cannot be kept without a script
+            queue.enqueue("time.time", once="key")
+        with pytest.raises(ResponseError):
+            queue.enqueue("time.time", job_id="own", unique=True)
+    assert redis.llen(queue.key) == 4
+    assert sum("the server refuses scripts" in record.message for record in caplog.records) == 1
