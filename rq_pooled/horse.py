@@ -40,6 +40,8 @@ from .sweeper import sweep_in_maintenance
 
 logger = logging.getLogger("rq.worker")
 
+#: Seconds within which the server answers on a connection that a job has left, if it owes nothing.
+_PATIENCE = 0.25
 #: No commands, packed.
 _NOTHING = (0, 0, b"")
 
@@ -53,6 +55,7 @@ class HorseProcess:
         max_jobs: leave after so many jobs.
         max_memory: leave after a job when more MB than this are resident; None never.
         policies: what maintenance does to failed jobs.
+        shares: whether jobs use Redis through the parent.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class HorseProcess:
         max_jobs: int,
         max_memory: float | None = None,
         policies: Sequence[Policy] = (),
+        shares: bool = True,
     ) -> None:
         self._worker = worker
         self._recorder = worker.connection
@@ -75,6 +79,7 @@ class HorseProcess:
         self._jobs_left = max_jobs
         self._max_memory = max_memory
         self._policies = policies
+        self._shares = shares
         self._alarm_fired = False
         #: An error has left RQ's code: nobody knows what it left behind.
         self._must_leave = False
@@ -394,15 +399,18 @@ class HorseProcess:
         """Leave nothing of a job to the next one; return whether this process should end instead."""
         self._recorder.running = self._recorder.outcome = None
         pool: Any = self._recorder.connection_pool
-        # A read that was interrupted would give the next caller somebody else's reply. What a job leaves in the middle of
-        # something the parent closes, too; with JOBS_SHARE=no there is nobody else who knows.
+        # A read that was interrupted would give the next job somebody else's reply. The parent closes the streams that are
+        # owed one; with JOBS_SHARE=no the server is asked.
         if pool.in_use or self._alarm_fired:
             pool.disconnect()
+        if not self._shares:
+            pool.close_unanswered(_PATIENCE)
         self._surroundings.restore()
         return (
             self._jobs_left <= 0
             or self._alarm_fired
             or self._must_leave
+            or not pool.is_whole
             or self._surroundings.has_new_threads()
             or self._surroundings.has_closed_streams()
             or self._surroundings.is_spoilt()

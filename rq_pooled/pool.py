@@ -68,6 +68,8 @@ class _Line:
     opened_at: float = 0.0
     expires_at: float = float("inf")
     released_at: float = 0.0
+    #: When it was last seen to owe no reply.
+    answered_at: float = 0.0
     #: Its ``close`` is still to be published.
     open_noted: bool = False
     #: It was open, and not the pool closed it: opening it again is a reconnect.
@@ -260,6 +262,36 @@ class Pool(BlockingConnectionPool):
     def in_use(self) -> int:
         """Return how many connections are in use, in less time than ``stats`` takes."""
         return len(self._holds)
+
+    def close_unanswered(self, patience: float) -> None:
+        """Close the idle connections that do not answer PING with PONG within so many seconds: a reply may be on its way.
+
+        For the owner of a pool that gives it to somebody else. Connections that were not used since the last time are
+        passed over.
+        """
+        for connection in [c for c in list(self.pool.queue) if c is not None and _is_open(c)]:
+            line = self._lines[connection]
+            if line.released_at <= line.answered_at:
+                continue
+            try:
+                connection.send_command("PING", check_health=False)
+                sound = connection.can_read(patience) and connection.read_response() in (b"PONG", "PONG")
+            except (RedisError, OSError):
+                sound = False
+            if sound and not connection.can_read():
+                line.answered_at = time.monotonic()
+            else:
+                self._close(connection, "a reply may be on its way", lost=True)
+
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether no lock is held by this thread, which uses no connection now, and no place has got lost.
+
+        An exception that a signal handler raises between two instructions can leave either behind, in this process for ever.
+        """
+        locks: Any = (self._book, self._lock, self.pool.mutex)
+        places = len(self.pool.queue) + len(self._holds) + self._sizes.withheld
+        return places == self.max_connections and not any(lock._is_owned() for lock in locks)
 
     def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> Any:
         """Take a connection that is connected and has no unread data; return it with ``release``.

@@ -30,6 +30,11 @@ class Sizes:
             return None
         return min(self._bounds, key=lambda name: self._bounds[name])
 
+    @property
+    def withheld(self) -> int:
+        """Return how many slots are withheld now."""
+        return len(self._withheld)
+
     def set(self, queue: Queue[Any], reason: str, size: int | None) -> list[Any]:
         """Set or lift (None) a bound, and return the connections that are withheld now and have to be closed.
 

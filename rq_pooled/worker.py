@@ -348,7 +348,8 @@ class Worker(rq.worker.Worker):
             horse.__class__ = horse_class
             horse._is_horse = True
             horse.connection, horse.queues = recorder, queues
-            HorseProcess(horse, channel, settings.max_jobs_per_horse, settings.max_horse_memory, policies).run()
+            limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
+            HorseProcess(horse, channel, *limits, policies, multiplexer is not None).run()
 
         return run_horse
 

@@ -151,6 +151,31 @@ def leave_a_reply(value: str) -> int:
     return os.getpid()
 
 
+def leave_a_wait(seconds: float) -> int:
+    """Leave a connection in the pool whose reply comes later, and which nobody will read."""
+    pool = rq_pooled.get_pool()
+    connection = pool.get_connection()
+    connection.send_command("BLPOP", "never", seconds)
+    pool.release(connection)
+    return os.getpid()
+
+
+def leave_a_lock() -> int:
+    """Leave the pool's lock held, and a place missing, as an exception out of a signal handler can."""
+    pool: Any = rq_pooled.get_pool()
+    pool.pool.mutex.acquire()
+    return os.getpid()
+
+
+def echo_in_thread(value: str) -> Any:
+    """Return what the server says to ECHO, asked by a thread."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(echo(value)))
+    thread.start()
+    thread.join(10)
+    return found[0]
+
+
 def echo(value: str) -> Any:
     """Return what the server says to ECHO."""
     return rq_pooled.get_connection().echo(value)

@@ -214,6 +214,27 @@ def test_a_reply_that_a_job_has_left_is_not_the_next_job_s(
             assert outcome(jobs[1]) == b"mine"
 
 
+@pytest.mark.parametrize("share", ["yes", "no"])
+def test_a_reply_that_comes_late_is_not_the_next_job_s(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, share: str
+) -> None:
+    """A connection that is still owed a reply when its job ends is not used by the next one."""
+    with running_worker(server.url, "a", log=tmp_path / "log", RQ_POOLED_JOBS_SHARE=share):
+        queue = Queue("a", connection=redis)
+        jobs = [queue.enqueue(stream_jobs.leave_a_wait, 1), *(queue.enqueue(stream_jobs.echo, "mine") for _ in range(3))]
+        ended(jobs, redis)
+        assert [outcome(job) for job in jobs[1:]] == [b"mine"] * 3
+
+
+def test_a_lock_that_a_job_has_left_harms_no_other(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A horse whose pool a job has left locked is replaced: threads of the next job would wait for ever."""
+    with running_worker(server.url, "a", log=tmp_path / "log"):
+        queue = Queue("a", connection=redis)
+        jobs = [queue.enqueue(stream_jobs.leave_a_lock), queue.enqueue(stream_jobs.echo_in_thread, "mine")]
+        ended(jobs, redis)
+        assert outcome(jobs[1]) == b"mine"
+
+
 def test_a_job_may_wait_in_redis_for_longer_than_the_timeout(
     server: EmbeddedServer, redis: Redis, tmp_path: Path
 ) -> None:
