@@ -243,14 +243,13 @@ class Worker(rq.worker.Worker):
         return version
 
     def _lease_of(self, settings: Settings) -> Lease | None:
-        """Return what reserves this worker's connections, those of its horses included, if there is a BUDGET."""
+        """Return what reserves this worker's connections, if there is a BUDGET: at its start, one for jobs included."""
         if settings.budget is None:
             return None
-        need = ROLES + job_connections(settings) * settings.concurrency
+        need = ROLES + 1
         if need > settings.budget:
             raise ConfigurationError(
-                f"BUDGET is {settings.budget}, and this worker alone may open {need} connections (CONCURRENCY="
-                f"{settings.concurrency}, MAX_CONNECTIONS={settings.max_connections}): raise BUDGET or lower CONCURRENCY"
+                f"BUDGET is {settings.budget}, and a worker needs {need} connections (command, listen, jobs): raise BUDGET"
             )
         return Lease(settings, need, need, self._connector(settings, "probe"))
 
