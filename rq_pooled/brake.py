@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
+
+
+def _nothing() -> None:
+    """Look at the usual interval."""
 
 
 class Brake:
@@ -10,6 +15,10 @@ class Brake:
 
     def __init__(self) -> None:
         self._page = mmap.mmap(-1, 1)
+        #: In the parent: the server is fuller than it should be, and what is idle is better closed.
+        self.tight = False
+        #: In the parent: has the guard look soon, since there is one connection more.
+        self.on_opening: Callable[[], None] = _nothing
 
     @property
     def engaged(self) -> bool:

@@ -51,6 +51,10 @@ class ServerUnreachable(RedisUnavailable):
     """No connection to the server could be opened: nothing was sent."""
 
 
+class ServerFull(ServerUnreachable):
+    """The server had as many clients as it may, for as long as could be waited: nothing was sent."""
+
+
 class EnqueueUnconfirmed(RedisUnavailable):
     """The connection was lost, or ENQUEUE_DEADLINE was over, after an enqueue was sent: the job may have been enqueued.
 
@@ -71,7 +75,7 @@ class NotAdmitted(RQPooledError):
 
 
 class BudgetExceeded(RedisUnavailable):
-    """All connections of the application's BUDGET are reserved; nothing was sent."""
+    """All connections of the application's BUDGET stayed reserved for as long as could be waited; nothing was sent."""
 
 
 class ServerUnsupported(RQPooledError):

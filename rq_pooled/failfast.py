@@ -11,7 +11,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .breaker import BreakerOpen
 from .config import scrub
 from .deadline import within
-from .errors import RedisUnavailable, ServerUnreachable
+from .errors import RedisUnavailable, ServerFull, ServerUnreachable
 from .pool import Pool
 
 #: Who has time: a job in a worker is run again if it fails, and rides out a restart of the server better by waiting.
@@ -47,7 +47,10 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
         with within(seconds + more_time, "ENQUEUE_DEADLINE"):
             yield
     except (ServerUnreachable, RedisTimeoutError) as error:
-        breaker.failed(scrub(str(error.__cause__ or error)))
+        if not isinstance(error, ServerFull):  # it is there, and the next call may find a place
+            breaker.failed(scrub(str(error.__cause__ or error)))
+        elif trial:
+            breaker.undecided()
         raise
     except BaseException:
         # One connection was lost, all are in use, an error reply, this thread is to end: the server may be well.

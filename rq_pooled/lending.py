@@ -10,6 +10,7 @@ from . import command_table
 from .framing import Malformed, Passage, cut_command, words_of
 from .loop import Loop
 from .opener import Opener
+from .reservation import Reservation
 from .resp import pack_commands
 from .streams import LONG_REQUEST, MOST_UNREAD, Stream
 from .upstream import Upstream
@@ -93,7 +94,8 @@ class Lending:
     Args:
         loop, opener: as the names say.
         most: how many there may be.
-        max_idle: seconds after which one that nobody needs is closed, 0 never.
+        reservation: keeps a place in the budget for each.
+        is_full: tells whether others may be waiting for a connection to the server.
         on_lent, on_over: called with a stream that has been lent one, and that needs it no more.
     """
 
@@ -102,13 +104,15 @@ class Lending:
         loop: Loop,
         opener: Opener,
         most: int,
-        max_idle: float,
+        reservation: Reservation,
+        is_full: Callable[[], bool],
         on_lent: Callable[[Stream], None],
         on_over: Callable[[Stream], None],
     ) -> None:
         self._loop = loop
         self._opener = opener
-        self._max_idle = max_idle
+        self._reservation = reservation
+        self._is_full = is_full
         self._on_lent = on_lent
         self._on_over = on_over
         self.most = most
@@ -162,7 +166,13 @@ class Lending:
         needed = impatient if len(self) else min(1, len(self._waiting))
         while len(self._opening) < needed and len(self) < self.most:
             upstream = self._opener.open(
-                ROLE, self._opened, self._serve_upstream, self._lost, self._drained, self._serve
+                ROLE,
+                self._opened,
+                self._serve_upstream,
+                self._lost,
+                self._drained,
+                self._serve,
+                lambda: self._reservation.may_lend(len(self) + 1),
             )
             if upstream is None:
                 return
@@ -173,6 +183,10 @@ class Lending:
         self._take_back(upstream)
 
     def _take_back(self, upstream: Upstream) -> None:
+        if len(self) and self._is_full():  # with the one that is left the own streams get on, one after the other
+            upstream.close()
+            self._serve()
+            return
         self._idle.append((upstream, time.monotonic()))
         self._serve()
 
@@ -343,6 +357,8 @@ class Lending:
             if since < before:
                 self._idle.remove((upstream, since))
                 upstream.close()
+        if not self._waiting:
+            self._reservation.lend(len(self))
 
     def give_up(self, reason: str) -> None:
         """Close all; what was sent and is not answered fails."""

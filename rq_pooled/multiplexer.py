@@ -21,6 +21,8 @@ from collections.abc import Callable
 from glob import glob
 from typing import Any
 
+from .brake import Brake
+from .budget import Lease
 from .command_table import CommandTable
 from .config import Settings
 from .errors import PlatformUnsupported
@@ -29,7 +31,7 @@ from .lending import Lending
 from .loop import Loop
 from .opener import Opener
 from .place import Place
-from .resp import Command
+from .reservation import Ask, Reservation
 from .shared import Shared
 from .stream import Door
 from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
@@ -45,9 +47,10 @@ _STUCK_TIME = 1.0
 _TICK = 0.25
 #: Streams that have not said whose they are, and seconds that they have for it.
 _MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
+#: Seconds for which a lent connection stays idle while another process waits for a place in the budget, and while the
+#: server is fuller than it should be.
+_CROWDED_IDLE, _TIGHT_IDLE = 0.1, 1.0
 _PREFIX = "rq_pooled-"
-
-Ask = Callable[[Command, Callable[[Any], None]], None]
 
 
 class Multiplexer:
@@ -58,8 +61,9 @@ class Multiplexer:
         warn: logs, as ``Logger.warning``.
         dialer: what its connections to the server are like.
         place: returns where the command connection leads, None while that is not connected.
-        obstacle: returns why nothing may be opened now, None if it may.
         ask: sends one command over the command connection; the reply, or None where that is lost, comes back later.
+        lease: the worker's place in the budget, None without one.
+        brake: whether connections may be opened, and whether idle ones are better closed.
         answered_at: returns when the command connection was last answered.
     """
 
@@ -70,8 +74,9 @@ class Multiplexer:
         warn: Callable[..., None],
         dialer: Dialer,
         place: Callable[[], Place | None],
-        obstacle: Callable[[], str | None],
         ask: Ask,
+        lease: Lease | None,
+        brake: Brake,
         answered_at: Callable[[], float],
     ) -> None:
         self._loop = loop
@@ -82,10 +87,14 @@ class Multiplexer:
         self._answered_at = answered_at
         self._dialer = dialer
         self._table = CommandTable()
-        self._opener = Opener(loop, settings, dialer, place, obstacle)
+        self._opener = Opener(loop, settings, dialer, place, brake)
         self._shared = Shared(self._opener, self._on_shared_open, self._on_answered, self._on_stuck)
         most = max(settings.concurrency, settings.max_connections - 3)
-        self._lending = Lending(loop, self._opener, most, settings.max_idle, self._advance, self._advance)
+        self._reservation = Reservation(lease, ask)
+        self._brake = brake
+        self._lending = Lending(
+            loop, self._opener, most, self._reservation, lambda: brake.engaged, self._advance, self._advance
+        )
         self._guests: dict[bytes, Guest] = {}
         self._streams: set[Stream] = set()
         self._ready: deque[Stream] = deque()
@@ -144,6 +153,7 @@ class Multiplexer:
         """Close what a job has left in the middle of something: the next one would get replies that are not its own."""
         for stream in list(guest.streams):
             stream.exclusive = False
+            self._serve_one(stream)  # what the job sent before its last word may not have been looked at
             if not stream.is_clean():
                 stream.close()
 
@@ -198,11 +208,7 @@ class Multiplexer:
             for _ in range(len(self._ready)):
                 stream = self._ready.popleft()
                 stream.queued = False
-                try:
-                    self._serve(stream)
-                except Exception as error:  # noqa: BLE001 - whatever one job has caused, others go on
-                    self._warn("a connection of %s is closed: %s: %s", _name(stream), type(error).__name__, error)
-                    stream.close()
+                self._serve_one(stream)
                 if time.monotonic() > until:
                     break
         self._shared.flush()
@@ -211,6 +217,13 @@ class Multiplexer:
         if not stream.queued:
             stream.queued = True
             self._ready.append(stream)
+
+    def _serve_one(self, stream: Stream) -> None:
+        try:
+            self._serve(stream)
+        except Exception as error:  # noqa: BLE001 - whatever one job has caused, others go on
+            self._warn("a connection of %s is closed: %s: %s", _name(stream), type(error).__name__, error)
+            stream.close()
 
     def _serve(self, stream: Stream) -> None:
         """Read what a stream has sent, and pass it on."""
@@ -392,6 +405,11 @@ class Multiplexer:
         self._shared.give_up(reason)
         self._lending.give_up(reason)
 
+    @property
+    def places(self) -> int:
+        """Return how many places in the budget the worker needs now."""
+        return self._reservation.wanted
+
     def connections(self) -> dict[str, int]:
         """Return how many there are, by role."""
         return {"jobs": int(self._shared.exists), "exclusive": len(self._lending)}
@@ -413,7 +431,11 @@ class Multiplexer:
             self._look_whether_dead()
         elif settings.max_idle and self._shared.usable and now - self._needed_at > settings.max_idle:
             self._shared.close()
-        if settings.max_idle:
+        if self._reservation.crowded:
+            self._lending.close_idle(now - _CROWDED_IDLE)
+        elif self._brake.tight:
+            self._lending.close_idle(now - _TIGHT_IDLE)
+        elif settings.max_idle:
             self._lending.close_idle(now - settings.max_idle)
 
     def _look_whether_dead(self) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from .backoff import jittered_delay
+from .brake import Brake
 from .config import Settings, scrub
 from .loop import Loop
 from .place import Place
@@ -24,7 +25,7 @@ class Opener:
         loop, settings: as the names say.
         dialer: what they are like.
         place: returns where the command connection leads, None while that is not connected.
-        obstacle: returns why nothing may be opened now, None if it may.
+        brake: whether anything may be opened.
     """
 
     def __init__(
@@ -33,12 +34,12 @@ class Opener:
         settings: Settings,
         dialer: Dialer,
         place: Callable[[], Place | None],
-        obstacle: Callable[[], str | None],
+        brake: Brake,
     ) -> None:
         self._loop = loop
         self._settings = settings
         self._place = place
-        self._obstacle = obstacle
+        self._brake = brake
         #: Who is to be called again, each once.
         self._again: set[Callable[[], None]] = set()
         self._failures = 0
@@ -55,17 +56,27 @@ class Opener:
         on_lost: Callable[[Upstream, str], None],
         on_drained: Callable[[Upstream], None],
         again: Callable[[], None],
+        may_have: Callable[[], bool] = lambda: True,
     ) -> Upstream | None:
-        """Begin to open a connection and return it; None if that cannot be now: ``again`` is called when it may be."""
+        """Begin to open a connection and return it; None if that cannot be now: ``again`` is called when it may be.
+
+        Args:
+            role, on_open, on_readable, on_lost, on_drained: see Upstream.
+            again: called once; it may ask again.
+            may_have: tells whether there is a place for it in the budget.
+        """
         now = time.monotonic()
         if now < self._not_before:
             self._later(self._not_before - now, again)
             return None
         place = self._place()
-        obstacle = "the server is away" if place is None else self._obstacle()
-        if place is None or obstacle is not None:
-            self.reason = obstacle or ""
+        if place is None or self._brake.engaged:
+            self.reason = "the server is away" if place is None else "the server is full above GUARD_STOP"
             self._later(_LOOK_AGAIN, again)
+            return None
+        if not may_have():
+            self._note_failure("the application's BUDGET has no place for it")
+            self._later(self._not_before - now, again)
             return None
 
         def opened(upstream: Upstream) -> None:
@@ -84,6 +95,7 @@ class Opener:
             self._note_failure(str(error) or type(error).__name__)
             self._later(self._not_before - now, again)
             return None
+        self._brake.on_opening()
         upstream = made
         self._loop.call_later(self._settings.socket_connect_timeout, lambda: self._check(upstream))
         return upstream

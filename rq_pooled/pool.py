@@ -1,8 +1,9 @@
 """The bounded pool of a web process or horse: who holds what, statistics, events, renewal, and forks.
 
 Waits are bounded and end in ``PoolExhausted``; what cannot connect ends in ``ServerUnreachable``, and nothing was sent
-then. There is no thread: whatever is due (idle connections, leaks, statistics) is looked at when somebody takes or
-returns a connection. Locks are made with each pool, never at import, so gevent may patch after importing this.
+then. There is no thread: whatever is due (idle connections, leaks, statistics) is looked at when a connection is taken or
+returned. Only with a BUDGET, a thread lives while the pool has more idle connections than it may keep when calls cease.
+A connection that cannot be opened now (no place in the budget, a full server) is waited for. Locks are made with each pool, never at import, so gevent may patch after importing this.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from queue import Empty, Full
@@ -31,18 +32,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .backoff import jittered_delay
 from .brake import Brake
 from .breaker import Breaker
-from .budget import Lease
 from .config import Settings, scrub
 from .connect_errors import explain
+from .deadline import clipped, hurried, within
 from .deadline import current as current_deadline
-from .deadline import hurried, within
 from .demoted import noticing
-from .errors import USAGE, BudgetExceeded, PoolExhausted, ServerUnreachable
+from .errors import USAGE, BudgetExceeded, PoolExhausted, RedisUnavailable, ServerFull, ServerUnreachable
+from .places import Places, owing
 from .reporting import UNCOUNTED, Reporter
 from .resp import Command, pack_commands
 from .sentinels import Masters
 from .sizes import Sizes
-from .sockets import address_of, connection_options, pool_limits
+from .sockets import Introduce, address_of, client_name, connection_options, pool_limits, says_full
 
 log = logging.getLogger("rq_pooled.pool")
 
@@ -56,9 +57,17 @@ _LIBRARIES = ("redis", "rq", "rq_pooled")
 _CONNECT_ATTEMPTS = 3
 #: While a server is away every call fails: a warning at most this often (seconds), the others at level debug.
 _WARN_EVERY = 10.0
+#: A refusal of the budget is logged at most this often (seconds).
+_SAY_REFUSED_EVERY = 60.0
 _SHOWN_HOLDERS = 10
-#: Seconds between looks whether connections may be opened again.
-_BRAKE_INTERVAL = 0.05
+#: Seconds until opening a connection is tried again, growing from the first figure to the second, jittered.
+_AGAIN = {"GUARD_STOP": (0.05, 0.05), "BUDGET": (0.02, 0.5), "maxclients": (0.05, 1.0)}
+#: Seconds between looks of a waiting caller whether more connections may be opened.
+_WAKE = 0.5
+#: While another process waits for a place, connections idle for this long (seconds) are closed.
+_IDLE_WHILE_CROWDED = 0.1
+#: Seconds without a call after which a pool with a BUDGET keeps one connection at most.
+_QUIET = 0.5
 
 
 @dataclass(eq=False)
@@ -74,6 +83,8 @@ class _Line:
     open_noted: bool = False
     #: It was open, and not the pool closed it: opening it again is a reconnect.
     lost: bool = False
+    #: It has a place in the budget.
+    placed: bool = False
 
 
 @dataclass(eq=False)
@@ -98,11 +109,23 @@ class _Counters:
     last_warning: dict[str, float] = field(default_factory=dict)
 
 
+class _NotNow(Exception):
+    """A connection cannot be opened now, and later it may: ``error`` is for a caller that cannot wait any longer.
+
+    ``bound`` names what is in the way: a key of ``_AGAIN``.
+    """
+
+    def __init__(self, bound: str, error: RedisUnavailable) -> None:
+        super().__init__(bound)
+        self.bound = bound
+        self.error = error
+
+
 class Pool(BlockingConnectionPool):
     """A bounded pool of connections to one server, on redis-py's ``BlockingConnectionPool``.
 
     Use it as any redis-py pool: ``Redis(connection_pool=pool)``. Taking a connection blocks for at most POOL_TIMEOUT
-    while all are in use, and for at most SOCKET_CONNECT_TIMEOUT past that while connecting. After a fork the child
+    while all are in use or none may be opened, and for at most SOCKET_CONNECT_TIMEOUT past that while connecting. After a fork the child
     closes its copies of the sockets and starts empty; the parent's connections stay as they are.
 
     Args:
@@ -170,6 +193,12 @@ class Pool(BlockingConnectionPool):
         self._counters = _Counters()
         self._check_leaks_at = self._log_statistics_at = float("-inf")
         self._waits_logged = 0.0
+        #: Why no further connection could be opened, how often in a row, and when to try again.
+        self._refusal: _NotNow | None = None
+        self._refusals = 0
+        self._again_at = self._refused_at = self._refused_logged_at = float("-inf")
+        self._called_at = float("-inf")
+        self._watched = False
         self._reporter = Reporter(self, local_pools)
         self._sizes = Sizes(self.max_connections)
         self.lease = self._new_lease()
@@ -187,13 +216,13 @@ class Pool(BlockingConnectionPool):
         for connection in inherited:
             connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
 
-    def _new_lease(self) -> Lease | None:
+    def _new_lease(self) -> Places | None:
         if self.settings.budget is None or self.role in UNCOUNTED:
             return None
         # A copy of the options, not the pool: nothing may keep it alive but its users.
         options = _with_role(self.connection_kwargs, "probe")
         probe: Any = hurried(self.connection_class)
-        return Lease(self.settings, self.max_connections, 1, partial(probe, **options))
+        return Places(self.settings, partial(probe, **options))
 
     def resize(self, reason: str, size: int | None) -> None:
         """Use at most ``size`` connections from now on, at least 1; None lifts what was set for the same reason.
@@ -201,7 +230,7 @@ class Pool(BlockingConnectionPool):
         Idle connections beyond it are closed now, those in use when they come back. Of several reasons the smallest
         size counts.
         """
-        for connection in self._sizes.set(self.pool, reason, size):
+        for connection in self._sizes.set(self.pool, reason, size, _is_open):
             self._close(connection, f"pool made smaller: {reason}")
 
     def become(
@@ -301,34 +330,45 @@ class Pool(BlockingConnectionPool):
 
         Raises:
             PoolExhausted: all connections stayed in use for the pool's timeout.
+            BudgetExceeded, ServerFull: for as long none could be opened; nothing was sent.
             ServerUnreachable: connecting failed; nothing was sent.
         """
         self._checkpid()
         started = time.monotonic()
-        connection = self._take_slot(started)
-        try:
-            if connection is None:
-                connection = self.make_connection()
-        except BaseException:
-            self._put(None)
-            raise
-        hold = _Hold(time.monotonic(), threading.current_thread().name, _place())
-        with self._book:
-            self._holds[connection] = hold
-        try:
-            self._make_ready(connection, started + self._patience()[0])
-            self._housekeeping()
-        except BaseException:
-            connection.disconnect()  # a reply may still be on its way
-            self.release(connection)
-            raise
-        return connection
+        wait, setting = self._patience()
+        while True:
+            connection = self._take_slot(started, wait, setting)
+            try:
+                if connection is None:
+                    connection = self.make_connection()
+            except BaseException:
+                self._put(None)
+                raise
+            hold = _Hold(time.monotonic(), threading.current_thread().name, _place())
+            with self._book:
+                self._holds[connection] = hold
+            try:
+                try:
+                    self._make_ready(connection, started + wait)
+                except _NotNow as refusal:
+                    self._step_back(connection, refusal, started, wait, setting)
+                    continue
+                self._called_at = time.monotonic()
+                if self.lease is not None and self.lease.crowded:
+                    self._close_idle(self._called_at)
+                self._housekeeping()
+            except BaseException:
+                connection.disconnect()  # a reply may still be on its way
+                self.release(connection)
+                raise
+            return connection
 
     def make_connection(self) -> Any:
         """Return a new connection, not connected yet, that reports each connect to this pool."""
         options = dict(self.connection_kwargs)
         options["redis_connect_func"] = _Report(weakref.ref(self), options["redis_connect_func"])
-        connection = hurried(noticing(self.connection_class))(**options)
+        cls: Any = self.connection_class if self.lease is None else owing(self.connection_class)
+        connection = hurried(noticing(cls))(**options)
         with self._book:
             self._connections.append(connection)
             self._lines[connection] = _Line()
@@ -354,17 +394,22 @@ class Pool(BlockingConnectionPool):
                 self._close(connection, "marked for reconnecting")
             elif not _is_open(connection):  # by a caller that is done with it, or by redis-py after an error
                 self._close(connection, "closed while in use", lost=True)
-            if self.lease is not None and not self.lease.granted:
-                self._close(connection, "no place in the budget")
+            if self.lease is not None and _is_open(connection):
+                connection.settle_soon()
             if _is_open(connection) and self._reporter.due(now):
                 self._reporter.publish(connection)
+            if self.lease is not None:
+                self._give_way(connection)
         except BaseException:  # a gevent.Timeout, say: a reply may still be on its way
             connection.disconnect()
             raise
         finally:
-            line.released_at = now
+            line.released_at = self._called_at = now
+            if not _is_open(connection):
+                self._leave(connection)
             self._put(connection)
         self._close_idle(now)
+        self._watch_quiet()
         self._housekeeping()
 
     def part(self, commands: Sequence[Command]) -> bool:
@@ -378,20 +423,18 @@ class Pool(BlockingConnectionPool):
                 return False
             connection = idle[-1]
             self.pool.queue[self.pool.queue.index(connection)] = None
-        try:
-            connection.send_packed_command([pack_commands([*commands, ("QUIT",)])], check_health=False)
-        except (RedisError, OSError):
-            pass
+        _send_last(connection, commands)
         self._close(connection, "pool disconnected")
-        with self._book:
-            self._connections.remove(connection)
-            del self._lines[connection]
+        self._forget(connection)
         return True
 
     def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the pool's connections, those in use too unless told otherwise; the pool stays usable."""
         self._checkpid()
-        lease = self.lease if inuse_connections else None
+        lease = self.lease
+        if lease is not None and not inuse_connections:
+            self._retire_idle(time.monotonic(), 0.0, 0, "pool disconnected")
+            return
         # One idle connection is kept to give the place in the budget back, when all others are closed.
         spared = next((c for c in self.pool.queue if c is not None and _is_open(c)), None) if lease is not None else None
         with self._book:
@@ -400,29 +443,102 @@ class Pool(BlockingConnectionPool):
             if connection is not spared:
                 self._close(connection, "pool disconnected")
         if lease is not None and lease.granted:
-            self.part(lease.release())
+            with self._book:
+                for line in self._lines.values():
+                    line.placed = False
+                commands = lease.release()
+            self.part(commands)
         if spared is not None:
             self._close(spared, "pool disconnected")
 
     # taking
 
-    def _take_slot(self, started: float) -> Any:
-        """Return an idle connection, or None for a free slot; blocks for at most the pool's timeout."""
+    def _take_slot(self, started: float, wait: float, setting: str) -> Any:
+        """Return an idle connection, or None for a free slot; blocks until ``wait`` seconds have passed since ``started``."""
         try:
             return self.pool.get_nowait()
         except Empty:
             pass
-        wait, setting = self._patience()
         with self._book:
             self._counters.waiting += 1
         try:
-            return self.pool.get(block=True, timeout=wait if wait < float("inf") else None)
-        except Empty:
-            raise self._exhausted(wait, setting) from None
+            while True:
+                now = time.monotonic()
+                pause = _WAKE if self._refusal is None else min(_WAKE, max(0.0, self._again_at - now))
+                try:
+                    return self.pool.get(block=True, timeout=max(0.0, min(started + wait - now, pause)))
+                except Empty:
+                    if time.monotonic() >= started + wait:
+                        raise self._exhausted(wait, setting) from None
+                self._let_one_try()
         finally:
             with self._book:
                 self._counters.waiting -= 1
                 self._counters.longest_wait = max(self._counters.longest_wait, time.monotonic() - started)
+
+    def _let_one_try(self) -> None:
+        """Let one caller more than there are connections try to open another, if it is time to try again."""
+        now = time.monotonic()
+        with self._book:
+            refusal = self._refusal
+            if refusal is None or now < self._again_at:
+                return
+            self._again_at = now + _AGAIN[refusal.bound][0]  # for the other waiting callers
+        size = self._sizes.size + 1
+        self.resize(refusal.bound, size if size < self.max_connections else None)
+
+    def _step_back(self, connection: Any, refusal: _NotNow, started: float, wait: float, setting: str) -> None:
+        """Put back the slot of a connection that cannot be opened now; return when the caller may take one again.
+
+        While the pool has other connections, the caller waits for one of those; so only as many slots go round.
+        """
+        self._close(connection, "it cannot be used now")
+        now, ends = time.monotonic(), started + wait
+        with self._book:
+            if self._refusal is not None and self._refusal.bound != refusal.bound:
+                self.resize(self._refusal.bound, None)
+            self._refusal, self._refused_at = refusal, now
+            if now >= self._again_at:  # else another caller was refused just now
+                self._again_at = now + jittered_delay(self._refusals, *_AGAIN[refusal.bound])
+                self._refusals += 1
+        if now >= ends:
+            others = self._others_than(connection)
+            if others:
+                self.resize(refusal.bound, others)
+            raise self._exhausted(wait, setting) if others else self._given_up(refusal, now - started, setting)
+        if not self._others_than(connection):
+            time.sleep(max(0.0, min(self._again_at, ends) - now))  # with the slot: others could not do better
+        with self.pool.mutex, self._book:
+            del self._holds[connection]
+            size = self._others_than(connection)
+            self._put(connection)
+            if size:
+                self.resize(refusal.bound, size)
+
+    def _others_than(self, connection: Any) -> int:
+        """Return how many other connections are open or being opened."""
+        with self._book:
+            lines = list(self._lines)
+            return sum(1 for c in lines if c is not connection and (c in self._holds or _is_open(c)))
+
+    def _given_up(self, refusal: _NotNow, waited: float, setting: str) -> RedisUnavailable:
+        error = type(refusal.error)(f"{refusal.error} (waited {waited:.3g} s, {setting})")
+        self._say_refused(refusal.bound, str(error))
+        return error
+
+    def _say_refused(self, bound: str, words: str) -> None:
+        now = time.monotonic()
+        if bound == "BUDGET":
+            first = now - self._refused_logged_at >= _SAY_REFUSED_EVERY
+            self._refused_logged_at = now if first else self._refused_logged_at
+            log.log(logging.WARNING if first else logging.DEBUG, "pool %s %s: refused: %s", self.role, self.address, words)
+
+    def _opened(self) -> None:
+        """Note that a connection could be opened: others may be tried, too."""
+        with self._book:
+            refusal, self._refusal, self._refusals, self._again_at = self._refusal, None, 0, float("-inf")
+        if refusal is not None:
+            self.resize(refusal.bound, None)
 
     def _patience(self) -> tuple[float, str]:
         """Return how many seconds the running call may wait here, and the setting that says so."""
@@ -443,10 +559,14 @@ class Pool(BlockingConnectionPool):
         more = len(holders) - _SHOWN_HOLDERS
         shown = "; ".join(holders[:_SHOWN_HOLDERS]) + (f"; and {more} more" if more > 0 else "")
         self._publish("exhausted", max=self.max_connections, timeout=wait, waiting=waiting, holders=holders)
+        refusal = self._refusal
+        why = "" if refusal is None else f". No further one can be opened: {refusal.error}"
+        if refusal is not None:
+            self._say_refused(refusal.bound, str(refusal.error))
         return PoolExhausted(
             f"no connection to {self.address} became free within {wait:.3g} s ({setting}): all "
             f"{self._sizes.size} ({self._sizes.reason or 'MAX_CONNECTIONS'}) are in use, {waiting} others are waiting. "
-            f"Held by: {shown}. Raise MAX_CONNECTIONS or {setting}, or return connections earlier"
+            f"Held by: {shown}. Raise MAX_CONNECTIONS or {setting}, or return connections earlier{why}"
         )
 
     def _make_ready(self, connection: Any, deadline: float) -> None:
@@ -458,7 +578,8 @@ class Pool(BlockingConnectionPool):
                     self._close(connection, "unread data, or closed by the server", lost=True)
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
-        self._renew_lease(connection)
+        if _is_open(connection):
+            self._renew_lease(connection)
         if _is_open(connection) and time.monotonic() >= line.expires_at:
             self._close(connection, "max_lifetime")
         masters = self.connection_kwargs.get("connection_pool")
@@ -468,28 +589,48 @@ class Pool(BlockingConnectionPool):
             try:
                 with _part_of_the_deadline():
                     connection.check_health()  # before use, not on the first command: nothing is at stake yet
+                if self.lease is not None and (look := self.lease.look(time.monotonic())) is not None:
+                    connection.send_ahead(*look)
                 return
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
                 if isinstance(error, RedisTimeoutError):  # what a firewall has forgotten, it has forgotten of others, too
-                    self.disconnect(inuse_connections=False)
-        self._await_brake(deadline)
+                    self._close_all_idle()
+        self._open(connection, deadline)
+
+    def _open(self, connection: Any, deadline: float) -> None:
+        if self.brake is not None and self.brake.engaged:
+            raise _NotNow(
+                "GUARD_STOP",
+                PoolExhausted(
+                    f"no connection to {self.address} may be opened: the server is full above GUARD_STOP. Close connections, "
+                    "or raise the server's maxclients"
+                ),
+            )
         for attempt in range(1, _CONNECT_ATTEMPTS + 1):
-            # A pause between reserving and connecting may have cost the place: looked at right before, so that this
-            # connection is not one too many, and after, since it may have come in between.
-            self._renew_lease(connection)
             try:
-                connection.connect()
+                with self._turn_to_ask():
+                    connection.connect()
                 if connection.can_read():
                     raise RedisConnectionError("the server sent data that nobody asked for")
+                # A pause before the connection got its name may have cost its place.
                 self._renew_lease(connection)
+                if not _is_open(connection) and self.lease is not None:
+                    raise self.lease.refusal()
+                self._opened()
                 return
+            except BudgetExceeded as error:
+                raise _NotNow("BUDGET", error) from None
             except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
-                if isinstance(error, (BudgetExceeded, ServerUnreachable)):
+                if isinstance(error, ServerUnreachable):
                     raise
                 connection.disconnect()
+                self._leave(connection)
                 reason = scrub(str(error)) or type(error).__name__
                 self._publish("error", reason=reason, attempt=attempt)
+                if says_full(self.connection_class, error):
+                    full = f"cannot connect to {self.address}: the server is full ({reason.rstrip('.')}); nothing was sent. "
+                    raise _NotNow("maxclients", ServerFull(f"{full}Close connections, or raise its maxclients")) from error
                 delay = jittered_delay(attempt - 1, self.settings.reconnect_base, self.settings.reconnect_cap)
                 # A refusal in words (password, database, certificate) will be the same the next time.
                 final = isinstance(error, ResponseError) or explain(error).exit_code == USAGE
@@ -503,38 +644,139 @@ class Pool(BlockingConnectionPool):
                     raise unreachable from error
                 time.sleep(delay)
 
-    def _renew_lease(self, connection: Any) -> None:
-        """See to it that this process has a place in the budget, before it uses a socket or opens one.
+    # the budget
+
+    @contextmanager
+    def _turn_to_ask(self) -> Iterator[None]:
+        """Let one caller at a time connect to ask for a place; the others learn from its answer.
 
         Raises:
-            BudgetExceeded: it has none; its idle connections are closed, and others when they come back.
+            BudgetExceeded: another caller was refused a moment ago.
+            TimeoutError: another has been asking until the caller's deadline.
         """
         lease = self.lease
-        if lease is None or (lease.granted and not lease.overdue):
+        if lease is None or (lease.used < lease.granted and not lease.overdue):
+            yield
             return
+        left, entered = clipped(None), time.monotonic()
+        if not lease.turn.acquire(timeout=-1 if left is None else left):
+            raise RedisTimeoutError("another thread has been asking for a place in the budget, and has no answer yet")
         try:
-            granted = lease.ensure(connection if _is_open(connection) else None)
-        except BudgetExceeded:
-            self.disconnect(inuse_connections=False)
-            self._close(connection, "no place in the budget")
-            raise
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-            reason = scrub(str(error)) or type(error).__name__
-            raise ServerUnreachable(
-                f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. Check "
-                "that the server runs, and URL"
-            ) from error
-        self._reporter.start()
-        self.resize("BUDGET", granted)
+            refusal = self._refusal
+            if refusal is not None and refusal.bound == "BUDGET" and self._refused_at >= entered:
+                raise refusal.error
+            yield
+        finally:
+            lease.turn.release()
 
-    def _await_brake(self, deadline: float) -> None:
-        while self.brake is not None and self.brake.engaged:
-            if time.monotonic() >= deadline:
-                raise PoolExhausted(
-                    f"no connection to {self.address} may be opened for {self.timeout:g} s (POOL_TIMEOUT): the server "
-                    "is full above GUARD_STOP. Close connections, or raise the server's maxclients"
-                )
-            time.sleep(_BRAKE_INTERVAL)
+    def _enter(self, connection: Any, handshake: Introduce) -> None:
+        """Introduce a connection that has just been opened: as one of the pool's if there is a place for it.
+
+        Called for those that redis-py opens on its own, too. Raises BudgetExceeded where the server has no place.
+        """
+        lease, line = self.lease, self._lines.get(connection)
+        if lease is None or line is None:
+            handshake(connection)
+            return
+        if line.placed or lease.claim():
+            line.placed = True
+            handshake(connection)
+            return
+        # Its name counts for it from the first moment on: the place of a process that is paused here is not given away.
+        dataclasses.replace(handshake, role="")(connection)
+        self._name(connection, "probe")
+        if not lease.ask_for_one(connection):
+            raise lease.refusal()
+        line.placed = True
+        self._reporter.start()
+        self._name(connection, self.role)
+
+    def _name(self, connection: Any, role: str) -> None:
+        connection.send_ahead(("CLIENT", "SETNAME", client_name(self.settings, role)), _ignore)
+
+    def _renew_lease(self, connection: Any) -> None:
+        """See to it that an open connection still has its place, before it is used; close it where it has not.
+
+        Raises:
+            _NotNow: the pool has no place any more; its idle connections are closed, and others when they come back.
+        """
+        lease = self.lease
+        if lease is None:
+            return
+        if lease.overdue:
+            try:
+                lease.ensure(connection)
+            except BudgetExceeded as error:
+                self._close_all_idle()
+                raise _NotNow("BUDGET", error) from None
+            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+                reason = scrub(str(error)) or type(error).__name__
+                raise ServerUnreachable(
+                    f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. Check "
+                    "that the server runs, and URL"
+                ) from error
+        if lease.surplus:
+            self._close(connection, "no place in the budget")
+
+    def _give_way(self, connection: Any) -> None:
+        """Close a connection that comes back if it has no place, or where a process waits that has none at all."""
+        assert self.lease is not None
+        if self.lease.surplus:
+            self._close(connection, "no place in the budget")
+        elif _is_open(connection) and self.lease.may_shed():
+            self._retire(connection, "another process has no connection")
+
+    def _leave(self, connection: Any) -> None:
+        """Note that a connection is closed: its place is free for another one of this pool."""
+        with self._book:
+            line = self._lines.get(connection)
+            if line is not None and line.placed and self.lease is not None:
+                line.placed = False
+                self.lease.leave()
+
+    def _retire(self, connection: Any, reason: str) -> None:
+        """Close a connection that nobody else can take, and give its place back with its last words."""
+        with self._book:
+            line = self._lines.get(connection)
+            lease, placed = self.lease, line is not None and line.placed
+            if lease is not None and line is not None and placed:
+                line.placed = False
+                lease.leave()
+            farewell = [lease.give_back()] if lease is not None and placed else []
+        if farewell and _is_open(connection):
+            _send_last(connection, farewell)
+        self._close(connection, reason)
+
+    def _watch_quiet(self) -> None:
+        """Have a thread close what is idle when calls cease, if there is a budget: then nobody else here could."""
+        if self.lease is None or self._watched or self._idle_count() <= self._kept():
+            return
+        with self._book:
+            if self._watched:
+                return
+            self._watched = True
+        thread = threading.Thread(target=_close_when_quiet, args=(weakref.ref(self),), name="rq_pooled-idle", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the interpreter ends
+            pass
+
+    def _quiet_down(self) -> bool:
+        """Close all but one connection if no call was made for a while; return whether there is no more to watch."""
+        now = time.monotonic()
+        if now - self._called_at >= _QUIET:
+            self._retire_idle(now, 0.0, self._kept(), "no calls")
+        with self._book:
+            if self._idle_count() > self._kept():
+                return False
+            self._watched = False
+            return True
+
+    def _kept(self) -> int:
+        return 0 if self._holds else 1
+
+    def _idle_count(self) -> int:
+        return sum(1 for c in list(self.pool.queue) if c is not None and _is_open(c))
 
     def _connected(self, connection: Any) -> None:
         """Note that a connection has just been opened, by the pool or by redis-py on its own."""
@@ -560,7 +802,12 @@ class Pool(BlockingConnectionPool):
                 self._close(connection, f"pool made smaller: {self._sizes.reason}")
             return
         try:
-            self.pool.put_nowait(connection)
+            with self.pool.mutex:
+                self.pool.put_nowait(connection)
+                if connection is None or not _is_open(connection):  # the next caller is to get an open one
+                    slots = self.pool.queue
+                    slot = slots.pop()
+                    slots.insert(next((i for i, c in enumerate(slots) if c is not None and _is_open(c)), len(slots)), slot)
         except Full:  # reset in between: nobody waits for it
             if connection is not None:
                 connection.disconnect()
@@ -573,28 +820,49 @@ class Pool(BlockingConnectionPool):
             noted = line is not None and line.open_noted
             if line is not None and noted:
                 line.open_noted, line.lost = False, lost
+        self._leave(connection)
         if noted:
             self._publish("close", reason=reason)
 
     def _close_idle(self, now: float) -> None:
-        """Close and drop what nobody needed for MAX_IDLE: last in, first out, so the bottom shows the surplus."""
-        if not self.settings.max_idle:
-            return
+        """Close and drop what nobody needed for MAX_IDLE, or for a moment while another process waits for a place."""
+        age, reason = self.settings.max_idle, "max_idle"
+        if self.lease is not None and self.lease.crowded:
+            age, reason = min(age or float("inf"), _IDLE_WHILE_CROWDED), "another process waits for a place"
+        if age:
+            self._retire_idle(now, age, 0, reason)
+
+    def _retire_idle(self, now: float, age: float, keep: int, reason: str) -> None:
+        """Close connections idle for ``age`` seconds, but ``keep``: last in, first out, so the bottom shows the surplus."""
         surplus = []
         # redis-py itself reads ``queue`` here; ``mutex`` is the lock that the waiters of this queue sleep on.
         with self.pool.mutex:
+            most = self._idle_count() - keep
             for i, connection in enumerate(self.pool.queue):
                 if connection is None:
                     continue
-                if now - self._lines[connection].released_at < self.settings.max_idle:
-                    break
+                is_open = _is_open(connection)
+                if now - self._lines[connection].released_at < age or (is_open and most <= 0):
+                    if is_open:
+                        break
+                    continue
+                most -= is_open
                 self.pool.queue[i] = None
                 surplus.append(connection)
         for connection in surplus:
-            self._close(connection, "max_idle")
-            with self._book:
-                self._connections.remove(connection)
-                del self._lines[connection]
+            self._retire(connection, reason)
+            self._forget(connection)
+
+    def _close_all_idle(self) -> None:
+        with self._book:
+            idle = [c for c in list(self._connections) if c not in self._holds]
+        for connection in idle:
+            self._close(connection, "pool disconnected")
+
+    def _forget(self, connection: Any) -> None:
+        with self._book:
+            self._connections.remove(connection)
+            del self._lines[connection]
 
     # looking after
 
@@ -648,20 +916,44 @@ class Pool(BlockingConnectionPool):
 
 @dataclass(frozen=True)
 class _Report:
-    """A ``redis_connect_func``: the handshake, then a word to the pool, held weakly since the pool owns the connection."""
+    """A ``redis_connect_func``: leaves the handshake to the pool, held weakly since the pool owns the connection."""
 
     pool: weakref.ref[Pool]
-    handshake: Callable[[Any], Any]
+    handshake: Introduce
 
     def __call__(self, connection: Any) -> None:
-        self.handshake(connection)
         pool = self.pool()
-        if pool is not None:
-            pool._connected(connection)
+        if pool is None:
+            self.handshake(connection)
+            return
+        pool._enter(connection, self.handshake)
+        pool._connected(connection)
 
 
 def _with_role(options: dict[str, Any], role: str) -> dict[str, Any]:
     return {**options, "redis_connect_func": dataclasses.replace(options["redis_connect_func"], role=role)}
+
+
+def _send_last(connection: Any, commands: Sequence[Command]) -> None:
+    """Send commands and QUIT without waiting for replies: what they free is free when the server has closed it, too."""
+    try:
+        connection.send_packed_command([pack_commands([*commands, ("QUIT",)])], check_health=False)
+    except (RedisError, OSError):
+        pass
+
+
+def _close_when_quiet(weak_pool: weakref.ref[Pool]) -> None:
+    """Close what a pool keeps in vain, in a thread that ends with the last such connection."""
+    while True:
+        time.sleep(_QUIET / 2)
+        pool = weak_pool()
+        if pool is None or pool._quiet_down():
+            return
+        del pool
+
+
+def _ignore(_reply: Any) -> None:
+    """Do nothing."""
 
 
 def _make_queue(size: int) -> Any:

@@ -91,7 +91,7 @@ class Reporter:
         pool, settings = self._pool, self._pool.settings
         if pool.lease is not None and pool.lease.due:
             try:
-                pool.resize("BUDGET", pool.lease.renew(connection))
+                pool.lease.renew(connection)
             except BudgetExceeded as error:
                 connection.disconnect()
                 log.warning("pool %s %s: %s", pool.role, pool.address, error)

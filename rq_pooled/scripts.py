@@ -61,9 +61,10 @@ def claims_key(token: str) -> str:
     return f"rq_pooled:claims:{token}"
 
 
-def budget_keys(name: str) -> tuple[str, str]:
-    """Return the sorted set of the leases of a budget, and the hash of what each holds."""
-    return f"rq_pooled:budget:{name}", f"rq_pooled:budget:{name}:held"
+def budget_keys(name: str) -> tuple[str, str, str, str]:
+    """Return the leases of a budget, what each holds, the order of their commands, and who waits; see budget.lua."""
+    leases = f"rq_pooled:budget:{name}"
+    return leases, f"{leases}:held", f"{leases}:order", f"{leases}:waiting"
 
 
 def leases_key(queue: str) -> str:
@@ -195,10 +196,19 @@ class Scripts:
         return sorted((named & _WORDS.keys()) | _OF_RQ, key=lambda name: (name == "DEL", name))
 
     def budget(
-        self, keys: Sequence[str], token: str, wanted: int, least: int, budget: int, term: float, gone: Iterable[str]
+        self,
+        keys: Sequence[str],
+        token: str,
+        number: int,
+        wanted: int,
+        least: int,
+        budget: int,
+        term: float,
+        wish: float,
+        gone: Iterable[str],
     ) -> Command:
         """Reserve ``wanted`` connections of a budget, or at least ``least``; ``gone`` are tokens of ended processes."""
-        return self._call("budget", keys, token, wanted, least, budget, term, *gone)
+        return self._call("budget", keys, token, number, wanted, least, budget, term, wish, *gone)
 
     def sample(self, connected: int, maxclients: int, interval: float) -> Command:
         """Note the number of clients, unless that was done less than ``interval`` seconds ago."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from queue import Queue
 from typing import Any
 
@@ -35,10 +36,10 @@ class Sizes:
         """Return how many slots are withheld now."""
         return len(self._withheld)
 
-    def set(self, queue: Queue[Any], reason: str, size: int | None) -> list[Any]:
+    def set(self, queue: Queue[Any], reason: str, size: int | None, is_open: Callable[[Any], bool] = bool) -> list[Any]:
         """Set or lift (None) a bound, and return the connections that are withheld now and have to be closed.
 
-        Connections in use are withheld when they come back, see ``keeps``.
+        Connections in use are withheld when they come back, see ``keeps``. Slots without an open one are withheld first.
         """
         withheld = []
         with queue.mutex:  # redis-py itself reads ``queue`` here; the end of the list is given out first
@@ -48,7 +49,8 @@ class Sizes:
                 self._bounds[reason] = size
             surplus = self._most - self.size
             while len(self._withheld) < surplus and queue.queue:
-                slot = queue.queue.pop(0)
+                spare = (i for i, slot in enumerate(queue.queue) if slot is None or not is_open(slot))
+                slot = queue.queue.pop(next(spare, 0))
                 self._withheld.append(slot)
                 if slot is not None:
                     withheld.append(slot)

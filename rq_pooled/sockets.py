@@ -139,11 +139,25 @@ class Introduce:
             connection.on_connect_check_health(check_health=False)
         else:
             connection.on_connect()
+        if not self.role:  # who opens it gives it its name
+            return
         connection.send_command("CLIENT", "SETNAME", client_name(self.settings, self.role), check_health=False)
         try:
             connection.read_response()
         except ResponseError:
             pass
+
+
+def says_full(connection_class: type[Any], error: BaseException) -> bool:
+    """Tell whether an error while connecting says, or over TLS may say, that the server has as many clients as it may.
+
+    Over TLS a full server closes without a word: before the handshake it cannot say anything.
+    """
+    text = str(error)
+    if "max number of clients" in text:
+        return True
+    tls = any("SSL" in cls.__name__ for cls in connection_class.__mro__)
+    return tls and any(words in text for words in ("UNEXPECTED_EOF", "EOF occurred", "reset by peer"))
 
 
 def quiet_connection_kwargs(settings: Settings, role: str, connection_class: Any = Connection) -> dict[str, Any]:

@@ -141,7 +141,7 @@ class Upkeep:
                 self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
 
         renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
-        lease = [self._parent.lease.command()] if self._parent.lease is not None else []
+        lease = [self._parent.lease.command(self._multiplexer.places if self._multiplexer else None)] if self._parent.lease is not None else []
         return Exchange([renewal, report(self._parent, self._slots, self._multiplexer), *lease], on_replies)
 
     def promotion(self) -> Exchange:

@@ -59,6 +59,7 @@ from .policies import maintenance_policies
 from .pool import adopt, get_connection, get_pool
 from .processes import process_name, withdraw
 from .recorder import make_recorder
+from .reservation import ALWAYS
 from .resp import Command
 from .rq_version import TESTED, check_keys, check_rq, is_tested
 from .scripts import shared_scripts
@@ -255,14 +256,14 @@ class Worker(rq.worker.Worker):
         return version
 
     def _lease_of(self, settings: Settings) -> Lease | None:
-        """Return what reserves this worker's connections, those of its horses included, if there is a BUDGET."""
+        """Return what reserves this worker's connections, if there is a BUDGET: at its start, one for jobs included."""
         if settings.budget is None:
             return None
-        need = ROLES + job_connections(settings) * settings.concurrency
+        need = ALWAYS if settings.jobs_share else ROLES + job_connections(settings) * settings.concurrency
         if need > settings.budget:
+            what = "command, listen, jobs" if settings.jobs_share else f"JOBS_SHARE=no, CONCURRENCY={settings.concurrency}"
             raise ConfigurationError(
-                f"BUDGET is {settings.budget}, and this worker alone may open {need} connections (CONCURRENCY="
-                f"{settings.concurrency}, MAX_CONNECTIONS={settings.max_connections}): raise BUDGET or lower CONCURRENCY"
+                f"BUDGET is {settings.budget}, and a worker needs {need} connections ({what}): raise BUDGET"
             )
         return Lease(settings, need, need, self._connector(settings, "probe"))
 
@@ -291,10 +292,7 @@ class Worker(rq.worker.Worker):
 
     def _multiplexer(self, parent: Parent) -> Multiplexer:
         """Return what lets jobs use Redis through this process."""
-        command, brake = parent.command, parent.brake
-
-        def obstacle() -> str | None:
-            return "the server is full above GUARD_STOP" if brake.engaged else None
+        command = parent.command
 
         def ask(question: Command, on_reply: Callable[[Any], None]) -> None:
             command.submit(Exchange([question], lambda replies: on_reply(replies[0]), lambda _error: on_reply(None)))
@@ -306,8 +304,9 @@ class Worker(rq.worker.Worker):
             lambda text, *words: self.log.warning("Worker %s: " + text, self.name, *words),
             dialer,
             command.place,
-            obstacle,
             ask,
+            parent.lease,
+            parent.brake,
             lambda: command.answered_at,
         )
 

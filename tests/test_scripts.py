@@ -35,7 +35,7 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
     """An EVALSHA of every script, and how many keys it has to name."""
     return {
         "admit": (scripts.admit("t", True, 30), 1),
-        "budget": (scripts.budget(budget_keys("shop"), "t", 2, 1, 20, 60, ["u"]), 2),
+        "budget": (scripts.budget(budget_keys("shop"), "t", 1, 2, 1, 20, 60, 6, ["u"]), 4),
         "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
         "commit": (scripts.commit("now", "t", []), 0),
         "enqueue": (scripts.enqueue("rq:queue:a", 0, False, "k", "u", 1.0, [("j", True, None, ["data", b""])]), 1),

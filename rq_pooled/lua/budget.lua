@@ -1,47 +1,92 @@
--- Reserve connections of an application's budget for one pool or worker, or renew what it has.
+-- Reserve connections of an application's budget for one pool or worker, renew what it has, or give some back.
 --
 -- KEYS[1]     sorted set of the leases: token -> server time at which it ends
 -- KEYS[2]     hash of what they hold: token -> connections
--- ARGV[1]     token                            ARGV[2]  connections wanted
--- ARGV[3]     fewest that are of use           ARGV[4]  the budget
--- ARGV[5]     term of the lease, s
--- ARGV[6..]   tokens of processes that have no connection any more: removed if their lease has ended
--- returns     { connections granted or 0, connections that others hold, { token whose lease has ended ... } }
+-- KEYS[3]     hash of the order: token -> number of its last command that was executed
+-- KEYS[4]     sorted set of who waits for places: token -> server time at which the wish is forgotten
+-- ARGV[1]     token                            ARGV[2]  number of this command: the token's later ones have higher ones
+-- ARGV[3]     connections wanted in all        ARGV[4]  fewest that are of use
+-- ARGV[5]     the budget                       ARGV[6]  term of the lease, s
+-- ARGV[7]     seconds for which a wish stands, 0 for a command that only gives back
+-- ARGV[8..]   tokens of processes that have no connection any more: removed if their lease has ended
+-- returns     { connections granted or 0, connections that others hold, 0: no other waits, 1: another waits, 2: one that
+--             holds nothing does, number of this command } and, where fewer were granted than wanted,
+--             { token whose lease has ended ... }, { token, connections ... } of all that hold some
 --
--- A lease that has ended still counts: its process may only be paused, and its sockets are open. Whoever needs the
--- place looks at CLIENT LIST, which a script may not, and names those that are really gone.
+-- A lease that has ended still counts: its process may only be paused, and its sockets are open. CLIENT LIST tells, which
+-- a script may not ask: a process that needs the place asks it, and names the tokens that are really gone.
+--
+-- As in heartbeat.lua, a write that the server never denies comes first: places are found when its memory is full.
+redis.call('DEL', 'rq_pooled:none')
+
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local token, wanted, least, budget = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local term = tonumber(ARGV[5])
+local token, number, wanted, least = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local budget, term, wish = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
 
-for i = 6, #ARGV do
+local function remove(one)
+  redis.call('ZREM', KEYS[1], one)
+  redis.call('HDEL', KEYS[2], one)
+  redis.call('HDEL', KEYS[3], one)
+  redis.call('ZREM', KEYS[4], one)
+end
+
+for i = 8, #ARGV do
   local ends = redis.call('ZSCORE', KEYS[1], ARGV[i])
   if ends and tonumber(ends) < clock then
-    redis.call('ZREM', KEYS[1], ARGV[i])
-    redis.call('HDEL', KEYS[2], ARGV[i])
+    remove(ARGV[i])
   end
 end
 
-local others, mine = 0, 0
+local others, mine, holds = 0, 0, {}
 local held = redis.call('HGETALL', KEYS[2])
 for i = 1, #held, 2 do
+  holds[held[i]] = true
   if held[i] == token then
     mine = tonumber(held[i + 1])
   else
     others = others + tonumber(held[i + 1])
   end
 end
-local granted = math.max(mine, math.min(wanted, budget - others))
+
+redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', clock)
+local hunger = 0
+for _, one in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  if one ~= token then
+    hunger = math.max(hunger, holds[one] and 1 or 2)
+  end
+end
+
+local last = tonumber(redis.call('HGET', KEYS[3], token) or 0)
+if number < last or (wish == 0 and wanted > mine) then
+  -- A later command of this token was faster, or others have taken what it would give back.
+  return { mine, others, hunger, number }
+end
+
+local granted = math.min(wanted, math.max(mine, budget - others))
+if hunger == 2 and mine >= least then
+  granted = math.min(wanted, mine) -- the next place is for one that has none
+end
 if granted < least then
-  redis.call('ZREM', KEYS[1], token)
-  redis.call('HDEL', KEYS[2], token)
+  remove(token)
   granted = 0
 else
   redis.call('ZADD', KEYS[1], clock + term, token)
   redis.call('HSET', KEYS[2], token, granted)
-  local life = math.ceil(term * 1000) + 3600000 -- of the keys, when nobody is left who renews anything
-  redis.call('PEXPIRE', KEYS[1], life)
-  redis.call('PEXPIRE', KEYS[2], life)
+  redis.call('HSET', KEYS[3], token, number)
 end
-return { granted, others, redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', clock) }
+if granted < wanted then
+  redis.call('ZADD', KEYS[4], clock + wish, token)
+  redis.call('PEXPIRE', KEYS[4], math.ceil(wish * 1000)) -- so that EXISTS tells whether anybody waits
+elseif wanted > mine then
+  redis.call('ZREM', KEYS[4], token)
+end
+local life = math.ceil(term * 1000) + 3600000 -- of the keys, when nobody is left who renews anything
+for i = 1, 3 do
+  redis.call('PEXPIRE', KEYS[i], life)
+end
+if granted < wanted then
+  local ended = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', clock)
+  return { granted, others, hunger, number, ended, redis.call('HGETALL', KEYS[2]) }
+end
+return { granted, others, hunger, number }
