@@ -287,3 +287,51 @@ def wait_for_replica(timeout: int) -> Any:
     client = rq_pooled.get_connection()
     client.set("durable", os.getpid())
     return client.wait(1, timeout)
+
+
+def change_subscriptions(shards: bool) -> list[Any]:
+    """Subscribe, unsubscribe and subscribe again without reading; return what is heard, and what others' calls give."""
+    client = rq_pooled.get_connection()
+    found: list[Any] = []
+    with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        if shards:
+            pubsub.subscribe("kept")
+            pubsub.ssubscribe("left")
+            pubsub.sunsubscribe("left")
+        else:
+            pubsub.subscribe("left")
+            pubsub.unsubscribe("left")
+            pubsub.subscribe("kept")
+        until = time.monotonic() + 10
+        while client.publish("kept", "early") < 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        for _ in range(5):
+            found.append(client.blpop(["never"], timeout=0.05))
+            found.append(client.publish("kept", "hello"))
+            found.append(client.client_getname().rpartition(":")[2])
+        heard = []
+        while len(heard) < 6 and time.monotonic() < until:
+            message = pubsub.get_message(timeout=0.2)
+            if message is not None:
+                heard.append(message["data"])
+        found.append(heard)
+    return found
+
+
+def unsubscribe_and_ask() -> list[Any]:
+    """Write UNSUBSCRIBE and an ECHO at once, several times; return the replies."""
+    pool = rq_pooled.get_pool()
+    found: list[Any] = []
+    for words in (["UNSUBSCRIBE"], ["UNSUBSCRIBE", "a", "b"]):
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(
+                connection.pack_commands([["SUBSCRIBE", "a"], words, ["ECHO", "x"], ["ECHO", "y"]])
+            )
+            while not found or found[-1] != b"y":
+                found.append(connection.read_response())
+            found[-1] = "end"
+        finally:
+            connection.disconnect()
+            pool.release(connection)
+    return [reply if isinstance(reply, bytes | str) else reply[-1] for reply in found]

@@ -20,6 +20,7 @@ from support import running_worker, wait_until
 from test_connections import Sampler, by_role, finished, of_worker, received
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.resp import pack_commands
 
 pytestmark = pytest.mark.timeout(150)
 ENDS = (b"finished", b"failed")
@@ -214,6 +215,25 @@ def test_a_reply_that_a_job_has_left_is_not_the_next_job_s(
             assert outcome(jobs[1]) == b"mine"
 
 
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_subscription_keeps_its_connection(server: EmbeddedServer, redis: Redis, tmp_path: Path, shards: bool) -> None:
+    """A connection that is subscribed to anything still is nobody else's: messages reach who subscribed, and no other."""
+    if shards and not redis.execute_command("COMMAND", "INFO", "SSUBSCRIBE"):
+        pytest.skip("no shard channels before Redis 7")
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
+        job = Queue("a", connection=redis).enqueue(stream_jobs.change_subscriptions, shards, job_timeout=40)
+        ended([job], redis)
+        assert outcome(job) == [None, 1, "exclusive"] * 5 + [[b"early"] + [b"hello"] * 5]
+
+
+def test_what_is_sent_behind_an_unsubscribe_is_answered(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Commands that are written together with an UNSUBSCRIBE get their replies, from the same connection."""
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
+        job = Queue("a", connection=redis).enqueue(stream_jobs.unsubscribe_and_ask, job_timeout=20)
+        ended([job], redis)
+        assert outcome(job) == [1, 0, b"x", "end", 1, 0, 0, b"x", "end"]
+
+
 def test_a_job_may_wait_in_redis_for_longer_than_the_timeout(
     server: EmbeddedServer, redis: Redis, tmp_path: Path
 ) -> None:
@@ -340,6 +360,9 @@ def test_what_is_cut_off_never_reaches_the_server(server: EmbeddedServer, redis:
         b"*1\r\n$4\r\nQUIT\r\n",
         b"*2\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n",
         b"*1\r\n$5\r\nMULTI\r\n",
+        b"*1\r\n$5\r\nMULTI\r\n*2\r\n$4\r\nEXEC\r\n$1\r\nx\r\n",
+        b"*2\r\n$5\r\nMULTI\r\n$1\r\nx\r\n*1\r\n$4\r\nEXEC\r\n",
+        b"*2\r\n$4\r\nECHO\r\n$1\r\nabc",
         b"*1\r\n$0\r\n\r\n",
         b"*1\r\n$60\r\n" + b"A" * 60 + b"\r\n",
     ],
@@ -355,6 +378,20 @@ def test_malformed_bytes_harm_their_stream_only(
     ended([job, *others], redis)
     assert [outcome(one) for one in others] == [50, 50]
     assert isinstance(outcome(job), bytes)
+    assert shared_worker.jobs_connection() == shared_worker.first
+
+
+@pytest.mark.parametrize("words", [[b"MULTI"], [b"WATCH", b"watched"]], ids=["MULTI", "WATCH"])
+@pytest.mark.parametrize("end", [[b"EXEC", b"x"], [b"DISCARD", b"x"], [b"EXEC"], [b"UNWATCH", b"x"]], ids=lambda end: b" ".join(end).decode())
+def test_a_failed_end_of_a_transaction_is_no_end(shared_worker: WorkerOfModule, words: list[bytes], end: list[bytes]) -> None:
+    """Where EXEC, DISCARD or UNWATCH is refused the next stream does not get a connection that is still in that state."""
+    redis = shared_worker.redis
+    queue = Queue("a", connection=redis)
+    for _ in range(3):
+        job = queue.enqueue(stream_jobs.send_raw, pack_commands([words, end]))
+        later = [queue.enqueue(stream_jobs.wait_in_redis, "never", 0.1), queue.enqueue(stream_jobs.watching)]
+        ended([job, *later], redis)
+        assert outcome(later[0]) is None and outcome(later[1]) is None
     assert shared_worker.jobs_connection() == shared_worker.first
 
 
