@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from rq import get_current_job
 
 import rq_pooled
+from rq_pooled.resp import pack_commands
 
 
 def nothing() -> None:
@@ -335,3 +336,51 @@ def unsubscribe_and_ask() -> list[Any]:
             connection.disconnect()
             pool.release(connection)
     return [reply if isinstance(reply, bytes | str) else reply[-1] for reply in found]
+
+
+def send_each(commands: list[list[bytes]]) -> None:
+    """Send each command on a stream of its own, and wait for the beginning of a reply."""
+    for words in commands:
+        with _raw() as stream:
+            stream.sendall(pack_commands([words]))
+            stream.recv(1)
+
+
+def flood(gate: str) -> int:
+    """Write commands as fast as they are taken until ``gate`` exists, in four streams; return how many replies came."""
+    replies: list[int] = []
+
+    def write(stream: socket.socket) -> None:
+        command = pack_commands([["ECHO", "flood"]])
+        with contextlib.suppress(OSError):
+            while not os.path.exists(gate):
+                stream.sendall(command * 500)
+            stream.shutdown(socket.SHUT_WR)
+
+    def read() -> None:
+        with _raw() as stream:
+            writer = threading.Thread(target=write, args=(stream,))
+            writer.start()
+            with contextlib.suppress(OSError):
+                while data := stream.recv(1 << 20):
+                    replies.append(data.count(b"flood"))
+            writer.join()
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(replies)
+
+
+def slowest_echo(times: int) -> float:
+    """Return the seconds of the slowest of so many calls."""
+    client = rq_pooled.get_connection()
+    slowest = 0.0
+    for number in range(times):
+        began = time.monotonic()
+        if client.echo(str(number)) != str(number).encode():
+            raise AssertionError("somebody else's reply")
+        slowest = max(slowest, time.monotonic() - began)
+    return slowest
