@@ -56,6 +56,9 @@ def cut_command(data: bytes, start: int) -> tuple[int, bytes]:
         token = data[position + 1 : end]
         length = lengths.get(token)
         position = end + 4 + (_length(token) if length is None else length)
+        # Valkey 9 closes a connection on which a word ends otherwise; older servers skip the two bytes.
+        if position <= size and (data[position - 2] != 13 or data[position - 1] != 10):
+            raise Malformed("a word does not end where its length says")
         if name is None:
             name = data[end + 2 : position - 2]
     return (position, name or b"") if position <= size else (-1, b"")
@@ -148,7 +151,7 @@ class ReplyCutter:
         Raises:
             Malformed: a server does not send this.
         """
-        size, find = len(data), data.find
+        size, find, start = len(data), data.find, position
         todo, rest = self._todo, self._rest
         if self.fresh:
             if position >= size:
@@ -185,5 +188,5 @@ class ReplyCutter:
         self._todo, self._rest = todo, rest
         done = not todo and not rest
         # A header that is not complete does not count as begun: it will be read again.
-        self.fresh = done or (self.fresh and todo == 1 and not rest)
+        self.fresh = done or (self.fresh and position == start)
         return position, done

@@ -22,6 +22,8 @@ _PATIENCE = 0.02
 _MOST_UNSENT = 1024 * 1024
 #: What makes a connection fit for the next stream.
 _UNWATCH, _DISCARD = pack_commands([("UNWATCH",)]), pack_commands([("DISCARD",)])
+#: Of shard channels.
+_OF_SHARDS = frozenset((b"SSUBSCRIBE", b"SUNSUBSCRIBE"))
 #: Goes to replicas like a write, and changes nothing.
 _MARK = pack_commands([("PUBLISH", "rq_pooled:none", "")])
 #: Words of a long command that are looked at.
@@ -31,13 +33,20 @@ _SOME_WORDS = 64
 class Loan:
     """What a stream has done to the connection that it is lent."""
 
-    __slots__ = ("ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest", "subscribed", "watching")
+    __slots__ = (
+        *("doubtful", "ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest", "sharded"),
+        *("subscribed", "transactional", "unsubscribing", "watching"),
+    )
 
     def __init__(self) -> None:
         #: Replies that have not come; of these, so many that are not passed on, at first.
         self.pending = 0
         self.mute = 0
         self.watching = self.in_transaction = self.subscribed = False
+        #: It has had to do with transactions; an error among the replies makes it uncertain what has come of them.
+        self.transactional = self.doubtful = False
+        #: The subscription is to shard channels, which are counted apart; a command that ends it has been sent.
+        self.sharded = self.unsubscribing = False
         #: Something that no later command undoes.
         self.ends_with_stream = False
         #: A long command that is being passed on in pieces.
@@ -57,7 +66,13 @@ class Loan:
         """Take note of a command that is sent now."""
         name = words[0].upper()
         self.pending += 1
+        if name in command_table.SUBSCRIBE or name in command_table.UNSUBSCRIBE:
+            self._note_subscription(name, words)
+        elif self.subscribed:
+            # Its reply cannot be told from what has been published.
+            self.ends_with_stream = True
         if name in command_table.TRANSACTION:
+            self.transactional = True
             if name == b"WATCH":
                 self.watching = True
             elif name == b"MULTI":
@@ -66,8 +81,6 @@ class Loan:
                 self.watching = self.in_transaction = False
             elif not self.in_transaction:
                 self.watching = False
-        elif name in command_table.SUBSCRIBE:
-            self.subscribed = True
         elif command_table.is_lasting(words):
             self.ends_with_stream = True
         wait = command_table.block_of(words)
@@ -76,13 +89,23 @@ class Loan:
         else:
             self.patience = max(wait, self.patience)
 
+    def _note_subscription(self, name: bytes, words: Sequence[bytes]) -> None:
+        """Take note of a change of subscriptions: only the plainest sequence has an end that its replies show."""
+        sharded, ends = name in _OF_SHARDS, name in command_table.UNSUBSCRIBE
+        mixed = self.subscribed and (self.unsubscribing or sharded != self.sharded)
+        if mixed or self.in_transaction or (ends and len(words) > 2):
+            self.ends_with_stream = True
+        self.subscribed, self.sharded, self.unsubscribing = True, sharded, ends
+
     def note_reply(self, reply: bytes, is_push: bool) -> None:
-        """Take note of a reply that has come whole."""
+        """Take note of a reply that has come whole, as far as it began in the piece at hand."""
+        if self.transactional and reply[:1] in (b"-", b"!"):
+            self.doubtful = True
         if self.subscribed:
             # Not counted: a subscription has as many as it has channels. The last number is of those that are left.
             if reply.endswith(b":0\r\n") and b"unsubscribe\r\n" in reply[:32]:
                 self.subscribed, self.pending = False, 0
-        elif not is_push:
+        elif not is_push and self.pending:
             self.pending -= 1
         if not self.pending:
             self.patience = 0.0
@@ -256,9 +279,10 @@ class Lending:
         data, loan.rest = loan.rest + data, b""
         position, size, start, done = 0, len(data), 0, True
         while position < size:
+            looked_at = upstream.cutter.fresh and (loan.subscribed or loan.transactional)
             end, done = upstream.cutter.cut(data, position)
             if done:
-                loan.note_reply(data[position:end] if loan.subscribed else b"", upstream.cutter.push)
+                loan.note_reply(data[position:end] if looked_at else b"", upstream.cutter.push)
                 if loan.mute:
                     loan.mute -= 1
                     start = end
@@ -284,10 +308,14 @@ class Lending:
             upstream.resume()
 
     def _end_loan(self, stream: Stream) -> None:
-        upstream = self._upstreams.pop(stream)
-        del self._lent[upstream]
+        loan, upstream = stream.loan, self._upstreams.pop(stream)
         stream.loan = None
-        self._take_back(upstream)
+        if loan is not None and loan.doubtful:
+            self._lent[upstream] = None
+            upstream.send(_UNWATCH)
+        else:
+            del self._lent[upstream]
+            self._take_back(upstream)
         self._on_over(stream)
 
     # -- the end of a stream, and of a connection ----------------------------------------------------------------

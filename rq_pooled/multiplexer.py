@@ -315,7 +315,8 @@ class Multiplexer:
                 return -1, 0, None
             number += 1
             if name.upper() == b"EXEC":
-                return end, number, None
+                # With more words it is an error after which old servers have the transaction still.
+                return end, number if data.startswith(b"*1\r\n", position) else 0, None
             if not self._table.is_known(name):
                 return end, 0, name
             if not self._table.is_shared(name, words_of(data, position, size)):

@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from rq import get_current_job
 
 import rq_pooled
+from rq_pooled.resp import pack_commands
 
 
 def nothing() -> None:
@@ -312,3 +313,99 @@ def wait_for_replica(timeout: int) -> Any:
     client = rq_pooled.get_connection()
     client.set("durable", os.getpid())
     return client.wait(1, timeout)
+
+
+def change_subscriptions(shards: bool) -> list[Any]:
+    """Subscribe, unsubscribe and subscribe again without reading; return what is heard, and what others' calls give."""
+    client = rq_pooled.get_connection()
+    found: list[Any] = []
+    with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        if shards:
+            pubsub.subscribe("kept")
+            pubsub.ssubscribe("left")
+            pubsub.sunsubscribe("left")
+        else:
+            pubsub.subscribe("left")
+            pubsub.unsubscribe("left")
+            pubsub.subscribe("kept")
+        until = time.monotonic() + 10
+        while client.publish("kept", "early") < 1 and time.monotonic() < until:
+            time.sleep(0.01)
+        for _ in range(5):
+            found.append(client.blpop(["never"], timeout=0.05))
+            found.append(client.publish("kept", "hello"))
+            found.append(client.client_getname().rpartition(":")[2])
+        heard = []
+        while len(heard) < 6 and time.monotonic() < until:
+            message = pubsub.get_message(timeout=0.2)
+            if message is not None:
+                heard.append(message["data"])
+        found.append(heard)
+    return found
+
+
+def unsubscribe_and_ask() -> list[Any]:
+    """Write UNSUBSCRIBE and an ECHO at once, several times; return the replies."""
+    pool = rq_pooled.get_pool()
+    found: list[Any] = []
+    for words in (["UNSUBSCRIBE"], ["UNSUBSCRIBE", "a", "b"]):
+        connection = pool.get_connection()
+        try:
+            connection.send_packed_command(
+                connection.pack_commands([["SUBSCRIBE", "a"], words, ["ECHO", "x"], ["ECHO", "y"]])
+            )
+            while not found or found[-1] != b"y":
+                found.append(connection.read_response())
+            found[-1] = "end"
+        finally:
+            connection.disconnect()
+            pool.release(connection)
+    return [reply if isinstance(reply, bytes | str) else reply[-1] for reply in found]
+
+
+def send_each(commands: list[list[bytes]]) -> None:
+    """Send each command on a stream of its own, and wait for the beginning of a reply."""
+    for words in commands:
+        with _raw() as stream:
+            stream.sendall(pack_commands([words]))
+            stream.recv(1)
+
+
+def flood(gate: str) -> int:
+    """Write commands as fast as they are taken until ``gate`` exists, in four streams; return how many replies came."""
+    replies: list[int] = []
+
+    def write(stream: socket.socket) -> None:
+        command = pack_commands([["ECHO", "flood"]])
+        with contextlib.suppress(OSError):
+            while not os.path.exists(gate):
+                stream.sendall(command * 500)
+            stream.shutdown(socket.SHUT_WR)
+
+    def read() -> None:
+        with _raw() as stream:
+            writer = threading.Thread(target=write, args=(stream,))
+            writer.start()
+            with contextlib.suppress(OSError):
+                while data := stream.recv(1 << 20):
+                    replies.append(data.count(b"flood"))
+            writer.join()
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(replies)
+
+
+def slowest_echo(times: int) -> float:
+    """Return the seconds of the slowest of so many calls."""
+    client = rq_pooled.get_connection()
+    slowest = 0.0
+    for number in range(times):
+        began = time.monotonic()
+        if client.echo(str(number)) != str(number).encode():
+            raise AssertionError("somebody else's reply")
+        slowest = max(slowest, time.monotonic() - began)
+    return slowest

@@ -16,4 +16,5 @@ def test_a_minute_of_chaos_loses_nothing_and_counts_nothing_twice(_server_availa
     """Kills, freezes, restarts, cut connections and full memory at random: every job ends, recorded once, see verdict.py."""
     report = run(SEED, 60, directory=tmp_path)
     assert report.ok, report.text()
+    assert report.verdict.figures["looks at connections"] > 100
     assert report.verdict.figures["jobs"] > 50 and report.verdict.figures["faults"] > 10

@@ -10,10 +10,10 @@ import pytest
 from chaos import plan
 from chaos.jobs import QUEUE
 from chaos.journal import Run
-from chaos.load import Order
+from chaos.load import Crowd, Order
 from chaos.run import run
 from chaos.stage import Deed
-from chaos.verdict import Evidence, judge
+from chaos.verdict import MOST, Evidence, judge
 from redis import Redis
 from rq import Queue, SimpleWorker
 
@@ -86,6 +86,22 @@ def test_the_verdict_wants_a_reason_for_every_second_run(redis: Redis) -> None:
     frozen = {"deeds": [Deed(100.5, 104.5, "freeze worker", 1)]}
     assert problems(**frozen, leases={"a:first": 104.0}) == []
     assert any("overlap" in text for text in problems(**frozen, leases={"a:first": 108.0}))
+
+
+def test_the_verdict_counts_connections(redis: Redis) -> None:
+    """Law 1: too many of a worker, two that share, or one of a horse are each named; a frozen server's leftovers are not."""
+    few, full = ("command", "jobs", "listen"), ("command", "jobs", "listen", *["exclusive"] * (MOST - 3))
+
+    def problems(*roles: str, pid: int = 1, **more: Any) -> list[str]:
+        evidence = _evidence(crowds=[Crowd(100.0, pid, roles)], looks=1, workers=frozenset({1}), **more)
+        return [text for _, text in judge(redis, evidence).problems]
+
+    assert problems(*few) == problems(*full) == []
+    assert len(problems(*full, "exclusive")) == len(problems(*few, "jobs")) == len(problems(*few, "job")) == 1
+    assert len(problems("job", pid=2)) == 1
+    frozen = [Deed(95.0, 99.5, "freeze server", 0)]
+    assert problems(*few, "jobs", deeds=frozen) == [] and len(problems("job", pid=2, deeds=frozen)) == 1
+    assert len(problems(*few, "jobs", deeds=[Deed(95.0, 98.0, "freeze server", 0)])) == 1
 
 
 def test_a_seed_is_a_schedule() -> None:

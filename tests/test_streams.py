@@ -20,6 +20,7 @@ from support import running_worker, wait_until
 from test_connections import Sampler, by_role, finished, of_worker, received
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.resp import pack_commands
 
 pytestmark = pytest.mark.timeout(150)
 ENDS = (b"finished", b"failed")
@@ -162,6 +163,45 @@ def test_more_connections_than_allowed_are_refused_by_name(server: EmbeddedServe
         assert f"all 1 are in use. Held by: job {job.id} of" in said and "Raise MAX_CONNECTIONS" in said
 
 
+#: Every group that may be shared, and every one that may not, by name.
+SHARED = [
+    *([b"get", b"a"], [b"SET", b"a", b"1"], [b"Ping"], [b"SCAN", b"0"], [b"PUBLISH", b"a", b"b"], [b"OBJECT", b"ENCODING", b"a"]),
+    *([b"EVAL", b"return 1", b"0"], [b"EVALSHA", b"0" * 40, b"0"], [b"script", b"load", b"return 1"], [b"SCRIPT", b"EXISTS", b"0" * 40]),
+    *([b"XREAD", b"STREAMS", b"s", b"0"], [b"XADD", b"s", b"*", b"a", b"b"], [b"XINFO", b"STREAM", b"s"], [b"UNLINK", b"a"]),
+]
+EXCLUSIVE = [
+    *([b"SELECT", b"1"], [b"readonly"], [b"READWRITE"], [b"ASKING"], [b"client", b"setname", b"my:exclusive"], [b"CLIENT", b"TRACKING", b"ON"]),
+    *([b"CLIENT", b"PAUSE", b"0"], [b"CLIENT", b"KILL", b"ID", b"999999999"], [b"CLIENT", b"NO-EVICT", b"on"], [b"MULTI"]),
+    *([b"WATCH", b"a"], [b"Subscribe", b"a"], [b"BLPOP", b"none", b"0.01"], [b"xread", b"block", b"1", b"STREAMS", b"s", b"$"]),
+    *([b"WAIT", b"0", b"1"], [b"CONFIG", b"GET", b"port"], [b"SCRIPT", b"FLUSH"], [b"ECHO", b"x" * 70_000], [b"FUNCTION", b"LIST"]),
+]
+
+
+def test_which_connection_carries_which_command(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
+    """As the server's MONITOR tells: what may be shared goes over the one connection of all jobs, nothing else does."""
+    server = start_server()
+    redis = server.client()
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2), server.client().monitor() as monitor:
+        job = Queue("a", connection=redis).enqueue(stream_jobs.send_each, [*EXCLUSIVE, *SHARED, [b"ECHO", b"the end"]])
+        carried: dict[str, set[str]] = {}
+        names: dict[str, str] = {}
+        said = ""
+        while "the end" not in said:
+            heard = monitor.next_command()
+            said, sender = heard["command"], f"{heard['client_address']}:{heard['client_port']}"
+            if sender not in names:
+                names |= {entry["addr"]: entry["name"].rpartition(":")[2] for entry in redis.client_list()}
+            carried.setdefault(said[:50].lower(), set()).add(names.get(sender, ""))
+        finished([job], redis)
+    for words, role in [*((words, "jobs") for words in SHARED), *((words, "exclusive") for words in EXCLUSIVE)]:
+        found = carried.get(b" ".join(words).decode()[:50].lower(), set())
+        # What the server does not know is not in MONITOR; the worker itself uses some commands too.
+        assert found == set() or (role in found and not found & ({"jobs", "exclusive"} - {role})), (words[:2], found)
+    missing = [words for words in [*SHARED, *EXCLUSIVE] if b" ".join(words).decode()[:50].lower() not in carried]
+    assert len(missing) < 6, missing
+    redis.close()
+
+
 # -- replies -----------------------------------------------------------------------------------------------------------
 
 
@@ -233,6 +273,25 @@ def test_a_lock_that_a_job_has_left_harms_no_other(server: EmbeddedServer, redis
         jobs = [queue.enqueue(stream_jobs.leave_a_lock), queue.enqueue(stream_jobs.echo_in_thread, "mine")]
         ended(jobs, redis)
         assert outcome(jobs[1]) == b"mine"
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_subscription_keeps_its_connection(server: EmbeddedServer, redis: Redis, tmp_path: Path, shards: bool) -> None:
+    """A connection that is subscribed to anything still is nobody else's: messages reach who subscribed, and no other."""
+    if shards and not redis.execute_command("COMMAND", "INFO", "SSUBSCRIBE"):
+        pytest.skip("no shard channels before Redis 7")
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
+        job = Queue("a", connection=redis).enqueue(stream_jobs.change_subscriptions, shards, job_timeout=40)
+        ended([job], redis)
+        assert outcome(job) == [None, 1, "exclusive"] * 5 + [[b"early"] + [b"hello"] * 5]
+
+
+def test_what_is_sent_behind_an_unsubscribe_is_answered(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Commands that are written together with an UNSUBSCRIBE get their replies, from the same connection."""
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
+        job = Queue("a", connection=redis).enqueue(stream_jobs.unsubscribe_and_ask, job_timeout=20)
+        ended([job], redis)
+        assert outcome(job) == [1, 0, b"x", "end", 1, 0, 0, b"x", "end"]
 
 
 def test_a_job_may_wait_in_redis_for_longer_than_the_timeout(
@@ -330,6 +389,23 @@ def test_a_horse_that_does_not_read_harms_itself_only(server: EmbeddedServer, re
         assert psutil.Process(worker.pid).memory_info().rss < 150e6
 
 
+def test_a_horse_that_floods_does_not_starve_the_others(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Horses take turns: beside one that writes without end calls of another end in time, and memory stays small."""
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2) as worker:
+        queue = Queue("a", connection=redis)
+        flooding = queue.enqueue(stream_jobs.flood, str(tmp_path / "gate"), job_timeout=100)
+        wait_until(lambda: int(redis.info("commandstats").get("cmdstat_echo", {}).get("calls", 0)) > 10_000, what="a flood")
+        quiet = queue.enqueue(stream_jobs.slowest_echo, 200)
+        ended([quiet], redis)
+        memory = psutil.Process(worker.pid).memory_info().rss
+        (tmp_path / "gate").touch()
+        ended([flooding], redis)
+        assert outcome(quiet) < 2
+        assert outcome(flooding) > 10_000
+        assert memory < 150e6
+        assert roles(redis).count("jobs") == 1
+
+
 def test_what_is_cut_off_never_reaches_the_server(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """A horse that is killed in the middle of a command, long or short, harms nobody else."""
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=3):
@@ -361,6 +437,9 @@ def test_what_is_cut_off_never_reaches_the_server(server: EmbeddedServer, redis:
         b"*1\r\n$4\r\nQUIT\r\n",
         b"*2\r\n$6\r\nCLIENT\r\n$5\r\nREPLY\r\n",
         b"*1\r\n$5\r\nMULTI\r\n",
+        b"*1\r\n$5\r\nMULTI\r\n*2\r\n$4\r\nEXEC\r\n$1\r\nx\r\n",
+        b"*2\r\n$5\r\nMULTI\r\n$1\r\nx\r\n*1\r\n$4\r\nEXEC\r\n",
+        b"*2\r\n$4\r\nECHO\r\n$1\r\nabc",
         b"*1\r\n$0\r\n\r\n",
         b"*1\r\n$60\r\n" + b"A" * 60 + b"\r\n",
     ],
@@ -376,6 +455,20 @@ def test_malformed_bytes_harm_their_stream_only(
     ended([job, *others], redis)
     assert [outcome(one) for one in others] == [50, 50]
     assert isinstance(outcome(job), bytes)
+    assert shared_worker.jobs_connection() == shared_worker.first
+
+
+@pytest.mark.parametrize("words", [[b"MULTI"], [b"WATCH", b"watched"]], ids=["MULTI", "WATCH"])
+@pytest.mark.parametrize("end", [[b"EXEC", b"x"], [b"DISCARD", b"x"], [b"EXEC"], [b"UNWATCH", b"x"]], ids=lambda end: b" ".join(end).decode())
+def test_a_failed_end_of_a_transaction_is_no_end(shared_worker: WorkerOfModule, words: list[bytes], end: list[bytes]) -> None:
+    """Where EXEC, DISCARD or UNWATCH is refused the next stream does not get a connection that is still in that state."""
+    redis = shared_worker.redis
+    queue = Queue("a", connection=redis)
+    for _ in range(3):
+        job = queue.enqueue(stream_jobs.send_raw, pack_commands([words, end]))
+        later = [queue.enqueue(stream_jobs.wait_in_redis, "never", 0.1), queue.enqueue(stream_jobs.watching)]
+        ended([job, *later], redis)
+        assert outcome(later[0]) is None and outcome(later[1]) is None
     assert shared_worker.jobs_connection() == shared_worker.first
 
 
@@ -400,6 +493,30 @@ def test_a_lost_connection_fails_the_calls_under_way(
         gate.touch()
         finished(jobs, redis)
         assert all(set(outcome(job)) <= {"ConnectionError"} for job in jobs)
+
+
+def test_a_lent_connection_that_is_killed(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """CLIENT KILL of a connection that is lent fails the call that uses it, and nothing else."""
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=3):
+        queue = Queue("a", connection=redis)
+        gate = tmp_path / "gate"
+        counting = queue.enqueue(stream_jobs.count_up, "n", 10_000, str(gate))
+        waiting = [queue.enqueue(stream_jobs.wait_in_redis, f"list{i}", 60) for i in range(2)]
+        wait_until(lambda: len(by_role(redis, "exclusive")) == 2 and redis.get("n"), what="jobs that wait")
+        victim = wait_until(
+            lambda: [e["id"] for e in redis.client_list() if e["name"].endswith(":exclusive") and e["cmd"] == "blpop"], what="one"
+        )[0]
+        redis.client_kill_filter(_id=victim)
+        wait_until(lambda: any(redis.hget(job.key, "status") == b"failed" for job in waiting), what="its failure")
+        redis.rpush("list0", "x")
+        redis.rpush("list1", "x")
+        gate.touch()
+        ended([counting, *waiting], redis)
+        assert outcome(counting) == []
+        results = [job.latest_result() for job in waiting]
+        failed = [result.exc_string for result in results if result is not None and result.exc_string]
+        assert len(failed) == 1 and "ConnectionError" in failed[0]
+        assert [result.return_value[1] for result in results if result is not None and not result.exc_string] == [b"x"]
 
 
 def test_jobs_wait_for_a_server_that_restarts(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:

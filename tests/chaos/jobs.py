@@ -7,6 +7,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, Retry, get_current_job
 from rq.exceptions import DuplicateJobError
@@ -92,15 +93,58 @@ def spawn(number: int) -> str:
     with journal.running(job.id, execution):
         queue = Queue(QUEUE, connection=job.connection)
         for i in range(number):
-
-            def enqueue(name: str = f"{job.id}_c{i}") -> None:
-                with suppress(DuplicateJobError):
-                    queue.enqueue(
-                        "chaos.jobs.ok", job_id=name, unique=True, result_ttl=86400, description=name, failure_ttl=86400
-                    )
-
-            _insist(enqueue)
+            _insist(lambda: _enqueue_child(queue, f"{job.id}_c{i}"))  # noqa: B023
         return job.id
+
+
+def share() -> str:
+    """Use Redis in all the ways that jobs do: meta, a pipeline, WATCH, a wait, an enqueue; each reply has to be its own."""
+    job, execution = _me()
+    with journal.running(job.id, execution):
+        key = f"chaos:shared:{job.id}:{execution}"
+        for step in range(5):
+            job.meta["step"] = step
+            _insist(job.save_meta)
+            _insist(lambda: _pipeline(job.connection, key, f"{execution}:{step}"))  # noqa: B023
+        _insist(lambda: _watch(job.connection, f"{key}:watched", execution))
+        _insist(lambda: _wait(job.connection, f"{key}:list", execution))
+        queue = Queue(QUEUE, connection=job.connection)
+        _insist(lambda: _enqueue_child(queue, f"{job.id}_c0"))
+        return job.id
+
+
+def _pipeline(client: Redis, key: str, value: str) -> None:
+    with client.pipeline(transaction=False) as pipeline:
+        found = pipeline.set(key, value, ex=600).get(key).echo(value).execute()
+    expect(found, [True, value.encode(), value.encode()])
+
+
+def _watch(client: Redis, key: str, value: str) -> None:
+    def change(pipeline: Any) -> None:
+        pipeline.get(key)
+        pipeline.multi()
+        pipeline.set(key, value, ex=600).get(key)
+
+    expect(client.transaction(change, key), [True, value.encode()])
+
+
+def _wait(client: Redis, key: str, value: str) -> None:
+    client.rpush(key, value)
+    client.expire(key, 600)
+    found = client.blpop([key], timeout=1)
+    if found is not None:  # after a loss it may be the one from before
+        expect(found, (key.encode(), value.encode()))
+
+
+def expect(found: Any, right: Any) -> None:
+    """Raise if a reply is not the right one."""
+    if found != right and list(found) != list(right):
+        raise AssertionError(f"somebody else's reply: {found!r}, not {right!r}")
+
+
+def _enqueue_child(queue: Queue, name: str) -> None:
+    with suppress(DuplicateJobError):
+        queue.enqueue("chaos.jobs.ok", job_id=name, unique=True, result_ttl=86400, description=name, failure_ttl=86400)
 
 
 def _insist(call: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from random import Random
 
@@ -14,11 +16,14 @@ from .jobs import QUEUE
 from .stage import client
 
 #: kind -> weight.
-KINDS = {"ok": 6, "sleep": 6, "slow": 2, "fail": 2, "retry": 3, "again": 2, "use_redis": 3, "spawn": 2, "chain": 3}
-#: Children of a job that spawns, retries of one that fails at first.
-CHILDREN, RETRIES = 2, 2
+KINDS = {"ok": 6, "sleep": 6, "slow": 2, "fail": 2, "retry": 3, "again": 2, "use_redis": 3, "share": 4, "spawn": 2, "chain": 3}
+#: Children of a job that enqueues, by its kind; retries of one that fails at first.
+CHILDREN = {"spawn": 2, "share": 1}
+RETRIES = 2
 #: Jobs that may wait in the queue before the enqueuer pauses: what is to be seen is faults, not a long queue.
 BACKLOG = 60
+#: How rq_pooled names its connections: the process id, and the role.
+NAME = re.compile(r"rq_pooled:[^:]+:[^:]+:(\d+):([a-z]+)")
 FOREVER = {"result_ttl": 86400, "failure_ttl": 86400}
 
 
@@ -98,7 +103,7 @@ class Enqueuer(_Worker):
         elif kind in ("sleep", "slow"):
             self._enqueue(job_id, kind, "sleep", round(seconds, 2))
         elif kind == "spawn":
-            self._enqueue(job_id, kind, "spawn", CHILDREN)
+            self._enqueue(job_id, kind, "spawn", CHILDREN[kind])
         else:
             self._enqueue(job_id, kind, kind)
 
@@ -123,8 +128,17 @@ class Enqueuer(_Worker):
         self.orders[job_id] = Order(job_id, kind, at, self._answered, depends_on)
 
 
+@dataclass(frozen=True)
+class Crowd:
+    """The connections of one process, as CLIENT LIST showed them at a time."""
+
+    at: float
+    pid: int
+    roles: tuple[str, ...]
+
+
 class Watch(_Worker):
-    """Notes until when each lease was seen to last, and when this machine was too busy to keep time."""
+    """Notes until when each lease was seen to last, who held which connections, and when this machine kept no time."""
 
     #: Longer than this without a step is a machine that starves its processes.
     STARVED = 0.7
@@ -136,6 +150,10 @@ class Watch(_Worker):
         self.leases: dict[str, float] = {}
         #: From, to.
         self.gaps: list[tuple[float, float]] = []
+        #: Each combination of a process and its roles, as often as it was seen after another one.
+        self.crowds: list[Crowd] = []
+        self.looks = 0
+        self._roles: dict[int, tuple[str, ...]] = {}
         self._last = time.time()
 
     def step(self) -> None:
@@ -146,7 +164,20 @@ class Watch(_Worker):
         try:
             for member, score in self._redis.zrange(f"rq_pooled:leases:{QUEUE}", 0, -1, withscores=True):
                 self.leases[member.decode()] = score
+            self._count(self._redis.client_list())
         except (RedisError, OSError):
             pass
         # Waiting for a server that is away says nothing about the machine.
         self._last = time.time()
+
+    def _count(self, entries: list[dict[str, str]]) -> None:
+        """Note who has which connections, where that has changed."""
+        now, roles = time.time(), defaultdict(list)
+        for entry in entries:
+            match = NAME.fullmatch(entry["name"])
+            if match:
+                roles[int(match[1])].append(match[2])
+        found = {pid: tuple(sorted(some)) for pid, some in roles.items()}
+        self.crowds += [Crowd(now, pid, some) for pid, some in found.items() if self._roles.get(pid) != some]
+        self._roles = found
+        self.looks += 1

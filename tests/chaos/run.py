@@ -97,6 +97,8 @@ def run(
         _stop(stage, deaths)
         watch.stop()
         evidence.runs = journal.read(notes)
+        evidence.crowds, evidence.looks = watch.crowds, watch.looks
+        evidence.workers = frozenset(member.process.pid for member in stage.members)
         verdict = judge(stage.admin, evidence)
         verdict.problems += [("", text) for text in deaths]
         states = {

@@ -10,18 +10,25 @@ from redis import Redis
 from redis.exceptions import ResponseError
 from rq.results import Result
 
+from rq_pooled.config import Settings
+
 from .jobs import QUEUE
 from .journal import Run
-from .load import CHILDREN, RETRIES, Order
-from .stage import INTERVAL, TTL, Deed
+from .load import CHILDREN, RETRIES, Crowd, Order
+from .stage import CONCURRENCY, INTERVAL, TTL, Deed
 
 #: Statuses that are an end. A child whose parent failed stays deferred for ever, as RQ has it.
 ENDS = ("finished", "failed")
 #: What RQ writes for a job whose process was killed.
 KILLED = "Work-horse terminated unexpectedly"
+#: Law 1: what one worker may hold; the roles that it has, none of which is a horse's.
+MOST = 3 + max(CONCURRENCY, Settings().max_connections - 3)
+ROLES = ("command", "exclusive", "jobs", "listen")
 ON_SERVER = ("freeze server", "crash server", "restart server", "cut connections")
 #: Seconds by which clocks, samples and logs may disagree.
 SLACK = 0.3
+#: A server that was frozen shows for so long what was closed while it was.
+LATE = 1.0
 
 
 @dataclass
@@ -34,6 +41,10 @@ class Evidence:
     #: Claim -> end of its lease as last seen; when the machine starved.
     leases: dict[str, float]
     gaps: list[tuple[float, float]]
+    #: What processes held which connections; how often that was looked at; the process ids of the workers.
+    crowds: list[Crowd] = field(default_factory=list)
+    looks: int = 0
+    workers: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -83,8 +94,8 @@ def expected(evidence: Evidence) -> set[str]:
     ids = {order.job_id for order in evidence.orders.values() if order.acknowledged}
     for job_id, runs in evidence.runs.items():
         order = evidence.orders.get(job_id)
-        if order is not None and order.kind == "spawn" and any(run.end == "ok" for run in runs):
-            ids |= {f"{job_id}_c{i}" for i in range(CHILDREN)}
+        if order is not None and order.kind in CHILDREN and any(run.end == "ok" for run in runs):
+            ids |= {f"{job_id}_c{i}" for i in range(CHILDREN[order.kind])}
     return ids
 
 
@@ -111,6 +122,7 @@ def judge(redis: Redis, evidence: Evidence) -> Verdict:
     if killed > kills:
         verdict.add("", f"{killed} jobs failed because their process was killed, and only {kills} were")
     _check_residue(verdict, redis)
+    _check_connections(verdict, evidence)
     unconfirmed = [order for order in evidence.orders.values() if not order.acknowledged]
     verdict.figures = {
         "jobs": len(records),
@@ -121,6 +133,8 @@ def judge(redis: Redis, evidence: Evidence) -> Verdict:
         "enqueues unconfirmed": len(unconfirmed),
         "of these there": sum(order.job_id in records for order in unconfirmed),
         "faults": len(evidence.deeds),
+        "looks at connections": evidence.looks,
+        "most of a worker": max((len(crowd.roles) for crowd in evidence.crowds), default=0),
     }
     return verdict
 
@@ -217,6 +231,20 @@ def reason_for(run: Run, until: float, evidence: Evidence) -> str:
 def _expired(run: Run, at: float, evidence: Evidence) -> bool:
     """Tell whether the lease of a run was over at this time, as far as it was ever seen."""
     return evidence.leases.get(f"{run.job_id}:{run.execution}", 0.0) <= at + SLACK
+
+
+def _check_connections(verdict: Verdict, evidence: Evidence) -> None:
+    """No worker ever holds more than it may, one of each role of which there is one, and no horse holds any."""
+    frozen = [(deed.at - SLACK, deed.until + LATE) for deed in evidence.deeds if deed.kind == "freeze server"]
+    for crowd in evidence.crowds:
+        if crowd.pid not in evidence.workers:
+            verdict.add("", f"process {crowd.pid}, which is no worker, held {', '.join(crowd.roles)} at {crowd.at:.3f}")
+            continue
+        if any(begin <= crowd.at <= end for begin, end in frozen):
+            continue
+        twice = [role for role in ("command", "jobs", "listen") if crowd.roles.count(role) > 1]
+        if len(crowd.roles) > MOST or twice or set(crowd.roles) - set(ROLES):
+            verdict.add("", f"worker {crowd.pid} held {len(crowd.roles)} of {MOST} ({', '.join(crowd.roles)}) at {crowd.at:.3f}")
 
 
 def _check_residue(verdict: Verdict, redis: Redis) -> None:
