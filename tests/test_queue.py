@@ -516,3 +516,12 @@ def test_unique_needs_an_id(redis: Redis) -> None:
     with pytest.raises(ValueError, match="explicit job_id"):
         Queue(connection=redis, max_length=5).enqueue_job(queue.create_job(JOB, args=(3,)), unique=True)
     assert not redis.keys("rq:*")
+
+
+def test_unique_is_asked_of_the_server_where_a_bound_is_too(redis: Redis) -> None:
+    """A queue with a limit of its length refuses a second job of an id, as one without does, and keeps the first."""
+    queue = Queue(connection=redis, max_length=5)
+    queue.enqueue("math.factorial", 1, job_id="a", unique=True)
+    with pytest.raises(DuplicateJobError):
+        queue.enqueue("math.factorial", 2, job_id="a", unique=True)
+    assert queue.job_ids == ["a"] and Job.fetch("a", redis).args == (1,)
