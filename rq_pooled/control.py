@@ -43,6 +43,7 @@ class Control:
                 if slot.claim is not None:
                     self._slots.kill(slot)
         elif name == "stop-job":
+            log.debug("Received command to stop job %s", payload.get("job_id"))
             self._stop_job(str(payload.get("job_id")), slots)
 
     def _stop_job(self, job_id: str, slots: list[Slot]) -> None:

@@ -17,11 +17,13 @@ from typing import Any
 
 import pytest
 import stats_jobs
+from engine import engine
 from redis import Redis
 from rq import Queue
 from support import TESTS, drop_pools, running_worker, wait_until
 
 from rq_pooled import Queue as OurQueue
+from rq_pooled.budget import Lease
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
@@ -93,6 +95,55 @@ def _try(pool: Pool) -> Any:
         return pool.get_connection()
     except BudgetExceeded:
         return None
+
+
+def test_a_lease_that_stands_keeps_its_place_whoever_calls_it_gone(redis: Redis, server: EmbeddedServer) -> None:
+    """A process that CLIENT LIST does not show yet, or no more, keeps its place until its lease has ended."""
+    with engine(server.url) as one:
+        first, second = (Lease(shop(server, 1), 1, 1, lambda: None) for _ in range(2))
+        assert first.accept(one.run(first.command()))
+        assert not second.accept(one.run(second.command(gone=redis_tokens(redis))))
+        assert (first.granted, second.granted, redis.hlen(HELD)) == (1, 0, 1)
+
+
+def redis_tokens(redis: Redis) -> list[str]:
+    """Return the tokens of all leases."""
+    return [token.decode() for token in redis.hkeys(HELD)]
+
+
+def test_what_a_budget_leaves_behind_expires(redis: Redis, server: EmbeddedServer) -> None:
+    """Both keys of a budget end by themselves when nobody is left who renews them, and not before a lease can have ended."""
+    with engine(server.url) as one:
+        lease = Lease(shop(server, 1, heartbeat_interval=5, heartbeat_ttl=20), 1, 1, lambda: None)
+        assert lease.accept(one.run(lease.command()))
+    assert all(3600 < redis.ttl(key) <= 3620 for key in (LEASES, HELD))
+
+
+def test_a_budget_that_was_lowered_takes_no_open_connection(redis: Redis, server: EmbeddedServer) -> None:
+    """A process keeps at a renewal what it has opened, though a new release has lowered BUDGET; others get nothing."""
+    with engine(server.url) as one:
+        before = Lease(shop(server, 4), 3, 1, lambda: None)
+        assert before.accept(one.run(before.command())) and before.granted == 3
+        lowered = shop(server, 2)
+        before._settings = lowered
+        assert before.accept(one.run(before.command())) and before.granted == 3
+        new = Lease(lowered, 3, 1, lambda: None)
+        assert not new.accept(one.run(new.command()))
+        assert redis.hvals(HELD) == [b"3"]
+        for command in before.release():
+            one.run(command)
+        assert new.accept(one.run(new.command())) and new.granted == 2
+
+
+def test_less_than_is_of_use_is_given_back(redis: Redis, server: EmbeddedServer) -> None:
+    """Who gets fewer connections than it needs holds none, so that others may use them."""
+    with engine(server.url) as one:
+        first, second = Lease(shop(server, 4), 3, 1, lambda: None), Lease(shop(server, 4), 4, 2, lambda: None)
+        assert first.accept(one.run(first.command()))
+        assert not second.accept(one.run(second.command()))
+        assert redis.hlen(HELD) == redis.zcard(LEASES) == 1
+        third = Lease(shop(server, 4), 4, 1, lambda: None)
+        assert third.accept(one.run(third.command())) and third.granted == 1
 
 
 def test_enqueueing_over_budget_was_certainly_not_done(redis: Redis, server: EmbeddedServer) -> None:

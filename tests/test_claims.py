@@ -116,6 +116,17 @@ def test_id_queued_twice_runs_twice_but_not_beside_itself(server: Any, redis: Re
     assert residue(redis) == []
 
 
+def test_an_execution_that_died_hides_none_that_runs(server: Any, redis: Redis) -> None:
+    """An id in the queue is held back while any of its executions stands, whatever others RQ's list still names."""
+    Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
+    with engine(server.url) as ours:
+        assert len(ours.claim("w").claims) == 1
+        redis.zadd("rq:executions:a", {"dead": 1})  # sorts before the one that runs
+        redis.rpush("rq:queue:default", "a")
+        claimed = ours.claim("x")
+    assert (claimed.claims, claimed.held) == ([], 1)
+
+
 # -- order -------------------------------------------------------------------------------------------------------
 
 

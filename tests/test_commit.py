@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,11 +15,13 @@ from engine import Engine, engine, finished, key_space, residue
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ResponseError
 from rq import Queue
+from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from support import running_worker, wait_until
 
 from rq_pooled.claims import Claim
+from rq_pooled.durations import LONGEST
 from rq_pooled.resp import pack_runs, raw
 
 
@@ -111,6 +114,17 @@ def test_a_plain_success_that_cannot_be_read_harms_only_itself(ours: Engine, red
     answers = ours.commit(*outcomes)
     assert (answers[0], answers[2]) == ("ok", "ok")
     assert answers[1].startswith("ERR")
+
+
+@pytest.mark.parametrize("ttl", [-1, None, 60, 10**30])
+def test_a_bare_failure_is_kept_as_long_as_the_job_says(ours: Engine, redis: Redis, ttl: int | None) -> None:
+    """RQ's next clean-up leaves a job that even RQ's code could not be given, for its failure_ttl: -1 is for ever."""
+    claim = claim_one(ours, redis, failure_ttl=ttl)
+    assert ours.commit(ours.ledger.bare_failure(claim, "why")) == ["ok"]
+    assert FailedJobRegistry(connection=redis).get_job_ids() == ["a"]
+    score = redis.zscore("rq:failed:default", "a")
+    kept = DEFAULT_FAILURE_TTL if ttl is None else min(ttl, LONGEST)
+    assert score == -1 if ttl == -1 else abs(score - time.time() - kept) < 10
 
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
@@ -330,6 +344,14 @@ def test_push_back_of_a_deleted_job_clears_without_queueing(ours: Engine, redis:
     assert redis.hget("rq:job:a", "status") == b"canceled" and not redis.exists("rq:job:b")
 
 
+def test_push_back_of_a_job_without_data_queues_nothing(ours: Engine, redis: Redis) -> None:
+    """A job whose hash has expired or was evicted while it was claimed is no job: its claim is cleared, not queued."""
+    claim = claim_one(ours, redis)
+    redis.delete("rq:job:a")
+    assert ours.run(ours.ledger.push_back([claim])) == 0
+    assert not redis.exists("rq:job:a", "rq:queue:default") and residue(redis) == []
+
+
 def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> None:
     """The worker's claims hash names exactly what it holds, with all that is needed to put it back."""
     known, lost = claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b-b", "x")
@@ -376,6 +398,16 @@ def test_heartbeat_renews_and_never_recreates(ours: Engine, redis: Redis) -> Non
     assert redis.ttl("rq:worker:w") > 400 and redis.ttl(f"rq:execution:{kept.member}") > 800
     assert redis.hget("rq:worker:w", "current_job_working_time") == b"1.5"
     assert StartedJobRegistry(connection=redis).get_job_ids(cleanup=False) == ["w", "y"]
+
+
+def test_heartbeat_renews_the_notes_of_a_claim(ours: Engine, redis: Redis) -> None:
+    """A job that runs for longer than its claim's first expiry stays in RQ's list of executions and in the claims hash."""
+    claim = claim_one(ours, redis)
+    (claims,) = redis.keys("rq_pooled:claims*")
+    for key in ("rq:executions:a", claims):
+        redis.expire(key, 5)
+    ours.run(ours.ledger.heartbeat(480, [("w", "", 1.0)], [claim]))
+    assert redis.ttl("rq:executions:a") > 800 and redis.ttl(claims) > 800
 
 
 def test_register_all_or_none(ours: Engine, redis: Redis) -> None:

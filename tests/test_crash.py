@@ -227,13 +227,14 @@ def test_horses_that_die_at_once_do_not_make_the_parent_spin(
 ) -> None:
     """Horses that die before they are ready are forked again with growing delay, while signals are still obeyed."""
     with running_worker(
-        server.url, "q", log=tmp_path / "log", worker_class="stillborn_worker.Worker"
+        server.url, "q", log=tmp_path / "log", worker_class="stillborn_worker.Worker", ready=None
     ) as worker:
+        deaths = lambda: worker.output().count("ended before it was ready")
+        wait_until(deaths, what="the first death")
         began = time.monotonic()
-        wait_until(lambda: worker.output().count("ended before it was ready") >= 5, 15, "a few deaths")
-        deaths = worker.output().count("ended before it was ready")
-        # By then the delay has grown to a large part of a second: a parent that spins would have lost hundreds.
-        assert deaths < 20 * (time.monotonic() - began) + 5
+        wait_until(lambda: deaths() >= 5, 15, "a few more")
+        # 0.1, 0.2, 0.4 and 0.8 s lie between them: with any constant delay it would be far less.
+        assert time.monotonic() - began > 1.4
         assert psutil.Process(worker.pid).is_running()
         worker.kill()
 
@@ -315,14 +316,15 @@ def test_a_stop_command_is_obeyed_before_the_claim_is_answered(
     """A job is stopped as soon as the server says that it is started, also where the worker has not heard of it yet."""
     proxy = CutProxy(server.port)
     try:
-        with running_worker(proxy.url, "q", "--name", "w", log=tmp_path / "log") as worker:
+        with running_worker(proxy.url, "q", "--name", "w", "--verbose", log=tmp_path / "log") as worker:
             assert ended(queue.enqueue(crash_jobs.nothing)) == JobStatus.FINISHED
-            time.sleep(0.3)  # until it is asleep: what it asks for next is the claim
+            # Until it is asleep: what it asks for next is the claim.
+            wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
             proxy.delay_on(queue.key.encode())
             job = queue.enqueue(time.sleep, 30)
             wait_until(lambda: job.get_status() == JobStatus.STARTED, what="the claim")
             send_stop_job_command(redis, job.id)
-            time.sleep(0.3)
+            worker.wait_for(f"Received command to stop job {job.id}")
             proxy.deliver()
             assert ended(job, 10) == JobStatus.STOPPED, worker.output()
             assert "command ignored" not in worker.output()

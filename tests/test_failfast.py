@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from proxy import CutProxy
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import drop_pools, wait_until
 
@@ -329,6 +331,36 @@ def test_the_earlier_deadline_counts() -> None:
             assert inner is not None and inner.setting == "INNER" and inner.left() <= 1
         assert current() is outer
     assert current() is None
+
+
+def test_a_deadline_that_has_passed_is_not_waited_beyond(server: Any) -> None:
+    """A reply is not awaited when the deadline is over before the command: the connection is not used any more."""
+    pool = Pool(Settings(url=server.url))
+    connection = pool.get_connection()
+    with within(0.05, "X"), pytest.raises(RedisTimeoutError):
+        ended = time.monotonic() + 0.05
+        wait_until(lambda: time.monotonic() > ended)
+        connection.send_command("PING")
+        connection.read_response()
+    connection.disconnect()
+    pool.release(connection)
+    pool.disconnect()
+
+
+def test_connecting_ends_at_the_deadline() -> None:
+    """A host that does not answer the handshake costs what is left of the deadline, not SOCKET_CONNECT_TIMEOUT."""
+    with socket.socket() as listener, contextlib.ExitStack() as stack:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(3):  # its queue is full from then on: further handshakes wait
+            one = stack.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(listener.getsockname())
+        connection = Pool(Settings(url=f"redis://127.0.0.1:{listener.getsockname()[1]}")).make_connection()
+        began = time.monotonic()
+        with within(0.3, "X"), pytest.raises((RedisError, OSError)):
+            connection.connect()
+        assert time.monotonic() - began < 1.0
 
 
 _GREENLETS = """

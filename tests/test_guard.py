@@ -382,6 +382,24 @@ def test_nobody_is_called_gone_by_who_may_not_read_statistics(start_server: Call
     left.close()
 
 
+def test_a_connection_in_use_is_no_orphan(start_server: Callable[..., EmbeddedServer]) -> None:
+    """A process that is not published, but whose connection speaks more often than a lease lasts, is not called gone."""
+    server = start_server()
+    busy = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:77:command")
+    silent = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:78:command")
+    silent.ping()
+    guard = guard_of(server, heartbeat_interval=0.2, heartbeat_ttl=1.0)
+
+    def orphans() -> list[str]:
+        busy.ping()
+        return [orphan["name"] for orphan in guard.describe()["orphans"]]
+
+    # CLIENT LIST counts whole seconds: by the time that silence is noticed, a connection in use would have been, too.
+    assert wait_until(orphans, 20, "the silent one") == ["rq_pooled:shop:gone:78:command"]
+    for client in (busy, silent):
+        client.close()
+
+
 def test_a_lost_server_is_an_error_not_a_refusal(start_server: Callable[..., EmbeddedServer]) -> None:
     """Whoever asks a dead server hears ConnectionError, which the commands turn into 75."""
     server = start_server()

@@ -59,8 +59,8 @@ def test_a_silent_listening_connection_is_found(start_server: StartServer, tmp_p
     try:
         quick = {"RQ_POOLED_SOCKET_TIMEOUT": "1", "RQ_POOLED_BLOCK": "1"}
         with running_worker(proxy.url, log=tmp_path / "log", **quick) as worker:
-            proxy.hold_on(b"PING")  # the probe of the listening connection disappears on its way
-            worker.wait_for("lost the server")
+            proxy.delay_on(b"PING")  # the answer to the probe of the listening connection never comes
+            worker.wait_for("lost the server (no answer to PING)")
             worker.wait_for("the server is back")
             job = Queue(connection=server.client()).enqueue(jobs.add, 1, 2)
             wait_until(lambda: job.get_status() == JobStatus.FINISHED)

@@ -669,3 +669,15 @@ def test_interrupted_wait_leaves_no_slot_taken(server: Any) -> None:
     taken = [pool.get_connection() for _ in range(3)]
     assert len(taken) == 3
     pool.disconnect()
+
+
+def test_a_connection_that_cannot_be_made_leaves_no_slot_taken(server: Any) -> None:
+    """Whatever is raised while a connection is built, not only opened, the place of it is free again."""
+    pool = Pool(Settings(url=server.url, pool_timeout=0.2), max_connections=1)
+    good = pool.connection_kwargs
+    pool.connection_kwargs = {**good, "no_such_option": 1}
+    with pytest.raises(TypeError):
+        pool.get_connection()
+    pool.connection_kwargs = good
+    pool.release(pool.get_connection())
+    pool.disconnect()

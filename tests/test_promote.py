@@ -148,6 +148,15 @@ def test_lock_of_another_scheduler_is_respected_until_it_expires(server: Any, re
     assert theirs.acquire_locks() == set(), "a stock scheduler respects ours"
 
 
+def test_a_lock_whose_owner_left_no_hash_is_a_stock_scheduler_s(server: Any, redis: Redis) -> None:
+    """Only a lock that carries our mark is taken over early: that of any other scheduler stands until it expires."""
+    Queue("default", redis).enqueue_at(PAST, "math.factorial", 3)
+    redis.set("rq:scheduler-lock:default", "them", ex=20)
+    with engine(server.url) as ours:
+        assert promote(ours, redis, ["default"])[:2] == [0, 0]
+    assert redis.get("rq:scheduler-lock:default") == b"them" and not redis.exists("rq:queue:default")
+
+
 def test_worker_enqueues_what_is_due_without_being_told_to(server: Any, redis: Redis, tmp_path: Path) -> None:
     """A worker that was not started with --with-scheduler runs scheduled jobs and retries on time, holds RQ's lock for
     as long as it lives, shows up as scheduler, and gives the lock back."""

@@ -541,3 +541,12 @@ def test_enqueueing_where_scripts_are_refused(start_server: Any, caplog: pytest.
             queue.enqueue("time.time", job_id="own", unique=True)
     assert redis.llen(queue.key) == 4
     assert sum("the server refuses scripts" in record.message for record in caplog.records) == 1
+
+
+def test_unique_is_asked_of_the_server_where_a_bound_is_too(redis: Redis) -> None:
+    """A queue with a limit of its length refuses a second job of an id, as one without does, and keeps the first."""
+    queue = Queue(connection=redis, max_length=5)
+    queue.enqueue("math.factorial", 1, job_id="a", unique=True)
+    with pytest.raises(DuplicateJobError):
+        queue.enqueue("math.factorial", 2, job_id="a", unique=True)
+    assert queue.job_ids == ["a"] and Job.fetch("a", redis).args == (1,)

@@ -92,6 +92,15 @@ def test_only_what_is_meant_is_taken(redis: Redis, selection: dict[str, Any], wa
     assert {names[job_id] for job_id in ids_in(redis, FAILED)} == set("abcd") - set(wanted)
 
 
+def test_a_job_whose_time_is_unknown_is_never_old_enough(redis: Redis) -> None:
+    """A failed job of which nothing says when it failed is left alone by a sweep that asks for an age."""
+    (job,) = fail(redis, "Broken")
+    redis.delete(f"rq:results:{job.id}")
+    redis.hdel(job.key, "ended_at")
+    assert sweep(redis, Purge(older_than=5)).done == 0
+    assert ids_in(redis, FAILED) == [job.id] and redis.exists(job.key)
+
+
 def test_custom_description_does_not_hide_the_function(redis: Redis) -> None:
     """The function is known from the job's data, whatever its description says; nothing is unpickled for it."""
     fail(redis, "Broken", description="send the mail")

@@ -53,7 +53,9 @@ def test_different_calls_have_different_keys() -> None:
     keys = [
         key(), key(1), key("1"), key(1.0), key(True), key([1]), key((1,)), key({1}), key({1: 1}), key(a=1), key(b=1), key(1, 1),
         key([1, [2]]), key([[1], 2]), key(b"1"), key(None), key("a", "b"), key("ab"), key(["a", "b"]), key({"a": "b"}),
-        key(datetime.date(2026, 1, 1)), key(datetime.date(2026, 1, 2)),
+        key(datetime.date(2026, 1, 1)), key(datetime.date(2026, 1, 2)), key([[1, 2]]), key([1], 2), key([1, 2]),
+        # Each part has its length before it: the end of one is not taken for the beginning of the next.
+        key(b"", b"xbuiltins.bytesy"), key(b"builtins.bytesx", b"y"),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
 
