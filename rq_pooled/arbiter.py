@@ -111,7 +111,9 @@ class Arbiter:
         self._stalls.start()
         self._orphans.start()
         self._scheduling.start()
-        Guarding(self._parent, lambda: [slot.horse.pid for slot in self._slots if slot.horse is not None]).start()
+        # With JOBS_SHARE=no a horse has as many of its own as it likes.
+        allowed = 0 if self._multiplexer is not None else self._parent.settings.max_connections
+        Guarding(self._parent, self._slots.pids, allowed).start()
         loop.call_every(self._parent.settings.block, self._on_block_over)
         try:
             while not self._finished():

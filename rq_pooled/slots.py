@@ -153,6 +153,10 @@ class Slots:
         """Return the slots that are RQ workers: all but spare ones."""
         return [slot for slot in self._slots if not slot.spare]
 
+    def pids(self) -> list[int]:
+        """Return the process ids of the horses."""
+        return [slot.horse.pid for slot in self._slots if slot.horse is not None]
+
     def claims(self) -> list[Claim]:
         """Return the claims whose outcomes have not arrived yet, in the order in which they were popped."""
         claims = [slot.claim for slot in self._slots] + [task.claim for task in self.tasks]

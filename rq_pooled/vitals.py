@@ -21,7 +21,7 @@ def report(parent: Parent, slots: Slots, multiplexer: Multiplexer | None) -> Com
         "queues": parent.worker.queue_names(),
         "concurrency": parent.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
-        "horses": [slot.horse.pid for slot in slots if slot.horse is not None],
+        "horses": slots.pids(),
         "connections": {
             "command": int(parent.command.connected),
             "listen": int(parent.listen.connected),
