@@ -317,15 +317,23 @@ def test_wait_asks_about_the_writes_of_the_shared_connection(
         queue = Queue("a", connection=redis)
         job = queue.enqueue(stream_jobs.wait_for_replica, 5000)
         finished([job], redis)
-        assert outcome(job) == 1
+        assert outcome(job) == [1, 1, 1]
         os.kill(replica.pid, signal.SIGSTOP)
         try:
             job = queue.enqueue(stream_jobs.wait_for_replica, 300)
             finished([job], redis)
-            assert outcome(job) == 0
+            assert outcome(job) == [0, 0, 0]
         finally:
             os.kill(replica.pid, signal.SIGCONT)
     redis.close()
+
+
+def test_wait_in_a_transaction(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A WAIT between MULTI and EXEC adds nothing to the transaction: EXEC has as many replies as were queued."""
+    with running_worker(server.url, "a", log=tmp_path / "log"):
+        job = Queue("a", connection=redis).enqueue(stream_jobs.wait_in_a_transaction)
+        finished([job], redis)
+        assert outcome(job)[4] == [b"OK", 0, b"1"]
 
 
 # -- large and slow ----------------------------------------------------------------------------------------------------
