@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from rq.job import Job
 from support import running_worker, wait_until
 from test_connections import Sampler, by_role, finished, of_worker, received
 
+from rq_pooled import multiplexer
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.resp import pack_commands
 
@@ -555,6 +558,35 @@ def test_a_folder_left_by_a_killed_worker_is_removed(server: EmbeddedServer, red
             killed.process.wait()
         with running_worker(server.url, "a", "--name", "three", log=tmp_path / "three", **environment):
             assert len(list(tmp_path.glob("rq_pooled-*"))) == 2 and used.exists()
+
+
+def test_workers_that_start_at_once_leave_each_other_s_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that begins to listen while others look for dead workers' folders is still there afterwards."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    context = multiprocessing.get_context("fork")
+    over = context.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            multiplexer._remove_stale_folders()
+
+    others = [context.Process(target=look, daemon=True) for _ in range(2)]
+    for other in others:
+        other.start()
+    owner = multiplexer.Multiplexer.__new__(multiplexer.Multiplexer)
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        owner._folder = None
+        listener, path = owner._listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        time.sleep(0.001)  # the others look
+        assert os.path.exists(path)
+        listener.close()
+        owner._remove_folder()
+    over.set()
+    for other in others:
+        other.join()
 
 
 def test_where_no_folder_can_be_made_an_abstract_name_serves(
