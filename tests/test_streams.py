@@ -198,8 +198,8 @@ def test_which_connection_carries_which_command(start_server: Callable[..., Embe
         finished([job], redis)
     for words, role in [*((words, "jobs") for words in SHARED), *((words, "exclusive") for words in EXCLUSIVE)]:
         found = carried.get(b" ".join(words).decode()[:50].lower(), set())
-        # What the server does not know is not in MONITOR; the worker itself uses some commands too.
-        assert found == set() or (role in found and not found & ({"jobs", "exclusive"} - {role})), (words[:2], found)
+        # What the server does not know is not in MONITOR; one that was lent may be closed before it is asked for its name.
+        assert "jobs" not in found if role == "exclusive" else not found or ("jobs" in found and "exclusive" not in found), words[:2]
     missing = [words for words in [*SHARED, *EXCLUSIVE] if b" ".join(words).decode()[:50].lower() not in carried]
     assert len(missing) < 6, missing
     redis.close()
