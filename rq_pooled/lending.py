@@ -235,7 +235,10 @@ class Lending:
                 loan.note(words_of(data, position, _SOME_WORDS) or [b""])
                 loan.passage = Passage()
                 continue
-            if name.upper() in command_table.WAITS_FOR_REPLICAS and not loan.pending:
+            if name.upper() in command_table.WAITS_FOR_REPLICAS and not loan.in_transaction:
+                if loan.pending:
+                    # What stands before it has to be answered first: of the replies only the first can be kept back.
+                    break
                 # The server waits for what this connection has written, and the writes that the job means went over
                 # the shared one: something that is replicated after them stands for them.
                 prelude, loan.mute, loan.pending = _MARK, 1, 1
@@ -298,8 +301,12 @@ class Lending:
         stream.deliver(data[start:position])
         if stream.unread and stream.guest is not None and stream.guest.unread > MOST_UNREAD:
             upstream.pause()
-        if loan.is_over and not stream.closed:
+        if stream.closed:
+            return
+        if loan.is_over:
             self._end_loan(stream)
+        elif stream.data and not loan.pending:
+            self._on_lent(stream)
 
     def on_flushed(self, stream: Stream) -> None:
         """Read the server again, once the stream has taken what there was for it."""

@@ -114,23 +114,29 @@ class Multiplexer:
     def _listen(self) -> tuple[socket.socket, str]:
         """Return a listening socket and its path: in a folder of our own, or an abstract name where none can be made."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        listener.setblocking(False)
         _remove_stale_folders()
         try:
             self._folder = tempfile.mkdtemp(prefix=_PREFIX)
             path = os.path.join(self._folder, "jobs.sock")
-            listener.bind(path)
+            # It gets its name when it listens: another worker takes one that does not for a dead worker's.
+            listener.bind(path[:-4] + "bind")
+            listener.listen(1024)
+            os.rename(path[:-4] + "bind", path)
         except OSError as error:
             self._remove_folder()
+            listener.close()
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             path = f"\0{_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
             try:
                 listener.bind(path)
+                listener.listen(1024)
             except OSError:
+                listener.close()
                 raise PlatformUnsupported(
                     f"no Unix socket for jobs can be made ({error}): let TMPDIR name a folder that can be written to and has "
                     "a short path, or set JOBS_SHARE=no"
                 ) from None
-        listener.listen(1024)
+        listener.setblocking(False)
         return listener, path
 
     def admit(self, describe: Callable[[], str]) -> Guest:

@@ -308,11 +308,33 @@ def count_up(key: str, times: int, gate: str) -> list[str]:
     return sorted(errors)
 
 
-def wait_for_replica(timeout: int) -> Any:
-    """Write, and ask how many replicas have it."""
+def wait_for_replica(timeout: int) -> list[int]:
+    """Write, and ask how many replicas have it, behind a command with a connection of its own, and alone."""
     client = rq_pooled.get_connection()
     client.set("durable", os.getpid())
-    return client.wait(1, timeout)
+    with client.pipeline(transaction=False) as pipeline:
+        found = [pipeline.blpop(["never"], timeout=0.01).wait(1, timeout).execute()[1]]
+    client.set("durable", os.getpid())
+    found.append(client.wait(1, timeout))
+    client.set("durable", os.getpid())
+    with client.pipeline() as pipeline:
+        pipeline.watch("durable")
+        found.append(pipeline.execute_command("WAIT", 1, timeout))
+    return found
+
+
+def wait_in_a_transaction() -> list[Any]:
+    """Send a transaction with a WAIT in it step by step; return the replies."""
+    pool = rq_pooled.get_pool()
+    connection = pool.get_connection()
+    found = []
+    try:
+        for words in (["MULTI"], ["SET", "a", 1], ["WAIT", 0, 1], ["GET", "a"], ["EXEC"]):
+            connection.send_command(*words)
+            found.append(connection.read_response())
+    finally:
+        pool.release(connection)
+    return found
 
 
 def change_subscriptions(shards: bool) -> list[Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from rq.job import Job
 from support import running_worker, wait_until
 from test_connections import Sampler, by_role, finished, of_worker, received
 
+from rq_pooled import multiplexer
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.resp import pack_commands
 
@@ -195,8 +198,8 @@ def test_which_connection_carries_which_command(start_server: Callable[..., Embe
         finished([job], redis)
     for words, role in [*((words, "jobs") for words in SHARED), *((words, "exclusive") for words in EXCLUSIVE)]:
         found = carried.get(b" ".join(words).decode()[:50].lower(), set())
-        # What the server does not know is not in MONITOR; the worker itself uses some commands too.
-        assert found == set() or (role in found and not found & ({"jobs", "exclusive"} - {role})), (words[:2], found)
+        # What the server does not know is not in MONITOR; one that was lent may be closed before it is asked for its name.
+        assert "jobs" not in found if role == "exclusive" else not found or ("jobs" in found and "exclusive" not in found), words[:2]
     missing = [words for words in [*SHARED, *EXCLUSIVE] if b" ".join(words).decode()[:50].lower() not in carried]
     assert len(missing) < 6, missing
     redis.close()
@@ -338,15 +341,23 @@ def test_wait_asks_about_the_writes_of_the_shared_connection(
         queue = Queue("a", connection=redis)
         job = queue.enqueue(stream_jobs.wait_for_replica, 5000)
         finished([job], redis)
-        assert outcome(job) == 1
+        assert outcome(job) == [1, 1, 1]
         os.kill(replica.pid, signal.SIGSTOP)
         try:
             job = queue.enqueue(stream_jobs.wait_for_replica, 300)
             finished([job], redis)
-            assert outcome(job) == 0
+            assert outcome(job) == [0, 0, 0]
         finally:
             os.kill(replica.pid, signal.SIGCONT)
     redis.close()
+
+
+def test_wait_in_a_transaction(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A WAIT between MULTI and EXEC adds nothing to the transaction: EXEC has as many replies as were queued."""
+    with running_worker(server.url, "a", log=tmp_path / "log"):
+        job = Queue("a", connection=redis).enqueue(stream_jobs.wait_in_a_transaction)
+        finished([job], redis)
+        assert outcome(job)[4] == [b"OK", 0, b"1"]
 
 
 # -- large and slow ----------------------------------------------------------------------------------------------------
@@ -568,6 +579,35 @@ def test_a_folder_left_by_a_killed_worker_is_removed(server: EmbeddedServer, red
             killed.process.wait()
         with running_worker(server.url, "a", "--name", "three", log=tmp_path / "three", **environment):
             assert len(list(tmp_path.glob("rq_pooled-*"))) == 2 and used.exists()
+
+
+def test_workers_that_start_at_once_leave_each_other_s_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket that begins to listen while others look for dead workers' folders is still there afterwards."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    context = multiprocessing.get_context("fork")
+    over = context.Event()
+
+    def look() -> None:
+        while not over.is_set():
+            multiplexer._remove_stale_folders()
+
+    others = [context.Process(target=look, daemon=True) for _ in range(2)]
+    for other in others:
+        other.start()
+    owner = multiplexer.Multiplexer.__new__(multiplexer.Multiplexer)
+    until = time.monotonic() + 4
+    while time.monotonic() < until:
+        owner._folder = None
+        listener, path = owner._listen()
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+        time.sleep(0.001)  # the others look
+        assert os.path.exists(path)
+        listener.close()
+        owner._remove_folder()
+    over.set()
+    for other in others:
+        other.join()
 
 
 def test_where_no_folder_can_be_made_an_abstract_name_serves(
