@@ -206,6 +206,7 @@ class Lending:
         self._take_back(upstream)
 
     def _take_back(self, upstream: Upstream) -> None:
+        upstream.resume()  # its last borrower may not have read all yet, and that is no affair of the next one
         if len(self) and self._is_full():  # with the one that is left the own streams get on, one after the other
             upstream.close()
             self._serve()

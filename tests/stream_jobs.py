@@ -284,6 +284,12 @@ def large(size: int) -> list[Any]:
     return found
 
 
+def large_again(key: str, times: int) -> list[int]:
+    """Read one long value again and again; return the lengths."""
+    client = rq_pooled.get_connection()
+    return [len(client.get(key)) for _ in range(times)]
+
+
 def die_in_the_middle(size: int) -> None:
     """Be killed while a long command is under way, and a short one."""
     with _raw() as stream:

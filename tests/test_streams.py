@@ -385,6 +385,15 @@ def test_long_values_both_ways(server: EmbeddedServer, redis: Redis, tmp_path: P
         assert [outcome(job) for job in jobs] == [[True, True, True]] * 2
 
 
+def test_a_long_value_can_be_read_again_and_again(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A connection that was not read for a moment, because its borrower was slow, serves the next call as any other."""
+    redis.set("long", b"x" * 10_000_000)
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
+        jobs = [Queue("a", connection=redis).enqueue(stream_jobs.large_again, "long", 15) for _ in range(4)]
+        finished(jobs, redis)
+        assert [outcome(job) for job in jobs] == [[10_000_000] * 15] * 4
+
+
 def test_a_horse_that_does_not_read_harms_itself_only(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Replies that are left unread cost their own stream; the others wait for a second at most."""
     redis.set("large", b"x" * 300_000)
