@@ -240,6 +240,11 @@ class Multiplexer:
             if data is not None:
                 stream.close()
             return
+        if not stream.data and stream.is_plain and self._shared.usable:  # the shorter way of what is most common
+            end, name = cut_command(data, 0)
+            if end == len(data) and self._table.known.get(name) and end + stream.under_way <= LONG_REQUEST:
+                self._shared.add(stream, data, 1, self._now)
+                return
         stream.data = stream.data + data if stream.data else data
         if stream.guest is None and not self._introduce(stream):
             return

@@ -13,6 +13,7 @@ from .streams import LONG_REPLY, MOST_UNREAD, Guest, Stream
 from .upstream import Upstream
 
 ROLE = "jobs"
+_DOLLAR, _MINUS = b"$-"
 
 
 @dataclass(slots=True)
@@ -116,7 +117,8 @@ class Shared:
 
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:
         """Give each stream the replies in ``data`` that are its own."""
-        owed, cut, size = self._owed, upstream.cutter.cut, len(data)
+        owed, cutter, size, find = self._owed, upstream.cutter, len(data), data.find
+        cut = cutter.cut
         self.heard = True
         start = position = 0
         done = True
@@ -126,8 +128,14 @@ class Shared:
             debt = owed[0]
             stream, left = debt.stream, debt.count
             while left and position < size:
+                if data[position] == _DOLLAR and cutter.fresh:  # a whole string, as most replies are: the shorter way
+                    line = find(b"\r\n", position)
+                    end = line + 4 + int(data[position + 1 : line]) if line > 0 and data[position + 1] != _MINUS else 0
+                    if 0 < end <= size:
+                        position, left = end, left - 1
+                        continue
                 end, done = cut(data, position)
-                if upstream.cutter.push and done:  # nobody who shares a connection has asked for it
+                if cutter.push and done:  # nobody who shares a connection has asked for it
                     stream.deliver(data[start:position])
                     start = position = end
                     continue
@@ -142,7 +150,7 @@ class Shared:
             if not left:
                 owed.popleft()
             if position > start:
-                stream.in_reply = not done and not upstream.cutter.fresh
+                stream.in_reply = not done and not cutter.fresh
                 stream.deliver(data[start:position])
                 start = position
                 guest = stream.guest
