@@ -118,6 +118,15 @@ def test_code_declares_and_operators_decide(redis: Redis) -> None:
     assert key_space(redis) == {}, "nothing is left of a limit that was removed"
 
 
+def test_a_limit_that_others_wrote_is_never_larger_than_ours(server: Any, redis: Redis) -> None:
+    """Numbers beyond what make_limit allows are cut to it: no list of starts grows without a bound, no command fails."""
+    Queue("q", redis).enqueue("math.factorial", 3, job_id="a")
+    redis.hset("rq_pooled:limits", "q", "operator 999999 99999999999999999 0")
+    with engine(server.url) as ours:
+        assert len(ours.claim("w", queues=("q",)).claims) == 1
+    assert redis.llen("rq_pooled:starts:q") == 1 and 0 < redis.pttl("rq_pooled:starts:q") <= 31622400000 + 1
+
+
 def test_starts_within_one_claim_are_counted(server: Any, redis: Redis) -> None:
     """One claim for many slots takes no more than the limit allows, and says when the next may start."""
     queue, behind = Queue("q", redis), Queue("behind", redis)
