@@ -23,7 +23,7 @@ from rq import Queue
 from support import TESTS, drop_pools, running_worker, wait_until
 
 from rq_pooled import Queue as OurQueue
-from rq_pooled.budget import Lease
+from rq_pooled.budget import Lease, _dropped
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
@@ -198,10 +198,12 @@ def test_places_of_dropped_pools_come_back(redis: Redis, server: EmbeddedServer)
         Redis(connection_pool=Pool(settings, max_connections=3)).ping()
     gc.collect()
     assert redis.hlen(HELD) == 3
+    known = len(_dropped)
     if os.fork() == 0:  # a child that drops its copy of a pool that is in use
         del client, kept
         gc.collect()
-        os._exit(0)
+        os._exit(len(_dropped) - known)
+    assert os.WEXITSTATUS(os.wait()[1]) == 0, "the child does not take its parent's lease for one that was dropped"
     wait_until(lambda: client.ping() and redis.hkeys(HELD) == [token], what="the places of the dropped pools")
     kept.disconnect()
 

@@ -410,6 +410,19 @@ def test_heartbeat_renews_the_notes_of_a_claim(ours: Engine, redis: Redis) -> No
     assert redis.ttl("rq:executions:a") > 800 and redis.ttl(claims) > 800
 
 
+def test_a_claim_lets_nothing_expire_too_early(ours: Engine, redis: Redis) -> None:
+    """A job does not expire while it runs; the execution, RQ's list of them and our note outlive the horizon."""
+    claim = claim_one(ours, redis, ttl=5)
+    (claims,) = redis.keys("rq_pooled:claims*")
+    horizon = int(ours.settings.abandon_after)
+    assert redis.ttl("rq:job:a") == -1
+    assert horizon - 5 < redis.ttl(f"rq:execution:{claim.member}") <= horizon
+    assert horizon + 55 < redis.ttl("rq:executions:a") <= horizon + 60
+    assert horizon + 55 < redis.ttl(claims) <= horizon + 60
+    ours.run(ours.ledger.push_back([claim]))
+    assert 0 < redis.ttl("rq:job:a") <= 5
+
+
 def test_register_all_or_none(ours: Engine, redis: Redis) -> None:
     """One taken name refuses them all and says whose it is; names of a process known dead, or of a buried one, are free."""
     before = key_space(redis)

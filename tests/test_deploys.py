@@ -265,8 +265,7 @@ def test_a_stop_during_a_reload_is_a_stop(server: EmbeddedServer, redis: Redis, 
         wait_until(lambda: redis.llen("running") == 1)
         stop(worker, signal.SIGHUP)
         worker.wait_for("SIGHUP: finishing what runs")
-        stop(worker)
-        time.sleep(0.2)
+        stop(worker)  # is heard before what the job's end leads to
         redis.lpush("go", 1)
         assert worker.wait(20) == 0
         assert job.get_status() == JobStatus.FINISHED

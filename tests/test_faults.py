@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 from chaos import table
 from chaos.faults import FAULTS, run_one
-from chaos.scene import JOBS
+from chaos.scene import JOBS, OURS
+
+
+@pytest.fixture(autouse=True)
+def _short_leases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorter ones than those of the table: what follows their end is the same."""
+    for name, value in {"HEARTBEAT_INTERVAL": 0.5, "HEARTBEAT_TTL": 2, "STALLED_INTERVAL": 0.5}.items():
+        monkeypatch.setitem(OURS, name, value)
 
 
 @pytest.mark.timeout(150)

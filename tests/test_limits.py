@@ -64,6 +64,20 @@ class Monitor:
         return [at for at, _, command in list(self.lines) if command.startswith(f'"ZADD" "rq_pooled:leases:{queue}"')]
 
 
+def wait_until_asleep(redis: Redis, keys: int) -> None:
+    """Wait until the server tells workers about changes of so many keys, counted per worker, and has for a while.
+
+    A worker registers with the last thing that it sends before it sleeps.
+    """
+    seen: list[int] = []
+
+    def quiet() -> bool:
+        seen.append(redis.info("stats")["tracking_total_items"])
+        return seen[-20:] == [keys] * 20
+
+    wait_until(quiet, what=f"{keys} watched keys")
+
+
 def counts_ok(starts: list[float], number: int, period: float, tolerance: float) -> bool:
     """Tell whether no window of the period holds more starts than the number."""
     return all(later - earlier >= period - tolerance for earlier, later in zip(starts, starts[number:]))
@@ -102,6 +116,15 @@ def test_code_declares_and_operators_decide(redis: Redis) -> None:
     assert clear_limit(redis, "q") is None
     assert clear_limit(redis, "q") is None
     assert key_space(redis) == {}, "nothing is left of a limit that was removed"
+
+
+def test_a_limit_that_others_wrote_is_never_larger_than_ours(server: Any, redis: Redis) -> None:
+    """Numbers beyond what make_limit allows are cut to it: no list of starts grows without a bound, no command fails."""
+    Queue("q", redis).enqueue("math.factorial", 3, job_id="a")
+    redis.hset("rq_pooled:limits", "q", "operator 999999 99999999999999999 0")
+    with engine(server.url) as ours:
+        assert len(ours.claim("w", queues=("q",)).claims) == 1
+    assert redis.llen("rq_pooled:starts:q") == 1 and 0 < redis.pttl("rq_pooled:starts:q") <= 31622400000 + 1
 
 
 def test_starts_within_one_claim_are_counted(server: Any, redis: Redis) -> None:
@@ -212,7 +235,7 @@ def test_waiting_costs_no_commands(server: Any, redis: Redis, tmp_path: Path) ->
         jobs = [queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}") for i in range(3)]
         wait_until(lambda: jobs[1].get_status() == JobStatus.FINISHED)
         wait_until(lambda: redis.exists("rq_pooled:limited:q"))
-        time.sleep(0.5)  # what it was about to send has been sent
+        wait_until_asleep(redis, 2 * 3)  # suspension, the other queue, the limit: each watches these
         with Monitor(server.url).running() as monitor:
             time.sleep(3)  # this is what is measured: three seconds of waiting
         said = [command for _, who, command in monitor.lines if who != "lua"]
@@ -237,7 +260,7 @@ def test_waiting_for_a_place_costs_no_commands_and_ends_at_once(server: Any, red
         wait_until(lambda: one.get_status() == JobStatus.STARTED)
         two = queue.enqueue(claim_jobs.nothing)
         wait_until(lambda: redis.exists("rq_pooled:full:q"))
-        time.sleep(0.5)
+        wait_until_asleep(redis, 2 + 1)  # the busy one watches nothing, the other suspension and the place
         with Monitor(server.url).running() as monitor:
             time.sleep(2.5)
         said = [command for _, who, command in monitor.lines if who != "lua"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 
 import rq_pooled
+from rq_pooled import orphans
 from rq_pooled.embedded import EmbeddedServer
 
 
@@ -39,14 +41,19 @@ def leave(redis: Redis, job: Job) -> None:
 # -- intermediate lists ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.timeout(120)
+def test_an_id_is_rescued_before_rq_fails_it() -> None:
+    """The look that sees an id, and the first one after its age, both come within the minute after which RQ fails it."""
+    looks = math.ceil(orphans.INTERMEDIATE_AGE / orphans.INTERMEDIATE_INTERVAL) + 1
+    assert looks * orphans.INTERMEDIATE_INTERVAL < 60
+
+
 def test_an_id_left_in_an_intermediate_list_is_rescued(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """A job that a stock worker popped and did not start runs within a minute, before RQ would fail it."""
+    """A job that a stock worker popped and did not start runs, by the third look at the latest."""
     queue = Queue(connection=redis)
     job = queue.enqueue(jobs.add, 1, 2)
     leave(redis, job)
-    with running_worker(server.url, log=tmp_path / "log") as worker:
-        wait_until(lambda: job.get_status() == JobStatus.FINISHED, timeout=58)
+    with running_worker(server.url, log=tmp_path / "log", worker_class="impatient_worker.Worker") as worker:
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED)
         worker.wait_for(f"job {job.id} was left in rq:queue:default:intermediate; put back into its queue")
     assert redis.keys("*intermediate*") == []
 

@@ -127,6 +127,79 @@ def test_a_claim_whose_reply_was_lost_goes_back_and_is_no_stall(start_server: St
         proxy.close()
 
 
+def test_a_commit_whose_reply_was_lost_is_no_lost_claim(start_server: StartServer, tmp_path: Path) -> None:
+    """Outcomes that were recorded, and whose answer never came, are sent again: no job runs twice, none counts twice."""
+    server = start_server()
+    redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
+    try:
+        with running_worker(proxy.url, log=tmp_path / "log", concurrency=2) as worker:
+            queue = Queue(connection=redis)
+            held = [queue.enqueue(crash_jobs.wait_for_file, str(gate)) for _ in range(2)]
+            started(tmp_path, 2)
+            proxy.cut_on(b"PLAIN_SUCCESS")
+            gate.touch()
+            assert proxy.done.wait(20)
+            worker.wait_for("the server is back")
+            last = queue.enqueue(jobs.nothing)
+            wait_until(lambda: all_finished([*held, last]))
+            assert [len(job.results()) for job in held] == [1, 1]
+            assert len(list(tmp_path.glob("gate.*.pid"))) == 2
+            counts = [int(redis.hget(key, "successful_job_count") or 0) for key in redis.smembers("rq:workers")]
+            assert sum(counts) == 3
+            for words in ("its claim is gone", "putting back", "had lost"):
+                assert words not in worker.output()
+    finally:
+        proxy.close()
+
+
+def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServer, tmp_path: Path) -> None:
+    """A job that the server hands out while a shutdown begins is not begun: it is at the front of its queue, no stall."""
+    server = start_server()
+    redis, proxy = server.client(), CutProxy(server.port)
+    try:
+        with running_worker(proxy.url, log=tmp_path / "log") as worker:
+            wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
+            queue = Queue(connection=redis)
+            proxy.delay_on(b"rq_pooled:claims:")
+            job, behind = queue.enqueue_many(
+                [Queue.prepare_data(crash_jobs.wait_for_file, (str(tmp_path / "gate"),)), Queue.prepare_data(jobs.nothing)]
+            )
+            wait_until(lambda: job.get_status() == JobStatus.STARTED)
+            worker.process.send_signal(signal.SIGTERM)
+            worker.wait_for("arm shut down")
+            proxy.deliver()
+            assert worker.wait() == 0
+        assert queue.job_ids == [job.id, behind.id] and not list(tmp_path.glob("gate.*.pid"))
+        assert (job.get_status(), redis.hexists(job.key, "rq_pooled_stalls")) == (JobStatus.QUEUED, False)
+        assert not redis.zcard("rq:wip:default")
+    finally:
+        proxy.close()
+
+
+def test_max_jobs_counts_what_a_claim_under_way_may_bring(start_server: StartServer, tmp_path: Path) -> None:
+    """While a claim is not answered its slots count as jobs: with --max-jobs 2 and three slots no third job is claimed."""
+    server = start_server()
+    redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
+    try:
+        with running_worker(proxy.url, "default", "--max-jobs", "2", log=tmp_path / "log", concurrency=3) as worker:
+            wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
+            queue = Queue(connection=redis)
+            proxy.delay_on(b"rq_pooled:claims:")
+            first = queue.enqueue(crash_jobs.wait_for_file, str(gate))
+            wait_until(lambda: first.get_status() == JobStatus.STARTED)
+            others = [queue.enqueue(jobs.nothing) for _ in range(4)]
+            claims = redis.info("commandstats")["cmdstat_lpop"]["calls"]
+            proxy.deliver()
+            started(tmp_path, 1)
+            wait_until(lambda: redis.llen(queue.key) == 3, what="the second job")
+            gate.touch()
+            assert worker.wait() == 0
+            assert claims and queue.job_ids == [job.id for job in others[1:]]
+            assert all_finished([first, others[0]])
+    finally:
+        proxy.close()
+
+
 def test_a_server_that_comes_back_empty_is_served(start_server: StartServer, tmp_path: Path) -> None:
     """All data gone: the worker registers again, drops the outcomes of jobs that nobody knows, and takes new ones."""
     server = start_server({"save": ""})

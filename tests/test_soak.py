@@ -22,10 +22,10 @@ def test_many_jobs_leave_nothing_in_the_parent(server: Any, redis: Redis, tmp_pa
 
 
 @pytest.mark.timeout(300)
-def test_a_thousand_replaced_horses_leave_no_descriptor(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """With a fresh process per job, a thousand jobs later the parent holds what it held before, and no zombie is left."""
-    result = soak(server.url, 1000, tmp_path / "log", RQ_POOLED_MAX_JOBS_PER_HORSE="1")
-    assert result.recorded == 1000
+def test_hundreds_of_replaced_horses_leave_no_descriptor(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """With a fresh process per job, 300 jobs later the parent holds what it held before."""
+    result = soak(server.url, 300, tmp_path / "log", RQ_POOLED_MAX_JOBS_PER_HORSE="1")
+    assert result.recorded == 300
     assert result.last.descriptors <= result.first.descriptors, f"{result.first}\n{result.last}"
     assert result.growth < 10, f"{result.first}\n{result.last}"
 

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def test_killed_sweep_is_resumed(server: EmbeddedServer, redis: Redis, arguments
     assert refused.returncode == 75 and "is under way" in refused.stderr
     assert 0 < redis.ttl("rq_pooled:sweep:default") <= 30
     redis.pexpire("rq_pooled:sweep:default", 200)  # instead of the rest of its 30 seconds
-    time.sleep(0.3)
+    wait_until(lambda: not redis.exists("rq_pooled:sweep:default"), what="the end of the lock")
     resumed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=40)
     assert resumed.returncode == 0, resumed.stderr
     assert not redis.exists(FAILED)

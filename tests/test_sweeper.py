@@ -101,6 +101,17 @@ def test_a_job_whose_time_is_unknown_is_never_old_enough(redis: Redis) -> None:
     assert ids_in(redis, FAILED) == [job.id] and redis.exists(job.key)
 
 
+def test_a_purged_job_leaves_its_group(redis: Redis) -> None:
+    """RQ's group does not name a job that a purge has deleted, and names the others."""
+    jobs = fail(redis, "Broken", "Broken")
+    for job in jobs:
+        redis.hset(job.key, "group_id", "g")
+        redis.sadd("rq:group:g", job.id)
+    assert sweep(redis, Purge(limit=1)).done == 1
+    kept = ids_in(redis, FAILED)
+    assert len(kept) == 1 and redis.smembers("rq:group:g") == {kept[0].encode()}
+
+
 def test_custom_description_does_not_hide_the_function(redis: Redis) -> None:
     """The function is known from the job's data, whatever its description says; nothing is unpickled for it."""
     fail(redis, "Broken", description="send the mail")

@@ -14,6 +14,7 @@ import pytest
 from engine import Engine, engine, finished
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq import Queue
 from rq.job import Job
@@ -22,7 +23,7 @@ from support import keys_of_jobs, running_worker, wait_until
 from rq_pooled.connections import NotSent, ServerAway
 from rq_pooled.counters import Counters
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.outcomes import BLAMED_FROM, MAX_LOSSES, Outcomes
+from rq_pooled.outcomes import BLAMED_FROM, MAX_COMMIT, MAX_LOSSES, Outcomes
 from rq_pooled.slots import Task
 
 MB = 1024 * 1024
@@ -129,3 +130,39 @@ def test_only_what_may_be_the_reason_is_given_up(ours: Engine, redis: Redis, siz
     assert [(task.kind, task.claim and task.claim.job_id) for task in tasks] == ([("fail", "b")] if blamed else [])
     if not blamed:
         assert ours.command.execute(outcomes.commit().commands) == [[b"ok", b"ok", b"ok"]]
+
+
+def test_more_outcomes_than_one_commit_takes_are_all_recorded(ours: Engine, redis: Redis) -> None:
+    """Outcomes that have gathered while the server was away are recorded 50 at a time, in their order."""
+    claims = []
+    for number in range(MAX_COMMIT + 10):
+        Queue(connection=redis).enqueue(jobs.nothing, job_id=f"j{number}")
+        claims += ours.claim("w").claims
+    outcomes = outcomes_of(ours, [])
+    for claim in claims:
+        outcomes.add(finished(claim))
+    for number in (MAX_COMMIT, 10):
+        assert len(outcomes.claims()) == len(outcomes.renewed()) > 0
+        exchange = outcomes.commit()
+        replies = ours.command.execute(exchange.commands)
+        assert replies == [[b"ok"] * number]
+        exchange.on_replies(replies)
+    assert not outcomes and set(statuses(redis, *(claim.job_id for claim in claims))) == {"finished"}
+
+
+def test_a_commit_that_is_refused_as_a_whole_is_sent_one_by_one(ours: Engine, redis: Redis) -> None:
+    """Where the server refuses a whole commit, each of its outcomes is sent alone, so that the one to blame fails alone."""
+    for name in "abc":
+        Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
+    tasks: list[Task] = []
+    outcomes = outcomes_of(ours, tasks)
+    for claim in ours.claim("w", "x", "y").claims:
+        outcomes.add(finished(claim))
+    outcomes.commit().on_replies([ResponseError("ERR too many results to unpack")])
+    sent = []
+    while outcomes:
+        exchange = outcomes.commit()
+        replies = ours.command.execute(exchange.commands)
+        sent.append(len(replies[0]))
+        exchange.on_replies(replies)
+    assert sent == [1, 1, 1] and statuses(redis, *"abc") == ["finished"] * 3 and not tasks
