@@ -198,12 +198,12 @@ def test_places_of_dropped_pools_come_back(redis: Redis, server: EmbeddedServer)
         Redis(connection_pool=Pool(settings, max_connections=3)).ping()
     gc.collect()
     assert redis.hlen(HELD) == 3
-    known = len(_dropped)
-    if os.fork() == 0:  # a child that drops its copy of a pool that is in use
+    child = os.fork()
+    if child == 0:  # drops its copy of a pool that is in use
         del client, kept
         gc.collect()
-        os._exit(len(_dropped) - known)
-    assert os.WEXITSTATUS(os.wait()[1]) == 0, "the child does not take its parent's lease for one that was dropped"
+        os._exit(any(entry[1] == token.decode() for entry in _dropped))
+    assert os.waitpid(child, 0)[1] == 0, "the child does not take its parent's lease for one that was dropped"
     wait_until(lambda: client.ping() and redis.hkeys(HELD) == [token], what="the places of the dropped pools")
     kept.disconnect()
 

@@ -14,12 +14,14 @@ import psutil
 import pytest
 from proxy import CutProxy
 from rq import Queue
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.job import Job, JobStatus
 from support import WorkerProcess, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
 StartServer = Callable[..., EmbeddedServer]
+STOP = '{"command": "stop-job", "job_id": "%s"}'
 DURABLE = {"appendonly": "yes", "appendfsync": "always"}
 
 
@@ -181,21 +183,26 @@ def test_max_jobs_counts_what_a_claim_under_way_may_bring(start_server: StartSer
     server = start_server()
     redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
     try:
-        with running_worker(proxy.url, "default", "--max-jobs", "2", log=tmp_path / "log", concurrency=3) as worker:
+        with running_worker(proxy.url, "default", "--max-jobs", "2", "--verbose", log=tmp_path / "log", concurrency=3) as worker:
             wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
             queue = Queue(connection=redis)
             proxy.delay_on(b"rq_pooled:claims:")
-            first = queue.enqueue(crash_jobs.wait_for_file, str(gate))
-            wait_until(lambda: first.get_status() == JobStatus.STARTED)
-            others = [queue.enqueue(jobs.nothing) for _ in range(4)]
-            claims = redis.info("commandstats")["cmdstat_lpop"]["calls"]
+            data = [Queue.prepare_data(crash_jobs.wait_for_file, (str(gate),)) for _ in range(5)]
+            with redis.pipeline() as pipe:  # in one step, so that the first claim finds them all
+                held = queue.enqueue_many(data, pipeline=pipe)
+                pipe.execute()
+            assert proxy.done.wait(20)
+            wait_until(lambda: held[1].get_status() == JobStatus.STARTED)
+            # Had it sent another claim meanwhile, that would be done before this.
+            job = held[1].id
+            redis.publish(PUBSUB_CHANNEL_TEMPLATE % redis.hget(held[1].key, "worker_name").decode(), STOP % job)
+            worker.wait_for(f"Received command to stop job {job}")
+            assert redis.llen(queue.key) == 3
             proxy.deliver()
-            started(tmp_path, 1)
-            wait_until(lambda: redis.llen(queue.key) == 3, what="the second job")
             gate.touch()
             assert worker.wait() == 0
-            assert claims and queue.job_ids == [job.id for job in others[1:]]
-            assert all_finished([first, others[0]])
+            assert queue.job_ids == [job.id for job in held[2:]]
+            assert [job.get_status() for job in held[:2]] == [JobStatus.FINISHED, JobStatus.STOPPED]
     finally:
         proxy.close()
 
