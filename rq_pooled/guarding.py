@@ -53,7 +53,8 @@ class Guarding:
         self._maxclients = parent.settings.guard_maxclients
         self._level = Level(None, None, "ok")
         self._blind = False
-        self._soon = False
+        #: A look is to come soon; the one that is under way is not one of those at the usual interval.
+        self._soon = self._extra = False
         self._leaking = False
         self._samples: deque[Sample] = deque(maxlen=10_000)
         #: A search for jobs' own connections that is under way, and how many were found when the log last named them.
@@ -74,7 +75,7 @@ class Guarding:
             self._parent.loop.call_later(min(_SOON, self._settings.guard_interval), self._look_now)
 
     def _look_now(self) -> None:
-        self._soon = False
+        self._soon, self._extra = False, True
         if self._parent.command.connected and not self._blind:
             self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
 
@@ -113,7 +114,8 @@ class Guarding:
                     self._parent.name,
                 )
             return
-        if self._samples:  # from the second look on: a worker that works for a moment leaves nothing behind
+        extra, self._extra = self._extra, False
+        if self._samples and not extra:  # from the second look on: a worker that works for a moment leaves nothing behind
             sample = self._parent.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
             self._parent.command.submit(Exchange([sample]))
         self._parent.brake.engaged = self._level.name == "stop"
@@ -122,7 +124,8 @@ class Guarding:
             self._look_soon()
         if self._level.name != before.name:
             self._on_change(before.name)
-        self._look_for_leak(Sample(time.monotonic(), connected, maxclients))
+        if not extra:  # those count looks at the usual interval
+            self._look_for_leak(Sample(time.monotonic(), connected, maxclients))
 
     def _on_change(self, before: str) -> None:
         level, log, name = self._level, self._parent.log, self._parent.name

@@ -52,6 +52,8 @@ _WAITING_SHARE = 0.9
 #: ``callback(event, details)``; events are connect, error, close and exhausted.
 Callback = Callable[[str, dict[str, Any]], Any]
 
+#: Roles of commands that are to say what is wrong, and not to wait for its end.
+_IMPATIENT = ("cli",)
 _LIBRARIES = ("redis", "rq", "rq_pooled")
 #: How often connecting is tried for one caller. Only connecting: a command that was sent is never sent again.
 _CONNECT_ATTEMPTS = 3
@@ -629,8 +631,11 @@ class Pool(BlockingConnectionPool):
                 reason = scrub(str(error)) or type(error).__name__
                 self._publish("error", reason=reason, attempt=attempt)
                 if says_full(self.connection_class, error):
-                    full = f"cannot connect to {self.address}: the server is full ({reason.rstrip('.')}); nothing was sent. "
-                    raise _NotNow("maxclients", ServerFull(f"{full}Close connections, or raise its maxclients")) from error
+                    full = f"cannot connect to {self.address}: the server is full: {reason.rstrip('.')}; nothing was sent. "
+                    is_full = ServerFull(f"{full}Close connections, or raise the server's maxclients")
+                    if self.role in _IMPATIENT:
+                        raise is_full from error
+                    raise _NotNow("maxclients", is_full) from error
                 delay = jittered_delay(attempt - 1, self.settings.reconnect_base, self.settings.reconnect_cap)
                 # A refusal in words (password, database, certificate) will be the same the next time.
                 final = isinstance(error, ResponseError) or explain(error).exit_code == USAGE
