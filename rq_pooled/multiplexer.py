@@ -275,7 +275,7 @@ class Multiplexer:
     def _share(self, stream: Stream) -> None:
         """Send the commands that may be shared, up to the first that may not."""
         data, size, position, count = stream.data, len(stream.data), 0, 0
-        known, most = self._table.known, LONG_REQUEST - stream.under_way
+        known, most, asked = self._table.known, LONG_REQUEST - stream.under_way, None
         while position < size:
             end, name = cut_command(data, position)
             if end < 0:
@@ -284,14 +284,14 @@ class Multiplexer:
             shared = known.get(name)
             if shared is None:
                 if not self._table.is_known(name):
-                    self._find_out(stream, name)
+                    asked = name
                     break
                 shared = self._table.is_shared(name, words_of(data, position, size))
             number = 1
             if not shared and name.upper() == b"MULTI":
                 end, number, unknown = self._transaction(data, position)
                 if unknown is not None:
-                    self._find_out(stream, unknown)
+                    asked = unknown
                     break
                 if end < 0 and size - position <= LONG_REQUEST:
                     self._expect_more(stream)
@@ -302,6 +302,8 @@ class Multiplexer:
                 break
             position, count = end, count + number
         if not count:
+            if asked is not None:
+                self._find_out(stream, asked)
             return
         if not self._shared.usable:
             stream.own_next = False
@@ -311,6 +313,8 @@ class Multiplexer:
             return
         stream.data = data[position:]
         self._shared.add(stream, data if position == size else data[:position], count, time.monotonic())
+        if asked is not None:  # after that: the answer may come at once, and the stream goes on from here
+            self._find_out(stream, asked)
 
     def _transaction(self, data: bytes, start: int) -> tuple[int, int, bytes | None]:
         """Return (end, number of commands, one of which nothing is known) of a transaction.
