@@ -416,11 +416,54 @@ def test_a_claim_lets_nothing_expire_too_early(ours: Engine, redis: Redis) -> No
     (claims,) = redis.keys("rq_pooled:claims*")
     horizon = int(ours.settings.abandon_after)
     assert redis.ttl("rq:job:a") == -1
+    lease = redis.zscore("rq_pooled:leases:default", claim.member) - redis.time()[0]
+    assert ours.settings.heartbeat_ttl - 5 < lease <= ours.settings.heartbeat_ttl + 1
     assert horizon - 5 < redis.ttl(f"rq:execution:{claim.member}") <= horizon
     assert horizon + 55 < redis.ttl("rq:executions:a") <= horizon + 60
     assert horizon + 55 < redis.ttl(claims) <= horizon + 60
     ours.run(ours.ledger.push_back([claim]))
     assert 0 < redis.ttl("rq:job:a") <= 5
+
+
+def test_a_claim_that_cannot_be_written_leaves_no_lease(ours: Engine, redis: Redis) -> None:
+    """Where a queue's started registry is something else, the job stays in its queue, and no lease of it stays."""
+    redis.set("rq:wip:default", "text")
+    Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        ours.claim("w")
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"a"] and not redis.exists("rq_pooled:leases:default")
+
+
+def test_what_a_claim_holds_back_keeps_its_order(ours: Engine, redis: Redis) -> None:
+    """Ids of running jobs go back to the front of the queue in the order in which they stood there."""
+    for name, slot in (("a", "w"), ("b", "x")):
+        claim_one(ours, redis, name, slot)
+    redis.rpush("rq:queue:default", "a", "b")
+    assert ours.claim("y", "z").held == 2
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"a", b"b"]
+
+
+def test_a_canceled_job_that_saved_itself_is_canceled_again(ours: Engine, redis: Redis) -> None:
+    """A job that was cancelled while it ran, and wrote its old status since, is cancelled after its lost outcome."""
+    claim = claim_one(ours, redis)
+    Job.fetch("a", redis).cancel()
+    redis.hset("rq:job:a", "status", "started")
+    assert ours.commit(finished(claim)) == ["lost"]
+    assert redis.hget("rq:job:a", "status") == b"canceled"
+
+
+def test_heartbeat_names_a_worker_that_was_buried(ours: Engine, redis: Redis) -> None:
+    """A worker that somebody has declared dead is named, so that it registers again; one that lives is not."""
+    redis.hset("rq:worker:w", "death", "now")
+    assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0), ("x", "idle", 0.0)], []))[0] == [b"w"]
+
+
+def test_heartbeat_forgets_a_claim_that_was_handed_on(ours: Engine, redis: Redis) -> None:
+    """A claim whose job is in its queue again, or another's, is named once and noted no more."""
+    claim = claim_one(ours, redis)
+    redis.zrem("rq:wip:default", claim.member)
+    redis.hset("rq:job:a", "status", "queued")
+    assert ours.run(ours.ledger.heartbeat(480, [("w", "", 1.0)], [claim]))[1:3] == [[1], 0]
 
 
 def test_register_all_or_none(ours: Engine, redis: Redis) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import claim_jobs
+import jobs
 import once_jobs
 import pytest
 from engine import engine, key_space
@@ -58,6 +59,12 @@ def test_different_calls_have_different_keys() -> None:
         key(b"", b"xbuiltins.bytesy"), key(b"builtins.bytesx", b"y"),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
+
+
+def test_methods_of_different_objects_are_different_calls() -> None:
+    """A method's object counts as its arguments do."""
+    one, same, other = (call_key(Job.create(jobs.Counter(i).up, connection=Redis())) for i in (1, 1, 2))
+    assert one == same != other
 
 
 def test_what_is_more_than_its_name_is_compared_as_a_whole(redis: Redis) -> None:
