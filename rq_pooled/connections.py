@@ -280,7 +280,7 @@ class CommandConnection:
     def place(self) -> Place | None:
         """Return where it leads, for a connection beside it; None while not connected."""
         try:
-            return None if self._connection is None else Place.of(self._connection._sock)
+            return None if self._connection is None else Place.of(self._connection)
         except OSError:
             return None
 

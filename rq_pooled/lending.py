@@ -143,8 +143,8 @@ class Lending:
         self._opening: set[Upstream] = set()
         #: With the time at which it came back; the last one is lent first.
         self._idle: list[tuple[Upstream, float]] = []
-        #: Who has it, and when something last happened to it; None while it is made fit for the next one.
-        self._lent: dict[Upstream, tuple[Stream, float] | None] = {}
+        #: Who has it, None while it is made fit for the next one, and when something last happened to it.
+        self._lent: dict[Upstream, tuple[Stream | None, float]] = {}
         #: By stream; the connection that it is lent.
         self._upstreams: dict[Stream, Upstream] = {}
 
@@ -185,7 +185,7 @@ class Lending:
     def _open_more(self) -> None:
         """Open what is needed: nobody waits for what was lent to others for a moment, unless there is nothing at all."""
         now = time.monotonic()
-        impatient = sum(now - stream.since >= _PATIENCE for stream in self._waiting)
+        impatient = sum(now - stream.since >= _PATIENCE and not stream.closed for stream in self._waiting)
         needed = impatient if len(self) else min(1, len(self._waiting))
         while len(self._opening) < needed and len(self) < self.most:
             upstream = self._opener.open(
@@ -222,7 +222,7 @@ class Lending:
         assert loan is not None
         data, size, position = stream.data, len(stream.data), 0
         prelude = b""
-        while position < size:
+        while position < min(size, LONG_REQUEST):
             if loan.passage is not None:
                 position, done = loan.passage.follow(data, position)
                 if not done:
@@ -256,9 +256,9 @@ class Lending:
         return upstream is not None and upstream.unsent > _MOST_UNSENT
 
     def _drained(self, upstream: Upstream) -> None:
-        lent = self._lent.get(upstream)
-        if lent is not None:
-            lent[0].read_on(True)
+        stream, _ = self._lent.get(upstream, (None, 0.0))
+        if stream is not None:
+            stream.read_on(True)
 
     # -- what the server sends -----------------------------------------------------------------------------------
 
@@ -273,11 +273,10 @@ class Lending:
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:
         if upstream not in self._lent:
             raise Malformed("the server sent what nobody asked for")
-        lent = self._lent[upstream]
-        if lent is None:
+        stream, _ = self._lent[upstream]
+        if stream is None:
             self._on_made_fit(upstream, data)
             return
-        stream = lent[0]
         loan = stream.loan
         assert loan is not None
         data, loan.rest = loan.rest + data, b""
@@ -319,7 +318,7 @@ class Lending:
         loan, upstream = stream.loan, self._upstreams.pop(stream)
         stream.loan = None
         if loan is not None and loan.doubtful:
-            self._lent[upstream] = None
+            self._lent[upstream] = (None, time.monotonic())
             upstream.send(_UNWATCH)
         else:
             del self._lent[upstream]
@@ -340,7 +339,7 @@ class Lending:
             upstream.close()
             self._serve()
         else:
-            self._lent[upstream] = None
+            self._lent[upstream] = (None, time.monotonic())
             upstream.resume()
             upstream.send(_DISCARD if loan.in_transaction else _UNWATCH)
 
@@ -353,9 +352,8 @@ class Lending:
     def _lost(self, upstream: Upstream, reason: str) -> None:
         self._opening.discard(upstream)
         self._idle = [entry for entry in self._idle if entry[0] is not upstream]
-        lent = self._lent.pop(upstream, None)
-        if lent is not None:
-            stream = lent[0]
+        stream, _ = self._lent.pop(upstream, (None, 0.0))
+        if stream is not None:
             self._upstreams.pop(stream, None)
             stream.loan = None
             stream.refuse("LOST", reason)
@@ -364,13 +362,18 @@ class Lending:
     # -- looking after -------------------------------------------------------------------------------------------
 
     def overdue(self, now: float, timeout: float) -> list[Stream]:
-        """Return the streams for which the server has done nothing for longer than it may."""
+        """Return the streams for which the server has done nothing for longer than it may; close what nobody has by then."""
         late = []
-        for lent in self._lent.values():
-            if lent is not None and (loan := lent[0].loan) is not None and loan.pending and not loan.subscribed:
-                stream, since = lent
-                if loan.patience is not None and not stream.unread and now - since > timeout + loan.patience:
-                    late.append(stream)
+        for upstream, (stream, since) in list(self._lent.items()):
+            loan = stream.loan if stream is not None else None
+            late_by = now - since - timeout
+            if stream is None:
+                if late_by > 0:
+                    upstream.lose("no answer to UNWATCH")
+            elif loan is None or not loan.pending or loan.subscribed or loan.patience is None or stream.unread:
+                continue
+            elif late_by > loan.patience:
+                late.append(stream)
         return late
 
     def waited_since(self, before: float) -> list[Stream]:
@@ -382,10 +385,9 @@ class Lending:
 
     def holders(self) -> list[str]:
         """Say who has a connection, in words."""
-        now = time.monotonic()
-        guests = [lent[0].guest for lent in self._lent.values() if lent is not None]
+        guests = [stream.guest for stream, _ in self._lent.values() if stream is not None]
         said = [guest.describe() for guest in guests if guest is not None]
-        return said or [f"{len(self)} that are being opened or made fit at {now:.0f}"]
+        return said or ["nobody: they are being opened"]
 
     def close_idle(self, before: float) -> None:
         """Close what nobody has needed since before then."""

@@ -28,7 +28,7 @@ from .config import Settings
 from .errors import PlatformUnsupported
 from .framing import Malformed, cut_command, words_of
 from .lending import Lending
-from .loop import Loop
+from .loop import Loop, Timer
 from .opener import Opener
 from .place import Place
 from .reservation import Ask, Reservation
@@ -50,7 +50,9 @@ _MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
 #: Seconds for which a lent connection stays idle while another process waits for a place in the budget, and while the
 #: server is fuller than it should be.
 _CROWDED_IDLE, _TIGHT_IDLE = 0.1, 1.0
-_PREFIX = "rq_pooled-"
+_PREFIX, _BACKLOG = "rq_pooled-", 1024
+#: Seconds between looks whether the socket's folder is still there.
+_LOOK_AT_FOLDER = 2.0
 
 
 class Multiplexer:
@@ -97,17 +99,21 @@ class Multiplexer:
         )
         self._guests: dict[bytes, Guest] = {}
         self._streams: set[Stream] = set()
+        #: Those of them that have not said whose they are.
+        self._strangers: set[Stream] = set()
         self._ready: deque[Stream] = deque()
         #: Waiting until the shared connection is open; until the server has said what a command is like, by its name.
         self._for_shared: set[Stream] = set()
         self._for_answer: dict[bytes, set[Stream]] = {}
         #: The horse for which the shared connection is not read.
         self._stuck: Guest | None = None
-        self._needed_at = self._now = self._heard_at = time.monotonic()
+        self._stuck_timer: Timer | None = None
+        self._needed_at = self._heard_at = time.monotonic()
         self._folder: str | None = None
         self._listener, self.path = self._listen()
         loop.watch(self._listener, self._accept)
         loop.call_every(_TICK, self._tick)
+        loop.call_every(_LOOK_AT_FOLDER, self._look_at_folder)
 
     # -- who may come --------------------------------------------------------------------------------------------
 
@@ -118,10 +124,7 @@ class Multiplexer:
         try:
             self._folder = tempfile.mkdtemp(prefix=_PREFIX)
             path = os.path.join(self._folder, "jobs.sock")
-            # It gets its name when it listens: another worker takes one that does not for a dead worker's.
-            listener.bind(path[:-4] + "bind")
-            listener.listen(1024)
-            os.rename(path[:-4] + "bind", path)
+            _bind(listener, path)
         except OSError as error:
             self._remove_folder()
             listener.close()
@@ -129,7 +132,7 @@ class Multiplexer:
             path = f"\0{_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
             try:
                 listener.bind(path)
-                listener.listen(1024)
+                listener.listen(_BACKLOG)
             except OSError:
                 listener.close()
                 raise PlatformUnsupported(
@@ -138,6 +141,29 @@ class Multiplexer:
                 ) from None
         listener.setblocking(False)
         return listener, path
+
+    def _look_at_folder(self) -> None:
+        """Make the folder again where something that cleans up has removed it: horses know only its path."""
+        if self._folder is None or os.path.exists(self.path):
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._folder, 0o700)
+            if os.lstat(self._folder).st_uid != os.geteuid():
+                raise PermissionError(f"{self._folder} has another owner now")
+            os.chmod(self._folder, 0o700)
+            _bind(listener, self.path)
+        except OSError as error:
+            listener.close()
+            self._warn("the socket for jobs is gone, and cannot be made again: %s", error)
+            return
+        self._warn("the socket for jobs, %s, was removed; it is made again: keep what cleans up from it", self.path)
+        self._loop.unwatch(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self._loop.watch(listener, self._accept)
 
     def admit(self, describe: Callable[[], str]) -> Guest:
         """Return a guest: who shows its token is it. ``drop`` ends that."""
@@ -157,6 +183,8 @@ class Multiplexer:
 
     def job_ended(self, guest: Guest) -> None:
         """Close what a job has left in the middle of something: the next one would get replies that are not its own."""
+        for stream in list(self._strangers):  # one of them may be its last
+            self._serve_one(stream)
         for stream in list(guest.streams):
             stream.exclusive = False
             self._serve_one(stream)  # what the job sent before its last word may not have been looked at
@@ -172,17 +200,15 @@ class Multiplexer:
                 self._loop.unwatch(self._listener)
                 self._loop.call_later(1.0, lambda: self._loop.watch(self._listener, self._accept))
             return
-        if not _is_own(accepted) or self._count_strangers() >= _MOST_STRANGERS:
+        if not _is_own(accepted) or len(self._strangers) >= _MOST_STRANGERS:
             accepted.close()
             return
         accepted.setblocking(False)
         stream = Stream(self._loop, accepted, time.monotonic(), self._on_readable, self._on_flushed, self._on_closed)
         self._streams.add(stream)
+        self._strangers.add(stream)
         # What it has said already is served in this turn.
         self._on_readable(stream)
-
-    def _count_strangers(self) -> int:
-        return sum(stream.guest is None for stream in self._streams)
 
     def _introduce(self, stream: Stream) -> bool:
         """Find out whose stream it is; return whether that is known now."""
@@ -195,6 +221,7 @@ class Multiplexer:
         if guest is None:
             stream.close()
             return False
+        self._strangers.discard(stream)
         stream.guest, stream.data = guest, rest
         guest.streams.add(stream)
         return True
@@ -209,8 +236,7 @@ class Multiplexer:
     def turn(self) -> None:
         """Serve the streams that have sent something, each once and for ``TURN`` seconds in all; then write."""
         if self._ready:
-            self._now = time.monotonic()
-            until = self._now + TURN
+            until = time.monotonic() + TURN
             for _ in range(len(self._ready)):
                 stream = self._ready.popleft()
                 stream.queued = False
@@ -236,28 +262,41 @@ class Multiplexer:
         if stream.closed:
             return
         data = stream.receive(CHUNK)
-        if not data:
-            if data is not None:
-                stream.close()
+        if data == b"":
+            stream.close()
+            return
+        if data is None:
+            self._serve_rest(stream)
             return
         if not stream.data and stream.is_plain and self._shared.usable:  # the shorter way of what is most common
             end, name = cut_command(data, 0)
             if end == len(data) and self._table.known.get(name) and end + stream.under_way <= LONG_REQUEST:
-                self._shared.add(stream, data, 1, self._now)
+                self._shared.add(stream, data, 1, time.monotonic())
                 return
         stream.data = stream.data + data if stream.data else data
-        if stream.guest is None and not self._introduce(stream):
-            return
+        if stream.guest is not None or self._introduce(stream):
+            self._serve_rest(stream)
+
+    def _serve_rest(self, stream: Stream) -> None:
+        """Pass on what was read before; read no more of it for now if it is much."""
         if stream.waits_for is None:
             self._advance(stream)
-        if len(stream.data) > LONG_REQUEST and stream.waits_for is not None:
+        # One whose replies are unread may be about to send the last of its commands before it reads: redis-py does so.
+        if stream.waits_for is not None and len(stream.data) > (MOST_UNREAD if stream.unread else LONG_REQUEST):
             stream.read_on(False)
 
     def _advance(self, stream: Stream) -> None:
         """Pass on what a stream has sent, as far as that can be now."""
+        begun = 0.0
         try:
             while stream.data and stream.waits_for is None and not stream.closed:
                 before = len(stream.data)
+                if before > LONG_REQUEST:  # the rest has to wait for the next turn, if this one has been long
+                    now = time.monotonic()
+                    begun = begun or now
+                    if now - begun > TURN:
+                        self._on_readable(stream)
+                        break
                 if stream.loan is not None:
                     self._lending.pass_on(stream)
                 elif stream.exclusive or stream.own_next:
@@ -307,7 +346,7 @@ class Multiplexer:
             return
         if not self._shared.usable:
             stream.own_next = False
-            stream.wait("the shared connection", self._now)
+            stream.wait("the shared connection", time.monotonic())
             self._for_shared.add(stream)
             self._shared.want()
             return
@@ -353,7 +392,7 @@ class Multiplexer:
         stream.own_next = False
         if stream.pending:  # in order: what it sent before has to be answered first
             stream.own_next = True
-            stream.wait("replies", self._now)
+            stream.wait("replies", time.monotonic())
         else:
             self._lending.borrow(stream)
 
@@ -365,9 +404,15 @@ class Multiplexer:
             asked.add(stream)
             return
         self._for_answer[name] = {stream}
+        self._ask_about(name)
+
+    def _ask_about(self, name: bytes) -> None:
         self._ask(self._table.question(name), lambda reply: self._learn(name, reply))
 
     def _learn(self, name: bytes, reply: Any) -> None:
+        if reply is None:  # the server is away, and has not said what it would; that counts as long as this process lives
+            self._loop.call_later(_TICK, lambda: self._ask_about(name))
+            return
         self._table.learn(name, reply)
         for stream in self._for_answer.pop(name, ()):
             self._go_on(stream)
@@ -392,27 +437,38 @@ class Multiplexer:
     def _on_stuck(self, guest: Guest) -> None:
         """Have a horse that does not read given up, unless it begins to within a moment: all others wait for it."""
         self._stuck = guest
-        self._loop.call_later(_STUCK_TIME, lambda: self._unstick(guest))
+        for stream in guest.streams:
+            if stream.unread:  # it may be about to send the last of its commands, before it reads
+                stream.read_on(True)
+        self._stuck_timer = self._loop.call_later(_STUCK_TIME, lambda: self._unstick(guest))
 
     def _unstick(self, guest: Guest) -> None:
-        if self._stuck is not guest:
-            return
         if guest.unread > MOST_UNREAD and guest.streams:
             self._warn("%s does not read its replies: closing its connection", guest.describe())
             max(guest.streams, key=lambda stream: stream.unread).close()
-        self._stuck = None
-        self._shared.resume()
+        if self._stuck is guest:
+            self._go_on_reading()
 
     def _on_flushed(self, stream: Stream) -> None:
-        if self._stuck is stream.guest and self._stuck is not None and self._stuck.unread <= MOST_UNREAD // 2:
-            self._stuck = None
-            self._shared.resume()
+        self._look_whether_stuck(stream)
         self._lending.on_flushed(stream)
+
+    def _look_whether_stuck(self, stream: Stream) -> None:
+        if self._stuck is stream.guest and self._stuck is not None and self._stuck.unread <= MOST_UNREAD // 2:
+            self._go_on_reading()
+
+    def _go_on_reading(self) -> None:
+        self._stuck = None
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
+        self._shared.resume()
 
     def _on_closed(self, stream: Stream) -> None:
         self._streams.discard(stream)
+        self._strangers.discard(stream)
         self._for_shared.discard(stream)
         self._lending.on_closed(stream)
+        self._look_whether_stuck(stream)
 
     # -- the server ----------------------------------------------------------------------------------------------
 
@@ -438,14 +494,15 @@ class Multiplexer:
         for stream in late:
             stream.refuse("TIMEOUT", f"no reply within {settings.socket_timeout:g} s (SOCKET_TIMEOUT)")
         self._refuse_waiting(now)
-        for stream in [one for one in self._streams if one.guest is None and now - one.since > _STRANGER_TIME]:
+        for stream in [one for one in self._strangers if now - one.since > _STRANGER_TIME]:
             stream.close()
         if self._shared.heard:
             self._shared.heard, self._heard_at = False, now
         if self._shared.owes:
             self._needed_at = now
-            self._look_whether_dead()
-        elif settings.max_idle and self._shared.usable and now - self._needed_at > settings.max_idle:
+            if self._stuck is None:
+                self._look_whether_dead()
+        elif settings.max_idle and self._shared.usable and now - max(self._needed_at, self._heard_at) > settings.max_idle:
             self._shared.close()
         if self._reservation.crowded:
             self._lending.close_idle(now - _CROWDED_IDLE)
@@ -522,6 +579,15 @@ def _is_own(accepted: socket.socket) -> bool:
         return True
     _pid, uid, _gid = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
     return bool(uid == os.geteuid())
+
+
+def _bind(listener: socket.socket, path: str) -> None:
+    """Listen at a path, which exists only from then on: another worker takes a socket without a listener for a dead one's."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + "~")
+    listener.bind(path + "~")
+    listener.listen(_BACKLOG)
+    os.rename(path + "~", path)
 
 
 def _remove_stale_folders() -> None:

@@ -117,6 +117,9 @@ class Opener:
     def _note_failure(self, reason: str) -> None:
         settings = self._settings
         self.reason = scrub(reason)
+        now = time.monotonic()
+        if now < self._not_before:  # several were tried at once, and the server has refused once
+            return
         delay = jittered_delay(self._failures, settings.reconnect_base, settings.reconnect_cap)
         self._failures += 1
-        self._not_before = time.monotonic() + delay
+        self._not_before = now + delay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,11 @@ class Place:
     server_hostname: str | None
 
     @classmethod
-    def of(cls, connected: Any) -> Place:
-        """Return the place of a socket. Raises OSError when it is connected no more."""
-        context = getattr(connected, "context", None)
-        return cls(connected.family, connected.getpeername(), context, getattr(connected, "server_hostname", None))
+    def of(cls, connection: Any) -> Place:
+        """Return the place of one of redis-py's connections. Raises OSError when it is connected no more."""
+        connected = connection._sock
+        address, context = connected.getpeername(), getattr(connected, "context", None)
+        if connected.family == socket.AF_UNIX:
+            # The server tells the path by which it made its socket; behind a mount or a link it has another one here.
+            address = getattr(connection, "path", address)
+        return cls(connected.family, address, context, getattr(connected, "server_hostname", None))

@@ -263,6 +263,8 @@ class Slots:
             if slot.guest is not None:
                 self._guests[slot.horse.pid] = slot.guest
         except OSError as error:  # no process or memory left: later there may be
+            if self._multiplexer is not None and slot.guest is not None:
+                self._multiplexer.drop(slot.guest)
             self._parent.log.error("Worker %s: cannot fork (%s); trying again", slot.name, error)
             self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
 

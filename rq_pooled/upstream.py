@@ -28,6 +28,9 @@ from .sockets import Introduce, client_name
 CHUNK, LONG_CHUNK = 64 * 1024, 256 * 1024
 #: What a server at its limit says to a new connection.
 FULL = b"max number of clients"
+#: What a connection class may do in its own way when it connects, and the modules whose ways are known here.
+_OPENS = ("_connect", "connect", "connect_check_health", "on_connect", "on_connect_check_health")
+_KNOWN = ("redis.", __name__)
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
 
 
@@ -48,7 +51,8 @@ class Dialer:
         introduce = getattr(sample, "redis_connect_func", None)
         own_way = isinstance(introduce, Introduce) and introduce.before is not None
         # What a user's class does to connect (a proxy, a tunnel, a handshake of its own) only that class knows.
-        self._plain = type(sample)._connect.__module__.startswith("redis.") and not own_way
+        own = [name for name in _OPENS if not getattr(type(sample), name, _nothing).__module__.startswith(_KNOWN)]
+        self._plain = not own and not own_way
 
     def open(self, role: str, place: Place) -> tuple[Any, bytes, int]:
         """Begin to connect; return the socket, what is to be sent first, and how many replies that has.

@@ -274,13 +274,14 @@ def long_pipeline(count: int, key: str) -> tuple[int, int]:
 def large(size: int) -> list[Any]:
     """Write and read one long value, twice; a long transaction too."""
     client = rq_pooled.get_connection()
-    value = os.urandom(size)
+    # A key of its own: several of these run at once.
+    value, key = os.urandom(size), f"large:{os.getpid()}"
     found: list[Any] = []
     for _ in range(2):
-        client.set("large", value)
-        found.append(client.get("large") == value)
+        client.set(key, value)
+        found.append(client.get(key) == value)
     with client.pipeline() as pipeline:
-        found.append(pipeline.set("large", value).get("large").execute()[1] == value)
+        found.append(pipeline.set(key, value).get(key).execute()[1] == value)
     return found
 
 
