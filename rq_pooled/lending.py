@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from . import command_table
 from .framing import Malformed, Passage, cut_command, words_of
@@ -13,7 +13,7 @@ from .opener import Opener
 from .reservation import Reservation
 from .resp import pack_commands
 from .streams import LONG_REQUEST, MOST_UNREAD, Stream
-from .upstream import Upstream
+from .upstream import Queue, Upstream
 
 ROLE = "exclusive"
 #: Seconds that a stream waits for one that is lent, before another is opened.
@@ -26,6 +26,8 @@ _UNWATCH, _DISCARD = pack_commands([("UNWATCH",)]), pack_commands([("DISCARD",)]
 _OF_SHARDS = frozenset((b"SSUBSCRIBE", b"SUNSUBSCRIBE"))
 #: Goes to replicas like a write, and changes nothing.
 _MARK = pack_commands([("PUBLISH", "rq_pooled:none", "")])
+#: Bytes of whole commands that are passed on in one step: some hundred of the smallest.
+_AT_ONCE = 16 * 1024
 #: Words of a long command that are looked at.
 _SOME_WORDS = 64
 
@@ -34,7 +36,17 @@ class Loan:
     """What a stream has done to the connection that it is lent."""
 
     __slots__ = (
-        *("doubtful", "ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest", "sharded"),
+        *(
+            "doubtful",
+            "ends_with_stream",
+            "in_transaction",
+            "mute",
+            "passage",
+            "patience",
+            "pending",
+            "rest",
+            "sharded",
+        ),
         *("subscribed", "transactional", "unsubscribing", "watching"),
     )
 
@@ -116,8 +128,10 @@ class Lending:
 
     Args:
         loop, opener: as the names say.
+        queue: has a function called with something that is to be read, when it is its turn.
         most: how many there may be.
         reservation: keeps a place in the budget for each.
+        shared: the commands that leave nothing behind on a connection, by name; see CommandTable.
         is_full: tells whether others may be waiting for a connection to the server.
         on_lent, on_over: called with a stream that has been lent one, and that needs it no more.
     """
@@ -126,15 +140,19 @@ class Lending:
         self,
         loop: Loop,
         opener: Opener,
+        queue: Queue,
         most: int,
         reservation: Reservation,
+        shared: Mapping[bytes, bool | None],
         is_full: Callable[[], bool],
         on_lent: Callable[[Stream], None],
         on_over: Callable[[Stream], None],
     ) -> None:
         self._loop = loop
         self._opener = opener
+        self._queue = queue
         self._reservation = reservation
+        self._shared = shared
         self._is_full = is_full
         self._on_lent = on_lent
         self._on_over = on_over
@@ -191,7 +209,7 @@ class Lending:
             upstream = self._opener.open(
                 ROLE,
                 self._opened,
-                self._serve_upstream,
+                self._on_readable,
                 self._lost,
                 self._drained,
                 self._serve,
@@ -222,7 +240,7 @@ class Lending:
         assert loan is not None
         data, size, position = stream.data, len(stream.data), 0
         prelude = b""
-        while position < min(size, LONG_REQUEST):
+        while position < min(size, _AT_ONCE):
             if loan.passage is not None:
                 position, done = loan.passage.follow(data, position)
                 if not done:
@@ -243,7 +261,10 @@ class Lending:
                 # The server waits for what this connection has written, and the writes that the job means went over
                 # the shared one: something that is replicated after them stands for them.
                 prelude, loan.mute, loan.pending = _MARK, 1, 1
-            loan.note(words_of(data, position, size))
+            if self._shared.get(name) and not loan.subscribed:  # it leaves nothing behind: the shorter way
+                loan.pending += 1
+            else:
+                loan.note(words_of(data, position, size))
             position = end
         stream.data = data[position:]
         if position:
@@ -262,7 +283,12 @@ class Lending:
 
     # -- what the server sends -----------------------------------------------------------------------------------
 
+    def _on_readable(self, upstream: Upstream) -> None:
+        self._queue(upstream, self._serve_upstream)
+
     def _serve_upstream(self, upstream: Upstream) -> None:
+        if upstream.closed or upstream.paused:
+            return
         try:
             data = upstream.receive()
             if data is not None:
@@ -290,7 +316,9 @@ class Lending:
                     loan.mute -= 1
                     start = end
                     if data[position : position + 1] == b"-":  # what follows would not be true
-                        stream.refuse("LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}")
+                        stream.refuse(
+                            "LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}"
+                        )
                         return
             position = end
             if not done:

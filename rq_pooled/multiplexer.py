@@ -90,18 +90,27 @@ class Multiplexer:
         self._dialer = dialer
         self._table = CommandTable()
         self._opener = Opener(loop, settings, dialer, place, brake)
-        self._shared = Shared(self._opener, self._on_shared_open, self._on_answered, self._on_stuck)
+        self._shared = Shared(self._opener, self._queue, self._on_shared_open, self._on_answered, self._on_stuck)
         most = max(settings.concurrency, settings.max_connections - 3)
         self._reservation = Reservation(lease, ask)
         self._brake = brake
         self._lending = Lending(
-            loop, self._opener, most, self._reservation, lambda: brake.engaged, self._advance, self._advance
+            loop,
+            self._opener,
+            self._queue,
+            most,
+            self._reservation,
+            self._table.known,
+            lambda: brake.engaged,
+            self._on_readable,
+            self._on_readable,
         )
         self._guests: dict[bytes, Guest] = {}
         self._streams: set[Stream] = set()
         #: Those of them that have not said whose they are.
         self._strangers: set[Stream] = set()
-        self._ready: deque[Stream] = deque()
+        #: What has something to be read, and what reads it.
+        self._ready: deque[tuple[Any, Callable[[Any], None]]] = deque()
         #: Waiting until the shared connection is open; until the server has said what a command is like, by its name.
         self._for_shared: set[Stream] = set()
         self._for_answer: dict[bytes, set[Stream]] = {}
@@ -230,25 +239,29 @@ class Multiplexer:
 
     @property
     def due(self) -> bool:
-        """Tell whether streams wait for the next turn."""
+        """Tell whether something waits for the next turn."""
         return bool(self._ready)
 
     def turn(self) -> None:
-        """Serve the streams that have sent something, each once and for ``TURN`` seconds in all; then write."""
+        """Serve the streams and connections that have sent something, each once and for ``TURN`` seconds in all; then write."""
         if self._ready:
             until = time.monotonic() + TURN
             for _ in range(len(self._ready)):
-                stream = self._ready.popleft()
-                stream.queued = False
-                self._serve_one(stream)
+                source, serve = self._ready.popleft()
+                source.queued = False
+                serve(source)
                 if time.monotonic() > until:
                     break
         self._shared.flush()
 
+    def _queue(self, source: Any, serve: Callable[[Any], None]) -> None:
+        """Have ``serve`` called with a stream, or a connection to the server, in this turn or one of the next."""
+        if not source.queued:
+            source.queued = True
+            self._ready.append((source, serve))
+
     def _on_readable(self, stream: Stream) -> None:
-        if not stream.queued:
-            stream.queued = True
-            self._ready.append(stream)
+        self._queue(stream, self._serve_one)
 
     def _serve_one(self, stream: Stream) -> None:
         try:
@@ -287,16 +300,13 @@ class Multiplexer:
 
     def _advance(self, stream: Stream) -> None:
         """Pass on what a stream has sent, as far as that can be now."""
-        begun = 0.0
+        until = time.monotonic() + TURN
         try:
             while stream.data and stream.waits_for is None and not stream.closed:
                 before = len(stream.data)
-                if before > LONG_REQUEST:  # the rest has to wait for the next turn, if this one has been long
-                    now = time.monotonic()
-                    begun = begun or now
-                    if now - begun > TURN:
-                        self._on_readable(stream)
-                        break
+                if time.monotonic() > until:  # the rest has to wait for the next turn
+                    self._on_readable(stream)
+                    break
                 if stream.loan is not None:
                     self._lending.pass_on(stream)
                 elif stream.exclusive or stream.own_next:
@@ -410,7 +420,9 @@ class Multiplexer:
         self._ask(self._table.question(name), lambda reply: self._learn(name, reply))
 
     def _learn(self, name: bytes, reply: Any) -> None:
-        if reply is None:  # the server is away, and has not said what it would; that counts as long as this process lives
+        if (
+            reply is None
+        ):  # the server is away, and has not said what it would; that counts as long as this process lives
             self._loop.call_later(_TICK, lambda: self._ask_about(name))
             return
         self._table.learn(name, reply)
@@ -420,8 +432,7 @@ class Multiplexer:
     def _go_on(self, stream: Stream) -> None:
         if not stream.closed:
             stream.wait(None, time.monotonic())
-            self._advance(stream)
-            self._on_readable(stream)  # it may have been left unread meanwhile
+            self._on_readable(stream)  # in its turn: others may go on with it
 
     # -- what comes back -----------------------------------------------------------------------------------------
 
@@ -490,7 +501,10 @@ class Multiplexer:
 
     def _tick(self) -> None:
         now, settings = time.monotonic(), self._settings
-        late = [*self._shared.overdue(now - settings.socket_timeout), *self._lending.overdue(now, settings.socket_timeout)]
+        late = [
+            *self._shared.overdue(now - settings.socket_timeout),
+            *self._lending.overdue(now, settings.socket_timeout),
+        ]
         for stream in late:
             stream.refuse("TIMEOUT", f"no reply within {settings.socket_timeout:g} s (SOCKET_TIMEOUT)")
         self._refuse_waiting(now)
@@ -502,7 +516,9 @@ class Multiplexer:
             self._needed_at = now
             if self._stuck is None:
                 self._look_whether_dead()
-        elif settings.max_idle and self._shared.usable and now - max(self._needed_at, self._heard_at) > settings.max_idle:
+        elif (
+            settings.max_idle and self._shared.usable and now - max(self._needed_at, self._heard_at) > settings.max_idle
+        ):
             self._shared.close()
         if self._reservation.crowded:
             self._lending.close_idle(now - _CROWDED_IDLE)

@@ -10,7 +10,7 @@ from itertools import takewhile
 from .framing import Malformed
 from .opener import Opener
 from .streams import LONG_REPLY, MOST_UNREAD, Guest, Stream
-from .upstream import Upstream
+from .upstream import Queue, Upstream
 
 ROLE = "jobs"
 _DOLLAR, _MINUS = b"$-"
@@ -30,6 +30,7 @@ class Shared:
 
     Args:
         opener: opens connections.
+        queue: has a function called with something that is to be read, when it is its turn.
         on_open: called when it may be used.
         on_answered: called with each stream that is owed nothing any more.
         on_stuck: called with a guest that leaves too much unread: nothing is read for anybody until ``resume``.
@@ -38,11 +39,13 @@ class Shared:
     def __init__(
         self,
         opener: Opener,
+        queue: Queue,
         on_open: Callable[[], None],
         on_answered: Callable[[Stream], None],
         on_stuck: Callable[[Guest], None],
     ) -> None:
         self._opener = opener
+        self._queue = queue
         self._on_open = on_open
         self._on_answered = on_answered
         self._on_stuck = on_stuck
@@ -78,7 +81,7 @@ class Shared:
         self._wanted = True
         if self._upstream is None:
             self._upstream = self._opener.open(
-                ROLE, self._opened, self._serve, self._lost, lambda _upstream: None, self._again
+                ROLE, self._opened, self._on_readable, self._lost, lambda _upstream: None, self._again
             )
 
     def _again(self) -> None:
@@ -107,7 +110,12 @@ class Shared:
 
     # -- replies -------------------------------------------------------------------------------------------------
 
+    def _on_readable(self, upstream: Upstream) -> None:
+        self._queue(upstream, self._serve)
+
     def _serve(self, upstream: Upstream) -> None:
+        if upstream.closed or upstream.paused:
+            return
         try:
             data = upstream.receive()
             if data:

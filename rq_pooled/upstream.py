@@ -24,13 +24,16 @@ from .place import Place
 from .resp import Command, pack_commands
 from .sockets import Introduce, client_name
 
-#: Bytes that are read at once; more where a long string is being passed on.
-CHUNK, LONG_CHUNK = 64 * 1024, 256 * 1024
+#: Bytes that are read at once: of the smallest commands and replies these are some milliseconds. More where a long string
+#: is being passed on.
+CHUNK, LONG_CHUNK = 32 * 1024, 256 * 1024
 #: What a server at its limit says to a new connection.
 FULL = b"max number of clients"
 #: What a connection class may do in its own way when it connects, and the modules whose ways are known here.
 _OPENS = ("_connect", "connect", "connect_check_health", "on_connect", "on_connect_check_health")
 _KNOWN = ("redis.", __name__)
+#: Has a function called with a source, once, when it is the source's turn.
+Queue = Callable[[Any, Callable[[Any], None]], None]
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
 
 
@@ -101,9 +104,7 @@ def _begin(place: Place, connection: Any) -> Any:
                 for option, value in (connection.socket_keepalive_options or {}).items():
                     made.setsockopt(socket.IPPROTO_TCP, option, value)
         if place.context is not None:
-            made = place.context.wrap_socket(
-                made, server_hostname=place.server_hostname, do_handshake_on_connect=False
-            )
+            made = place.context.wrap_socket(made, server_hostname=place.server_hostname, do_handshake_on_connect=False)
         code = made.connect_ex(place.address)
         if code not in (0, errno.EINPROGRESS):
             raise OSError(code, os.strerror(code))
@@ -143,6 +144,8 @@ class Upstream:
         self._on_drained = on_drained
         self.role = role
         self.is_open = self.was_open = self.closed = False
+        #: It is among what is to be read.
+        self.queued = False
         self.cutter = ReplyCutter()
         self._unsent = bytearray()
         self._connected = False

@@ -17,6 +17,7 @@ from webserver import free_port, request, running
 
 from rq_pooled.embedded import EmbeddedServer
 
+# A connection that asks for a place is named probe, and is none of the budget's: docs/monitoring.md.
 pytestmark = pytest.mark.timeout(120)
 
 
@@ -31,7 +32,10 @@ def test_a_worker_and_four_web_processes_need_seven(server: EmbeddedServer, redi
     """BUDGET=7, ten horses whose jobs save meta, four processes that enqueue: none is refused, and 7 are never exceeded."""
     settings = environment(server, 7)
     line = [sys.executable, str(TESTS / "budget_web.py"), "60"]
-    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=10, **settings), Sampler(server.url) as sampler:
+    with (
+        running_worker(server.url, "a", log=tmp_path / "log", concurrency=10, **settings),
+        Sampler(server.url, but="probe") as sampler,
+    ):
         webs = [
             subprocess.Popen(line, env={**os.environ, **settings}, stdout=subprocess.PIPE, text=True) for _ in range(4)
         ]
@@ -53,7 +57,7 @@ def test_threads_of_two_web_workers_share_what_the_budget_leaves(
     with (
         running_worker(server.url, "a", log=tmp_path / "log", concurrency=10, **settings),
         running([*command, "--pythonpath", str(TESTS), "budget_app:app"], address, tmp_path / "web", **settings),
-        Sampler(server.url) as sampler,
+        Sampler(server.url, but="probe") as sampler,
         ThreadPoolExecutor(40) as callers,
     ):
         answers = Counter(status for status, _ in callers.map(lambda _: request(address), range(600)))
