@@ -119,6 +119,11 @@ class AdmittingQueue(rq.Queue):
         admission = _admission_of(job)
         if self.max_length is not None:
             admission = replace(admission or Admission(), max_length=self.max_length)
+        if admission and (admission.unique_for or admission.max_length is not None) and getattr(job, "has_rate_limit", False):
+            raise ConfigurationError(
+                "unique_for and max_length cannot be combined with rate_limit yet: leave out one of them, or use a Queue "
+                "without max_length for jobs with a rate_limit"
+            )
         if admission is None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         check_keys((type(self), type(job)))

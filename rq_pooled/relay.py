@@ -17,6 +17,7 @@ from redis.exceptions import ResponseError, WatchError
 from .channel import ChildChannel
 from .recorder import READS, Recorder
 from .resp import Command
+from .rq_api import RATE_LIMIT_HASHES
 
 #: Commands that return at once and change what RQ's registries are made of.
 _SIMPLE = READS | frozenset(
@@ -44,9 +45,11 @@ class Relay:
         finally:
             self._recorder.relay = None
 
-    def takes(self, name: str) -> bool:
-        """Tell whether the command is a simple one."""
-        return name.encode() in _SIMPLE
+    def takes(self, args: Sequence[Any]) -> bool:
+        """Tell whether the command is a simple one, or a call of RQ's own scripts for rate limits."""
+        if args[0] == "EVALSHA":
+            return str(args[1]).encode() in RATE_LIMIT_HASHES
+        return str(args[0]).encode() in _SIMPLE
 
     def answer(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Have one command executed by the parent."""

@@ -439,7 +439,7 @@ class Worker(rq.worker.Worker):
         """Say once what an operator would want to know in advance."""
         if not is_tested():
             self.log.warning(
-                "Worker %s: not tested with rq %s, but with %s", self.name, rq.version.VERSION, " and ".join(TESTED)
+                "Worker %s: not tested with rq %s, but with %s", self.name, rq.version.VERSION, ", ".join(TESTED)
             )
         unheard = [name for name in NOT_CALLED if getattr(type(self), name, None) is not getattr(Worker, name, None)]
         if unheard:

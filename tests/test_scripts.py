@@ -49,6 +49,7 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
         "publish": (scripts.publish("rq_pooled:stats:a", 60, {"name": "value"}), 1),
         "push_back": (scripts.push_back("now", "t", 3, False, []), 0),
+        "ready": (scripts.ready(["rq:queue:a"], 20, "now"), 1),
         "reads": (scripts.reads([]), 0),
         "register": (scripts.register(480, False, ("", 0), [], []), 0),
         "rescue": (scripts.rescue(True, []), 0),
@@ -147,7 +148,8 @@ def test_own_keys_have_one_prefix() -> None:
 def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:
     """A command that a worker's script begins to use is asked for at the start, whatever its arguments are called."""
     scripts = Scripts()
-    options = {"MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE"}  # and what errors begin with
+    # What errors begin with; and EVALSHA is a word that an outcome holds: the script runs what it names itself.
+    options = {"MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE", "EVALSHA"}
     for name in ("admit", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
         used = set(re.findall(r"'([A-Z]{3,})'", scripts.text(name))) - options
         assert used <= set(scripts.needed()), name

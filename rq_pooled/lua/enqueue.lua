@@ -41,7 +41,8 @@ if unique ~= '' then
   local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')
   local now = holder and redis.call('HMGET', 'rq:job:' .. holder, 'status', 'created_at') or {}
   local status = now[2] == born and now[1]
-  if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred' then
+  if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred'
+    or status == 'rate_limited' or status == 'ready_to_enqueue' then
     return { 'unique', holder }
   end
 end

@@ -10,6 +10,7 @@
 -- ARGV[10..]  per job: id, its ended_at or 'any', time at which it is due or '' for now
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) | spent } }
+-- RQ limits
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return { 'lost' }
@@ -39,7 +40,7 @@ local function requeue(id, ended_at, due)
     return 'gone'
   end
   local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at', 'origin', 'timeout', 'ttl', 'rq_pooled:retry',
-    'retries_left', 'retry_intervals', 'rq_pooled:requeues') -- an error: no job, a ghost
+    'retries_left', 'retry_intervals', 'rq_pooled:requeues', 'rate_limit_key', 'rate_limit_concurrency') -- an error: no job, a ghost
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
@@ -82,8 +83,17 @@ local function requeue(id, ended_at, due)
   end
   redis.call('PERSIST', 'rq:results:' .. id)
   redis.call('SADD', 'rq:queues', list)
+  local rl = RQ3 and fields[11] and fields[11] ~= '' and tonumber(fields[12] or '') and 'rq:rl:' .. fields[11]
   if due ~= '' then
     redis.call('ZADD', scheduled, due, id)
+  elseif rl then
+    local clock = redis.call('TIME')
+    local at = clock[1] + clock[2] / 1000000
+    redis.call('HSET', job, 'status', 'rate_limited', 'enqueue_at_front', ARGV[6])
+    redis.call('SADD', 'rq:rl-keys', fields[11])
+    redis.call('HSET', rl, 'concurrency', fields[12])
+    redis.call('ZADD', rl .. ':rate_limited', at, id)
+    rq_named.acquire({ rl .. ':allowed', rl .. ':rate_limited' }, { fields[12], at, now, 'rq:queue:', 'rq:job:' })
   else
     redis.call(ARGV[6] == '1' and 'LPUSH' or 'RPUSH', list, id)
   end

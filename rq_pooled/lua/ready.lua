@@ -1,0 +1,35 @@
+-- Queue dependents that a stock worker of RQ 3 had noted as ready, and did not queue since it died between its two steps.
+--
+-- KEYS[1..n]  queues (rq:queue:<name>) of the caller
+-- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
+-- returns     { { job id, queue key, 1 if it was queued, 0 if only its entry was removed } ... }
+redis.call('DEL', 'rq_pooled:none')
+
+-- RQ limits
+-- include fits
+-- include pass_limit
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local now, PAGE = ARGV[2], 100
+
+local found = {}
+for _, key in ipairs(KEYS) do
+  local ready = 'rq:ready:' .. string.sub(key, 10)
+  local left = fits(key, 'list') and redis.pcall('ZRANGEBYSCORE', ready, '-inf', clock - ARGV[1], 'LIMIT', 0, PAGE) or {}
+  for _, id in ipairs(left) do
+    local job = 'rq:job:' .. id
+    local fields = redis.pcall('HMGET', job, 'status', 'rate_limit_key', 'rate_limit_concurrency', 'enqueue_at_front')
+    local queued = fields[1] == 'ready_to_enqueue'
+    redis.call('ZREM', ready, id)
+    if queued then
+      local at_front = fields[4] == '1'
+      if not pass_limit(id, fields[2], fields[3], at_front, clock, now) then
+        redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
+        redis.call(at_front and 'LPUSH' or 'RPUSH', key, id)
+      end
+      redis.call('SADD', 'rq:queues', key)
+    end
+    found[#found + 1] = { id, key, queued and 1 or 0 }
+  end
+end
+return found
