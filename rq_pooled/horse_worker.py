@@ -88,7 +88,7 @@ class HorseMixin(Worker):
             return
         # RQ deletes the hash of such a job then; the entries of its failed tries are ours to delete.
         leaves_tries = result_ttl == 0 and not job.repeats_left and retry.FIELD.encode() in self.raw
-        self._expect_own_ways_of(queue)
+        self._expect_own_ways_of(queue, failed=False)
         with self.connection.record_to(self.tape):
             # By keywords, as RQ calls it: OpenTelemetry finds the queue by its name.
             keywords = rq_api.with_execution(self.held)
@@ -97,13 +97,13 @@ class HorseMixin(Worker):
                 self.connection.delete(Result.get_key(job.id))
         self.tape.succeeded = self.tape.complete = True
 
-    def _expect_own_ways_of(self, queue: Queue) -> None:
+    def _expect_own_ways_of(self, queue: Queue, failed: bool) -> None:
         """Let a queue class that enqueues dependents in its own way see them in the first pass.
 
         RQ's own way gets a second one if there are any, see ``settle``. A second call of an override would do twice what it
-        does besides; and what it reads is no reason for one, unless RQ watches it. RQ 3 does not call ``enqueue_dependents``.
+        does besides; and what it reads is no reason for one, unless RQ watches it.
         """
-        if not rq_api.RQ3 and not is_rqs_own(type(queue).enqueue_dependents):
+        if not all(map(is_rqs_own, rq_api.enqueues_dependents(type(queue), failed))):
             self.tape.tolerant = True
             self.tape.ask_for_dependents()
 
@@ -123,7 +123,7 @@ class HorseMixin(Worker):
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
         execution, already = self.held, len(self.tape.commands)
         self.tape.succeeded = self.tape.complete = False
-        self._expect_own_ways_of(queue)
+        self._expect_own_ways_of(queue, failed=True)
         with self.connection.record_to(self.tape):
             super().handle_job_failure(*args, **kwargs)
             next_at = rules and attempts.next_try(job, self.tape.commands[already:])

@@ -21,7 +21,7 @@ from rq.results import Result
 
 from .effects import Effects
 from .pipelines import HandedPipeline
-from .rq_api import RATE_LIMIT_HASHES
+from .rq_api import RATE_LIMIT_HASHES, dependents_at_once
 
 #: Answers reads on behalf of a recording: takes encoded commands, returns (digest, raw reply) for each.
 Reader = Callable[[Sequence[Sequence[bytes]]], list[tuple[bytes, Any]]]
@@ -222,10 +222,11 @@ class Recorder(Redis):
 
     @contextlib.contextmanager
     def record_to(self, tape: Tape) -> Iterator[Tape]:
-        """Record inside the block."""
+        """Record inside the block; RQ's second step for dependents would read what the tape only holds."""
         self.tape, self._recording_in, outer = tape, get_ident(), self._recording_in
         try:
-            yield tape
+            with dependents_at_once():
+                yield tape
         finally:
             self._recording_in = outer
 

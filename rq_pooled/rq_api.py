@@ -83,17 +83,28 @@ def enqueue_dependents(queue: Any, job: Any) -> None:
     if not RQ3:
         queue.enqueue_dependents(job)
         return
-    with queue.connection.pipeline() as pipe, _at_once():
+    with queue.connection.pipeline() as pipe, dependents_at_once():
         pipe.watch(job.dependents_key)
         queue.move_dependents_to_ready(job, pipeline=pipe)
         pipe.execute()
 
 
+def enqueues_dependents(queue_class: Any, failed: bool) -> list[Any]:
+    """Return the functions by which RQ's handler of a success, or of a failure, enqueues dependents."""
+    if not RQ3:
+        return [queue_class.enqueue_dependents]
+    steps = [queue_class.move_dependents_to_ready, queue_class.enqueue_ready_jobs_by_queue]
+    return [queue_class.enqueue_dependents, *steps] if failed else steps
+
+
 @contextlib.contextmanager
-def _at_once() -> Iterator[None]:
-    """Have jobs queued where RQ would only note that they are ready."""
+def dependents_at_once() -> Iterator[None]:
+    """Have jobs queued where RQ 3 would note that they are ready, and queue them in a second step."""
+    if not RQ3:
+        yield
+        return
     registry: Any = getattr(rq.registry, "ReadyJobRegistry")  # noqa: B009
-    register_jobs = registry.register_jobs
+    originals = registry.register_jobs, registry.enqueue_jobs
 
     def enqueue(self: Any, jobs: Any, pipeline: Any) -> None:
         queue: Any = Queue(self.name, self.connection, job_class=self.job_class, serializer=self.serializer)
@@ -104,11 +115,11 @@ def _at_once() -> Iterator[None]:
             else:
                 queue._enqueue_job(job, pipeline=pipeline, at_front=job.should_enqueue_at_front())
 
-    registry.register_jobs = enqueue
+    registry.register_jobs, registry.enqueue_jobs = enqueue, lambda _self, _ids: []
     try:
         yield
     finally:
-        registry.register_jobs = register_jobs
+        registry.register_jobs, registry.enqueue_jobs = originals
 
 
 def rate_limit_scripts() -> dict[str, str]:

@@ -95,7 +95,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "relay": (3, "channel recorder resp redis rq_api"),
     "dates": (1, "rq"),
     "due": (1, "redis rq"),
-    "success": (3, "dates originals rq"),
+    "success": (3, "dates originals rq rq_api"),
     "attempts": (3, "retry rq"),
     "moving": (3, "foreign inert_jobs resp scripts redis rq crontab"),
     "surroundings": (0, ""),
