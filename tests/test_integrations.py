@@ -24,6 +24,7 @@ from rq_pooled import Backoff, Sweeper
 from rq_pooled import Queue as PooledQueue
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.policies import Bury
+from rq_pooled.rq_api import RQ3
 
 
 def status(job: Job) -> str:
@@ -394,6 +395,8 @@ def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_p
     """Datadog and OpenTelemetry tell the same of enqueueing and of running jobs as with RQ's own queue and worker: names,
     errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
     pytest.importorskip({"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq"}[module])
+    if module == "entry_otel" and RQ3:
+        pytest.skip("opentelemetry-instrumentation-rq 0.1.4 wraps methods of Job that RQ 3 does not have: it does not start")
     stock = spans(redis, server.url, tmp_path, module, "stock", worker_class=f"{module}.Stock")
     ours = spans(redis, server.url, tmp_path, module, "ours", RQ_POOLED_PRELOAD=module)
     assert [len(lines) for lines in ours] == [8, len(stock[1])]
