@@ -51,7 +51,7 @@ def use_in_jobs() -> None:
         connection, fraction = self.connection, fraction_of(scheduled_datetime.microsecond)
         self.connection = _Adding(connection, fraction)
         # RQ 2 writes to the connection in any case, RQ 3 to the pipeline.
-        adding = None if pipeline is None else _Adding(pipeline, fraction)
+        adding: Any = None if pipeline is None else _Adding(pipeline, fraction)
         try:
             return inherited(self, job, scheduled_datetime, pipeline=adding, **kwargs)
         finally:

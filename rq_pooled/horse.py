@@ -134,7 +134,7 @@ class HorseProcess:
                 if once.duplicate_of(self._worker.raw):
                     self._skip(job, queue)
                 else:
-                    self._worker.perform_job(job, queue, **rq_api.with_execution(self._worker.held))
+                    self._worker.perform_job(job, queue, *rq_api.with_execution(self._worker.held).values())
         except BaseException:
             # RQ has recorded by then, and logs the result; the hooks may call code of a framework.
             if os.getpid() != horse or not tape.complete:

@@ -20,6 +20,10 @@ from .resp import Word
 
 #: Executions are arguments, workers list theirs in a set, dependents pass a registry of their own, rate limits exist.
 RQ3 = hasattr(Queue, "move_dependents_to_ready")
+#: Methods of workers that RQ 3 calls with the execution.
+HANDLERS_OF_EXECUTIONS = (
+    ("perform_job", "handle_job_success", "handle_job_failure", "handle_job_retry", "cleanup_execution") if RQ3 else ()
+)
 
 
 def _module(name: str) -> Any:

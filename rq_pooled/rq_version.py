@@ -7,6 +7,7 @@ major version could fail every job that it claims. What differs between the know
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 
@@ -70,6 +71,22 @@ def check_keys(classes: Iterable[type]) -> None:
                     f"{cls.__module__}.{cls.__qualname__} sets {name} to {value!r}, and rq_pooled works with RQ's own keys "
                     f"({usual!r}): remove it, and separate applications by the database in the URL or by names of queues"
                 )
+
+
+def check_handlers(worker_class: type) -> None:
+    """Refuse a worker class whose handlers were written for RQ 2: with RQ 3 each call of them would fail its job.
+
+    Raises:
+        ConfigurationError: a method does not take the execution; it names the class and the method.
+    """
+    for name in rq_api.HANDLERS_OF_EXECUTIONS:
+        method = getattr(worker_class, name)
+        parameters = inspect.signature(method).parameters
+        if "execution" not in parameters and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            raise ConfigurationError(
+                f"{worker_class.__module__}.{worker_class.__qualname__}.{name}() takes no execution, which rq "
+                f"{rq.version.VERSION} passes to it: add the parameter 'execution' and pass it on"
+            )
 
 
 def is_tested() -> bool:

@@ -61,7 +61,7 @@ from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .reservation import ALWAYS
 from .resp import Command
-from .rq_version import TESTED, check_keys, check_rq, is_tested
+from .rq_version import TESTED, check_handlers, check_keys, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_rights, check_server
@@ -157,7 +157,7 @@ class Worker(rq.worker.Worker):
                 )
             _check_platform()
             check_rq()
-            self._check_keys()
+            self._check_classes()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
             self.with_scheduler = with_scheduler
@@ -390,11 +390,12 @@ class Worker(rq.worker.Worker):
 
     # -- beginning and end ---------------------------------------------------------------------------------------
 
-    def _check_keys(self) -> None:
-        """Refuse classes with keys of their own."""
+    def _check_classes(self) -> None:
+        """Refuse classes with keys of their own, and handlers that RQ 3 cannot call."""
         classes = [type(self), self.queue_class, self.job_class]
         classes += [cls for queue in self.queues for cls in (type(queue), queue.job_class)]
         check_keys(dict.fromkeys(classes))
+        check_handlers(type(self))
 
     def _load_settings(self) -> Settings:
         return Settings.load(self._arguments, _settings_module())

@@ -46,6 +46,16 @@ def test_another_prefix_of_keys_is_refused(server: Any, redis: Redis, way: list[
 
 
 @only_3
+@pytest.mark.parametrize("program", ["rq worker", "rq-pooled worker"])
+def test_a_worker_class_written_for_rq_2_is_refused(server: Any, redis: Redis, program: str) -> None:
+    """A worker class whose ``perform_job`` takes no execution ends in one line, and its jobs stay queued instead of failing."""
+    job = Queue("q", connection=redis).enqueue(jobs.nothing)
+    line = refusal(run([*WAYS[program][:-1], "--worker-class", "entry_worker.OldWorker", "q"], server.url))
+    assert "entry_worker.OldWorker.perform_job() takes no execution, which rq 3" in line
+    assert job.get_status() == JobStatus.QUEUED
+
+
+@only_3
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_a_job_cancelled_while_it_runs_frees_its_slot(server: Any, redis: Redis, tmp_path: Path, how: str) -> None:
     """The slot of a job that was cancelled or deleted while it ran is free as soon as it has run to its end."""
