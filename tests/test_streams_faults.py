@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -484,3 +485,17 @@ def test_a_horse_that_dies_with_unread_replies_holds_nobody_up(hub: Hub, redis: 
     started = time.monotonic()
     assert other.ask("PING") == b"+PONG\r\n"
     assert time.monotonic() - started < 0.7
+
+
+def test_no_turn_is_long_for_a_horse_that_floods(hub: Hub) -> None:
+    """Of ten thousand commands that have arrived together, each turn of the loop passes on some, so that others have theirs."""
+    greedy, pong, commands = hub.client(), b"+PONG\r\n", 10_000
+    greedy.send(("ECHO", "ready"))
+    greedy.expect(b"$5\r\nready\r\n")
+    greedy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    greedy.send(*[("PING",)] * commands)
+    passed = [0]
+    while passed[-1] < commands:
+        hub.turn()
+        passed.append(len(greedy.look()) // len(pong))
+    assert max(after - before for before, after in itertools.pairwise(passed)) <= 32 * 1024 // len(pong)
