@@ -30,6 +30,7 @@ from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
 from . import boot, hooks
+from . import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once, before the horses are forked
 from .admission import Admission
 from .apps import load_app
 from .arbiter import Arbiter

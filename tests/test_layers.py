@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -219,6 +220,17 @@ def test_package_exports_fewer_than_ten_names() -> None:
     assert len(names) < 10
     for name in names:
         assert hasattr(rq_pooled, name)
+
+
+@pytest.mark.parametrize("name", ["flask", "pool", "queue"])
+def test_a_web_process_loads_no_worker(name: str) -> None:
+    """What web processes import loads nothing of the worker, its parent or its horses; the package alone loads nothing."""
+    code = f"import sys, rq_pooled; early = set(sys.modules); import rq_pooled.{name}; print(*early, '|', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    early, later = ({one for one in text.split() if one.startswith("rq_pooled")} for text in done.stdout.split("|"))
+    assert early == {"rq_pooled"}
+    worker = {"worker", "parent", "arbiter", "slots", "horse", "horse_worker", "loop", "prefork", "channel"}
+    assert not later & {f"rq_pooled.{one}" for one in worker}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lua").glob("*.lua")), ids=lambda path: path.name)

@@ -228,7 +228,7 @@ def test_waiting_costs_no_commands(server: Any, redis: Redis, tmp_path: Path) ->
     """Workers whose only jobs wait for a limit send nothing but heartbeat and promotion, yet start on time; nor does one
     that waits wake the others."""
     queue, notes = Queue("q", redis), tmp_path / "notes"
-    set_limit(redis, "q", make_limit("2/20s"))  # far more than the silence takes on a busy machine
+    set_limit(redis, "q", make_limit("2/12s"))  # far more than the silence takes on a busy machine
     ours = Scripts()._hashes
     usual = {ours["heartbeat"], ours["promote"]}
     with (
