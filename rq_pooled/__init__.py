@@ -1,16 +1,19 @@
-"""RQ on one shared, bounded connection pool: N jobs at once per worker, on two connections."""
+"""RQ on one shared, bounded connection pool: N jobs at once per worker, on two connections.
 
+Nothing is loaded before it is used: a web process that only enqueues never loads the worker.
+"""
+
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .guard import ConnectionGuard
-from .pool import get_connection, get_pool
-from .queue import Queue
-from .retry import Backoff, RetryAfter
-from .sweeper import Sweeper
-from .worker import Worker
-
 if TYPE_CHECKING:
+    from .guard import ConnectionGuard
+    from .pool import get_connection, get_pool
+    from .queue import Queue
+    from .retry import Backoff, RetryAfter
     from .scheduler import Scheduler
+    from .sweeper import Sweeper
+    from .worker import Worker
 
 __all__ = [
     "Backoff",
@@ -24,11 +27,32 @@ __all__ = [
     "get_pool",
 ]
 
+_HOMES = {
+    "Backoff": "retry",
+    "ConnectionGuard": "guard",
+    "Queue": "queue",
+    "RetryAfter": "retry",
+    "Scheduler": "scheduler",
+    "Sweeper": "sweeper",
+    "Worker": "worker",
+    "get_connection": "pool",
+    "get_pool": "pool",
+}
+#: Public modules: `except rq_pooled.errors.QueueFull` works after `import rq_pooled` alone.
+_MODULES = frozenset(("config", "deadline", "embedded", "errors", "flask", "health", "metrics", "pool", "retry"))
+
 
 def __getattr__(name: str) -> Any:
-    """Import ``Scheduler`` when it is asked for: only who schedules loads rq-scheduler and what it stands on."""
-    if name == "Scheduler":
-        from .scheduler import Scheduler
+    """Import a public name, or a public module, when it is asked for."""
+    if name in _HOMES:
+        value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    elif name in _MODULES:
+        value = import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
 
-        return Scheduler
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES, *_MODULES])

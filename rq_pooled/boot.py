@@ -11,7 +11,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissi
 from redis.sentinel import MasterNotFoundError
 
 from .backoff import reconnect_delays
-from .config import Settings, scrub
+from .config import Settings, message_of
 from .connect_errors import explain
 from .connections import NEEDED_RIGHTS, CommandConnection, ListenConnection, is_away
 from .errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
@@ -61,7 +61,7 @@ def when_ready(
             for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
                 loop.on_signal(signum, lambda: stopped.append(True))
             if time.monotonic() >= say_at:
-                log.warning("Worker %s: %s; trying again for up to %.0f s", name, scrub(str(error)), left)
+                log.warning("Worker %s: %s; trying again for up to %.0f s", name, message_of(error), left)
                 say_at = time.monotonic() + SAY_EVERY
             due = time.monotonic() + min(next(delays), left)
             while not stopped and (rest := due - time.monotonic()) > 0:

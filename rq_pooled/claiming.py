@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .claims import Claim
-from .config import scrub
+from .config import message_of, scrub
 from .connections import NEEDED_RIGHTS, Exchange, is_blamed, is_forbidden
 from .errors import TRY_AGAIN, USAGE
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
@@ -167,7 +167,7 @@ class Claiming:
 
     def refuse(self, error: ResponseError) -> None:
         """Act on the refusal of a claim, or of a look at the queues: try again later, or end where that is no use."""
-        parent, now, text = self._parent, time.monotonic(), str(error).rstrip(".")
+        parent, now, text = self._parent, time.monotonic(), message_of(error).rstrip(".")
         forbidden = is_forbidden(error)
         if not self._refusals:
             self._refused_since = now

@@ -37,6 +37,11 @@ def scrub(text: str) -> str:
     return _RUN.sub(lambda run: _scrub_run(run[0]), text)
 
 
+def message_of(error: object) -> str:
+    """Return what an error says, in one line and without passwords: what a server or a user's code said may be in it."""
+    return " ".join(scrub(str(error)).split())
+
+
 def scrub_url(url: str) -> str:
     """Return one URL, however malformed, fit for a message: what stands before its last ``@`` is ``***``."""
     url = _without_ats(url)

@@ -27,6 +27,7 @@ from rq.utils import now
 from . import attempts, dates, due, hooks, once, rq_api
 from .channel import ChildChannel
 from .claims import STALLS, Claim
+from .config import message_of
 from .horse_worker import HANDLER_TIME, HorseMixin
 from .memory import resident_megabytes
 from .policies import Policy
@@ -254,7 +255,7 @@ class HorseProcess:
                 self._worker.run_maintenance_tasks()
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except RedisError as error:  # lost, or refused by an access control list
-            self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, error)
+            self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, message_of(error))
 
     def _schedule(self, token: str, life: int) -> None:
         """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
@@ -273,7 +274,7 @@ class HorseProcess:
                 relay.run_script(scripts.unlock(SCHEDULER_LOCK, token))
             worker.log.info("Worker %s: enqueued %d jobs of rq-scheduler", worker.name, len(moved))
         except RedisError as error:
-            worker.log.warning("Worker %s: moving jobs of rq-scheduler given up: %s", worker.name, error)
+            worker.log.warning("Worker %s: moving jobs of rq-scheduler given up: %s", worker.name, message_of(error))
 
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
         worker, recorder = self._worker, self._recorder

@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import reconnect_delays
-from .config import scrub
+from .config import message_of, scrub
 from .parent import Parent
 
 #: Seconds between looks whether a reply is overdue.
@@ -117,7 +117,7 @@ class Link:
             if self._delays is None or parent.command.answered:
                 self._failures = 0
                 self._delays = reconnect_delays(parent.settings.reconnect_base, parent.settings.reconnect_cap)
-            parent.log.error("Worker %s: lost the server (%s); reconnecting", parent.name, error)
+            parent.log.error("Worker %s: lost the server (%s); reconnecting", parent.name, message_of(error))
             parent.loop.call_later(next(self._delays), self._reconnect)
 
     def _say_reason(self, error: Exception) -> None:
@@ -142,7 +142,7 @@ class Link:
             self._failures += 1
             self._say_reason(error)
             if 0 < parent.settings.reconnect_attempts <= self._failures:
-                parent.log.error("Worker %s: gave up after %d attempts: %s", parent.name, self._failures, error)
+                parent.log.error("Worker %s: gave up after %d attempts: %s", parent.name, self._failures, message_of(error))
                 self._on_given_up(error)
             else:
                 parent.loop.call_later(next(self._delays), self._reconnect)

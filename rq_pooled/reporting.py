@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
+from .config import message_of
 from .errors import BudgetExceeded
 from .levels import level_of, read_info
 from .processes import WEB_TTL, process_name, publish, withdraw
@@ -75,7 +76,7 @@ class Reporter:
             self._look(connection)
         except ResponseError as error:  # no such right, or no memory: the application is not to suffer from it
             self._at = float("inf") if isinstance(error, NoPermissionError) else self._at
-            log.warning("pool %s %s: cannot publish statistics: %s", self._pool.role, self._pool.address, error)
+            log.warning("pool %s %s: cannot publish statistics: %s", self._pool.role, self._pool.address, message_of(error))
         except (RedisError, OSError) as error:
             connection.disconnect()
             log.debug("pool %s %s: statistics not published: %s", self._pool.role, self._pool.address, error)
@@ -94,7 +95,7 @@ class Reporter:
                 pool.lease.renew(connection)
             except BudgetExceeded as error:
                 connection.disconnect()
-                log.warning("pool %s %s: %s", pool.role, pool.address, error)
+                log.warning("pool %s %s: %s", pool.role, pool.address, message_of(error))
                 return
         if self._blind:
             return
@@ -103,7 +104,7 @@ class Reporter:
         except NoPermissionError as error:  # once: what this process publishes goes on
             self._blind = True
             pool.resize("GUARD_STOP", None)
-            log.warning("pool %s %s: not guarded: %s", pool.role, pool.address, error)
+            log.warning("pool %s %s: not guarded: %s", pool.role, pool.address, message_of(error))
             return
         level = level_of(settings, connected, settings.guard_maxclients or maxclients, self._level)
         if level.name == self._level:

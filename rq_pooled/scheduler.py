@@ -23,7 +23,7 @@ from rq.job import Job
 
 from .backoff import reconnect_delays
 from .client_scripts import run_script
-from .config import Settings, scrub
+from .config import Settings, message_of
 from .connections import check_away
 from .due import add_fraction
 from .foreign import MAX_VALUE, is_wrong_type, printable
@@ -320,7 +320,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
                         _check_lost(error)
                         if away_since is None:
                             away_since, delays = time.monotonic(), reconnect_delays(base, cap)
-                            self.log.error("lost the server (%s); trying again", scrub(str(error)))
+                            self.log.error("lost the server (%s); trying again", message_of(error))
                         self._lock_acquired = False  # or it expires
                         self._stop.wait(next(delays))
                         continue

@@ -19,6 +19,7 @@ import rq
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from .config import message_of
 from .due import due_at
 from .errors import ConfigurationError, SweepUnderWay
 from .failed_jobs import ANY, GHOST_PAGE, PAGE, Execute, FailedJobs, through
@@ -344,7 +345,7 @@ def sweep_in_maintenance(queues: Sequence[str], policies: Sequence[Policy], exec
         except SweepUnderWay as error:
             log.debug("not swept: %s", error)
         except ResponseError as error:
-            log.warning("the failed jobs of queue %s cannot be swept: %s", queue, error)
+            log.warning("the failed jobs of queue %s cannot be swept: %s", queue, message_of(error))
         else:
             for report in reports:
                 if report.done:

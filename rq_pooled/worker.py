@@ -30,6 +30,7 @@ from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
 from . import boot, hooks
+from . import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once, before the horses are forked
 from .admission import Admission
 from .apps import load_app
 from .arbiter import Arbiter
@@ -37,7 +38,7 @@ from .brake import Brake
 from .budget import Lease
 from .channel import ChildChannel
 from .claims import Claim
-from .config import Settings, scrub
+from .config import Settings, message_of
 from .connections import CommandConnection, Exchange, ListenConnection, is_away
 from .errors import (
     ConfigurationError,
@@ -434,7 +435,7 @@ class Worker(rq.worker.Worker):
                 left = [*withdraw(process_name(settings)), *(lease.release() if lease is not None else ())]
                 command.execute([death, *left])
             except (RedisError, OSError) as error:
-                self.log.warning("Worker %s: death not registered: %s", self.name, scrub(str(error)))
+                self.log.warning("Worker %s: death not registered: %s", self.name, message_of(error))
 
     def _warn(self, settings: Settings) -> None:
         """Say once what an operator would want to know in advance."""
@@ -468,7 +469,7 @@ class Worker(rq.worker.Worker):
 
     def _refuse(self, error: RQPooledError) -> NoReturn:
         """End with one line and the exit code that says whether trying again may help."""
-        self.log.error("Worker %s: %s", self.name, " ".join(scrub(str(error)).split()))
+        self.log.error("Worker %s: %s", self.name, message_of(error))
         if multiprocessing.parent_process() is not None:
             time.sleep(RESPAWN_PAUSE)  # rq worker-pool would start it again every second, whatever the exit code
         raise SystemExit(error.exit_code) from None

@@ -32,6 +32,10 @@ def fail(text: str = "on purpose") -> None:
     raise ValueError(text)
 
 
+def fail_whatever(*_args: Any) -> None:
+    raise ValueError("on purpose")
+
+
 def fail_unless_last() -> str:
     """Fail as long as there is a retry left."""
     job = get_current_job()

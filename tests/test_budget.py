@@ -248,6 +248,26 @@ def test_a_pause_before_connecting_opens_nothing_that_has_no_place(redis: Redis,
     other.disconnect()
 
 
+def test_a_pause_while_connecting_is_noticed_before_the_connection_is_used(redis: Redis, server: EmbeddedServer) -> None:
+    """A place whose lease has nearly ended while its connection was being opened is renewed before anything is sent."""
+    pool = Pool(shop(server, 1, heartbeat_interval=0.3, heartbeat_ttl=1.5), max_connections=1)
+
+    def pause(event: str, _details: Any) -> None:
+        if event == "connect":
+            wait_until(lambda: float(redis.zrange(LEASES, 0, 0, withscores=True)[0][1]) - time_of(redis) < 0.6)
+
+    pool.subscribe(pause)
+    connection = pool.get_connection()
+    assert float(redis.zrange(LEASES, 0, 0, withscores=True)[0][1]) - time_of(redis) > 0.7
+    pool.release(connection)
+
+
+def time_of(redis: Redis) -> float:
+    """The server's time."""
+    seconds, microseconds = redis.time()
+    return seconds + microseconds / 1e6
+
+
 @pytest.mark.timeout(120)
 def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: EmbeddedServer) -> None:
     """With crashes and pauses at any moment, CLIENT LIST never shows more than 20; every process gets its turn."""

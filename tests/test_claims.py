@@ -15,7 +15,7 @@ import pytest
 from engine import engine, residue
 from redis import Redis
 from rq import Queue, SimpleWorker
-from rq.job import Job, JobStatus
+from rq.job import Dependency, Job, JobStatus
 from rq.suspension import resume, suspend
 from support import running_worker, wait_until
 
@@ -138,6 +138,17 @@ def test_order_is_kept_at_concurrency_1(server: Any, redis: Redis, tmp_path: Pat
     with running_worker(server.url, "high", "low", "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait() == 0
     assert lines(notes) == [f"j{i}" for i in range(1, 40, 2)] + [f"j{i}" for i in range(0, 40, 2)]
+
+
+def test_what_a_job_enqueues_in_front_is_next_at_concurrency_1(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """One slot claims nothing before the outcome of its job is recorded: a dependent at the front comes first."""
+    notes, queue = tmp_path / "notes", Queue(connection=redis)
+    for i in range(10):
+        queue.enqueue(claim_jobs.note, str(notes), job_id=f"a{i}")
+        queue.enqueue(claim_jobs.note, str(notes), job_id=f"b{i}", depends_on=Dependency(f"a{i}", enqueue_at_front=True))
+    with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0
+    assert lines(notes) == [f"{letter}{i}" for i in range(10) for letter in "ab"]
 
 
 def test_round_robin_takes_turns(server: Any, redis: Redis, tmp_path: Path) -> None:

@@ -446,6 +446,25 @@ def test_what_a_claim_holds_back_keeps_its_order(ours: Engine, redis: Redis) -> 
     assert redis.lrange("rq:queue:default", 0, -1) == [b"a", b"b"]
 
 
+def test_an_id_in_another_queue_does_not_run_beside_itself(ours: Engine, redis: Redis) -> None:
+    """Whether a job runs is looked up in the queue that its hash names, whichever queue its id is popped from."""
+    claim_one(ours, redis)
+    redis.rpush("rq:queue:other", "a")
+    assert ours.claim("x", queues=("other",)).held == 1
+    assert redis.lrange("rq:queue:other", 0, -1) == [b"a"]
+
+
+def test_an_outcome_that_is_sent_again_leaves_its_worker_alone(ours: Engine, redis: Redis) -> None:
+    """What a server may have lost is recorded anew, and says nothing about what the worker does by then."""
+    outcome = finished(claim_one(ours, redis))
+    assert ours.commit(outcome) == ["ok"]
+    outcome.on_recorded()
+    claim_one(ours, redis)  # the same job, once more
+    before = redis.hgetall("rq:worker:w")
+    assert ours.commit(outcome) == ["lost"]
+    assert redis.hgetall("rq:worker:w") == before and before[b"current_job"] == b"a"
+
+
 def test_a_canceled_job_that_saved_itself_is_canceled_again(ours: Engine, redis: Redis) -> None:
     """A job that was cancelled while it ran, and wrote its old status since, is cancelled after its lost outcome."""
     claim = claim_one(ours, redis)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
+from redis.exceptions import ResponseError
 
-from rq_pooled.config import Settings, scrub, scrub_url
+from rq_pooled.config import Settings, message_of, scrub, scrub_url
 from rq_pooled.errors import ConfigurationError
 
 SECRET = "s3cr3t"
@@ -346,3 +347,9 @@ def test_scrub_takes_time_in_proportion(text: str) -> None:
     scrub(long)
     scrub_url(long)
     assert time.perf_counter() - began < 1.5
+
+
+def test_what_an_error_says_is_one_line_without_passwords() -> None:
+    """The words of an error, which a server or a user may have written, bring neither line breaks nor passwords to a log."""
+    error = ResponseError("WRONGPASS\r\nfor redis://shop:s3cr3t@host:6379/0?password=0ther")
+    assert message_of(error) == "WRONGPASS for redis://***@host:6379/0?password=***"

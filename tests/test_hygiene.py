@@ -282,12 +282,12 @@ def test_no_shared_memory_is_left(run: Run, redis: Redis, worker: WorkerProcess,
 
 def test_a_job_can_end_its_own_processes(run: Run) -> None:
     """Processes that a job forks end by the signals by which any program's do, however early the signal comes."""
-    assert run(crash_jobs.end_a_process_at_once, job_timeout=10) == -signal.SIGTERM
-    run(crash_jobs.leave_a_pool, job_timeout=10)
+    assert run(crash_jobs.end_a_process_at_once, job_timeout=30) == -signal.SIGTERM
+    run(crash_jobs.leave_a_pool, job_timeout=30)
     for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        assert run(crash_jobs.end_a_copy, signum, job_timeout=10) == signum
-    assert run(crash_jobs.interrupt_a_copy, job_timeout=10) == 3
-    assert run(crash_jobs.own_handler_in_a_copy, job_timeout=10) == 7
+        assert run(crash_jobs.end_a_copy, signum, job_timeout=30) == signum
+    assert run(crash_jobs.interrupt_a_copy, job_timeout=30) == 3
+    assert run(crash_jobs.own_handler_in_a_copy, job_timeout=30) == 7
 
 
 def test_a_job_that_has_forked_still_lets_signals_pass(run: Run) -> None:

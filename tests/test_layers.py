@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -56,7 +57,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "unique": (2, "errors rq"),
     "enqueueing": (2, "client_scripts due scripts durations errors inert_jobs limits once rq_version unique rq redis"),
     "processes": (2, "config counters foreign resp scripts sockets redis"),
-    "reporting": (2, "errors levels processes scripts redis"),
+    "reporting": (2, "config errors levels processes scripts redis"),
     "demoted": (2, "redis"),
     "pool": (2, "errors config connect_errors sockets demoted sentinels backoff brake breaker deadline places reporting resp sizes redis"),
     "place": (0, ""),
@@ -77,7 +78,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "selection": (3, "errors foreign kinds resp rq"),
     "policies": (3, "config errors retry selection rq"),
     "failed_jobs": (3, "errors resp scripts selection rq redis"),
-    "sweeper": (3, "due errors failed_jobs policies pool rq_version scripts selection rq redis"),
+    "sweeper": (3, "config due errors failed_jobs policies pool rq_version scripts selection rq redis"),
     "dead_letters": (3, "policies pool scripts selection sweeper rq redis"),
     "pipelines": (2, "redis"),
     # Jobs use Redis through the parent.
@@ -100,7 +101,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "moving": (3, "foreign inert_jobs resp scripts redis rq crontab"),
     "surroundings": (0, ""),
     "horse_worker": (3, "attempts once originals recorder retry success rq rq_api"),
-    "horse": (3, "attempts channel claims dates due hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings rq_api"),
+    "horse": (3, "attempts channel claims dates due hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings rq_api config"),
     "warmup": (3, "channel originals recorder resp success rq"),
     "ledger": (3, "claims config durations resp rq_api scripts rq"),
     "server": (3, "connections errors redis"),
@@ -220,6 +221,17 @@ def test_package_exports_fewer_than_ten_names() -> None:
     assert len(names) < 10
     for name in names:
         assert hasattr(rq_pooled, name)
+
+
+@pytest.mark.parametrize("name", ["flask", "pool", "queue"])
+def test_a_web_process_loads_no_worker(name: str) -> None:
+    """What web processes import loads nothing of the worker, its parent or its horses; the package alone loads nothing."""
+    code = f"import sys, rq_pooled; early = set(sys.modules); import rq_pooled.{name}; print(*early, '|', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    early, later = ({one for one in text.split() if one.startswith("rq_pooled")} for text in done.stdout.split("|"))
+    assert early == {"rq_pooled"}
+    worker = {"worker", "parent", "arbiter", "slots", "horse", "horse_worker", "loop", "prefork", "channel"}
+    assert not later & {f"rq_pooled.{one}" for one in worker}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "lua").glob("*.lua")), ids=lambda path: path.name)

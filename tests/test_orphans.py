@@ -247,6 +247,15 @@ def test_rescue_finds_jobs_in_no_list(server: EmbeddedServer, redis: Redis) -> N
     assert "young" in rescue(server.url, "--older-than", "30s").stdout
 
 
+def test_a_job_that_was_enqueued_meanwhile_is_not_put_back(ours: Engine, redis: Redis) -> None:
+    """What was enqueued anew after the look from outside is another run, which somebody may just be starting."""
+    job = lose(redis, Queue(connection=redis), "lost")
+    written = str(redis.hget(job.key, "enqueued_at").decode())
+    for seen, found in (("2020-01-01T00:00:00.000000Z", []), (written, [b"lost"])):
+        assert ours.run(ours.scripts.rescue(True, [(job.id, seen)])) == found
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"lost"]
+
+
 def test_rescue_refuses_and_gives_up_in_words(server: EmbeddedServer) -> None:
     """A malformed duration is a usage error, a lost server may be tried again; neither shows a traceback."""
     malformed = rescue(server.url, "--older-than", "soon")

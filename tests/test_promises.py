@@ -20,6 +20,7 @@ from typing import Any
 import jobs
 import promise_jobs
 import pytest
+from proxy import CutProxy
 from redis import Redis
 from rq import Callback, Queue, Retry, Worker
 from rq.command import send_kill_horse_command, send_shutdown_command, send_stop_job_command
@@ -118,7 +119,9 @@ def job_connections(redis: Redis) -> list[str]:
 @pytest.mark.parametrize("plain", [True, False])
 def test_an_error_after_the_outcome_does_not_change_it(start: Start, redis: Redis, queue: Queue, job: Any, plain: bool) -> None:
     """A success whose result cannot be shown stands: the job runs once, and its dependents run."""
+    queue.enqueue(jobs.announce, "horses")
     one = queue.enqueue(job, "runs", retry=Retry(1))
+    queue.enqueue(jobs.announce, "horses")
     child = None if plain else queue.enqueue(jobs.nothing, depends_on=one)
     with start("--burst") as worker:
         assert worker.wait() == 0
@@ -126,6 +129,7 @@ def test_an_error_after_the_outcome_does_not_change_it(start: Start, redis: Redi
         assert child is None or child.get_status() == JobStatus.FINISHED
         # RQ 3 does not show results any more.
         assert worker.output().count("an error after its outcome, which is recorded") == (0 if RQ3 else 1)
+        assert len(set(redis.lrange("horses", 0, -1))) == 2, "nobody knows what it has left in its horse"
         assert_no_residue(redis)
 
 
@@ -568,6 +572,30 @@ def test_a_dropped_outcome_sends_no_webhook(start: Start, redis: Redis, queue: Q
         worker.wait_for(f"outcome of job {job.id} dropped")
         assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED
     assert hooks.seen == []
+
+
+@pytest.mark.parametrize(("job", "path", "words"), [
+    (jobs.add, "/good", b"successful_job_count"),
+    (jobs.fail_whatever, "/bad", b"failed_job_count"),
+])  # fmt: skip
+def test_a_commit_that_is_cut_in_flight_sends_one_webhook(
+    server: EmbeddedServer, redis: Redis, queue: Queue, hooks: Hooks, tmp_path: Path, job: Any, path: str, words: bytes
+) -> None:
+    """Where the server has recorded the outcome and its answer is lost, the webhook is sent all the same, and once."""
+    proxy = CutProxy(server.port)
+    try:
+        with running_worker(proxy.url, "default", log=tmp_path / "log") as worker:
+            proxy.cut_on(words)
+            one = queue.enqueue(job, 1, 2, webhooks=hooks.both())
+            assert proxy.done.wait(20)
+            worker.wait_for("the server is back")
+            assert ended(queue.enqueue(jobs.nothing)) == JobStatus.FINISHED
+            wait_until(lambda: hooks.seen, what="the webhook")
+            assert worker.stop() == 0
+    finally:
+        proxy.close()
+    assert [(path, body["job_id"]) for path, _status, body in hooks.seen] == [(path, one.id)]
+    assert len(one.results()) == 1
 
 
 def test_a_slow_web_server_stalls_nobody_else(start: Start, redis: Redis, queue: Queue, hooks: Hooks) -> None:

@@ -122,6 +122,30 @@ def test_the_claim_to_fail_a_job_stalls_too(ours: Engine, redis: Redis) -> None:
     assert redis.zrange("rq:wip:default", 0, -1) == [second.member.encode()]
 
 
+def test_the_claim_to_fail_a_job_expires_like_any_other(ours: Engine, redis: Redis) -> None:
+    """What the finder of a job that stalled too often writes has the lease, horizon and expiry of an ordinary claim."""
+    Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
+    redis.hset("rq:job:a", "rq_pooled_stalls", 2)
+    (claim,) = ours.claim("w").claims
+    (claims,) = redis.keys("rq_pooled:claims*")
+    keys, scores = {}, {}
+
+    def note(stage: str, member: str) -> None:
+        keys[stage] = [redis.ttl(key) for key in (f"rq:execution:{member}", "rq:executions:a", claims)]
+        zsets = ("rq_pooled:leases:default", "rq:wip:default")
+        found = [*(redis.zscore(key, member) for key in zsets), redis.zscore("rq:executions:a", member.partition(":")[2])]
+        scores[stage] = [score - redis.time()[0] for score in found]
+
+    note("claimed", claim.member)
+    end_lease(redis, claim.member)
+    for key in (f"rq:execution:{claim.member}", "rq:executions:a", claims):
+        redis.persist(key)
+    ((taken, _),) = look(ours).taken
+    note("taken", taken.member)
+    for stage in (keys, scores):
+        assert all(abs(now - before) < 5 for now, before in zip(stage["taken"], stage["claimed"])), stage
+
+
 def test_cancelled_and_deleted_jobs_do_not_come_back(ours: Engine, redis: Redis) -> None:
     """A lease whose job was cancelled or deleted while it ran is removed with all that belongs to it."""
     queue = Queue(connection=redis)

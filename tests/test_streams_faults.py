@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import socket
@@ -27,7 +28,7 @@ from rq_pooled.loop import Loop
 from rq_pooled.multiplexer import Multiplexer
 from rq_pooled.resp import pack_commands
 from rq_pooled.sockets import make_connection
-from rq_pooled.streams import MOST_UNREAD, Guest
+from rq_pooled.streams import LONG_REPLY, MOST_UNREAD, Guest
 from rq_pooled.upstream import Dialer, Place
 
 pytestmark = pytest.mark.timeout(60)
@@ -251,6 +252,32 @@ def test_wait_in_a_transaction_changes_nothing_in_it(hub: Hub) -> None:
 
 
 # -- order, and what a job leaves --------------------------------------------------------------------------------------
+
+
+def test_a_long_reply_costs_the_next_job_nothing(hub: Hub, redis: Redis) -> None:
+    """After a long reply a stream is lent connections only until its job ends; the next one shares again."""
+    redis.set("long", b"x" * (LONG_REPLY + 1))
+    guest = hub.guest()
+    client = hub.client(guest)
+    client.send(("GET", "long"))
+    hub.until(lambda: len(client.look()) > LONG_REPLY + 10)
+    client.got = b""
+    for command, role in (("LLEN", "exclusive"), ("SCARD", "jobs")):
+        assert client.ask(command, "none") == b":0\r\n"
+        (name,) = (entry["name"] for entry in redis.client_list() if entry["cmd"] == command.lower())
+        assert name.endswith(f":{role}")
+        hub.mux.job_ended(guest)
+
+
+def test_the_token_of_a_horse_that_ended_opens_nothing(hub: Hub) -> None:
+    """What a dead horse has left running is a stranger from then on."""
+    guest = hub.guest()
+    assert hub.client(guest).ask("PING") == b"+PONG\r\n"
+    hub.mux.drop(guest)
+    late = hub.client(guest)
+    late.send(("PING",))
+    hub.until(lambda: late.look() or late.closed)
+    assert late.closed and not late.got
 
 
 def test_what_a_job_sent_last_is_not_done_after_its_end(hub: Hub, redis: Redis) -> None:
@@ -484,3 +511,17 @@ def test_a_horse_that_dies_with_unread_replies_holds_nobody_up(hub: Hub, redis: 
     started = time.monotonic()
     assert other.ask("PING") == b"+PONG\r\n"
     assert time.monotonic() - started < 0.7
+
+
+def test_no_turn_is_long_for_a_horse_that_floods(hub: Hub) -> None:
+    """Of ten thousand commands that have arrived together, each turn of the loop passes on some, so that others have theirs."""
+    greedy, pong, commands = hub.client(), b"+PONG\r\n", 10_000
+    greedy.send(("ECHO", "ready"))
+    greedy.expect(b"$5\r\nready\r\n")
+    greedy.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    greedy.send(*[("PING",)] * commands)
+    passed = [0]
+    while passed[-1] < commands:
+        hub.turn()
+        passed.append(len(greedy.look()) // len(pong))
+    assert max(after - before for before, after in itertools.pairwise(passed)) <= 32 * 1024 // len(pong)

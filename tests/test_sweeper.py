@@ -150,9 +150,15 @@ def test_requeued_job_does_not_expire_while_it_waits(redis: Redis) -> None:
     """A failure's expiry ends with the requeue; the job's own ttl begins anew."""
     fail(redis, "Broken", failure_ttl=60, job_id="short")
     fail(redis, "Broken", failure_ttl=60, ttl=500, job_id="own")
+    for job_id in ("short", "own"):
+        for key in (f"rq:job:{job_id}:dependents", f"rq:job::{job_id}:dependencies"):
+            redis.sadd(key, "another")
+            redis.expire(key, 60)
     sweep(redis, Requeue())
-    assert redis.ttl("rq:job:short") == -1
-    assert 490 < redis.ttl("rq:job:own") <= 500
+    for job_id, least, most in (("short", -1, -1), ("own", 490, 500)):
+        for key in (f"rq:job:{job_id}", f"rq:job:{job_id}:dependents", f"rq:job::{job_id}:dependencies"):
+            assert least <= redis.ttl(key) <= most, key
+        assert redis.ttl(f"rq:results:{job_id}") == -1, "the history of its tries stays as long as the job"
 
 
 def test_requeue_goes_on_past_ghosts(redis: Redis) -> None:
@@ -274,6 +280,9 @@ def test_purge_leaves_nothing_of_a_job(redis: Redis) -> None:
     (keep,) = fail(redis, "Busy", job_id="keep")
     before = key_space(redis)
     jobs = fail(redis, "Broken", "Broken")
+    # What a worker leaves behind that dies after its job has failed: half a record of the execution.
+    redis.zadd(f"rq:executions:{jobs[0].id}", {"left": 1})
+    redis.hset(f"rq:execution:{jobs[0].id}:left", "id", "left")
     assert sweep(redis, Purge(exceptions="Broken")).done == 2
     after = key_space(redis)
     assert {key: value for key, value in after.items() if "worker" not in key} == {

@@ -183,6 +183,15 @@ def test_two_workers_and_a_crash(server: Any, redis: Redis, tmp_path: Path) -> N
             assert queue.enqueue(*call, unique_for=600).id != job.id
 
 
+def test_what_belongs_to_a_job_expires_with_it(redis: Redis) -> None:
+    """A job with a ttl that is enqueued once more takes its dependents and dependencies with it when it expires."""
+    keys = ("rq:job:a", "rq:job:a:dependents", "rq:job::a:dependencies")
+    for key in keys[1:]:
+        redis.sadd(key, "another")
+    Queue(connection=redis).enqueue(once_jobs.accept, job_id="a", ttl=500, unique_for=60)
+    assert all(490 < redis.ttl(key) <= 500 for key in keys)
+
+
 def test_at_most_for_so_long(redis: Redis) -> None:
     """After unique_for the next call gets in, although the first still waits."""
     queue = Queue(connection=redis)

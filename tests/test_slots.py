@@ -1,0 +1,158 @@
+"""The slots of a worker alone, with real horses and no server: what has arrived counts, and what hangs is ended."""
+
+from __future__ import annotations
+
+import logging
+import select
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from rq import Queue
+
+import rq_pooled.slots as slots_module
+from rq_pooled.channel import ChildChannel
+from rq_pooled.claims import Claim
+from rq_pooled.counters import Counters
+from rq_pooled.ledger import Outcome
+from rq_pooled.loop import Loop
+from rq_pooled.slots import Slot, Slots, Task
+
+NONE = (0, 0, b"")
+
+
+def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
+    """Do what the job's id says: "ends" sends an outcome and hangs, "ends and is free" goes on, all others hang."""
+    channel.send(("free", False))
+    while True:
+        _kind, *rest = channel.receive()
+        said = rest[0][0] if isinstance(rest[0], tuple) else ""
+        if said.startswith("ends"):
+            channel.send(("outcome", "finished", NONE, NONE, NONE, False))
+        if said == "ends and is free":
+            channel.send(("free", False))
+        else:
+            time.sleep(600)
+
+
+class Stable:
+    """Slots, and the outcomes that came out of them."""
+
+    def __init__(self, *names: str) -> None:
+        self.loop = Loop()
+        self.outcomes: list[Outcome] = []
+        nothing = SimpleNamespace(close_in_child=lambda: None)
+        parent: Any = SimpleNamespace(
+            loop=self.loop,
+            settings=SimpleNamespace(kill_grace=0.1),
+            counters=Counters(),
+            log=logging.getLogger("rq.worker"),
+            name=names[0],
+            worker=SimpleNamespace(queue_class=Queue),
+            command=nothing,
+            listen=nothing,
+        )
+        self.slots = Slots(parent, names, run_horse, None, self.outcomes.append, lambda *_: None)
+        self.slots.start()
+        self.until(lambda: all(slot.ready for slot in self.slots))
+
+    def until(self, condition: Callable[[], Any], timeout: float = 10.0) -> None:
+        """Turn the loop until the condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, "it never came to that"
+            self.loop.turn(0.02)
+
+    def give(self, slot: Slot, job_id: str) -> Claim:
+        """Hand a job to a slot's horse."""
+        claim = Claim(job_id, "execution", "default", "rq:queue:default", slot.name, time.time(), {})
+        self.slots.give(slot, Task("perform", claim))
+        return claim
+
+    def give_and_wait(self, slot: Slot, job_id: str) -> Claim:
+        """Hand a job over, and wait until its outcome lies in the socket, where nobody has looked yet."""
+        claim = self.give(slot, job_id)
+        assert slot.horse is not None and select.select([slot.horse.channel], [], [], 10)[0]
+        return claim
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stable]]:
+    """A function that makes stables whose deadlines are short."""
+    # Hypothesis, loaded later, looks for referrers, which a freeze hides.
+    monkeypatch.setattr("gc.freeze", lambda: None)
+    monkeypatch.setattr(slots_module, "CLEAN_UP_TIME", 0.2)
+    monkeypatch.setattr(slots_module, "SCHEDULE_TIME", 0.2)
+    monkeypatch.setattr(slots_module, "DEADLINE_INTERVAL", 0.05)
+    made: list[Stable] = []
+
+    def make(*names: str) -> Stable:
+        made.append(Stable(*names))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.slots.close()
+        one.loop.close()
+
+
+def pid_of(slot: Slot) -> int:
+    """The process id of the slot's horse, 0 for none."""
+    return slot.horse.pid if slot.horse is not None else 0
+
+
+def test_what_has_ended_is_not_put_back_by_a_hard_stop(make: Callable[..., Stable]) -> None:
+    """An outcome that lies in the socket when a worker is stopped hard is recorded; only jobs that run are put back."""
+    stable = make("w", "w-1")
+    ended, running = stable.slots
+    stable.give_and_wait(ended, "ends")
+    claim = stable.give(running, "hangs")
+    assert stable.slots.interrupt() == [claim]
+    assert [outcome.claim.job_id for outcome in stable.outcomes] == ["ends"]
+    assert running.killed and not ended.killed
+
+
+def test_an_outcome_that_has_arrived_spares_its_horse(make: Callable[..., Stable]) -> None:
+    """A job that is handed on while its outcome lies in the socket costs no horse: the fence refuses that outcome."""
+    stable = make("w", "w-1")
+    ended, running = stable.slots
+    for slot, claim in ((ended, stable.give_and_wait(ended, "ends")), (running, stable.give(running, "hangs"))):
+        stable.slots.hand_on(claim)
+        assert slot.claim is None
+    assert [outcome.claim.job_id for outcome in stable.outcomes] == ["ends"]
+    assert running.killed and not ended.killed
+
+
+def test_a_horse_that_hangs_after_its_outcome_is_replaced(make: Callable[..., Stable]) -> None:
+    """What hangs while it cleans up is killed, and its job is not buried; a horse that waits for a job lives on."""
+    stable = make("w", "w-1")
+    waiting, hanging = stable.slots
+    stable.give(waiting, "ends and is free")
+    stable.until(lambda: waiting.free)
+    before = pid_of(waiting), pid_of(hanging)
+    stable.give(hanging, "ends")
+    stable.until(lambda: hanging.free and pid_of(hanging) != before[1])
+    assert [outcome.claim.job_id for outcome in stable.outcomes] == ["ends and is free", "ends"]
+    assert not stable.slots.tasks and waiting.free and pid_of(waiting) == before[0]
+
+
+def test_a_horse_that_hangs_while_it_moves_scheduled_jobs_is_replaced(make: Callable[..., Stable]) -> None:
+    """What rq-scheduler's jobs hold may hang whoever unpickles it: that ends, and is not begun again at once."""
+    stable = make("w")
+    (slot,) = stable.slots
+    before = pid_of(slot)
+    stable.slots.give(slot, Task("schedule", None, ("token", 5)))
+    stable.until(lambda: slot.free and pid_of(slot) != before)
+    assert not stable.slots.tasks and not stable.outcomes
+
+
+def test_a_horse_that_was_killed_is_given_nothing(make: Callable[..., Stable]) -> None:
+    """What a horse still says after it was sent SIGKILL makes it no horse that waits: a job would die with it."""
+    stable = make("w")
+    (slot,) = stable.slots
+    stable.give_and_wait(slot, "ends and is free")
+    stable.slots.kill(slot)
+    stable.until(lambda: stable.slots.receive(slot) or stable.outcomes)
+    assert not slot.free
