@@ -28,6 +28,7 @@ from . import attempts, dates, due, hooks, once
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .horse_worker import HANDLER_TIME, HorseMixin
+from .large import Gone, LargeValues, Refused
 from .memory import resident_megabytes
 from .policies import Policy
 from .recorder import Tape
@@ -85,6 +86,7 @@ class HorseProcess:
         self._must_leave = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
+        self._large = LargeValues(worker.connection.connection_pool, Relay(channel, worker.connection).execute, worker.log)
         let_resource_trackers_live()
         dates.use_in_jobs()
         due.use_in_jobs()
@@ -105,7 +107,12 @@ class HorseProcess:
                 kind, *rest = self._channel.receive()
             except (EOFError, OSError):
                 return
-            getattr(self, f"_{kind}")(*rest)
+            try:
+                getattr(self, f"_{kind}")(*rest)
+            except Refused as error:
+                self._outbox.append(("failure", str(error)))
+            except Gone:
+                self._outbox.append(("gone",))
             if os.getpid() != horse:  # a copy that user code made by os.fork, and let return
                 os._exit(0)
             try:
@@ -121,7 +128,10 @@ class HorseProcess:
 
     def _perform(self, fields: tuple[Any, ...]) -> None:
         """Run a job."""
-        job, queue, tape = self._prepare(Claim(*fields))
+        claim = Claim(*fields)
+        job, queue, tape = self._prepare(claim)
+        if claim.left_out:
+            self._channel.send(("phase", claim.time_limit(self._worker.queue_class.DEFAULT_TIMEOUT)))
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
@@ -275,6 +285,9 @@ class HorseProcess:
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
         worker, recorder = self._worker, self._recorder
         worker.name = claim.worker_name
+        if claim.left_out:
+            large = self._large.read(Job.key_for(claim.job_id), claim.left_out)
+            claim = claim._replace(raw={**claim.raw, **large}, left_out=())
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
         execution.created_at = execution.last_heartbeat = _from_timestamp(claim.created_at)
         worker.execution = execution

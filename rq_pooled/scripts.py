@@ -42,7 +42,7 @@ _RIGHTS_KEY = "rq_pooled:stats:rights"
 _WORDS: dict[str, tuple[bool, int]] = {
     "TIME": (False, 0),
     "SCAN": (False, 1),
-    **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
+    **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HKEYS", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
     **dict.fromkeys(("SRANDMEMBER", "TTL", "TYPE", "ZCARD"), (True, 0)),
     **dict.fromkeys(("EXPIRE", "HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LINDEX", "LPOS", "LPUSH"), (True, 1)),
     **dict.fromkeys(("LPUSHX", "PEXPIRE", "RPUSH", "SADD", "SET", "SISMEMBER", "SREM", "ZRANK", "ZREM"), (True, 1)),
