@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import random
+import signal
 import time
 from typing import Any
 
@@ -71,3 +72,15 @@ def hang(data: bytes) -> None:
     while data:
         with contextlib.suppress(BaseException):
             time.sleep(60)
+
+
+def wait_and_return(size: int) -> bytes:
+    """Say who waits; return so much when the signal comes."""
+    came: list[int] = []
+    signal.signal(signal.SIGUSR1, lambda signum, _frame: came.append(signum))
+    job = get_current_job()
+    assert job is not None
+    job.connection.set("waits", os.getpid())
+    while not came:
+        time.sleep(0.005)
+    return noise(size)

@@ -171,7 +171,11 @@ class SlowProxy:
         with contextlib.suppress(OSError):
             while True:
                 client = self._listener.accept()[0]
-                upstream = socket.create_connection(("127.0.0.1", self._server_port))
+                try:
+                    upstream = socket.create_connection(("127.0.0.1", self._server_port))
+                except OSError:
+                    client.close()
+                    continue
                 self._sockets += [client, upstream]
                 for source, target in ((client, upstream), (upstream, client)):
                     # So little is kept on the way that who sends much notices.

@@ -6,6 +6,7 @@ import hashlib
 import os
 import signal
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -14,15 +15,20 @@ from typing import Any
 import jobs
 import large_jobs
 import pytest
-from engine import Engine, engine
+from engine import Engine, engine, finished, residue
 from proxy import SlowProxy
 from redis import Redis
 from rq import Callback, Queue
 from rq.command import send_stop_job_command
 from rq.job import Job
 from support import keys_of_jobs, running_worker, wait_until
+from test_too_big import outcomes_of
 
+from rq_pooled.claims import Claim
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.large import set_apart, without_known
+from rq_pooled.ledger import Outcome
+from rq_pooled.scripts import aside_key
 
 MB = 1024 * 1024
 #: Of the line to the worker, per second, and of what is large: it takes four seconds, more than two leases.
@@ -56,7 +62,9 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
         yield one
 
 
-@pytest.mark.parametrize(("function", "argument"), [(large_jobs.digest, large_jobs.noise(SIZE))])
+@pytest.mark.parametrize(
+    ("function", "argument"), [(large_jobs.digest, large_jobs.noise(SIZE)), (large_jobs.returning, SIZE)]
+)
 def test_nothing_waits_for_what_is_large(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, function: Any, argument: Any
 ) -> None:
@@ -79,7 +87,7 @@ def test_nothing_waits_for_what_is_large(
             while status(redis, small.id) != "finished":
                 shortest = min(shortest, lease_left(redis))
                 slowest = max(slowest, time.monotonic() - since)
-                assert time.monotonic() - began < 30, worker.output()
+                assert time.monotonic() - began < 30, worker.output()[-2000:]
                 time.sleep(0.005)
             number += 1
             if number == 20:
@@ -223,3 +231,191 @@ def test_a_job_that_is_deleted_before_it_is_read(
         wait_until(lambda: status(redis, small.id) == "finished", what=worker.output)
         assert not redis.exists(f"runs:{job.id}", job.key) and "was deleted before it began" in worker.output()
         wait_until(lambda: not keys_of_jobs(redis), what="no residue")
+
+
+# -- outcomes --------------------------------------------------------------------------------------------------------
+
+
+def put_aside(ours: Engine, claim: Claim, *values: bytes) -> Any:
+    """Put values aside as a horse does; the fields are 0, 1 …"""
+    return ours.run(
+        ours.scripts.aside(claim.member, claim.queue, 60, [(str(i), value) for i, value in enumerate(values)])
+    )
+
+
+def naming(claim: Claim, *more: tuple[Any, ...]) -> Outcome:
+    """An outcome that names what was put aside in the place of the second and third field."""
+    return finished(
+        claim, ("ASIDE", 2, 4, "0", 6, "1", "HSET", f"rq:job:{claim.job_id}", "a", "", "b", "", "c", "d"), *more
+    )
+
+
+def test_a_commit_takes_what_was_put_aside(ours: Engine, redis: Redis) -> None:
+    """It is written as if it had been part of the outcome, in the same step, and nothing stays."""
+    Queue(connection=redis).enqueue(jobs.nothing, job_id="x")
+    (claim,) = ours.claim("w").claims
+    first, second = large_jobs.noise(MB), b"$5\r\n"
+    assert put_aside(ours, claim, first, second) == 1
+    assert 50 < redis.ttl(aside_key(claim.member)) <= 60
+    assert ours.commit(naming(claim)) == ["ok"]
+    assert redis.hmget("rq:job:x", "a", "b", "c", "status") == [first, second, b"d", b"finished"]
+    assert residue(redis) == []
+
+
+def test_what_was_put_aside_and_is_gone_fails_the_outcome(ours: Engine, redis: Redis) -> None:
+    """An outcome whose large values the server has lost changes nothing, and says why; others are recorded."""
+    for name in "xy":
+        Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
+    lost, other = ours.claim("w", "x").claims
+    put_aside(ours, lost, b"only one")
+    before = redis.hgetall("rq:job:x")
+    words = ours.commit(naming(lost), finished(other))
+    assert words[0].startswith("ERR the server has lost a large value") and words[1] == "ok"
+    assert redis.hgetall("rq:job:x") == before and redis.zscore("rq:wip:default", lost.member)
+    put_aside(ours, lost, b"one", b"two")
+    assert ours.commit(naming(lost)) == ["ok"]
+
+
+def test_what_was_put_aside_goes_with_its_claim(ours: Engine, redis: Redis) -> None:
+    """Whatever ends a claim removes it: a lost or another outcome, a stall, a push-back; without a claim nothing is kept."""
+    queue = Queue(connection=redis)
+    for end in ("lost", "bury", "stall", "push-back"):
+        queue.enqueue(jobs.nothing, job_id=end)
+        (claim,) = ours.claim("w").claims
+        assert put_aside(ours, claim, b"one", b"two") == 1
+        if end == "lost":
+            redis.zrem("rq:wip:default", claim.member)
+            assert ours.commit(naming(claim)) == ["lost"]
+        elif end == "bury":
+            assert ours.commit(ours.ledger.bare_failure(claim, "its horse died")) == ["ok"]
+        elif end == "stall":
+            redis.zadd("rq_pooled:leases:default", {claim.member: 1})
+            ours.run(ours.ledger.stalled(["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5))
+        else:
+            assert ours.run(ours.ledger.push_back([claim])) == 1
+        assert not redis.exists(aside_key(claim.member)), end
+        assert put_aside(ours, claim, b"late") == 0 and not redis.exists(aside_key(claim.member))
+
+
+def test_results_are_put_aside_when_the_memory_is_full(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """A large result is recorded though the server takes nothing new, as a small one is."""
+    server = start_server()
+    redis = server.client()
+    queue = Queue(connection=redis)
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        queue.enqueue(large_jobs.wait_and_return, 3 * MB, job_id="large")
+        wait_until(lambda: redis.exists("waits"))
+        redis.config_set("maxmemory", "1mb")
+        os.kill(int(redis.get("waits") or 0), signal.SIGUSR1)
+        wait_until(lambda: status(redis, "large") == "finished", what=worker.output)
+        redis.config_set("maxmemory", "0")
+        assert Job.fetch("large", redis).return_value() == large_jobs.noise(3 * MB)
+
+
+@pytest.mark.parametrize("share", ["yes", "no"])
+def test_a_horse_that_dies_while_it_writes(server: EmbeddedServer, redis: Redis, tmp_path: Path, share: str) -> None:
+    """Its job fails as in RQ, nothing stays, and other jobs run."""
+    queue = Queue(connection=redis)
+    with (
+        closing(SlowProxy(server.port, RATE)) as proxy,
+        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_JOBS_SHARE=share) as worker,
+    ):
+        queue.enqueue(large_jobs.returning, SIZE, job_id="large")
+        worker.wait_for("Job OK (large)")
+        os.kill(horses(worker.pid)[0], signal.SIGKILL)
+        small = queue.enqueue(jobs.nothing)
+        wait_until(lambda: status(redis, small.id) == "finished")
+        wait_until(lambda: status(redis, "large") == "failed", what=worker.output)
+        assert redis.llen("runs:large") == 1 and not Job.fetch("large", redis).return_value()
+        wait_until(lambda: not keys_of_jobs(redis), what="no residue")
+
+
+def test_a_worker_that_dies_while_its_horse_writes(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Its job runs again elsewhere when its lease is over, and its result is whole."""
+    queue = Queue(connection=redis)
+    with (
+        closing(SlowProxy(server.port, RATE)) as proxy,
+        running_worker(proxy.url, log=tmp_path / "log", **QUICK) as worker,
+    ):
+        queue.enqueue(large_jobs.returning, SIZE, job_id="large")
+        worker.wait_for("Job OK (large)")
+        worker.kill()
+        with running_worker(server.url, log=tmp_path / "other", **QUICK):
+            wait_until(lambda: status(redis, "large") == "finished")
+            assert not redis.keys("rq_pooled:aside:*")
+        assert redis.llen("runs:large") == 2 and Job.fetch("large", redis).return_value() == large_jobs.noise(SIZE)
+
+
+@pytest.mark.parametrize("function", [large_jobs.digest, large_jobs.returning])
+def test_an_outage_in_the_middle_is_ridden_out(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path, function: Any
+) -> None:
+    """A server that restarts while a large value is on its way costs that job time, and neither a run nor its result."""
+    server = start_server({"appendonly": "yes", "appendfsync": "always"})
+    queue = Queue(connection=server.client())
+    with (
+        closing(SlowProxy(server.port, RATE)) as proxy,
+        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_RECONNECT_CAP="0.3") as worker,
+    ):
+        redis = server.client()
+        queue.enqueue(function, large_jobs.noise(SIZE) if function is large_jobs.digest else SIZE, job_id="large")
+        if function is large_jobs.returning:
+            worker.wait_for("Job OK (large)")
+        else:
+            wait_until(lambda: being_read(redis), what="reading")
+        server.stop()
+        server.start()
+        wait_until(lambda: status(redis, "large") == "finished", what=worker.output)
+        assert redis.llen("runs:large") == 1
+        wait_until(lambda: not keys_of_jobs(redis), what="no residue")
+
+
+def test_a_commit_is_bounded_by_its_bytes(ours: Engine, redis: Redis) -> None:
+    """Outcomes that are each just small enough to be sent whole do not add up to what stops all others."""
+    sizes = []
+    outcomes = outcomes_of(ours, [])
+    for number in range(6):
+        Queue(connection=redis).enqueue(jobs.nothing, job_id=f"j{number}")
+        (claim,) = ours.claim("w").claims
+        outcomes.add(finished(claim, ("SET", "text", "x" * 900_000)))
+    while outcomes:
+        exchange = outcomes.commit()
+        replies = ours.command.execute(exchange.commands)
+        sizes.append(len(replies[0]))
+        exchange.on_replies(replies)
+    assert sizes == [2, 2, 2]
+
+
+# -- what is not written again ---------------------------------------------------------------------------------------
+
+
+def test_what_is_known_is_not_written_again() -> None:
+    """Large fields that a job's hash holds already are left out of HSET, however compressed, unless it was deleted before."""
+    noise = large_jobs.noise(100_000)
+    known = {b"rq:job:a": {b"data": zlib.compress(noise, 1), b"meta": b"m" * 70_000}}
+    same = [b"HSET", b"rq:job:a", b"data", zlib.compress(noise, 9), b"status", b"finished", b"meta", b"m" * 70_000]
+    only = [b"HSET", b"rq:job:a", b"meta", b"m" * 70_000]
+    other = [b"HSET", b"rq:job:b", *same[2:]]
+    changed = [b"HSET", b"rq:job:a", b"meta", b"n" * 70_000]
+    light = [b"HSET", b"rq:job:a", b"status", b"finished"]
+    assert without_known([same, only, other, changed, [b"PING"]], known) == [light, other, changed, [b"PING"]]
+    for deleting in ([b"DEL", b"x", b"rq:job:a"], [b"EXPIRE", b"rq:job:a", b"0"], [b"HDEL", b"rq:job:a", b"data"]):
+        assert without_known([deleting, same], known) == [deleting, same]
+    assert without_known([[b"EXPIRE", b"rq:job:a", b"5"], only], known) == [[b"EXPIRE", b"rq:job:a", b"5"]]
+
+
+def test_large_words_get_names() -> None:
+    """Only words above 64 kB are set apart, each under a name that no other attempt has."""
+    long, short = b"x" * 70_000, b"y" * 60_000
+    commands = [["PLAIN_SUCCESS", "w", 1.5, long], [b"HSET", b"k", b"f", short], [b"HSET", long, b"f", "z" * 70_000]]
+    light, values = set_apart(commands)
+    names = [name for name, _ in values]
+    assert [value for _, value in values] == [long, long, "z" * 70_000] and len(set(names)) == 3
+    assert light == [
+        ["ASIDE", 1, 4, names[0], "PLAIN_SUCCESS", "w", 1.5, ""],
+        commands[1],
+        ["ASIDE", 2, 2, names[1], 4, names[2], b"HSET", "", b"f", ""],
+    ]
+    assert set(names).isdisjoint(name for name, _ in set_apart(commands)[1])

@@ -91,7 +91,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "lending": (3, "command_table framing loop opener reservation resp streams upstream"),
     "multiplexer": (3, "brake budget command_table config errors framing lending loop opener place reservation shared stream streams upstream"),
     "recorder": (3, "effects pipelines rq redis"),
-    "large": (3, "backoff config connections errors resp redis"),
+    "large": (3, "backoff claims config connections errors resp scripts redis"),
     "relay": (3, "channel recorder resp redis"),
     "dates": (1, "rq"),
     "due": (1, "redis rq"),

@@ -52,7 +52,7 @@ end
 
 local function forget(queue, id, execution)
   local member = id .. ':' .. execution
-  redis.call('DEL', 'rq:execution:' .. member)
+  redis.call('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
   redis.pcall('ZREM', 'rq:executions:' .. id, execution)
   redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
   redis.call('ZREM', 'rq:wip:' .. queue, member)
