@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import NamedTuple
+
+from .durations import LONGEST
 
 #: Field of a job's hash: how often its execution ended without an outcome. Gone with the next outcome, and with the job.
 STALLS = b"rq_pooled_stalls"
@@ -24,6 +27,16 @@ class Claim(NamedTuple):
     created_at: float
     #: The job's hash as it was before the claim.
     raw: Mapping[bytes, bytes]
+    #: Fields that ``raw`` lacks since they are large: the horse reads them, see large.py.
+    left_out: tuple[bytes, ...] = ()
+
+    def time_limit(self, default: int) -> float:
+        """Return the seconds that RQ allows the job, -1 for ever, as written in its hash."""
+        try:
+            timeout = float(self.raw[b"timeout"]) or default
+        except (KeyError, ValueError):
+            return default
+        return default if math.isnan(timeout) else min(timeout, float(LONGEST))
 
     @property
     def member(self) -> str:

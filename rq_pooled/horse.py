@@ -29,6 +29,7 @@ from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .config import message_of
 from .horse_worker import HANDLER_TIME, HorseMixin
+from .large import LARGE, Gone, LargeValues, Refused, set_apart, without_known
 from .memory import resident_megabytes
 from .policies import Policy
 from .recorder import Tape
@@ -86,6 +87,7 @@ class HorseProcess:
         self._must_leave = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
+        self._large = LargeValues(worker.connection.connection_pool, Relay(channel, worker.connection).execute, worker.log)
         let_resource_trackers_live()
         dates.use_in_jobs()
         due.use_in_jobs()
@@ -109,7 +111,12 @@ class HorseProcess:
                 kind, *rest = self._channel.receive()
             except (EOFError, OSError):
                 return
-            getattr(self, f"_{kind}")(*rest)
+            try:
+                getattr(self, f"_{kind}")(*rest)
+            except Refused as error:
+                self._outbox.append(("failure", str(error)))
+            except Gone:
+                self._outbox.append(("gone",))
             if os.getpid() != horse:  # a copy that user code made by os.fork, and let return
                 os._exit(0)
             try:
@@ -125,7 +132,10 @@ class HorseProcess:
 
     def _perform(self, fields: tuple[Any, ...]) -> None:
         """Run a job."""
-        job, queue, tape = self._prepare(Claim(*fields))
+        claim = Claim(*fields)
+        job, queue, tape = self._prepare(claim)
+        if claim.left_out:
+            self._channel.send(("phase", claim.time_limit(self._worker.queue_class.DEFAULT_TIMEOUT)))
         os.environ["RQ_WORKER_ID"] = self._worker.name
         os.environ["RQ_JOB_ID"] = job.id
         self._jobs_left -= 1
@@ -279,6 +289,10 @@ class HorseProcess:
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
         worker, recorder = self._worker, self._recorder
         worker.name = claim.worker_name
+        if claim.left_out:
+            large = self._large.read(Job.key_for(claim.job_id), claim.left_out)
+            claim = claim._replace(raw={**claim.raw, **large}, left_out=())
+        self._claim = claim
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
         execution.created_at = execution.last_heartbeat = _from_timestamp(claim.created_at)
         rq_api.hold(worker, execution)
@@ -323,8 +337,16 @@ class HorseProcess:
         for digest, read in tape.guards:
             words += [digest, len(read), *read]
         guards = (len(tape.guards), *pack(words))
-        mine = (len(tape.commands), *pack_runs(tape.commands))
         tape.delivered = True
+        try:
+            mine = self._packed(tape.commands)
+        except Refused as error:
+            reason = f"The outcome could not be recorded: {error}"
+            if commands is not None or tape.status == b"failed":
+                raise Refused(reason) from error
+            self._webhooks.clear()
+            self._fail(tuple(self._claim), reason)
+            return
         parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
         self._outbox.append(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))
         if self._webhooks:
@@ -335,6 +357,20 @@ class HorseProcess:
                 self._recorder.outcome = None
                 for job, status, exc_string in webhooks:
                     type(job).send_webhooks(job, status, exc_string=exc_string)
+
+    def _packed(self, commands: Sequence[Sequence[Word]]) -> tuple[int, int, bytes]:
+        """Return commands as they travel; large values in them go ahead, over a connection that nobody else needs."""
+        packed = pack_runs(commands)
+        if len(packed.data) > LARGE and self._large.known:
+            commands = without_known(commands, self._large.known)
+            packed = pack_runs(commands)
+        if len(packed.data) > LARGE:
+            commands, values = set_apart(commands)
+            packed = pack_runs(commands)
+            if values:
+                self._channel.send(("phase", -1))
+                self._large.put_aside(self._claim, values)
+        return (len(commands), *packed)
 
     def _read(self, commands: Sequence[Sequence[bytes]]) -> list[tuple[bytes, Any]]:
         _kind, replies = self._channel.ask(("read", [list(words) for words in commands]))
@@ -408,6 +444,7 @@ class HorseProcess:
 
     def _clean_up(self) -> bool:
         """Leave nothing of a job to the next one; return whether this process should end instead."""
+        self._large.known.clear()
         self._recorder.running = self._recorder.outcome = None
         pool: Any = self._recorder.connection_pool
         # A read that was interrupted would give the next job somebody else's reply. The parent closes the streams that are

@@ -218,10 +218,10 @@ class Ledger:
         more, back, failed = reply
         returned = [(text(job), text(queue), text(holder), stalls) for job, queue, holder, stalls in back]
         taken = []
-        for key, job_id, queue, stalls, execution, raw in failed:
+        for key, job_id, queue, stalls, execution, raw, *left_out in failed:
             fields = dict(zip(raw[::2], raw[1::2]))
             ids = (text(job_id), text(execution), text(queue), text(key))
-            taken.append((Claim(*ids, name, time.time(), fields), stalls))
+            taken.append((Claim(*ids, name, time.time(), fields, *map(tuple, left_out)), stalls))
         return Stalled(bool(more), returned, taken)
 
     # -- commit --------------------------------------------------------------------------------------------------
@@ -284,7 +284,7 @@ class ClaimRequest(NamedTuple):
         """Return the reply of claim.lua in our terms."""
         suspended, held, stale, jobs, closed = reply
         claims = []
-        for (name, execution_id), (key, job_id, queue, raw) in zip(self.slots, jobs):
+        for (name, execution_id), (key, job_id, queue, raw, *left_out) in zip(self.slots, jobs):
             fields = dict(zip(raw[::2], raw[1::2]))
             claims.append(
                 Claim(
@@ -295,6 +295,7 @@ class ClaimRequest(NamedTuple):
                     name,
                     self.created_at,
                     fields,
+                    *map(tuple, left_out),
                 )
             )
         limited = [

@@ -5,6 +5,8 @@ free     leaving                                                  the task is ov
 phase    seconds                                                  what begins now takes so long at most; -1 for ever
 read     commands                                                 reads on which an outcome depends
 relay    commands                                                 commands for the parent's connection
+failure  reason                                                   the job, or its outcome, cannot pass: fail it plainly
+gone                                                              the job was deleted before it could be read
 outcome  status, guards, commands, dependents, wants a receipt    see ledger.Outcome; each part is packed, see resp
 ======== ======================================================== =====================================================
 """
@@ -44,6 +46,12 @@ def check_message(message: Any) -> None:
     elif kind == "phase":
         if size != 2 or type(message[1]) not in (int, float) or not math.isfinite(message[1]):
             raise ValueError("a phase is a number of seconds")
+    elif kind == "failure":
+        if size != 2 or type(message[1]) is not str:
+            raise ValueError("a failure is a reason")
+    elif kind == "gone":
+        if size != 1:
+            raise ValueError("gone is all there is to say")
     elif kind in ("read", "relay"):
         if size != 2 or type(message[1]) is not list:
             raise ValueError(f"{kind} is followed by a list of commands")

@@ -16,8 +16,8 @@ from .ledger import Outcome, flat
 from .parent import Parent
 from .slots import Slot, Task
 
-#: Outcomes in one commit.
-MAX_COMMIT = 50
+#: Outcomes in one commit, and bytes after which it takes no further one: whatever is sent next waits for it.
+MAX_COMMIT, MAX_COMMIT_BYTES = 50, 1024 * 1024
 #: How often the dependents of a job may have changed before only what RQ watches counts as a change.
 MAX_CHANGES = 5
 #: How often an outcome is refused before its job is left alone; from the second time on it is a failure.
@@ -101,7 +101,11 @@ class Outcomes:
         """Return the exchange that records what waits."""
         source = self._suspects if self.singled_out else self._waiting
         most = MAX_COMMIT if self._singly == 0 and not self.singled_out else 1
-        batch = [source.popleft() for _ in range(min(most, len(source)))]
+        batch: list[Outcome] = []
+        size = 0
+        while source and len(batch) < most and size < MAX_COMMIT_BYTES:
+            batch.append(source.popleft())
+            size += batch[-1].size()
         self._singly = max(0, self._singly - 1)
         for outcome in batch:
             outcome.attempts += 1

@@ -35,7 +35,7 @@ SCHEDULED_JOBS, SCHEDULER_LOCK = "rq:scheduler:scheduled_jobs", "rq:scheduler_lo
 
 
 #: Scripts without which a worker is no worker, and what RQ's own handlers write besides.
-_WORKING = ("admit", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled")
+_WORKING = ("admit", "aside", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled")
 _OF_RQ = {"XADD"}
 #: The key on which commands are tried, a text.
 _RIGHTS_KEY = "rq_pooled:stats:rights"
@@ -43,7 +43,7 @@ _RIGHTS_KEY = "rq_pooled:stats:rights"
 _WORDS: dict[str, tuple[bool, int]] = {
     "TIME": (False, 0),
     "SCAN": (False, 1),
-    **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
+    **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HKEYS", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
     **dict.fromkeys(("SCARD", "SRANDMEMBER", "TTL", "TYPE", "ZCARD", "ZPOPMIN"), (True, 0)),
     **dict.fromkeys(("EXPIRE", "HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LINDEX", "LPOS", "LPUSH"), (True, 1)),
     **dict.fromkeys(("LPUSHX", "PEXPIRE", "RPUSH", "SADD", "SET", "SISMEMBER", "SREM", "ZRANK", "ZREM"), (True, 1)),
@@ -60,6 +60,11 @@ def claims_key(token: str) -> str:
     Claim -> its queue, the key of the queue that it was popped from and its worker's name, a line each.
     """
     return f"rq_pooled:claims:{token}"
+
+
+def aside_key(member: str) -> str:
+    """Return the hash of the large values of a claim's outcome, see aside.lua."""
+    return f"rq_pooled:aside:{member}"
 
 
 def budget_keys(name: str) -> tuple[str, str, str, str]:
@@ -140,6 +145,11 @@ class Scripts:
     def commit(self, now: str, token: str, outcomes: Iterable[Sequence[Word | Packed]]) -> Command:
         """Record outcomes, each given as the words that commit.lua takes per outcome."""
         return self._call("commit", (), now, claims_key(token), *(word for outcome in outcomes for word in outcome))
+
+    def aside(self, member: str, queue: str, life: int, values: Iterable[tuple[str, Word]]) -> Command:
+        """Put large values of a claim's outcome aside, each (field, value), for so many seconds."""
+        words = [word for value in values for word in value]
+        return self._call("aside", (aside_key(member), f"rq:wip:{queue}"), member, life, *words)
 
     def reads(self, commands: Iterable[RawCommand]) -> Command:
         """Read, with a digest per reply."""

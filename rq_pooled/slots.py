@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,6 @@ from typing import Any
 from . import hooks
 from .channel import ChildChannel
 from .claims import Claim
-from .durations import LONGEST
 from .ledger import NOTHING, Outcome, packed
 from .messages import check_message
 from .multiplexer import Multiplexer
@@ -327,14 +325,17 @@ class Slots:
             if task.kind in ("bury", "abandon"):  # its user code killed it: the next one does without, see horse.py
                 task.arguments = (*task.arguments[:-1], True)
             self.tasks.append(task)
-        elif task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
-            _tolerant, job_status, *commands = task.arguments
-            log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
-            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
         else:
             reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
-            if task.kind == "abandon":
-                reason = str(task.arguments[0])
+            self._give_up(task, claim, str(task.arguments[0]) if task.kind == "abandon" else reason)
+
+    def _give_up(self, task: Task, claim: Claim, reason: str) -> None:
+        """Record of a job what can be recorded without a horse."""
+        if task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
+            _tolerant, job_status, *commands = task.arguments
+            self._parent.log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
+            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
+        else:
             self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
 
     # -- messages ------------------------------------------------------------------------------------------------
@@ -350,6 +351,8 @@ class Slots:
             self._on_free(slot, *rest)
         elif kind == "phase":
             self._set_deadline(slot, *rest)
+        elif kind in ("failure", "gone"):
+            self._on_unreadable(slot, *rest)
         elif kind in ("read", "relay"):
             self._on_request(slot, kind, rest[0])
 
@@ -367,6 +370,25 @@ class Slots:
         receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
         parts = (packed(guards), packed(commands), packed(dependents))
         self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
+
+    def _on_unreadable(self, slot: Slot, reason: str | None = None) -> None:
+        """Record the end of a job that its horse could not read, since the server does not let it pass or has it no more."""
+        claim, task = slot.claim, slot.task
+        if claim is None or task is None:
+            return
+        slot.delivered = True
+        self._set_deadline(slot, CLEAN_UP_TIME)
+        log = self._parent.log
+        if reason is None:
+            log.warning("Worker %s: job %s was deleted before it began", claim.worker_name, claim.job_id)
+            self._on_outcome(Outcome(claim, "canceled", NOTHING, NOTHING))
+            return
+        log.error("Worker %s: job %s: %s; failing it", claim.worker_name, claim.job_id, reason)
+        if task.kind == "bury":
+            reason = f"Work-horse terminated unexpectedly; {reason}"
+        elif task.kind in ("abandon", "fail"):  # why it fails is known already
+            reason = str(task.arguments[0])
+        self._give_up(task, claim, reason)
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:
         if self._multiplexer is not None and slot.guest is not None:
@@ -400,7 +422,9 @@ class Slots:
         slot.task, slot.ready, slot.delivered, slot.stopped = task, False, False, False
         slot.since = time.monotonic()
         if task.kind == "perform" and task.claim is not None:
-            self._set_deadline(slot, job_timeout(task.claim, self._parent.worker.queue_class.DEFAULT_TIMEOUT))
+            # A horse that has to read large fields first says when the job begins.
+            limit = -1 if task.claim.left_out else task.claim.time_limit(self._parent.worker.queue_class.DEFAULT_TIMEOUT)
+            self._set_deadline(slot, limit)
         elif task.kind == "schedule":  # it runs what unpickling users' meta runs
             self._set_deadline(slot, SCHEDULE_TIME)
         self._prefork.send(slot.horse, task.message())
@@ -449,12 +473,3 @@ def _describe(slot: Slot) -> str:
     if task is None or task.claim is None:
         return f"{slot.name}, between jobs" if task is None else f"{slot.name}: {task.kind}"
     return f"job {task.claim.job_id} of {slot.name} for {time.monotonic() - slot.since:.1f} s"
-
-
-def job_timeout(claim: Claim, default: int) -> float:
-    """Return the seconds that RQ allows the job, -1 for ever, as written in its hash."""
-    try:
-        timeout = float(claim.raw[b"timeout"]) or default
-    except (KeyError, ValueError):
-        return default
-    return default if math.isnan(timeout) else min(timeout, float(LONGEST))

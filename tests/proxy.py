@@ -1,4 +1,4 @@
-"""A TCP proxy on loopback that loses replies: for what a client may and may not conclude from a broken connection."""
+"""TCP proxies on loopback: one that loses replies, for what a client may conclude from that, and one that is slow."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import select
 import socket
 import threading
+import time
 
 
 class CutProxy:
@@ -140,3 +141,59 @@ class CutProxy:
                         other.sendall(data)
         for sock in peers:
             sock.close()
+
+
+class SlowProxy:
+    """Forward connections to a local server, each of them ``rate`` bytes per second in either direction.
+
+    ``rate`` may be changed while connections are open.
+    """
+
+    _CHUNK = 16 * 1024
+
+    def __init__(self, server_port: int, rate: float) -> None:
+        self.rate = rate
+        self._server_port = server_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._sockets: list[socket.socket] = []
+        self._closing = threading.Event()
+        threading.Thread(target=self._accept, name="slow-proxy", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop forwarding and close every connection."""
+        self._closing.set()
+        for sock in (self._listener, *self._sockets):
+            _shut(sock)
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                try:
+                    upstream = socket.create_connection(("127.0.0.1", self._server_port))
+                except OSError:
+                    client.close()
+                    continue
+                self._sockets += [client, upstream]
+                for source, target in ((client, upstream), (upstream, client)):
+                    # So little is kept on the way that who sends much notices.
+                    target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+                    threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
+
+    def _forward(self, source: socket.socket, target: socket.socket) -> None:
+        due = 0.0
+        with contextlib.suppress(OSError):
+            while data := source.recv(self._CHUNK):
+                target.sendall(data)
+                due = max(time.monotonic(), due) + len(data) / self.rate
+                self._closing.wait(max(0.0, due - time.monotonic()))
+        for sock in (source, target):
+            _shut(sock)
+
+
+def _shut(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    sock.close()

@@ -24,6 +24,7 @@ import pytest
 import rq
 from jobs import CustomJob, Exploding
 from keyspace import differences, dump
+from large_jobs import noise
 from redis import Redis
 from rq import Callback, Queue, Repeat, Retry
 from rq.command import send_stop_job_command
@@ -305,6 +306,46 @@ def _note_exception(job: Job, kind: Any, value: Any, _traceback: Any) -> bool:
     job.meta["handled"] = True
     job.save_meta()
     return True
+
+
+# -- large arguments and results -------------------------------------------------------------------------------------
+
+
+@scenario
+def large_arguments(side: Side) -> None:
+    data, queue = noise(3_000_000), side.queue()
+    queue.enqueue("large_jobs.digest", data, job_id="plain")
+    queue.enqueue("large_jobs.in_meta", data, 10, job_id="long-way", meta={"who": "me"})
+    queue.enqueue("large_jobs.failing", data, job_id="fails", on_failure=Callback("large_jobs.on_end"), failure_ttl=99)
+    queue.enqueue("large_jobs.failing", data, job_id="again", retry=Retry(max=2, interval=[0, 60]))
+    queue.enqueue("jobs.nothing", noise(1_000_000), meta={"more": noise(1_500_000)}, job_id="meta", result_ttl=-1)
+    queue.enqueue("large_jobs.digest", data, job_id="gone", result_ttl=0)
+    queue.enqueue("large_jobs.digest", data, job_id="repeats", repeat=Repeat(times=1, interval=60))
+    first = queue.enqueue("large_jobs.digest", data, job_id="first", on_success=Callback("large_jobs.on_end"))
+    queue.enqueue("large_jobs.digest", data, job_id="second", depends_on=first)
+    queue.enqueue("large_jobs.digest", data, job_id="late", depends_on=Dependency(["plain", "second"]))
+    side.work()
+
+
+@scenario
+def large_results(side: Side) -> None:
+    queue = side.queue()
+    queue.enqueue("large_jobs.returning", 3_000_000, job_id="plain")
+    queue.enqueue("large_jobs.returning", 3_000_000, job_id="kept", result_ttl=-1, on_success=Callback("jobs.nothing"))
+    first = queue.enqueue("large_jobs.returning", 3_000_000, job_id="first")
+    queue.enqueue("large_jobs.returning", 2_000_000, job_id="second", depends_on=first)
+    queue.enqueue("large_jobs.in_meta", b"x", 2_000_000, job_id="meta")
+    queue.enqueue("large_jobs.in_meta", noise(2_000_000), 2_000_000, job_id="both")
+    queue.enqueue("large_jobs.failing", b"x", 4_000_000, job_id="fails", retry=Retry(max=1))
+    queue.enqueue("large_jobs.returning", 3_000_000, job_id="gone", result_ttl=0)
+    side.work()
+
+
+@forking
+def horse_dies_of_large_arguments(side: Side) -> None:
+    side.queue().enqueue("large_jobs.die", noise(3_000_000), job_id="a", on_failure=Callback("large_jobs.on_end"))
+    side.queue().enqueue("large_jobs.die", noise(3_000_000), job_id="b", retry=Retry(max=1, interval=60))
+    side.work()
 
 
 # -- retries and repeats ---------------------------------------------------------------------------------------------

@@ -35,6 +35,7 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
     """An EVALSHA of every script, and how many keys it has to name."""
     return {
         "admit": (scripts.admit("t", True, 30), 1),
+        "aside": (scripts.aside("a:b", "q", 9, [("f", b"v")]), 2),
         "budget": (scripts.budget(budget_keys("shop"), "t", 1, 2, 1, 20, 60, 6, ["u"]), 4),
         "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
         "commit": (scripts.commit("now", "t", []), 0),
@@ -148,9 +149,9 @@ def test_own_keys_have_one_prefix() -> None:
 def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:
     """A command that a worker's script begins to use is asked for at the start, whatever its arguments are called."""
     scripts = Scripts()
-    # What errors begin with; and EVALSHA is a word that an outcome holds: the script runs what it names itself.
-    options = {"MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE", "EVALSHA"}
-    for name in ("admit", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
+    # ASIDE, what errors begin with, and EVALSHA, a word that an outcome holds: the script runs what it names itself.
+    options = {"ASIDE", "MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE", "EVALSHA"}
+    for name in ("admit", "aside", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
         used = set(re.findall(r"'([A-Z]{3,})'", scripts.text(name))) - options
         assert used <= set(scripts.needed()), name
 

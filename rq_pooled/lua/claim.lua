@@ -7,7 +7,8 @@
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
 -- ARGV[9..]   per free slot: worker name, execution id
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
---             { field, value ... as before the claim } } ... one per slot that got a job, in slot order },
+--             { field, value ... as before the claim }, { field that was left out of it ... }, if any } ... one per
+--             slot that got a job, in slot order },
 --             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached } }
 -- RQ
@@ -29,6 +30,7 @@ local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks 
 
 -- include numbers
 -- include fits
+-- include read_job
 
 -- Limits, see limits.py: read in one step for all queues, and not at all where nobody has set any.
 local limits, closed, limited = {}, {}, {}
@@ -201,7 +203,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local job = 'rq:job:' .. id
   local running = runs_already(job, id, key)
   local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
-  local spender, taken
+  local spender, taken, left_out
   if not running and next(taken_keys) then
     local fields = redis.pcall('HMGET', job, 'rq_pooled_once', 'rq_pooled_once_of', 'created_at')
     taken = has_its_key(fields[2], fields[3]) and taken_keys[fields[1]]
@@ -209,7 +211,8 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   if running or taken then
     data = redis.pcall('HEXISTS', job, 'data') == 1
   else
-    raw = redis.pcall('HGETALL', job)
+    raw, left_out = read_job(job)
+    data = left_out ~= nil
   end
   for i = 1, #raw, 2 do
     if raw[i] == 'data' then
@@ -270,7 +273,10 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       end
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'
     end
-    jobs[#jobs + 1] = { key, id, queue, raw }
+    if size > LARGE and not left_out then
+      raw, left_out = lighten(raw)
+    end
+    jobs[#jobs + 1] = { key, id, queue, raw, left_out }
   end
 end
 for i = #held, 1, -1 do

@@ -7,7 +7,9 @@
 --             per command: number of words, word ... One named PLAIN_SUCCESS stands for those of success.py; its words
 --             are worker name, origin, started_at, ended_at and last_heartbeat as RQ formats a date, when the
 --             execution began and ended and how long the job ran in seconds, score in the finished registry,
---             result_ttl, and what the job returned, unless that was None
+--             result_ttl, and what the job returned, unless that was None. One named ASIDE is followed by a number, so
+--             many pairs of a position among its words and a field of aside.lua, then its own words with these to be
+--             filled in
 -- returns     one of these per outcome: ok | lost (the claim is gone: nothing was recorded) | changed (a guard's
 --             reply differs: nothing was recorded) | error text (a command failed: the claim stands)
 --
@@ -66,28 +68,45 @@ local function refused(command, key, value, words)
   end
 end
 
--- Return the commands of RQ's handler for a plain success of the job, whose words begin at ARGV[w], or nil and an error.
-local function plain_success(id, execution, w, words)
-  local worker, job, results = 'rq:worker:' .. ARGV[w + 1], 'rq:job:' .. id, 'rq:results:' .. id
-  local ttl = bounded(ARGV[w + 10])
-  if not ttl then
-    return nil, 'ERR an expire time of ' .. ARGV[w + 10] .. ' seconds'
+-- Return the command whose words begin at ARGV[w] with ASIDE, with what was put aside filled in, or nil and an error.
+local function filled_in(member, w, words)
+  local pairs_end = w + 1 + 2 * (tonumber(ARGV[w + 1]) or words)
+  local command = {}
+  for i = pairs_end + 1, w + words - 1 do
+    command[#command + 1] = ARGV[i]
   end
-  local entry = { 'XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', ARGV[w + 1] }
+  for i = w + 2, math.min(pairs_end, w + words - 1), 2 do
+    local value = redis.pcall('HGET', 'rq_pooled:aside:' .. member, ARGV[i + 1])
+    if type(value) ~= 'string' or not command[tonumber(ARGV[i])] then
+      return nil, 'ERR the server has lost a large value of the outcome, which was written before it'
+    end
+    command[tonumber(ARGV[i])] = value
+  end
+  return command
+end
+
+-- Return the commands of RQ's handler for a plain success of the job, whose words begin at args[w], or nil and an error.
+local function plain_success(id, execution, args, w, words)
+  local worker, job, results = 'rq:worker:' .. args[w + 1], 'rq:job:' .. id, 'rq:results:' .. id
+  local ttl = bounded(args[w + 10])
+  if not ttl then
+    return nil, 'ERR an expire time of ' .. args[w + 10] .. ' seconds'
+  end
+  local entry = { 'XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', args[w + 1] }
   if words > 11 then
-    entry[11], entry[12] = 'return_value', ARGV[w + 11]
+    entry[11], entry[12] = 'return_value', args[w + 11]
   end
   local n = #entry
   entry[n + 1], entry[n + 2] = 'execution_id', execution
-  entry[n + 3], entry[n + 4] = 'execution_started_at', ARGV[w + 6]
-  entry[n + 5], entry[n + 6] = 'execution_ended_at', ARGV[w + 7]
+  entry[n + 3], entry[n + 4] = 'execution_started_at', args[w + 6]
+  entry[n + 5], entry[n + 6] = 'execution_ended_at', args[w + 7]
   local commands = {
     { 'HINCRBY', worker, 'successful_job_count', '1' },
-    { 'HINCRBYFLOAT', worker, 'total_working_time', ARGV[w + 8] },
-    { 'HSET', job, 'status', 'finished', 'started_at', ARGV[w + 3], 'ended_at', ARGV[w + 4],
-      'last_heartbeat', ARGV[w + 5], 'worker_name', ARGV[w + 1] },
+    { 'HINCRBYFLOAT', worker, 'total_working_time', args[w + 8] },
+    { 'HSET', job, 'status', 'finished', 'started_at', args[w + 3], 'ended_at', args[w + 4],
+      'last_heartbeat', args[w + 5], 'worker_name', args[w + 1] },
     entry,
-    { 'ZADD', 'rq:finished:' .. ARGV[w + 2], ARGV[w + 9], id }
+    { 'ZADD', 'rq:finished:' .. args[w + 2], args[w + 9], id }
   }
   if (tonumber(ttl) or 0) > 0 then
     -- Not the job's dependents: a plain success has none, which its guard has just seen.
@@ -183,18 +202,27 @@ while at <= #ARGV do
     end
     at = at + 2 + words
   end
-  local first, plain, slot = at, nil, {}
+  -- Commands that are not as they stand in ARGV, by the place where they begin there: a list of what is to be done.
+  local first, made, slot = at, {}, {}
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
     if ARGV[at + 1] == 'EVALSHA' then
       slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
     end
     if result ~= 'ok' then -- only to find where the next outcome begins
-    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
-      local unreadable
-      plain, unreadable = plain_success(id, execution, at + 1, words)
-      result = unreadable or result
-      for _, command in ipairs(plain or {}) do
+    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
+      local args, w, count, failure = ARGV, at + 1, words, nil
+      if ARGV[w] == 'ASIDE' then
+        args, failure = filled_in(member, w, words)
+        w, count = 1, args and #args
+      end
+      if args and args[w] == 'PLAIN_SUCCESS' then
+        made[at], failure = plain_success(id, execution, args, w, count)
+      else
+        made[at] = { args }
+      end
+      result = failure or result
+      for _, command in ipairs(made[at] or {}) do
         result = result == 'ok' and refused(command[1], command[2], command[3], #command) or result
       end
     else
@@ -215,8 +243,8 @@ while at <= #ARGV do
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
     if result ~= 'ok' then -- as above
-    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' then
-      for _, command in ipairs(plain) do
+    elseif made[at] then
+      for _, command in ipairs(made[at]) do
         result = result == 'ok' and apply(unpack(command)) or result
       end
     else
@@ -227,7 +255,7 @@ while at <= #ARGV do
   if result == 'ok' or result == 'lost' then
     -- The claim goes last. For a lost one, this is what Job.cancel of a running job leaves lying about. Where one of
     -- these keys has become something else, that is no reason to stop: the outcome is recorded, the others wait.
-    redis.pcall('DEL', 'rq:execution:' .. member)
+    redis.pcall('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
     redis.pcall('ZREM', 'rq:executions:' .. id, execution)
     redis.pcall('SREM', worker .. ':executions', member)
     if no_execution(worker) then

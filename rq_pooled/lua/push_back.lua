@@ -39,7 +39,7 @@ for at = #ARGV - 4, 5, -5 do
       redis.call('LPUSH', key, id)
       pushed = pushed + 1
     end
-    redis.call('DEL', 'rq:execution:' .. member)
+    redis.call('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
     redis.pcall('ZREM', 'rq:executions:' .. id, execution)
     redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
   end

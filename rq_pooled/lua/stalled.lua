@@ -9,7 +9,8 @@
 -- ARGV[9]     claims that one call looks at    ARGV[10] server time after which the caller's judgement is void
 -- ARGV[11..]  execution ids for jobs to fail
 -- returns     { 1 if there may be more, { { job id, queue, worker that had it, stalls } ... that went back },
---             { { queue key, job id, queue, stalls, execution id, { field, value ... } } ... to fail } }
+--             { { queue key, job id, queue, stalls, execution id, { field, value ... },
+--             { field that was left out of it ... } } ... to fail } }
 --
 -- As in commit.lua, a write that the server never denies comes first: jobs come back when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
@@ -47,10 +48,11 @@ end
 
 -- include numbers
 -- include fits
+-- include read_job
 
 local function forget(queue, id, execution)
   local member = id .. ':' .. execution
-  redis.call('DEL', 'rq:execution:' .. member)
+  redis.call('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
   redis.pcall('ZREM', 'rq:executions:' .. id, execution)
   redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
   redis.call('ZREM', 'rq:wip:' .. queue, member)
@@ -101,7 +103,10 @@ for _, queue in ipairs(queues) do
       forget(queue, id, execution)
       redis.call('HSET', job, 'rq_pooled_stalls', before + 1)
       if before + 1 > max_stalls then
-        local raw = redis.call('HGETALL', job)
+        local raw, left_out = read_job(job)
+        if not left_out then
+          raw, left_out = lighten(raw)
+        end
         local own = ARGV[execution_at]
         execution_at = execution_at + 1
         member = id .. ':' .. own
@@ -115,7 +120,7 @@ for _, queue in ipairs(queues) do
         redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
         redis.call('EXPIRE', claims, abandon_after + 60)
         redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
-        failed[#failed + 1] = { key, id, queue, before + 1, own, raw }
+        failed[#failed + 1] = { key, id, queue, before + 1, own, raw, left_out }
       else
         redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
         local ttl = seconds_of(redis.call('HGET', job, 'ttl'))
