@@ -460,9 +460,10 @@ def test_an_outcome_that_is_sent_again_leaves_its_worker_alone(ours: Engine, red
     assert ours.commit(outcome) == ["ok"]
     outcome.on_recorded()
     claim_one(ours, redis)  # the same job, once more
-    before = redis.hgetall("rq:worker:w")
+    before, running = redis.hgetall("rq:worker:w"), redis.smembers("rq:worker:w:executions")
     assert ours.commit(outcome) == ["lost"]
-    assert redis.hgetall("rq:worker:w") == before and before[b"current_job"] == b"a"
+    assert redis.hgetall("rq:worker:w") == before and before[b"state"] == b"busy"
+    assert redis.smembers("rq:worker:w:executions") == running and len(running) == 1
 
 
 def test_a_canceled_job_that_saved_itself_is_canceled_again(ours: Engine, redis: Redis) -> None:
