@@ -1,4 +1,5 @@
 -- Queue dependents that a stock worker of RQ 3 had noted as ready, and did not queue since it died between its two steps.
+-- Then admit waiting jobs of rate limits that have free slots.
 --
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller
 -- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
@@ -30,6 +31,17 @@ for _, key in ipairs(KEYS) do
       redis.call('SADD', 'rq:queues', key)
     end
     found[#found + 1] = { id, key, queued and 1 or 0 }
+  end
+end
+-- Admit what no release has admitted: a worker on RQ 2 frees slots only, and an enqueue may have died between its two steps.
+if RQ3 then
+  for _, name in ipairs(redis.pcall('SRANDMEMBER', 'rq:rl-keys', PAGE)) do
+    local limit = 'rq:rl:' .. name
+    local concurrency = redis.pcall('HGET', limit, 'concurrency')
+    if type(concurrency) == 'string' and tonumber(concurrency) then
+      pcall(rq_named.acquire, { limit .. ':allowed', limit .. ':rate_limited' },
+        { concurrency, clock, now, 'rq:queue:', 'rq:job:' })
+    end
   end
 end
 return found
