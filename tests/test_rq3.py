@@ -170,6 +170,23 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
     assert not redis.exists("rq:ready:default")
 
 
+@only_3
+def test_free_slots_are_filled_between_maintenances(server: Any, redis: Redis) -> None:
+    """Jobs that wait although a slot is free, as after the end of one on RQ 2, are admitted; a spoilt limit stops no other."""
+    first, second = (limited(redis, jobs.add, 1, 2, job_id=name) for name in "ab")
+    redis.delete("rq:rl:k:allowed", "rq:queue:default")
+    for name in ("spoilt", "without a number"):
+        redis.sadd("rq:rl-keys", name)
+    redis.set("rq:rl:spoilt", 1)
+    first.set_status(JobStatus.FINISHED)
+    with engine(server.url) as ours:
+        assert ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now")) == []
+        assert (second.get_status(), Queue(connection=redis).job_ids) == (JobStatus.QUEUED, ["b"])
+        third = limited(redis, jobs.add, 1, 2, job_id="c")
+        ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now"))
+    assert third.get_status() == JobStatus.RATE_LIMITED and redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
+
+
 @pytest.mark.skipif(RQ3, reason="of RQ 2")
 def test_on_rq_2_a_limited_job_gives_its_slot_back(server: Any, redis: Redis, tmp_path: Path) -> None:
     """A job that RQ 3 has admitted leaves its slot with its outcome on RQ 2, too."""

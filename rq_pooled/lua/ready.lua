@@ -1,4 +1,5 @@
 -- Queue dependents that a stock worker of RQ 3 had noted as ready, and did not queue since it died between its two steps.
+-- Then free slots of rate limits that leaked, and fill free ones.
 --
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller
 -- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
@@ -30,6 +31,24 @@ for _, key in ipairs(KEYS) do
       redis.call('SADD', 'rq:queues', key)
     end
     found[#found + 1] = { id, key, queued and 1 or 0 }
+  end
+end
+-- Free slots that leaked (their job expired, or was deleted and its worker killed), and admit what no release has admitted:
+-- a worker on RQ 2 frees slots only, and an enqueue may have died between its two steps. RQ's own code decides.
+local LIMITS, OLDEST = 50, 20
+for _, name in ipairs(RQ3 and redis.pcall('SRANDMEMBER', 'rq:rl-keys', LIMITS) or {}) do
+  local limit = 'rq:rl:' .. name
+  local allowed, waiting = limit .. ':allowed', limit .. ':rate_limited'
+  local concurrency = redis.pcall('HGET', limit, 'concurrency')
+  if type(concurrency) == 'string' and tonumber(concurrency) then
+    for _, id in ipairs(redis.pcall('ZRANGE', allowed, 0, OLDEST - 1)) do
+      local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
+      if status ~= 'queued' and status ~= 'started' then
+        pcall(rq_named.release_stale, { allowed, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
+          { concurrency, clock, now, 'rq:queue:', 'rq:job:', id })
+      end
+    end
+    pcall(rq_named.acquire, { allowed, waiting }, { concurrency, clock, now, 'rq:queue:', 'rq:job:' })
   end
 end
 return found
