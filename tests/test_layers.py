@@ -93,7 +93,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "multiplexer": (3, "brake budget command_table config errors framing lending loop opener place reservation shared stream streams upstream"),
     "recorder": (3, "effects pipelines rq redis"),
     "large": (3, "backoff claims config connections errors resp scripts redis"),
-    "relay": (3, "channel recorder resp redis"),
+    "relay": (3, "channel large recorder resp scripts redis rq"),
     "dates": (1, "rq"),
     "due": (1, "redis rq"),
     "success": (3, "dates originals rq"),
