@@ -258,13 +258,13 @@ class HorseProcess:
 
         ``first`` is a command that has to be done right before, see postpone.lua.
         """
-        relay = Relay(self._channel, self._recorder)
+        relay = Relay(self._channel, self._recorder, self._large)
         try:
             relay.execute([first])
             with hooks.around_job(), relay.carry():
                 self._worker.run_maintenance_tasks()
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
-        except RedisError as error:  # lost, or refused by an access control list
+        except (RedisError, Refused) as error:  # lost, or refused by an access control list
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, message_of(error))
 
     def _schedule(self, token: str, life: int) -> None:
@@ -273,7 +273,7 @@ class HorseProcess:
         from .moving import BATCH, Lock, Mover
         from .scripts import SCHEDULER_LOCK, shared_scripts
 
-        worker, relay = self._worker, Relay(self._channel, self._recorder)
+        worker, relay = self._worker, Relay(self._channel, self._recorder, self._large)
         try:
             with relay.carry():
                 scripts = shared_scripts()
@@ -283,7 +283,7 @@ class HorseProcess:
                 moved = mover.move_due(Lock(token, life), 5 * BATCH)
                 relay.run_script(scripts.unlock(SCHEDULER_LOCK, token))
             worker.log.info("Worker %s: enqueued %d jobs of rq-scheduler", worker.name, len(moved))
-        except RedisError as error:
+        except (RedisError, Refused) as error:
             worker.log.warning("Worker %s: moving jobs of rq-scheduler given up: %s", worker.name, message_of(error))
 
     def _prepare(self, claim: Claim) -> tuple[Job, Queue, Tape]:
@@ -376,7 +376,14 @@ class HorseProcess:
         _kind, replies = self._channel.ask(("read", [list(words) for words in commands]))
         if isinstance(replies, str):
             raise ResponseError(f"the server refused a read on which an outcome depends: {replies}")
-        return [(digest, reply) for digest, reply in replies]
+        answers = []
+        for words, (digest, reply, *left_out) in zip(commands, replies):
+            if left_out:
+                self._channel.send(("phase", -1))
+                reply = self._large.complete(reply, words[1], *left_out)
+                self._channel.send(("phase", HANDLER_TIME))
+            answers.append((digest, reply))
+        return answers
 
     def _announcing(self, penalty: Any) -> Any:
         """Return ``penalty`` with each phase announced, so that the parent knows when to kill this process.

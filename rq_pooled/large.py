@@ -24,7 +24,7 @@ from .claims import Claim
 from .config import scrub
 from .connections import is_away, is_blamed
 from .errors import RedisUnavailable
-from .resp import Command, Word, pack_commands
+from .resp import Command, Word, pack_commands, text
 from .scripts import shared_scripts
 
 #: Bytes of an outcome from which on its large values are put aside, and of a value that is large; as in read_job.lua.
@@ -142,6 +142,32 @@ class LargeValues:
         self.known[key.encode("utf-8", "surrogateescape")] = fields
         return fields
 
+    def complete(self, reply: list[bytes], key: bytes, left_out: Sequence[bytes]) -> list[bytes]:
+        """Return the reply to a job's HGETALL with the fields that were left out of it; nothing if it was deleted since.
+
+        Raises: as ``read``, but for Gone.
+        """
+        try:
+            return [*reply, *chain.from_iterable(self.read(text(key), left_out).items())]
+        except Gone:
+            return []
+
+    def lighten(self, words: Sequence[bytes]) -> Sequence[bytes]:
+        """Return a command that is done at once without large fields that the job's hash holds already."""
+        if words[0] in (b"DEL", b"UNLINK"):
+            for key in words[1:]:
+                self.known.pop(key, None)
+        light = without_known([words], self.known) if self.known else [words]
+        return light[0] if light else [b"EXISTS", words[1]]
+
+    def run(self, command: Command) -> Any:
+        """Return the reply to one large command that may be done twice.
+
+        Raises:
+            Refused: the server closes the connection, or answers with an error, each time.
+        """
+        return self._persist(lambda: self._talk([command]), lambda said: f"while a large command was sent ({said})")[0]
+
     def put_aside(self, claim: Claim, values: Sequence[tuple[str, Word]]) -> None:
         """Write large values of a claim's outcome where commit.lua finds them; not where the claim is gone.
 
@@ -189,8 +215,7 @@ class LargeValues:
             except (RedisConnectionError, RedisTimeoutError) as error:
                 losses += is_blamed(error) and self._parent_is_answered()
                 if losses == MAX_LOSSES:
-                    text = f"the connection was lost {losses} times {reason(scrub(str(error)))}"
-                    raise Refused(text) from error
+                    raise Refused(f"the connection was lost {losses} times {reason(scrub(str(error)))}") from error
             except ResponseError as error:
                 if not is_away(error):
                     raise Refused(f"the server refused {reason(scrub(str(error)))}") from error

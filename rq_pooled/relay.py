@@ -13,28 +13,37 @@ from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError, WatchError
+from rq.job import Job
 
 from .channel import ChildChannel
+from .large import LARGE, LargeValues
 from .recorder import READS, Recorder
-from .resp import Command
+from .resp import Command, pack_commands
 from .rq_api import RATE_LIMIT_HASHES
+from .scripts import shared_scripts
 
 #: Commands that return at once and change what RQ's registries are made of.
 _SIMPLE = READS | frozenset(
     b"DEL EXPIRE HDEL HSET LPUSH LREM PERSIST RPUSH SADD SET SREM XADD ZADD ZREM ZREMRANGEBYRANK ZREMRANGEBYSCORE "
     b"WATCH UNWATCH MULTI EXEC".split()
 )
+_JOB = Job.redis_job_namespace_prefix.encode()
 
 
 class Relay:
     """Carries a recorder's commands to the parent and back; the backend of its pipelines meanwhile.
 
     WATCH works since only one horse at a time does maintenance, and the parent itself never uses MULTI.
+
+    Args:
+        channel, recorder: as the names say.
+        large: for what would hold up the parent's connection; None where nothing large is asked for.
     """
 
-    def __init__(self, channel: ChildChannel, recorder: Recorder) -> None:
+    def __init__(self, channel: ChildChannel, recorder: Recorder, large: LargeValues | None = None) -> None:
         self._channel = channel
         self._recorder = recorder
+        self._large = large
 
     @contextlib.contextmanager
     def carry(self) -> Iterator[None]:
@@ -53,13 +62,27 @@ class Relay:
 
     def answer(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Have one command executed by the parent."""
-        (reply,) = self._execute([self._recorder.encode(args)])
+        words = self._recorder.encode(args)
+        if self._large is not None and words[0] == b"HGETALL" and words[1].startswith(_JOB):
+            return self._recorder.parse(args, options, self._read_job(words, self._large))
+        (reply,) = self._execute([words])
         if isinstance(reply, Exception):
             raise reply
         return self._recorder.parse(args, options, reply)
 
+    def _read_job(self, words: list[bytes], large: LargeValues) -> Any:
+        """Return a job's hash, its large fields over another connection."""
+        evalsha, script, *_ = shared_scripts().reads(())
+        (reply,) = self._execute([self._recorder.encode([evalsha, script, 0, len(words), *words])])
+        if isinstance(reply, Exception):
+            raise reply
+        _digest, found, *left_out = reply[0]
+        return large.complete(found, words[1], *left_out) if left_out else found
+
     def run_script(self, command: Command) -> Any:
-        """Have the parent send a command of ``Scripts``."""
+        """Have the parent send a command of ``Scripts``; one that is large goes another way, and may be done twice."""
+        if self._large is not None and len(pack_commands([command])) > LARGE:
+            return self._large.run(command)
         (reply,) = self._execute([self._recorder.encode(command)])
         if isinstance(reply, Exception):
             raise reply
@@ -69,6 +92,8 @@ class Relay:
         """Have a transaction executed by the parent. Raises WatchError when a watched key has changed."""
         words = [self._recorder.encode(args) for args, _ in stack]
         replies = self._execute([[b"MULTI"], *words, [b"EXEC"]])[-1]
+        if self._large is not None:
+            self._large.known.clear()  # RQ reads jobs, then writes them in one transaction
         if isinstance(replies, Exception):
             raise replies
         if replies is None:
@@ -93,6 +118,8 @@ class Relay:
         Raises:
             redis.exceptions.ConnectionError: the parent has lost the server.
         """
+        if self._large is not None:
+            commands = [self._large.lighten(words) for words in commands]
         _kind, replies = self._channel.ask(("relay", [list(words) for words in commands]))
         if isinstance(replies, str):
             raise RedisConnectionError(replies)

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +19,11 @@ import pytest
 from engine import Engine, engine, finished, residue
 from proxy import SlowProxy
 from redis import Redis
-from rq import Callback, Queue
+from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 from rq.job import Job
-from support import keys_of_jobs, running_worker, wait_until
+from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
+from test_promises import abandon
 from test_too_big import outcomes_of
 
 from rq_pooled.claims import Claim
@@ -62,48 +64,97 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
         yield one
 
 
-@pytest.mark.parametrize(
-    ("function", "argument"), [(large_jobs.digest, large_jobs.noise(SIZE)), (large_jobs.returning, SIZE)]
-)
-def test_nothing_waits_for_what_is_large(
-    server: EmbeddedServer, redis: Redis, tmp_path: Path, function: Any, argument: Any
-) -> None:
-    """While a large job is read, or its result written, leases are renewed, other jobs run, a stop is obeyed, none runs twice."""
+@dataclass
+class Watch:
+    """What a look at the server has found while something large was under way."""
+
+    redis: Redis
+    shortest: float = float("inf")
+    slowest: float = 0.0
+    number: int = 0
+    seconds: float = 0.0
+
+    def until(self, done: Callable[[], bool], worker: WorkerProcess) -> None:
+        """Look at leases and let small jobs run, one after the other, until it is done."""
+        queue, redis, began = Queue(connection=self.redis), self.redis, time.monotonic()
+        while not done():
+            small, since = queue.enqueue(jobs.nothing).id, time.monotonic()
+            while status(redis, small) != "finished":
+                self.shortest = min(self.shortest, lease_left(redis))
+                self.slowest = max(self.slowest, time.monotonic() - since)
+                assert time.monotonic() - began < 30, worker.output()[-2000:]
+                time.sleep(0.005)
+            self.number += 1
+        self.seconds = time.monotonic() - began
+
+    def check(self) -> None:
+        """Fail if anything had to wait."""
+        assert self.seconds > 3, "it has taken its time"
+        assert self.shortest > 0.3 * TTL, f"a lease had {self.shortest:.2f} s left"
+        assert self.slowest < 1.5 and self.number > 20, f"a small job took {self.slowest:.2f} s, {self.number} jobs ran"
+
+
+@pytest.mark.parametrize("what", ["arguments", "result", "arguments of a dependent", "of a retried job"])
+def test_nothing_waits_for_what_is_large(server: EmbeddedServer, redis: Redis, tmp_path: Path, what: str) -> None:
+    """While something large is read or written, leases are renewed, other jobs run, a stop is obeyed, none runs twice."""
     queue = Queue(connection=redis)
     with (
         closing(SlowProxy(server.port, RATE)) as proxy,
         running_worker(server.url, "elsewhere", log=tmp_path / "judge", **QUICK) as judge,
         running_worker(proxy.url, log=tmp_path / "log", concurrency=4, **QUICK) as worker,
     ):
-        queue.enqueue(large_jobs.run_for, 8, job_id="long")
         queue.enqueue(large_jobs.run_for, 60, job_id="stopped")
+        first = queue.enqueue(large_jobs.run_for, 8, job_id="long")
         wait_until(lambda: redis.llen("runs:long") and redis.llen("runs:stopped"))
-        began = time.monotonic()
-        queue.enqueue(function, argument, job_id="large")
-        wait_until(lambda: status(redis, "large") == "started")
-        shortest, slowest, number = float("inf"), 0.0, 0
-        while status(redis, "large") != "finished":
-            small, since = queue.enqueue(jobs.nothing), time.monotonic()
-            while status(redis, small.id) != "finished":
-                shortest = min(shortest, lease_left(redis))
-                slowest = max(slowest, time.monotonic() - since)
-                assert time.monotonic() - began < 30, worker.output()[-2000:]
-                time.sleep(0.005)
-            number += 1
-            if number == 20:
-                send_stop_job_command(redis, "stopped")
-        assert time.monotonic() - began > 3, "it has taken its time"
-        assert shortest > 0.3 * TTL, f"a lease had {shortest:.2f} s left"
-        assert slowest < 1.5 and number > 20, f"a small job took {slowest:.2f} s, {number} jobs ran"
+        noise = large_jobs.noise(SIZE)
+        if what == "arguments of a dependent":
+            first = queue.enqueue(large_jobs.run_for, 0.2, job_id="first")
+            queue.enqueue(large_jobs.digest, noise, job_id="large", depends_on=first)
+        elif what == "result":
+            queue.enqueue(large_jobs.returning, SIZE, job_id="large")
+        elif what == "arguments":
+            queue.enqueue(large_jobs.digest, noise, job_id="large")
+        else:
+            queue.enqueue(large_jobs.digest_at_last, noise, job_id="large", retry=Retry(max=1))
+        watch = Watch(redis)
+        watch.until(lambda: watch.number > 20, worker)
+        send_stop_job_command(redis, "stopped")
+        watch.until(lambda: status(redis, "large") == "finished", worker)
+        watch.check()
         wait_until(lambda: status(redis, "stopped") == "stopped")
         wait_until(lambda: status(redis, "long") == "finished")
         assert "put back" not in judge.output() and "lost the server" not in worker.output()
         assert {redis.llen(f"runs:{name}") for name in ("long", "stopped", "large")} == {1}
         result = Job.fetch("large", redis).return_value()
-        assert result == (
-            hashlib.sha1(argument).hexdigest() if function is large_jobs.digest else large_jobs.noise(SIZE)
-        )
+        assert result == (noise if what == "result" else hashlib.sha1(noise).hexdigest())
         wait_until(lambda: not keys_of_jobs(redis), what="no residue")
+
+
+def test_maintenance_with_large_jobs_stops_nothing(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """RQ's clean-up of abandoned large jobs, with their callbacks, takes its time, and nothing else waits for it."""
+    queue = Queue(connection=redis)
+    for name in ("one", "two"):
+        queue.enqueue(
+            large_jobs.digest, large_jobs.noise(SIZE // 2), job_id=name, on_failure=Callback("large_jobs.on_end")
+        )
+        redis.lrem("rq:queue:default", 1, name)
+    before = redis.hget("rq:job:one", "data")
+    abandon(redis, *(Job.fetch(name, redis) for name in ("one", "two")))
+    with (
+        closing(SlowProxy(server.port, RATE)) as proxy,
+        running_worker(server.url, "elsewhere", log=tmp_path / "judge", **QUICK) as judge,
+    ):
+        queue.enqueue(large_jobs.run_for, 6, job_id="long")
+        with running_worker(proxy.url, log=tmp_path / "log", concurrency=3, **QUICK) as worker:
+            watch = Watch(redis)
+            watch.until(lambda: status(redis, "two") == "failed", worker)
+            watch.check()
+            assert status(redis, "one") == "failed" and redis.hget("rq:job:one", "data") == before
+            assert (
+                redis.lrange("callback:one", 0, -1) == redis.lrange("callback:two", 0, -1) == [str(SIZE // 2).encode()]
+            )
+            wait_until(lambda: status(redis, "long") == "finished")
+            assert redis.llen("runs:long") == 1 and "put back" not in judge.output()
 
 
 # -- claims ----------------------------------------------------------------------------------------------------------
