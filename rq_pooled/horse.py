@@ -98,6 +98,7 @@ class HorseProcess:
         if rq_api.RQ3:
             penalty = worker.death_penalty_class
             rq_api.on_abandoned(lambda job, run: self._on_abandoned(job, run, penalty))
+        rq_api.survive_spoilt_limits(worker.log)
         for queue in worker.queues:  # used by maintenance only
             queue.job_class = self._abandoned(queue.job_class)
 

@@ -150,16 +150,24 @@ class Queue(AdmittingQueue):
             return super().schedule_job(job, datetime)
 
     def enqueue_many(
-        self, job_datas: Iterable[EnqueueData], pipeline: Pipeline | None = None, group_id: str | None = None
+        self,
+        job_datas: Iterable[EnqueueData],
+        pipeline: Pipeline | None = None,
+        group_id: str | None = None,
+        *,
+        rate_limit: Any = None,
     ) -> list[Job]:
         """Enqueue many jobs in one MULTI, and those with dependencies after it; see ``rq.Queue.enqueue_many``.
+
+        Args:
+            rate_limit: an ``rq.RateLimit`` (RQ 3) that all of them share; they are enqueued in one script then.
 
         Raises:
             EnqueueUnconfirmed: all, some or none of the jobs in its ``job_ids`` may have been enqueued. Repeat with
                 ``prepare_data(..., job_id=...)`` for each: those that are there are returned as they are.
         """
         if pipeline is not None or not self._is_async:
-            return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
+            return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id, rate_limit=rate_limit)
         # The ids are chosen here, not in RQ, so that an error can name them.
         datas = [data if data.job_id else data._replace(job_id=str(uuid4())) for data in job_datas]
         with self._confirming([data.job_id for data in datas], steps=any(data.depends_on for data in datas)):
@@ -167,7 +175,7 @@ class Queue(AdmittingQueue):
             landed = [job for job in map(self._landed, doubtful) if job is not None]
             there = {job.id for job in landed}
             missing = [data for data in datas if data.job_id not in there]
-            return landed + (super().enqueue_many(missing, group_id=group_id) if missing else [])
+            return landed + (super().enqueue_many(missing, group_id=group_id, rate_limit=rate_limit) if missing else [])
 
     def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
         """Do step 1 of the module's docstring, and start again only where another client changed a dependency.

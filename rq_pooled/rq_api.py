@@ -14,6 +14,7 @@ from typing import Any
 
 import rq.defaults
 import rq.registry
+from redis.exceptions import ResponseError
 from rq.queue import Queue
 
 from .resp import Word
@@ -75,6 +76,26 @@ def on_abandoned(call: Any) -> None:
         call(job, lambda penalty: original(job, penalty, *exc_info))
 
     registry.execute_failure_callback = execute
+
+
+def survive_spoilt_limits(log: Any) -> None:
+    """Have RQ's handlers of this process go on where a limit's key has become something else; RQ 3 only.
+
+    They free the slot of a job that has succeeded as their last act: its success must not fail with it.
+    """
+    if not RQ3:
+        return
+    base = _module("rq.worker.base")
+    original = base.release_slot
+
+    def release(job: Any) -> Any:
+        try:
+            return original(job)
+        except ResponseError as error:
+            log.warning("job %s: its rate limit %r cannot be read: %s", job.id, job.rate_limit_key, error)
+            return []
+
+    base.release_slot = release
 
 
 def traceback_of_abandoned(stack: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import uuid
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,14 @@ import jobs
 import pytest
 from engine import engine, finished
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue, Worker
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 from test_bad_input import WAYS, refusal, run
 
 from rq_pooled import Queue as PooledQueue
-from rq_pooled.errors import ConfigurationError
+from rq_pooled.errors import ConfigurationError, QueueFull
 from rq_pooled.rq_api import RQ3
 
 only_3 = pytest.mark.skipif(not RQ3, reason="of RQ 3")
@@ -103,8 +105,8 @@ def test_an_execution_is_stopped(server: Any, redis: Redis, tmp_path: Path) -> N
 
 
 @only_3
-def test_a_slot_in_a_spoilt_key_records_nothing_twice(server: Any, redis: Redis) -> None:
-    """A limit's key of another type is seen before the first write of an outcome, which is refused and not half written."""
+def test_a_slot_in_a_spoilt_key_costs_no_outcome(server: Any, redis: Redis) -> None:
+    """Where a limit's key has another type the outcome is recorded, once, and the key stays as it is."""
     from rq.rate_limit import RELEASE_AND_ENQUEUE_SCRIPT
 
     with engine(server.url) as ours:
@@ -117,12 +119,9 @@ def test_a_slot_in_a_spoilt_key_records_nothing_twice(server: Any, redis: Redis)
         keys = ("rq:rl:k:allowed", "rq:rl:k:rate_limited")
         words = ("EVALSHA", sha1, 2, *keys, 1, 1.0, "now", "rq:queue:", "rq:job:", "a")
         (answer,) = ours.commit(finished(claim, words))
-        assert answer.startswith("WRONGTYPE")
-        assert not redis.hget("rq:worker:w", "successful_job_count")
-        redis.delete("rq:rl:k:allowed")
-        redis.zadd("rq:rl:k:allowed", {"a": 1})
-        assert ours.commit(finished(claim, words)) == ["ok"]
-        assert not redis.exists("rq:rl:k:allowed")
+        assert answer == "ok" and redis.get("rq:rl:k:allowed") == b"spoilt"
+        assert Job.fetch("a", redis).get_status() == JobStatus.FINISHED
+        assert ours.commit(finished(claim, words)) == ["lost"]
 
 
 @only_3
@@ -138,17 +137,154 @@ def test_a_bare_failure_frees_its_slot(server: Any, redis: Redis) -> None:
         assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
 
 
-@only_3
-def test_what_a_limit_cannot_be_combined_with_is_refused(redis: Redis) -> None:
-    """max_length and unique_for, which RQ's way for limited jobs passes by, are refused instead of ignored."""
+def rate_limit(concurrency: int = 1, key: str = "k") -> Any:
+    """Return a limit; RQ 2 has none."""
     from rq import RateLimit
 
-    tries: list[tuple[dict[str, Any], dict[str, Any]]] = [({"max_length": 1}, {}), ({}, {"unique_for": 9})]
-    for of_queue, options in tries:
-        queue = PooledQueue(connection=redis, **of_queue)
-        with pytest.raises(ConfigurationError, match="cannot be combined with rate_limit"):
-            queue.enqueue(jobs.add, 1, 2, rate_limit=RateLimit("k", 1), **options)
+    return RateLimit(key, concurrency)
+
+
+@only_3
+def test_an_enqueue_with_a_limit_is_one_step(server: Any, redis: Redis) -> None:
+    """What a process sends for a limited job is one script, so none waits because its process died in between."""
+    queue = PooledQueue(connection=redis)
+    queue.enqueue(jobs.nothing, rate_limit=rate_limit())  # the connection is set up, the script known
+    calls = [redis.info("commandstats")["cmdstat_evalsha"]["calls"]]
+    first = queue.enqueue(jobs.nothing, job_id="a", rate_limit=rate_limit(2))
+    second = queue.enqueue(jobs.nothing, job_id="b", rate_limit=rate_limit(2))
+    calls.append(redis.info("commandstats")["cmdstat_evalsha"]["calls"])
+    assert calls[1] - calls[0] == 2
+    assert (first.get_status(refresh=False), second.get_status(refresh=False)) == (JobStatus.QUEUED, JobStatus.RATE_LIMITED)
+    assert first.enqueued_at is not None and second.enqueued_at is None
+    for job in (first, second):
+        stored = Job.fetch(job.id, redis)
+        assert (stored.get_status(), stored.enqueued_at) == (job.get_status(refresh=False), job.enqueued_at)
+    assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"]
+
+
+@only_3
+@pytest.mark.parametrize("at_front", [False, True])
+def test_an_enqueue_with_a_limit_leaves_what_rq_leaves(redis: Redis, at_front: bool) -> None:
+    """Hash, queue and limit are the same after our one step as after RQ's two, for a job that is let in and one that waits."""
+
+    def state(kind: type[Queue]) -> dict[str, Any]:
+        redis.flushall()
+        for name in ("a", "b"):
+            kind(connection=redis).enqueue(
+                jobs.add, 1, 2, job_id=name, ttl=50, rate_limit=rate_limit(), at_front=at_front, meta={"x": 1}
+            )
+        found: dict[str, Any] = {}
+        for key in sorted(redis.keys("rq:*")):
+            kind_of_key = redis.type(key)
+            if kind_of_key == b"hash":
+                found[key] = redis.hgetall(key).keys() - {b"enqueued_at"}, redis.hmget(key, "status", "enqueue_at_front")
+                found[key] += (bool(redis.hget(key, "enqueued_at")),)
+            elif kind_of_key == b"zset":
+                found[key] = redis.zrange(key, 0, -1)
+            elif kind_of_key == b"list":
+                found[key] = redis.lrange(key, 0, -1)
+            found[key, "ttl"] = redis.ttl(key)
+        return found
+
+    assert state(PooledQueue) == state(Queue)
+
+
+@only_3
+def test_a_full_queue_takes_no_limited_job(redis: Redis) -> None:
+    """Jobs that wait for their limit count among those that wait in a queue with ``max_length``."""
+    queue = PooledQueue(connection=redis, max_length=2)
+    for _ in range(2):
+        queue.enqueue(jobs.nothing, rate_limit=rate_limit())
+    with pytest.raises(QueueFull, match="has 2 jobs and takes at most 2"):
+        queue.enqueue(jobs.nothing, rate_limit=rate_limit())
+    assert len(redis.keys("rq:job:*")) == 2
+    PooledQueue(connection=redis).enqueue_many([Queue.prepare_data(jobs.nothing)] * 2, rate_limit=rate_limit())
+    assert redis.llen("rq:queue:default") == 1 and redis.zcard("rq:rl:k:rate_limited") == 3
+
+
+@only_3
+def test_a_call_that_waits_for_its_limit_is_unique(redis: Redis) -> None:
+    """``unique_for`` returns the job with the same call while that waits for its limit."""
+    queue = PooledQueue(connection=redis)
+    blocker = queue.enqueue(jobs.nothing, rate_limit=rate_limit())
+    first = queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), unique_for=60)
+    again = queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), unique_for=60)
+    assert again.id == first.id != blocker.id and redis.zcard("rq:rl:k:rate_limited") == 1
+
+
+@only_3
+def test_a_spent_key_keeps_a_limited_job_out(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """``once`` decides before a job takes a place of its limit."""
+    queue = PooledQueue(connection=redis)
+    first = queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), once="order")
+    with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait(20) == 0
+    assert queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), once="order").id == first.id
+    assert redis.zcard("rq:rl:k:allowed") == redis.zcard("rq:rl:k:rate_limited") == 0
+
+
+@only_3
+def test_many_jobs_share_a_limit(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """``enqueue_many(..., rate_limit=)`` enqueues all in one step, those with dependencies too, and each runs."""
+    queue, limit = PooledQueue(connection=redis), rate_limit(2)
+    parent = Queue("other", connection=redis).enqueue(jobs.nothing)
+    datas = [Queue.prepare_data(jobs.add, (i, i)) for i in range(5)]
+    many = queue.enqueue_many([*datas, Queue.prepare_data(jobs.add, (5, 5), depends_on=parent)], rate_limit=limit)
+    assert [job.get_status(refresh=False).value for job in many] == ["queued"] * 2 + ["rate_limited"] * 3 + ["deferred"]
+    with running_worker(server.url, "default", "other", log=tmp_path / "log", concurrency=4):
+        for job in many:
+            ends(job)
+    assert redis.zcard("rq:rl:k:allowed") == redis.zcard("rq:rl:k:rate_limited") == 0
+
+
+@only_3
+def test_what_rq_refuses_with_a_limit_is_refused(redis: Redis) -> None:
+    """A pipeline, a synchronous queue and ``unique`` are refused with a limit as by RQ, for one job and for many."""
+    queue, limit = PooledQueue(connection=redis), rate_limit()
+    data = [Queue.prepare_data(jobs.nothing)]
+    with redis.pipeline() as pipe:
+        for attempt in (
+            lambda: queue.enqueue(jobs.nothing, rate_limit=limit, pipeline=pipe),
+            lambda: queue.enqueue_many(data, rate_limit=limit, pipeline=pipe),
+            lambda: queue.enqueue(jobs.nothing, rate_limit=limit, job_id="a", unique=True),
+            lambda: PooledQueue(connection=redis, is_async=False).enqueue(jobs.nothing, rate_limit=limit),
+            lambda: PooledQueue(connection=redis, is_async=False).enqueue_many(data, rate_limit=limit),
+        ):
+            with pytest.raises(ValueError, match=r"rate.limit"):
+                attempt()
+    with pytest.raises(ConfigurationError, match=r"give an rq\.RateLimit"):
+        queue.enqueue_many(data, rate_limit="3/1s")
     assert redis.keys("rq:job:*") == []
+
+
+@only_3
+@pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited"])
+def test_a_limit_that_is_something_else_loses_no_job(server: Any, redis: Redis, tmp_path: Path, key: str) -> None:
+    """Where a key of a limit has another type an enqueue raises and writes nothing; a job that is due runs without it."""
+    queue = PooledQueue(connection=redis)
+    due = queue.enqueue_in(timedelta(seconds=0.1), jobs.add, 1, 2, rate_limit=rate_limit())
+    redis.lpush(key, "x")
+    before = sorted(redis.keys("*"))
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        queue.enqueue(jobs.nothing, rate_limit=rate_limit())
+    assert sorted(redis.keys("*")) == sorted({*before, b"rq:queues"})
+    with running_worker(server.url, log=tmp_path / "log"):
+        ends(due)
+
+
+@only_3
+def test_a_queue_that_is_none_keeps_its_jobs_waiting(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A job whose queue has become something else stays where it waits when a slot is free, and the others' outcomes stand."""
+    first = limited(redis, jobs.add, 1, 2, job_id="a")
+    stuck = Queue("spoilt", connection=redis).enqueue(jobs.nothing, job_id="b", rate_limit=rate_limit())
+    redis.set("rq:queue:spoilt", "x")
+    with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait(20) == 0
+    ends(first)
+    assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"] and redis.zcard("rq:rl:k:allowed") == 0
+    redis.delete("rq:queue:spoilt")
+    with running_worker(server.url, "spoilt", log=tmp_path / "log2"):
+        ends(stuck)
 
 
 @only_3
@@ -161,6 +297,7 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
         job.set_status(JobStatus.READY_TO_ENQUEUE)
         queue.ready_job_registry.add(job)
     redis.zadd("rq:rl:k:allowed", {"other": 1})
+    redis.hset("rq:job:other", "status", "queued")
     with engine(server.url) as ours:
         assert ours.run(ours.scripts.ready([queue.key], 100, "now")) == []
         found = ours.run(ours.scripts.ready([queue.key], -1, "2026-01-01T00:00:00.000000Z"))

@@ -27,6 +27,7 @@ local now, claims = ARGV[1], ARGV[2]
 -- include digest
 -- include is_running
 -- include no_execution
+-- include pass_limit
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -152,9 +153,7 @@ local function free_slot(id, slot)
   end
   if tonumber(concurrency) then
     local time = redis.call('TIME')
-    local waiting = string.sub(key, 1, -8) .. 'rate_limited'
-    pcall(rq_named.release_stale, { key, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
-      { concurrency, time[1] + time[2] / 1000000, now, 'rq:queue:', 'rq:job:', id })
+    pcall(release_stale, string.sub(key, 1, -9), id, concurrency, time[1] + time[2] / 1000000, now)
   end
 end
 
@@ -171,7 +170,12 @@ local function apply(...)
       end
     end
     -- It comes after what it follows from. An error in it costs a slot, which RQ's maintenance frees; the outcome stands.
-    pcall(rq_scripts[words[2]], keys, arguments)
+    local ok, fits = pcall(can_fill, keys[1], keys[2], arguments[1], 1)
+    if ok and fits then
+      pcall(rq_scripts[words[2]], keys, arguments)
+    elseif arguments[6] then -- the slot is free at least
+      redis.pcall('ZREM', keys[1], arguments[6])
+    end
     return 'ok'
   end
   local reply = redis.pcall(...)
@@ -228,8 +232,7 @@ while at <= #ARGV do
     else
       result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
       if ARGV[at + 1] == 'EVALSHA' then -- one of RQ's own, for its rate limits
-        result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2]
-          or refused('ZADD', ARGV[at + 4], '0', 4) or refused('ZADD', ARGV[at + 5], '0', 4) or result
+        result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2] or result
       end
       if ARGV[at + 1] == 'EXPIRE' and words == 3 then
         local seconds = bounded(ARGV[at + 3])

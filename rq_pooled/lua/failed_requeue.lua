@@ -18,9 +18,12 @@ if ARGV[1] ~= '' then
   redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
 local registry, now, times = KEYS[1], ARGV[3], tonumber(ARGV[7])
+local time = redis.call('TIME')
+local clock = time[1] + time[2] / 1000000
 
 -- include numbers
 -- include fits
+-- include pass_limit
 
 local function budget(rules, left, intervals)
   if ARGV[9] ~= '' then
@@ -83,18 +86,9 @@ local function requeue(id, ended_at, due)
   end
   redis.call('PERSIST', 'rq:results:' .. id)
   redis.call('SADD', 'rq:queues', list)
-  local rl = RQ3 and fields[11] and fields[11] ~= '' and tonumber(fields[12] or '') and 'rq:rl:' .. fields[11]
   if due ~= '' then
     redis.call('ZADD', scheduled, due, id)
-  elseif rl then
-    local clock = redis.call('TIME')
-    local at = clock[1] + clock[2] / 1000000
-    redis.call('HSET', job, 'status', 'rate_limited', 'enqueue_at_front', ARGV[6])
-    redis.call('SADD', 'rq:rl-keys', fields[11])
-    redis.call('HSET', rl, 'concurrency', fields[12])
-    redis.call('ZADD', rl .. ':rate_limited', at, id)
-    rq_named.acquire({ rl .. ':allowed', rl .. ':rate_limited' }, { fields[12], at, now, 'rq:queue:', 'rq:job:' })
-  else
+  elseif not pass_limit(id, fields[11], fields[12], ARGV[6] == '1', clock, now) then
     redis.call(ARGV[6] == '1' and 'LPUSH' or 'RPUSH', list, id)
   end
   return 'done'
