@@ -12,7 +12,7 @@ from typing import Any
 import jobs
 import pytest
 from engine import Engine, engine, finished, residue
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -88,7 +88,7 @@ class LimitedLifecycle(RuleBasedStateMachine):
                 self.expired = True
         elif how == "requeue":
             if status == "canceled" and not self.redis.zcard(f"rq:executions:{job_id}"):
-                job.requeue()
+                self.queue.canceled_job_registry.requeue(job_id)
         elif how == "delete" or status != "canceled":
             getattr(job, how)()
 
@@ -124,12 +124,20 @@ class LimitedLifecycle(RuleBasedStateMachine):
         return finished(claim, *more[end])
 
     @precondition(lambda self: any(self.known.values()))
-    @rule(data=st.data(), end=st.sampled_from(["finished", "at once", "delayed", "deleted"]), twice=st.booleans(), answered=answered)
-    def commit(self, data: Any, end: str, twice: bool, answered: bool) -> None:
+    @rule(
+        data=st.data(),
+        end=st.sampled_from(["finished", "at once", "delayed", "deleted"]),
+        twice=st.booleans(),
+        answered=answered,
+        due=st.booleans(),
+    )
+    def commit(self, data: Any, end: str, twice: bool, answered: bool, due: bool) -> None:
         worker, claim = self.one_of(data)
         self.engines[worker].commit(*[self.outcome(claim, end)] * (1 + twice))
         if answered:
             del self.known[worker][claim.member]
+        if due:
+            self.promote(worker)
 
     @precondition(lambda self: any(self.known.values()))
     @rule(data=st.data(), begun=st.booleans(), answered=answered)
@@ -234,8 +242,9 @@ def test_a_limit_holds_and_leaks_nothing_in_any_order_of_steps(server: Any, redi
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=150,
+                max_examples=200,
                 stateful_step_count=30,
+                phases=[Phase.generate],
                 deadline=None,
                 database=None,
                 suppress_health_check=list(HealthCheck),
