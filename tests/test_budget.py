@@ -421,6 +421,8 @@ def test_a_worker_reserves_one_place_after_the_other_and_gives_them_back(redis: 
     assert answer() == b"3"
     for number in (1, 2):
         assert not reservation.may_lend(number) and not reservation.may_lend(number) and len(asked) == 1
+        reservation.lend(0)  # nothing is given back while it is asked for
+        assert len(asked) == 1
         assert answer() == b"%d" % (3 + number) and reservation.may_lend(number)
     reservation.lend(1)
     assert answer() == b"4" and reservation.wanted == 4

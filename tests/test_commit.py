@@ -474,6 +474,14 @@ def test_a_canceled_job_that_saved_itself_is_canceled_again(ours: Engine, redis:
     assert redis.hget("rq:job:a", "status") == b"canceled"
 
 
+def test_a_counter_that_is_no_number_costs_no_outcome(ours: Engine, redis: Redis) -> None:
+    """What only counts is left out where it cannot be added to; the outcome around it is recorded, once."""
+    redis.hset("rq:worker:w", "successful_job_count", "text")
+    assert ours.commit(finished(claim_one(ours, redis))) == ["ok"]
+    assert redis.hget("rq:job:a", "status") == b"finished" and redis.xlen("rq:results:a") == 1
+    assert residue(redis) == []
+
+
 def test_what_is_left_of_a_deleted_job_keeps_its_own_expiry(ours: Engine, redis: Redis) -> None:
     """A hash that a deleted job has written again expires in a day, or earlier where it says so itself."""
     for expiry, least, most in ((None, 86_000, 86_400), (50, 0, 50)):

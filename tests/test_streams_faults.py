@@ -270,6 +270,29 @@ def test_a_long_reply_costs_the_next_job_nothing(hub: Hub, redis: Redis) -> None
         hub.mux.job_ended(guest)
 
 
+def test_a_reply_that_is_not_read_is_not_the_next_job_s(hub: Hub, redis: Redis) -> None:
+    """A stream whose replies wait here because its job did not read them ends with that job."""
+    redis.set("long", b"x" * (LONG_REPLY // 2))
+    guest = hub.guest()
+    hub.client(guest).send(*[("GET", "long")] * 4)
+    hub.until(lambda: guest.streams)
+    (stream,) = guest.streams
+    hub.until(lambda: stream.unread and not stream.pending and not stream.waits_for)
+    hub.mux.job_ended(guest)
+    assert stream.closed and not guest.unread
+
+
+def test_half_a_reply_goes_with_its_connection(hub: Hub, redis: Redis) -> None:
+    """What had come of a reply when the connection was lost is not put before the first one of the next connection."""
+    redis.set("long", b"x" * LONG_REPLY)
+    client, other = hub.client(), hub.client()
+    assert client.ask("GET", "n") == b"$-1\r\n"
+    hub.mux._shared._rest = b"$1048576"  # a header that is cut in the middle
+    hub.mux.on_away("the server was lost")
+    hub.connect()
+    assert other.ask("GET", "n") == b"$-1\r\n"
+
+
 def test_the_token_of_a_horse_that_ended_opens_nothing(hub: Hub) -> None:
     """What a dead horse has left running is a stranger from then on."""
     guest = hub.guest()
