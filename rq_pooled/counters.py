@@ -116,7 +116,7 @@ class Counters:
             self.finished += 1
         elif status in ("queued", "scheduled"):
             self.retried += 1
-        else:
+        elif status != "canceled":  # deleted before it began
             self.failed += 1
 
     def fields(self) -> dict[str, Any]:

@@ -20,6 +20,8 @@ ROLE = "exclusive"
 _PATIENCE = 0.02
 #: Bytes that the server has not taken, beyond which the stream that sends them is not read.
 _MOST_UNSENT = 1024 * 1024
+#: Seconds beyond the usual for the reply to a long command: the kernel has taken megabytes that a slow line delivers later.
+_UNDER_WAY = 30.0
 #: What makes a connection fit for the next stream.
 _UNWATCH, _DISCARD = pack_commands([("UNWATCH",)]), pack_commands([("DISCARD",)])
 #: Of shard channels.
@@ -253,6 +255,8 @@ class Lending:
                     break
                 loan.note(words_of(data, position, _SOME_WORDS) or [b""])
                 loan.passage = Passage()
+                if loan.patience is not None:
+                    loan.patience = max(loan.patience, _UNDER_WAY)
                 continue
             if name.upper() in command_table.WAITS_FOR_REPLICAS and not loan.in_transaction:
                 if loan.pending:
@@ -394,7 +398,7 @@ class Lending:
         late = []
         for upstream, (stream, since) in list(self._lent.items()):
             loan = stream.loan if stream is not None else None
-            late_by = now - since - timeout
+            late_by = now - max(since, upstream.moved_at) - timeout
             if stream is None:
                 if late_by > 0:
                     upstream.lose("no answer to UNWATCH")

@@ -11,6 +11,7 @@ import errno
 import os
 import socket
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -147,6 +148,8 @@ class Upstream:
         #: It is among what is to be read.
         self.queued = False
         self.cutter = ReplyCutter()
+        #: When the server's end last took some of what had been waiting to be sent, by the monotonic clock.
+        self.moved_at = 0.0
         self._unsent = bytearray()
         self._connected = False
         self._secure = place.context is not None
@@ -279,6 +282,7 @@ class Upstream:
         try:
             while self._unsent:
                 del self._unsent[: self._socket.send(self._unsent)]
+                self.moved_at = time.monotonic()
         except _AGAIN:
             pass
 

@@ -155,6 +155,7 @@ class SlowProxy:
         self.rate = rate
         self._server_port = server_port
         self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 128 * 1024)
         self.port: int = self._listener.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._sockets: list[socket.socket] = []

@@ -28,7 +28,8 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
 from rq_pooled.pool import Pool
-from rq_pooled.scripts import budget_keys
+from rq_pooled.reservation import Reservation
+from rq_pooled.scripts import budget_keys, shared_scripts
 
 LEASES, HELD, ORDER, WAITING = budget_keys("shop")
 
@@ -402,6 +403,33 @@ def test_jobs_are_in_the_place_of_their_worker(redis: Redis, server: EmbeddedSer
         assert redis.hvals(HELD) == [b"4"] and len(ours(redis)) == 4
         (tmp_path / "go").touch()
         wait_until(lambda: job.get_status() == "finished")
+
+
+def test_a_worker_reserves_one_place_after_the_other_and_gives_them_back(redis: Redis, server: EmbeddedServer) -> None:
+    """Each connection that is lent has a place first, also the second; what is not lent any more has none."""
+    lease = Lease(shop(server, 6), 3, 3, lambda: None)
+    asked: list[tuple[Any, Any]] = []
+
+    def answer() -> bytes:
+        (command, accept), asked[:] = asked[0], asked[1:]
+        text = shared_scripts().text("budget")
+        accept(redis.execute_command("EVAL", text, *command[2:]))
+        return redis.hvals(HELD)[0]
+
+    reservation = Reservation(lease, lambda command, accept: asked.append((command, accept)))
+    asked.append((lease.command(), lease.accept))
+    assert answer() == b"3"
+    for number in (1, 2):
+        assert not reservation.may_lend(number) and not reservation.may_lend(number) and len(asked) == 1
+        reservation.lend(0)  # nothing is given back while it is asked for
+        assert len(asked) == 1
+        assert answer() == b"%d" % (3 + number) and reservation.may_lend(number)
+    reservation.lend(1)
+    assert answer() == b"4" and reservation.wanted == 4
+    reservation.lend(1)
+    assert not asked
+    for command in lease.release():
+        redis.execute_command(*command)
 
 
 def test_what_cannot_work_is_refused(server: EmbeddedServer, tmp_path: Path) -> None:

@@ -166,6 +166,23 @@ def test_commands_that_overtake_each_other_lose_no_place(redis: Redis, server: E
     assert not redis.exists(HELD, ORDER, WAITING)
 
 
+def test_replies_that_overtake_each_other_grant_nothing_that_is_gone(redis: Redis, server: EmbeddedServer) -> None:
+    """The reply to an earlier command says nothing once that to a later one was read."""
+    lease = Lease(shop(server, 9), 3, 3, lambda: None)
+    replies = [redis.execute_command(*by_text(lease.command(number))) for number in (5, 4)]
+    assert lease.accept(replies[1]) and lease.accept(replies[0])
+    assert lease.granted == 4 and redis.hvals(HELD) == [b"4"]
+
+
+def test_a_wish_that_nobody_repeats_is_forgotten(redis: Redis, server: EmbeddedServer) -> None:
+    """Who waited for a place, and died, crowds nobody for longer than its wish stands."""
+    lease = Lease(shop(server, 9), 3, 3, lambda: None)
+    for wish, crowded in ((redis.time()[0] + 100, True), (redis.time()[0] - 1, False)):
+        redis.zadd(WAITING, {"shop:host:1:dead": wish})
+        assert lease.accept(redis.execute_command(*by_text(lease.command()))) and lease.crowded == crowded
+    assert not redis.exists(WAITING)
+
+
 def by_text(command: Any) -> list[Any]:
     """Return a command with its script instead of the hash."""
     return ["EVAL", shared_scripts().text("budget"), *command[2:]]

@@ -424,6 +424,8 @@ def test_a_claim_lets_nothing_expire_too_early(ours: Engine, redis: Redis) -> No
     assert horizon - 5 < redis.ttl(f"rq:execution:{claim.member}") <= horizon
     assert horizon + 55 < redis.ttl("rq:executions:a") <= horizon + 60
     assert horizon + 55 < redis.ttl(claims) <= horizon + 60
+    for key, member in (("rq:wip:default", claim.member), ("rq:executions:a", claim.execution_id)):
+        assert redis.zscore(key, member) - redis.time()[0] > horizon - 5, key  # else RQ's clean-up takes it for over
     ours.run(ours.ledger.push_back([claim]))
     assert 0 < redis.ttl("rq:job:a") <= 5
 
@@ -431,10 +433,11 @@ def test_a_claim_lets_nothing_expire_too_early(ours: Engine, redis: Redis) -> No
 def test_a_claim_that_cannot_be_written_leaves_no_lease(ours: Engine, redis: Redis) -> None:
     """Where a queue's started registry is something else, the job stays in its queue, and no lease of it stays."""
     redis.set("rq:wip:default", "text")
-    Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
+    for name in "ab":
+        Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         ours.claim("w")
-    assert redis.lrange("rq:queue:default", 0, -1) == [b"a"] and not redis.exists("rq_pooled:leases:default")
+    assert redis.lrange("rq:queue:default", 0, -1) == [b"a", b"b"] and not redis.exists("rq_pooled:leases:default")
 
 
 def test_what_a_claim_holds_back_keeps_its_order(ours: Engine, redis: Redis) -> None:
@@ -473,6 +476,36 @@ def test_a_canceled_job_that_saved_itself_is_canceled_again(ours: Engine, redis:
     redis.hset("rq:job:a", "status", "started")
     assert ours.commit(finished(claim)) == ["lost"]
     assert redis.hget("rq:job:a", "status") == b"canceled"
+
+
+def test_a_counter_that_is_no_number_costs_no_outcome(ours: Engine, redis: Redis) -> None:
+    """What only counts is left out where it cannot be added to; the outcome around it is recorded, once."""
+    redis.hset("rq:worker:w", "successful_job_count", "text")
+    assert ours.commit(finished(claim_one(ours, redis))) == ["ok"]
+    assert redis.hget("rq:job:a", "status") == b"finished" and redis.xlen("rq:results:a") == 1
+    assert residue(redis) == []
+
+
+def test_what_is_left_of_a_deleted_job_keeps_its_own_expiry(ours: Engine, redis: Redis) -> None:
+    """A hash that a deleted job has written again expires in a day, or earlier where it says so itself."""
+    for expiry, least, most in ((None, 86_000, 86_400), (50, 0, 50)):
+        claim = claim_one(ours, redis)
+        Job.fetch("a", redis).delete()
+        redis.hset("rq:job:a", "meta", "written by the job")
+        if expiry:
+            redis.expire("rq:job:a", expiry)
+        assert ours.commit(finished(claim)) == ["lost"]
+        assert least < redis.ttl("rq:job:a") <= most
+        redis.delete("rq:job:a")
+
+
+def test_heartbeat_of_an_idle_worker_shows_no_job(ours: Engine, redis: Redis) -> None:
+    """A job that was handed on does not stay the current one of who had it; that of a busy worker stays."""
+    for name in "wx":
+        redis.hset(f"rq:worker:{name}", "current_job", "a")
+    ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0), ("x", "", 1.0)], []))
+    assert redis.hget("rq:worker:w", "current_job") is None and redis.hget("rq:worker:w", "state") == b"idle"
+    assert redis.hget("rq:worker:x", "current_job") == b"a"
 
 
 def test_heartbeat_names_a_worker_that_was_buried(ours: Engine, redis: Redis) -> None:

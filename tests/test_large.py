@@ -97,19 +97,20 @@ class Watch:
 @pytest.mark.parametrize("what", ["arguments", "result", "arguments of a dependent", "of a retried job"])
 def test_nothing_waits_for_what_is_large(server: EmbeddedServer, redis: Redis, tmp_path: Path, what: str) -> None:
     """While something large is read or written, leases are renewed, other jobs run, a stop is obeyed, none runs twice."""
-    queue = Queue(connection=redis)
+    queue, noise = Queue(connection=redis), large_jobs.noise(SIZE)
+    if what == "arguments of a dependent":  # before it runs: RQ watches its hash, which each heartbeat changes
+        first = queue.enqueue(large_jobs.run_for, 3, job_id="first")
+        queue.enqueue(large_jobs.digest, noise, job_id="large", depends_on=first)
     with (
         closing(SlowProxy(server.port, RATE)) as proxy,
         running_worker(server.url, "elsewhere", log=tmp_path / "judge", **QUICK) as judge,
         running_worker(proxy.url, log=tmp_path / "log", concurrency=4, **QUICK) as worker,
     ):
         queue.enqueue(large_jobs.run_for, 60, job_id="stopped")
-        first = queue.enqueue(large_jobs.run_for, 8, job_id="long")
+        queue.enqueue(large_jobs.run_for, 8, job_id="long")
         wait_until(lambda: redis.llen("runs:long") and redis.llen("runs:stopped"))
-        noise = large_jobs.noise(SIZE)
         if what == "arguments of a dependent":
-            first = queue.enqueue(large_jobs.run_for, 0.2, job_id="first")
-            queue.enqueue(large_jobs.digest, noise, job_id="large", depends_on=first)
+            assert status(redis, "large") == "deferred"
         elif what == "result":
             queue.enqueue(large_jobs.returning, SIZE, job_id="large")
         elif what == "arguments":
@@ -437,6 +438,23 @@ def test_a_commit_is_bounded_by_its_bytes(ours: Engine, redis: Redis) -> None:
         sizes.append(len(replies[0]))
         exchange.on_replies(replies)
     assert sizes == [2, 2, 2]
+
+
+def test_a_slow_line_is_not_a_dead_one(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A large value that takes many times SOCKET_TIMEOUT arrives at the first attempt, as long as something moves."""
+    queue = Queue(connection=redis)
+    with (
+        closing(SlowProxy(server.port, 400_000)) as proxy,
+        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_SOCKET_TIMEOUT="1") as worker,
+    ):
+        opened = redis.info("stats")["total_connections_received"]
+        queue.enqueue(large_jobs.returning, 2 * MB, job_id="large")
+        wait_until(lambda: status(redis, "large") == "finished", what=worker.output)
+        assert Job.fetch("large", redis).return_value() == large_jobs.noise(2 * MB)
+        queue.enqueue(large_jobs.digest, large_jobs.noise(3 * MB), job_id="read")
+        wait_until(lambda: status(redis, "read") == "finished", what=worker.output)
+        assert redis.info("stats")["total_connections_received"] - opened <= 2
+        assert redis.llen("runs:large") == redis.llen("runs:read") == 1
 
 
 # -- what is not written again ---------------------------------------------------------------------------------------

@@ -342,3 +342,17 @@ def test_bad_arguments_are_refused_in_words(redis: Redis, arguments: dict[str, A
     with pytest.raises(ConfigurationError, match=words):
         Queue(connection=redis).enqueue(claim_jobs.nothing, **arguments)
     assert redis.keys("*") == []
+
+
+def test_only_a_job_that_runs_holds_the_key(server: Any, redis: Redis) -> None:
+    """A running job holds its key for a day past twice its timeout, should nobody be left; a duplicate holds it never."""
+    with engine(server.url) as ours:
+        ours.register("w", "x")
+        for name in ("runs", "spent"):
+            StockQueue(connection=redis).enqueue(once_jobs.accept, job_id=name, job_timeout=100)
+            redis.hset(f"rq:job:{name}", mapping={"rq_pooled_once": name, "rq_pooled_once_of": ""})
+            redis.hset(f"rq:job:{name}", "rq_pooled_once_of", redis.hget(f"rq:job:{name}", "created_at"))
+        redis.set("rq_pooled:once:spent", "another")
+        assert len(ours.claim("w", "x").claims) == 2
+        assert 86_400 + 190 < redis.ttl("rq_pooled:once-running:runs") <= 86_400 + 200
+        assert not redis.exists("rq_pooled:once-running:spent")

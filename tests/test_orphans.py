@@ -95,13 +95,15 @@ def test_a_job_that_a_stock_worker_registered_but_did_not_begin_is_rescued(ours:
     assert not redis.exists("rq:wip:default", *redis.keys("rq:execution*"))
 
 
-@pytest.mark.parametrize("state", ["running", "gone", "finished"])
+@pytest.mark.parametrize("state", ["running", "running, but queued again", "gone", "finished"])
 def test_what_need_not_run_is_only_removed(ours: Engine, redis: Redis, state: str) -> None:
     """A left id whose job runs, is gone or has ended is taken out of the list and not queued."""
     queue = Queue(connection=redis)
     job = queue.enqueue(jobs.nothing)
-    if state == "running":
+    if state.startswith("running"):
         ours.claim("w")
+        if state != "running":
+            job.set_status(JobStatus.QUEUED)
     else:
         redis.delete(queue.key)
         job.delete() if state == "gone" else job.set_status(JobStatus.FINISHED)

@@ -178,6 +178,29 @@ def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServ
         proxy.close()
 
 
+def test_a_stop_while_a_commit_is_under_way_waits_for_what_becomes_of_it(start_server: StartServer, tmp_path: Path) -> None:
+    """A worker that is stopped before its last outcome is answered still enqueues the dependents of that job."""
+    server = start_server()
+    redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
+    try:
+        queue = Queue(connection=redis)
+        first = queue.enqueue(crash_jobs.wait_for_file, str(gate))
+        second = queue.enqueue(jobs.nothing, depends_on=first)
+        with running_worker(proxy.url, "default", log=tmp_path / "log") as worker:
+            started(tmp_path, 1)
+            proxy.delay_on(b"PLAIN_SUCCESS")
+            gate.touch()
+            assert proxy.done.wait(20)
+            worker.process.send_signal(signal.SIGTERM)
+            worker.wait_for("warm shut down requested")
+            proxy.deliver()
+            assert worker.wait() == 0
+        assert (first.get_status(), second.get_status()) == (JobStatus.FINISHED, JobStatus.QUEUED)
+        assert queue.job_ids == [second.id]
+    finally:
+        proxy.close()
+
+
 def test_max_jobs_counts_what_a_claim_under_way_may_bring(start_server: StartServer, tmp_path: Path) -> None:
     """While a claim is not answered its slots count as jobs: with --max-jobs 2 and three slots no third job is claimed."""
     server = start_server()
@@ -199,6 +222,7 @@ def test_max_jobs_counts_what_a_claim_under_way_may_bring(start_server: StartSer
             worker.wait_for(f"Received command to stop job {job}")
             assert redis.llen(queue.key) == 3
             proxy.deliver()
+            wait_until(lambda: held[1].get_status() == JobStatus.STOPPED)  # before it could end by itself
             gate.touch()
             assert worker.wait() == 0
             assert queue.job_ids == [job.id for job in held[2:]]

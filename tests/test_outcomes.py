@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import pytest
 from engine import Engine, engine, finished
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 
 from rq_pooled.counters import Counters
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.outcomes import Outcomes
-from rq_pooled.slots import Task
+from rq_pooled.slots import Slot, Task
+from rq_pooled.upkeep import Upkeep
 
 
 @pytest.fixture
@@ -24,6 +27,12 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
     with engine(server.url) as one:
         one.register("w", "x", "y")
         yield one
+
+
+class NoSlots(list[Slot]):
+    """A worker without horses."""
+
+    regular = claims = pids = lambda _self: []
 
 
 def parent_of(ours: Engine) -> Any:
@@ -59,3 +68,49 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
     assert [redis.hget(f"rq:job:{claim.job_id}", "status") for claim in (first, last)] == [b"finished"] * 2
     assert [(task.kind, task.claim and task.claim.job_id) for task in tasks] == [("fail", "b")]
     assert redis.zrange("rq:wip:default", 0, -1) == [broken.member.encode()], "its claim stands until that is recorded"
+
+
+def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redis) -> None:
+    """A horse that has taken the place of a dead one is not told what became of the other's outcome."""
+    told: list[Any] = []
+    outcomes = Outcomes(parent_of(ours), lambda _task: None, lambda *words: told.append(words), lambda: None)
+    for name in "ab":
+        Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
+    waiting, gone = Slot("w"), Slot("x")
+    for slot, claim in zip((waiting, gone), ours.claim("w", "x").claims):
+        slot.task = Task("perform", claim)
+        outcome = finished(claim)
+        outcome.receipt_for = (slot, slot.task)
+        outcomes.add(outcome)
+    gone.task = Task("perform", None)
+    exchange = outcomes.commit()
+    exchange.on_replies(ours.command.execute(exchange.commands))
+    assert told == [(waiting, ("committed", True))]
+
+
+def test_commits_that_were_lost_together_are_sent_in_their_order(ours: Engine, redis: Redis) -> None:
+    """Of several commits that a lost connection took along, what ended first is recorded first."""
+    outcomes = Outcomes(parent_of(ours), lambda _task: None, lambda _slot, _message: None, lambda: None)
+    for name in "abc":
+        Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
+    for claim in ours.claim("w", "x", "y").claims:
+        outcomes.add(finished(claim))
+        ours.command.submit(outcomes.commit())
+    ours.command.lose(RedisConnectionError("cut"))
+    assert [claim.job_id for claim in outcomes.claims()] == ["a", "b", "c"]
+
+
+def test_claims_whose_outcomes_wait_are_renewed(ours: Engine, redis: Redis) -> None:
+    """However long an outcome waits to be recorded, nobody else is given its job meanwhile."""
+    Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
+    (claim,) = ours.claim("w").claims
+    redis.zadd("rq_pooled:leases:default", {claim.member: 1})
+    parent = parent_of(ours)
+    parent.lease, parent.scripts, parent.listen = None, ours.scripts, SimpleNamespace(connected=True)
+    parent.worker = SimpleNamespace(worker_ttl=420, queue_names=list)
+    slots: Any = NoSlots()
+    unknown: list[int] = []
+    upkeep = Upkeep(parent, slots, lambda: [claim], lambda: False, lambda: unknown.append(1), lambda: None, None)
+    exchange = upkeep.heartbeat()
+    exchange.on_replies(ours.command.execute(exchange.commands))
+    assert redis.zscore("rq_pooled:leases:default", claim.member) > time.time() and not unknown

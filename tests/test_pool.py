@@ -681,3 +681,13 @@ def test_a_connection_that_cannot_be_made_leaves_no_slot_taken(server: Any) -> N
     pool.connection_kwargs = good
     pool.release(pool.get_connection())
     pool.disconnect()
+
+
+def test_last_words_leave_nothing_of_their_connection(server: Any, redis: Redis) -> None:
+    """A connection that was closed with its last words is forgotten: a pool that does so often does not grow."""
+    pool = Pool(Settings(url=server.url))
+    for _ in range(3):
+        pool.release(pool.get_connection())
+        assert pool.part([("SET", "said", "1")]) and not pool.part([])
+    assert (len(pool._connections), len(pool._lines)) == (0, 0) and redis.get("said") == b"1"
+    assert pool.is_whole

@@ -157,10 +157,11 @@ def test_repeat_after_a_request_that_arrives_late(proxy: CutProxy, redis: Redis)
     assert redis.lrange(queue.key, 0, -1) == [job.id.encode()]
 
 
-def test_repeat_replaces_an_older_job_of_that_id(proxy: CutProxy, redis: Redis) -> None:
-    """Where an older job has the id and the lost enqueue did not arrive, the repeat enqueues it."""
+@pytest.mark.parametrize("older", [1, 2])
+def test_repeat_replaces_an_older_job_of_that_id(proxy: CutProxy, redis: Redis, older: int) -> None:
+    """Where an older job, of the same call or another, has the id and the lost enqueue did not arrive, the repeat enqueues it."""
     queue = Queue(connection=through(proxy))
-    queue.enqueue(JOB, 1, job_id="again")
+    queue.enqueue(JOB, older, job_id="again")
     redis.delete(queue.key)
     proxy.hold_on(b"EVALSHA")
     with pytest.raises(EnqueueUnconfirmed):

@@ -146,6 +146,30 @@ def test_the_claim_to_fail_a_job_expires_like_any_other(ours: Engine, redis: Red
         assert all(abs(now - before) < 5 for now, before in zip(stage["taken"], stage["claimed"])), stage
 
 
+def test_the_claim_to_fail_a_job_knows_where_it_was_popped(ours: Engine, redis: Redis) -> None:
+    """Should the finder die, too, the next one still knows the queue to which a job of another queue belongs."""
+    Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
+    redis.rename("rq:queue:default", "rq:queue:other")
+    redis.hset("rq:job:a", "rq_pooled_stalls", 2)
+    (claim,) = ours.claim("w", queues=("other",)).claims
+    for name in "xy":
+        end_lease(redis, claim.member)
+        ((claim, _),) = look(ours, name).taken
+        assert claim.queue_key == "rq:queue:other"
+
+
+def test_a_claim_whose_worker_is_long_gone_is_not_postponed_again(ours: Engine, redis: Redis) -> None:
+    """A horizon further behind its lease than ABANDON_AFTER was put there by a postponement: RQ's clean-up may have it."""
+    queue = Queue(connection=redis)
+    queue.enqueue(jobs.nothing, job_id="a")
+    (claim,) = ours.claim("w").claims
+    clock = redis.time()[0]
+    for behind, postponed in ((960, 0), (899, 1)):
+        redis.zadd("rq:wip:default", {claim.member: clock + 30})
+        redis.zadd("rq_pooled:leases:default", {claim.member: clock + 30 - behind})
+        assert ours.run(ours.scripts.postpone([queue.key], 900)) == postponed
+
+
 def test_cancelled_and_deleted_jobs_do_not_come_back(ours: Engine, redis: Redis) -> None:
     """A lease whose job was cancelled or deleted while it ran is removed with all that belongs to it."""
     queue = Queue(connection=redis)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import select
 import shutil
 import socket
 import threading
@@ -26,6 +27,7 @@ from rq_pooled.framing import ReplyCutter
 from rq_pooled.lending import Loan
 from rq_pooled.loop import Loop
 from rq_pooled.multiplexer import Multiplexer
+from rq_pooled.opener import Opener
 from rq_pooled.resp import pack_commands
 from rq_pooled.sockets import make_connection
 from rq_pooled.streams import LONG_REPLY, MOST_UNREAD, Guest
@@ -269,6 +271,29 @@ def test_a_long_reply_costs_the_next_job_nothing(hub: Hub, redis: Redis) -> None
         hub.mux.job_ended(guest)
 
 
+def test_a_reply_that_is_not_read_is_not_the_next_job_s(hub: Hub, redis: Redis) -> None:
+    """A stream whose replies wait here because its job did not read them ends with that job."""
+    redis.set("long", b"x" * (LONG_REPLY // 2))
+    guest = hub.guest()
+    hub.client(guest).send(*[("GET", "long")] * 4)
+    hub.until(lambda: guest.streams)
+    (stream,) = guest.streams
+    hub.until(lambda: stream.unread and not stream.pending and not stream.waits_for)
+    hub.mux.job_ended(guest)
+    assert stream.closed and not guest.unread
+
+
+def test_half_a_reply_goes_with_its_connection(hub: Hub, redis: Redis) -> None:
+    """What had come of a reply when the connection was lost is not put before the first one of the next connection."""
+    redis.set("long", b"x" * LONG_REPLY)
+    client, other = hub.client(), hub.client()
+    assert client.ask("GET", "n") == b"$-1\r\n"
+    hub.mux._shared._rest = b"$1048576"  # a header that is cut in the middle
+    hub.mux.on_away("the server was lost")
+    hub.connect()
+    assert other.ask("GET", "n") == b"$-1\r\n"
+
+
 def test_the_token_of_a_horse_that_ended_opens_nothing(hub: Hub) -> None:
     """What a dead horse has left running is a stranger from then on."""
     guest = hub.guest()
@@ -278,6 +303,54 @@ def test_the_token_of_a_horse_that_ended_opens_nothing(hub: Hub) -> None:
     late.send(("PING",))
     hub.until(lambda: late.look() or late.closed)
     assert late.closed and not late.got
+
+
+def test_a_transaction_that_is_left_open_costs_no_connection(hub: Hub, redis: Redis) -> None:
+    """A stream that ends inside MULTI gives its connection back without it: the next stream has the same one."""
+    left = hub.client()
+    left.send(("MULTI",), ("SET", "never", "1"))
+    hub.until(lambda: left.look().count(b"\r\n") == 2)
+    before = by_role(redis, "exclusive")
+    left.socket.close()
+    hub.until(lambda: any(entry["cmd"] == "discard" for entry in redis.client_list()))
+    assert hub.client().ask("BLPOP", "nothing", "0.1") == b"*-1\r\n"
+    assert by_role(redis, "exclusive") == before and not redis.exists("never")
+
+
+def test_what_was_not_sent_when_the_connection_was_lost_is_not_sent_later(hub: Hub, redis: Redis) -> None:
+    """A command that was taken in the turn in which the server closed the connection fails, and is never done."""
+    guest = hub.guest()
+    client, other = hub.client(guest), hub.client()
+    assert client.ask("GET", "n") == other.ask("GET", "n") == b"$-1\r\n"
+    assert client.ask("INCR", "known") == b":1\r\n"  # else the server is asked what the command is like
+    (stream,) = guest.streams
+    client.send(("INCR", "n"))
+    assert select.select([stream._socket], [], [], 5)[0]
+    hub.mux._serve_one(stream)
+    hub.mux.on_away("the server was lost in this very turn")
+    hub.until(lambda: client.look())
+    assert client.got.startswith(b"-RQPOOLED LOST")
+    assert other.ask("GET", "n") == b"$-1\r\n", "nobody gets the reply to another's command"
+    assert not redis.exists("n")
+
+
+def test_refusals_of_another_day_do_not_delay_a_connection(hub: Hub) -> None:
+    """The pause before the next try grows from refusal to refusal, and begins anew after a connection was opened."""
+    settings = Settings(url=hub.settings.url, reconnect_base=0.01, reconnect_cap=10)
+    opener = Opener(hub.loop, settings, hub.dialer, hub.command.place, Brake())
+    opened: list[Any] = []
+
+    def refused() -> float:
+        began, again = time.monotonic(), list[int]()
+        assert opener.open("jobs", *[lambda *_: None] * 4, lambda: again.append(1), lambda: False) is None
+        hub.until(lambda: again)
+        return time.monotonic() - began
+
+    assert max(refused() for _ in range(7)) > 0.2
+    assert opener.open("jobs", opened.append, *[lambda *_: None] * 4) is not None
+    hub.until(lambda: opened)
+    assert opener.reason == "" and refused() < 0.2
+    opened[0].close()
 
 
 def test_what_a_job_sent_last_is_not_done_after_its_end(hub: Hub, redis: Redis) -> None:

@@ -21,6 +21,7 @@ from engine import engine, key_space
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import Retry, SimpleWorker
+from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 
@@ -57,6 +58,7 @@ def test_different_calls_have_different_keys() -> None:
         key(datetime.date(2026, 1, 1)), key(datetime.date(2026, 1, 2)), key([[1, 2]]), key([1], 2), key([1, 2]),
         # Each part has its length before it: the end of one is not taken for the beginning of the next.
         key(b"", b"xbuiltins.bytesy"), key(b"builtins.bytesx", b"y"),
+        key({(b"", b"xbuiltins.bytesy")}), key({(b"builtins.bytesx", b"y")}),
     ]  # fmt: skip
     assert len(set(keys)) == len(keys)
 
@@ -223,6 +225,25 @@ def test_own_id_twice(redis: Redis) -> None:
     first = queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="mine")
     assert queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="mine").id == first.id
     assert queue.get_job_ids() == ["mine"]
+
+
+def test_an_id_that_is_to_be_unique_is_refused_whatever_else_is_asked_for(redis: Redis) -> None:
+    """``unique=True`` replaces no job, also where the call is to be unique by its arguments."""
+    queue = Queue(connection=redis)
+    queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="mine")
+    with pytest.raises(DuplicateJobError):
+        queue.enqueue(once_jobs.accept, 2, unique_for=60, job_id="mine", unique=True)
+    assert Job.fetch("mine", redis).args == (1,) and queue.get_job_ids() == ["mine"]
+
+
+@pytest.mark.parametrize("status", list(JobStatus))
+def test_a_call_counts_until_its_job_has_ended(redis: Redis, status: JobStatus) -> None:
+    """Whoever changes the state of a job, it keeps the same call from being enqueued exactly while it is still to end."""
+    queue = Queue(connection=redis)
+    queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="first").set_status(status)
+    over = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED, JobStatus.CREATED)
+    second = queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="second")
+    assert second.id == ("second" if status in over else "first")
 
 
 @pytest.mark.parametrize("asking", [{"unique_for": 600}, {}])
