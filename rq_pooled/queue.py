@@ -1,11 +1,13 @@
 """``Queue``: rq.Queue on the shared pool, whose enqueue either worked, did not, or says that nobody knows.
 
-What RQ 2.11 and 2.12 send, in order, for one enqueue without a pipeline, and what is known when it breaks off there:
+What RQ 2.11, 2.12 and 3.0 send, in order, for one enqueue without a pipeline, and what is known when it breaks off there:
 
 1. ``depends_on`` only: WATCH and reads, then MULTI: the job as deferred, its dependencies. Broken off: unknown. From here
    on the job exists.
 2. SADD of the queue's name, INFO of the server. Without ``depends_on`` the job is still nowhere.
 3. The job and its place in the queue, or in the registry of scheduled jobs. Broken off: unknown.
+
+A job with a limit of RQ 3 goes its own way at step 3, see enqueueing.py.
 
 Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
 script is always tried first: should a request that was given up arrive late, after it was repeated, it changes nothing.
@@ -81,7 +83,7 @@ class Queue(AdmittingQueue):
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; ``retry`` is no ``rq.Retry``.
-        RQUnsupported: RQ 3 is installed.
+        RQUnsupported: a major version of RQ that is not known here is installed.
     """
 
     def __init__(
