@@ -297,7 +297,7 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
         job.set_status(JobStatus.READY_TO_ENQUEUE)
         queue.ready_job_registry.add(job)
     redis.zadd("rq:rl:k:allowed", {"other": 1})
-    redis.hset("rq:job:other", "status", "queued")
+    redis.hset("rq:job:other", "status", "started")
     with engine(server.url) as ours:
         assert ours.run(ours.scripts.ready([queue.key], 100, "now")) == []
         found = ours.run(ours.scripts.ready([queue.key], -1, "2026-01-01T00:00:00.000000Z"))

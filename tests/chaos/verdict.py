@@ -259,6 +259,8 @@ def _check_residue(verdict: Verdict, redis: Redis) -> None:
             verdict.add("", f"{name} is left")
         elif name.startswith("rq_pooled:claims:") and redis.ttl(key) < 0:
             verdict.add("", f"{name} is left for ever with {redis.hkeys(key)[:10]}")
+        elif name.startswith("rq:worker:") and name.endswith(":executions"):
+            verdict.add("", f"{name} holds {redis.smembers(key)}")
         elif name.startswith("rq:worker:") and not redis.hexists(key, "death"):
             try:
                 current = redis.hget(key, "current_job")
