@@ -193,9 +193,13 @@ def lua_prelude() -> str:
 
 
 def lua_limits() -> str:
-    """Return RQ's scripts for rate limits as Lua functions, by SHA1 and by name; our scripts call them in their own step."""
+    """Return RQ's scripts for rate limits as Lua functions, by SHA1 and by name; our scripts call them in their own step.
+
+    ``guarded`` is that of shared/guarded_limit.lua.
+    """
     lines = ["local rq_scripts, rq_named = {}, {}"]
     for name, text in rate_limit_scripts().items():
-        lines.append(f"rq_named['{name}'] = function(KEYS, ARGV)\n{text}\nend")
+        function = f"function(KEYS, ARGV)\n{text}\nend"
+        lines.append(f"rq_named['{name}'] = " + (function if name == "cleanup" else f"guarded({function})"))
         lines.append(f"rq_scripts['{hashlib.sha1(text.encode()).hexdigest()}'] = rq_named['{name}']")
     return "\n".join(lines) + "\n"

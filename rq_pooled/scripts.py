@@ -102,7 +102,12 @@ def _text(name: str) -> str:
     line = re.compile("^-- include (.+)\n", re.MULTILINE)
     text = line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
     # What a script knows of the installed RQ.
-    return text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", rq_api.lua_prelude() + rq_api.lua_limits())
+    return text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", _limits())
+
+
+def _limits() -> str:
+    """Return what scripts that deal with rate limits know of the installed RQ."""
+    return rq_api.lua_prelude() + (_FOLDER / "shared" / "guarded_limit.lua").read_text() + rq_api.lua_limits()
 
 
 class Scripts:

@@ -22,6 +22,7 @@ from test_bad_input import WAYS, refusal, run
 from rq_pooled import Queue as PooledQueue
 from rq_pooled.errors import ConfigurationError, QueueFull
 from rq_pooled.rq_api import RQ3
+from rq_pooled.sweeper import Sweeper
 
 only_3 = pytest.mark.skipif(not RQ3, reason="of RQ 3")
 
@@ -285,6 +286,80 @@ def test_a_queue_that_is_none_keeps_its_jobs_waiting(server: Any, redis: Redis, 
     redis.delete("rq:queue:spoilt")
     with running_worker(server.url, "spoilt", log=tmp_path / "log2"):
         ends(stuck)
+
+
+@only_3
+def test_a_waiting_job_that_cannot_be_queued_stops_no_other(server: Any, redis: Redis) -> None:
+    """Waiting entries without a job are dropped, those of a spoilt queue wait on, and the next one gets the slot."""
+    limited(redis, jobs.add, 1, 2, job_id="a")
+    Queue("spoilt", connection=redis).enqueue(jobs.add, 1, 2, job_id="b", rate_limit=rate_limit())
+    redis.set("rq:queue:spoilt", "x")
+    redis.set("rq:job:c", "x")
+    redis.zadd("rq:rl:k:rate_limited", {"c": 1, b"\xff": 2})
+    last = limited(redis, jobs.add, 1, 2, job_id="d")
+    with engine(server.url) as ours:
+        ours.register("w")
+        (claim,) = ours.claim("w").claims
+        assert ours.commit(ours.ledger.bare_failure(claim, "unreadable")) == ["ok"]
+    assert last.get_status() == JobStatus.QUEUED
+    assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"d"]
+    assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"]
+
+
+@only_3
+@pytest.mark.parametrize("concurrency", ["junk", "0", "-1", "nan", "1e999", "99999999999999999999"])
+def test_a_limit_that_is_no_number_is_none(server: Any, redis: Redis, concurrency: str) -> None:
+    """A due job whose limit's number is junk or huge is queued, and so is the one behind it."""
+    queue = Queue(connection=redis)
+    held, plain = (queue.enqueue_in(timedelta(days=1), jobs.add, 1, 2, job_id=name) for name in ("held", "plain"))
+    redis.hset(held.key, mapping={"rate_limit_key": "k", "rate_limit_concurrency": concurrency})
+    redis.zadd("rq:scheduled:default", {"held": 1, "plain": 2})
+    with engine(server.url) as ours:
+        ours.run(ours.ledger.promote(["default"], "s", {"x": "y"}))
+    assert sorted(queue.get_job_ids()) == ["held", "plain"]
+    assert redis.hget(held.key, "status") == plain.get_status().value.encode() == b"queued"
+
+
+@only_3
+@pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited"])
+def test_a_due_job_of_a_spoilt_limit_is_queued(server: Any, redis: Redis, key: str) -> None:
+    """A due job, one that is requeued and one that was ready are queued where a key of their limit is of another type."""
+    queue = Queue(connection=redis)
+    due = limited(redis, jobs.add, 1, 2, job_id="due")
+    redis.delete(queue.key, "rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited")
+    due.set_status(JobStatus.SCHEDULED)
+    redis.zadd("rq:scheduled:default", {"due": 1})
+    redis.set(key, "spoilt")
+    with engine(server.url) as ours:
+        ours.run(ours.ledger.promote(["default"], "s", {"x": "y"}))
+        assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
+        redis.delete(queue.key, *{"rq:rl:k:allowed", "rq:rl:k:rate_limited"} - {key})
+        due.set_status(JobStatus.READY_TO_ENQUEUE)
+        redis.zadd("rq:ready:default", {"due": 1})
+        ours.run(ours.scripts.ready([queue.key], 1, "now"))
+        assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
+    redis.delete(queue.key, *{"rq:rl:k:allowed", "rq:rl:k:rate_limited"} - {key})
+    due.set_status(JobStatus.FAILED)
+    redis.zadd("rq:failed:default", {"due": 1})
+    assert Sweeper(connection=redis).requeue_ids("default", ["due"]) == {"due": "done"}
+    assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
+
+
+@only_3
+def test_ready_entries_that_are_odd_stop_nothing(server: Any, redis: Redis) -> None:
+    """A registry of another type and ids that are no UTF-8 keep no dependent of another queue from being queued."""
+    queue = Queue("b", connection=redis)
+    job = queue.enqueue(jobs.add, 1, 2, job_id="a")
+    redis.delete(queue.key)
+    job.set_status(JobStatus.READY_TO_ENQUEUE)
+    redis.set("rq:ready:a", "x")
+    redis.set("rq:job:spoilt", "x")
+    redis.zadd("rq:ready:b", {b"\xff\xfe": 1, "spoilt": 1, "gone": 1, "a": 2})
+    redis.hset(b"rq:job:\xff\xfe", "status", "ready_to_enqueue")
+    with engine(server.url) as ours:
+        ours.run(ours.scripts.ready(["rq:queue:a", "rq:queue:b"], 60, "now"))
+    assert redis.lrange("rq:queue:b", 0, -1) == [b"\xff\xfe", b"a"]
+    assert not redis.exists("rq:ready:b")
 
 
 @only_3

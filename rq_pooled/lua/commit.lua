@@ -27,7 +27,6 @@ local now, claims = ARGV[1], ARGV[2]
 -- include digest
 -- include is_running
 -- include no_execution
--- include pass_limit
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -47,9 +46,14 @@ local function bounded(seconds)
   return number and number == number and string.format('%.0f', math.max(-LONGEST, math.min(number, LONGEST))) or nil
 end
 
+-- Tell whether a command takes a job from a rate limit. Where that has become something else there is no slot to free.
+local function of_limit(command, key)
+  return command == 'ZREM' and string.sub(key, 1, 6) == 'rq:rl:'
+end
+
 local types = {} -- of keys, as far as looked at in this call
 local function refused(command, key, value, words)
-  local expected = EXPECTED[command]
+  local expected = not of_limit(command, key) and EXPECTED[command]
   if words < 1 or words > MAX_WORDS then
     return 'ERR a command of ' .. words .. ' words'
   elseif expected == 'zset' and command == 'ZADD' and words == 4 then
@@ -153,7 +157,9 @@ local function free_slot(id, slot)
   end
   if tonumber(concurrency) then
     local time = redis.call('TIME')
-    pcall(release_stale, string.sub(key, 1, -9), id, concurrency, time[1] + time[2] / 1000000, now)
+    local waiting = string.sub(key, 1, -8) .. 'rate_limited'
+    pcall(rq_named.release_stale, { key, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
+      { concurrency, time[1] + time[2] / 1000000, now, 'rq:queue:', 'rq:job:', id })
   end
 end
 
@@ -170,16 +176,11 @@ local function apply(...)
       end
     end
     -- It comes after what it follows from. An error in it costs a slot, which RQ's maintenance frees; the outcome stands.
-    local ok, fits = pcall(can_fill, keys[1], keys[2], arguments[1], 1)
-    if ok and fits then
-      pcall(rq_scripts[words[2]], keys, arguments)
-    elseif arguments[6] then -- the slot is free at least
-      redis.pcall('ZREM', keys[1], arguments[6])
-    end
+    pcall(rq_scripts[words[2]], keys, arguments)
     return 'ok'
   end
   local reply = redis.pcall(...)
-  return type(reply) == 'table' and reply.err and not ONLY_COUNTS[...] and reply.err or 'ok'
+  return type(reply) == 'table' and reply.err and not ONLY_COUNTS[...] and not of_limit(...) and reply.err or 'ok'
 end
 
 local results, freed, at = {}, {}, 3

@@ -38,15 +38,17 @@ end
 local LIMITS, OLDEST = 50, 20
 for _, name in ipairs(RQ3 and redis.pcall('SRANDMEMBER', 'rq:rl-keys', LIMITS) or {}) do
   local limit = 'rq:rl:' .. name
+  local allowed, waiting = limit .. ':allowed', limit .. ':rate_limited'
   local concurrency = redis.pcall('HGET', limit, 'concurrency')
   if type(concurrency) == 'string' and tonumber(concurrency) and is_limit(limit) then
-    for _, id in ipairs(redis.call('ZRANGE', limit .. ':allowed', 0, OLDEST - 1)) do
+    for _, id in ipairs(redis.call('ZRANGE', allowed, 0, OLDEST - 1)) do
       local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
       if status ~= 'queued' and status ~= 'started' then
-        release_stale(limit, id, concurrency, clock, now)
+        rq_named.release_stale({ allowed, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
+          { concurrency, clock, now, 'rq:queue:', 'rq:job:', id })
       end
     end
-    fill_slots(limit, concurrency, clock, now)
+    rq_named.acquire({ allowed, waiting }, { concurrency, clock, now, 'rq:queue:', 'rq:job:' })
   end
 end
 return found
