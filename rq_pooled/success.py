@@ -106,8 +106,8 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
     """Return the one command that records a plain success, as commit.lua takes it; words are bytes, text or numbers.
 
     It stands for RQ's handle_job_success, Job._handle_success, Job.save, Result.save and Job.cleanup. Left out, since
-    they would change nothing: fields of the hash that are as they were, and the expiry of the sets of dependencies
-    and of dependents, which a plain job does not have.
+    they would change nothing: fields of the hash that are as they were, and the expiry of the set of dependencies,
+    which a plain job does not have.
     """
     assert job.started_at and job.ended_at and job.last_heartbeat
     ended_at = write_date(job.ended_at)

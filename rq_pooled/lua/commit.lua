@@ -88,8 +88,9 @@ local function plain_success(id, execution, w, words)
     { 'ZADD', 'rq:finished:' .. ARGV[w + 2], ARGV[w + 9], id }
   }
   if (tonumber(ttl) or 0) > 0 then
-    -- Not the job's dependents: a plain success has none, which its guard has just seen.
     commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
+    -- Dependents are there where the outcome was completed with what enqueues them, see Outcomes.
+    commands[8] = { 'EXPIRE', job .. ':dependents', ttl }
   elseif ttl == '-1' then
     commands[6] = { 'PERSIST', results }
   else -- Redis deletes a key whose expiry lies in the past, and so does RQ with it
