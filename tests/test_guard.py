@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,13 +24,15 @@ from rq import Queue
 from support import TESTS, WorkerProcess, running_worker, wait_until
 
 from rq_pooled import ConnectionGuard
+from rq_pooled.brake import Brake
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
-from rq_pooled.guarding import EVENTS
+from rq_pooled.guarding import EVENTS, Guarding
 from rq_pooled.levels import level_of
 from rq_pooled.pool import Pool
 from rq_pooled.samples import Sample, trend
+from rq_pooled.scripts import Scripts
 
 FAST = {"RQ_POOLED_GUARD_INTERVAL": "0.1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
 
@@ -408,3 +412,25 @@ def test_a_lost_server_is_an_error_not_a_refusal(start_server: Callable[..., Emb
     server.kill()
     with pytest.raises(RedisConnectionError):
         guard.check()
+
+
+def test_the_brake_is_engaged_at_stop_and_released_below() -> None:
+    """Horses open nothing above GUARD_STOP, and all they need below it, where only what is idle is closed."""
+    brake = Brake()
+    parent: Any = SimpleNamespace(
+        settings=Settings(),
+        brake=brake,
+        name="w",
+        log=logging.getLogger("rq.worker"),
+        loop=SimpleNamespace(call_later=lambda *_: None),
+        command=SimpleNamespace(submit=lambda *_: None),
+        scripts=Scripts(),
+        ledger=SimpleNamespace(token="token"),
+    )
+    guarding = Guarding(parent)
+    for connected, engaged, tight in ((50, False, False), (85, False, True), (97, True, True), (50, False, False)):
+        guarding._judge(connected, 100)
+        assert (brake.engaged, brake.tight) == (engaged, tight), connected
+    guarding._judge(97, 100)
+    guarding._judge(None, 100)
+    assert not brake.engaged and not brake.tight, "who cannot look any more would never release it"

@@ -142,3 +142,14 @@ def test_what_has_ended_is_given_back(server: EmbeddedServer, redis: Redis, prot
         line.read(0.3)
     assert line.given_back == 1
     line.close()
+
+
+def test_the_longest_wait_of_a_pipeline_counts() -> None:
+    """What is sent behind a command that waits in the server takes nothing of its time."""
+    loan = Loan()
+    for words in ([b"BLPOP", b"key", b"10"], [b"LPUSH", b"key", b"1"]):
+        loan.note(words)
+    assert loan.patience == 10
+    loan.note([b"BLPOP", b"key", b"0"])
+    loan.note([b"LPUSH", b"key", b"1"])
+    assert loan.patience is None

@@ -10,6 +10,7 @@ from redis import Redis
 
 from rq_pooled.pool import Pool
 from rq_pooled.recorder import Recorder, Tape, make_recorder
+from rq_pooled.relay import Relay
 
 
 @pytest.fixture
@@ -55,3 +56,13 @@ def test_the_reads_of_a_pipeline_are_asked_for_together(recorder: Recorder) -> N
         (b"digest-0", [b"HGET", b"rq:job:b", b"status"]),
         (b"digest-2", [b"HGET", b"rq:job:c", b"status"]),
     ]
+
+
+def test_what_runs_after_maintenance_is_not_relayed(recorder: Recorder) -> None:
+    """A relay ends with its block, whatever ends that: a job's commands are no affair of the command connection."""
+    channel: Any = None  # nothing is said over it
+    relay = Relay(channel, recorder)
+    with pytest.raises(ValueError), relay.carry():
+        assert recorder.relay is relay
+        raise ValueError
+    assert recorder.relay is None

@@ -504,3 +504,21 @@ def handles_sigterm(pid: int) -> bool:
     """Tell whether a process has a handler for SIGTERM."""
     text = Path(f"/proc/{pid}/status").read_text()
     return bool(int(text.split("SigCgt:")[1].split()[0], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def test_a_job_that_is_cancelled_while_it_is_moved_is_not_put_off(redis: Redis) -> None:
+    """What a move that fails leaves of a schedule is its time; one that was cancelled meanwhile does not come back."""
+    scheduler = Scheduler(connection=redis)
+    mover = scheduler._mover
+    for cancelled in (False, True):
+        job = scheduler.enqueue_in(timedelta(0), claim_jobs.nothing)
+
+        def fail(job: Job, *_: Any, cancelled: bool = cancelled) -> str:
+            if cancelled:
+                scheduler.cancel(job)
+            raise ValueError("on purpose")
+
+        now = int(redis.time()[0])
+        assert mover.move_id(job.id, 0.0, now, None, fail) == (None, "postponed")
+        due = redis.zscore(SCHEDULED_JOBS, job.id)
+        assert due is None if cancelled else due and due > now

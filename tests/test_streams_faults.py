@@ -294,6 +294,17 @@ def test_half_a_reply_goes_with_its_connection(hub: Hub, redis: Redis) -> None:
     assert other.ask("GET", "n") == b"$-1\r\n"
 
 
+def test_a_full_server_is_left_all_lent_connections_but_one(hub: Hub) -> None:
+    """Above GUARD_STOP what comes back is closed, for others wait for it; with one the own streams get on."""
+    watching = [hub.client() for _ in range(3)]
+    assert [client.ask("WATCH", "key") for client in watching] == [b"+OK\r\n"] * 3
+    assert hub.mux.connections()["exclusive"] == 3
+    hub.mux._brake.engaged = True
+    assert [client.ask("UNWATCH") for client in watching] == [b"+OK\r\n"] * 3
+    hub.until(lambda: hub.mux.connections()["exclusive"] == 1)
+    assert watching[0].ask("WATCH", "key") == b"+OK\r\n"
+
+
 def test_the_token_of_a_horse_that_ended_opens_nothing(hub: Hub) -> None:
     """What a dead horse has left running is a stranger from then on."""
     guest = hub.guest()

@@ -115,6 +115,7 @@ local function plain_success(id, execution, args, w, words)
   }
   if (tonumber(ttl) or 0) > 0 then
     commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
+    -- Dependents are there where the outcome was completed with what enqueues them, see Outcomes.
     commands[8] = { 'EXPIRE', job .. ':dependents', ttl }
   elseif ttl == '-1' then
     commands[6] = { 'PERSIST', results }
