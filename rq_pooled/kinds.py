@@ -113,9 +113,12 @@ def recorded_end(text: str) -> tuple[str, str]:
 def _loaded(name: str) -> type[BaseException] | None:
     """Return the class of this name if it can be found without importing anything.
 
-    ``getattr`` would call the ``__getattr__`` of modules that import on demand.
+    ``getattr`` would call the ``__getattr__`` of modules that import on demand, and run a module of a ``LazyLoader``.
     """
     module, dot, attribute = name.rpartition(".")
-    names = getattr(sys.modules.get(module), "__dict__", {}) if dot else vars(builtins)
+    try:
+        names = object.__getattribute__(sys.modules.get(module), "__dict__") if dot else vars(builtins)
+    except AttributeError:
+        return None
     found = names.get(attribute)
     return found if isinstance(found, type) and issubclass(found, BaseException) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import traceback
 import types
@@ -127,3 +128,16 @@ def test_raised_exceptions_match_by_every_name_they_have() -> None:
     assert is_kind(redis.exceptions.TimeoutError, ["redis.TimeoutError"])
     assert not is_kind(retry_jobs.Broken, ["ConnectionError", "never.imported.Error"])
     assert "never.imported" not in sys.modules
+
+
+def test_a_module_that_loads_when_it_is_used_is_not_loaded_by_its_name(tmp_path, monkeypatch):
+    """A recorded name of a module under ``importlib.util.LazyLoader`` does not run that module."""
+    (tmp_path / "lazy_kind.py").write_text("raise SystemExit('it was run')\n")
+    spec = importlib.util.spec_from_file_location("lazy_kind", tmp_path / "lazy_kind.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "lazy_kind", module)
+    spec.loader.exec_module(module)
+
+    assert not is_recorded_kind("lazy_kind.Bad", ("OSError",))
+    assert not is_kind(OSError, ("lazy_kind.Bad",))

@@ -66,3 +66,14 @@ def test_what_runs_after_maintenance_is_not_relayed(recorder: Recorder) -> None:
         assert recorder.relay is relay
         raise ValueError
     assert recorder.relay is None
+
+
+def test_what_is_written_after_the_outcome_has_left_reaches_the_server(recorder: Recorder, redis: Redis) -> None:
+    """A write about the job joins its outcome until that is delivered; later nobody would send it."""
+    recorder.outcome = one = tape()
+    one.write([b"HSET", b"rq:job:a", b"status", b"finished"])
+    recorder.hset("rq:job:a", "early", "1")
+    assert not redis.exists("rq:job:a") and [b"HSET", b"rq:job:a", b"early", b"1"] in one.commands
+    one.delivered = True
+    recorder.hset("rq:job:a", "late", "1")
+    assert redis.hgetall("rq:job:a") == {b"late": b"1"}
