@@ -202,6 +202,8 @@ def test_own_connection_that_sends_again(proxy: CutProxy, redis: Redis) -> None:
 def test_another_process_repeats_with_unique(proxy: CutProxy, server: Any, redis: Redis) -> None:
     """Across processes RQ's unique=True keeps a repeated enqueue from doubling the job."""
     queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="warm-up")  # else the reply that is lost may be NOSCRIPT
+    redis.delete(queue.key)
     proxy.cut_on(b"EVALSHA")
     with pytest.raises(EnqueueUnconfirmed):
         queue.enqueue(JOB, 3, job_id="mine")
