@@ -20,7 +20,9 @@ from support import running_worker, wait_until
 from test_bad_input import WAYS, refusal, run
 
 from rq_pooled import Queue as PooledQueue
+from rq_pooled.cli_monitor import queue_rows
 from rq_pooled.errors import ConfigurationError, QueueFull
+from rq_pooled.health import queues
 from rq_pooled.rq_api import RQ3
 from rq_pooled.sweeper import Sweeper
 
@@ -397,6 +399,25 @@ def test_free_slots_are_filled_between_maintenances(server: Any, redis: Redis) -
         third = limited(redis, jobs.add, 1, 2, job_id="c")
         ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now"))
     assert third.get_status() == JobStatus.RATE_LIMITED and redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
+
+
+@only_3
+def test_queues_count_what_is_held_back(redis: Redis) -> None:
+    """Each queue says how many of its jobs wait at rate limits and how many dependents are ready."""
+    for name in "abc":
+        limited(redis, jobs.add, 1, 2, job_id=name)
+    redis.zadd("rq:ready:default", {"x": 1})
+    (queue,) = queues(redis)
+    assert (queue["length"], queue["rate_limited"], queue["ready"]) == (1, 2, 1)
+    header, row = (" ".join(map(str, line)) for line in queue_rows([queue]))
+    assert header.endswith("WORKERS RATE LIMITED READY") and row.endswith("0 2 1")
+    for key in ("rq:ready:default", "rq:rl-keys"):
+        redis.delete(key)
+        redis.set(key, "x")
+    (queue,) = queues(redis)
+    assert (queue["length"], queue["rate_limited"], queue["ready"]) == (1, 0, 0)
+    assert queue["unreadable"] == ["ready"]
+    assert len(queue_rows([queue])[0]) == 8
 
 
 @pytest.mark.skipif(RQ3, reason="of RQ 2")
