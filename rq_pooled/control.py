@@ -42,18 +42,22 @@ class Control:
                 log.info("Received kill horse command%s", "" if slot.claim else "; not working, ignored")
                 if slot.claim is not None:
                     self._slots.kill(slot)
+        elif name == "stop-execution":  # of RQ 3
+            self._stop_job(str(payload.get("job_id")), slots, str(payload.get("execution_id")))
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))
             self._stop_job(str(payload.get("job_id")), slots)
 
-    def _stop_job(self, job_id: str, slots: list[Slot]) -> None:
+    def _stop_job(self, job_id: str, slots: list[Slot], execution_id: str | None = None) -> None:
         for slot in slots:
             self._slots.receive(slot)
+            if execution_id is not None and slot.claim is not None and slot.claim.execution_id != execution_id:
+                continue
             if slot.claim is not None and slot.claim.job_id == job_id and slot.task and slot.task.kind == "perform":
                 slot.stopped = True
                 self._slots.kill(slot)
                 return
         if any(slot.reserved for slot in slots):  # the server may say that the job is started before it tells us
-            self._parent.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots))
+            self._parent.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots, execution_id))
             return
         self._parent.log.info("Not working on job %s, command ignored.", job_id)

@@ -47,11 +47,13 @@ def use_in_jobs() -> None:
         return
     _patched, inherited = True, ScheduledJobRegistry.schedule
 
-    def schedule(self: Any, job: Any, scheduled_datetime: datetime, *args: Any, **kwargs: Any) -> Any:
-        connection = self.connection
-        self.connection = _Adding(connection, fraction_of(scheduled_datetime.microsecond))
+    def schedule(self: Any, job: Any, scheduled_datetime: datetime, pipeline: Any = None, **kwargs: Any) -> Any:
+        connection, fraction = self.connection, fraction_of(scheduled_datetime.microsecond)
+        self.connection = _Adding(connection, fraction)
+        # RQ 2 writes to the connection in any case, RQ 3 to the pipeline.
+        adding: Any = None if pipeline is None else _Adding(pipeline, fraction)
         try:
-            return inherited(self, job, scheduled_datetime, *args, **kwargs)
+            return inherited(self, job, scheduled_datetime, pipeline=adding, **kwargs)
         finally:
             self.connection = connection
 

@@ -18,11 +18,11 @@ from typing import Any
 import rq
 from redis.client import Pipeline
 from rq.exceptions import DuplicateJobError, NoSuchJobError
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.queue import EnqueueData
 from rq.registry import ScheduledJobRegistry
 from rq.scripts import _build_hset_args
-from rq.utils import as_text
+from rq.utils import as_text, now, utcformat
 
 from .client_scripts import run_script
 from .due import add_fraction
@@ -31,6 +31,7 @@ from .errors import AlreadyQueued, AlreadySpent, ConfigurationError, QueueFull
 from .inert_jobs import fetch_inert
 from .limits import Limit, declare_limit, make_limit
 from .once import FIELD, OF_FIELD, TTL_FIELD, once_key
+from .rq_api import RQ3
 from .rq_version import check_keys
 from .scripts import shared_scripts
 from .unique import call_key
@@ -61,6 +62,8 @@ class Admission:
 
 
 _asked: ContextVar[Admission | None] = ContextVar("_asked", default=None)
+#: The limit of all jobs that are being created by ``enqueue_many``.
+_limited: ContextVar[Any] = ContextVar("_limited", default=None)
 
 
 class AdmittingQueue(rq.Queue):
@@ -102,6 +105,10 @@ class AdmittingQueue(rq.Queue):
         """Create a job as RQ does, with what the running ``enqueue`` asks for."""
         job = super().create_job(*args, **kwargs)
         _check_times(job)
+        limit: Any = _limited.get()
+        if limit is not None:
+            limited: Any = job
+            limited.rate_limit_key, limited.rate_limit_concurrency = limit.key, limit.concurrency
         asked = _asked.get()
         if asked is not None:
             _asked.set(None)  # for one job: with is_async=False it runs inside the block, and what it enqueues is its own
@@ -156,11 +163,18 @@ class AdmittingQueue(rq.Queue):
         return scheduled
 
     def enqueue_many(
-        self, job_datas: Iterable[EnqueueData], pipeline: Pipeline | None = None, group_id: str | None = None
+        self,
+        job_datas: Iterable[EnqueueData],
+        pipeline: Pipeline | None = None,
+        group_id: str | None = None,
+        *,
+        rate_limit: Any = None,
     ) -> list[Job]:
-        """Enqueue many jobs; with ``max_length`` all that have no dependencies or none, in one step."""
+        """Enqueue many jobs; with ``max_length`` or ``rate_limit`` all that have no dependencies or none, in one step."""
         self._declare_limit()
-        if self.max_length is None or not self._is_async:
+        if rate_limit is not None:
+            self._check_limited(rate_limit, pipeline)
+        elif self.max_length is None or not self._is_async:
             return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
         if pipeline is not None:
             raise ConfigurationError(
@@ -170,17 +184,39 @@ class AdmittingQueue(rq.Queue):
         check_keys((type(self), self.job_class))
         datas = list(job_datas)
         batch: list[tuple[Job, bool]] = []
-        token = _batch.set(batch)
+        token, limited = _batch.set(batch), _limited.set(rate_limit)
         try:
             jobs = super().enqueue_many([data for data in datas if not data.depends_on], group_id=group_id)
+            _batch.set(None)
+            if batch:
+                moment = now()
+                verdict, words = self._ask(Admission(max_length=self.max_length), batch, replace=True, moment=moment)
+                if verdict == "full":
+                    raise self._full(int(words[0]), len(batch))
+                for (job, _), status in zip(batch, words):
+                    _note_status(job, status, moment)
+            dependents = [data for data in datas if data.depends_on]
+            return jobs + (super().enqueue_many(dependents, group_id=group_id) if dependents else [])
         finally:
+            _limited.reset(limited)
             _batch.reset(token)
-        if batch:
-            verdict, word = self._ask(Admission(max_length=self.max_length), batch, replace=True)
-            if verdict == "full":
-                raise self._full(int(word), len(batch))
-        dependents = [data for data in datas if data.depends_on]
-        return jobs + (super().enqueue_many(dependents, group_id=group_id) if dependents else [])
+
+    def _check_limited(self, rate_limit: Any, pipeline: Pipeline | None) -> None:
+        """Refuse what RQ refuses for a single job with a limit."""
+        if not RQ3 or not hasattr(rate_limit, "concurrency"):
+            raise ConfigurationError(f"rate_limit is {rate_limit!r}: give an rq.RateLimit, which needs RQ 3")
+        if pipeline is not None:
+            raise ValueError("rate-limited jobs cannot be enqueued with a pipeline")
+        if not self._is_async:
+            raise ValueError("rate_limit is not supported on synchronous queues (is_async=False)")
+
+    def _enqueue_job(
+        self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
+    ) -> Job:
+        # RQ's enqueue_many passes by the limits of jobs.
+        if getattr(job, "has_rate_limit", False) and self._is_async and _batch.get() is None:
+            return self._enqueue_rate_limited_job(job, pipeline=pipeline, at_front=at_front)
+        return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
 
     def _enqueue_async_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
@@ -188,14 +224,47 @@ class AdmittingQueue(rq.Queue):
         batch = _batch.get()
         if batch is not None:
             self._prepare_for_queue(job)
+            if getattr(job, "has_rate_limit", False):
+                job._status, job.enqueued_at = JobStatus("rate_limited"), None
             batch.append((job, at_front))
             return job
         admission: Admission | None = job.__dict__.get("_rq_pooled_admission")
         if admission is None or pipeline is not None:
             return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         self._prepare_for_queue(job)
+        return self._admit(job, admission, at_front, replace=not unique)
+
+    def _enqueue_rate_limited_job(self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False) -> Job:
+        """Enqueue a job that has a limit, in one step where RQ takes two; RQ 3 calls it.
+
+        In between, a process that dies would leave its job waiting until another one of its limit ends.
+        """
+        if pipeline is not None or getattr(self.connection, "recording", False):
+            parent: Any = super()
+            enqueued: Job = parent._enqueue_rate_limited_job(job, pipeline=pipeline, at_front=at_front)
+            return enqueued
+        is_new = job.get_status(refresh=False) != JobStatus.DEFERRED
+        self._prepare_for_queue(job)
+        job._status, job.enqueued_at = JobStatus("rate_limited"), None
+        if at_front:
+            job.enqueue_at_front = True
+        admission: Admission = job.__dict__.get("_rq_pooled_admission") or Admission()
+        try:
+            return self._admit(job, admission, at_front, replace=not is_new)
+        except DuplicateJobError:
+            # As in Queue._enqueue_async_job: it may have been sent twice, and then is there; else it is replaced.
+            written, status = self.connection.hmget(job.key, "created_at", "status")
+            if as_text(written or b"") == utcformat(job.created_at) and status in (b"queued", b"rate_limited"):
+                job._status = JobStatus(as_text(status))
+                return job
+            return self._admit(job, admission, at_front, replace=True)
+
+    def _admit(self, job: Job, admission: Admission, at_front: bool, replace: bool) -> Job:
+        """Enqueue a job if nothing speaks against it; return it, or the one that stands in its way."""
         for _ in range(_ATTEMPTS):
-            verdict, word = self._ask(admission, [(job, at_front)], replace=not unique)
+            moment = now()
+            verdict, words = self._ask(admission, [(job, at_front)], replace=replace, moment=moment)
+            word = words[0] if words else ""
             if verdict == "exists":
                 raise DuplicateJobError(f"Job with ID '{job.id}' already exists")
             if verdict == "full":
@@ -203,6 +272,7 @@ class AdmittingQueue(rq.Queue):
             if verdict == "spent":
                 return self._earlier(admission, word)
             if verdict != "unique":
+                _note_status(job, word, moment)
                 return job
             if not admission.returns:
                 break
@@ -214,7 +284,9 @@ class AdmittingQueue(rq.Queue):
             f"job {word} calls {job.func_name} with the same arguments and is queued or running: not enqueued", word
         )
 
-    def _ask(self, admission: Admission, jobs: list[tuple[Job, bool]], replace: bool) -> tuple[str, str]:
+    def _ask(
+        self, admission: Admission, jobs: list[tuple[Job, bool]], replace: bool, moment: datetime
+    ) -> tuple[str, list[str]]:
         """Run enqueue.lua; return its verdict and what belongs to it."""
         command = shared_scripts().enqueue(
             self.key,
@@ -223,10 +295,11 @@ class AdmittingQueue(rq.Queue):
             None if admission.once is None else once_key(admission.once),
             call_key(jobs[0][0]) if admission.unique_for else None,
             admission.unique_for,
-            [(job.id, at_front, job.ttl, _build_hset_args(job)) for job, at_front in jobs],
+            utcformat(moment),
+            [(job.id, at_front, job.ttl, _build_hset_args(job), _limit_of(job)) for job, at_front in jobs],
         )
-        verdict, *more = run_script(self.connection, command)
-        return as_text(verdict), as_text(more[0]) if more else ""
+        verdict, *more = map(as_text, run_script(self.connection, command))
+        return verdict, more
 
     # -- what stands in the way ----------------------------------------------------------------------------------
 
@@ -280,6 +353,19 @@ def _check_times(job: Job) -> None:
                 f"{name} is {seconds}: at most {LONGEST} seconds (100 years) can be kept; leave ttl out and set result_ttl, "
                 "failure_ttl or timeout to -1 for ever"
             )
+
+
+def _note_status(job: Job, status: str, moment: datetime) -> None:
+    """Have a job know what the script has written of it."""
+    job._status = JobStatus(status)
+    if job.enqueued_at is None and job._status == JobStatus.QUEUED:
+        job.enqueued_at = moment
+
+
+def _limit_of(job: Job) -> tuple[str, int]:
+    """Return the key of a job's limit, and how many jobs it lets in; RQ 3's."""
+    key, concurrency = getattr(job, "rate_limit_key", None), getattr(job, "rate_limit_concurrency", None)
+    return (key, concurrency) if key and concurrency else ("", 0)
 
 
 def _admission_of(job: Job) -> Admission | None:

@@ -24,7 +24,7 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 from rq.utils import now
 
-from . import attempts, dates, due, hooks, once
+from . import attempts, dates, due, hooks, once, rq_api
 from .channel import ChildChannel
 from .claims import STALLS, Claim
 from .config import message_of
@@ -95,6 +95,10 @@ class HorseProcess:
         worker.death_penalty_class = self._announcing(worker.death_penalty_class)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.
         worker.scheduler = None
+        if rq_api.RQ3:
+            penalty = worker.death_penalty_class
+            rq_api.on_abandoned(lambda job, run: self._on_abandoned(job, run, penalty))
+        rq_api.survive_spoilt_limits(worker.log)
         for queue in worker.queues:  # used by maintenance only
             queue.job_class = self._abandoned(queue.job_class)
 
@@ -142,7 +146,7 @@ class HorseProcess:
                 if once.duplicate_of(self._worker.raw):
                     self._skip(job, queue)
                 else:
-                    self._worker.perform_job(job, queue)
+                    self._worker.perform_job(job, queue, *rq_api.with_execution(self._worker.held).values())
         except BaseException:
             # RQ has recorded by then, and logs the result; the hooks may call code of a framework.
             if os.getpid() != horse or not tape.complete:
@@ -159,7 +163,7 @@ class HorseProcess:
         worker.prepare_job_execution(job)
         worker.begins = False
         worker.handle_execution_ended(job, queue, 0)
-        worker.handle_job_success(job, queue, queue.started_job_registry)
+        worker.handle_job_success(job, queue, queue.started_job_registry, **rq_api.with_execution(worker.held))
         # First, since the last command may delete the hash.
         worker.tape.write_first(self._recorder.encode(["HSET", job.key, once.DUPLICATE_FIELD, spender]))
         worker.log.info("Worker %s: job %s not run: its key was spent by job %s", worker.name, job.id, spender)
@@ -182,7 +186,7 @@ class HorseProcess:
             if stopped:
                 worker.log.warning("Worker %s: job %s stopped by user", worker.name, job.id)
                 if not quietly:
-                    self._attempt(job, lambda: job.execute_stopped_callback(worker.death_penalty_class))
+                    self._attempt(job, lambda: rq_api.stopped_callback(job, worker.death_penalty_class))
                 text = "Job stopped by user, work-horse terminated."
             else:
                 job.ended_at = now()
@@ -191,7 +195,7 @@ class HorseProcess:
                 worker.log.warning("Worker %s: job %s failed (%s)", worker.name, job.id, text)
                 if not quietly:
                     self._attempt(job, lambda: worker.handle_work_horse_killed(job, pid, status, rusage))
-            worker.handle_job_failure(job, queue=queue, exc_string=text)
+            worker.handle_job_failure(job, queue=queue, exc_string=text, **rq_api.with_execution(worker.held))
         worker._stopped_job_id = None
         self._deliver(tape)
 
@@ -206,15 +210,15 @@ class HorseProcess:
             job.ended_at = now()
             if not quietly:
                 error = AbandonedJobError(reason)
-                stack: Any = traceback.extract_stack()  # what RQ passes in the place of a traceback
+                stack: Any = rq_api.traceback_of_abandoned(traceback.extract_stack())
                 self._attempt(
                     job,
-                    lambda: job.execute_failure_callback(worker.death_penalty_class, AbandonedJobError, error, stack),
+                    lambda: rq_api.failure_callback(job, worker.death_penalty_class, AbandonedJobError, error, stack),
                 )
                 self._attempt(job, lambda: self._call_handlers(job, AbandonedJobError, error, stack))
             text = f"Moved to FailedJobRegistry, due to AbandonedJobError, at {now()}: {reason}"
             job.retries_left = None
-            worker.handle_job_failure(job, queue=queue, exc_string=text)
+            worker.handle_job_failure(job, queue=queue, exc_string=text, **rq_api.with_execution(worker.held))
         self._deliver(tape)
 
     def _call_handlers(self, job: Job, *exc_info: Any) -> None:
@@ -233,7 +237,7 @@ class HorseProcess:
         """Record a failure with this reason, for a job whose own outcome the server refused."""
         job, queue, tape = self._prepare(Claim(*fields))
         job.ended_at = job.started_at = now()
-        self._worker.handle_job_failure(job, queue=queue, exc_string=reason)
+        self._worker.handle_job_failure(job, queue=queue, exc_string=reason, **rq_api.with_execution(self._worker.held))
         self._deliver(tape)
 
     def _settle(self, fields: tuple[Any, ...], tolerant: bool, status: str, *commands: Any) -> None:
@@ -247,7 +251,7 @@ class HorseProcess:
         tape.status = status.encode()
         tape.expect_dependents()
         with self._recorder.record_to(tape):
-            queue.enqueue_dependents(job)
+            rq_api.enqueue_dependents(queue, job)
         self._deliver(tape, commands)
 
     def _maintain(self, first: Sequence[Any]) -> None:
@@ -292,7 +296,7 @@ class HorseProcess:
         self._claim = claim
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
         execution.created_at = execution.last_heartbeat = _from_timestamp(claim.created_at)
-        worker.execution = execution
+        rq_api.hold(worker, execution)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
         job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
         job.restore(claim.raw)
@@ -329,6 +333,7 @@ class HorseProcess:
             tape.write([b"HDEL", self._worker.raw_key, STALLS])
         if commands is None:
             tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
+            tape.commands += rq_api.closing_commands(self._worker.raw, tape.job_id, tape.status)
         words: list[Word] = []
         for digest, read in tape.guards:
             words += [digest, len(read), *read]
@@ -436,6 +441,12 @@ class HorseProcess:
                 horse._channel.send(("phase", -1))
 
         return Abandoned
+
+    def _on_abandoned(self, job: Any, run: Callable[[Any], None], penalty: Any) -> None:
+        """As above, for RQ 3, where it is no method of the job's."""
+        attempts.decide(job, job._raw, AbandonedJobError)
+        self._attempt(job, lambda: run(penalty))
+        self._channel.send(("phase", -1))
 
     # -- hygiene -------------------------------------------------------------------------------------------------
 

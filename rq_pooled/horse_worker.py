@@ -13,7 +13,7 @@ from rq.results import Result
 from rq.utils import now
 from rq.worker import Worker
 
-from . import attempts, retry
+from . import attempts, retry, rq_api
 from .originals import is_rqs_own
 from .recorder import Recorder, Tape
 from .success import ShortWay, is_plain, plain_success, written_by
@@ -38,6 +38,8 @@ class HorseMixin(Worker):
 
     connection: Recorder
     tape: Tape
+    #: The execution that is recorded; unlike ``execution``, which RQ 3 looks up in Redis where there is none.
+    held: Any = None
     #: The running job's hash as it was claimed, and its attributes when it was rebuilt from it.
     raw: Mapping[bytes, bytes] = {}
     raw_key: bytes = b""
@@ -60,25 +62,25 @@ class HorseMixin(Worker):
         if sys.exc_info()[0] is not None:  # RQ calls this while it handles what the job raised: handlers follow
             self.announce(HANDLER_TIME)
 
-    def cleanup_execution(self, job: Job, pipeline: Any) -> None:
+    def cleanup_execution(self, job: Job, pipeline: Any, execution: Any = None) -> None:
         """Forget the execution; replaces RQ's four writes, which the commit script makes for every outcome."""
-        self.execution = None
+        rq_api.hold(self, None)
 
-    def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any) -> None:
+    def handle_job_success(self, job: Job, queue: Queue, started_job_registry: Any, execution: Any = None) -> None:
         """As RQ, recorded; a plain success goes a shorter way to the same end."""
         result_ttl = job.get_result_ttl(self.default_result_ttl)
         inherited = super().handle_job_success
         if (
-            self.execution is not None
+            self.held is not None
             and self.short_way.is_open(inherited, type(self), type(queue))
             and is_plain(job, self.raw, self.before, result_ttl)
         ):
             assert job.ended_at and job.started_at
-            command, keys = plain_success(job, self.execution, self.name, result_ttl), (job.key, Result.get_key(job.id))
-            execution_id, encode = self.execution.id, self.connection.encode
+            command, keys = plain_success(job, self.held, self.name, result_ttl), (job.key, Result.get_key(job.id))
+            execution_id, encode = self.held.id, self.connection.encode
             self.tape.plain(command, lambda: [encode(words) for words in written_by(command, *keys, execution_id)])
             self.tape.complete = True
-            self.execution = None
+            rq_api.hold(self, None)
             what = job.description if self.log_job_description else job.id
             line = "Successfully completed %s job in %ss on worker %s"
             line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
@@ -86,21 +88,22 @@ class HorseMixin(Worker):
             return
         # RQ deletes the hash of such a job then; the entries of its failed tries are ours to delete.
         leaves_tries = result_ttl == 0 and not job.repeats_left and retry.FIELD.encode() in self.raw
-        self._expect_own_ways_of(queue)
+        self._expect_own_ways_of(queue, failed=False)
         with self.connection.record_to(self.tape):
             # By keywords, as RQ calls it: OpenTelemetry finds the queue by its name.
-            inherited(job=job, queue=queue, started_job_registry=started_job_registry)
+            keywords = rq_api.with_execution(self.held)
+            inherited(job=job, queue=queue, started_job_registry=started_job_registry, **keywords)
             if leaves_tries:
                 self.connection.delete(Result.get_key(job.id))
         self.tape.succeeded = self.tape.complete = True
 
-    def _expect_own_ways_of(self, queue: Queue) -> None:
+    def _expect_own_ways_of(self, queue: Queue, failed: bool) -> None:
         """Let a queue class that enqueues dependents in its own way see them in the first pass.
 
         RQ's own way gets a second one if there are any, see ``settle``. A second call of an override would do twice what it
         does besides; and what it reads is no reason for one, unless RQ watches it.
         """
-        if not is_rqs_own(type(queue).enqueue_dependents):
+        if not all(map(is_rqs_own, rq_api.enqueues_dependents(type(queue), failed))):
             self.tape.tolerant = True
             self.tape.ask_for_dependents()
 
@@ -118,9 +121,9 @@ class HorseMixin(Worker):
         rules = None
         if self._stopped_job_id != job.id:
             rules = attempts.decide(job, self.raw, sys.exc_info()[1] or AbandonedJobError)
-        execution, already = self.execution, len(self.tape.commands)
+        execution, already = self.held, len(self.tape.commands)
         self.tape.succeeded = self.tape.complete = False
-        self._expect_own_ways_of(queue)
+        self._expect_own_ways_of(queue, failed=True)
         with self.connection.record_to(self.tape):
             super().handle_job_failure(*args, **kwargs)
             next_at = rules and attempts.next_try(job, self.tape.commands[already:])

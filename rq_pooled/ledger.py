@@ -24,6 +24,7 @@ from .claims import STALLS, Claim
 from .config import Settings
 from .durations import LONGEST
 from .resp import Command, Packed, Word, pack_runs, text
+from .rq_api import release_commands
 from .scripts import Scripts, claims_key
 
 #: Bytes of job data after which one claim takes no further job.
@@ -245,6 +246,7 @@ class Ledger:
             + ("worker_name", claim.worker_name, "exc_string", b64encode(error)),
             ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
             ("HDEL", job, STALLS),
+            *release_commands(claim.raw, claim.job_id, ended),
         ]
         return Outcome(claim, "failed", NOTHING, (len(commands), pack_runs(commands)))
 

@@ -32,7 +32,10 @@ _COUNTERS = {
     "outage_seconds": "time without the server",
     "horses_replaced": "horses forked in place of others",
 }
-_QUEUE_STATES = ("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "workers")
+_QUEUE_STATES = (
+    *("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "workers"),
+    *("ready", "rate_limited"),
+)
 _POOL_GAUGES = ("max", "created", "available", "in_use", "waiting")
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from redis.exceptions import ResponseError
+from rq.utils import now, utcformat
 
 from .connections import Exchange
 from .foreign import MAX_VALUE, is_wrong_type, printable
@@ -86,8 +87,13 @@ class Orphans:
                 parent.log.warning(
                     "Worker %s: job %s was left in %s:intermediate; put back into its queue", parent.name, job_id, key
                 )
+            for job_id, key, queued in replies[1] if not isinstance(replies[1], ResponseError) else ():
+                if queued:
+                    words = (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE))
+                    parent.log.warning("Worker %s: dependent job %s was left ready; put into %s", parent.name, *words)
 
-        return Exchange([parent.scripts.intermediate(keys, INTERMEDIATE_AGE)], on_replies)
+        ready = parent.scripts.ready(keys, INTERMEDIATE_AGE, utcformat(now()))
+        return Exchange([parent.scripts.intermediate(keys, INTERMEDIATE_AGE), ready], on_replies)
 
     # -- entries without a job -----------------------------------------------------------------------------------
 

@@ -134,7 +134,7 @@ def _busiest(queues: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _queue(queue: dict[str, Any]) -> dict[str, Any]:
-    counts = {key: number(queue[key]) for key in ("length", "started", "scheduled", "deferred", "failed", "workers")}
+    counts = {key: number(queue[key]) for key in ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")}
     return {
         "name": queue["name"],
         "shown": printable(queue["name"], MAX_VALUE),

@@ -1,11 +1,13 @@
 """``Queue``: rq.Queue on the shared pool, whose enqueue either worked, did not, or says that nobody knows.
 
-What RQ 2.11 and 2.12 send, in order, for one enqueue without a pipeline, and what is known when it breaks off there:
+What RQ 2.11, 2.12 and 3.0 send, in order, for one enqueue without a pipeline, and what is known when it breaks off there:
 
 1. ``depends_on`` only: WATCH and reads, then MULTI: the job as deferred, its dependencies. Broken off: unknown. From here
    on the job exists.
 2. SADD of the queue's name, INFO of the server. Without ``depends_on`` the job is still nowhere.
 3. The job and its place in the queue, or in the registry of scheduled jobs. Broken off: unknown.
+
+A job with a limit of RQ 3 goes its own way at step 3, see enqueueing.py.
 
 Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
 script is always tried first: should a request that was given up arrive late, after it was repeated, it changes nothing.
@@ -81,7 +83,7 @@ class Queue(AdmittingQueue):
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; ``retry`` is no ``rq.Retry``.
-        RQUnsupported: RQ 3 is installed.
+        RQUnsupported: a major version of RQ that is not known here is installed.
     """
 
     def __init__(
@@ -150,16 +152,24 @@ class Queue(AdmittingQueue):
             return super().schedule_job(job, datetime)
 
     def enqueue_many(
-        self, job_datas: Iterable[EnqueueData], pipeline: Pipeline | None = None, group_id: str | None = None
+        self,
+        job_datas: Iterable[EnqueueData],
+        pipeline: Pipeline | None = None,
+        group_id: str | None = None,
+        *,
+        rate_limit: Any = None,
     ) -> list[Job]:
         """Enqueue many jobs in one MULTI, and those with dependencies after it; see ``rq.Queue.enqueue_many``.
+
+        Args:
+            rate_limit: an ``rq.RateLimit`` (RQ 3) that all of them share; they are enqueued in one script then.
 
         Raises:
             EnqueueUnconfirmed: all, some or none of the jobs in its ``job_ids`` may have been enqueued. Repeat with
                 ``prepare_data(..., job_id=...)`` for each: those that are there are returned as they are.
         """
         if pipeline is not None or not self._is_async:
-            return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
+            return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id, rate_limit=rate_limit)
         # The ids are chosen here, not in RQ, so that an error can name them.
         datas = [data if data.job_id else data._replace(job_id=str(uuid4())) for data in job_datas]
         with self._confirming([data.job_id for data in datas], steps=any(data.depends_on for data in datas)):
@@ -167,7 +177,7 @@ class Queue(AdmittingQueue):
             landed = [job for job in map(self._landed, doubtful) if job is not None]
             there = {job.id for job in landed}
             missing = [data for data in datas if data.job_id not in there]
-            return landed + (super().enqueue_many(missing, group_id=group_id) if missing else [])
+            return landed + (super().enqueue_many(missing, group_id=group_id, rate_limit=rate_limit) if missing else [])
 
     def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
         """Do step 1 of the module's docstring, and start again only where another client changed a dependency.

@@ -21,6 +21,7 @@ from rq.results import Result
 
 from .effects import Effects
 from .pipelines import HandedPipeline
+from .rq_api import RATE_LIMIT_HASHES, dependents_at_once
 
 #: Answers reads on behalf of a recording: takes encoded commands, returns (digest, raw reply) for each.
 Reader = Callable[[Sequence[Sequence[bytes]]], list[tuple[bytes, Any]]]
@@ -221,10 +222,11 @@ class Recorder(Redis):
 
     @contextlib.contextmanager
     def record_to(self, tape: Tape) -> Iterator[Tape]:
-        """Record inside the block."""
+        """Record inside the block; RQ's second step for dependents would read what the tape only holds."""
         self.tape, self._recording_in, outer = tape, get_ident(), self._recording_in
         try:
-            yield tape
+            with dependents_at_once():
+                yield tape
         finally:
             self._recording_in = outer
 
@@ -237,7 +239,7 @@ class Recorder(Redis):
         """Record, relay, or send to the server."""
         if self.recording:
             return self.answer(args, options)
-        if self.relay is not None and self.relay.takes(args[0]):
+        if self.relay is not None and self.relay.takes(args):
             return self.relay.answer(args, options)
         if args[0] == "PERSIST" and args[1] == self.running:
             return 1
@@ -274,10 +276,11 @@ class Recorder(Redis):
         tape, words = self.tape, self.encode(args)
         if words[0] in READS:
             return tape.read(words, lambda: self.parse(args, options, tape.answer(words)))
-        if words[0] in _NEVER_RECORDED:
+        if words[0] in _NEVER_RECORDED and not (words[0] == b"EVALSHA" and words[1] in RATE_LIMIT_HASHES):
             return tape.read(words, lambda: super(Recorder, self).execute_command(*args, **options))
         tape.write(words)
-        return 1
+        # A list is what RQ's own scripts for rate limits answer, see rq_api.py.
+        return [] if words[0] == b"EVALSHA" else 1
 
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
         """Record what a pipeline has queued; its reads are asked for together, for RQ queues one for each dependency."""

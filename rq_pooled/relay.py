@@ -19,6 +19,7 @@ from .channel import ChildChannel
 from .large import LARGE, LargeValues
 from .recorder import READS, Recorder
 from .resp import Command, pack_commands
+from .rq_api import RATE_LIMIT_HASHES
 from .scripts import shared_scripts
 
 #: Commands that return at once and change what RQ's registries are made of.
@@ -53,9 +54,11 @@ class Relay:
         finally:
             self._recorder.relay = None
 
-    def takes(self, name: str) -> bool:
-        """Tell whether the command is a simple one."""
-        return name.encode() in _SIMPLE
+    def takes(self, args: Sequence[Any]) -> bool:
+        """Tell whether the command is a simple one, or a call of RQ's own scripts for rate limits."""
+        if args[0] == "EVALSHA":
+            return str(args[1]).encode() in RATE_LIMIT_HASHES
+        return str(args[0]).encode() in _SIMPLE
 
     def answer(self, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Have one command executed by the parent."""

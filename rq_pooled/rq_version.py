@@ -1,12 +1,13 @@
 """Which versions of RQ this package works with.
 
 Its worker takes the place of much that RQ does inside, and RQ changes that freely. `pip` keeps RQ below the next major
-version when it installs the two together; `pip install -U rq` later only prints that it does not. A worker on RQ 3 would
-fail every job that it claims.
+version when it installs the two together; `pip install -U rq` later only prints that it does not. A worker on an unknown
+major version could fail every job that it claims. What differs between the known ones stands in rq_api.py.
 """
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 
@@ -15,10 +16,11 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.worker import Worker
 
+from . import rq_api
 from .errors import ConfigurationError, RQUnsupported
 
 #: The minor versions whose handlers the parity tests have seen; later ones of the same major version only get a warning.
-TESTED = ("2.11", "2.12")
+TESTED = ("2.11", "2.12", "3.0")
 
 
 def check_rq() -> None:
@@ -26,11 +28,18 @@ def check_rq() -> None:
 
     Raises:
         RQUnsupported: another major version than the tested ones is installed.
+        ConfigurationError: RQ keeps its data under another prefix than the scripts know.
     """
     version = rq.version.VERSION
-    if _numbers(version)[0] != _numbers(TESTED[0])[0]:
+    prefix = rq_api.key_prefix()
+    if prefix != "rq":
+        raise ConfigurationError(
+            f"RQ_KEY_PREFIX is {prefix!r}, and rq_pooled works with RQ's own prefix 'rq': unset it, and separate applications "
+            "by the database in the URL or by names of queues"
+        )
+    if _numbers(version)[0] not in [_numbers(tested)[0] for tested in TESTED]:
         raise RQUnsupported(
-            f"rq {version} is installed, and rq_pooled works with rq {' and '.join(TESTED)}: pip install 'rq<3'"
+            f"rq {version} is installed, and rq_pooled works with rq {', '.join(TESTED)}: pip install 'rq>=2.11,<4'"
         )
 
 
@@ -62,6 +71,22 @@ def check_keys(classes: Iterable[type]) -> None:
                     f"{cls.__module__}.{cls.__qualname__} sets {name} to {value!r}, and rq_pooled works with RQ's own keys "
                     f"({usual!r}): remove it, and separate applications by the database in the URL or by names of queues"
                 )
+
+
+def check_handlers(worker_class: type) -> None:
+    """Refuse a worker class whose handlers were written for RQ 2: with RQ 3 each call of them would fail its job.
+
+    Raises:
+        ConfigurationError: a method does not take the execution; it names the class and the method.
+    """
+    for name in rq_api.HANDLERS_OF_EXECUTIONS:
+        method = getattr(worker_class, name)
+        parameters = inspect.signature(method).parameters
+        if "execution" not in parameters and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+            raise ConfigurationError(
+                f"{worker_class.__module__}.{worker_class.__qualname__}.{name}() takes no execution, which rq "
+                f"{rq.version.VERSION} passes to it: add the parameter 'execution' and pass it on"
+            )
 
 
 def is_tested() -> bool:

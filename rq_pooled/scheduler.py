@@ -69,7 +69,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; a class has keys of its own.
-        RQUnsupported: RQ 3 is installed.
+        RQUnsupported: a major version of RQ that is not known here is installed.
     """
 
     queue_class = Queue

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from . import rq_api
 from .resp import Command, Packed, Word, pack_runs
 
 RawCommand = Sequence[bytes]
@@ -43,7 +44,7 @@ _WORDS: dict[str, tuple[bool, int]] = {
     "TIME": (False, 0),
     "SCAN": (False, 1),
     **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HKEYS", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
-    **dict.fromkeys(("SRANDMEMBER", "TTL", "TYPE", "ZCARD"), (True, 0)),
+    **dict.fromkeys(("SCARD", "SRANDMEMBER", "TTL", "TYPE", "ZCARD", "ZPOPMIN"), (True, 0)),
     **dict.fromkeys(("EXPIRE", "HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LINDEX", "LPOS", "LPUSH"), (True, 1)),
     **dict.fromkeys(("LPUSHX", "PEXPIRE", "RPUSH", "SADD", "SET", "SISMEMBER", "SREM", "ZRANK", "ZREM"), (True, 1)),
     "ZSCORE": (True, 1),
@@ -99,7 +100,14 @@ def _text(name: str) -> str:
     """Return a script whole: a line ``-- include name`` stands for a function that it shares with others."""
     text = (_FOLDER / f"{name}.lua").read_text()
     line = re.compile("^-- include (.+)\n", re.MULTILINE)
-    return line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
+    text = line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
+    # What a script knows of the installed RQ.
+    return text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", _limits())
+
+
+def _limits() -> str:
+    """Return what scripts that deal with rate limits know of the installed RQ."""
+    return rq_api.lua_prelude() + (_FOLDER / "shared" / "guarded_limit.lua").read_text() + rq_api.lua_limits()
 
 
 class Scripts:
@@ -111,7 +119,8 @@ class Scripts:
 
     def load(self) -> list[Command]:
         """Return the commands that make the server know all scripts; needed once, and after a SCRIPT FLUSH."""
-        return [("SCRIPT", "LOAD", text) for text in self._texts.values()]
+        texts = [*self._texts.values(), *rq_api.rate_limit_scripts().values()]  # the latter for maintenance
+        return [("SCRIPT", "LOAD", text) for text in texts]
 
     def text(self, name: str) -> str:
         """Return the text of a script, for a caller that has to use EVAL."""
@@ -262,13 +271,14 @@ class Scripts:
         once: str | None,
         unique: str | None,
         unique_for: float,
-        jobs: Iterable[tuple[str, bool, int | None, Sequence[Word]]],
+        now: str,
+        jobs: Iterable[tuple[str, bool, int | None, Sequence[Word], tuple[str, int]]],
     ) -> Command:
-        """Enqueue jobs, each (id, at front, ttl, field and value ...), all or none; the keys are as in the header."""
+        """Enqueue jobs, each (id, at front, ttl, field and value ..., limit), all or none; the keys are as in the header."""
         limit = -1 if max_length is None else max_length
-        words: list[Word] = [limit, int(replace), once or "", unique or "", max(1, round(unique_for * 1000))]
-        for job_id, at_front, ttl, fields in jobs:
-            words += [job_id, "L" if at_front else "R", ttl or -1, len(fields), *fields]
+        words: list[Word] = [limit, int(replace), once or "", unique or "", max(1, round(unique_for * 1000)), now]
+        for job_id, at_front, ttl, fields, limit_of_job in jobs:
+            words += [job_id, "L" if at_front else "R", ttl or -1, len(fields), *fields, *limit_of_job]
         return self._call("enqueue", (queue_key,), *words)
 
     def register(
@@ -318,6 +328,10 @@ class Scripts:
     def intermediate(self, queue_keys: Sequence[str], age: float) -> Command:
         """Rescue ids that were left in intermediate lists for ``age`` seconds."""
         return self._call("intermediate", queue_keys, age)
+
+    def ready(self, queue_keys: Sequence[str], age: float, now: str) -> Command:
+        """Queue dependents that have been ready for ``age`` seconds; only stock workers of RQ 3 leave such."""
+        return self._call("ready", queue_keys, age, now)
 
     def postpone(self, queue_keys: Sequence[str], abandon_after: int) -> Command:
         """Keep RQ's clean-up from claims with a lease of ours, once each."""

@@ -23,6 +23,7 @@ from rq.utils import current_timestamp
 
 from .dates import write_date
 from .originals import is_rqs_own
+from .rq_api import enqueues_dependents
 
 #: Attributes that running a job changes; what else differs from the moment it was rebuilt, its code has changed.
 _CHANGED_BY_RUNNING = frozenset(
@@ -61,7 +62,7 @@ class ShortWay:
             handler.__func__ if type(handler) is MethodType else None,
             worker_class.increment_successful_job_count,
             worker_class.increment_total_working_time,
-            queue_class.enqueue_dependents,
+            *enqueues_dependents(queue_class, failed=False),
             *(Job._handle_success, Job.set_status, Job.save, Job.to_dict, Job.cleanup),
             *(vars(Result)["create"], Result.save, Result.serialize, FinishedJobRegistry.add),
         )
@@ -96,6 +97,7 @@ def is_plain(job: Job, raw: Mapping[bytes, bytes], before: Mapping[str, Any], re
         type(job) is Job
         and result_ttl != 0
         and not job.repeats_left
+        and not getattr(job, "has_rate_limit", False)
         and not job._dependency_ids
         and raw.keys() >= _ALWAYS_WRITTEN
         and snapshot(job) == before

@@ -95,7 +95,7 @@ class Sweeper:
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; something is no policy.
-        RQUnsupported: RQ 3 is installed.
+        RQUnsupported: a major version of RQ that is not known here is installed.
     """
 
     def __init__(

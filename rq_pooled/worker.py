@@ -62,7 +62,7 @@ from .processes import process_name, withdraw
 from .recorder import make_recorder
 from .reservation import ALWAYS
 from .resp import Command
-from .rq_version import TESTED, check_keys, check_rq, is_tested
+from .rq_version import TESTED, check_handlers, check_keys, check_rq, is_tested
 from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_rights, check_server
@@ -158,7 +158,7 @@ class Worker(rq.worker.Worker):
                 )
             _check_platform()
             check_rq()
-            self._check_keys()
+            self._check_classes()
             _check_strategy(dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
             self.with_scheduler = with_scheduler
@@ -391,11 +391,12 @@ class Worker(rq.worker.Worker):
 
     # -- beginning and end ---------------------------------------------------------------------------------------
 
-    def _check_keys(self) -> None:
-        """Refuse classes with keys of their own."""
+    def _check_classes(self) -> None:
+        """Refuse classes with keys of their own, and handlers that RQ 3 cannot call."""
         classes = [type(self), self.queue_class, self.job_class]
         classes += [cls for queue in self.queues for cls in (type(queue), queue.job_class)]
         check_keys(dict.fromkeys(classes))
+        check_handlers(type(self))
 
     def _load_settings(self) -> Settings:
         return Settings.load(self._arguments, _settings_module())
@@ -440,7 +441,7 @@ class Worker(rq.worker.Worker):
         """Say once what an operator would want to know in advance."""
         if not is_tested():
             self.log.warning(
-                "Worker %s: not tested with rq %s, but with %s", self.name, rq.version.VERSION, " and ".join(TESTED)
+                "Worker %s: not tested with rq %s, but with %s", self.name, rq.version.VERSION, ", ".join(TESTED)
             )
         unheard = [name for name in NOT_CALLED if getattr(type(self), name, None) is not getattr(Worker, name, None)]
         if unheard:

@@ -103,4 +103,9 @@ def residue(client: Redis) -> list[str]:
     keys = [key.decode() for key in client.keys("*")]
     left = [key for key in keys if key.startswith(("rq_pooled:", "rq:execution", "rq:wip:"))]
     left = [key for key in left if not key.startswith("rq_pooled:stats")]
-    return left + [key for key in keys if key.startswith("rq:worker:") and client.hexists(key, "current_job")]
+    return left + [key for key in keys if key.startswith("rq:worker:") and _shows_a_job(client, key)]
+
+
+def _shows_a_job(client: Redis, key: str) -> bool:
+    """Tell whether a key of a worker is, or holds, what it has only while it runs a job."""
+    return key.endswith(":executions") or bool(client.hexists(key, "current_job"))

@@ -69,6 +69,11 @@ class OwnQueue(Queue):
         print(f"own queue for {job.id}", flush=True)
         return super().enqueue_dependents(job, *args, **kwargs)
 
+    def move_dependents_to_ready(self, job: Job, *args: Any, **kwargs: Any) -> Any:
+        """Say so, with RQ 3."""
+        print(f"own queue for {job.id}", flush=True)
+        return super().move_dependents_to_ready(job, *args, **kwargs)  # type: ignore[misc, unused-ignore]
+
 
 class ShopJob(Job):
     """Keeps its data under a key of its own."""

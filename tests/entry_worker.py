@@ -27,3 +27,10 @@ class ShopWorker(rq_pooled.Worker):
     """Registers under a key of its own."""
 
     redis_worker_namespace_prefix = "shop:worker:"
+
+
+class OldWorker(rq_pooled.Worker):
+    """As written for RQ 2."""
+
+    def perform_job(self, job: Any, queue: Any) -> bool:  # type: ignore[override]
+        return super().perform_job(job, queue)

@@ -40,8 +40,8 @@ class Looking:
 
     connection: Any
 
-    def perform_job(self, job: Job, queue: rq.Queue) -> bool:
-        done: bool = super().perform_job(job, queue)  # type: ignore[misc]
+    def perform_job(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> bool:
+        done: bool = super().perform_job(job, queue, *args, **kwargs)  # type: ignore[misc]
         self.connection.rpush("seen", repr([job.id, look(job)]))
         # What is written now is the last word, as in RQ.
         if self.connection.exists(job.key):
@@ -61,8 +61,8 @@ class StockLookingWorker(Looking, rq.SimpleWorker):
 class AskingWorker(rq_pooled.Worker):
     """Asks what Datadog asks, and for the result."""
 
-    def perform_job(self, job: Job, queue: rq.Queue) -> bool:
-        done: bool = super().perform_job(job, queue)
+    def perform_job(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> bool:
+        done: bool = super().perform_job(job, queue, *args, **kwargs)
         assert (job.get_status(), job.is_failed, job.is_finished) == ("finished" if done else "failed", not done, done)
         assert job.latest_result() is not None
         return done
@@ -89,9 +89,9 @@ class Before:
     queue_class: Any
     connection: Any
 
-    def handle_job_success(self, job: Job, queue: rq.Queue, started_job_registry: Any) -> None:
+    def handle_job_success(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> None:
         follow(queue, job, "before")
-        super().handle_job_success(job, queue, started_job_registry)  # type: ignore[misc]
+        super().handle_job_success(job, queue, *args, **kwargs)  # type: ignore[misc]
 
     def handle_job_failure(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> None:
         follow_failure(queue, job, "before")
@@ -111,8 +111,8 @@ class After:
     queue_class: Any
     connection: Any
 
-    def handle_job_success(self, job: Job, queue: rq.Queue, started_job_registry: Any) -> None:
-        super().handle_job_success(job, queue, started_job_registry)  # type: ignore[misc]
+    def handle_job_success(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> None:
+        super().handle_job_success(job, queue, *args, **kwargs)  # type: ignore[misc]
         follow(queue, job, "after")
         follow(rq.Queue("other", connection=job.connection), job, "other", at_front=True, meta={"who": "me"})
         follow(rq_pooled.Queue("other", self.connection), job, "pooled")
@@ -124,8 +124,8 @@ class AroundPerform:
     queue_class: Any
     connection: Any
 
-    def perform_job(self, job: Job, queue: rq.Queue) -> bool:
-        done: bool = super().perform_job(job, queue)  # type: ignore[misc]
+    def perform_job(self, job: Job, queue: rq.Queue, *args: Any, **kwargs: Any) -> bool:
+        done: bool = super().perform_job(job, queue, *args, **kwargs)  # type: ignore[misc]
         follow(queue, job, "performed")
         follow(rq_pooled.Queue("other", self.connection), job, "pooled")
         return done

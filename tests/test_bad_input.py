@@ -92,13 +92,13 @@ else:
 
 
 @every_way
-def test_rq_3_is_refused(server: EmbeddedServer, redis: Redis, way: list[str]) -> None:
+def test_rq_4_is_refused(server: EmbeddedServer, redis: Redis, way: list[str]) -> None:
     """With a major version of RQ that would fail every job no worker starts, and the jobs stay where they are."""
     job = Queue("q", connection=redis).enqueue(crash_jobs.nothing)
     before = set(redis.keys("*"))
-    line = refusal(run(["-c", WITH_RQ, "3.0.0", *way], server.url))
-    assert "rq 3.0.0 is installed" in line
-    assert "pip install 'rq<3'" in line
+    line = refusal(run(["-c", WITH_RQ, "4.0.0", *way], server.url))
+    assert "rq 4.0.0 is installed" in line
+    assert "pip install 'rq>=2.11,<4'" in line
     assert set(redis.keys("*")) == before
     assert job.get_status(refresh=True) == "queued"
 
@@ -107,16 +107,16 @@ def test_rq_2_13_is_used_with_a_warning(server: EmbeddedServer, redis: Redis) ->
     """A minor version of RQ that the tests have not seen is worth a warning, not an end."""
     result = run(["-c", WITH_RQ, "2.13.0", *WAYS["rq worker"]], server.url)
     assert result.returncode == 0, result.stderr
-    assert "not tested with rq 2.13.0, but with 2.11 and 2.12" in result.stdout + result.stderr
+    assert "not tested with rq 2.13.0, but with 2.11, 2.12, 3.0" in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize("make", [PooledQueue, Sweeper, Scheduler])
-def test_rq_3_is_refused_by_everything_that_writes(
+def test_rq_4_is_refused_by_everything_that_writes(
     redis: Redis, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing that relies on RQ's inside is made with another major version of it."""
-    monkeypatch.setattr("rq.version.VERSION", "3.0.0")
-    with pytest.raises(RQUnsupported, match="rq 3.0.0 is installed"):
+    monkeypatch.setattr("rq.version.VERSION", "4.0.0")
+    with pytest.raises(RQUnsupported, match="rq 4.0.0 is installed"):
         make("q", connection=redis)
 
 

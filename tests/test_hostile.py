@@ -372,10 +372,10 @@ def test_times_beyond_a_hundred_years_are_refused(redis: Redis, name: str) -> No
 def test_an_enqueue_writes_all_or_nothing(ours: Engine, redis: Redis) -> None:
     """Where the key of one of several jobs, or the queue, is of another type, none of them is enqueued."""
     replace(redis, "rq:job:b")
-    two = [(job_id, False, sys.maxsize, ["data", b""]) for job_id in "ab"]
+    two = [(job_id, False, sys.maxsize, ["data", b"", "status", "queued"], ("", 0)) for job_id in "ab"]
     with pytest.raises(ResponseError, match="WRONGTYPE rq:job:b is no hash"):
-        ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, two))
+        ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two))
     assert not redis.exists("rq:job:a", "rq:queue:q")
     redis.delete("rq:job:b")
-    assert ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, two)) == [b"ok"]
+    assert ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two)) == [b"ok", b"queued", b"queued"]
     assert 0 < redis.ttl("rq:job:a") <= LONGEST

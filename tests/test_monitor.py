@@ -369,7 +369,8 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
 
 def test_a_screen_fits_whatever_there_is() -> None:
     """Any number of queues, processes and others fits any terminal; what does not fit is counted."""
-    queue = {name: 1 for name in ("length", "started", "scheduled", "deferred", "failed", "workers")}
+    states = ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")
+    queue = {name: 1 for name in states}
     found = {
         "time": 0.0,
         "address": "redis://x",

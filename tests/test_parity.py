@@ -29,12 +29,13 @@ from redis import Redis
 from rq import Callback, Queue, Repeat, Retry
 from rq.command import send_stop_job_command
 from rq.group import Group
-from rq.job import Dependency, Job
+from rq.job import Dependency, Job, JobStatus
 from rq.scheduler import RQScheduler
 from rq.webhook import Webhook
 from support import wait_until
 
 import rq_pooled
+from rq_pooled.rq_api import RQ3
 
 QUEUES = ("default", "other")
 NAME = "the-worker"
@@ -934,3 +935,115 @@ def test_the_dump_tells_differences(redis: Redis) -> None:
     before = dump(redis, began)
     redis.zadd("scores", {"a": time.time() + 110})
     assert dump(redis, began) != before
+
+
+# -- rate limits and what else only RQ 3 has ---------------------------------------------------------------------------
+
+if RQ3:
+    from rq import RateLimit
+    from rq.rate_limit import RateLimitRegistry
+
+    def limited(side: Side, function: str, ids: str, limit: int = 1, **options: Any) -> None:
+        """Enqueue jobs of one limit."""
+        arguments = (1, 2) if function == "jobs.add" else ()
+        for job_id in ids:
+            side.queue().enqueue(function, *arguments, job_id=job_id, rate_limit=RateLimit("k", limit), **options)
+
+    def note(side: Side, where: str) -> None:
+        """Write down which jobs the limit has let through, and which wait."""
+        registry = RateLimitRegistry("k", side.redis)
+        words = [f"allowed {job_id}" for job_id in sorted(registry.get_allowed_job_ids())]
+        words += [f"waits {job_id}" for job_id in sorted(registry.get_rate_limited_job_ids())]
+        side.redis.rpush(where, *words or ["nothing"])
+
+    @scenario
+    def limited_success(side: Side) -> None:
+        """Each success lets the next one in."""
+        limited(side, "jobs.add", "abcd")
+        note(side, "seen:1")
+        side.work()
+        note(side, "seen:2")
+
+    @scenario
+    def limited_failure(side: Side) -> None:
+        """So does each failure."""
+        limited(side, "jobs.fail", "abc")
+        side.work()
+        note(side, "seen:1")
+
+    @scenario
+    def limited_retry_at_once(side: Side) -> None:
+        """A retry at once keeps its slot."""
+        limited(side, "jobs.fail", "ab", retry=Retry(max=2))
+        side.work()
+        note(side, "seen:1")
+
+    @scenario
+    def limited_retry_delayed(side: Side) -> None:
+        """A delayed retry gives its slot back, and passes the limit again when it is due."""
+        limited(side, "jobs.fail_unless_last", "ab", retry=Retry(max=1, interval=60))
+        side.work()
+        note(side, "seen:1")
+        side.make_due()
+        side.promote()
+        note(side, "seen:2")
+        side.work()
+        note(side, "seen:3")
+
+    @scenario
+    def limited_scheduled(side: Side) -> None:
+        """Scheduled jobs pass their limit when they are due."""
+        for job_id in "abc":
+            limit = RateLimit("k", 2)
+            side.queue().enqueue_in(timedelta(seconds=100), "jobs.add", 1, 2, job_id=job_id, rate_limit=limit)
+        side.make_due()
+        side.promote()
+        note(side, "seen:1")
+        side.work()
+
+    @scenario
+    def limited_repeat(side: Side) -> None:
+        """A job that repeats keeps its slot if it does so at once, and gives it back if later."""
+        limited(side, "jobs.add", "a", repeat=Repeat(times=2))
+        limited(side, "jobs.add", "b", repeat=Repeat(times=1, interval=60))
+        side.work()
+        note(side, "seen:1")
+
+    @scenario
+    def limited_dependents(side: Side) -> None:
+        """Dependents pass their limit when their dependency has ended."""
+        parent = side.queue().enqueue("jobs.add", 1, 2, job_id="parent")
+        for job_id in "abc":
+            limit = RateLimit("k", 1)
+            side.queue("other").enqueue("jobs.add", 1, 2, job_id=job_id, depends_on=parent, rate_limit=limit)
+        side.queue().enqueue("jobs.add", 1, 2, job_id="front", depends_on=parent, at_front=True)
+        side.work("default")
+        note(side, "seen:1")
+        side.work()
+        note(side, "seen:2")
+
+    @scenario
+    def limited_result_ttl_0(side: Side) -> None:
+        """A job that is deleted with its success gives its slot back."""
+        limited(side, "jobs.add", "ab", result_ttl=0)
+        side.work()
+        note(side, "seen:1")
+
+    @scenario
+    def ready_left_by_a_dead_worker(side: Side) -> None:
+        """Maintenance queues what a stock worker had noted as ready when it died."""
+        job = side.queue().enqueue("jobs.add", 1, 2, job_id="a")
+        with side.redis.pipeline() as pipe:
+            side.redis.lrem("rq:queue:default", 0, "a")
+            job.set_status(JobStatus.READY_TO_ENQUEUE, pipeline=pipe)
+            side.queue().ready_job_registry.add(job, pipeline=pipe)
+            pipe.execute()
+        side.work()
+        side.work()
+
+    @pytest.mark.parametrize("name", [name for name in SCENARIOS if name.startswith(("limited_", "ready_"))])
+    def test_same_key_space_with_what_only_rq_3_has(redis: Redis, server: Any, tmp_path: Path, name: str) -> None:
+        """Jobs with a rate limit, and what dead stock workers leave, end with the key space that stock RQ 3 leaves."""
+        play, stock = SCENARIOS[name]
+        theirs, ours = both(redis, server.url, tmp_path, play, stock)
+        assert differences(theirs, ours) == []

@@ -22,7 +22,7 @@ import promise_jobs
 import pytest
 from proxy import CutProxy
 from redis import Redis
-from rq import Callback, Queue, Retry
+from rq import Callback, Queue, Retry, Worker
 from rq.command import send_kill_horse_command, send_shutdown_command, send_stop_job_command
 from rq.executions import Execution
 from rq.group import Group
@@ -33,6 +33,7 @@ from rq.webhook import Webhook
 from support import TESTS, WorkerProcess, keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.rq_api import RQ3
 
 #: As ``running_worker``, on the session's server and the queue ``default``, under the name ``w``.
 Start = Callable[..., AbstractContextManager[WorkerProcess]]
@@ -92,7 +93,7 @@ def residue(redis: Redis) -> list[str]:
     left = [key.decode() for pattern in patterns for key in redis.scan_iter(pattern, count=1000)]
     left += [key.decode() for key in keys_of_jobs(redis)]
     for key in redis.scan_iter("rq:worker:*", count=1000):
-        if redis.hget(key, "current_job") or redis.hget(key, "state") not in (None, b"idle"):
+        if key.endswith(b":executions") or redis.hget(key, "current_job") or redis.hget(key, "state") not in (None, b"idle"):
             left.append(f"{key.decode()} is busy")
     return left
 
@@ -126,8 +127,10 @@ def test_an_error_after_the_outcome_does_not_change_it(start: Start, redis: Redi
         assert worker.wait() == 0
         assert one.get_status() == JobStatus.FINISHED and redis.get("runs") == b"1"
         assert child is None or child.get_status() == JobStatus.FINISHED
-        assert worker.output().count("an error after its outcome, which is recorded") == 1
-        assert len(set(redis.lrange("horses", 0, -1))) == 2, "nobody knows what it has left in its horse"
+        # RQ 3 does not show results any more. After an error nobody knows what a job has left in its horse.
+        errors = 0 if RQ3 else 1
+        assert worker.output().count("an error after its outcome, which is recorded") == errors
+        assert len(set(redis.lrange("horses", 0, -1))) == 1 + errors
         assert_no_residue(redis)
 
 
@@ -706,8 +709,12 @@ def test_a_busy_slot_says_so(start: Start, redis: Redis, queue: Queue) -> None:
         wait_running(redis, "started")
         name = str(Job.fetch(job.id, connection=redis).worker_name)
         (other,) = {"w", "w-1"} - {name}
-        assert (worker_field(redis, name, "state"), worker_field(redis, name, "current_job")) == ("busy", job.id)
-        assert (worker_field(redis, other, "state"), worker_field(redis, other, "current_job")) == ("idle", "")
+        workers = {worker.name: worker for worker in Worker.all(connection=redis)}
+        assert (worker_field(redis, name, "state"), workers[name].get_current_job_id()) == ("busy", job.id)
+        assert (worker_field(redis, other, "state"), workers[other].get_current_job_id()) == ("idle", None)
+        if RQ3:
+            assert [execution.job_id for execution in workers[name].get_current_executions()] == [job.id]
+            assert (workers[name].current_execution_count, workers[other].current_execution_count) == (1, 0)
         redis.rpush("go", 1)
         assert ended(job) == JobStatus.FINISHED
         assert_no_residue(redis)

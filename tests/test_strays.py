@@ -194,7 +194,7 @@ def test_malformed_and_large_tables(tmp_path: Path) -> None:
 @contextmanager
 def guarding_of(allowed: int = 0) -> Iterator[Guarding]:
     """Return a guard without a server, and thus without a look of its own."""
-    parent: Any = SimpleNamespace(settings=Settings(), name="w", log=logging.getLogger("rq.worker"), loop=Loop())
+    parent: Any = SimpleNamespace(settings=Settings(), name="w", log=logging.getLogger("test"), loop=Loop())
     parent.command, parent.brake = SimpleNamespace(connected=False), SimpleNamespace()
     yield Guarding(parent, allowed=allowed)
     parent.loop.close()

@@ -24,6 +24,7 @@ import rq_pooled
 from rq_pooled import warmup
 from rq_pooled.pool import Pool
 from rq_pooled.recorder import make_recorder
+from rq_pooled.rq_api import enqueues_dependents
 from rq_pooled.success import ShortWay, is_plain, snapshot
 
 
@@ -147,7 +148,8 @@ _PASSED_OVER = [
     *((BaseWorker, name) for name in ("handle_job_success", "increment_successful_job_count")),
     *((rq.Worker, name) for name in ("handle_job_success", "increment_total_working_time")),
     *((Job, name) for name in ("_handle_success", "set_status", "save", "to_dict", "cleanup")),
-    *((Result, "save"), (Result, "serialize"), (BaseRegistry, "add"), (rq.Queue, "enqueue_dependents")),
+    *((Result, "save"), (Result, "serialize"), (BaseRegistry, "add")),
+    *((rq.Queue, function.__name__) for function in enqueues_dependents(rq.Queue, failed=False)),
 ]
 
 
@@ -177,10 +179,8 @@ def test_what_a_subclass_overrides_is_not_passed_over() -> None:
         def increment_successful_job_count(self, pipeline: Any = None) -> None:
             super().increment_successful_job_count(pipeline)
 
-    class Following(rq.Queue):
-        def enqueue_dependents(self, *args: Any, **kwargs: Any) -> None:
-            super().enqueue_dependents(*args, **kwargs)
-
+    name = enqueues_dependents(rq.Queue, failed=False)[0].__name__
+    Following = type("Following", (rq.Queue,), {name: lambda self, *args: getattr(super(Following, self), name)(*args)})
     assert not _is_open(ShortWay(), Counting)
     assert not _is_open(ShortWay(), rq_pooled.Worker, Following)
     assert _is_open(ShortWay(), rq_pooled.Worker, rq_pooled.Queue)

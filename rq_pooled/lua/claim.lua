@@ -11,6 +11,7 @@
 --             slot that got a job, in slot order },
 --             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached } }
+-- RQ
 if redis.call('EXISTS', 'rq:suspended') == 1 then
   return { 1, 0, {}, {}, {} }
 end
@@ -245,7 +246,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     local member = id .. ':' .. execution
     redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', name)
     redis.call('PERSIST', job)
-    redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'created_at', now_seconds,
+    redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'job_id', id, 'created_at', now_seconds,
       'last_heartbeat', now_seconds, 'worker_name', name)
     if key ~= 'rq:queue:' .. queue then
       redis.call('HSET', 'rq:execution:' .. member, 'queue_key', key) -- where it goes back to when it stalls
@@ -254,8 +255,12 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
     redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
-    redis.pcall('HSET', 'rq:worker:' .. name, 'state', 'busy', 'current_job', id, 'current_job_working_time', 0,
-      'last_heartbeat', now)
+    redis.pcall('HSET', 'rq:worker:' .. name, 'state', 'busy', 'last_heartbeat', now)
+    redis.pcall('SADD', 'rq:worker:' .. name .. ':executions', member)
+    redis.call('EXPIRE', 'rq:worker:' .. name .. ':executions', abandon_after + 60)
+    if not RQ3 then
+      redis.pcall('HSET', 'rq:worker:' .. name, 'current_job', id, 'current_job_working_time', 0)
+    end
     if spender then -- it is not run, only recorded
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_spender', spender
     else

@@ -21,10 +21,12 @@
 -- results can be recorded when nothing else fits.
 redis.call('DEL', 'rq_pooled:none')
 
+-- RQ limits
 local now, claims = ARGV[1], ARGV[2]
 
 -- include digest
 -- include is_running
+-- include no_execution
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -44,9 +46,14 @@ local function bounded(seconds)
   return number and number == number and string.format('%.0f', math.max(-LONGEST, math.min(number, LONGEST))) or nil
 end
 
+-- Tell whether a command takes a job from a rate limit. Where that has become something else there is no slot to free.
+local function of_limit(command, key)
+  return command == 'ZREM' and string.sub(key, 1, 6) == 'rq:rl:'
+end
+
 local types = {} -- of keys, as far as looked at in this call
 local function refused(command, key, value, words)
-  local expected = EXPECTED[command]
+  local expected = not of_limit(command, key) and EXPECTED[command]
   if words < 1 or words > MAX_WORDS then
     return 'ERR a command of ' .. words .. ' words'
   elseif expected == 'zset' and command == 'ZADD' and words == 4 then
@@ -136,10 +143,45 @@ local function tidy_up(id, queue)
   end
 end
 
+-- Free the slot of a job that was cancelled or deleted while it ran. RQ's own code looks whether it still needs it.
+local function free_slot(id, slot)
+  if not RQ3 then
+    return
+  end
+  local key, concurrency = slot[1], slot[2]
+  if not key then
+    local found = redis.pcall('HMGET', 'rq:job:' .. id, 'rate_limit_key', 'rate_limit_concurrency')
+    if not found[1] or found[1] == '' then
+      return
+    end
+    key, concurrency = 'rq:rl:' .. found[1] .. ':allowed', found[2]
+  end
+  if tonumber(concurrency) then
+    local time = redis.call('TIME')
+    local waiting = string.sub(key, 1, -8) .. 'rate_limited'
+    pcall(rq_named.release_stale, { key, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
+      { concurrency, time[1] + time[2] / 1000000, now, 'rq:queue:', 'rq:job:', id })
+  end
+end
+
 -- Do one command of an outcome about which all has gone well until here; return the result of the outcome after it.
 local function apply(...)
+  if ... == 'EVALSHA' then
+    local words = { ... }
+    local keys, arguments = {}, {}
+    for i = 4, #words do
+      if i < 4 + tonumber(words[3]) then
+        keys[#keys + 1] = words[i]
+      else
+        arguments[#arguments + 1] = words[i]
+      end
+    end
+    -- It comes after what it follows from. An error in it costs a slot, which RQ's maintenance frees; the outcome stands.
+    pcall(rq_scripts[words[2]], keys, arguments)
+    return 'ok'
+  end
   local reply = redis.pcall(...)
-  return type(reply) == 'table' and reply.err and not ONLY_COUNTS[...] and reply.err or 'ok'
+  return type(reply) == 'table' and reply.err and not ONLY_COUNTS[...] and not of_limit(...) and reply.err or 'ok'
 end
 
 local results, freed, at = {}, {}, 3
@@ -167,9 +209,12 @@ while at <= #ARGV do
     at = at + 2 + words
   end
   -- Commands that are not as they stand in ARGV, by the place where they begin there: a list of what is to be done.
-  local first, made = at, {}
+  local first, made, slot = at, {}, {}
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
+    if ARGV[at + 1] == 'EVALSHA' then
+      slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
+    end
     if result ~= 'ok' then -- only to find where the next outcome begins
     elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
       local args, w, count, failure = ARGV, at + 1, words, nil
@@ -188,6 +233,9 @@ while at <= #ARGV do
       end
     else
       result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
+      if ARGV[at + 1] == 'EVALSHA' then -- one of RQ's own, for its rate limits
+        result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2] or result
+      end
       if ARGV[at + 1] == 'EXPIRE' and words == 3 then
         local seconds = bounded(ARGV[at + 3])
         result = seconds and result or 'ERR an expire time of ' .. ARGV[at + 3] .. ' seconds'
@@ -214,11 +262,9 @@ while at <= #ARGV do
     -- these keys has become something else, that is no reason to stop: the outcome is recorded, the others wait.
     redis.pcall('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
     redis.pcall('ZREM', 'rq:executions:' .. id, execution)
-    local current = redis.pcall('HGET', worker, 'current_job')
-    if current == id then
+    redis.pcall('SREM', worker .. ':executions', member)
+    if no_execution(worker) then
       redis.pcall('HDEL', worker, 'current_job')
-    end
-    if current == id or (not current and redis.pcall('EXISTS', worker) == 1) then
       redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
     end
     redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
@@ -226,6 +272,7 @@ while at <= #ARGV do
     redis.pcall('ZREM', wip, member)
     if result == 'lost' then
       tidy_up(id, queue)
+      free_slot(id, slot)
     end
     freed[queue] = 'rq_pooled:full:' .. queue
   end

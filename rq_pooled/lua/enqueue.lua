@@ -5,16 +5,21 @@
 -- ARGV[2]     1: replace a job that has the same id, 0: refuse
 -- ARGV[3]     spent-once key or ''             ARGV[4]  key of the call's function and arguments or ''
 -- ARGV[5]     life of the latter, milliseconds
--- ARGV[6..]   per job: id, L or R (front or back), ttl in seconds or -1, number of words, field, value ...
--- returns     { 'ok' } | { 'exists', id } | { 'spent', id that spent the key } | { 'unique', id that is queued or running }
+-- ARGV[6]     now, as RQ formats a date, for jobs that have a limit on how many run at once (RQ 3)
+-- ARGV[7..]   per job: id, L or R (front or back), ttl in seconds or -1, number of words, field, value ..., and the key of
+--             its limit or '', how many jobs that lets in
+-- returns     { 'ok', status of each job ... } | { 'exists', id } | { 'spent', id that spent the key } | { 'unique', id that is queued or running }
 --             | { 'full', jobs in the queue }
 local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
-local once, unique, life = ARGV[3], ARGV[4], ARGV[5]
+local once, unique, life, now = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
+-- RQ limits
 -- include numbers
 -- include fits
+-- include pass_limit
 
-local jobs, at = {}, 6
+-- Jobs that wait for their limits count among those that wait in the queue.
+local jobs, at, limits, waiting = {}, 7, {}, 0
 if not fits(queue, 'list') then
   return redis.error_reply('WRONGTYPE ' .. queue .. ' is no list')
 end
@@ -27,6 +32,15 @@ while at <= #ARGV do
     return redis.error_reply('WRONGTYPE ' .. job .. ' is no hash')
   end
   at = at + 4 + tonumber(ARGV[at + 3])
+  local limit = 'rq:rl:' .. ARGV[at]
+  if ARGV[at] ~= '' and not limits[limit] then
+    if not is_limit(limit) then
+      return redis.error_reply('WRONGTYPE ' .. limit .. ', or a key that belongs to it, is not what RQ makes it')
+    end
+    limits[limit] = true
+    waiting = waiting + redis.call('ZCARD', limit .. ':rate_limited')
+  end
+  at = at + 2
 end
 
 if once ~= '' then
@@ -41,17 +55,20 @@ if unique ~= '' then
   local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')
   local now = holder and redis.call('HMGET', 'rq:job:' .. holder, 'status', 'created_at') or {}
   local status = now[2] == born and now[1]
-  if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred' then
+  if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred'
+    or status == 'rate_limited' or status == 'ready_to_enqueue' then
     return { 'unique', holder }
   end
 end
 if most >= 0 then
-  local length = redis.call('LLEN', queue)
+  local length = redis.call('LLEN', queue) + waiting
   if length + #jobs > most then
     return { 'full', tostring(length) }
   end
 end
 
+local time = redis.call('TIME')
+local clock, statuses = time[1] + time[2] / 1000000, { 'ok' }
 for _, first in ipairs(jobs) do
   local id, side, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 3])
   local ttl = seconds_of(ARGV[first + 2])
@@ -62,10 +79,16 @@ for _, first in ipairs(jobs) do
     redis.call('EXPIRE', job .. ':dependents', ttl)
     redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
   end
-  redis.call(side == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+  local last = first + 3 + words
+  if not pass_limit(id, ARGV[last + 1], ARGV[last + 2], side == 'L', clock, now) then
+    redis.call(side == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+  end
+end
+for _, first in ipairs(jobs) do
+  statuses[#statuses + 1] = redis.call('HGET', 'rq:job:' .. ARGV[first], 'status') or ''
 end
 if unique ~= '' then
   local id = ARGV[jobs[1]]
   redis.call('SET', unique, (redis.call('HGET', 'rq:job:' .. id, 'created_at') or '-') .. ' ' .. id, 'PX', life)
 end
-return { 'ok' }
+return statuses

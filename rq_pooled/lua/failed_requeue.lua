@@ -10,6 +10,7 @@
 -- ARGV[10..]  per job: id, its ended_at or 'any', time at which it is due or '' for now
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) | spent } }
+-- RQ limits
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return { 'lost' }
@@ -17,9 +18,12 @@ if ARGV[1] ~= '' then
   redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
 local registry, now, times = KEYS[1], ARGV[3], tonumber(ARGV[7])
+local time = redis.call('TIME')
+local clock = time[1] + time[2] / 1000000
 
 -- include numbers
 -- include fits
+-- include pass_limit
 
 local function budget(rules, left, intervals)
   if ARGV[9] ~= '' then
@@ -39,7 +43,7 @@ local function requeue(id, ended_at, due)
     return 'gone'
   end
   local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at', 'origin', 'timeout', 'ttl', 'rq_pooled:retry',
-    'retries_left', 'retry_intervals', 'rq_pooled:requeues') -- an error: no job, a ghost
+    'retries_left', 'retry_intervals', 'rq_pooled:requeues', 'rate_limit_key', 'rate_limit_concurrency') -- an error: no job, a ghost
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
@@ -84,7 +88,7 @@ local function requeue(id, ended_at, due)
   redis.call('SADD', 'rq:queues', list)
   if due ~= '' then
     redis.call('ZADD', scheduled, due, id)
-  else
+  elseif not pass_limit(id, fields[11], fields[12], ARGV[6] == '1', clock, now) then
     redis.call(ARGV[6] == '1' and 'LPUSH' or 'RPUSH', list, id)
   end
   return 'done'

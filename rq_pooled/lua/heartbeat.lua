@@ -12,6 +12,7 @@
 --
 -- As in commit.lua, a write that the server never denies comes first: leases are renewed when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
+-- RQ
 
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, worker_ttl = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -27,12 +28,18 @@ for _ = 1, slots do
     or redis.pcall('SISMEMBER', 'rq:workers', worker) == 0 then
     missing[#missing + 1] = ARGV[at]
   else
-    redis.pcall('HSET', worker, 'last_heartbeat', now, 'current_job_working_time', ARGV[at + 2])
+    redis.pcall('HSET', worker, 'last_heartbeat', now)
+    if not RQ3 then
+      redis.pcall('HSET', worker, 'current_job_working_time', ARGV[at + 2])
+    end
     if ARGV[at + 1] ~= '' then
       redis.pcall('HSET', worker, 'state', ARGV[at + 1])
-      redis.pcall('HDEL', worker, 'current_job') -- left behind where a job was handed on
+      -- Left behind where a job was handed on.
+      redis.call('DEL', worker .. ':executions')
+      redis.pcall('HDEL', worker, 'current_job')
     end
     redis.pcall('EXPIRE', worker, worker_ttl)
+    redis.call('EXPIRE', worker .. ':executions', abandon_after + 60)
   end
   at = at + 3
 end

@@ -12,6 +12,7 @@
 -- returns     moved | deferred (a job that it depends on is unfinished) | gone (deleted) | changed (moved by somebody else,
 --             cancelled, or given another time) | locked (the lock is somebody else's) | unfit (its next time is out of
 --             range, or a key to write to is of another type): nothing was done
+-- RQ limits
 local scheduled, lock, queue = KEYS[1], KEYS[2], KEYS[3]
 local token, id, due, next_time = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
 local dependencies = tonumber(ARGV[8])
@@ -38,6 +39,7 @@ end
 
 -- include numbers
 -- include fits
+-- include pass_limit
 
 local deferred = 'rq:deferred:' .. string.sub(queue, 10)
 local depends_on = 'rq:job::' .. id .. ':dependencies'
@@ -73,6 +75,10 @@ else
   redis.call('ZADD', scheduled, next_time, id)
 end
 if not waits then -- last: what comes before can be done again
-  redis.call(ARGV[6] == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+  local limit = redis.call('HMGET', job, 'rate_limit_key', 'rate_limit_concurrency', 'enqueued_at')
+  local time = redis.call('TIME')
+  if not pass_limit(id, limit[1], limit[2], ARGV[6] == 'L', time[1] + time[2] / 1000000, limit[3] or '') then
+    redis.call(ARGV[6] == 'L' and 'LPUSH' or 'RPUSH', queue, id)
+  end
 end
 return waits and 'deferred' or 'moved'

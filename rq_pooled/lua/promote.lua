@@ -13,6 +13,7 @@
 -- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due, milliseconds after which
 --             to look again: when the next is due or at the next full second for what is ours, when its lock ends for
 --             what is not }
+-- RQ limits
 local name, lock_ttl, now, default_timeout, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')
 local second, clock = tonumber(time[1]), time[1] .. string.format('.%06d', time[2])
@@ -27,6 +28,7 @@ end
 
 -- include numbers
 -- include fits
+-- include pass_limit
 
 for _, scheduled in ipairs(KEYS) do
   local queue = string.sub(scheduled, 14)
@@ -54,9 +56,9 @@ for _, scheduled in ipairs(KEYS) do
     for _, id in ipairs(due) do
       local job = 'rq:job:' .. id
       local fields = redis.pcall('HMGET', job, 'data', 'timeout', 'ttl', 'enqueue_at_front',
-        'enqueue_at_front_on_retry', 'ended_at') -- an error: no job
+        'enqueue_at_front_on_retry', 'ended_at', 'rate_limit_key', 'rate_limit_concurrency') -- an error: no job
       if fields[1] then
-        redis.call('HSET', job, 'status', 'queued', 'origin', queue, 'enqueued_at', now)
+        redis.call('HSET', job, 'origin', queue)
         if not fields[2] then
           redis.call('HSET', job, 'timeout', default_timeout)
         end
@@ -68,7 +70,10 @@ for _, scheduled in ipairs(KEYS) do
         end
         local ran_before = fields[6] and fields[6] ~= ''
         local at_front = fields[4] == '1' or (fields[5] == '1' and ran_before)
-        redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+        if not pass_limit(id, fields[7], fields[8], at_front, time[1] + time[2] / 1000000, now) then
+          redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
+          redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+        end
         moved = moved + 1
       end
       redis.call('ZREM', scheduled, id)

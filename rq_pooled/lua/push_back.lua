@@ -13,6 +13,7 @@ redis.call('DEL', 'rq_pooled:none')
 
 -- include numbers
 -- include fits
+-- include no_execution
 
 local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local pushed = 0
@@ -44,9 +45,10 @@ for at = #ARGV - 4, 5, -5 do
   end
   redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place
   redis.pcall('HDEL', claims, member)
-  if redis.pcall('HGET', worker, 'current_job') == id then
-    redis.call('HDEL', worker, 'current_job')
-    redis.call('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
+  redis.pcall('SREM', worker .. ':executions', member)
+  if no_execution(worker) then
+    redis.pcall('HDEL', worker, 'current_job')
+    redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
   end
 end
 return pushed

@@ -26,7 +26,7 @@ at = first
 while at <= #ARGV do
   local worker, words = 'rq:worker:' .. ARGV[at], tonumber(ARGV[at + 1])
   if not again then
-    redis.call('DEL', worker)
+    redis.call('DEL', worker, worker .. ':executions')
   end
   redis.call('HDEL', worker, 'death')
   redis.call('HSET', worker, unpack(ARGV, at + 2, at + 1 + words))

@@ -96,6 +96,7 @@ for _, queue in ipairs(queues) do
       left = left - 1
       local holder = redis.call('HGET', job, 'worker_name') or ''
       local worker = 'rq:worker:' .. holder
+      redis.pcall('SREM', worker .. ':executions', member)
       if redis.pcall('HGET', worker, 'current_job') == id then
         redis.call('HDEL', worker, 'current_job')
       end
@@ -110,7 +111,7 @@ for _, queue in ipairs(queues) do
         execution_at = execution_at + 1
         member = id .. ':' .. own
         redis.call('HSET', job, 'worker_name', name, 'last_heartbeat', now)
-        redis.call('HSET', 'rq:execution:' .. member, 'id', own, 'created_at', now_seconds,
+        redis.call('HSET', 'rq:execution:' .. member, 'id', own, 'job_id', id, 'created_at', now_seconds,
           'last_heartbeat', now_seconds, 'worker_name', name, 'queue_key', key)
         redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
         redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, own)

@@ -9,8 +9,11 @@ from collections import defaultdict
 from dataclasses import dataclass
 from random import Random
 
+import rq
 from redis.exceptions import RedisError
 from rq import Queue, Retry
+
+from rq_pooled.rq_api import RQ3
 
 from .jobs import QUEUE
 from .stage import client
@@ -19,6 +22,10 @@ from .stage import client
 KINDS = {"ok": 6, "sleep": 6, "slow": 2, "fail": 2, "retry": 3, "again": 2, "use_redis": 3, "share": 4, "spawn": 2, "chain": 3}
 #: Children of a job that enqueues, by its kind; retries of one that fails at first.
 CHILDREN = {"spawn": 2, "share": 1}
+#: Jobs of RQ 3's limit ``chaos`` that may be admitted at once.
+LIMIT = 2
+if RQ3:
+    KINDS["limited"] = 4
 RETRIES = 2
 #: Jobs that may wait in the queue before the enqueuer pauses: what is to be seen is faults, not a long queue.
 BACKLOG = 60
@@ -100,6 +107,8 @@ class Enqueuer(_Worker):
             for i in range(3):
                 self._enqueue(f"{job_id}_{i}", kind, "ok", depends_on=before)
                 before = f"{job_id}_{i}"
+        elif kind == "limited":
+            self._enqueue(job_id, kind, "sleep", round(seconds / 10, 2))
         elif kind in ("sleep", "slow"):
             self._enqueue(job_id, kind, "sleep", round(seconds, 2))
         elif kind == "spawn":
@@ -112,10 +121,12 @@ class Enqueuer(_Worker):
             return
         retry = Retry(max=RETRIES, interval=[0, 1]) if kind == "retry" else None
         at = time.time()
+        limit = {"rate_limit": rq.RateLimit("chaos", LIMIT)} if kind == "limited" else {}
         try:
             self._queue.enqueue(
                 f"chaos.jobs.{function}",
                 *args,
+                **limit,
                 job_id=job_id,
                 retry=retry,
                 depends_on=depends_on or None,
@@ -153,6 +164,8 @@ class Watch(_Worker):
         #: Each combination of a process and its roles, as often as it was seen after another one.
         self.crowds: list[Crowd] = []
         self.looks = 0
+        #: Most jobs of the limit that were admitted at once.
+        self.admitted = 0
         self._roles: dict[int, tuple[str, ...]] = {}
         self._last = time.time()
 
@@ -164,6 +177,7 @@ class Watch(_Worker):
         try:
             for member, score in self._redis.zrange(f"rq_pooled:leases:{QUEUE}", 0, -1, withscores=True):
                 self.leases[member.decode()] = score
+            self.admitted = max(self.admitted, self._redis.zcard("rq:rl:chaos:allowed"))
             self._count(self._redis.client_list())
         except (RedisError, OSError):
             pass

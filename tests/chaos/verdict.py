@@ -14,7 +14,7 @@ from rq_pooled.config import Settings
 
 from .jobs import QUEUE
 from .journal import Run
-from .load import CHILDREN, RETRIES, Crowd, Order
+from .load import CHILDREN, LIMIT, RETRIES, Crowd, Order
 from .stage import CONCURRENCY, INTERVAL, TTL, Deed
 
 #: Statuses that are an end. A child whose parent failed stays deferred for ever, as RQ has it.
@@ -43,6 +43,8 @@ class Evidence:
     gaps: list[tuple[float, float]]
     #: What processes held which connections; how often that was looked at; the process ids of the workers.
     crowds: list[Crowd] = field(default_factory=list)
+    #: Most jobs of the limit that were seen admitted at once.
+    admitted: int = 0
     looks: int = 0
     workers: frozenset[int] = frozenset()
 
@@ -121,6 +123,7 @@ def judge(redis: Redis, evidence: Evidence) -> Verdict:
     kills = sum(deed.kind == "kill horse" for deed in evidence.deeds)
     if killed > kills:
         verdict.add("", f"{killed} jobs failed because their process was killed, and only {kills} were")
+    _check_limit(verdict, evidence)
     _check_residue(verdict, redis)
     _check_connections(verdict, evidence)
     unconfirmed = [order for order in evidence.orders.values() if not order.acknowledged]
@@ -247,18 +250,26 @@ def _check_connections(verdict: Verdict, evidence: Evidence) -> None:
             verdict.add("", f"worker {crowd.pid} held {len(crowd.roles)} of {MOST} ({', '.join(crowd.roles)}) at {crowd.at:.3f}")
 
 
+def _check_limit(verdict: Verdict, evidence: Evidence) -> None:
+    """No more jobs of a limit were admitted than it allows."""
+    if evidence.admitted > LIMIT:
+        verdict.add("", f"{evidence.admitted} jobs of a limit of {LIMIT} were admitted at once")
+
+
 def _check_residue(verdict: Verdict, redis: Redis) -> None:
-    """No queue, registry, lease, claim or intermediate list holds anything of a job that has ended."""
+    """No queue, registry, lease, claim, limit or intermediate list holds anything of a job that has ended."""
     for key in sorted(redis.keys("*")):
         name = key.decode()
         if name == f"rq:queue:{QUEUE}" or name.endswith(":intermediate"):
             verdict.add("", f"{name} holds {redis.lrange(key, 0, 9)}")
-        elif name.startswith(("rq:wip:", "rq_pooled:leases:", "rq:scheduled:")):
+        elif name.startswith(("rq:wip:", "rq_pooled:leases:", "rq:scheduled:")) or name.endswith((":allowed", ":rate_limited")):
             verdict.add("", f"{name} holds {redis.zrange(key, 0, 9)}")
         elif name.startswith(("rq:execution:", "rq:executions:")):
             verdict.add("", f"{name} is left")
         elif name.startswith("rq_pooled:claims:") and redis.ttl(key) < 0:
             verdict.add("", f"{name} is left for ever with {redis.hkeys(key)[:10]}")
+        elif name.startswith("rq:worker:") and name.endswith(":executions"):
+            verdict.add("", f"{name} holds {redis.smembers(key)}")
         elif name.startswith("rq:worker:") and not redis.hexists(key, "death"):
             try:
                 current = redis.hget(key, "current_job")

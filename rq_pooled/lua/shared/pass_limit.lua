@@ -1,0 +1,28 @@
+local function is_a(key, wanted)
+  local found = redis.call('TYPE', key).ok
+  return found == wanted or found == 'none'
+end
+
+-- Tell whether a limit's own keys are what RQ makes them.
+local function is_limit(limit)
+  return is_a('rq:rl-keys', 'set') and is_a(limit, 'hash') and is_a(limit .. ':allowed', 'zset')
+    and is_a(limit .. ':rate_limited', 'zset')
+end
+
+-- Let a job through its limit, or have it wait there, as RQ 3's _enqueue_rate_limited_job; return whether it has one that
+-- works. Where a key of the limit has become something else the job goes on without: nothing is lost.
+local function pass_limit(id, key, concurrency, at_front, clock, now)
+  local limit = 'rq:rl:' .. (key or '')
+  if not (RQ3 and key and key ~= '' and (tonumber(concurrency or '') or 0) > 0 and is_limit(limit)) then
+    return false
+  end
+  redis.call('HSET', 'rq:job:' .. id, 'status', 'rate_limited')
+  if at_front then
+    redis.call('HSET', 'rq:job:' .. id, 'enqueue_at_front', '1')
+  end
+  redis.call('SADD', 'rq:rl-keys', key)
+  redis.call('HSET', limit, 'concurrency', concurrency)
+  redis.call('ZADD', limit .. ':rate_limited', clock, id)
+  rq_named.acquire({ limit .. ':allowed', limit .. ':rate_limited' }, { concurrency, clock, now, 'rq:queue:', 'rq:job:' })
+  return true
+end
