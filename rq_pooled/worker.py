@@ -67,7 +67,7 @@ from .scripts import shared_scripts
 from .sentinels import beside, is_watched
 from .server import check_rights, check_server
 from .slots import RunHorse
-from .sockets import close_idle, make_connection
+from .sockets import accepted_options, close_idle, make_connection
 from .stream import StreamConnection, stream_options
 from .upstream import Dialer
 from .warmup import warm_up
@@ -333,6 +333,7 @@ class Worker(rq.worker.Worker):
             for queue in self.queues
         ]
         share = job_connections(settings)
+        accepted_options(StreamConnection)  # remembered: looking at signatures dirties 2.5 MB, in each horse if done there
         warm_up(recorder)
         policies = maintenance_policies(settings)
 
