@@ -6,6 +6,7 @@ error of its own, which becomes the exception that a pool or redis-py would have
 
 from __future__ import annotations
 
+import select
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,9 @@ _ERRORS = {
     "TIMEOUT": RedisTimeoutError,
     "UNREACHABLE": ServerUnreachable,
 }
+_SUBSCRIBES = frozenset(("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"))
+#: Milliseconds that a subscriber waits for the first word of its parent's.
+_ANSWERED_WITHIN = 60_000
 #: Options of a connection to the server that are the parent's affair.
 _NOT_OURS = ("credential_provider", "host", "password", "port", "username")
 
@@ -87,6 +91,19 @@ def _use_resp3(connection: Any) -> None:
 
 class StreamConnection(UnixDomainSocketConnection):
     """redis-py's connection over a Unix socket that raises what the parent has to say."""
+
+    def send_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send a command as redis-py does; blocks until there is an answer to one that subscribes, which is not read here.
+
+        Nothing else makes redis-py wait for it. What the job sends next over another connection, such as the PUBLISH that
+        it wants to hear, would overtake it: the parent has to find a connection for the subscriber first.
+        """
+        super().send_command(*args, **kwargs)  # type: ignore[no-untyped-call]
+        if args and str(args[0]).upper() in _SUBSCRIBES and self._sock is not None:
+            # The parent answers within POOL_TIMEOUT in any case.
+            waiting = select.poll()
+            waiting.register(self._sock, select.POLLIN)
+            waiting.poll(_ANSWERED_WITHIN)
 
     def read_response(self, *args: Any, **kwargs: Any) -> Any:
         """Read a reply as redis-py does.

@@ -373,6 +373,17 @@ def change_subscriptions(shards: bool) -> list[Any]:
     return found
 
 
+def hear_oneself(channel: str) -> Any:
+    """Subscribe and publish without reading in between; return who was reached, and what was heard."""
+    client = rq_pooled.get_connection()
+    with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        pubsub.subscribe(channel)
+        reached, message = client.publish(channel, "hello"), None
+        for _ in range(20 if reached else 0):
+            message = message or pubsub.get_message(timeout=0.5)
+        return reached, message and message["data"]
+
+
 def unsubscribe_and_ask() -> list[Any]:
     """Write UNSUBSCRIBE and an ECHO at once, several times; return the replies."""
     pool = rq_pooled.get_pool()

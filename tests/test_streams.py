@@ -289,6 +289,15 @@ def test_a_subscription_keeps_its_connection(server: EmbeddedServer, redis: Redi
         assert outcome(job) == [None, 1, "exclusive"] * 5 + [[b"early"] + [b"hello"] * 5]
 
 
+def test_a_message_does_not_overtake_its_subscriber(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """What a job publishes right after it has subscribed reaches it, whether a connection was free for it or not."""
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=5):
+        queue = Queue("a", connection=redis)
+        jobs = [queue.enqueue(stream_jobs.hear_oneself, f"channel {i}", job_timeout=40) for i in range(20)]
+        ended(jobs, redis)
+        assert [outcome(job) for job in jobs] == [(1, b"hello")] * 20
+
+
 def test_what_is_sent_behind_an_unsubscribe_is_answered(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Commands that are written together with an UNSUBSCRIBE get their replies, from the same connection."""
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
