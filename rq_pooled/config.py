@@ -169,7 +169,7 @@ class Settings:
     max_connections: int = _setting(
         10,
         int,
-        "bound of one web process's pool, and of a worker's connections with those shared with its jobs",
+        "bound of one web process's pool; a worker may lend its jobs this many less 3, or CONCURRENCY if that is more",
         "connections",
         low=3,  # the two roles of a worker and one for its jobs
         high=100_000,

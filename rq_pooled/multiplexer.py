@@ -552,10 +552,14 @@ class Multiplexer:
             self._refuse_unreachable(stream)
 
     def _refuse_unreachable(self, stream: Stream) -> None:
+        kind, hint = "UNREACHABLE", ""
+        if self._opener.has_no_place:
+            kind, lent = "BUDGET", f". Lent by this worker: {'; '.join(self._lending.holders())}" if len(self._lending) else ""
+            hint = f"{lent}. Raise BUDGET, or end blocking commands, WATCH and subscriptions earlier"
         stream.refuse(
-            "UNREACHABLE",
+            kind,
             f"no connection to the server could be opened within {self._settings.pool_timeout:g} s (POOL_TIMEOUT): "
-            f"{self._opener.reason or 'it does not answer'}; nothing was sent",
+            f"{self._opener.reason or 'it does not answer'}; nothing was sent{hint}",
         )
 
     # -- the end -------------------------------------------------------------------------------------------------

@@ -47,6 +47,8 @@ class Opener:
         self.dialer = dialer
         #: Why the last attempt came to nothing; empty if it did not.
         self.reason = ""
+        #: It was the budget.
+        self.has_no_place = False
 
     def open(
         self,
@@ -76,11 +78,12 @@ class Opener:
             return None
         if not may_have():
             self._note_failure("the application's BUDGET has no place for it")
+            self.has_no_place = True
             self._later(self._not_before - now, again)
             return None
 
         def opened(upstream: Upstream) -> None:
-            self._failures, self.reason = 0, ""
+            self._failures, self.reason, self.has_no_place = 0, "", False
             on_open(upstream)
 
         def lost(upstream: Upstream, reason: str) -> None:
@@ -116,7 +119,7 @@ class Opener:
 
     def _note_failure(self, reason: str) -> None:
         settings = self._settings
-        self.reason = scrub(reason)
+        self.reason, self.has_no_place = scrub(reason), False
         now = time.monotonic()
         if now < self._not_before:  # several were tried at once, and the server has refused once
             return

@@ -16,11 +16,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .errors import PoolExhausted, ServerUnreachable
+from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .sockets import accepted_options
 from .streams import ERROR
 
 _ERRORS = {
+    "BUDGET": BudgetExceeded,
     "EXHAUSTED": PoolExhausted,
     "LOST": RedisConnectionError,
     "TIMEOUT": RedisTimeoutError,
@@ -112,7 +113,7 @@ class StreamConnection(UnixDomainSocketConnection):
         POOL_TIMEOUT before it is sent.
 
         Raises:
-            PoolExhausted, ServerUnreachable: there was no connection for the command; it was not sent.
+            BudgetExceeded, PoolExhausted, ServerUnreachable: there was no connection for the command; it was not sent.
             redis.exceptions.ConnectionError, TimeoutError: there is no reply; the command may have been done.
         """
         try:

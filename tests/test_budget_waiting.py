@@ -6,12 +6,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import stats_jobs
+import stream_jobs
 from redis import Redis
-from support import drop_pools, wait_until
+from rq.job import JobStatus
+from support import drop_pools, running_worker, wait_until
 from test_budget import HELD, ORDER, WAITING, ours, shop
 from test_tls import TLSServer, certificate, tls  # noqa: F401 - fixtures
 
@@ -255,3 +258,19 @@ def test_a_full_server_is_waited_for_over_tls(tls: TLSServer) -> None:  # noqa: 
     admin.config_set("maxclients", 10)
     thread.join(20)
     assert done == [1]
+
+
+def test_a_job_for_which_the_budget_has_no_place_is_told_so(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Where the budget has no place for a connection of a job's own, its call raises BudgetExceeded and names who has one."""
+    settings = {"RQ_POOLED_BUDGET": "4", "RQ_POOLED_BUDGET_NAME": "shop", "RQ_POOLED_POOL_TIMEOUT": "1"}
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **settings):
+        queue = Queue("a", connection=redis)
+        first = queue.enqueue(stream_jobs.wait_in_redis, "list0", 8)
+        wait_until(lambda: any(entry["cmd"] == "blpop" for entry in redis.client_list()), what="the first one's wait")
+        second = queue.enqueue(stream_jobs.wait_in_redis, "list1", 8)
+        wait_until(lambda: second.get_status() == JobStatus.FAILED, what="the second one's failure")
+        result = second.latest_result()
+        assert result is not None and "BudgetExceeded" in str(result.exc_string)
+        assert f"Lent by this worker: job {first.id}" in str(result.exc_string)
+        redis.rpush("list0", "x")
+        wait_until(lambda: first.get_status() == JobStatus.FINISHED)
