@@ -127,9 +127,9 @@ def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis
 def test_a_claim_that_is_not_allowed_says_so(server: EmbeddedServer, redis: Redis, queue: Queue) -> None:
     """Where the right to ZADD is withdrawn the job goes back, and the error is the server's, which claims wait for."""
     redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-zadd")
-    with engine(server.url.replace("redis://", "redis://limited:pw@")) as one:
-        with pytest.raises(ResponseError, match="permission"):
-            one.claim("v")
+    limited = server.url.replace("redis://", "redis://limited:pw@")
+    with engine(limited) as one, pytest.raises(ResponseError, match="permission"):
+        one.claim("v")
     redis.acl_deluser("limited")
     assert texts(redis) == list(IDS)
 
