@@ -5,6 +5,7 @@ A GET changes nothing. A POST needs the word "write" from the application, and m
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -223,7 +224,10 @@ def _given(*known: str) -> dict[str, str]:
         raise ConfigurationError(f"the body has {size} bytes: at most {_MAX_BODY} are read")
     given: Any
     if request.is_json:
-        given = request.get_json(silent=True)
+        try:
+            given = json.loads(request.get_data(), object_pairs_hook=_once_each)
+        except (ValueError, RecursionError):
+            given = None
         if not isinstance(given, dict):
             raise ConfigurationError("the body is no JSON object")
     elif request.mimetype in _FORMS or not request.get_data():
@@ -241,7 +245,17 @@ def _given(*known: str) -> dict[str, str]:
             given[name] = str(int(value))
         elif not isinstance(value, str) or not value:
             raise ConfigurationError(f"{name} is {printable(value, 50)!r}: give one text that is not empty, or leave it out")
+        elif any("\ud800" <= character <= "\udfff" for character in value):
+            raise ConfigurationError(f"{name} is {printable(value, 50)!r}: a half of a surrogate pair is no text")
     return dict(given)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of these pairs. A name that comes twice is as unusable as in a form."""
+    given = dict(pairs)
+    if len(given) < len(pairs):
+        given.update(dict.fromkeys((name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1), None))
+    return given
 
 
 def _queue(given: dict[str, str]) -> str:

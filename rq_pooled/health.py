@@ -6,6 +6,8 @@ fit for JSON. No password appears in any of them.
 
 from __future__ import annotations
 
+import os
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -86,24 +88,37 @@ def health_word(
     """
     client = connection or get_connection(settings)
     shared = _words.setdefault(client.connection_pool, _Word())
-    now = time.monotonic()
-    # While one caller asks, the others take the last answer: it is at most as old as a probe takes.
-    if shared.found is None or now - shared.asked > age:
-        shared.asked = now
-        found = health(timeout, settings, client)
-        shared.found = {"ok": found["ok"], "status": found["status"]}
-    return dict(shared.found)
+    if shared.is_older_than(age):
+        # While one caller asks, the others take the last answer, which is at most as old as a probe takes, or wait for
+        # the first.
+        wait = timeout if shared.found is None else 0
+        if shared.asking.acquire(timeout=wait):
+            try:
+                if shared.is_older_than(age):
+                    shared.asked = time.monotonic()
+                    found = health(timeout, settings, client)
+                    shared.found = {"ok": found["ok"], "status": found["status"]}
+            finally:
+                shared.asking.release()
+    return dict(shared.found or {"ok": False, "status": "away"})
 
 
 class _Word:
-    """The last answer of a server, and when it was asked for."""
+    """The last answer of a server, when it was asked for, and the lock of the caller that asks."""
 
-    found: dict[str, Any] | None = None
-    asked = 0.0
+    def __init__(self) -> None:
+        self.found: dict[str, Any] | None = None
+        self.asked = 0.0
+        self.asking = threading.Lock()
+
+    def is_older_than(self, age: float) -> bool:
+        """Tell whether the server is to be asked again."""
+        return self.found is None or time.monotonic() - self.asked > age
 
 
-#: By pool, so that it ends with it.
+#: By pool, so that it ends with it. A forked process begins anew: the lock may be held by a thread that it has not.
 _words: WeakKeyDictionary[Any, _Word] = WeakKeyDictionary()
+os.register_at_fork(after_in_child=_words.clear)
 
 
 def _probed(timeout: float, settings: Settings, connection: Redis | None) -> dict[str, Any]:

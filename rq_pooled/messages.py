@@ -13,7 +13,7 @@ outcome  status, guards, commands, dependents, wants a receipt    see ledger.Out
 
 from __future__ import annotations
 
-import math
+import sys
 from typing import Any
 
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
@@ -44,7 +44,8 @@ def check_message(message: Any) -> None:
         if size != 2 or type(message[1]) is not bool:
             raise ValueError("free says whether the horse leaves")
     elif kind == "phase":
-        if size != 2 or type(message[1]) not in (int, float) or not math.isfinite(message[1]):
+        # A float has an end, a whole number has none: arithmetic with it raises.
+        if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:
             raise ValueError("a phase is a number of seconds")
     elif kind == "failure":
         if size != 2 or type(message[1]) is not str:

@@ -31,12 +31,8 @@ _getsignal: Callable[[int], Any] = _signal.getsignal
 _sigmask: Callable[[int, Any], set[int]] = _signal.pthread_sigmask
 
 _SIGNALS = sorted({int(signum) for signum in signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP})
-#: Limits that stop a process which reaches them; those of a system that lacks one are left out.
-_LIMITS = [
-    getattr(resource, f"RLIMIT_{name}")
-    for name in ("AS", "CORE", "CPU", "DATA", "FSIZE", "MEMLOCK", "NOFILE", "NPROC", "STACK")
-    if hasattr(resource, f"RLIMIT_{name}")
-]
+#: All limits that this system has; one of them has two names.
+_LIMITS = sorted({getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")})
 #: Variables that differ from job to job because the horse sets them.
 _OWN_VARIABLES = (b"RQ_JOB_ID", b"RQ_WORKER_ID")
 

@@ -290,6 +290,18 @@ def limits() -> list[Any]:
     return [*map(list, limits), os.getpriority(os.PRIO_PROCESS, 0), sorted(os.sched_getaffinity(0))]
 
 
+def all_limits(lower: bool = False) -> dict[str, Any]:
+    """Return every soft limit of this system, and this process; lower those without which a job can go on, if asked."""
+    names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
+    found: dict[str, Any] = {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
+    for name in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_MSGQUEUE", "RLIMIT_NOFILE", "RLIMIT_SIGPENDING") if lower else ():
+        if name in found:
+            hard = resource.getrlimit(getattr(resource, name))[1]
+            soft = 0 if name in ("RLIMIT_CORE", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING") else 1 << 30
+            resource.setrlimit(getattr(resource, name), (100 if name == "RLIMIT_NOFILE" else soft, hard))
+    return {**found, "pid": os.getpid()}
+
+
 def become_nobody() -> int:
     """Give up the user's rights."""
     os.setegid(65534)

@@ -122,6 +122,7 @@ def outcome(*part: Any) -> Any:
         ("free", True, True),
         ("phase", "soon"),
         ("phase", float("nan")),
+        ("phase", 10**400),
         ("phase", True),
         ("perform", ()),
         ("__init__",),

@@ -480,6 +480,54 @@ def test_an_address_cannot_put_words_into_the_page(operator: Any) -> None:
         assert page.status_code == 200 and "Call" not in page.text and 'class="message"' not in page.text
 
 
+@pytest.mark.parametrize("note", ["no JSON", "[1, 2]", "5", b"\xff", ""])
+def test_a_notice_that_others_wrote_breaks_no_page(operator: Any, redis: Redis, note: Any) -> None:
+    """What stands where a button's notice belongs is left out of the page if it is none."""
+    redis.set("rq_pooled:notice:" + "a" * 32, note)
+    page = operator.get("/rq/?did=" + "a" * 32)
+    assert page.status_code == 200 and 'class="message"' not in page.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"queue": "q", "policy": "purge", "older_than": "30d", "older_than": "0"}',
+        '{"queue": "\\ud800", "policy": "purge", "all": 1}',
+        "[" * 30_000,
+    ],
+    ids=["twice", "surrogate", "nested"],
+)
+def test_odd_json_is_refused(operator: Any, redis: Redis, body: str) -> None:
+    """JSON that names a parameter twice, holds what is no text, or is nested too deeply is 400 and changes nothing."""
+    fail_jobs(redis, "q", ["ValueError: one"])
+    response = operator.post("/rq/queues/sweep", data=body, content_type="application/json")
+    assert response.status_code == 400 and response.json["error"]
+    assert redis.zcard("rq:failed:q") == 1
+
+
+def test_probes_that_come_before_the_first_answer_share_it(start_server: Any) -> None:
+    """Requests for the health of a server that has not answered yet open one connection, however many they are."""
+    one = start_server()
+    client = one.client()
+    app = make_app(one.url)
+    before = client.info("stats")["total_connections_received"]
+    codes: list[int] = []
+    gate = threading.Barrier(8)
+
+    def ask() -> None:
+        gate.wait()
+        codes.append(app.test_client().get("/rq/health/redis").status_code)
+
+    client.client_pause(500)
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert codes == [200] * 8
+    assert client.info("stats")["total_connections_received"] - before == 1
+
+
 def test_buttons_lead_back_to_the_page(operator: Any, redis: Redis) -> None:
     """A button's POST is answered with a redirect to the page, which tells what was done."""
     fail_jobs(redis, "mail:eu", ["ValueError: one"])

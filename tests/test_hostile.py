@@ -124,6 +124,16 @@ def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis
     assert [job_id for job_id, *_ in look(ours).returned] == ["a"]
 
 
+def test_a_claim_that_is_not_allowed_says_so(server: EmbeddedServer, redis: Redis, queue: Queue) -> None:
+    """Where the right to ZADD is withdrawn the job goes back, and the error is the server's, which claims wait for."""
+    redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-zadd")
+    limited = server.url.replace("redis://", "redis://limited:pw@")
+    with engine(limited) as one, pytest.raises(ResponseError, match="permission"):
+        one.claim("v")
+    redis.acl_deluser("limited")
+    assert texts(redis) == list(IDS)
+
+
 @pytest.mark.parametrize("spoil", [*ODD, pytest.param(text_at("rq:job:odd"), id="rq:job:odd")])
 def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, spoil: Any) -> None:
     """A due job with a hostile number, or whose key is no hash, stops neither its queue's jobs nor other queues'."""

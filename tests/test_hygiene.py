@@ -190,6 +190,12 @@ def test_limits_are_given_back(run: Run) -> None:
     assert run(crash_jobs.limits) == before
 
 
+def test_every_soft_limit_is_given_back_to_the_same_process(run: Run) -> None:
+    """Each resource limit that the system knows is the next job's as it was, without a new process for it."""
+    before = run(crash_jobs.all_limits, True)
+    assert run(crash_jobs.all_limits) == before
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
 def test_another_user_costs_the_horse(run: Run) -> None:
     """After a job that gave up the user's rights the next one runs as the worker's user, in a new process."""

@@ -150,7 +150,9 @@ local function register(key, id, queue, execution)
   redis.pcall('ZREM', leases, member)
   redis.call('LPUSH', key, id)
   spoilt[key] = true
-  failure = failure or ('WRONGTYPE ' .. (reply == lease_reply and leases or wip) .. ' is no sorted set')
+  local wrong_type = string.find(reply.err, 'WRONGTYPE', 1, true)
+  local spoilt_set = 'WRONGTYPE ' .. (reply == lease_reply and leases or wip) .. ' is no sorted set'
+  failure = failure or (wrong_type and spoilt_set or reply.err)
 end
 
 -- include is_running
