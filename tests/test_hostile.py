@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -122,6 +123,28 @@ def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis
     assert ours.run(ours.ledger.push_back([claim])) == 0
     redis.delete("rq:queue:default")
     assert [job_id for job_id, *_ in look(ours).returned] == ["a"]
+
+
+@pytest.mark.parametrize("way", ["stalled", "push_back"])
+@pytest.mark.parametrize("right", ["hset", "lpush", "expire", "hget"])
+def test_a_withdrawn_right_loses_no_claimed_job(
+    server: EmbeddedServer, redis: Redis, queue: Queue, right: str, way: str
+) -> None:
+    """Claims whose jobs may not be written back stay claims, and go back once the right is there again."""
+    redis.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "&*", "+@all")
+    with engine(server.url.replace("redis://", "redis://limited:pw@"), max_stalls=2) as one:
+        one.register(*"vwxyz")
+        claims = one.claim(*"vwxyz").claims
+        end_lease(redis, *(claim.member for claim in claims))
+        for rule in (f"-{right}", "+@all"):
+            redis.execute_command("ACL", "SETUSER", "limited", rule)
+            redis.delete("rq_pooled:lock:stalled")
+            with contextlib.suppress(ResponseError):
+                look(one) if way == "stalled" else one.run(one.ledger.push_back(claims))
+            back, claimed = len(texts(redis)), redis.zcard("rq:wip:default")
+            assert back + claimed == 5
+    redis.acl_deluser("limited")
+    assert texts(redis) == list(IDS)
 
 
 def test_a_claim_that_is_not_allowed_says_so(server: EmbeddedServer, redis: Redis, queue: Queue) -> None:

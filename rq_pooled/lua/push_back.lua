@@ -11,6 +11,8 @@
 -- As in commit.lua, a write that the server never denies comes first.
 redis.call('DEL', 'rq_pooled:none')
 
+-- include rights_first
+
 -- include numbers
 -- include fits
 -- include no_execution

@@ -27,6 +27,8 @@ if not redis.call('SET', LOCK, ARGV[7], 'NX', 'PX', ARGV[6]) then
   return { 0, {}, {} }
 end
 
+-- include rights_first
+
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, max_stalls = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local claims, name, left = ARGV[7], ARGV[8], tonumber(ARGV[9])
