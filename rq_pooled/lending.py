@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 
 from . import command_table
-from .framing import Malformed, Passage, cut_command, words_of
+from .framing import Malformed, Passage, ReplyCutter, cut_command, words_of
 from .loop import Loop
 from .opener import Opener
 from .reservation import Reservation
@@ -167,6 +168,8 @@ class Lending:
         self._lent: dict[Upstream, tuple[Stream | None, float]] = {}
         #: By stream; the connection that it is lent.
         self._upstreams: dict[Stream, Upstream] = {}
+        #: What ends with the bytes that are awaited, and the last that has come.
+        self._marks: dict[Upstream, tuple[bytes, bytes]] = {}
 
     def __len__(self) -> int:
         return len(self._opening) + len(self._idle) + len(self._lent)
@@ -365,18 +368,38 @@ class Lending:
         stream.loan = None
         if upstream is None or loan is None:
             return
-        lasting = loan.ends_with_stream or loan.subscribed
-        if loan.pending or loan.passage or lasting or upstream.unsent:
+        # The replies to subscriptions are not counted, see note_reply; one behind a command that waits would wait with it.
+        pending = loan.patience != 0.0 if loan.subscribed else loan.pending
+        if pending or loan.passage or loan.ends_with_stream or upstream.unsent:
             del self._lent[upstream]
             upstream.close()
             self._serve()
+        elif loan.subscribed:
+            self._lent[upstream] = (None, time.monotonic())
+            upstream.resume()
+            self._unsubscribe(upstream, loan.sharded)
         else:
             self._lent[upstream] = (None, time.monotonic())
             upstream.resume()
             upstream.send(_DISCARD if loan.in_transaction else _UNWATCH)
 
+    def _unsubscribe(self, upstream: Upstream, sharded: bool) -> None:
+        """End all subscriptions. What is published until then comes, too: a word that nobody else knows is the last."""
+        mark = secrets.token_hex(16)
+        kinds = [("SUNSUBSCRIBE",)] if sharded else [("UNSUBSCRIBE",), ("PUNSUBSCRIBE",)]
+        self._marks[upstream] = (f"${len(mark)}\r\n{mark}\r\n".encode(), b"")
+        upstream.send(pack_commands([*kinds, ("ECHO", mark)]))
+
     def _on_made_fit(self, upstream: Upstream, reply: bytes) -> None:
-        if reply != b"+OK\r\n":
+        if upstream in self._marks:
+            expected, seen = self._marks[upstream]
+            seen = (seen + reply)[-len(expected) :]
+            self._marks[upstream] = expected, seen
+            if seen != expected:
+                return
+            del self._marks[upstream]
+            upstream.cutter = ReplyCutter()  # a message may have been cut off
+        elif reply != b"+OK\r\n":
             raise Malformed(f"UNWATCH was answered with {reply[:40]!r}")
         del self._lent[upstream]
         self._take_back(upstream)
@@ -385,6 +408,7 @@ class Lending:
         self._opening.discard(upstream)
         self._idle = [entry for entry in self._idle if entry[0] is not upstream]
         stream, _ = self._lent.pop(upstream, (None, 0.0))
+        self._marks.pop(upstream, None)
         if stream is not None:
             self._upstreams.pop(stream, None)
             stream.loan = None
@@ -401,7 +425,7 @@ class Lending:
             late_by = now - max(since, upstream.moved_at) - timeout
             if stream is None:
                 if late_by > 0:
-                    upstream.lose("no answer to UNWATCH")
+                    upstream.lose("no answer to UNWATCH or UNSUBSCRIBE")
             elif loan is None or not loan.pending or loan.subscribed or loan.patience is None or stream.unread:
                 continue
             elif late_by > loan.patience:

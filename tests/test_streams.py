@@ -298,6 +298,18 @@ def test_a_message_does_not_overtake_its_subscriber(server: EmbeddedServer, redi
         assert [outcome(job) for job in jobs] == [(1, b"hello")] * 20
 
 
+def test_closed_subscriptions_cost_no_connection(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A subscription that a job closes, as with-blocks do, leaves its connection to the next one: none is opened per job."""
+    with running_worker(server.url, "a", log=tmp_path / "log"):
+        queue = Queue("a", connection=redis)
+        ended([queue.enqueue(stream_jobs.hear_oneself, "first", job_timeout=40)], redis)
+        before = received(redis)
+        jobs = [queue.enqueue(stream_jobs.hear_oneself, f"channel {i}", job_timeout=40) for i in range(20)]
+        ended(jobs, redis)
+        assert [outcome(job) for job in jobs] == [(1, b"hello")] * 20
+        assert received(redis) - before <= 1
+
+
 def test_what_is_sent_behind_an_unsubscribe_is_answered(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Commands that are written together with an UNSUBSCRIBE get their replies, from the same connection."""
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):

@@ -609,3 +609,25 @@ def test_no_turn_is_long_for_a_horse_that_floods(hub: Hub) -> None:
         hub.turn()
         passed.append(len(greedy.look()) // len(pong))
     assert max(after - before for before, after in itertools.pairwise(passed)) <= 32 * 1024 // len(pong)
+
+
+@pytest.mark.parametrize("words", [("SUBSCRIBE", "a"), ("PSUBSCRIBE", "a*"), ("SSUBSCRIBE", "a")])
+def test_who_gets_a_subscriber_s_connection_hears_nothing(hub: Hub, redis: Redis, words: tuple[str, ...]) -> None:
+    """What is published while a subscription is being ended reaches nobody, least of all the next one on its connection."""
+    if not redis.execute_command("COMMAND", "INFO", words[0]):
+        pytest.skip("no shard channels before Redis 7")
+    publish = redis.spublish if words[0] == "SSUBSCRIBE" else redis.publish
+    subscriber, identity = hub.client(), None
+    for _ in range(5):
+        assert subscriber.ask(*words)
+        for _ in range(100):
+            publish("a", "x" * 1000)
+        subscriber.socket.close()
+        while hub.mux._lending._lent:
+            publish("a", "late")
+            hub.turn()
+        other = hub.client()
+        assert other.ask("BLPOP", "nothing", "0.01").startswith((b"*-1", b"_"))
+        found = [entry["id"] for entry in redis.client_list() if entry["name"].endswith(":exclusive")]
+        assert len(found) == 1 and identity in (None, *found)
+        identity, subscriber = found[0], hub.client()
