@@ -151,7 +151,7 @@ def test_a_claim_that_is_not_allowed_says_so(server: EmbeddedServer, redis: Redi
     """Where the right to ZADD is withdrawn the job goes back, and the error is the server's, which claims wait for."""
     redis.execute_command("ACL", "SETUSER", "limited", "on", ">pw", "~*", "&*", "+@all", "-zadd")
     limited = server.url.replace("redis://", "redis://limited:pw@")
-    with engine(limited) as one, pytest.raises(ResponseError, match="permission"):
+    with engine(limited) as one, pytest.raises(ResponseError, match="permission|can't run this command"):
         one.claim("v")
     redis.acl_deluser("limited")
     assert texts(redis) == list(IDS)
