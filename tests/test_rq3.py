@@ -385,6 +385,26 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
 
 
 @only_3
+@pytest.mark.parametrize("key", ["rq:job:odd", "rq:executions:odd"])
+def test_an_odd_key_of_an_admitted_job_stops_no_other_limit(server: Any, redis: Redis, key: str) -> None:
+    """A slot whose job is no job, or whose executions are none, keeps the jobs of no other limit waiting, and loses none of
+    its own that cannot be queued."""
+    redis.set(key, "x")
+    redis.set("rq:queue:spoilt", "x")
+    limited(redis, jobs.nothing, job_id="first")
+    Queue("spoilt", connection=redis).enqueue(jobs.nothing, job_id="-stuck", rate_limit=rate_limit())  # the first, of one second
+    waiting = []
+    for name in "kl":
+        waiting += [Queue(connection=redis).enqueue(jobs.nothing, rate_limit=rate_limit(1, name)) for _ in range(2)][1:]
+        redis.delete(f"rq:rl:{name}:allowed")
+        redis.zadd(f"rq:rl:{name}:allowed", {"odd" if name == "k" else "gone": 1})
+    with engine(server.url) as ours:
+        ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now"))
+    assert redis.zrank("rq:rl:k:rate_limited", "-stuck") == 0
+    assert waiting[1].get_status() == JobStatus.QUEUED and redis.zrange("rq:rl:l:allowed", 0, -1) == [waiting[1].id.encode()]
+
+
+@only_3
 def test_free_slots_are_filled_between_maintenances(server: Any, redis: Redis) -> None:
     """Jobs that wait although a slot is free, as after the end of one on RQ 2, are admitted; a spoilt limit stops no other."""
     first, second = (limited(redis, jobs.add, 1, 2, job_id=name) for name in "ab")

@@ -1,15 +1,18 @@
 -- Wrap one of RQ's scripts for rate limits: what it would meet is looked at first, since a script cannot undo.
 --
--- A set of another type has no slots to give: nothing is done. A waiting entry whose job is gone is dropped, as RQ does. One
--- whose queue is no list waits on, and those behind it go first. At most 1 000 jobs are let in at once.
+-- Where a key is of another type nothing is done: such a set has no slots to give, such a job keeps its slot. A waiting
+-- entry whose job is gone is dropped, as RQ does. One whose queue is no list waits on, and those behind it go first. At most
+-- 1 000 jobs are let in at once.
 local LET_IN = 1000
+-- The sets of who is let in and who waits, then of release_stale the job and its executions.
+local KEY_TYPES = { 'zset', 'zset', 'hash', 'zset' }
 local function guarded(script)
   return function(keys, arguments)
     local allowed, waiting, most = keys[1], keys[2], tonumber(arguments[1])
-    for _, key in ipairs({ allowed, waiting }) do
+    for i, key in ipairs(keys) do
       local found = redis.call('TYPE', key).ok
-      if found ~= 'zset' and found ~= 'none' then
-        redis.log(redis.LOG_WARNING, 'rq_pooled: ' .. key .. ' is a ' .. found .. ', not the set of a rate limit: left alone')
+      if found ~= KEY_TYPES[i] and found ~= 'none' then
+        redis.log(redis.LOG_WARNING, 'rq_pooled: ' .. key .. ' is a ' .. found .. ', no ' .. KEY_TYPES[i] .. ': left alone')
         return {}
       end
     end

@@ -1,12 +1,7 @@
-local function is_a(key, wanted)
-  local found = redis.call('TYPE', key).ok
-  return found == wanted or found == 'none'
-end
-
 -- Tell whether a limit's own keys are what RQ makes them.
 local function is_limit(limit)
-  return is_a('rq:rl-keys', 'set') and is_a(limit, 'hash') and is_a(limit .. ':allowed', 'zset')
-    and is_a(limit .. ':rate_limited', 'zset')
+  return fits('rq:rl-keys', 'set') and fits(limit, 'hash') and fits(limit .. ':allowed', 'zset')
+    and fits(limit .. ':rate_limited', 'zset')
 end
 
 -- Let a job through its limit, or have it wait there, as RQ 3's _enqueue_rate_limited_job; return whether it has one that
