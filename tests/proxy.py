@@ -103,12 +103,10 @@ class CutProxy:
                 forgotten.update(peers)
                 self.done.set()
             if self._listener in ready:
-                client = self._listener.accept()[0]
-                try:
-                    upstream = socket.create_connection(("127.0.0.1", self._server_port))
-                except OSError:
-                    client.close()
+                pair = _accept(self._listener, self._server_port)
+                if pair is None:
                     continue
+                client, upstream = pair
                 peers[client], peers[upstream] = upstream, client
                 clients.add(client)
             for sock in ready:
@@ -171,14 +169,11 @@ class SlowProxy:
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
             while True:
-                client = self._listener.accept()[0]
-                try:
-                    upstream = socket.create_connection(("127.0.0.1", self._server_port))
-                except OSError:
-                    client.close()
+                pair = _accept(self._listener, self._server_port)
+                if pair is None:
                     continue
-                self._sockets += [client, upstream]
-                for source, target in ((client, upstream), (upstream, client)):
+                self._sockets += pair
+                for source, target in (pair, pair[::-1]):
                     # So little is kept on the way that who sends much notices.
                     target.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
                     threading.Thread(target=self._forward, args=(source, target), daemon=True).start()
@@ -192,6 +187,16 @@ class SlowProxy:
                 self._closing.wait(max(0.0, due - time.monotonic()))
         for sock in (source, target):
             _shut(sock)
+
+
+def _accept(listener: socket.socket, server_port: int) -> tuple[socket.socket, socket.socket] | None:
+    """Return the next client and a connection to the server for it; None where the server is away."""
+    client = listener.accept()[0]
+    try:
+        return client, socket.create_connection(("127.0.0.1", server_port))
+    except OSError:
+        client.close()
+        return None
 
 
 def _shut(sock: socket.socket) -> None:

@@ -8,7 +8,7 @@ import signal
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,16 @@ QUICK = {
 def status(redis: Redis, job_id: str) -> str:
     """The job's state."""
     return (redis.hget(f"rq:job:{job_id}", "status") or b"").decode()
+
+
+@contextmanager
+def slow_worker(server: EmbeddedServer, folder: Path, **environment: str) -> Iterator[WorkerProcess]:
+    """A worker at the end of a slow line."""
+    with (
+        closing(SlowProxy(server.port, RATE)) as proxy,
+        running_worker(proxy.url, log=folder / "log", **environment) as worker,
+    ):
+        yield worker
 
 
 def lease_left(redis: Redis) -> float:
@@ -216,10 +226,7 @@ def being_read(redis: Redis) -> bool:
 def test_the_time_limit_begins_when_the_job_has_been_read(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Reading does not count: a job with a limit of 1 s is neither interrupted nor killed in the 2 s that reading takes."""
     queue = Queue(connection=redis)
-    with (
-        closing(SlowProxy(server.port, RATE)) as proxy,
-        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_KILL_GRACE="0.5") as worker,
-    ):
+    with slow_worker(server, tmp_path, RQ_POOLED_KILL_GRACE="0.5") as worker:
         queue.enqueue(large_jobs.digest, large_jobs.noise(8 * MB), job_id="read", job_timeout=1)
         queue.enqueue(large_jobs.hang, large_jobs.noise(8 * MB), job_id="hangs", job_timeout=1)
         wait_until(lambda: status(redis, "read") == "finished", what=worker.output)
@@ -231,10 +238,7 @@ def test_the_time_limit_begins_when_the_job_has_been_read(server: EmbeddedServer
 def test_a_horse_that_dies_while_it_reads(server: EmbeddedServer, redis: Redis, tmp_path: Path, share: str) -> None:
     """Its job fails as in RQ, with its arguments where they were, and other jobs run; so with connections of its own."""
     queue = Queue(connection=redis)
-    with (
-        closing(SlowProxy(server.port, RATE)) as proxy,
-        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_JOBS_SHARE=share) as worker,
-    ):
+    with slow_worker(server, tmp_path, RQ_POOLED_JOBS_SHARE=share) as worker:
         queue.enqueue(
             large_jobs.digest, large_jobs.noise(SIZE), job_id="large", on_failure=Callback("large_jobs.on_end")
         )
@@ -255,10 +259,7 @@ def test_a_horse_that_dies_while_it_reads(server: EmbeddedServer, redis: Redis, 
 def test_a_worker_that_dies_while_its_horse_reads(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Its job runs elsewhere when its lease is over, once."""
     queue = Queue(connection=redis)
-    with (
-        closing(SlowProxy(server.port, RATE)) as proxy,
-        running_worker(proxy.url, log=tmp_path / "log", **QUICK) as worker,
-    ):
+    with slow_worker(server, tmp_path, **QUICK) as worker:
         queue.enqueue(large_jobs.digest, large_jobs.noise(SIZE), job_id="large")
         wait_until(lambda: being_read(redis), what="reading")
         worker.kill()
@@ -370,10 +371,7 @@ def test_results_are_put_aside_when_the_memory_is_full(
 def test_a_horse_that_dies_while_it_writes(server: EmbeddedServer, redis: Redis, tmp_path: Path, share: str) -> None:
     """Its job fails as in RQ, nothing stays, and other jobs run."""
     queue = Queue(connection=redis)
-    with (
-        closing(SlowProxy(server.port, RATE)) as proxy,
-        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_JOBS_SHARE=share) as worker,
-    ):
+    with slow_worker(server, tmp_path, RQ_POOLED_JOBS_SHARE=share) as worker:
         queue.enqueue(large_jobs.returning, SIZE, job_id="large")
         worker.wait_for("Job OK (large)")
         os.kill(horses(worker.pid)[0], signal.SIGKILL)
@@ -387,10 +385,7 @@ def test_a_horse_that_dies_while_it_writes(server: EmbeddedServer, redis: Redis,
 def test_a_worker_that_dies_while_its_horse_writes(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Its job runs again elsewhere when its lease is over, and its result is whole."""
     queue = Queue(connection=redis)
-    with (
-        closing(SlowProxy(server.port, RATE)) as proxy,
-        running_worker(proxy.url, log=tmp_path / "log", **QUICK) as worker,
-    ):
+    with slow_worker(server, tmp_path, **QUICK) as worker:
         queue.enqueue(large_jobs.returning, SIZE, job_id="large")
         worker.wait_for("Job OK (large)")
         worker.kill()
@@ -407,10 +402,7 @@ def test_an_outage_in_the_middle_is_ridden_out(
     """A server that restarts while a large value is on its way costs that job time, and neither a run nor its result."""
     server = start_server({"appendonly": "yes", "appendfsync": "always"})
     queue = Queue(connection=server.client())
-    with (
-        closing(SlowProxy(server.port, RATE)) as proxy,
-        running_worker(proxy.url, log=tmp_path / "log", RQ_POOLED_RECONNECT_CAP="0.3") as worker,
-    ):
+    with slow_worker(server, tmp_path, RQ_POOLED_RECONNECT_CAP="0.3") as worker:
         redis = server.client()
         queue.enqueue(function, large_jobs.noise(SIZE) if function is large_jobs.digest else SIZE, job_id="large")
         if function is large_jobs.returning:

@@ -87,7 +87,7 @@ TABLE: dict[str, tuple[int, str]] = {
     "upstream": (2, "config framing loop place resp sockets redis"),
     "opener": (3, "backoff brake config loop place upstream redis"),
     "streams": (1, "loop"),
-    "stream": (3, "errors sockets streams redis"),
+    "stream": (3, "command_table errors sockets streams redis"),
     "reservation": (2, "budget resp"),
     "shared": (3, "framing opener streams upstream"),
     "lending": (3, "command_table framing loop opener reservation resp streams upstream"),

@@ -11,28 +11,17 @@ from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
-from engine import Engine, engine, finished, residue
-from hypothesis import HealthCheck, settings
+from engine import finished, residue
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 from redis import Redis
-from rq import Queue
 from rq.job import Job
+from two_workers import MAX_STALLS, SLOTS, TwoWorkers, answered, run_machine, workers
 
 from rq_pooled.claims import Claim
 
 #: Few, so that things happen to the same job.
 IDS = ("a", "b")
-#: Worker -> its slots.
-SLOTS = {"one": ("one-0", "one-1"), "two": ("two-0", "two-1")}
-MAX_STALLS = 1
 #: Fields of a job's hash -> what others may have written there, and what it counts as.
 HOSTILE = {
     "ttl": ((sys.maxsize, 0), ("1e300", 0), ("nan", 0)),
@@ -40,33 +29,24 @@ HOSTILE = {
     "rq_pooled_stalls": (("soon", 0), ("nan", 0), (sys.maxsize, 1_000_000)),
 }
 
-workers = st.sampled_from(sorted(SLOTS))
-answered = st.sampled_from([True, True, False])
 rarely = st.sampled_from([False, False, False, False, True])
 
 
-class Lifecycle(RuleBasedStateMachine):
+class Lifecycle(TwoWorkers):
     """One queue. What the model calls ``standing`` is claimed; everything else of an execution is waiting or over."""
-
-    engines: dict[str, Engine]
-    redis: Redis
 
     @initialize()
     def begin(self) -> None:
-        self.redis.flushall()
-        for worker, slots in SLOTS.items():
-            self.engines[worker].register(*slots)
-        self.queue = Queue(connection=self.redis)
+        self.start()
         self.waiting: list[str] = []
         self.exists: set[str] = set()
         #: Claim -> what it is, of those that stand.
         self.standing: dict[str, Claim] = {}
         #: Claims whose lease is over, in the order in which it ended; with those that were cancelled or deleted since.
         self.lapsed: list[str] = []
-        #: What each worker knows that it holds, or held; and what the server has noted for it.
-        self.known: dict[str, dict[str, Claim]] = defaultdict(dict)
         #: Every claim that there was, in order. Whatever is drawn is in this order: the ids are random.
         self.every: list[str] = []
+        #: What the server has noted for each worker.
         self.noted: dict[str, set[str]] = defaultdict(set)
         self.stalls: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -132,11 +112,6 @@ class Lifecycle(RuleBasedStateMachine):
         self.stalls.pop(job_id, None)
 
     # -- what workers do -----------------------------------------------------------------------------------------
-
-    def free(self, worker: str) -> list[str]:
-        """Return the slots that the worker thinks are free."""
-        busy = {claim.worker_name for claim in self.known[worker].values()}
-        return [name for name in SLOTS[worker] if name not in busy]
 
     @precondition(lambda self: self.waiting and any(map(self.free, SLOTS)))
     @rule(worker=workers, number=st.integers(1, 2), answered=answered)
@@ -352,18 +327,4 @@ class Lifecycle(RuleBasedStateMachine):
 def test_any_order_of_steps_keeps_each_execution_in_one_place(server: Any, redis: Redis) -> None:
     """Whatever the order of claims, commits, heartbeats, stalls, push-backs, cancels and deletes, with replies lost
     anywhere, a model of one queue and two workers agrees: each execution is in one place and counted once."""
-    with (
-        engine(server.url, "one", max_stalls=MAX_STALLS, stalled_interval=600) as one,
-        engine(server.url, "two", max_stalls=MAX_STALLS, stalled_interval=600) as two,
-    ):
-        machine = type("Machine", (Lifecycle,), {"engines": {"one": one, "two": two}, "redis": redis})
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=200,
-                stateful_step_count=40,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+    run_machine(Lifecycle, server.url, redis, stateful_step_count=40)

@@ -6,53 +6,33 @@ Beside test_lifecycle.py, which predicts each step, this one states laws: RQ's o
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from typing import Any
 
 import jobs
 import pytest
-from engine import Engine, engine, finished, residue
-from hypothesis import HealthCheck, Phase, settings
+from engine import finished, residue
+from hypothesis import Phase
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import initialize, invariant, precondition, rule
 from redis import Redis
-from rq import Queue
 from rq.job import Job
 from rq.utils import now, utcformat
+from two_workers import SLOTS, TwoWorkers, answered, run_machine, workers
 
 from rq_pooled.claims import Claim
 from rq_pooled.rq_api import RQ3, release_commands
 
 IDS = ("a", "b", "c", "d", "e")
 CONCURRENCY = 2
-SLOTS = {"one": ("one-0", "one-1"), "two": ("two-0", "two-1")}
 ALLOWED, WAITING = "rq:rl:k:allowed", "rq:rl:k:rate_limited"
 
-workers = st.sampled_from(sorted(SLOTS))
-answered = st.sampled_from([True, True, False])
 
-
-class LimitedLifecycle(RuleBasedStateMachine):
+class LimitedLifecycle(TwoWorkers):
     """One limit of two, five jobs of it."""
-
-    engines: dict[str, Engine]
-    redis: Redis
 
     @initialize()
     def begin(self) -> None:
-        self.redis.flushall()
-        for worker, slots in SLOTS.items():
-            self.engines[worker].register(*slots)
-        self.queue = Queue(connection=self.redis)
-        #: What each worker knows that it holds: a reply that is lost leaves it unknown.
-        self.known: dict[str, dict[str, Claim]] = defaultdict(dict)
+        self.start()
         self.expired = False
 
     def status(self, job_id: str) -> str | None:
@@ -96,8 +76,7 @@ class LimitedLifecycle(RuleBasedStateMachine):
 
     @rule(worker=workers, number=st.integers(1, 2), answered=answered)
     def claim(self, worker: str, number: int, answered: bool) -> None:
-        busy = {claim.worker_name for claim in self.known[worker].values()}
-        names = [name for name in SLOTS[worker] if name not in busy][:number]
+        names = self.free(worker)[:number]
         if names:
             claims = self.engines[worker].claim(*names).claims
             self.known[worker].update({claim.member: claim for claim in claims if answered})
@@ -235,18 +214,4 @@ class LimitedLifecycle(RuleBasedStateMachine):
 def test_a_limit_holds_and_leaks_nothing_in_any_order_of_steps(server: Any, redis: Redis) -> None:
     """Whatever happens to limited jobs, with replies lost and workers killed, at most so many are admitted, none waits
     beside a free slot, and no slot leaks once all has ended."""
-    with engine(server.url, "one", max_stalls=1, stalled_interval=600) as one, engine(
-        server.url, "two", max_stalls=1, stalled_interval=600
-    ) as two:
-        machine = type("Machine", (LimitedLifecycle,), {"engines": {"one": one, "two": two}, "redis": redis})
-        run_state_machine_as_test(
-            machine,
-            settings=settings(
-                max_examples=200,
-                stateful_step_count=30,
-                phases=[Phase.generate],
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
+    run_machine(LimitedLifecycle, server.url, redis, stateful_step_count=30, phases=[Phase.generate])
