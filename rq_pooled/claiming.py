@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .claims import Claim
-from .config import message_of, scrub
+from .config import message_of
 from .connections import NEEDED_RIGHTS, Exchange, is_blamed, is_forbidden
 from .errors import TRY_AGAIN, USAGE
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
@@ -125,7 +125,7 @@ class Claiming:
         def on_lost(error: Exception) -> None:
             release()
             if is_blamed(error):
-                self._loss = scrub(str(error))
+                self._loss = message_of(error)
             self.recover()  # what it may have taken is found in the claims hash when the server is back
 
         return Exchange([command], on_replies, on_lost)

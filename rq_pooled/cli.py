@@ -33,7 +33,7 @@ from .cli_monitor import connections, stats
 from .cli_rescue import rescue
 from .cli_schedule import scheduler
 from .cli_top import top
-from .config import Settings, scrub, scrub_url
+from .config import Settings, message_of, scrub, scrub_url
 from .errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError
 from .misspelt import misspelt
 from .options import WorkerCommand, rq_options, setting_options, settings_as_markdown, shown
@@ -101,7 +101,7 @@ def _make_writable() -> None:
 def _say(message: object, code: int) -> int:
     """Write one line to stderr and return ``code``."""
     with suppress(OSError):  # a disk that is full may be that of stderr, too
-        say("rq-pooled: " + " ".join(scrub(str(message)).split()), err=True)
+        say("rq-pooled: " + message_of(message), err=True)
     return code
 
 

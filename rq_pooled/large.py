@@ -16,12 +16,12 @@ from typing import Any
 from uuid import uuid4
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .backoff import reconnect_delays
 from .claims import Claim
-from .config import scrub
+from .config import message_of
 from .connections import is_away, is_blamed
 from .errors import RedisUnavailable
 from .resp import Command, Word, pack_commands, text
@@ -181,9 +181,8 @@ class LargeValues:
         def attempt() -> list[Any]:
             try:
                 return self._talk([command])
-            except ResponseError as error:
-                if "NOSCRIPT" not in str(error) and type(error).__name__ != "NoScriptError":
-                    raise
+            except NoScriptError:
+                pass
             self._ask([("SCRIPT", "LOAD", scripts.text("aside"))])
             return self._talk([command])
 
@@ -210,15 +209,15 @@ class LargeValues:
                 return attempt()
             except RedisUnavailable as error:  # nothing was sent
                 if not said:
-                    self._log.warning("a job's large values wait for a connection: %s", scrub(str(error)))
+                    self._log.warning("a job's large values wait for a connection: %s", message_of(error))
                 said = True
             except (RedisConnectionError, RedisTimeoutError) as error:
                 losses += is_blamed(error) and self._parent_is_answered()
                 if losses == MAX_LOSSES:
-                    raise Refused(f"the connection was lost {losses} times {reason(scrub(str(error)))}") from error
+                    raise Refused(f"the connection was lost {losses} times {reason(message_of(error))}") from error
             except ResponseError as error:
                 if not is_away(error):
-                    raise Refused(f"the server refused {reason(scrub(str(error)))}") from error
+                    raise Refused(f"the server refused {reason(message_of(error))}") from error
             time.sleep(next(delays))
 
     def _parent_is_answered(self) -> bool:

@@ -39,17 +39,7 @@ class Loan:
     """What a stream has done to the connection that it is lent."""
 
     __slots__ = (
-        *(
-            "doubtful",
-            "ends_with_stream",
-            "in_transaction",
-            "mute",
-            "passage",
-            "patience",
-            "pending",
-            "rest",
-            "sharded",
-        ),
+        *("doubtful", "ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest", "sharded"),
         *("subscribed", "transactional", "unsubscribing", "watching"),
     )
 
@@ -323,9 +313,7 @@ class Lending:
                     loan.mute -= 1
                     start = end
                     if data[position : position + 1] == b"-":  # what follows would not be true
-                        stream.refuse(
-                            "LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}"
-                        )
+                        stream.refuse("LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}")
                         return
             position = end
             if not done:

@@ -29,7 +29,7 @@ from .errors import PlatformUnsupported
 from .framing import Malformed, cut_command, words_of
 from .lending import Lending
 from .loop import Loop, Timer
-from .opener import Opener
+from .opener import NO_PLACE, Opener
 from .place import Place
 from .reservation import Ask, Reservation
 from .shared import Shared
@@ -420,9 +420,8 @@ class Multiplexer:
         self._ask(self._table.question(name), lambda reply: self._learn(name, reply))
 
     def _learn(self, name: bytes, reply: Any) -> None:
-        if (
-            reply is None
-        ):  # the server is away, and has not said what it would; that counts as long as this process lives
+        if reply is None:
+            # The server is away, and what is learnt counts as long as this process lives.
             self._loop.call_later(_TICK, lambda: self._ask_about(name))
             return
         self._table.learn(name, reply)
@@ -553,9 +552,9 @@ class Multiplexer:
 
     def _refuse_unreachable(self, stream: Stream) -> None:
         kind, hint = "UNREACHABLE", ""
-        if self._opener.has_no_place:
-            kind, lent = "BUDGET", f". Lent by this worker: {'; '.join(self._lending.holders())}" if len(self._lending) else ""
-            hint = f"{lent}. Raise BUDGET, or end blocking commands, WATCH and subscriptions earlier"
+        if self._opener.reason == NO_PLACE:
+            lent = f". Lent by this worker: {'; '.join(self._lending.holders())}" if len(self._lending) else ""
+            kind, hint = "BUDGET", f"{lent}. Raise BUDGET, or end blocking commands, WATCH and subscriptions earlier"
         stream.refuse(
             kind,
             f"no connection to the server could be opened within {self._settings.pool_timeout:g} s (POOL_TIMEOUT): "

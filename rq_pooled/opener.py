@@ -16,6 +16,8 @@ from .upstream import Dialer, Upstream
 
 #: Seconds between looks whether what stood in the way does so still.
 _LOOK_AGAIN = 0.05
+#: Why there is none where the budget is used up.
+NO_PLACE = "the application's BUDGET has no place for it"
 
 
 class Opener:
@@ -47,8 +49,6 @@ class Opener:
         self.dialer = dialer
         #: Why the last attempt came to nothing; empty if it did not.
         self.reason = ""
-        #: It was the budget.
-        self.has_no_place = False
 
     def open(
         self,
@@ -77,13 +77,12 @@ class Opener:
             self._later(_LOOK_AGAIN, again)
             return None
         if not may_have():
-            self._note_failure("the application's BUDGET has no place for it")
-            self.has_no_place = True
+            self._note_failure(NO_PLACE)
             self._later(self._not_before - now, again)
             return None
 
         def opened(upstream: Upstream) -> None:
-            self._failures, self.reason, self.has_no_place = 0, "", False
+            self._failures, self.reason = 0, ""
             on_open(upstream)
 
         def lost(upstream: Upstream, reason: str) -> None:
@@ -119,7 +118,7 @@ class Opener:
 
     def _note_failure(self, reason: str) -> None:
         settings = self._settings
-        self.reason, self.has_no_place = scrub(reason), False
+        self.reason = scrub(reason)
         now = time.monotonic()
         if now < self._not_before:  # several were tried at once, and the server has refused once
             return

@@ -16,6 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .command_table import SUBSCRIBE
 from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .sockets import accepted_options
 from .streams import ERROR
@@ -27,7 +28,6 @@ _ERRORS = {
     "TIMEOUT": RedisTimeoutError,
     "UNREACHABLE": ServerUnreachable,
 }
-_SUBSCRIBES = frozenset(("SUBSCRIBE", "PSUBSCRIBE", "SSUBSCRIBE"))
 #: Milliseconds that a subscriber waits for the first word of its parent's.
 _ANSWERED_WITHIN = 60_000
 #: Options of a connection to the server that are the parent's affair.
@@ -100,7 +100,7 @@ class StreamConnection(UnixDomainSocketConnection):
         it wants to hear, would overtake it: the parent has to find a connection for the subscriber first.
         """
         super().send_command(*args, **kwargs)  # type: ignore[no-untyped-call]
-        if args and str(args[0]).upper() in _SUBSCRIBES and self._sock is not None:
+        if args and str(args[0]).upper().encode() in SUBSCRIBE and self._sock is not None:
             # The parent answers within POOL_TIMEOUT in any case.
             waiting = select.poll()
             waiting.register(self._sock, select.POLLIN)
