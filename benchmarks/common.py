@@ -29,7 +29,9 @@ QUEUE = "bench"
 
 @dataclass(frozen=True)
 class Contender:
-    """A way to run jobs: its name in the table, its command, how many RQ workers it registers, what its environment adds."""
+    """A way to run jobs: its name in the table, its command, how many RQ workers it registers, what its environment
+    adds.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -113,9 +115,7 @@ def client(running: EmbeddedServer) -> Iterator[Redis]:
         yield redis
 
 
-def spawn(
-    running: EmbeddedServer, contender: Contender, log: Any, url: str | None = None
-) -> subprocess.Popen[bytes]:
+def spawn(running: EmbeddedServer, contender: Contender, log: Any, url: str | None = None) -> subprocess.Popen[bytes]:
     """Start a contender on the queue, and return at once.
 
     Args:
@@ -133,7 +133,9 @@ def spawn(
 def worker(
     running: EmbeddedServer, redis: Redis, contender: Contender, url: str | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A contender that has registered all its workers and run some jobs; ended with the block. ``url``: see ``spawn``."""
+    """A contender that has registered all its workers and run some jobs; ended with the block. ``url``: see
+    ``spawn``.
+    """
     with tempfile.TemporaryFile() as log:
         process = spawn(running, contender, log, url)
         try:

@@ -61,7 +61,8 @@ def run(server: EmbeddedServer) -> Table:
     best = medians[CONTENDERS[0].name][1]
     rows = [(n, f"{listen:.0f}", f"{first:.0f}", f"{first / best:.1f}") for n, (listen, first) in medians.items()]
     note = (
-        f"Median of {ROUNDS} starts; {median(imports):.0f} ms of each are Python and `import rq.cli`. Target: listening "
+        f"Median of {ROUNDS} starts; {median(imports):.0f} ms of each are Python and `import rq.cli`. Target: "
+        "listening "
         "within 1,000 ms."
     )
     header = ["process start to", "listening, ms", "first line of a waiting job, ms", "× ours"]

@@ -39,7 +39,9 @@ def measure(path: str, side: str, kind: str, seconds: float, url: str) -> None:
             result = _repeat(call, seconds)
         except Exception as error:  # noqa: BLE001 - the benchmark is told, and ends
             result = {"error": f"{type(error).__name__}: {error}"}
-        benchmark.sendall(json.dumps({**result, "pid": os.getpid(), "hiredis": bool(HIREDIS_AVAILABLE)}).encode() + b"\n")
+        benchmark.sendall(
+            json.dumps({**result, "pid": os.getpid(), "hiredis": bool(HIREDIS_AVAILABLE)}).encode() + b"\n"
+        )
         benchmark.recv(1)
 
 
@@ -84,7 +86,9 @@ def _repeat(call: Callable[[], Any], seconds: float) -> dict[str, Any]:
 
 
 def use_redis(seconds: float) -> None:
-    """Do what most real jobs do, for stock RQ and rq_pooled alike: save meta, read, write, enqueue; and take a while."""
+    """Do what most real jobs do, for stock RQ and rq_pooled alike: save meta, read, write, enqueue; and take a
+    while.
+    """
     job = get_current_job()
     assert job is not None
     job.meta["progress"] = 1

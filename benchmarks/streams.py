@@ -178,7 +178,8 @@ def speed(server: EmbeddedServer) -> Table:
                     series = speed_of(redis, server.url, process.pid, number, hiredis)
                 rows += list(_speed_rows(series, number, "hiredis" if hiredis else "Python", column))
     note = (
-        f"Medians of {', '.join(map(str, ROUNDS.values()))} rounds of {SECONDS:g} s in which both sides take turns in the same "
+        f"Medians of {', '.join(map(str, ROUNDS.values()))} rounds of {SECONDS:g} s in which both sides take turns in "
+        "the same "
         "horses, all horses at once; the ratio is ours to plain. Plain: redis-py, RESP2, a connection per process."
     )
     if not installed:
@@ -195,7 +196,15 @@ def _speed_rows(series: Series, number: int, parser: str, column: int) -> Iterat
         ratio = f"{median(mine) / median(plain):.2f}"
         yield [row.what, str(number), parser, *values, ratio, f"{ratios[0]:.2f}-{ratios[-1]:.2f}", row.targets[column]]
     used = [sum(series["get parent"][side]) / sum(series["get number"][side]) * 1e6 for side in SIDES]
-    yield ["parent's processor time per GET, us", str(number), parser, *(f"{one:.1f}" for one in used), "", "", PARENT_TARGETS[column]]
+    yield [
+        "parent's processor time per GET, us",
+        str(number),
+        parser,
+        *(f"{one:.1f}" for one in used),
+        "",
+        "",
+        PARENT_TARGETS[column],
+    ]
 
 
 # -- connections -------------------------------------------------------------------------------------------------
@@ -223,7 +232,9 @@ def tls_server() -> Iterator[TLS]:
         key, certificate = os.path.join(folder, "key.pem"), os.path.join(folder, "cert.pem")
         command = [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
         names = ["-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"]
-        subprocess.run([*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [*command, *names, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60
+        )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -257,7 +268,8 @@ def connections(server: EmbeddedServer) -> Table:
     """Count the connections for jobs that use Redis, in the open and over TLS."""
     rows = [connections_of(server, server.url, one, "TCP") for one in (ours(10), stock_worker(), stock_pool(10))]
     note = (
-        "Each job saves its meta, reads, writes in a transaction, enqueues another job, and takes 10 ms more. Over TLS each connection "
+        "Each job saves its meta, reads, writes in a transaction, enqueues another job, and takes 10 ms more. Over TLS "
+        "each connection "
         "that is opened is a handshake. Target: idle 2, at most 3, none opened per job."
     )
     try:

@@ -102,7 +102,8 @@ def run(server: EmbeddedServer) -> Table:
             rows.append((name, str(number), f"{seconds:.1f}", f"{peak:.0f}", *times, over, target))
     header = ["what", "jobs", "seconds", "peak MB", "mean command, ms", "longest", "over 10 ms", "target"]
     note = (
-        f"{JOBS} failed jobs in one registry, each with a traceback of 12 frames. Peak MB is all of the sweeping process, "
+        f"{JOBS} failed jobs in one registry, each with a traceback of 12 frames. Peak MB is all of the sweeping "
+        "process, "
         "Python and RQ included. Commands by SLOWLOG"
         + (", the server running at real-time priority." if first else ", which counts waits for the processor, too.")
     )

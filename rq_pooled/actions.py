@@ -47,7 +47,8 @@ def sweep(
     exactly: bool = False,
     everything: bool = False,
 ) -> dict[str, Any]:
-    """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them (``purge``).
+    """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them
+    (``purge``).
 
     Args:
         policy: as above.
@@ -68,7 +69,9 @@ def sweep(
     if exactly and exception is None:
         raise ConfigurationError("exactly means nothing without exception")
     if policy == "ghosts" and (chosen or everything):
-        raise ConfigurationError("exception, older_than and all mean nothing for ghosts: give policy=bury or policy=purge")
+        raise ConfigurationError(
+            "exception, older_than and all mean nothing for ghosts: give policy=bury or policy=purge"
+        )
     if policy == "purge" and not chosen and not everything:
         raise ConfigurationError("purge deletes jobs: say which (exception, older_than), or all=1")
     if everything and (chosen or policy != "purge"):

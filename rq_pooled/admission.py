@@ -98,7 +98,8 @@ class Admission:
                 for line in self._table:
                     self._log.error("Worker %s: %s", self._name, line)
                 raise NotAdmitted(
-                    f"not admitted within {self._settings.guard_wait:g} s (GUARD_WAIT): {reason}; close connections, raise "
+                    f"not admitted within {self._settings.guard_wait:g} s (GUARD_WAIT): {reason}; close connections, "
+                    "raise "
                     "the server's maxclients, or raise GUARD_STOP"
                 )
             if number == 0:

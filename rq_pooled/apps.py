@@ -19,7 +19,9 @@ def load_app(target: str) -> Any:
     try:
         found = reduce(getattr, path.removesuffix("()").split("."), importlib.import_module(module))
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module: whatever is wrong is said in one line
-        raise ConfigurationError(f"APP is {target!r}, which cannot be imported: {type(error).__name__}: {error}") from None
+        raise ConfigurationError(
+            f"APP is {target!r}, which cannot be imported: {type(error).__name__}: {error}"
+        ) from None
     if not hasattr(found, "app_context") and callable(found):
         try:
             found = found()

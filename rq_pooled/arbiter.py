@@ -278,4 +278,3 @@ class Arbiter:
         self._claiming.recover()
         self._upkeep.beat()
         self._wakeup.track()
-

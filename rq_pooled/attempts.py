@@ -1,8 +1,8 @@
 """What a failed try of a job leads to, in a horse: another try, or none; and its line in the job's history.
 
 RQ's own handler does the retrying. Around it, the job object is told what the exception means (``GiveUp``,
-``RetryAfter``, the rules of its ``Backoff``), and a RETRIED entry joins what the handler wrote: all of it is recorded by
-one commit, the state *scheduled* and the entry in the registry of scheduled jobs included.
+``RetryAfter``, the rules of its ``Backoff``), and a RETRIED entry joins what the handler wrote: all of it is recorded
+by one commit, the state *scheduled* and the entry in the registry of scheduled jobs included.
 """
 
 from __future__ import annotations

@@ -35,7 +35,8 @@ _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
-        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; "
+        "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action "
+        "'self'; "
         "frame-ancestors 'none'; base-uri 'none'"
     ),
     "Referrer-Policy": "same-origin",
@@ -244,7 +245,9 @@ def _given(*known: str) -> dict[str, str]:
         if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
             given[name] = str(int(value))
         elif not isinstance(value, str) or not value:
-            raise ConfigurationError(f"{name} is {printable(value, 50)!r}: give one text that is not empty, or leave it out")
+            raise ConfigurationError(
+                f"{name} is {printable(value, 50)!r}: give one text that is not empty, or leave it out"
+            )
         elif any("\ud800" <= character <= "\udfff" for character in value):
             raise ConfigurationError(f"{name} is {printable(value, 50)!r}: a half of a surrogate pair is no text")
     return dict(given)

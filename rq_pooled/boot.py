@@ -31,9 +31,7 @@ class ServerNotReady(ServerUnreachable):
     """The server cannot serve for now: it is down, loads its data, is a replica for the moment, or is full."""
 
 
-def when_ready(
-    begin: Callable[[], T], settings: Settings, loop: Loop, signals: Iterable[int], name: str
-) -> T | None:
+def when_ready(begin: Callable[[], T], settings: Settings, loop: Loop, signals: Iterable[int], name: str) -> T | None:
     """Call ``begin`` until it does not raise ServerNotReady, for GUARD_WAIT seconds; return its result.
 
     Between attempts it waits as when the server is lost later. Returns None if one of ``signals`` came meanwhile.
@@ -99,7 +97,9 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
 def refusal(error: Exception, found: bool = False, connection: Any = None) -> RQPooledError:
     """Return the error of ours that says what an error while connecting means; see ``connect``."""
     trouble = explain(error, connection)
-    login = isinstance(error, (AuthenticationError, AuthorizationError)) or any(word in str(error) for word in _LOGIN_WORDS)
+    login = isinstance(error, (AuthenticationError, AuthorizationError)) or any(
+        word in str(error) for word in _LOGIN_WORDS
+    )
     if login:
         text = trouble.reason
         return ServerUnsupported(f"the server refuses the login: {text}; set user and password in the URL")

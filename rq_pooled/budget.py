@@ -1,9 +1,9 @@
 """The budget: connections that all processes of an application reserve together, each before it counts.
 
-A lease in Redis per pool or worker says how many connections it has. It grows before a connection is opened, shrinks when
-one is closed, and is renewed with the heartbeat. It ends by itself after a crash; but its place is given away only when
-the server shows no connection of that process any more. So a process that is paused (SIGSTOP, a closed laptop lid) with
-open sockets keeps its place, and the sum of connections never exceeds the budget.
+A lease in Redis per pool or worker says how many connections it has. It grows before a connection is opened, shrinks
+when one is closed, and is renewed with the heartbeat. It ends by itself after a crash; but its place is given away only
+when the server shows no connection of that process any more. So a process that is paused (SIGSTOP, a closed laptop lid)
+with open sockets keeps its place, and the sum of connections never exceeds the budget.
 
 A process that gets less than it wants leaves a wish, which stands for a few seconds and which the others see: see
 ``Lease.crowded``.
@@ -38,9 +38,9 @@ _SHOWN = 5
 #: Seconds for which a wish stands: longer than the longest pause between two tries, see ``Admission``.
 _WISH = 6.0
 
-#: Leases of this process whose pool was dropped without giving it back, as (budget, token, when it has ended). The server
-#: shows connections of this process as long as it has another pool, so nobody else can tell. A deque: the garbage collector
-#: adds to it at any moment, in any thread.
+#: Leases of this process whose pool was dropped without giving it back, as (budget, token, when it has ended). The
+#: server shows connections of this process as long as it has another pool, so nobody else can tell. A deque: the
+#: garbage collector adds to it at any moment, in any thread.
 _dropped: deque[tuple[object, str, float]] = deque()
 
 
@@ -61,9 +61,9 @@ def execute_on(connection: Any) -> Execute:
 class Lease:
     """Reserves connections for one pool or worker of this process.
 
-    A process never has more connections open than ``granted`` says. To open more, send ``command(n)``, hand its reply to
-    ``accept``, and look at ``granted``. After closing some, send ``command`` with what is left; from then on ``granted`` is
-    at most that. Neither method waits for anything, and replies may come in any order or not at all.
+    A process never has more connections open than ``granted`` says. To open more, send ``command(n)``, hand its reply
+    to ``accept``, and look at ``granted``. After closing some, send ``command`` with what is left; from then on
+    ``granted`` is at most that. Neither method waits for anything, and replies may come in any order or not at all.
 
     Args:
         settings: BUDGET (must be set), BUDGET_NAME; the term is HEARTBEAT_TTL.
@@ -83,8 +83,8 @@ class Lease:
         self._token = f"{self._process}:{uuid4().hex[:12]}"
         #: One thread asks at a time; held while it waits for the server.
         self.turn = threading.Lock()
-        #: Over the fields below; never held while anything is waited for. A thread may take it twice: garbage collection
-        #: returns connections at any moment.
+        #: Over the fields below; never held while anything is waited for. A thread may take it twice: garbage
+        #: collection returns connections at any moment.
         self._book = threading.RLock()
         self._number = 0
         self._reserved = 0
@@ -169,7 +169,8 @@ class Lease:
         return self.granted
 
     def command(self, wanted: int | None = None, gone: Sequence[str] = ()) -> Command:
-        """Return the command that reserves ``wanted`` connections in all and renews the lease; ``accept`` reads its reply.
+        """Return the command that reserves ``wanted`` connections in all and renews the lease; ``accept`` reads its
+        reply.
 
         Growing counts when the reply has been accepted, shrinking at once: close the connections before this is sent. A
         wish for more that is refused is not kept here: ask again. Sent commands may overtake each other on several
@@ -184,7 +185,8 @@ class Lease:
     def accept(self, reply: Any) -> bool:
         """Read the reply to a ``command``, an exception if it was an error; return whether the lease stands.
 
-        False: it was lost, for example to a flush, and there is no room now. Close all connections, then use ``ensure``.
+        False: it was lost, for example to a flush, and there is no room now. Close all connections, then use
+            ``ensure``.
         True with a smaller ``granted``: close what is beyond it. Wanting more and getting it not is no loss.
         """
         if isinstance(reply, Exception):
@@ -234,8 +236,10 @@ class Lease:
         mine = sum(count for _, count in held) - others
         return BudgetExceeded(
             scrub(
-                f"{others + mine} of the {budget} connections of the budget {name!r} are reserved (by {shown}{more}), and "
-                f"this process needs {max(self._least, mine + 1)}: end a process, lower its MAX_CONNECTIONS, or raise BUDGET"
+                f"{others + mine} of the {budget} connections of the budget {name!r} are reserved (by {shown}{more}), "
+                "and "
+                f"this process needs {max(self._least, mine + 1)}: end a process, lower its MAX_CONNECTIONS, or raise "
+                "BUDGET"
             )
         )
 

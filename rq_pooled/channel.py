@@ -146,7 +146,8 @@ class ChildChannel:
     def ask(self, message: Any) -> Any:
         """Send ``message`` and return the answer.
 
-        A time limit that strikes meanwhile is kept back until then: interrupted, the answer would reach whoever asks next.
+        A time limit that strikes meanwhile is kept back until then: interrupted, the answer would reach whoever asks
+        next.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
         try:

@@ -26,9 +26,10 @@ def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int |
         limits: name -> number of connections, or None.
 
     Returns:
-        ``bands``: from the bottom up, each ``name``, ``latest``, and ``areas`` (SVG paths, one for each stretch without a
-        gap); ``lines`` (paths of the total), ``grid`` (``y``, ``label``), ``limits`` (``name``, ``value``, ``y``), ``hidden``
-        (name and value of limits far above), ``ticks`` (``x``, ``label``), ``lowest``, ``highest``, ``latest``.
+        ``bands``: from the bottom up, each ``name``, ``latest``, and ``areas`` (SVG paths, one for each stretch without
+        a gap); ``lines`` (paths of the total), ``grid`` (``y``, ``label``), ``limits`` (``name``, ``value``, ``y``),
+        ``hidden`` (name and value of limits far above), ``ticks`` (``x``, ``label``), ``lowest``, ``highest``,
+        ``latest``.
     """
     recent = [sample for sample in samples if now - _HOUR <= sample["time"] <= now + 60]
     if not recent:

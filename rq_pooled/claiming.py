@@ -66,7 +66,8 @@ class Claiming:
         self._on_dispatched = on_dispatched
         self._on_suspension = on_suspension
         self._queues = {queue.key: queue for queue in parent.worker.queues}
-        #: Job -> how often its claim was not answered. So many claims take one job each, to find out which one is to blame.
+        #: Job -> how often its claim was not answered. So many claims take one job each, to find out which one is to
+        #: blame.
         self._unanswered: dict[str, int] = {}
         self._singly = 0
         #: Why the last claim was not answered.
@@ -177,7 +178,8 @@ class Claiming:
             return
         if self._burst and now - self._refused_since > parent.settings.guard_wait:
             self._on_refused(
-                f"cannot claim jobs: {text}; tried {self._refusals} times in {now - self._refused_since:.0f} s (GUARD_WAIT)",
+                f"cannot claim jobs: {text}; tried {self._refusals} times in {now - self._refused_since:.0f} s "
+                "(GUARD_WAIT)",
                 TRY_AGAIN,
             )
             return
@@ -243,7 +245,9 @@ class Claiming:
         return Exchange(commands, on_replies, on_lost)
 
     def _on_unanswered(self, claims: Sequence[Claim]) -> None:
-        """Put claims back whose reply was lost, and claim one job at a time until it is known whether one is to blame."""
+        """Put claims back whose reply was lost, and claim one job at a time until it is known whether one is to
+        blame.
+        """
         self._singly = len(claims)
         if len(self._unanswered) > MAX_COUNTED:  # others have claimed them since
             self._unanswered.clear()
@@ -261,7 +265,8 @@ class Claiming:
                 self._push_back(claims)
                 return
             reason = (
-                f"the connection was lost {lost} times while the job, with {size} bytes of arguments, was read ({self._loss}): "
+                f"the connection was lost {lost} times while the job, with {size} bytes of arguments, was read "
+                f"({self._loss}): "
                 "keep large arguments elsewhere, or raise the server's client-output-buffer-limit"
             )
             self._parent.log.error("Worker %s: job %s: %s; failing it", first.worker_name, first.job_id, reason)

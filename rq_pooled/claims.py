@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from .durations import LONGEST
 
-#: Field of a job's hash: how often its execution ended without an outcome. Gone with the next outcome, and with the job.
+#: Field of a job's hash: how often its execution ended without an outcome. Gone with the next outcome, and with the
+#: job.
 STALLS = b"rq_pooled_stalls"
 
 

@@ -232,7 +232,8 @@ def _classes(options: Mapping[str, Any]) -> Any:
 
     if not issubclass(classes.worker_class, Worker):
         raise ConfigurationError(
-            f"--worker-class {names['worker_class']} is no subclass of rq_pooled.Worker: leave it out, or use `rq worker`"
+            f"--worker-class {names['worker_class']} is no subclass of rq_pooled.Worker: leave it out, or use `rq "
+            "worker`"
         )
     return classes
 
@@ -265,7 +266,9 @@ def _words(error: BaseException) -> str:
 
 
 def _connection(settings: Settings, module: Mapping[str, Any], connection_class: type[redis.Redis]) -> redis.Redis:
-    """Return a client of the server; nothing connects yet. Where no URL is set, SENTINEL in the settings module counts."""
+    """Return a client of the server; nothing connects yet. Where no URL is set, SENTINEL in the settings module
+    counts.
+    """
     if settings.url == Settings().url and module.get("SENTINEL") is not None:
         try:
             client: redis.Redis = helpers.get_redis_from_config({"SENTINEL": module["SENTINEL"]}, connection_class)

@@ -63,9 +63,15 @@ class CheckCommand(click.Command):
 
 @click.command(cls=CheckCommand, short_help="Say in one line whether all is well (Nagios, probes).")
 @click.option("--queue", "names", multiple=True, metavar="NAME", help="Look at this queue only. May be repeated.")
-@click.option("--queue-age", metavar="[WARN:]CRIT", help="Longest time that the head of a queue may wait, such as 1m:10m.")
-@click.option("--failed-rate", metavar="[WARN:]CRIT", help="Largest share of failures in the last 5 minutes, such as 0.1:0.5.")
-@click.option("--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]")
+@click.option(
+    "--queue-age", metavar="[WARN:]CRIT", help="Longest time that the head of a queue may wait, such as 1m:10m."
+)
+@click.option(
+    "--failed-rate", metavar="[WARN:]CRIT", help="Largest share of failures in the last 5 minutes, such as 0.1:0.5."
+)
+@click.option(
+    "--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]"
+)
 @click.option("--worker", metavar="WHICH", help="A worker must be alive: any, here (on this host), or its name.")
 @click.option(
     "--away",
@@ -174,7 +180,9 @@ def _connections(level: Level, settings: Settings, asked: tuple[float, float] | 
     limits = asked or (settings.guard_warn, settings.guard_stop)
     if level.share is None or level.maxclients is None:
         # Who asks for the share is not to hear that it is well.
-        return Finding("connections", UNKNOWN if asked else OK, "the server answers, and does not tell how many connections it has")
+        return Finding(
+            "connections", UNKNOWN if asked else OK, "the server answers, and does not tell how many connections it has"
+        )
     marks = ";".join(f"{limit * level.maxclients:g}" for limit in limits)
     graph = f"connections={level.connected};{marks};0;{level.maxclients}"
     text = f"{level.connected} of {level.maxclients} connections ({level.share:.1%})"
@@ -189,7 +197,9 @@ def _alive(client: Redis, which: str) -> Finding:
     elif which != "any":
         workers = [one for one in workers if one["worker"]["name"] == which]
     if not workers:
-        where = {"any": "no worker is alive", "here": f"no worker is alive on {host}"}.get(which, f"worker {which} is not alive")
+        where = {"any": "no worker is alive", "here": f"no worker is alive on {host}"}.get(
+            which, f"worker {which} is not alive"
+        )
         return Finding("worker", CRITICAL, where, "workers=0")
     age = min(one["age"] for one in workers)
     text = f"{len(workers)} worker{'s' * (len(workers) > 1)} alive, seen {show_duration(round(age))} ago"
@@ -205,9 +215,20 @@ def _ages(client: Redis, limits: tuple[float, float], names: Sequence[str]) -> l
             continue
         age, length = found[name]["oldest_age"] or 0.0, found[name]["length"]
         code = _judged(age, limits) if length else OK
-        text = f"queue {name}: {length} job{'s' * (length != 1)}, the first waits for {show_duration(round(age, 1))}" if length else ""
+        text = (
+            f"queue {name}: {length} job{'s' * (length != 1)}, the first waits for {show_duration(round(age, 1))}"
+            if length
+            else ""
+        )
         if code != OK or names:
-            findings.append(Finding("queue", code, text or f"queue {name} is empty", f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}"))
+            findings.append(
+                Finding(
+                    "queue",
+                    code,
+                    text or f"queue {name} is empty",
+                    f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}",
+                )
+            )
     return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
 
 
@@ -219,4 +240,9 @@ def _failures(client: Redis, limits: tuple[float, float]) -> Finding:
         return Finding("failures", OK, "no job ended lately", "failed=0%")
     share = failed / done
     text = f"{failed} of {done} jobs failed lately ({share:.1%})"
-    return Finding("failures", _judged(share, limits) if failed else OK, text, f"failed={100 * share:.1f}%;{100 * limits[0]:g};{100 * limits[1]:g}")
+    return Finding(
+        "failures",
+        _judged(share, limits) if failed else OK,
+        text,
+        f"failed={100 * share:.1f}%;{100 * limits[0]:g};{100 * limits[1]:g}",
+    )

@@ -23,8 +23,8 @@ def limit(
 ) -> None:
     """Show the limits of all queues, or show, set or clear that of QUEUE.
 
-    A limit holds for all rq_pooled workers together, from the next job on; no restart. What is set here goes before what
-    code declares (`Queue(..., limit="10/5s")`) until it is cleared. A stock `rq worker` knows no limits.
+    A limit holds for all rq_pooled workers together, from the next job on; no restart. What is set here goes before
+    what code declares (`Queue(..., limit="10/5s")`) until it is cleared. A stock `rq worker` knows no limits.
     """
     wanted = make_limit(rate, max_running) if rate is not None or max_running is not None else None
     if queue is None and (wanted or clear):

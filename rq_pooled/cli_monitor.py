@@ -21,7 +21,17 @@ from .printing import say, say_json
 
 #: Names of what cannot be read that are shown.
 _NAMED = 5
-_COUNTED = ("claims", "finished", "failed", "retried", "lost_claims", "stale_ids", "stalls", "reconnects", "horses_replaced")
+_COUNTED = (
+    "claims",
+    "finished",
+    "failed",
+    "retried",
+    "lost_claims",
+    "stale_ids",
+    "stalls",
+    "reconnects",
+    "horses_replaced",
+)
 
 
 def table(rows: Iterable[Sequence[object]], left: int = 1) -> list[str]:
@@ -101,7 +111,10 @@ def stats(url: str | None, as_json: bool) -> None:
     for queue in waiting:
         if queue["unreadable"]:
             states = ", ".join(queue["unreadable"])
-            say(f"rq-pooled: {printable(queue['name'], MAX_VALUE)}: counted as empty, of another type: {states}", err=True)
+            say(
+                f"rq-pooled: {printable(queue['name'], MAX_VALUE)}: counted as empty, of another type: {states}",
+                err=True,
+            )
     if not found:
         say("No process has published statistics: no worker runs, and no web process lately.")
     else:
@@ -174,7 +187,9 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
     try:
         closed = guard.reap() if reap else []
     except NoPermissionError as error:
-        raise ServerUnsupported(f"the server refuses CLIENT KILL to this user: {error}; let it, or use another") from None
+        raise ServerUnsupported(
+            f"the server refuses CLIENT KILL to this user: {error}; let it, or use another"
+        ) from None
     found = guard.describe()
     if as_json:
         say_json({**found, "reaped": closed})

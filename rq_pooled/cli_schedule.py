@@ -23,8 +23,8 @@ from .options import open_server
 def scheduler(url: str | None, interval: str, name: str | None, burst: bool, verbose: bool, quiet: bool) -> None:
     """Move jobs that rq-scheduler or rq_pooled.Scheduler has scheduled to their queues when they are due.
 
-    Takes the place of `rqscheduler`; both may run at once, and any number of them: one at a time does the work. Wakes up when
-    the next job is due, and at the latest after --interval. A worker with --with-scheduler does this work, too.
+    Takes the place of `rqscheduler`; both may run at once, and any number of them: one at a time does the work. Wakes
+    up when the next job is due, and at the latest after --interval. A worker with --with-scheduler does this work, too.
     """
     if verbose and quiet:
         raise click.UsageError("--verbose and --quiet exclude each other: use one.")

@@ -53,9 +53,9 @@ def schedule_sweep(
 ) -> None:
     """List, register (--cron) or remove recurring sweeps of failed jobs.
 
-    Takes the options of `rq-pooled sweep`. A sweep has a name, by default made of what it does and the queues; registering
-    a name again replaces it. A sweep is a job: `rq-pooled scheduler`, or a worker with --with-scheduler, enqueues it when
-    it is due, and a worker that serves --in-queue runs it. Cron lines are read in local time.
+    Takes the options of `rq-pooled sweep`. A sweep has a name, by default made of what it does and the queues;
+    registering a name again replaces it. A sweep is a job: `rq-pooled scheduler`, or a worker with --with-scheduler,
+    enqueues it when it is due, and a worker that serves --in-queue runs it. Cron lines are read in local time.
     """
     if remove is not None:
         if cron is not None:
@@ -80,9 +80,7 @@ def schedule_sweep(
     _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
 
 
-def _register(
-    connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy
-) -> str:
+def _register(connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy) -> str:
     from .scheduler import Scheduler  # here: no other command needs rq-scheduler
 
     kind = type(policy).__name__.lower()

@@ -36,7 +36,9 @@ _BOLD, _RED, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
 
 @click.command(short_help="Show all of it in a terminal, drawn anew.")
 @click.option("--interval", type=click.FloatRange(0.1, 3600), default=2.0, show_default=True, metavar="SECONDS")
-@click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many screens. [1 when piped, else never]")
+@click.option(
+    "--count", type=click.IntRange(1), metavar="N", help="End after so many screens. [1 when piped, else never]"
+)
 @server_options
 def top(url: str | None, as_json: bool, interval: float, count: int | None) -> None:
     """Show connections, queues and workers, drawn anew every few seconds; q or Ctrl-C ends it.
@@ -123,7 +125,13 @@ def screen(found: dict[str, Any], width: int, height: int) -> list[str]:
     slots = sum(one["worker"]["concurrency"] for one in workers)
     busy = sum(one["worker"]["busy"] for one in workers)
     done = ", ".join(f"{name} {total(name)}" for name in ("finished", "failed", "retried"))
-    trouble = {"lost": "lost_claims", "stale": "stale_ids", "stalls": "stalls", "horses": "horses_replaced", "reconnects": "reconnects"}
+    trouble = {
+        "lost": "lost_claims",
+        "stale": "stale_ids",
+        "stalls": "stalls",
+        "horses": "horses_replaced",
+        "reconnects": "reconnects",
+    }
     away = show_duration(round(total("outage_seconds"), 1))
     head = [
         f"rq-pooled top - {found['address']} - {time.strftime('%H:%M:%S', time.localtime(found['time']))}",

@@ -40,7 +40,8 @@ def refuses_scripts(connection: Redis, error: Exception | None = None) -> bool:
         return False
     _refusing.add(pool)
     log.warning(
-        "the server refuses scripts (%s): jobs are enqueued in RQ's own way, and an enqueue that is repeated after a lost "
+        "the server refuses scripts (%s): jobs are enqueued in RQ's own way, and an enqueue that is repeated after a "
+        "lost "
         "reply may double its job; allow EVAL, EVALSHA and SCRIPT LOAD",
         scrub(str(error)),
     )

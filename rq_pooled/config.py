@@ -38,7 +38,9 @@ def scrub(text: str) -> str:
 
 
 def message_of(error: object) -> str:
-    """Return what an error says, in one line and without passwords: what a server or a user's code said may be in it."""
+    """Return what an error says, in one line and without passwords: what a server or a user's code said may be in
+    it.
+    """
     return " ".join(scrub(str(error)).split())
 
 
@@ -186,7 +188,8 @@ class Settings:
     breaker_delay: float = _setting(
         1.0,
         float,
-        "after the server could not be used, enqueueing fails at once for this long, then one call tries; 0 always tries",
+        "after the server could not be used, enqueueing fails at once for this long, then one call tries; 0 always "
+        "tries",
         "s",
         low=0,
     )
@@ -203,7 +206,8 @@ class Settings:
     health_check_interval: float = _setting(
         30.0,
         float,
-        "a connection idle for longer is PINGed before use; pool statistics are logged at this pace; 0 switches both off",
+        "a connection idle for longer is PINGed before use; pool statistics are logged at this pace; 0 switches both "
+        "off",
         "s",
         low=0,
     )
@@ -219,7 +223,8 @@ class Settings:
     jobs_share: int = _setting(
         1,
         int,
-        "1 (yes): jobs use Redis through their worker, over one connection for all; 0 (no): each horse has connections of its "
+        "1 (yes): jobs use Redis through their worker, over one connection for all; 0 (no): each horse has connections "
+        "of its "
         "own, which it keeps, for jobs that send tens of thousands of commands",
         low=0,
         high=1,
@@ -259,12 +264,23 @@ class Settings:
         0.8, float, "share of the server's connections in use at which the guard warns", low=0, above=True, high=1
     )
     guard_stop: float = _setting(
-        0.95, float, "share of the server's connections in use at which nothing new is opened", low=0, above=True, high=1
+        0.95,
+        float,
+        "share of the server's connections in use at which nothing new is opened",
+        low=0,
+        above=True,
+        high=1,
     )
     guard_interval: float = _setting(15.0, float, "how often the guard asks the server", "s", low=0, above=True)
-    guard_wait: float = _setting(60.0, float, "how long a starting worker waits for the server, and to be admitted", "s", low=0)
+    guard_wait: float = _setting(
+        60.0, float, "how long a starting worker waits for the server, and to be admitted", "s", low=0
+    )
     guard_maxclients: int | None = _setting(
-        None, int, "clients that the server allows, where it does not say so itself or another limit counts", "clients", low=1
+        None,
+        int,
+        "clients that the server allows, where it does not say so itself or another limit counts",
+        "clients",
+        low=1,
     )
     budget: int | None = _setting(
         None, int, "connections that all processes of the application may reserve together", "connections", low=1
@@ -273,7 +289,11 @@ class Settings:
         None, str, "name of the application, for its budget and in CLIENT LIST; none takes the program's name"
     )
     sweep_ghosts: int = _setting(
-        1, int, "1: a worker's maintenance drops entries of failed jobs whose job is gone; 0: it does not", low=0, high=1
+        1,
+        int,
+        "1: a worker's maintenance drops entries of failed jobs whose job is gone; 0: it does not",
+        low=0,
+        high=1,
     )
     sweep_requeue: tuple[str, ...] = _setting(
         (), tuple, "exceptions, separated by commas: a worker's maintenance requeues jobs that failed with one"
@@ -297,7 +317,9 @@ class Settings:
     sweep_dead_age: float = _setting(2_592_000.0, float, "how long SWEEP_BURY_AFTER keeps a dead letter", "s", low=1)
     sweep_dead_count: int = _setting(10_000, int, "dead letters that SWEEP_BURY_AFTER keeps per queue", "jobs", low=0)
     preload: tuple[str, ...] = _setting((), tuple, "modules imported before forking, separated by commas")
-    app: str | None = _setting(None, str, "Flask app (module:app_or_factory), imported before forking, whose context wraps each job")
+    app: str | None = _setting(
+        None, str, "Flask app (module:app_or_factory), imported before forking, whose context wraps each job"
+    )
 
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
@@ -315,7 +337,8 @@ class Settings:
     ) -> Settings:
         """Return the settings from everywhere: arguments over environment over settings module over defaults.
 
-        Where no URL is set, REDIS_HOST names the server, with REDIS_PORT, REDIS_DB, REDIS_PASSWORD and REDIS_SSL as in RQ.
+        Where no URL is set, REDIS_HOST names the server, with REDIS_PORT, REDIS_DB, REDIS_PASSWORD and REDIS_SSL as in
+        RQ.
 
         Args:
             arguments: by lower-case name; ``None`` means not given.

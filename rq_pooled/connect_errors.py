@@ -1,7 +1,8 @@
 """What went wrong while connecting, in words: what it means, what to change, and whether trying again helps.
 
-redis-py reports what it sees last, often "Broken pipe" or a timeout. The reason is in what the server said before it hung
-up, in the cause of the error, or in what the port speaks: ``last_words`` asks once more, ``explain`` puts it in words.
+redis-py reports what it sees last, often "Broken pipe" or a timeout. The reason is in what the server said before it
+hung up, in the cause of the error, or in what the port speaks: ``last_words`` asks once more, ``explain`` puts it in
+words.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
             return Trouble(text, remedy, passing=True)
         if isinstance(one, ssl.SSLError):
             if _says(str(one), *_NO_TLS):
-                return Trouble(f"{_SPEAKS_NO_TLS}: {text}", "Write redis:// instead of rediss://, or its TLS port", USAGE)
+                return Trouble(
+                    f"{_SPEAKS_NO_TLS}: {text}", "Write redis:// instead of rediss://, or its TLS port", USAGE
+                )
             return Trouble(text, "Check the parameters ssl_… in URL", USAGE)
         if isinstance(one, socket.gaierror):
             return Trouble(text, "Check the host in URL")
@@ -81,7 +84,9 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
         return Trouble(text, "Check that the server runs, and URL", passing=True)
     if any(isinstance(one, ResponseError) for one in chain):
         wrong_database = "DB index" in text or "not an integer" in text
-        return Trouble(text, "Check the database in URL" if wrong_database else "Check URL", USAGE if wrong_database else TRY_AGAIN)
+        return Trouble(
+            text, "Check the database in URL" if wrong_database else "Check URL", USAGE if wrong_database else TRY_AGAIN
+        )
     if any(isinstance(one, (RedisTimeoutError, TimeoutError)) for one in chain) and _answers_in_plain(connection):
         return Trouble(_SPEAKS_NO_TLS, "Write redis:// instead of rediss://, or its TLS port", USAGE)
     passing = isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError))
@@ -93,7 +98,8 @@ def _of_certificate(text: str) -> Trouble:
         remedy = "Write the host in URL as the certificate names it, or add ssl_check_hostname=false"
     else:
         remedy = (
-            "Add ssl_ca_certs=PATH (of the certificate that vouches for it) to URL, or ssl_cert_reqs=none where the network "
+            "Add ssl_ca_certs=PATH (of the certificate that vouches for it) to URL, or ssl_cert_reqs=none where the "
+            "network "
             "can be trusted (Heroku)"
         )
     return Trouble(text, remedy, USAGE)
@@ -115,8 +121,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def last_words(connection: Any, error: Exception) -> Exception:
     """Return an error that says why the server hung up on a new connection; ``error`` itself where nothing tells.
 
-    A server that is full or in protected mode says so and hangs up; what redis-py writes meanwhile breaks the pipe, and the
-    words are lost. They are heard on a second connection, in at most a second of the deadline.
+    A server that is full or in protected mode says so and hangs up; what redis-py writes meanwhile breaks the pipe, and
+    the words are lost. They are heard on a second connection, in at most a second of the deadline.
     """
     if isinstance(error, (RedisTimeoutError, AuthenticationError, AuthorizationError)) or is_away(error):
         return error

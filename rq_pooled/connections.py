@@ -1,9 +1,10 @@
 """The parent's own two connections to the server, by role: ``command`` and ``listen``. There is no pool here.
 
-*command* carries every script; nobody waits for its replies, which come back through the selector. *listen* carries only what the server sends by itself: the
-control commands of ``rq`` (PubSub) and the wake-ups, which are the invalidation messages of client tracking that is
-switched on for the command connection and redirected here. Both speak RESP2: a redirected invalidation then arrives as
-an ordinary PubSub message, so one parser serves every server since 6.0, and two connections are enough everywhere.
+*command* carries every script; nobody waits for its replies, which come back through the selector. *listen* carries
+only what the server sends by itself: the control commands of ``rq`` (PubSub) and the wake-ups, which are the
+invalidation messages of client tracking that is switched on for the command connection and redirected here. Both speak
+RESP2: a redirected invalidation then arrives as an ordinary PubSub message, so one parser serves every server since
+6.0, and two connections are enough everywhere.
 """
 
 from __future__ import annotations
@@ -70,7 +71,9 @@ class NotSent(RedisConnectionError):
 
 
 def is_blamed(error: Exception) -> bool:
-    """Tell whether what was in flight may be the reason for a lost connection: it was sent, and the server said nothing."""
+    """Tell whether what was in flight may be the reason for a lost connection: it was sent, and the server said
+    nothing.
+    """
     return not isinstance(error, NotSent) and not is_away(error)
 
 

@@ -86,7 +86,9 @@ class Counters:
         self._begun_since = time.monotonic()
 
     def rates(self) -> dict[str, float]:
-        """Return how many jobs per minute were begun from each queue, by name, since this was last asked; none if none."""
+        """Return how many jobs per minute were begun from each queue, by name, since this was last asked; none if
+        none.
+        """
         now = time.monotonic()
         minutes = max(1.0, now - self._begun_since) / 60
         rates = {key.removeprefix("rq:queue:"): round(count / minutes, 1) for key, count in self._begun.items()}
@@ -142,7 +144,9 @@ class Counters:
 
 
 def quantile(found: dict[str, Any], share: float) -> float | None:
-    """Return the bound below which ``share`` of a histogram's durations are; None if there are none, inf past the last."""
+    """Return the bound below which ``share`` of a histogram's durations are; None if there are none, inf past the
+    last.
+    """
     if not found["count"]:
         return None
     return next(float(bound) for bound, below in found["buckets"].items() if below >= share * found["count"])

@@ -103,7 +103,10 @@ class Report:
         lines.insert(1, "-" * 48)
         lines += [
             "",
-            f"{self.finished} files, {self.bytes / 1e6:.1f} MB, {self.words} words; {self.concurrency} at once on {self.server}.",
+            (
+                f"{self.finished} files, {self.bytes / 1e6:.1f} MB, {self.words} words; {self.concurrency} at once on "
+                f"{self.server}."
+            ),
             f"* computed, not run here: measured were {STOCK_PER_SLOT} connections per busy slot of rq worker-pool,",
             "  and one new connection per job.",
         ]

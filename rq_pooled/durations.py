@@ -20,7 +20,8 @@ def parse_duration(text: str | float, what: str = "the duration") -> float:
         what: how the error names it.
 
     Raises:
-        ConfigurationError: it is written otherwise, negative, or longer than 100 years; the message shows how to write it.
+        ConfigurationError: it is written otherwise, negative, or longer than 100 years; the message shows how to write
+            it.
     """
     written = str(text).strip()
     try:

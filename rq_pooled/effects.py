@@ -1,7 +1,7 @@
 """What recorded commands will have written: for reads that come before the server has them.
 
-RQ writes an outcome and then reads from the server; here the outcome is on a tape until the parent has recorded it. So a
-read is answered from the server and the tape together. Only what RQ reads of jobs is known: hashes, sets, results.
+RQ writes an outcome and then reads from the server; here the outcome is on a tape until the parent has recorded it. So
+a read is answered from the server and the tape together. Only what RQ reads of jobs is known: hashes, sets, results.
 """
 
 from __future__ import annotations
@@ -128,7 +128,9 @@ class Effects:
 
 
 def _id_of_entry(words: Sequence[bytes]) -> int:
-    """Return where the id stands in XADD key [NOMKSTREAM] [MAXLEN|MINID [=|~] threshold [LIMIT count]] id field value …"""
+    """Return where the id stands in XADD key [NOMKSTREAM] [MAXLEN|MINID [=|~] threshold [LIMIT count]] id field
+    value …
+    """
     at = 2
     while words[at].upper() in (b"NOMKSTREAM", b"MAXLEN", b"MINID", b"LIMIT"):
         if words[at].upper() != b"NOMKSTREAM":

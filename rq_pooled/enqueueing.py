@@ -1,8 +1,8 @@
 """What may speak against an enqueue, asked in the step that enqueues: a spent key, the same call, a full queue.
 
-``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job that asks for any of this carries an ``Admission``
-while it is being enqueued, and ``enqueue.lua`` takes the place of RQ's own write. Only what users enqueue carries one:
-retries, repeats, dependents and scheduled jobs that are due always get in.
+``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job that asks for any of this carries an
+``Admission`` while it is being enqueued, and ``enqueue.lua`` takes the place of RQ's own write. Only what users enqueue
+carries one: retries, repeats, dependents and scheduled jobs that are due always get in.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ class AdmittingQueue(rq.Queue):
             limited.rate_limit_key, limited.rate_limit_concurrency = limit.key, limit.concurrency
         asked = _asked.get()
         if asked is not None:
-            _asked.set(None)  # for one job: with is_async=False it runs inside the block, and what it enqueues is its own
+            _asked.set(
+                None
+            )  # for one job: with is_async=False it runs inside the block, and what it enqueues is its own
             _attach(job, asked)
         return job
 
@@ -170,7 +172,9 @@ class AdmittingQueue(rq.Queue):
         *,
         rate_limit: Any = None,
     ) -> list[Job]:
-        """Enqueue many jobs; with ``max_length`` or ``rate_limit`` all that have no dependencies or none, in one step."""
+        """Enqueue many jobs; with ``max_length`` or ``rate_limit`` all that have no dependencies or none, in one
+        step.
+        """
         self._declare_limit()
         if rate_limit is not None:
             self._check_limited(rate_limit, pipeline)
@@ -307,7 +311,8 @@ class AdmittingQueue(rq.Queue):
         assert self.max_length is not None
         what = "the job was" if more == 1 else f"the {more} jobs were"
         return QueueFull(
-            f"queue {self.name!r} has {length} jobs and takes at most {self.max_length}: {what} not enqueued; wait for the "
+            f"queue {self.name!r} has {length} jobs and takes at most {self.max_length}: {what} not enqueued; wait for "
+            "the "
             "workers, or raise max_length",
             self.name,
             length,
@@ -350,7 +355,8 @@ def _check_times(job: Job) -> None:
         seconds = getattr(job, name)
         if seconds is not None and not seconds <= LONGEST:
             raise ConfigurationError(
-                f"{name} is {seconds}: at most {LONGEST} seconds (100 years) can be kept; leave ttl out and set result_ttl, "
+                f"{name} is {seconds}: at most {LONGEST} seconds (100 years) can be kept; leave ttl out and set "
+                "result_ttl, "
                 "failure_ttl or timeout to -1 for ever"
             )
 
@@ -422,5 +428,3 @@ def _read(
     if unique_for is not None and unique < 0.001:
         raise ConfigurationError(f"unique_for is {unique_for}: it must be more than 0 seconds")
     return Admission(None if once is None else str(once), round(ttl), unique, on_duplicate == "return")
-
-

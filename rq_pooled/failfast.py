@@ -40,7 +40,8 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
         trial = breaker.admit()
     except BreakerOpen as refused:
         raise RedisUnavailable(
-            f"{pool.address} could not be used {refused.failed_ago:.1f} s ago: {refused.reason.rstrip('.')}. Tried again in "
+            f"{pool.address} could not be used {refused.failed_ago:.1f} s ago: {refused.reason.rstrip('.')}. Tried "
+            "again in "
             f"{max(0.0, refused.again_in):.1f} s (BREAKER_DELAY); nothing was sent"
         ) from None
     try:

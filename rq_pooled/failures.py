@@ -36,7 +36,8 @@ def failed_jobs(
     limit: int = 50,
     connection: Redis | None = None,
 ) -> dict[str, Any]:
-    """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first; those kept for ever last.
+    """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first; those kept for ever
+    last.
 
     Blocks for four round trips, and two more per hundred jobs. With ``exception`` at most 1 000 jobs are looked at;
     ``next_offset`` says where to go on. Inside a deadline it ends a second before that, with what it has.
@@ -59,7 +60,9 @@ def failed_jobs(
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
-    known = [queue] if queue is not None else [text(key).removeprefix("rq:queue:") for key in client.smembers("rq:queues")]
+    known = (
+        [queue] if queue is not None else [text(key).removeprefix("rq:queue:") for key in client.smembers("rq:queues")]
+    )
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
     total, unreadable, entries = _entries(client, sorted(known), offset, scanned)
     jobs: list[dict[str, Any]] = []
@@ -84,7 +87,9 @@ def failed_jobs(
 def _entries(
     client: Redis, names: Sequence[str], offset: int, count: int
 ) -> tuple[int, list[str], list[tuple[str, str]]]:
-    """Return the entries of all registries, whose registry is none, and (queue, job id) of a window, latest expiry first."""
+    """Return the entries of all registries, whose registry is none, and (queue, job id) of a window, latest expiry
+    first.
+    """
     keys = {name: raw(FailedJobRegistry.key_template.format(name)) for name in names}
     pipeline: Any = client.pipeline(transaction=False)
     for key in keys.values():

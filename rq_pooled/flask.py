@@ -86,7 +86,8 @@ class RQPooled:
         return self._queue_class(name or self._default, self.connection, **{**self._queue_options, **options})
 
     def job(self, queue: str | Callable[..., Any] | None = None, **options: Any) -> Any:
-        """Give a function ``delay`` and ``enqueue``, which put it into a queue: ``@rq.job`` or ``@rq.job("mail", ttl=60)``.
+        """Give a function ``delay`` and ``enqueue``, which put it into a queue: ``@rq.job`` or ``@rq.job("mail",
+        ttl=60)``.
 
         The application is the one that is current when the function is enqueued.
 

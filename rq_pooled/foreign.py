@@ -20,7 +20,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def printable(value: object, most: int | None = None) -> str:
-    r"""Return a value as one line without control characters: ``\n`` for a line break, ``\xff`` for a byte that is no text.
+    r"""Return a value as one line without control characters: ``\n`` for a line break, ``\xff`` for a byte that is no
+    text.
 
     Args:
         value: bytes of Redis, a text, or what has one.
@@ -42,7 +43,9 @@ def _escaped(character: str) -> str:
 
 
 def plain(data: Any) -> Any:
-    r"""Return data of texts, numbers, lists and dictionaries with texts that any encoding takes: ``\xff`` for such a byte."""
+    r"""Return data of texts, numbers, lists and dictionaries with texts that any encoding takes: ``\xff`` for such a
+    byte.
+    """
     if isinstance(data, (str, bytes)):
         shown = text(data)
         return shown if shown.isascii() else _SURROGATE.sub(lambda found: _escaped(found[0]), shown)

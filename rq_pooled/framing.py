@@ -1,7 +1,8 @@
 """Where commands and replies begin and end in a stream of bytes. They are cut, never decoded.
 
 The parent writes the commands of many processes to one connection and gives each its own replies. A boundary that the
-server sees elsewhere would give one job another job's replies, so lengths are read as strictly as the server reads them.
+server sees elsewhere would give one job another job's replies, so lengths are read as strictly as the server reads
+them.
 """
 
 from __future__ import annotations

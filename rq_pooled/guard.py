@@ -24,6 +24,7 @@ STATISTICS = "ZRANGEBYSCORE"
 #: Roles of the connections of a worker's own process; all others belong to pools.
 WORKER_ROLES = ("command", "listen")
 
+
 @dataclass
 class Check:
     """What ``ConnectionGuard.check`` found; ``as_dict`` has the documented, stable form."""

@@ -110,12 +110,15 @@ class Guarding:
             self._parent.brake.engaged = self._parent.brake.tight = False  # nobody would ever release it
             if before.share is not None:
                 self._parent.log.warning(
-                    "Worker %s: the server does not tell any more how many clients it has: it is not guarded from now on",
+                    "Worker %s: the server does not tell any more how many clients it has: it is not guarded from now "
+                    "on",
                     self._parent.name,
                 )
             return
         extra, self._extra = self._extra, False
-        if self._samples and not extra:  # from the second look on: a worker that works for a moment leaves nothing behind
+        if (
+            self._samples and not extra
+        ):  # from the second look on: a worker that works for a moment leaves nothing behind
             sample = self._parent.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
             self._parent.command.submit(Exchange([sample]))
         self._parent.brake.engaged = self._level.name == "stop"
@@ -137,9 +140,10 @@ class Guarding:
             self._announce(level.name, None)
         else:
             effect = "; nothing new is opened" if level.name == "stop" else ""
-            self._announce(level.name, lambda held: log.warning(
-                "Worker %s: guard %s: %s%s%s", name, level.name, level, effect, held
-            ))
+            self._announce(
+                level.name,
+                lambda held: log.warning("Worker %s: guard %s: %s%s%s", name, level.name, level, effect, held),
+            )
 
     def _look_for_leak(self, sample: Sample) -> None:
         samples = self._samples
@@ -150,10 +154,14 @@ class Guarding:
         if grown.steady and not self._leaking:
             left = grown.minutes_left(sample.connected, sample.maxclients)
             log, name, level = self._parent.log, self._parent.name, self._level
-            self._announce("leak", lambda held: log.warning(
-                "Worker %s: guard: the server's connections grow steadily, by %g a minute; %s, full in %g minutes%s",
-                *(name, grown.per_minute, level, left, held),
-            ))
+            self._announce(
+                "leak",
+                lambda held: log.warning(
+                    "Worker %s: guard: the server's connections grow steadily, by %g a minute; %s, full in %g "
+                    "minutes%s",
+                    *(name, grown.per_minute, level, left, held),
+                ),
+            )
         self._leaking = grown.steady
 
     # -- connections that jobs open past rq_pooled -----------------------------------------------------------------
@@ -221,7 +229,9 @@ class Guarding:
             lines = holders(*ours_and_others(rows), rows=_SHOWN) if rows is not None else []
             held = [" ".join(line.split()) for line in lines]
             if say is not None:
-                say(f"; held by: {'; '.join(held)}" if held else "; who holds them is not known: CLIENT LIST is refused")
+                say(
+                    f"; held by: {'; '.join(held)}" if held else "; who holds them is not known: CLIENT LIST is refused"
+                )
             message = {
                 "event": event,
                 "connected": self._level.connected,

@@ -55,9 +55,7 @@ _LIMITS, _COUNTED = 100, 200
 __all__ = ["connections", "failed_jobs", "health", "health_word", "pool_stats", "processes", "queues"]
 
 
-def health(
-    timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None
-) -> dict[str, Any]:
+def health(timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None) -> dict[str, Any]:
     """Ask the server for a sign of life; one that is away is an answer, not an error. Blocks for at most ``timeout``.
 
     Opens one connection named ``…:probe`` and closes it: what matters is whether one can be opened. Only resolving a
@@ -69,8 +67,9 @@ def health(
         connection: a client whose server is asked instead of the one in the settings.
 
     Returns:
-        ``ok``, ``status`` (``healthy``, ``full``: the guard's level is ``stop``, or it takes no clients, ``away``), ``reason`` (None if ok),
-        ``address``, ``latency`` (seconds of a PING, or None), ``version``, ``connected``, ``maxclients``, ``level``.
+        ``ok``, ``status`` (``healthy``, ``full``: the guard's level is ``stop``, or it takes no clients, ``away``),
+        ``reason`` (None if ok), ``address``, ``latency`` (seconds of a PING, or None), ``version``, ``connected``,
+        ``maxclients``, ``level``.
 
     Raises:
         ConfigurationError: a setting or the URL cannot be used.
@@ -82,7 +81,8 @@ def health(
 def health_word(
     timeout: float = 2.0, settings: Settings | None = None, connection: Redis | None = None, age: float = 1.0
 ) -> dict[str, Any]:
-    """Return of ``health`` what strangers may know, ``ok`` and ``status``; one answer serves all callers for ``age`` seconds.
+    """Return of ``health`` what strangers may know, ``ok`` and ``status``; one answer serves all callers for ``age``
+    seconds.
 
     So a probe that anybody may call opens one connection a second and process at most. Blocks as ``health``.
     """
@@ -212,7 +212,8 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     none), ``workers``, ``suspended``, and the number of jobs ``started``, ``scheduled``, ``deferred``, ``failed``,
     ``finished`` and ``canceled``, and of RQ 3's ``ready`` (dependents that a stock worker has still to queue) and
     ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts as empty, and
-    ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as ``\\xff``.
+    ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as
+    ``\\xff``.
     """
     client = connection or get_connection()
     names = sorted(text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
@@ -243,7 +244,9 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
             "rate_limited": held[name],
             "unreadable": [
                 state
-                for state, reply in zip(("queued", "workers", *_REGISTRIES, "ready"), (replies[at], *replies[at + 2 : at + width]))
+                for state, reply in zip(
+                    ("queued", "workers", *_REGISTRIES, "ready"), (replies[at], *replies[at + 2 : at + width])
+                )
                 if reply is None
             ],
         }

@@ -61,7 +61,8 @@ def _made(at: float | None, result: str, traceback: str) -> dict[str, Any]:
         "worker": "",
         "seconds": None,
         "exception": exception,
-        # Its first line, as everywhere: notes and a longer message follow it. What is no traceback ends with its reason.
+        # Its first line, as everywhere: notes and a longer message follow it. What is no traceback ends with its
+        # reason.
         "error": said.strip() or next((line.strip() for line in reversed(traceback.splitlines()) if line.strip()), ""),
         "next_try": None,
         "traceback": traceback,

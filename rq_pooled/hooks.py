@@ -1,4 +1,6 @@
-"""What libraries that hold connections per process need around a job and before a fork, and the context of a Flask app."""
+"""What libraries that hold connections per process need around a job and before a fork, and the context of a Flask
+app.
+"""
 
 from __future__ import annotations
 

@@ -87,7 +87,9 @@ class HorseProcess:
         self._must_leave = False
         self._webhooks: list[tuple[Job, str, str | None]] = []
         self._surroundings = Surroundings()
-        self._large = LargeValues(worker.connection.connection_pool, Relay(channel, worker.connection).execute, worker.log)
+        self._large = LargeValues(
+            worker.connection.connection_pool, Relay(channel, worker.connection).execute, worker.log
+        )
         let_resource_trackers_live()
         dates.use_in_jobs()
         due.use_in_jobs()
@@ -455,8 +457,8 @@ class HorseProcess:
         self._large.known.clear()
         self._recorder.running = self._recorder.outcome = None
         pool: Any = self._recorder.connection_pool
-        # A read that was interrupted would give the next job somebody else's reply. The parent closes the streams that are
-        # owed one; with JOBS_SHARE=no the server is asked.
+        # A read that was interrupted would give the next job somebody else's reply. The parent closes the streams that
+        # are owed one; with JOBS_SHARE=no the server is asked.
         if pool.in_use or self._alarm_fired:
             pool.disconnect()
         if not self._shares:

@@ -18,7 +18,8 @@ from .originals import is_rqs_own
 from .recorder import Recorder, Tape
 from .success import ShortWay, is_plain, plain_success, written_by
 
-#: Seconds that what follows a failed job may take (exception handlers; RQ kills a work horse 60 seconds past its timeout).
+#: Seconds that what follows a failed job may take (exception handlers; RQ kills a work horse 60 seconds past its
+#: timeout).
 HANDLER_TIME = 60.0
 
 
@@ -100,8 +101,8 @@ class HorseMixin(Worker):
     def _expect_own_ways_of(self, queue: Queue, failed: bool) -> None:
         """Let a queue class that enqueues dependents in its own way see them in the first pass.
 
-        RQ's own way gets a second one if there are any, see ``settle``. A second call of an override would do twice what it
-        does besides; and what it reads is no reason for one, unless RQ watches it.
+        RQ's own way gets a second one if there are any, see ``settle``. A second call of an override would do twice
+        what it does besides; and what it reads is no reason for one, unless RQ watches it.
         """
         if not all(map(is_rqs_own, rq_api.enqueues_dependents(type(queue), failed))):
             self.tape.tolerant = True

@@ -1,8 +1,8 @@
 """How a horse reads and writes what would hold up the connection on which its parent keeps all jobs alive.
 
-The claim of a large job leaves its large fields out, see read_job.lua. The horse reads them over a connection that it is
-lent, before the job begins. Large values of its outcome are put aside over such a connection, see aside.lua; the outcome
-that the parent sends only names them. Nobody else waits for either, however slow the line is.
+The claim of a large job leaves its large fields out, see read_job.lua. The horse reads them over a connection that it
+is lent, before the job begins. Large values of its outcome are put aside over such a connection, see aside.lua; the
+outcome that the parent sends only names them. Nobody else waits for either, however slow the line is.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ LARGE, LARGE_VALUE = 1024 * 1024, 64 * 1024
 LIFE = 24 * 3600
 #: Bytes that are written at once: each piece has SOCKET_TIMEOUT, not the whole.
 _PIECE = 256 * 1024
-#: How often the connection may be lost at one large value while the server answers the parent: then the value is to blame.
+#: How often the connection may be lost at one large value while the server answers the parent: then the value is to
+#: blame.
 MAX_LOSSES = 4
 #: Seconds between two attempts, growing from the first figure to the second.
 _DELAYS = (0.1, 3.0)
@@ -143,7 +144,8 @@ class LargeValues:
         return fields
 
     def complete(self, reply: list[bytes], key: bytes, left_out: Sequence[bytes]) -> list[bytes]:
-        """Return the reply to a job's HGETALL with the fields that were left out of it; nothing if it was deleted since.
+        """Return the reply to a job's HGETALL with the fields that were left out of it; nothing if it was deleted
+        since.
 
         Raises: as ``read``, but for Gone.
         """
@@ -221,7 +223,9 @@ class LargeValues:
             time.sleep(next(delays))
 
     def _parent_is_answered(self) -> bool:
-        """Tell whether the server answers over the parent's connection: then what was lost was not lost in an outage."""
+        """Tell whether the server answers over the parent's connection: then what was lost was not lost in an
+        outage.
+        """
         try:
             self._ask([("PING",)])
         except RedisConnectionError:
@@ -229,7 +233,9 @@ class LargeValues:
         return True
 
     def _talk(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands over one connection, in pieces, and return their replies. Raises the first error among these."""
+        """Send commands over one connection, in pieces, and return their replies. Raises the first error among
+        these.
+        """
         connection = self._pool.get_connection("LARGE")
         try:
             data = memoryview(pack_commands(commands))

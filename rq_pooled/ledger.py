@@ -252,9 +252,7 @@ class Ledger:
 
     # -- alive ---------------------------------------------------------------------------------------------------
 
-    def heartbeat(
-        self, worker_ttl: int, slots: Sequence[tuple[str, str, float]], claims: Iterable[Claim]
-    ) -> Command:
+    def heartbeat(self, worker_ttl: int, slots: Sequence[tuple[str, str, float]], claims: Iterable[Claim]) -> Command:
         """Return the command that renews slots, each (name, state or '', seconds its job has run), and claims."""
         return self._scripts.heartbeat(
             utcformat(now()),
@@ -298,9 +296,7 @@ class ClaimRequest(NamedTuple):
                     *map(tuple, left_out),
                 )
             )
-        limited = [
-            Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed
-        ]
+        limited = [Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed]
         shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
         return Claimed(bool(suspended), held, shown, claims, limited)
 
@@ -313,10 +309,11 @@ def _note_of(note: bytes) -> tuple[str, str, str]:
 
 
 def _failure_score(raw: Mapping[bytes, bytes]) -> int:
-    """Return the score of a failed job as RQ's registry computes it: a negative one, which its clean-up leaves, for ever."""
+    """Return the score of a failed job as RQ's registry computes it: a negative one, which its clean-up leaves, for
+    ever.
+    """
     try:
         ttl = min(int(raw[b"failure_ttl"]), LONGEST)
     except (KeyError, ValueError):
         ttl = DEFAULT_FAILURE_TTL
     return max(ttl, -LONGEST) if ttl < 0 else int(time.time()) + ttl
-

@@ -21,7 +21,8 @@ ROLE = "exclusive"
 _PATIENCE = 0.02
 #: Bytes that the server has not taken, beyond which the stream that sends them is not read.
 _MOST_UNSENT = 1024 * 1024
-#: Seconds beyond the usual for the reply to a long command: the kernel has taken megabytes that a slow line delivers later.
+#: Seconds beyond the usual for the reply to a long command: the kernel has taken megabytes that a slow line delivers
+#: later.
 _UNDER_WAY = 30.0
 #: What makes a connection fit for the next stream.
 _UNWATCH, _DISCARD = pack_commands([("UNWATCH",)]), pack_commands([("DISCARD",)])
@@ -39,7 +40,17 @@ class Loan:
     """What a stream has done to the connection that it is lent."""
 
     __slots__ = (
-        *("doubtful", "ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest", "sharded"),
+        *(
+            "doubtful",
+            "ends_with_stream",
+            "in_transaction",
+            "mute",
+            "passage",
+            "patience",
+            "pending",
+            "rest",
+            "sharded",
+        ),
         *("subscribed", "transactional", "unsubscribing", "watching"),
     )
 
@@ -196,7 +207,9 @@ class Lending:
         self._on_lent(stream)
 
     def _open_more(self) -> None:
-        """Open what is needed: nobody waits for what was lent to others for a moment, unless there is nothing at all."""
+        """Open what is needed: nobody waits for what was lent to others for a moment, unless there is nothing at
+        all.
+        """
         now = time.monotonic()
         impatient = sum(now - stream.since >= _PATIENCE and not stream.closed for stream in self._waiting)
         needed = impatient if len(self) else min(1, len(self._waiting))
@@ -313,7 +326,9 @@ class Lending:
                     loan.mute -= 1
                     start = end
                     if data[position : position + 1] == b"-":  # what follows would not be true
-                        stream.refuse("LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}")
+                        stream.refuse(
+                            "LOST", f"WAIT is not possible: {data[position + 1 : end].decode(errors='replace')}"
+                        )
                         return
             position = end
             if not done:
@@ -356,7 +371,8 @@ class Lending:
         stream.loan = None
         if upstream is None or loan is None:
             return
-        # The replies to subscriptions are not counted, see note_reply; one behind a command that waits would wait with it.
+        # The replies to subscriptions are not counted, see note_reply; one behind a command that waits would wait with
+        # it.
         pending = loan.patience != 0.0 if loan.subscribed else loan.pending
         if pending or loan.passage or loan.ends_with_stream or upstream.unsent:
             del self._lent[upstream]
@@ -406,7 +422,9 @@ class Lending:
     # -- looking after -------------------------------------------------------------------------------------------
 
     def overdue(self, now: float, timeout: float) -> list[Stream]:
-        """Return the streams for which the server has done nothing for longer than it may; close what nobody has by then."""
+        """Return the streams for which the server has done nothing for longer than it may; close what nobody has by
+        then.
+        """
         late = []
         for upstream, (stream, since) in list(self._lent.items()):
             loan = stream.loan if stream is not None else None

@@ -62,7 +62,9 @@ class Link:
             self._on_lost(ConnectionError("connection lost"))
 
     def check_lease(self) -> None:
-        """After a pause, close the connections before anything is sent: the lease is renewed before they are reopened."""
+        """After a pause, close the connections before anything is sent: the lease is renewed before they are
+        reopened.
+        """
         lease = self._parent.lease
         if lease is not None and lease.overdue and self._away_since is None:
             self._on_lost(RedisTimeoutError("paused for longer than half of its place in the budget lasts"))
@@ -142,7 +144,9 @@ class Link:
             self._failures += 1
             self._say_reason(error)
             if 0 < parent.settings.reconnect_attempts <= self._failures:
-                parent.log.error("Worker %s: gave up after %d attempts: %s", parent.name, self._failures, message_of(error))
+                parent.log.error(
+                    "Worker %s: gave up after %d attempts: %s", parent.name, self._failures, message_of(error)
+                )
                 self._on_given_up(error)
             else:
                 parent.loop.call_later(next(self._delays), self._reconnect)

@@ -47,7 +47,8 @@ class Loop:
         self._selector = selectors.DefaultSelector()
         self._descriptors: dict[Any, int] = {}  # by source: a closed one no longer knows its number
         self._timers: list[tuple[float, int, Timer]] = []
-        #: Callbacks called, and those of them that have said that they were minor: nothing that others wait for came of them.
+        #: Callbacks called, and those of them that have said that they were minor: nothing that others wait for came of
+        #: them.
         self._calls = self.minor_calls = 0
         self._sequence = itertools.count()  # keeps timers of the same instant in order and out of comparison
         self._signals: dict[int, Callback] = {}

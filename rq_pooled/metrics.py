@@ -42,7 +42,8 @@ _POOL_GAUGES = ("max", "created", "available", "in_use", "waiting")
 def metrics(
     connection: Redis | None = None, settings: Settings | None = None, timeout: float = 2.0, clients: bool = True
 ) -> str:
-    """Return everything as Prometheus text. With the server away only ``rq_pooled_up 0`` is left; never raises for that.
+    """Return everything as Prometheus text. With the server away only ``rq_pooled_up 0`` is left; never raises for
+    that.
 
     Blocks for at most ``timeout`` seconds to find out that the server is away, then for about ten round trips.
 
@@ -106,7 +107,9 @@ class _Collector:
         yield gauge
         others = sum(other["total"] for other in found["others"])
         yield GaugeMetricFamily("rq_pooled_other_connections", "connections of others", value=others)
-        yield GaugeMetricFamily("rq_pooled_orphans", "connections of processes that are gone", value=len(found["orphans"]))
+        yield GaugeMetricFamily(
+            "rq_pooled_orphans", "connections of processes that are gone", value=len(found["orphans"])
+        )
         if found["trend_per_minute"] is not None:
             yield GaugeMetricFamily(
                 "rq_pooled_connections_per_minute", "growth over ten minutes", value=found["trend_per_minute"]
@@ -115,10 +118,7 @@ class _Collector:
 
 def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
     labels = ["app", "host", "pid", "worker"]
-    counters = {
-        name: CounterMetricFamily(f"rq_pooled_{name}", text, labels=labels)
-        for name, text in _COUNTERS.items()
-    }
+    counters = {name: CounterMetricFamily(f"rq_pooled_{name}", text, labels=labels) for name, text in _COUNTERS.items()}
     histograms = {
         "queue_wait": HistogramMetricFamily("rq_pooled_queue_wait_seconds", "enqueued until claimed", labels=labels),
         "run_time": HistogramMetricFamily("rq_pooled_run_seconds", "given to a horse until its outcome", labels=labels),

@@ -26,5 +26,7 @@ def misspelt(environ: Mapping[str, str] | None = None) -> list[str]:
             tails = {one[len(PREFIX) :]: one for one in known}
             near = get_close_matches(name.upper()[len(PREFIX) :], list(tails), 1, cutoff=0.8)
             if near:
-                lines.append(f"the environment variable {name} is no setting and has no effect: did you mean {tails[near[0]]}?")
+                lines.append(
+                    f"the environment variable {name} is no setting and has no effect: did you mean {tails[near[0]]}?"
+                )
     return lines

@@ -1,8 +1,9 @@
 """Moves due jobs of rq-scheduler to their queues, each in one atomic step; for ``Scheduler`` and for horses.
 
-rq-scheduler 0.14 enqueues a job, removes it from its schedule and adds it again with its next time, in three requests. A
-scheduler that dies between them runs a job twice, or forgets a periodic one for ever. Here the next time is computed first,
-and one script does all of it, if the job is still due at the time at which it was read and the lock is still ours.
+rq-scheduler 0.14 enqueues a job, removes it from its schedule and adds it again with its next time, in three requests.
+A scheduler that dies between them runs a job twice, or forgets a periodic one for ever. Here the next time is computed
+first, and one script does all of it, if the job is still due at the time at which it was read and the lock is still
+ours.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ class Lock(NamedTuple):
 def next_cron_time(cron: str) -> int:
     """Return when the cron line is due next, in seconds since the epoch.
 
-    By this machine's local time, as rq-scheduler reads it, whatever ``use_local_timezone`` says. Its own function does the
-    same with a FutureWarning at each call, which is why it is not used.
+    By this machine's local time, as rq-scheduler reads it, whatever ``use_local_timezone`` says. Its own function does
+    the same with a FutureWarning at each call, which is why it is not used.
 
     Raises:
         ValueError: the line cannot be read, or is never due.
@@ -61,8 +62,8 @@ def next_cron_time(cron: str) -> int:
     return int(found.timestamp())
 
 
-#: Moves one job: (job, the time that it had when it was read, the server's time, lock); returns a word of move.lua or, where
-#: a user's hook has done it in another way, "handled", or "left" if it is still due.
+#: Moves one job: (job, the time that it had when it was read, the server's time, lock); returns a word of move.lua or,
+#: where a user's hook has done it in another way, "handled", or "left" if it is still due.
 MoveOne = Callable[[Job, "float | None", int, "Lock | None"], str]
 
 
@@ -73,7 +74,8 @@ class Mover:
         connection: for reading.
         run: sends the scripts, see ``Run``.
         scripts: the scripts.
-        job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the latter.
+        job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the
+        latter.
         log: hears of jobs that cannot be moved.
         choose_queue: returns the queue that a job is to be put into; by default ``queue_of``.
         inert: load nothing but plain values of a job's meta: this process runs no jobs.
@@ -97,8 +99,8 @@ class Mover:
         self._queue_class = queue_class
         self._log = log
         self._choose_queue = choose_queue or self.queue_of
-        #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until which
-        #: time it looked.
+        #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until
+        #: which time it looked.
         self.left, self.until = 0, 0.0
         self._inert = inert
 
@@ -133,9 +135,7 @@ class Mover:
                 break
         return moved
 
-    def move_id(
-        self, job_id: str, due: float, now: int, lock: Lock | None, move: MoveOne
-    ) -> tuple[Job | None, str]:
+    def move_id(self, job_id: str, due: float, now: int, lock: Lock | None, move: MoveOne) -> tuple[Job | None, str]:
         """Move one job with ``move``; put it off if that raises. Returns the job, if there is one, and a word."""
         try:
             if self._inert:
@@ -190,7 +190,8 @@ class Mover:
         verdict = text(self._run(command))
         if verdict == "unfit":
             raise ValueError(
-                f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of another type"
+                f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of "
+                "another type"
             )
         return verdict
 
@@ -203,7 +204,8 @@ class Mover:
                 raise
         if job.meta.get("repeat") is not None:
             raise ValueError(
-                "its meta holds objects, which only processes that run jobs load: move it by a worker with --with-scheduler"
+                "its meta holds objects, which only processes that run jobs load: move it by a worker with "
+                "--with-scheduler"
             )
         meta, job.meta = job.meta, {}
         try:

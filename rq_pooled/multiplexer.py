@@ -1,7 +1,7 @@
 """Lets the jobs of all horses use Redis through the parent: their commands share one connection to the server.
 
-A horse connects to a Unix socket here instead of to the server; redis-py in it does not notice. Each such connection is a
-*stream*. Whole commands of all streams go to the server in one write and the replies are cut apart again. What cannot
+A horse connects to a Unix socket here instead of to the server; redis-py in it does not notice. Each such connection is
+a *stream*. Whole commands of all streams go to the server in one write and the replies are cut apart again. What cannot
 be shared (commands that wait, WATCH, subscriptions, anything long) goes over a connection that the stream is lent.
 """
 
@@ -127,7 +127,9 @@ class Multiplexer:
     # -- who may come --------------------------------------------------------------------------------------------
 
     def _listen(self) -> tuple[socket.socket, str]:
-        """Return a listening socket and its path: in a folder of our own, or an abstract name where none can be made."""
+        """Return a listening socket and its path: in a folder of our own, or an abstract name where none can be
+        made.
+        """
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         _remove_stale_folders()
         try:
@@ -145,7 +147,8 @@ class Multiplexer:
             except OSError:
                 listener.close()
                 raise PlatformUnsupported(
-                    f"no Unix socket for jobs can be made ({error}): let TMPDIR name a folder that can be written to and has "
+                    f"no Unix socket for jobs can be made ({error}): let TMPDIR name a folder that can be written to "
+                    "and has "
                     "a short path, or set JOBS_SHARE=no"
                 ) from None
         listener.setblocking(False)
@@ -243,7 +246,9 @@ class Multiplexer:
         return bool(self._ready)
 
     def turn(self) -> None:
-        """Serve the streams and connections that have sent something, each once and for ``TURN`` seconds in all; then write."""
+        """Serve the streams and connections that have sent something, each once and for ``TURN`` seconds in all; then
+        write.
+        """
         if self._ready:
             until = time.monotonic() + TURN
             for _ in range(len(self._ready)):
@@ -541,7 +546,8 @@ class Multiplexer:
                 stream.refuse(
                     "EXHAUSTED",
                     f"no connection of its own became free for a command that cannot share one within {timeout:g} s "
-                    f"(POOL_TIMEOUT): all {self._lending.most} are in use. Held by: {'; '.join(self._lending.holders())}. "
+                    f"(POOL_TIMEOUT): all {self._lending.most} are in use. Held by: "
+                    f"{'; '.join(self._lending.holders())}. "
                     "Raise MAX_CONNECTIONS or POOL_TIMEOUT, or end blocking commands, WATCH and subscriptions earlier",
                 )
             else:
@@ -601,7 +607,9 @@ def _is_own(accepted: socket.socket) -> bool:
 
 
 def _bind(listener: socket.socket, path: str) -> None:
-    """Listen at a path, which exists only from then on: another worker takes a socket without a listener for a dead one's."""
+    """Listen at a path, which exists only from then on: another worker takes a socket without a listener for a dead
+    one's.
+    """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path + "~")
     listener.bind(path + "~")

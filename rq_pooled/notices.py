@@ -22,7 +22,9 @@ def tell(client: Redis, did: str, queue: str, count: int, more: bool) -> str:
 
 
 def told(client: Redis, token: str) -> dict[str, Any]:
-    """Return ``did``, ``queue``, ``count`` and ``more``, nothing where it was not noted. Blocks for a round trip, if at all."""
+    """Return ``did``, ``queue``, ``count`` and ``more``, nothing where it was not noted. Blocks for a round trip, if at
+    all.
+    """
     note: Any = client.get(f"rq_pooled:notice:{token}") if _TOKEN.fullmatch(token) else None
     try:
         did, queue, count, more = json.loads(note or "")

@@ -1,8 +1,8 @@
 """Spent-once keys: what is written where.
 
 A job with a key carries it in its hash. ``rq_pooled:once:<key>`` holds the id of the job that spent it: the first that
-succeeded, in the step that records its result. While a job with the key runs, ``rq_pooled:once-running:<key>`` names its
-claim, so that no other job with that key runs beside it; it counts only as long as that claim stands.
+succeeded, in the step that records its result. While a job with the key runs, ``rq_pooled:once-running:<key>`` names
+its claim, so that no other job with that key runs beside it; it counts only as long as that claim stands.
 """
 
 from __future__ import annotations

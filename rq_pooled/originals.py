@@ -1,6 +1,7 @@
 """Tells RQ's own functions from what instrumentations and subclasses have put in their place.
 
-A short way past a function of RQ's is taken only while that function is RQ's own: a wrapper around it must see the call.
+A short way past a function of RQ's is taken only while that function is RQ's own: a wrapper around it must see the
+call.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import Any
 def is_rqs_own(function: Any) -> bool:
     """Tell whether this is a plain function that RQ defines, and nothing around it.
 
-    By its globals, since a wrapper copies the name and module of what it wraps; it leaves attributes, which RQ's have not.
+    By its globals, since a wrapper copies the name and module of what it wraps; it leaves attributes, which RQ's have
+    not.
     """
     if type(function) is not FunctionType:  # not isinstance: wrapt's wrappers claim to be what they wrap
         return False

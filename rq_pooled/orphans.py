@@ -82,7 +82,9 @@ class Orphans:
             if isinstance(replies[0], ResponseError):
                 parent.log.error("Worker %s: cannot look at intermediate queues: %s", parent.name, replies[0])
                 return
-            rescued = [(printable(job_id, MAX_VALUE), printable(key, MAX_VALUE)) for job_id, key, back in replies[0] if back]
+            rescued = [
+                (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE)) for job_id, key, back in replies[0] if back
+            ]
             for job_id, key in rescued:
                 parent.log.warning(
                     "Worker %s: job %s was left in %s:intermediate; put back into its queue", parent.name, job_id, key

@@ -22,7 +22,8 @@ MAX_COMMIT, MAX_COMMIT_BYTES = 50, 1024 * 1024
 MAX_CHANGES = 5
 #: How often an outcome is refused before its job is left alone; from the second time on it is a failure.
 MAX_REFUSALS = 4
-#: How often the connection may be lost while an outcome is on its way, from the second time on alone: then it is refused.
+#: How often the connection may be lost while an outcome is on its way, from the second time on alone: then it is
+#: refused.
 MAX_LOSSES = 4
 #: Bytes from which on an outcome, or a commit, may be why the server closes a connection: its limits are 1 MB at least.
 BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
@@ -155,7 +156,8 @@ class Outcomes:
                 continue
             reason = (
                 f"the connection was lost {outcome.losses} times while its {outcome.size()} bytes were sent "
-                f"({scrub(str(error))}): keep large results elsewhere, or raise the server's client-query-buffer-limit and "
+                f"({scrub(str(error))}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
+                "and "
                 "proto-max-bulk-len"
             )
             if outcome.again:

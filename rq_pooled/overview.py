@@ -25,10 +25,10 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     """Return the state of a server. Blocks for about fifteen round trips, whatever the number of queues and jobs.
 
     Returns:
-        ``now`` (server time), ``connections`` (``health.connections``) with ``budget`` and ``budgeted`` (those that count
-        for it), ``queues`` (``queue_states``),
-        ``processes`` and ``workers`` (those of them that are workers), ``failures``, ``failed`` (how many in all),
-        ``looked_at`` (how many of them are grouped), ``upcoming``, ``scheduled``, ``unreadable`` (what is of another type).
+        ``now`` (server time), ``connections`` (``health.connections``) with ``budget`` and ``budgeted`` (those that
+        count for it), ``queues`` (``queue_states``), ``processes`` and ``workers`` (those of them that are workers),
+        ``failures``, ``failed`` (how many in all), ``looked_at`` (how many of them are grouped), ``upcoming``,
+        ``scheduled``, ``unreadable`` (what is of another type).
     """
     unreadable: list[str] = []
     found = processes(client, unreadable)
@@ -65,7 +65,8 @@ def _budgeted(holders: list[dict[str, Any]], settings: Settings) -> int:
 
 
 def queue_states(client: Redis, found: list[dict[str, Any]] | None = None) -> list[dict[str, Any]]:
-    """Return ``health.queues`` with ``rate`` added: jobs that workers of ours begin per minute, over their last heartbeat.
+    """Return ``health.queues`` with ``rate`` added: jobs that workers of ours begin per minute, over their last
+    heartbeat.
 
     Args:
         found: of ``health.processes``, if it is known already.
@@ -99,8 +100,8 @@ def failures(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[dict[str, Any]]:
     """Return the scheduled jobs that are due first: retries, repeats, and what was enqueued for later.
 
-    Each has ``id``, ``queue``, ``description``, ``due_in`` (seconds; below 0: it is late), ``retries_left``, and ``kind``
-    (``retry``, ``repeat`` or ``scheduled``).
+    Each has ``id``, ``queue``, ``description``, ``due_in`` (seconds; below 0: it is late), ``retries_left``, and
+    ``kind`` (``retry``, ``repeat`` or ``scheduled``).
     """
     now = time.time() if now is None else now
     pipeline = client.pipeline(transaction=False)

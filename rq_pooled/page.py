@@ -67,7 +67,8 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         ],
         "scheduled": number(found["scheduled"]),
         "upcoming": [
-            {**job, "queue": printable(job["queue"], MAX_VALUE), "due": _due(job["due_in"])} for job in found["upcoming"]
+            {**job, "queue": printable(job["queue"], MAX_VALUE), "due": _due(job["due_in"])}
+            for job in found["upcoming"]
         ],
     }
 
@@ -113,7 +114,10 @@ def _history(connections: dict[str, Any], now: float) -> list[dict[str, Any]]:
     """Return the samples, and what is now."""
     if connections["connected"] is None:
         return list(connections["history"])
-    return [*connections["history"], {"time": now, "connected": connections["connected"], "roles": connections["roles"]}]
+    return [
+        *connections["history"],
+        {"time": now, "connected": connections["connected"], "roles": connections["roles"]},
+    ]
 
 
 def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, Any]:
@@ -129,12 +133,17 @@ def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, An
 
 def _busiest(queues: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the queues that the page has room for, by name: those with most to do and most that failed."""
-    counted = sorted(queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled")))
+    counted = sorted(
+        queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled"))
+    )
     return sorted(counted[:_QUEUES], key=lambda queue: str(queue["name"]))
 
 
 def _queue(queue: dict[str, Any]) -> dict[str, Any]:
-    counts = {key: number(queue[key]) for key in ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")}
+    counts = {
+        key: number(queue[key])
+        for key in ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")
+    }
     return {
         "name": queue["name"],
         "shown": printable(queue["name"], MAX_VALUE),

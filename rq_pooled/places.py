@@ -1,7 +1,8 @@
 """The places that a pool's connections have in the budget: one each, from before it counts until it is closed.
 
 A connection without a place introduces itself as a ``probe`` and asks over itself, so that asking takes no further
-connection. Whether another process waits is asked in front of a caller's command and read with its reply: no round trip.
+connection. Whether another process waits is asked in front of a caller's command and read with its reply: no round
+trip.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class Places(Lease):
             return ("EXISTS", self._keys[3]), self._glance
 
     def may_shed(self) -> bool:
-        """Tell, once per reply, whether to close a connection that is still in demand: a process waits that has none."""
+        """Tell, once per reply, whether to close a connection that is still in demand: a process waits that has
+        none.
+        """
         with self._book:
             may, self._may_shed = self._may_shed and self.starving and self.used > 1, False
             return may
@@ -109,7 +112,9 @@ class Places(Lease):
 
 
 class _Owing:
-    """Mixed in front of a connection class of redis-py: the reply to one command of ours is read before the caller's."""
+    """Mixed in front of a connection class of redis-py: the reply to one command of ours is read before the
+    caller's.
+    """
 
     _owed: Callable[[Any], None] | None = None
 

@@ -14,7 +14,8 @@ from .selection import Selection, check_number
 
 #: Bounds of the dead letters of a queue: seconds, jobs.
 DEAD_AGE, DEAD_COUNT = 30 * 86_400, 10_000
-#: What the server and RQ can still tell as a time: the longest life of a dead letter, the longest wait between two jobs.
+#: What the server and RQ can still tell as a time: the longest life of a dead letter, the longest wait between two
+#: jobs.
 _TEN_YEARS, _YEAR = 3_650 * 86_400, 366 * 86_400
 
 

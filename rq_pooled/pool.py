@@ -1,9 +1,10 @@
 """The bounded pool of a web process or horse: who holds what, statistics, events, renewal, and forks.
 
 Waits are bounded and end in ``PoolExhausted``; what cannot connect ends in ``ServerUnreachable``, and nothing was sent
-then. There is no thread: whatever is due (idle connections, leaks, statistics) is looked at when a connection is taken or
-returned. Only with a BUDGET, a thread lives while the pool has more idle connections than it may keep when calls cease.
-A connection that cannot be opened now (no place in the budget, a full server) is waited for. Locks are made with each pool, never at import, so gevent may patch after importing this.
+then. There is no thread: whatever is due (idle connections, leaks, statistics) is looked at when a connection is taken
+or returned. Only with a BUDGET, a thread lives while the pool has more idle connections than it may keep when calls
+cease. A connection that cannot be opened now (no place in the budget, a full server) is waited for. Locks are made with
+each pool, never at import, so gevent may patch after importing this.
 """
 
 from __future__ import annotations
@@ -127,8 +128,8 @@ class Pool(BlockingConnectionPool):
     """A bounded pool of connections to one server, on redis-py's ``BlockingConnectionPool``.
 
     Use it as any redis-py pool: ``Redis(connection_pool=pool)``. Taking a connection blocks for at most POOL_TIMEOUT
-    while all are in use or none may be opened, and for at most SOCKET_CONNECT_TIMEOUT past that while connecting. After a fork the child
-    closes its copies of the sockets and starts empty; the parent's connections stay as they are.
+    while all are in use or none may be opened, and for at most SOCKET_CONNECT_TIMEOUT past that while connecting. After
+    a fork the child closes its copies of the sockets and starts empty; the parent's connections stay as they are.
 
     Args:
         settings: limits and timeouts; from the environment if not given.
@@ -185,8 +186,8 @@ class Pool(BlockingConnectionPool):
     def reset(self) -> None:
         """Forget all connections and start empty: at construction, and in the child after a fork."""
         # New locks first: the thread that held the old ones does not exist in the child (redis-py 8 takes _lock here).
-        # Locks that one thread may take twice: garbage collection runs PubSub.__del__, which returns a connection, and a
-        # signal handler may ask for statistics, at any moment. What they may change is therefore read from copies.
+        # Locks that one thread may take twice: garbage collection runs PubSub.__del__, which returns a connection, and
+        # a signal handler may ask for statistics, at any moment. What they may change is therefore read from copies.
         self._book = threading.RLock()
         self._lock = threading.RLock()
         self._connections: list[Any] = []
@@ -295,7 +296,8 @@ class Pool(BlockingConnectionPool):
         return len(self._holds)
 
     def close_unanswered(self, patience: float) -> None:
-        """Close the idle connections that do not answer PING with PONG within so many seconds: a reply may be on its way.
+        """Close the idle connections that do not answer PING with PONG within so many seconds: a reply may be on its
+        way.
 
         For the owner of a pool that gives it to somebody else. Connections that were not used since the last time are
         passed over.
@@ -318,7 +320,8 @@ class Pool(BlockingConnectionPool):
     def is_whole(self) -> bool:
         """Tell whether no lock is held by this thread, which uses no connection now, and no place has got lost.
 
-        An exception that a signal handler raises between two instructions can leave either behind, in this process for ever.
+        An exception that a signal handler raises between two instructions can leave either behind, in this process for
+        ever.
         """
         locks: Any = (self._book, self._lock, self.pool.mutex)
         places = len(self.pool.queue) + len(self._holds) + self._sizes.withheld
@@ -438,7 +441,9 @@ class Pool(BlockingConnectionPool):
             self._retire_idle(time.monotonic(), 0.0, 0, "pool disconnected")
             return
         # One idle connection is kept to give the place in the budget back, when all others are closed.
-        spared = next((c for c in self.pool.queue if c is not None and _is_open(c)), None) if lease is not None else None
+        spared = (
+            next((c for c in self.pool.queue if c is not None and _is_open(c)), None) if lease is not None else None
+        )
         with self._book:
             chosen = [c for c in list(self._connections) if inuse_connections or c not in self._holds]
         for connection in chosen:
@@ -456,7 +461,9 @@ class Pool(BlockingConnectionPool):
     # taking
 
     def _take_slot(self, started: float, wait: float, setting: str) -> Any:
-        """Return an idle connection, or None for a free slot; blocks until ``wait`` seconds have passed since ``started``."""
+        """Return an idle connection, or None for a free slot; blocks until ``wait`` seconds have passed since
+        ``started``.
+        """
         try:
             return self.pool.get_nowait()
         except Empty:
@@ -533,7 +540,9 @@ class Pool(BlockingConnectionPool):
         if bound == "BUDGET":
             first = now - self._refused_logged_at >= _SAY_REFUSED_EVERY
             self._refused_logged_at = now if first else self._refused_logged_at
-            log.log(logging.WARNING if first else logging.DEBUG, "pool %s %s: refused: %s", self.role, self.address, words)
+            log.log(
+                logging.WARNING if first else logging.DEBUG, "pool %s %s: refused: %s", self.role, self.address, words
+            )
 
     def _opened(self) -> None:
         """Note that a connection could be opened: others may be tried, too."""
@@ -548,7 +557,8 @@ class Pool(BlockingConnectionPool):
         deadline = current_deadline()
         if deadline is None or deadline.left() >= wait:
             return wait, "POOL_TIMEOUT"
-        # Who gets a connection in the last moment could not use it any more, and would take that for the server's silence.
+        # Who gets a connection in the last moment could not use it any more, and would take that for the server's
+        # silence.
         return max(0.0, deadline.left() * _WAITING_SHARE), deadline.setting
 
     def _exhausted(self, wait: float, setting: str) -> PoolExhausted:
@@ -596,7 +606,9 @@ class Pool(BlockingConnectionPool):
                 return
             except (RedisError, OSError) as error:
                 self._close(connection, scrub(str(error)), lost=True)
-                if isinstance(error, RedisTimeoutError):  # what a firewall has forgotten, it has forgotten of others, too
+                if isinstance(
+                    error, RedisTimeoutError
+                ):  # what a firewall has forgotten, it has forgotten of others, too
                     self._close_all_idle()
         self._open(connection, deadline)
 
@@ -605,7 +617,8 @@ class Pool(BlockingConnectionPool):
             raise _NotNow(
                 "GUARD_STOP",
                 PoolExhausted(
-                    f"no connection to {self.address} may be opened: the server is full above GUARD_STOP. Close connections, "
+                    f"no connection to {self.address} may be opened: the server is full above GUARD_STOP. Close "
+                    "connections, "
                     "or raise the server's maxclients"
                 ),
             )
@@ -631,7 +644,8 @@ class Pool(BlockingConnectionPool):
                 reason = scrub(str(error)) or type(error).__name__
                 self._publish("error", reason=reason, attempt=attempt)
                 if says_full(self.connection_class, error):
-                    full = f"cannot connect to {self.address}: the server is full: {reason.rstrip('.')}; nothing was sent. "
+                    reason = reason.rstrip(".")
+                    full = f"cannot connect to {self.address}: the server is full: {reason}; nothing was sent. "
                     is_full = ServerFull(f"{full}Close connections, or raise the server's maxclients")
                     if self.role in _IMPATIENT:
                         raise is_full from error
@@ -717,7 +731,8 @@ class Pool(BlockingConnectionPool):
             except (RedisConnectionError, RedisTimeoutError, OSError) as error:
                 reason = scrub(str(error)) or type(error).__name__
                 raise ServerUnreachable(
-                    f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. Check "
+                    f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. "
+                    "Check "
                     "that the server runs, and URL"
                 ) from error
         if lease.surplus:
@@ -760,7 +775,9 @@ class Pool(BlockingConnectionPool):
             if self._watched:
                 return
             self._watched = True
-        thread = threading.Thread(target=_close_when_quiet, args=(weakref.ref(self),), name="rq_pooled-idle", daemon=True)
+        thread = threading.Thread(
+            target=_close_when_quiet, args=(weakref.ref(self),), name="rq_pooled-idle", daemon=True
+        )
         try:
             thread.start()
         except RuntimeError:  # the interpreter ends
@@ -812,7 +829,9 @@ class Pool(BlockingConnectionPool):
                 if connection is None or not _is_open(connection):  # the next caller is to get an open one
                     slots = self.pool.queue
                     slot = slots.pop()
-                    slots.insert(next((i for i, c in enumerate(slots) if c is not None and _is_open(c)), len(slots)), slot)
+                    slots.insert(
+                        next((i for i, c in enumerate(slots) if c is not None and _is_open(c)), len(slots)), slot
+                    )
         except Full:  # reset in between: nobody waits for it
             if connection is not None:
                 connection.disconnect()
@@ -838,7 +857,9 @@ class Pool(BlockingConnectionPool):
             self._retire_idle(now, age, 0, reason)
 
     def _retire_idle(self, now: float, age: float, keep: int, reason: str) -> None:
-        """Close connections idle for ``age`` seconds, but ``keep``: last in, first out, so the bottom shows the surplus."""
+        """Close connections idle for ``age`` seconds, but ``keep``: last in, first out, so the bottom shows the
+        surplus.
+        """
         surplus = []
         # redis-py itself reads ``queue`` here; ``mutex`` is the lock that the waiters of this queue sleep on.
         with self.pool.mutex:

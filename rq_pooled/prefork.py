@@ -119,7 +119,12 @@ class Prefork:
         return horse
 
     def _run_child(
-        self, parent: int, slot: int, parent_end: socket.socket, child_end: socket.socket, mask: set[int | signal.Signals]
+        self,
+        parent: int,
+        slot: int,
+        parent_end: socket.socket,
+        child_end: socket.socket,
+        mask: set[int | signal.Signals],
     ) -> NoReturn:
         status = 1
         try:

@@ -1,8 +1,10 @@
 """``Queue``: rq.Queue on the shared pool, whose enqueue either worked, did not, or says that nobody knows.
 
-What RQ 2.11, 2.12 and 3.0 send, in order, for one enqueue without a pipeline, and what is known when it breaks off there:
+What RQ 2.11, 2.12 and 3.0 send, in order, for one enqueue without a pipeline, and what is known when it breaks off
+there:
 
-1. ``depends_on`` only: WATCH and reads, then MULTI: the job as deferred, its dependencies. Broken off: unknown. From here
+1. ``depends_on`` only: WATCH and reads, then MULTI: the job as deferred, its dependencies. Broken off: unknown. From
+here
    on the job exists.
 2. SADD of the queue's name, INFO of the server. Without ``depends_on`` the job is still nowhere.
 3. The job and its place in the queue, or in the registry of scheduled jobs. Broken off: unknown.
@@ -12,7 +14,8 @@ A job with a limit of RQ 3 goes its own way at step 3, see enqueueing.py.
 Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
 script is always tried first: should a request that was given up arrive late, after it was repeated, it changes nothing.
 (Stock ``enqueue_at`` also writes its registry outside of its MULTI; the script does not.) Where a job with that id is
-there already RQ's MULTI follows, which replaces it, as stock RQ does. Where scripts are refused, RQ's MULTI comes at once.
+there already RQ's MULTI follows, which replaces it, as stock RQ does. Where scripts are refused, RQ's MULTI comes at
+once.
 """
 
 from __future__ import annotations
@@ -76,10 +79,11 @@ class Queue(AdmittingQueue):
 
     ``retry`` is for all jobs that are enqueued without one; ``enqueue(..., retry=False)`` then means none.
 
-    Further arguments of the queue: ``limit="10/5s"`` and ``max_running=3``, kept by all workers together (docs/limits.md);
-    ``max_length=1000``: an enqueue beyond it raises ``QueueFull``. Of ``enqueue`` (docs/once-and-unique.md):
-    ``once="order-42"`` with ``once_ttl="30d"``, ``unique_for=60``, and ``on_duplicate="raise"`` for ``AlreadySpent`` and
-    ``AlreadyQueued`` instead of the earlier job. With ``is_async=False`` none of these has an effect.
+    Further arguments of the queue: ``limit="10/5s"`` and ``max_running=3``, kept by all workers together
+    (docs/limits.md); ``max_length=1000``: an enqueue beyond it raises ``QueueFull``. Of ``enqueue``
+    (docs/once-and-unique.md): ``once="order-42"`` with ``once_ttl="30d"``, ``unique_for=60``, and
+    ``on_duplicate="raise"`` for ``AlreadySpent`` and ``AlreadyQueued`` instead of the earlier job. With
+    ``is_async=False`` none of these has an effect.
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; ``retry`` is no ``rq.Retry``.
@@ -182,10 +186,10 @@ class Queue(AdmittingQueue):
     def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
         """Do step 1 of the module's docstring, and start again only where another client changed a dependency.
 
-        Calls rq's method with a pipeline of its own, for two reasons. Without one it reads the dependencies over a second
-        connection while the first one watches them: callers that together hold all connections of a bounded pool would
-        wait for each other. And while watching, redis-py turns a lost connection into a WatchError, too: RQ would send a
-        MULTI that may have been done once more.
+        Calls rq's method with a pipeline of its own, for two reasons. Without one it reads the dependencies over a
+        second connection while the first one watches them: callers that together hold all connections of a bounded pool
+        would wait for each other. And while watching, redis-py turns a lost connection into a WatchError, too: RQ would
+        send a MULTI that may have been done once more.
         """
         if not job._dependency_ids:
             return super().setup_dependencies(job, pipeline=pipeline)
@@ -224,8 +228,8 @@ class Queue(AdmittingQueue):
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
         """Do step 3 of the module's docstring."""
-        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a worker's
-        # handler enqueues becomes part of the job's outcome, which holds no scripts.
+        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a
+        # worker's handler enqueues becomes part of the job's outcome, which holds no scripts.
         recording = getattr(self.connection, "recording", False)
         new = pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED
         if new and not recording and not refuses_scripts(self.connection):
@@ -268,8 +272,8 @@ class Queue(AdmittingQueue):
         # An older job under this id was there before: the lost enqueue was to replace it, and did not.
         if job.created_at is None or job.created_at < since:
             return None
-        # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still: one that broke off
-        # in between would be enqueued by nobody.
+        # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still: one that broke
+        # off in between would be enqueued by nobody.
         if job.get_status(refresh=False) == JobStatus.DEFERRED and not (
             job in self.deferred_job_registry and not job.dependencies_are_met()
         ):
@@ -366,7 +370,9 @@ class _Dependency(NamedTuple):
 
 @contextmanager
 def _asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
-    """Have RQ read the job's dependencies over the pipeline that watches them; on the object: job classes are the user's."""
+    """Have RQ read the job's dependencies over the pipeline that watches them; on the object: job classes are the
+    user's.
+    """
     fetch = job.fetch_dependencies
 
     def fetch_over_pipe(watch: bool = False, pipeline: Pipeline | None = None) -> list[Any]:
@@ -374,8 +380,8 @@ def _asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
             return fetch(watch=watch, pipeline=pipeline)
         keys = [job.key_for(job_id) for job_id in job._dependency_ids]
         pipe.watch(*keys)  # type: ignore[no-untyped-call] # redis-py's
-        # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count; one
-        # that was only saved has no status yet.
+        # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count;
+        # one that was only saved has no status yet.
         found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
         return [_Dependency(as_text(status or b"")) for created, status in found if created or status]
 

@@ -250,8 +250,8 @@ class Recorder(Redis):
     def _after_decision(self, outcome: Tape, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Do a command of code that runs after RQ's handler: to it the job's outcome is a fact.
 
-        Not in pipelines, which RQ uses for the status of dependencies: a job that is enqueued with ``depends_on`` this one
-        now waits for the record, which finds it among the dependents.
+        Not in pipelines, which RQ uses for the status of dependencies: a job that is enqueued with ``depends_on`` this
+        one now waits for the record, which finds it among the dependents.
         """
         words = self.encode(args)
         if outcome.is_own(words):
@@ -283,7 +283,9 @@ class Recorder(Redis):
         return [] if words[0] == b"EVALSHA" else 1
 
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
-        """Record what a pipeline has queued; its reads are asked for together, for RQ queues one for each dependency."""
+        """Record what a pipeline has queued; its reads are asked for together, for RQ queues one for each
+        dependency.
+        """
         assert self.tape is not None
         reads = [self.encode(args) for args, _ in stack if self.encode(args[:1])[0] in READS]
         if len(reads) > 1:

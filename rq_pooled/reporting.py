@@ -76,7 +76,9 @@ class Reporter:
             self._look(connection)
         except ResponseError as error:  # no such right, or no memory: the application is not to suffer from it
             self._at = float("inf") if isinstance(error, NoPermissionError) else self._at
-            log.warning("pool %s %s: cannot publish statistics: %s", self._pool.role, self._pool.address, message_of(error))
+            log.warning(
+                "pool %s %s: cannot publish statistics: %s", self._pool.role, self._pool.address, message_of(error)
+            )
         except (RedisError, OSError) as error:
             connection.disconnect()
             log.debug("pool %s %s: statistics not published: %s", self._pool.role, self._pool.address, error)

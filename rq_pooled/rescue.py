@@ -57,7 +57,9 @@ def find_lost(
     while True:
         cursor, keys = connection.scan(cursor, match="rq:job:*", count=PAGE)
         ids = [text(key).removeprefix("rq:job:") for key in keys]
-        ids = [job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))]
+        ids = [
+            job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))
+        ]
         with connection.pipeline(transaction=False) as pipeline:
             for job_id in ids:
                 pipeline.hmget(raw(f"rq:job:{job_id}"), "status", "origin", "enqueued_at", "description", "worker_name")

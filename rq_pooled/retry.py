@@ -2,7 +2,8 @@
 
 A job that was enqueued with one has, besides what RQ keeps of any Retry, one field of our own in its hash: which
 exceptions are worth another try, and how many tries there were to begin with. RQ's ``Job.save`` writes single fields
-of the hash and ``restore`` reads those that it knows, so stock RQ neither sees nor drops it, and it is gone with the job.
+of the hash and ``restore`` reads those that it knows, so stock RQ neither sees nor drops it, and it is gone with the
+job.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class GiveUp(Exception):
 
 
 class Backoff(Retry):
-    """Says how often and when a failed job is tried again; for ``enqueue(retry=)``, ``Queue(retry=)``, ``@job(retry=)``.
+    """Says how often and when a failed job is tried again; for ``enqueue(retry=)``, ``Queue(retry=)``,
+    ``@job(retry=)``.
 
     The delays are drawn anew for each job when it is enqueued: exactly ``max`` of them, in whole seconds, so workers of
     stock RQ keep to them too. ``on`` and ``give_up_on`` are kept with jobs of a ``rq_pooled.Queue`` and obeyed by
@@ -130,7 +132,9 @@ class Backoff(Retry):
         return f"Backoff({', '.join(f'{word}={getattr(self, word)!r}' for word in words)})"
 
     def delay(self, attempt: int) -> int:
-        """Return the seconds before one try, drawn anew; ``attempt`` counts from 0, and past ``max`` stays at the end."""
+        """Return the seconds before one try, drawn anew; ``attempt`` counts from 0, and past ``max`` stays at the
+        end.
+        """
         return retry_delays(min(attempt, self.max - 1) + 1, self.base, self.factor, self.cap, self.jitter)[-1]
 
 

@@ -161,11 +161,14 @@ def rate_limit_scripts() -> dict[str, str]:
 
 
 #: By their hashes, RQ's scripts for rate limits: an outcome may hold calls of them, and the parent carries these.
-RATE_LIMIT_HASHES = frozenset(hashlib.sha1(text.encode()).hexdigest().encode() for text in rate_limit_scripts().values())
+RATE_LIMIT_HASHES = frozenset(
+    hashlib.sha1(text.encode()).hexdigest().encode() for text in rate_limit_scripts().values()
+)
 
 
 def closing_commands(raw: Mapping[bytes, bytes], job_id: str, status: bytes) -> list[list[bytes]]:
-    """Return what RQ's own code does not write for the end of a rate-limited job, which RQ 2 runs without knowing limits.
+    """Return what RQ's own code does not write for the end of a rate-limited job, which RQ 2 runs without knowing
+    limits.
 
     Its slot is taken back. An RQ 3 worker admits the waiting jobs in its maintenance: only RQ 3 has the script for it.
     """
@@ -193,7 +196,8 @@ def lua_prelude() -> str:
 
 
 def lua_limits() -> str:
-    """Return RQ's scripts for rate limits as Lua functions, by SHA1 and by name; our scripts call them in their own step.
+    """Return RQ's scripts for rate limits as Lua functions, by SHA1 and by name; our scripts call them in their own
+    step.
 
     ``guarded`` is that of shared/guarded_limit.lua.
     """

@@ -1,8 +1,8 @@
 """Which versions of RQ this package works with.
 
 Its worker takes the place of much that RQ does inside, and RQ changes that freely. `pip` keeps RQ below the next major
-version when it installs the two together; `pip install -U rq` later only prints that it does not. A worker on an unknown
-major version could fail every job that it claims. What differs between the known ones stands in rq_api.py.
+version when it installs the two together; `pip install -U rq` later only prints that it does not. A worker on an
+unknown major version could fail every job that it claims. What differs between the known ones stands in rq_api.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from rq.worker import Worker
 from . import rq_api
 from .errors import ConfigurationError, RQUnsupported
 
-#: The minor versions whose handlers the parity tests have seen; later ones of the same major version only get a warning.
+#: The minor versions whose handlers the parity tests have seen; later ones of the same major version only get a
+#: warning.
 TESTED = ("2.11", "2.12", "3.0")
 
 
@@ -34,7 +35,8 @@ def check_rq() -> None:
     prefix = rq_api.key_prefix()
     if prefix != "rq":
         raise ConfigurationError(
-            f"RQ_KEY_PREFIX is {prefix!r}, and rq_pooled works with RQ's own prefix 'rq': unset it, and separate applications "
+            f"RQ_KEY_PREFIX is {prefix!r}, and rq_pooled works with RQ's own prefix 'rq': unset it, and separate "
+            "applications "
             "by the database in the URL or by names of queues"
         )
     if _numbers(version)[0] not in [_numbers(tested)[0] for tested in TESTED]:
@@ -68,8 +70,10 @@ def check_keys(classes: Iterable[type]) -> None:
             value = getattr(cls, name, usual) if issubclass(cls, owner) else usual
             if value != usual:
                 raise ConfigurationError(
-                    f"{cls.__module__}.{cls.__qualname__} sets {name} to {value!r}, and rq_pooled works with RQ's own keys "
-                    f"({usual!r}): remove it, and separate applications by the database in the URL or by names of queues"
+                    f"{cls.__module__}.{cls.__qualname__} sets {name} to {value!r}, and rq_pooled works with RQ's own "
+                    "keys "
+                    f"({usual!r}): remove it, and separate applications by the database in the URL or by names of "
+                    "queues"
                 )
 
 

@@ -29,11 +29,18 @@ class Sample(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as a plain dictionary."""
-        return {"time": self.time, "connected": self.connected, "maxclients": self.maxclients or None, "roles": dict(self.roles)}
+        return {
+            "time": self.time,
+            "connected": self.connected,
+            "maxclients": self.maxclients or None,
+            "roles": dict(self.roles),
+        }
 
 
 class Trend(NamedTuple):
-    """Connections per minute, positive while they grow, None without enough samples; ``steady`` tells a leak's shape."""
+    """Connections per minute, positive while they grow, None without enough samples; ``steady`` tells a leak's
+    shape.
+    """
 
     per_minute: float | None
     steady: bool

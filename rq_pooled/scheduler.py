@@ -63,9 +63,9 @@ class _Move:
 class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annotations
     """rq-scheduler's ``Scheduler``: all of its methods, keys and its lock, so both kinds can be used side by side.
 
-    Different are: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic step; a job
-    that cannot be read is logged and put off by a minute instead of ending the scheduler; ``run`` wakes up when the next
-    job is due, and at the latest after ``interval`` seconds.
+    Different are: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic step; a
+    job that cannot be read is logged and put off by a minute instead of ending the scheduler; ``run`` wakes up when the
+    next job is due, and at the latest after ``interval`` seconds.
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; a class has keys of its own.
@@ -211,7 +211,8 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def enqueue_job(self, job: Job) -> None:
         """Move a job to its queue now, due or not, and give it its next time if it has one; in one step.
 
-        ``enqueue_jobs`` calls it for each job that is due, as in rq-scheduler: a subclass may do more here, or leave the job.
+        ``enqueue_jobs`` calls it for each job that is due, as in rq-scheduler: a subclass may do more here, or leave
+        the job.
         """
         moving = self._moving
         if moving is None or moving.job is not job:
@@ -241,14 +242,17 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
 
     def _move_chosen(self, lock: Lock | None) -> Iterator[Job]:
         """Move the jobs that a subclass's ``get_jobs_to_queue`` chooses; yield those that were moved."""
-        # Which it chooses next, and when, is its own affair: it is asked again after the interval, or when a job is due.
+        # Which it chooses next, and when, is its own affair: it is asked again after the interval, or when a job is
+        # due.
         self._mover.left, self._mover.until = 1, int(self.connection.time()[0])
         for job in self.get_jobs_to_queue():
             due = self.connection.zscore(SCHEDULED_JOBS, job.id)
             if self._stop.is_set() or due is None:
                 continue
             now = int(self.connection.time()[0])
-            _, verdict = self._mover.move_id(job.id, due, now, lock, lambda _, *given, job=job: self._move_one(job, *given))
+            _, verdict = self._mover.move_id(
+                job.id, due, now, lock, lambda _, *given, job=job: self._move_one(job, *given)
+            )
             if verdict in MOVED:
                 yield job
 
@@ -299,8 +303,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def run(self, burst: bool = False) -> None:
         """Move due jobs until SIGTERM, SIGINT or ``stop``; with ``burst`` once.
 
-        After a signal it raises SystemExit, as rq-scheduler does, when the job that is being moved is where it should be. A
-        server that is lost later is waited for, with growing delay; one log line when it goes, one when it is back.
+        After a signal it raises SystemExit, as rq-scheduler does, when the job that is being moved is where it should
+        be. A server that is lost later is waited for, with growing delay; one log line when it goes, one when it is
+        back.
 
         Raises:
             SystemExit: a signal has come; the exit code is 0.

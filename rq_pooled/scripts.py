@@ -274,7 +274,9 @@ class Scripts:
         now: str,
         jobs: Iterable[tuple[str, bool, int | None, Sequence[Word], tuple[str, int]]],
     ) -> Command:
-        """Enqueue jobs, each (id, at front, ttl, field and value ..., limit), all or none; the keys are as in the header."""
+        """Enqueue jobs, each (id, at front, ttl, field and value ..., limit), all or none; the keys are as in the
+        header.
+        """
         limit = -1 if max_length is None else max_length
         words: list[Word] = [limit, int(replace), once or "", unique or "", max(1, round(unique_for * 1000)), now]
         for job_id, at_front, ttl, fields, limit_of_job in jobs:
@@ -299,9 +301,7 @@ class Scripts:
         """Register the death of these workers and release the scheduler's locks."""
         return self._call("unregister", (), now, scheduler, len(queues), *queues, *names)
 
-    def push_back(
-        self, now: str, token: str, max_stalls: int, begun: bool, claims: Iterable[Sequence[str]]
-    ) -> Command:
+    def push_back(self, now: str, token: str, max_stalls: int, begun: bool, claims: Iterable[Sequence[str]]) -> Command:
         """Undo claims, each (job, execution, wip queue, worker name, queue key); ``begun`` counts as a stall."""
         words = (word for claim in claims for word in claim)
         return self._call("push_back", (), now, claims_key(token), max_stalls, int(begun), *words)
@@ -348,6 +348,7 @@ class Scripts:
     def rescue(self, apply: bool, jobs: Iterable[tuple[str, str]]) -> Command:
         """Put queued jobs that stand in no list back, each (id, its enqueued_at); or only tell which."""
         return self._call("rescue", (), int(apply), *(word for job in jobs for word in job))
+
     # -- failed jobs ---------------------------------------------------------------------------------------------
 
     def failed_page(

@@ -62,7 +62,9 @@ class FailedJob:
 
     @cached_property
     def failed_at(self) -> float | None:
-        """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if nobody knows."""
+        """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if nobody
+        knows.
+        """
         if self.result_id:
             return int(self.result_id.partition("-")[0]) / 1000
         return seconds_of(self.ended_at)

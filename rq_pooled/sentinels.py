@@ -23,7 +23,9 @@ Node = tuple[type[Any], dict[str, Any]]
 
 
 class MasterAway(MasterNotFoundError):
-    """No sentinel names a master that is up. ``passing``: one of them watches the service, so a failover may be under way."""
+    """No sentinel names a master that is up. ``passing``: one of them watches the service, so a failover may be under
+    way.
+    """
 
     def __init__(self, message: str, passing: bool) -> None:
         super().__init__(message)

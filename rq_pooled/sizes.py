@@ -39,7 +39,8 @@ class Sizes:
     def set(self, queue: Queue[Any], reason: str, size: int | None, is_open: Callable[[Any], bool] = bool) -> list[Any]:
         """Set or lift (None) a bound, and return the connections that are withheld now and have to be closed.
 
-        Connections in use are withheld when they come back, see ``keeps``. Slots without an open one are withheld first.
+        Connections in use are withheld when they come back, see ``keeps``. Slots without an open one are withheld
+        first.
         """
         withheld = []
         with queue.mutex:  # redis-py itself reads ``queue`` here; the end of the list is given out first

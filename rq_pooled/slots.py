@@ -35,7 +35,9 @@ FIRST_HORSES_WAIT = 0.5
 
 @dataclass
 class Task:
-    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see horse.py."""
+    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see
+    horse.py.
+    """
 
     kind: str
     claim: Claim | None = None
@@ -182,7 +184,9 @@ class Slots:
 
     @property
     def starting(self) -> bool:
-        """Tell whether the first two horses are awaited: one for the first job, under RQ's name, one for maintenance."""
+        """Tell whether the first two horses are awaited: one for the first job, under RQ's name, one for
+        maintenance.
+        """
         if self._wait_until and (
             time.monotonic() >= self._wait_until or all(slot.begun or slot.stillborn for slot in self._slots[:2])
         ):
@@ -299,7 +303,9 @@ class Slots:
                 self._spares_died += 1
                 delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
                 self._spare_after = time.monotonic() + delay
-                self._parent.log.error("Worker %s: a spare horse ended before it was ready (status %d)", slot.name, status)
+                self._parent.log.error(
+                    "Worker %s: a spare horse ended before it was ready (status %d)", slot.name, status
+                )
                 self._parent.loop.call_later(delay, lambda: None)  # wakes the loop
         elif task is None and not was_ready:
             slot.stillborn += 1
@@ -372,7 +378,9 @@ class Slots:
         self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
 
     def _on_unreadable(self, slot: Slot, reason: str | None = None) -> None:
-        """Record the end of a job that its horse could not read, since the server does not let it pass or has it no more."""
+        """Record the end of a job that its horse could not read, since the server does not let it pass or has it no
+        more.
+        """
         claim, task = slot.claim, slot.task
         if claim is None or task is None:
             return
@@ -423,7 +431,9 @@ class Slots:
         slot.since = time.monotonic()
         if task.kind == "perform" and task.claim is not None:
             # A horse that has to read large fields first says when the job begins.
-            limit = -1 if task.claim.left_out else task.claim.time_limit(self._parent.worker.queue_class.DEFAULT_TIMEOUT)
+            limit = (
+                -1 if task.claim.left_out else task.claim.time_limit(self._parent.worker.queue_class.DEFAULT_TIMEOUT)
+            )
             self._set_deadline(slot, limit)
         elif task.kind == "schedule":  # it runs what unpickling users' meta runs
             self._set_deadline(slot, SCHEDULE_TIME)

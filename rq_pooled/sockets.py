@@ -95,7 +95,8 @@ def keepalive_options(settings: Settings) -> dict[int, int]:
 
 
 def client_name(settings: Settings, role: str) -> str:
-    """Return ``rq_pooled:<app>:<host>:<pid>:<role>`` for this process; CLIENT SETNAME takes neither spaces nor newlines.
+    """Return ``rq_pooled:<app>:<host>:<pid>:<role>`` for this process; CLIENT SETNAME takes neither spaces nor
+    newlines.
 
     The application is BUDGET_NAME, else the name of the program.
     """
@@ -207,14 +208,12 @@ def accepted_options(connection_class: type[Any]) -> frozenset[str]:
     )
 
 
-def connection_options(
-    settings: Settings, role: str, client: Redis | None = None
-) -> tuple[type[Any], dict[str, Any]]:
+def connection_options(settings: Settings, role: str, client: Redis | None = None) -> tuple[type[Any], dict[str, Any]]:
     """Return (connection class, keyword arguments) for a connection to the server of ``client``, else of URL.
 
     From a client its address, credentials, TLS options and class are taken, its timeouts and retries are not. With
-    Sentinel, from a URL or from a client, the master is looked for anew at each connect. Parameters of a URL win over settings, except those that
-    would make redis-py send a command again or change what RQ reads.
+    Sentinel, from a URL or from a client, the master is looked for anew at each connect. Parameters of a URL win over
+    settings, except those that would make redis-py send a command again or change what RQ reads.
 
     Raises:
         ConfigurationError: the URL has a parameter that redis-py does not know or cannot read.

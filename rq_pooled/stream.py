@@ -94,10 +94,11 @@ class StreamConnection(UnixDomainSocketConnection):
     """redis-py's connection over a Unix socket that raises what the parent has to say."""
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        """Send a command as redis-py does; blocks until there is an answer to one that subscribes, which is not read here.
+        """Send a command as redis-py does; blocks until there is an answer to one that subscribes, which is not read
+        here.
 
-        Nothing else makes redis-py wait for it. What the job sends next over another connection, such as the PUBLISH that
-        it wants to hear, would overtake it: the parent has to find a connection for the subscriber first.
+        Nothing else makes redis-py wait for it. What the job sends next over another connection, such as the PUBLISH
+        that it wants to hear, would overtake it: the parent has to find a connection for the subscriber first.
         """
         super().send_command(*args, **kwargs)  # type: ignore[no-untyped-call]
         if args and str(args[0]).upper().encode() in SUBSCRIBE and self._sock is not None:
@@ -128,7 +129,9 @@ class StreamConnection(UnixDomainSocketConnection):
 
 
 def stream_options(options: Mapping[str, Any], door: Door, role: str) -> dict[str, Any]:
-    """Return a connection's keyword arguments for streams: as ``options``, those of one to the server, where they mean the same."""
+    """Return a connection's keyword arguments for streams: as ``options``, those of one to the server, where they mean
+    the same.
+    """
     known = accepted_options(StreamConnection)
     same = {name: value for name, value in options.items() if name in known and name not in _NOT_OURS}
     return {

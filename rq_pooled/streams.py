@@ -116,7 +116,12 @@ class Stream:
     @property
     def is_plain(self) -> bool:
         """Tell whether its next command may be shared, as far as that is up to the stream."""
-        return self.guest is not None and self.loan is None and self.waits_for is None and not (self.exclusive or self.own_next)
+        return (
+            self.guest is not None
+            and self.loan is None
+            and self.waits_for is None
+            and not (self.exclusive or self.own_next)
+        )
 
     def read_on(self, reading: bool) -> None:
         """Read from it, or leave what it sends to the kernel, which makes it wait."""

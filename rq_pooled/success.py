@@ -119,15 +119,23 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
     return [
         *(PLAIN_SUCCESS, worker_name, job.origin),
         *(write_date(job.started_at), ended_at, heartbeat),
-        *(execution.created_at.timestamp(), job.ended_at.timestamp(), repr((job.ended_at - job.started_at).total_seconds())),
+        *(
+            execution.created_at.timestamp(),
+            job.ended_at.timestamp(),
+            repr((job.ended_at - job.started_at).total_seconds()),
+        ),
         *(score, result_ttl),
         *(() if job._result is None else (b64encode(_serialized(job)),)),
     ]
 
 
 def written_by(command: list[Any], job_key: str, results_key: str, execution_id: str) -> list[list[Any]]:
-    """Return what ``plain_success`` stands for, as far as it can be read of the job: see commit.lua, which writes it."""
-    _name, worker_name, _origin, started_at, ended_at, heartbeat, began, ended, _time, _score, result_ttl, *result = command
+    """Return what ``plain_success`` stands for, as far as it can be read of the job: see commit.lua, which writes
+    it.
+    """
+    _name, worker_name, _origin, started_at, ended_at, heartbeat, began, ended, _time, _score, result_ttl, *result = (
+        command
+    )
     fields = {"status": "finished", "started_at": started_at, "ended_at": ended_at, "last_heartbeat": heartbeat}
     entry = {"type": 1, "worker_name": worker_name}
     if result:

@@ -1,7 +1,7 @@
 """Which calls are the same: one digest for a function and its arguments, however they are pickled.
 
-A pickle will not do. Two equal arguments have different pickles where one object is referred to twice, where a dictionary
-was filled in another order, and for every set.
+A pickle will not do. Two equal arguments have different pickles where one object is referred to twice, where a
+dictionary was filled in another order, and for every set.
 """
 
 from __future__ import annotations

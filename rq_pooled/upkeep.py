@@ -63,7 +63,9 @@ class Upkeep:
         # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
         worker, settings = self._parent.worker, self._parent.settings
         loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
-        self._parent.command.submit(Exchange([report(self._parent, self._slots, self._multiplexer)]))  # at once: who is there
+        self._parent.command.submit(
+            Exchange([report(self._parent, self._slots, self._multiplexer)])
+        )  # at once: who is there
         self._maintain()
         loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
 
@@ -141,7 +143,11 @@ class Upkeep:
                 self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
 
         renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
-        lease = [self._parent.lease.command(self._multiplexer.places if self._multiplexer else None)] if self._parent.lease is not None else []
+        lease = (
+            [self._parent.lease.command(self._multiplexer.places if self._multiplexer else None)]
+            if self._parent.lease is not None
+            else []
+        )
         return Exchange([renewal, report(self._parent, self._slots, self._multiplexer), *lease], on_replies)
 
     def promotion(self) -> Exchange:

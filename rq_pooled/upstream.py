@@ -25,8 +25,8 @@ from .place import Place
 from .resp import Command, pack_commands
 from .sockets import Introduce, client_name
 
-#: Bytes that are read at once: of the smallest commands and replies these are some milliseconds. More where a long string
-#: is being passed on.
+#: Bytes that are read at once: of the smallest commands and replies these are some milliseconds. More where a long
+#: string is being passed on.
 CHUNK, LONG_CHUNK = 32 * 1024, 256 * 1024
 #: What a server at its limit says to a new connection.
 FULL = b"max number of clients"

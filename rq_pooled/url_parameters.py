@@ -16,7 +16,14 @@ from typing import Any
 #: Parameters that redis-py takes as objects: no text of a URL can be one.
 _OBJECTS = (
     *("cache", "cache_config", "command_packer", "connection_class", "connection_pool", "credential_provider"),
-    *("driver_info", "event_dispatcher", "himport_registry", "maint_notifications_config", "parser_class", "queue_class"),
+    *(
+        "driver_info",
+        "event_dispatcher",
+        "himport_registry",
+        "maint_notifications_config",
+        "parser_class",
+        "queue_class",
+    ),
     *("maint_notifications_pool_handler", "oss_cluster_maint_notifications_handler", "redis_connect_func", "retry"),
     *("socket_keepalive_options", "socket_type", "ssl_ocsp_context"),
 )

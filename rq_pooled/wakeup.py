@@ -3,8 +3,8 @@
 Client tracking makes reading the queues and registering for their next change one step, so nothing is popped while
 asleep and nothing is missed. Where a server refuses it, the queues are looked at every 50 ms.
 
-A queue whose limit is reached is left out: in its place stands a key that is deleted when a job of it ends (or its limit is
-changed), or a timer until it may start the next job.
+A queue whose limit is reached is left out: in its place stands a key that is deleted when a job of it ends (or its
+limit is changed), or a timer until it may start the next job.
 """
 
 from __future__ import annotations
@@ -144,9 +144,7 @@ class Wakeup:
             suspended, *found = answers
             waiting = bool(keys) and found[0] > 0
             changed = bool(watched) and found[-1] < len(watched)
-            if self._later is None and (
-                bool(suspended) != self.suspended or ((waiting or changed) and not suspended)
-            ):
+            if self._later is None and (bool(suspended) != self.suspended or ((waiting or changed) and not suspended)):
                 self.wake()
             elif not self._tracking and self._polling is None:
                 self._polling = self._parent.loop.call_later(POLL_INTERVAL, self._poll)

@@ -74,8 +74,8 @@ from .warmup import warm_up
 
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
-#: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches over
-#: another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
+#: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches
+#: over another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
 _JOB_NEEDS = 2
 #: Streams that one horse may have, for the threads of its job.
 MOST_STREAMS = 64
@@ -83,7 +83,8 @@ MOST_STREAMS = 64
 RESPAWN_PAUSE = 5.0
 #: Signals that begin a shutdown.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Methods of RQ's Worker for which there is no occasion here, see docs/internals.md: a subclass that overrides one is told.
+#: Methods of RQ's Worker for which there is no occasion here, see docs/internals.md: a subclass that overrides one is
+#: told.
 NOT_CALLED = (
     *("execute_job", "fork_work_horse", "main_work_horse", "monitor_work_horse", "setup_work_horse_signals"),
     *("wait_for_horse", "prepare_job_execution", "handle_execution_ended", "cleanup_execution", "heartbeat"),
@@ -262,7 +263,9 @@ class Worker(rq.worker.Worker):
             return None
         need = ALWAYS if settings.jobs_share else ROLES + job_connections(settings) * settings.concurrency
         if need > settings.budget:
-            what = "command, listen, jobs" if settings.jobs_share else f"JOBS_SHARE=no, CONCURRENCY={settings.concurrency}"
+            what = (
+                "command, listen, jobs" if settings.jobs_share else f"JOBS_SHARE=no, CONCURRENCY={settings.concurrency}"
+            )
             raise ConfigurationError(
                 f"BUDGET is {settings.budget}, and a worker needs {need} connections ({what}): raise BUDGET"
             )
@@ -287,7 +290,15 @@ class Worker(rq.worker.Worker):
             listen.close()
 
         admission = Admission(
-            settings, self._scripts, command, open_command, lambda: boot.connect(listen), close, self.log, self.name, lease
+            settings,
+            self._scripts,
+            command,
+            open_command,
+            lambda: boot.connect(listen),
+            close,
+            self.log,
+            self.name,
+            lease,
         )
         return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
 
@@ -333,7 +344,9 @@ class Worker(rq.worker.Worker):
             for queue in self.queues
         ]
         share = job_connections(settings)
-        accepted_options(StreamConnection)  # remembered: looking at signatures dirties 2.5 MB, in each horse if done there
+        accepted_options(
+            StreamConnection
+        )  # remembered: looking at signatures dirties 2.5 MB, in each horse if done there
         warm_up(recorder)
         policies = maintenance_policies(settings)
 
@@ -365,9 +378,7 @@ class Worker(rq.worker.Worker):
         else:
             self.log.info("Worker %s: %s: %s", claim.worker_name, queue, claim.job_id)
 
-    def registration(
-        self, states: Mapping[str, str], again: bool = False, dead: tuple[str, int] = ("", 0)
-    ) -> Command:
+    def registration(self, states: Mapping[str, str], again: bool = False, dead: tuple[str, int] = ("", 0)) -> Command:
         """Return the command that registers slots, name -> state, as RQ workers; see register.lua."""
         self.last_heartbeat = now()
         fields = {key: value or "" for key, value in self.serialize().items()}
@@ -454,7 +465,8 @@ class Worker(rq.worker.Worker):
         jobs = 0 if settings.jobs_share else job_connections(settings) * settings.concurrency
         if ROLES + jobs > settings.max_connections:
             self.log.warning(
-                "Worker %s: with JOBS_SHARE=no and CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, "
+                "Worker %s: with JOBS_SHARE=no and CONCURRENCY=%d, jobs that use Redis may hold %d connections of "
+                "their own, "
                 "beyond MAX_CONNECTIONS=%d",
                 self.name,
                 settings.concurrency,
@@ -524,7 +536,8 @@ def _nothing(*_: object) -> None:
 
 @contextlib.contextmanager
 def _loop_for_stop_signals() -> Iterator[Loop]:
-    """Return a loop whose first turn serves stop signals, and SIGHUP where it is not ignored (nohup), that come before it; later ones do nothing until the end.
+    """Return a loop whose first turn serves stop signals, and SIGHUP where it is not ignored (nohup), that come before
+    it; later ones do nothing until the end.
 
     None of them ends the process while it registers its slots, or their death: they would stay behind.
     """

@@ -1,4 +1,6 @@
-"""Job functions of the tests of claims, commits and promotion. They note what they did in files, which costs no connection."""
+"""Job functions of the tests of claims, commits and promotion. They note what they did in files, which costs no
+connection.
+"""
 
 from __future__ import annotations
 

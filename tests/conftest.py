@@ -41,8 +41,8 @@ def pytest_configure() -> None:
     for name in list(os.environ):
         if name in _FOREIGN_VARIABLES or (name.startswith("RQ_POOLED_") and name != "RQ_POOLED_TEST_SERVER"):
             del os.environ[name]
-    # A signal that this process ignores, as under nohup or in a shell's background, would be ignored by every worker that
-    # it starts. A handler that does nothing spares it likewise, and is not inherited by another program.
+    # A signal that this process ignores, as under nohup or in a shell's background, would be ignored by every worker
+    # that it starts. A handler that does nothing spares it likewise, and is not inherited by another program.
     for signum in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, lambda *_: None)

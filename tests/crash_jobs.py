@@ -294,7 +294,9 @@ def all_limits(lower: bool = False) -> dict[str, Any]:
     """Return every soft limit of this system, and this process; lower those without which a job can go on, if asked."""
     names = sorted(name for name in dir(resource) if name.startswith("RLIMIT_"))
     found: dict[str, Any] = {name: resource.getrlimit(getattr(resource, name))[0] for name in names}
-    for name in ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_MSGQUEUE", "RLIMIT_NOFILE", "RLIMIT_SIGPENDING") if lower else ():
+    for name in (
+        ("RLIMIT_CORE", "RLIMIT_FSIZE", "RLIMIT_MSGQUEUE", "RLIMIT_NOFILE", "RLIMIT_SIGPENDING") if lower else ()
+    ):
         if name in found:
             hard = resource.getrlimit(getattr(resource, name))[1]
             soft = 0 if name in ("RLIMIT_CORE", "RLIMIT_MSGQUEUE", "RLIMIT_SIGPENDING") else 1 << 30

@@ -21,8 +21,15 @@ class FileFilter(TraceFilter):
         """Append the spans of one trace."""
         with open(os.environ["ENTRY_SPANS"], "a") as file:
             for span in trace:
-                tags = {key: span.get_tag(key) for key in ("job.id", "job.status", "job.origin", "queue.name", "error.type")}
-                line = {"name": span.name, "resource": span.resource, "error": span.error, "root": span.parent_id in (None, 0)}
+                tags = {
+                    key: span.get_tag(key) for key in ("job.id", "job.status", "job.origin", "queue.name", "error.type")
+                }
+                line = {
+                    "name": span.name,
+                    "resource": span.resource,
+                    "error": span.error,
+                    "root": span.parent_id in (None, 0),
+                }
                 file.write(json.dumps({**line, **{key: value for key, value in tags.items() if value}}) + "\n")
 
 

@@ -1,4 +1,6 @@
-"""Random generators of modules that the parent has loaded: numpy's, or a stand-in of that name where numpy is missing."""
+"""Random generators of modules that the parent has loaded: numpy's, or a stand-in of that name where numpy is
+missing.
+"""
 
 from __future__ import annotations
 

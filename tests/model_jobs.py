@@ -243,7 +243,9 @@ class Program:
     def _held(self, commands: list[Abstract], _pieces: list[int]) -> None:
         """Leave a WATCH, or a MULTI, as it is and close, perhaps while its reply is on its way."""
         with self._connection(keep=False) as connection:
-            self._write(connection, [["WATCH", "model:held"], ["MULTI"], ["SET", "model:torn", 1]][: len(commands) % 3 + 1], [0])
+            self._write(
+                connection, [["WATCH", "model:held"], ["MULTI"], ["SET", "model:torn", 1]][: len(commands) % 3 + 1], [0]
+            )
             if len(commands) % 2:
                 self._read(connection)
 

@@ -14,9 +14,10 @@ class CutProxy:
 
     ``cut_on(words)`` arms it: the next request that contains these bytes is forwarded, the server's reply to it is
     awaited (so the server has done it) and dropped, and the connection is closed. ``hold_on(words)`` instead keeps
-    that request back until ``let_go()``, with the client's side closed: a request that arrives late. ``delay_on(words)``
-    forwards the request and keeps the replies of its connection back, until ``deliver()``. ``forget()`` is what a firewall
-    does to connections that were idle for long: from then on they lead nowhere, and new ones work.
+    that request back until ``let_go()``, with the client's side closed: a request that arrives late.
+    ``delay_on(words)`` forwards the request and keeps the replies of its connection back, until ``deliver()``.
+    ``forget()`` is what a firewall does to connections that were idle for long: from then on they lead nowhere, and new
+    ones work.
     """
 
     def __init__(self, server_port: int) -> None:

@@ -30,7 +30,9 @@ def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = 
 
 
 def keys_of_jobs(redis: Any) -> list[bytes]:
-    """Return the keys of ours that jobs need: gone when the jobs are. What processes publish about themselves is not."""
+    """Return the keys of ours that jobs need: gone when the jobs are. What processes publish about themselves is
+    not.
+    """
     return [key for key in redis.scan_iter("rq_pooled:*", count=1000) if not key.startswith(b"rq_pooled:stats")]
 
 

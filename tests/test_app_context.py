@@ -37,7 +37,9 @@ def ended(jobs: list[Job]) -> bool:
 def test_each_job_has_a_context_of_its_own(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, notes: Callable[[], list[str]]
 ) -> None:
-    """The factory is called once, before forking; each job runs in a new context, torn down after it, however it ends."""
+    """The factory is called once, before forking; each job runs in a new context, torn down after it, however it
+    ends.
+    """
     queue = Queue("q", connection=redis)
     good = [queue.enqueue(flask_jobs.answer) for _ in range(6)]
     bad = queue.enqueue(flask_jobs.fail)

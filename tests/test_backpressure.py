@@ -59,7 +59,10 @@ def enqueue_elsewhere(url: str) -> None:
 
 def test_errors_come_back_from_another_process(server: Any, redis: Redis) -> None:
     """An error raised in another process arrives whole: words, and what it tells besides."""
-    with multiprocessing.get_context("spawn").Pool(1) as processes, pytest.raises(QueueFull, match="was not enqueued") as caught:
+    with (
+        multiprocessing.get_context("spawn").Pool(1) as processes,
+        pytest.raises(QueueFull, match="was not enqueued") as caught,
+    ):
         processes.apply_async(enqueue_elsewhere, (server.url,)).get(30)
     assert (caught.value.queue, caught.value.length, caught.value.max_length) == ("q", 0, 0)
     assert redis.keys("rq:job:*") == []
@@ -124,7 +127,6 @@ def test_what_nobody_enqueues_always_gets_in(server: Any, redis: Redis, tmp_path
     """Retries, repeats, dependents, requeued and scheduled jobs enter a queue that is full for users."""
     queue, gate = Queue("q", redis, max_length=1), tmp_path / "gate"
     with running_worker(server.url, "q", log=tmp_path / "log") as worker:
-
         started = tmp_path / "started"
         blocker = queue.enqueue(claim_jobs.wait_for_file, str(started), str(gate))
         wait_until(lambda: blocker.get_status() == JobStatus.STARTED)

@@ -229,7 +229,11 @@ PARAMETERS = [
     ("redis", "max_connections=0", "'max_connections' that cannot be used"),
     ("rediss", "ssl_cert_reqs=bogus", "'ssl_cert_reqs' that cannot be used: it must be none or optional or required"),
     ("rediss", "ssl_ca_certs=/nope.pem", "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)"),
-    ("rediss", "ssl_ca_certs=/etc/passwd", "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)"),
+    (
+        "rediss",
+        "ssl_ca_certs=/etc/passwd",
+        "'ssl_ca_certs' that cannot be used: it must be a file of certificates (PEM)",
+    ),
     ("rediss", "ssl_certfile=/nope.pem", "'ssl_certfile' that cannot be used: it must be a file"),
     ("rediss", "ssl_ciphers=x", "'ssl_ciphers' that cannot be used"),
     ("rediss", "ssl_min_version=7", "'ssl_min_version' that cannot be used"),
@@ -238,7 +242,9 @@ PARAMETERS = [
 
 @pytest.mark.parametrize(("scheme", "parameter", "words"), PARAMETERS)
 def test_a_parameter_of_a_url_that_cannot_work(scheme: str, parameter: str, words: str) -> None:
-    """A parameter that would fail later, with a traceback or as the server's error, is refused where the URL is read."""
+    """A parameter that would fail later, with a traceback or as the server's error, is refused where the URL is
+    read.
+    """
     settings = Settings(url=f"{scheme}://:{PASSWORD}@127.0.0.1:{free_port()}/0?{parameter}")
     with pytest.raises(ConfigurationError) as caught:
         get_connection(settings)
@@ -256,7 +262,9 @@ def test_a_parameter_of_a_url_in_every_command(server: EmbeddedServer, parameter
 
 def test_parameters_of_a_url_that_work(server: EmbeddedServer) -> None:
     """What redis-py reads and a server can do with is taken as before."""
-    parameters = "socket_timeout=3&health_check_interval=10&protocol=3&encoding=utf8&socket_keepalive=no&max_connections=4"
+    parameters = (
+        "socket_timeout=3&health_check_interval=10&protocol=3&encoding=utf8&socket_keepalive=no&max_connections=4"
+    )
     with get_connection(Settings(url=f"{server.url}?{parameters}&timeout=0&decode_responses=yes")) as client:
         assert client.ping()
 
@@ -302,7 +310,9 @@ def test_a_server_that_refuses(way: list[str]) -> None:
 
 @contextlib.contextmanager
 def hanging_up(words: bytes) -> Iterator[str]:
-    """Give the URL of something that greets each client with these words and hangs up, as a server does that is full."""
+    """Give the URL of something that greets each client with these words and hangs up, as a server does that is
+    full.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
@@ -336,13 +346,17 @@ def test_a_server_in_protected_mode_is_named() -> None:
 
 
 def test_a_full_server_is_named_by_every_command(start_server: Callable[..., EmbeddedServer]) -> None:
-    """A server that takes no more clients is said to be full, by name of the limit, each time and whatever breaks first."""
+    """A server that takes no more clients is said to be full, by name of the limit, each time and whatever breaks
+    first.
+    """
     server = start_server()
     with Redis.from_url(server.url) as redis:
         redis.config_set("maxclients", 1)
         for words in (["stats"], ["connections"], ["sweep", "--ghosts"], ["limit", "q"]):
             line = refusal(run(["-m", "rq_pooled", *words], RQ_POOLED_URL=server.url), 75)
-            assert "the server is full: max number of clients reached" in line and "raise the server's maxclients" in line
+            assert (
+                "the server is full: max number of clients reached" in line and "raise the server's maxclients" in line
+            )
         checked = run(["-m", "rq_pooled", "check"], RQ_POOLED_URL=server.url)
         assert checked.returncode == 2 and checked.stdout.startswith("CRITICAL - server full: ")
         for _ in range(20):  # which of redis-py's writes breaks is a race
@@ -351,7 +365,11 @@ def test_a_full_server_is_named_by_every_command(start_server: Callable[..., Emb
 
 @pytest.mark.parametrize(
     "reply",
-    [b"-ERR max daily request limit exceeded. Limit: 10000", b"-MOVED 3999 127.0.0.1:6381", b"-OOM command not allowed"],
+    [
+        b"-ERR max daily request limit exceeded. Limit: 10000",
+        b"-MOVED 3999 127.0.0.1:6381",
+        b"-OOM command not allowed",
+    ],
 )
 def test_check_is_not_ok_where_every_command_is_refused(reply: bytes) -> None:
     """A server that answers every command with an error is UNKNOWN to check, with what it says."""
@@ -366,7 +384,9 @@ def test_check_is_not_ok_where_every_command_is_refused(reply: bytes) -> None:
 
 
 @every_way
-@pytest.mark.parametrize("login", ["", f":{PASSWORD}@", f"nobody:{PASSWORD}@"], ids=["missing", "wrong", "unknown user"])
+@pytest.mark.parametrize(
+    "login", ["", f":{PASSWORD}@", f"nobody:{PASSWORD}@"], ids=["missing", "wrong", "unknown user"]
+)
 def test_a_password_that_is_missing_or_wrong(
     start_server: Callable[..., EmbeddedServer], way: list[str], login: str
 ) -> None:

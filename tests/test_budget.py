@@ -58,10 +58,14 @@ def test_pools_take_what_they_need_then_are_refused(redis: Redis, server: Embedd
     held = [first.get_connection() for _ in range(2)]
     assert redis.hvals(HELD) == [b"2"], "not its MAX_CONNECTIONS"
     held += [first.get_connection()] + [second.get_connection() for _ in range(2)]
-    with pytest.raises(PoolExhausted, match=r"all 2 \(BUDGET\) are in use.*No further one can be opened: 5 of the 5 conn"):
+    with pytest.raises(
+        PoolExhausted, match=r"all 2 \(BUDGET\) are in use.*No further one can be opened: 5 of the 5 conn"
+    ):
         second.get_connection()
     assert (first.stats()["max"], second.stats()["max"]) == (3, 2)
-    with pytest.raises(BudgetExceeded, match=r"5 of the 5 connections of the budget 'shop' are reserved \(by .* 3, .* 2\)"):
+    with pytest.raises(
+        BudgetExceeded, match=r"5 of the 5 connections of the budget 'shop' are reserved \(by .* 3, .* 2\)"
+    ):
         third.get_connection()
     assert len(ours(redis)) == 5
     assert sum(int(count) for count in redis.hvals(HELD)) == 5
@@ -113,7 +117,9 @@ def redis_tokens(redis: Redis) -> list[str]:
 
 
 def test_what_a_budget_leaves_behind_expires(redis: Redis, server: EmbeddedServer) -> None:
-    """Both keys of a budget end by themselves when nobody is left who renews them, and not before a lease can have ended."""
+    """Both keys of a budget end by themselves when nobody is left who renews them, and not before a lease can have
+    ended.
+    """
     with engine(server.url) as one:
         lease = Lease(shop(server, 1, heartbeat_interval=5, heartbeat_ttl=20), 1, 1, lambda: None)
         assert lease.accept(one.run(lease.command()))
@@ -161,7 +167,9 @@ def test_enqueueing_over_budget_was_certainly_not_done(redis: Redis, server: Emb
 
 
 def test_a_refused_pool_grows_when_there_is_room(redis: Redis, server: EmbeddedServer) -> None:
-    """A caller that finds no place waits, gets what another pool gives back, and no idle connection or waiter is lost."""
+    """A caller that finds no place waits, gets what another pool gives back, and no idle connection or waiter is
+    lost.
+    """
     big, small = (Pool(shop(server, 4), max_connections=3) for _ in range(2))
     held = [big.get_connection() for _ in range(3)]
     mine = [small.get_connection()]
@@ -249,7 +257,9 @@ def test_a_pause_before_connecting_opens_nothing_that_has_no_place(redis: Redis,
     other.disconnect()
 
 
-def test_a_pause_while_connecting_is_noticed_before_the_connection_is_used(redis: Redis, server: EmbeddedServer) -> None:
+def test_a_pause_while_connecting_is_noticed_before_the_connection_is_used(
+    redis: Redis, server: EmbeddedServer
+) -> None:
     """A place whose lease has nearly ended while its connection was being opened is renewed before anything is sent."""
     pool = Pool(shop(server, 1, heartbeat_interval=0.3, heartbeat_ttl=1.5), max_connections=1)
 
@@ -347,7 +357,9 @@ def test_workers_wait_for_a_place(redis: Redis, server: EmbeddedServer, tmp_path
             server.url, "a", log=tmp_path / "log2", ready=None, RQ_POOLED_GUARD_WAIT="1", **WORKER
         ) as second:
             assert second.wait() == 75
-            assert re.search(r"3 of the 5 connections of the budget 'shop' are reserved \(by shop:\S+:\d+ 3\)", second.output())
+            assert re.search(
+                r"3 of the 5 connections of the budget 'shop' are reserved \(by shop:\S+:\d+ 3\)", second.output()
+            )
             assert "Traceback" not in second.output()
         with running_worker(server.url, "a", log=tmp_path / "log3", ready=None, **WORKER) as third:
             third.wait_for("waiting up to 60 s for a place")
@@ -396,7 +408,9 @@ def test_a_worker_whose_place_is_taken_stays_away(redis: Redis, server: Embedded
 
 
 def test_jobs_are_in_the_place_of_their_worker(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
-    """A job that uses Redis takes none of its own: its worker has one reserved, and reserves one more for what needs its own."""
+    """A job that uses Redis takes none of its own: its worker has one reserved, and reserves one more for what needs
+    its own.
+    """
     with running_worker(server.url, "a", log=tmp_path / "log", **WORKER):
         job = Queue("a", connection=redis).enqueue(stats_jobs.hold_redis, str(tmp_path), "go")
         wait_until(lambda: list(tmp_path.glob("ran.*")), what="the job")

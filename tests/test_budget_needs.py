@@ -29,7 +29,9 @@ def environment(server: EmbeddedServer, budget: int) -> dict[str, str]:
 
 
 def test_a_worker_and_four_web_processes_need_seven(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """BUDGET=7, ten horses whose jobs save meta, four processes that enqueue: none is refused, and 7 are never exceeded."""
+    """BUDGET=7, ten horses whose jobs save meta, four processes that enqueue: none is refused, and 7 are never
+    exceeded.
+    """
     settings = environment(server, 7)
     line = [sys.executable, str(TESTS / "budget_web.py"), "60"]
     with (

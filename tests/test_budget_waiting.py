@@ -1,4 +1,6 @@
-"""Waiting for a connection that cannot be opened now: places of the budget go round, and a full server is waited for."""
+"""Waiting for a connection that cannot be opened now: places of the budget go round, and a full server is waited
+for.
+"""
 
 from __future__ import annotations
 
@@ -106,7 +108,9 @@ def test_a_process_without_any_gets_one_from_those_that_are_busy(redis: Redis, s
 
 
 def test_calls_that_cease_leave_one_connection(redis: Redis, server: EmbeddedServer) -> None:
-    """A process that makes no calls keeps one connection and one place, whether or not another waits; the thread ends."""
+    """A process that makes no calls keeps one connection and one place, whether or not another waits; the thread
+    ends.
+    """
     pool = Pool(shop(server, 9), max_connections=5)
     opened(pool, 5)
     wait_until(lambda: redis.hvals(HELD) == [b"1"] and len(ours(redis)) == 1, 5, "one connection")
@@ -116,7 +120,9 @@ def test_calls_that_cease_leave_one_connection(redis: Redis, server: EmbeddedSer
 
 
 def test_a_budget_costs_calls_no_round_trip(redis: Redis, server: EmbeddedServer) -> None:
-    """A thousand calls over open connections are a thousand commands, and ten looks a second where there are several."""
+    """A thousand calls over open connections are a thousand commands, and ten looks a second where there are
+    several.
+    """
     pool = Pool(shop(server, 9), max_connections=3)
     client = Redis(connection_pool=pool)
     client.ping()
@@ -192,7 +198,9 @@ def by_text(command: Any) -> list[Any]:
 
 
 def test_the_next_place_is_for_one_that_has_none(redis: Redis, server: EmbeddedServer) -> None:
-    """While a process without any waits, no other grows; a wish is forgotten when it is fulfilled or nobody repeats it."""
+    """While a process without any waits, no other grows; a wish is forgotten when it is fulfilled or nobody repeats
+    it.
+    """
     rich, worker = Lease(shop(server, 5), 1, 1, lambda: None), Lease(shop(server, 5), 3, 3, lambda: None)
     rich.accept(redis.execute_command(*by_text(rich.command(4))))
     assert not worker.accept(redis.execute_command(*by_text(worker.command())))
@@ -232,7 +240,9 @@ def test_a_server_that_stays_full_ends_a_call_at_its_deadline(start_server: Call
     server = start_server()
     admin = server.client()
     admin.ping()
-    queue = Queue("a", connection=Redis(connection_pool=Pool(Settings(url=server.url, enqueue_deadline=0.5, breaker_delay=30))))
+    queue = Queue(
+        "a", connection=Redis(connection_pool=Pool(Settings(url=server.url, enqueue_deadline=0.5, breaker_delay=30)))
+    )
     admin.config_set("maxclients", 1)
     started = time.monotonic()
     with pytest.raises(ServerFull, match="max number of clients"):
@@ -253,15 +263,21 @@ def test_a_full_server_is_waited_for_over_tls(tls: TLSServer) -> None:  # noqa: 
     done: list[Any] = []
     thread = threading.Thread(target=lambda: done.append(client.incr("x")))
     thread.start()
-    wait_until(lambda: int(admin.info("stats")["rejected_connections"]) > 4 or not thread.is_alive(), what="several tries")
+    wait_until(
+        lambda: int(admin.info("stats")["rejected_connections"]) > 4 or not thread.is_alive(), what="several tries"
+    )
     assert not done and thread.is_alive()
     admin.config_set("maxclients", 10)
     thread.join(20)
     assert done == [1]
 
 
-def test_a_job_for_which_the_budget_has_no_place_is_told_so(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Where the budget has no place for a connection of a job's own, its call raises BudgetExceeded and names who has one."""
+def test_a_job_for_which_the_budget_has_no_place_is_told_so(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
+    """Where the budget has no place for a connection of a job's own, its call raises BudgetExceeded and names who has
+    one.
+    """
     settings = {"RQ_POOLED_BUDGET": "4", "RQ_POOLED_BUDGET_NAME": "shop", "RQ_POOLED_POOL_TIMEOUT": "1"}
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **settings):
         queue = Queue("a", connection=redis)

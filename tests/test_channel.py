@@ -25,7 +25,14 @@ from rq_pooled.channel import MAX_MESSAGE, ChildChannel, Inbox, ParentChannel, e
 from rq_pooled.messages import check_message
 from rq_pooled.resp import pack, pack_runs
 
-scalars = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | st.binary(max_size=50) | st.floats(allow_nan=False)
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=20)
+    | st.binary(max_size=50)
+    | st.floats(allow_nan=False)
+)
 plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.tuples(inner, inner), max_leaves=10)
 
 
@@ -161,7 +168,12 @@ def test_what_no_horse_says_is_refused(message: Any) -> None:
 @settings(deadline=None, max_examples=200)
 def test_no_message_raises_anything_else(message: Any) -> None:
     """Any plain data is either a message or refused."""
-    for one in (message, ("outcome", "finished", message, message, message, True), ("read", message), ("phase", message)):
+    for one in (
+        message,
+        ("outcome", "finished", message, message, message, True),
+        ("read", message),
+        ("phase", message),
+    ):
         try:
             check_message(one)
         except ValueError:

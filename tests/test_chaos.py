@@ -13,7 +13,9 @@ SEED = 7
 
 @pytest.mark.timeout(420)
 def test_a_minute_of_chaos_loses_nothing_and_counts_nothing_twice(_server_available: None, tmp_path: Path) -> None:
-    """Kills, freezes, restarts, cut connections and full memory at random: every job ends, recorded once, see verdict.py."""
+    """Kills, freezes, restarts, cut connections and full memory at random: every job ends, recorded once, see
+    verdict.py.
+    """
     report = run(SEED, 60, directory=tmp_path)
     assert report.ok, report.text()
     assert report.verdict.figures["looks at connections"] > 100

@@ -51,7 +51,9 @@ def _evidence(*ids: str, **more: Any) -> Evidence:
 
 
 def test_the_verdict_names_what_is_lost_stuck_or_recorded_twice(redis: Redis) -> None:
-    """An acknowledged job that is gone, one that never ran, and one with two results are each named; so is what is left."""
+    """An acknowledged job that is gone, one that never ran, and one with two results are each named; so is what is
+    left.
+    """
     queue = Queue(QUEUE, connection=redis)
     twice = queue.enqueue("math.factorial", 3, job_id="twice")
     SimpleWorker([queue], connection=redis).work(burst=True)
@@ -60,7 +62,13 @@ def test_the_verdict_names_what_is_lost_stuck_or_recorded_twice(redis: Redis) ->
     queue.enqueue("math.factorial", 3, job_id="stuck")
     problems = judge(redis, _evidence("gone", "stuck", "twice")).problems
     texts = [f"{job_id}: {text}" for job_id, text in problems]
-    for expected in ("gone: lost", "stuck: is queued", "twice: has 2 final results", "did not run to its end", "rq:queue:"):
+    for expected in (
+        "gone: lost",
+        "stuck: is queued",
+        "twice: has 2 final results",
+        "did not run to its end",
+        "rq:queue:",
+    ):
         assert any(expected in text for text in texts), (expected, texts)
 
 
@@ -89,7 +97,9 @@ def test_the_verdict_wants_a_reason_for_every_second_run(redis: Redis) -> None:
 
 
 def test_the_verdict_counts_connections(redis: Redis) -> None:
-    """Law 1: too many of a worker, two that share, or one of a horse are each named; a frozen server's leftovers are not."""
+    """Law 1: too many of a worker, two that share, or one of a horse are each named; a frozen server's leftovers are
+    not.
+    """
     few, full = ("command", "jobs", "listen"), ("command", "jobs", "listen", *["exclusive"] * (MOST - 3))
 
     def problems(*roles: str, pid: int = 1, **more: Any) -> list[str]:
@@ -105,7 +115,9 @@ def test_the_verdict_counts_connections(redis: Redis) -> None:
 
 
 def test_a_seed_is_a_schedule() -> None:
-    """The same seed gives the same faults, another seed others; each is over in time, and the server has one at a time."""
+    """The same seed gives the same faults, another seed others; each is over in time, and the server has one at a
+    time.
+    """
     assert plan.make(7, 300) == plan.make(7, 300) != plan.make(8, 300)
     for seed in range(50):
         faults = plan.make(seed, 300)

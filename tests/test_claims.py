@@ -54,13 +54,19 @@ def test_two_workers_run_each_of_5000_executions_once(server: Any, redis: Redis,
         assert (first.wait(50), second.wait(50)) == (0, 0)
     assert Counter(lines(notes)) == Counter(f"j{i}" for i in range(5000))
     assert queue.finished_job_registry.get_job_count(cleanup=False) == 5000
-    counts = [int(redis.hget(key, "successful_job_count") or 0) for key in redis.keys("rq:worker:*") if not key.endswith(b":executions")]
+    counts = [
+        int(redis.hget(key, "successful_job_count") or 0)
+        for key in redis.keys("rq:worker:*")
+        if not key.endswith(b":executions")
+    ]
     assert len(counts) == 10 and sum(counts) == 5000 and min(counts) > 0
     assert residue(redis) == []
 
 
 def test_stale_ids_are_skipped_and_counted(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Ids whose job was deleted or has expired are dropped with one warning that counts them, and what is behind runs."""
+    """Ids whose job was deleted or has expired are dropped with one warning that counts them, and what is behind
+    runs.
+    """
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     for i in range(10):
         queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}")
@@ -76,7 +82,9 @@ def test_stale_ids_are_skipped_and_counted(server: Any, redis: Redis, tmp_path: 
 
 
 def test_an_id_that_is_no_text_harms_nobody_else(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Of ids that are not UTF-8, which RQ cannot handle, one with a job fails and one without is dropped; others run."""
+    """Of ids that are not UTF-8, which RQ cannot handle, one with a job fails and one without is dropped; others
+    run.
+    """
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     for i in range(3):
         queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}")
@@ -104,7 +112,9 @@ def test_more_stale_ids_than_one_claim_drops(server: Any, redis: Redis, tmp_path
 
 
 def test_id_queued_twice_runs_twice_but_not_beside_itself(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Every time that an id is in the queue it runs, never at the same time as another run, and a burst ends after it."""
+    """Every time that an id is in the queue it runs, never at the same time as another run, and a burst ends after
+    it.
+    """
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     job = queue.enqueue(claim_jobs.note_start_and_end, str(notes))
     redis.rpush(queue.key, job.id, job.id)
@@ -145,7 +155,9 @@ def test_what_a_job_enqueues_in_front_is_next_at_concurrency_1(server: Any, redi
     notes, queue = tmp_path / "notes", Queue(connection=redis)
     for i in range(10):
         queue.enqueue(claim_jobs.note, str(notes), job_id=f"a{i}")
-        queue.enqueue(claim_jobs.note, str(notes), job_id=f"b{i}", depends_on=Dependency(f"a{i}", enqueue_at_front=True))
+        queue.enqueue(
+            claim_jobs.note, str(notes), job_id=f"b{i}", depends_on=Dependency(f"a{i}", enqueue_at_front=True)
+        )
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait() == 0
     assert lines(notes) == [f"{letter}{i}" for i in range(10) for letter in "ab"]
@@ -240,7 +252,9 @@ def test_a_crowd_of_held_ids_holds_the_server_for_one_bounded_step(server: Any, 
 
 
 def test_suspension_takes_effect_while_asleep(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A worker that sleeps learns at once that it is suspended, leaves new jobs alone, and learns at once of the end."""
+    """A worker that sleeps learns at once that it is suspended, leaves new jobs alone, and learns at once of the
+    end.
+    """
     queue = Queue(connection=redis)
     with running_worker(server.url, log=tmp_path / "log", concurrency=2) as worker:
         wait_until_asleep(redis)
@@ -262,7 +276,9 @@ def test_suspension_takes_effect_while_busy(server: Any, redis: Redis, tmp_path:
         running = [queue.enqueue(claim_jobs.wait_for_file, str(started), str(gate)) for _ in range(2)]
         waiting = queue.enqueue(claim_jobs.nothing)
         wait_until(lambda: len(lines(started)) == 2)
-        subprocess.run([sys.executable, "-m", "rq.cli", "suspend", "--url", server.url], check=True, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "rq.cli", "suspend", "--url", server.url], check=True, capture_output=True
+        )
         gate.touch()
         worker.wait_for("suspended, run `rq resume` to resume", timeout=5)
         wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in running), what="what ran to end")
@@ -387,7 +403,9 @@ def test_sleeping_worker_wakes_however_a_job_comes(
 
 
 def test_every_sleeping_worker_gets_its_share_of_a_crowd(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """When jobs come to several sleeping workers at once, all of them wake, and nobody waits while another has a slot."""
+    """When jobs come to several sleeping workers at once, all of them wake, and nobody waits while another has a
+    slot.
+    """
     queue, started, gate = Queue(connection=redis), tmp_path / "started", tmp_path / "gate"
     with (
         running_worker(server.url, log=tmp_path / "log1", concurrency=2),

@@ -164,7 +164,9 @@ def test_misspelt_variables_are_named(run: Run, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setenv(name, "7")
     code, _, err = run("settings")
     assert (code, err.count("\n")) == (0, 1) and "did you mean RQ_POOLED_CONCURRENCY?" in err
-    assert misspelt({"RQ_POOLED_SOCKET_TIME_OUT": "1", "PATH": "/", "RQ_POOLED_URL": "x"})[0].endswith("SOCKET_TIMEOUT?")
+    assert misspelt({"RQ_POOLED_SOCKET_TIME_OUT": "1", "PATH": "/", "RQ_POOLED_URL": "x"})[0].endswith(
+        "SOCKET_TIMEOUT?"
+    )
 
 
 def test_settings_document_is_current() -> None:
@@ -228,7 +230,10 @@ def test_every_command_finds_the_server_of_redis_host(
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("DICT_CONFIG = {'version': 1, 'handlers': {'c': {'class': 'nope.Nope'}}}", "DICT_CONFIG in --config cannot be used"),
+        (
+            "DICT_CONFIG = {'version': 1, 'handlers': {'c': {'class': 'nope.Nope'}}}",
+            "DICT_CONFIG in --config cannot be used",
+        ),
         ("DICT_CONFIG = 5", "DICT_CONFIG in --config cannot be used"),
         ("QUEUES = 5", "QUEUES in --config is 5: write a list of names"),
         ("QUEUES = 'default'", "QUEUES in --config is 'default': write a list of names"),

@@ -79,7 +79,9 @@ def test_bury_and_requeue_from_the_dead(redis: Redis, run: Run) -> None:
 
 
 def test_requeue_by_id_says_what_became_of_each(redis: Redis, run: Run) -> None:
-    """A job that vanished, one that never was, one that is not failed any more: each has its words, and none is an error."""
+    """A job that vanished, one that never was, one that is not failed any more: each has its words, and none is an
+    error.
+    """
     ids = fill(redis, 3)
     redis.delete(f"rq:job:{ids[1]}")
     redis.hset(f"rq:job:{ids[2]}", "status", "started")
@@ -108,7 +110,9 @@ def test_refusal_of_the_server_is_one_line(redis: Redis, run: Run, start_server:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_blocked_queue_keeps_no_other_from_its_sweep(redis: Redis, run: Run, as_json: bool) -> None:
-    """What was done is told, the queues behind are swept, each one that could not be is named, and the code stays 75."""
+    """What was done is told, the queues behind are swept, each one that could not be is named, and the code stays
+    75.
+    """
     for name in "abcd":
         fill(redis, 3, name, prefix=name)
     redis.set("rq_pooled:sweep:b", "host:1:x", ex=60)

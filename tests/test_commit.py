@@ -101,7 +101,9 @@ def test_a_slot_of_which_nobody_knows_its_job_is_idle_after_it(ours: Engine, red
 
 @pytest.mark.parametrize("seconds", ["nan", "soon"])
 def test_an_expiry_that_the_server_refuses_records_nothing(ours: Engine, redis: Redis, seconds: Any) -> None:
-    """A result_ttl that is no number is refused before anything of its outcome is written, so that nothing counts twice."""
+    """A result_ttl that is no number is refused before anything of its outcome is written, so that nothing counts
+    twice.
+    """
     claim = claim_one(ours, redis)
     (answer,) = ours.commit(finished(claim, ("EXPIRE", "rq:job:a", seconds)))
     assert answer.startswith("ERR")
@@ -132,7 +134,9 @@ def test_a_bare_failure_is_kept_as_long_as_the_job_says(ours: Engine, redis: Red
 
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_cancelled_and_deleted_jobs_leave_nothing(ours: Engine, redis: Redis, how: str) -> None:
-    """The dropped outcome of a cancelled or deleted job clears what Job.cancel leaves: executions, lease, current_job."""
+    """The dropped outcome of a cancelled or deleted job clears what Job.cancel leaves: executions, lease,
+    current_job.
+    """
     claim = claim_one(ours, redis)
     getattr(Job.fetch("a", redis), how)()
     assert ours.commit(finished(claim)) == ["lost"]
@@ -156,7 +160,9 @@ def test_does_not_bring_back_a_worker_that_is_gone(ours: Engine, redis: Redis) -
 
 
 def test_an_outcome_that_errors_harms_no_neighbour(ours: Engine, redis: Redis) -> None:
-    """A command that fails is told for its outcome alone: none of it is recorded, its claim stands, the others are ok."""
+    """A command that fails is told for its outcome alone: none of it is recorded, its claim stands, the others are
+    ok.
+    """
     claims = [claim_one(ours, redis, name, name) for name in "wxy"]
     redis.set("text", "x")
     bad = finished(claims[1], ("RPUSH", "text", 1))
@@ -172,7 +178,9 @@ def test_an_outcome_that_errors_harms_no_neighbour(ours: Engine, redis: Redis) -
 
 @pytest.mark.parametrize("command", [("NOSUCH", "k"), ("HSET", "k"), ("HSET", "k", *"x" * 12_001), ()])
 def test_an_impossible_command_is_that_outcome_s_alone(ours: Engine, redis: Redis, command: Any) -> None:
-    """Unknown commands, wrong numbers of words, and more words than Lua can pass are errors of one outcome, not of all."""
+    """Unknown commands, wrong numbers of words, and more words than Lua can pass are errors of one outcome, not of
+    all.
+    """
     claims = [claim_one(ours, redis, name, name) for name in "wx"]
     words = ours.commit(finished(claims[0], command), finished(claims[1]))
     assert words[1] == "ok" and words[0] not in ("ok", "lost", "changed")
@@ -189,9 +197,13 @@ def test_a_spoilt_registry_harms_no_neighbour(ours: Engine, redis: Redis) -> Non
     assert words[0].startswith("WRONGTYPE") and words[1] == "ok"
 
 
-@pytest.mark.parametrize("key", ["rq:executions:a", "rq:worker:w", "rq_pooled:leases:default", "rq_pooled:claims:token"])
+@pytest.mark.parametrize(
+    "key", ["rq:executions:a", "rq:worker:w", "rq_pooled:leases:default", "rq_pooled:claims:token"]
+)
 def test_a_spoilt_key_of_a_claim_does_not_spoil_the_commit(ours: Engine, redis: Redis, key: str) -> None:
-    """Where what belongs to a claim has become something else, the others of the same commit are recorded all the same."""
+    """Where what belongs to a claim has become something else, the others of the same commit are recorded all the
+    same.
+    """
     claims = [claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b", "x")]
     redis.delete(key)
     redis.set(key, "text")
@@ -200,7 +212,9 @@ def test_a_spoilt_key_of_a_claim_does_not_spoil_the_commit(ours: Engine, redis: 
 
 
 def test_a_claim_that_cannot_be_written_leaves_the_job_in_its_queue(ours: Engine, redis: Redis) -> None:
-    """A job whose claim the server refuses is not popped, and one whose key holds something else is dropped as stale."""
+    """A job whose claim the server refuses is not popped, and one whose key holds something else is dropped as
+    stale.
+    """
     redis.set("rq:wip:default", "text")
     Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
@@ -230,7 +244,11 @@ def test_end_to_end_a_refused_outcome_fails_alone(server: Any, redis: Redis, tmp
         assert "WRONGTYPE" in bad.latest_result().exc_string
         assert FailedJobRegistry("spoilt", redis).get_job_ids() == [bad.id]
         wait_until(lambda: not residue(redis), what="no residue")
-        counts = [redis.hmget(key, "successful_job_count", "failed_job_count") for key in redis.keys("rq:worker:*") if not key.endswith(b":executions")]
+        counts = [
+            redis.hmget(key, "successful_job_count", "failed_job_count")
+            for key in redis.keys("rq:worker:*")
+            if not key.endswith(b":executions")
+        ]
         assert [sum(int(count[i] or 0) for count in counts) for i in (0, 1)] == [5, 1], "each outcome counts once"
 
         redis.delete("rq:failed:spoilt")
@@ -300,7 +318,9 @@ def test_guards_know_every_kind_of_reply(ours: Engine, redis: Redis, read: Any, 
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )
 def test_of_another_job_only_its_end_changes_an_outcome(ours: Engine, redis: Redis, change: Any, result: str) -> None:
-    """That another parent was queued and is started says nothing to their dependent; how it ended, or its deletion, does."""
+    """That another parent was queued and is started says nothing to their dependent; how it ended, or its deletion,
+    does.
+    """
     claim = claim_one(ours, redis)
     redis.hset("rq:job:other", "status", "queued")
     read = [b"HGET", b"rq:job:other", b"status"]
@@ -314,7 +334,9 @@ def test_of_another_job_only_its_end_changes_an_outcome(ours: Engine, redis: Red
 
 
 def test_push_back_undoes_everything_that_the_claim_wrote(ours: Engine, redis: Redis) -> None:
-    """After a claim of jobs of three queues and their push-back the key space is the one before, order and ttl included."""
+    """After a claim of jobs of three queues and their push-back the key space is the one before, order and ttl
+    included.
+    """
     for name in ("default", "q2", "q3"):
         queue = Queue(name, redis)
         queue.enqueue("math.factorial", 1, job_id=f"{name}-1", ttl=500)
@@ -404,7 +426,9 @@ def test_heartbeat_renews_and_never_recreates(ours: Engine, redis: Redis) -> Non
 
 
 def test_heartbeat_renews_the_notes_of_a_claim(ours: Engine, redis: Redis) -> None:
-    """A job that runs for longer than its claim's first expiry stays in RQ's list of executions and in the claims hash."""
+    """A job that runs for longer than its claim's first expiry stays in RQ's list of executions and in the claims
+    hash.
+    """
     claim = claim_one(ours, redis)
     (claims,) = redis.keys("rq_pooled:claims*")
     for key in ("rq:executions:a", claims):
@@ -523,7 +547,9 @@ def test_heartbeat_forgets_a_claim_that_was_handed_on(ours: Engine, redis: Redis
 
 
 def test_register_all_or_none(ours: Engine, redis: Redis) -> None:
-    """One taken name refuses them all and says whose it is; names of a process known dead, or of a buried one, are free."""
+    """One taken name refuses them all and says whose it is; names of a process known dead, or of a buried one, are
+    free.
+    """
     before = key_space(redis)
     assert ours.register("n1", "w", "n2") == [b"w", b"here", b"1"]
     assert key_space(redis) == before
@@ -535,7 +561,9 @@ def test_register_all_or_none(ours: Engine, redis: Redis) -> None:
 
 
 def test_register_again_keeps_what_a_worker_has_counted(ours: Engine, redis: Redis) -> None:
-    """Registering again, as after a heartbeat that found it missing, keeps counters; a first registration starts anew."""
+    """Registering again, as after a heartbeat that found it missing, keeps counters; a first registration starts
+    anew.
+    """
     ours.commit(finished(claim_one(ours, redis)))
     redis.srem("rq:workers", "rq:worker:w")
     assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0)], []))[0] == [b"w"]
@@ -576,7 +604,9 @@ def empty(redis: Redis) -> None:
 
 
 def test_out_of_memory_commits_go_on_and_claims_stop(start_server: Any) -> None:
-    """On a full server an outcome, a push-back and a heartbeat are recorded, while a claim is refused and pops nothing."""
+    """On a full server an outcome, a push-back and a heartbeat are recorded, while a claim is refused and pops
+    nothing.
+    """
     server = start_server({"maxmemory": "20mb", "maxmemory-policy": "noeviction"})
     redis = server.client()
     with engine(server.url) as ours:

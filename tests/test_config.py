@@ -136,7 +136,10 @@ def test_names_of_the_url(environ: dict[str, str], expected: str) -> None:
         ({"REDIS_HOST": "::1", "REDIS_PORT": "7", "REDIS_DB": "2"}, "redis://[::1]:7/2"),
         ({"REDIS_HOST": "h", "REDIS_PORT": "tcp://10.0.0.1:6380"}, "redis://h:6380/0"),
         ({"REDIS_HOST": "h", "REDIS_PASSWORD": "a@b:/"}, "redis://:a%40b%3A%2F@h:6379/0"),
-        ({"REDIS_HOST": "h", "REDIS_SSL": "True", "REDIS_SSL_CERT_REQS": "none"}, "rediss://h:6379/0?ssl_cert_reqs=none"),
+        (
+            {"REDIS_HOST": "h", "REDIS_SSL": "True", "REDIS_SSL_CERT_REQS": "none"},
+            "rediss://h:6379/0?ssl_cert_reqs=none",
+        ),
         ({"REDIS_HOST": "h", "REDIS_URL": "redis://u"}, "redis://u"),
         ({"REDIS_PORT": "tcp://10.0.0.1:6379", "SENTINEL": "1"}, "redis://localhost:6379/0"),
     ],
@@ -331,15 +334,25 @@ def test_scrub_hides_a_password_whose_at_was_forgotten(scheme: str, rest: str) -
 
 @pytest.mark.parametrize(
     "url",
-    ["redis://host:6379/0", "redis://[::1]:6379/0", "redis://:6379", "sentinel://h1:1,h2:2/mymaster/0", "unix:///a:b/c"],
+    [
+        "redis://host:6379/0",
+        "redis://[::1]:6379/0",
+        "redis://:6379",
+        "sentinel://h1:1,h2:2/mymaster/0",
+        "unix:///a:b/c",
+    ],
 )
 def test_scrub_leaves_what_is_no_secret(url: str) -> None:
     """An address without a login is shown as it is, and so are the forms that our messages recommend."""
     assert scrub_url(url) == url and scrub(f"to {url} now") == f"to {url} now"
-    assert scrub("write redis://host:port/db, or unix:///path?db=0") == "write redis://host:port/db, or unix:///path?db=0"
+    assert (
+        scrub("write redis://host:port/db, or unix:///path?db=0") == "write redis://host:port/db, or unix:///path?db=0"
+    )
 
 
-@pytest.mark.parametrize("text", ["a", "a://", "?password=", "&password=", "a://?token=&", "redis://:x@h/0", "@", "x=", "[", ":"])
+@pytest.mark.parametrize(
+    "text", ["a", "a://", "?password=", "&password=", "a://?token=&", "redis://:x@h/0", "@", "x=", "[", ":"]
+)
 def test_scrub_takes_time_in_proportion(text: str) -> None:
     """A long text, whoever wrote it, costs milliseconds: 200 kB took up to 25 seconds."""
     long = text * (200_000 // len(text))
@@ -350,6 +363,8 @@ def test_scrub_takes_time_in_proportion(text: str) -> None:
 
 
 def test_what_an_error_says_is_one_line_without_passwords() -> None:
-    """The words of an error, which a server or a user may have written, bring neither line breaks nor passwords to a log."""
+    """The words of an error, which a server or a user may have written, bring neither line breaks nor passwords to a
+    log.
+    """
     error = ResponseError("WRONGPASS\r\nfor redis://shop:s3cr3t@host:6379/0?password=0ther")
     assert message_of(error) == "WRONGPASS for redis://***@host:6379/0?password=***"

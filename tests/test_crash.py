@@ -78,7 +78,9 @@ def test_a_killed_horse_fails_its_job_alone(server: EmbeddedServer, queue: Queue
         os.kill(pids[0], signal.SIGKILL)
         failed = wait_until(lambda: [job for job in jobs if job.get_status() == JobStatus.FAILED])
         assert len(failed) == 1
-        assert "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9)" in failed[0].latest_result().exc_string
+        assert (
+            "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9)" in failed[0].latest_result().exc_string
+        )
         wait_until(lambda: len(horses(worker)) == 3, what="a replacement")
         assert horses(worker) - before and len(horses(worker) & before) == 2
         assert ended(queue.enqueue(crash_jobs.nothing)) == JobStatus.FINISHED  # the slot works again

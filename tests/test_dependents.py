@@ -14,7 +14,9 @@ from support import running_worker
 from rq_pooled.embedded import EmbeddedServer
 
 
-def test_many_parents_of_one_job_do_not_disturb_each_other(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+def test_many_parents_of_one_job_do_not_disturb_each_other(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
     """What is asked to see whether a job's dependencies are met grows with their number, not with its square."""
     queue, number = Queue(connection=redis), 60
     parents = [queue.enqueue(dependent_jobs.nothing) for _ in range(number)]
@@ -45,7 +47,9 @@ def test_dependents_to_which_somebody_writes_all_the_time(server: EmbeddedServer
     assert {child.get_status(refresh=True) for child in children} == {"finished"}
 
 
-def test_a_queue_class_that_reads_what_changes_all_the_time(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+def test_a_queue_class_that_reads_what_changes_all_the_time(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
     """What only a user's class reads may change a few times, then the job's end is recorded all the same."""
     queue = Queue(connection=redis)
     parent = queue.enqueue(dependent_jobs.nothing)

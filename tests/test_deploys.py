@@ -61,7 +61,9 @@ def test_a_job_that_ends_in_time_is_recorded(server: EmbeddedServer, redis: Redi
 
 
 def test_a_job_that_no_deploy_lets_end_fails_at_last(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """A job stopped by more deploys than MAX_STALLS does not go back for ever: the next worker fails it, and says why."""
+    """A job stopped by more deploys than MAX_STALLS does not go back for ever: the next worker fails it, and says
+    why.
+    """
     queue = Queue(connection=redis)
     settings = {"RQ_POOLED_SHUTDOWN_TIMEOUT": "0.3", "RQ_POOLED_MAX_STALLS": "1"}
     job = queue.enqueue(jobs.hang, "running")
@@ -243,7 +245,9 @@ def preloading(tmp_path: Path) -> dict[str, str]:
 
 
 def test_hangup_with_a_deadline_starts_anew_too(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """SIGHUP with PRELOAD and SHUTDOWN_TIMEOUT: what still runs then goes back, and the worker starts anew, not ends."""
+    """SIGHUP with PRELOAD and SHUTDOWN_TIMEOUT: what still runs then goes back, and the worker starts anew, not
+    ends.
+    """
     queue = Queue(connection=redis)
     settings = {**preloading(tmp_path), "RQ_POOLED_SHUTDOWN_TIMEOUT": "0.5"}
     with running_worker(server.url, log=tmp_path / "log", **settings) as worker:

@@ -36,12 +36,19 @@ def test_promotion_is_never_early(server: EmbeddedServer, redis: Redis) -> None:
     for name in ("whole-now", "whole-before", "soon", "fraction", "later"):
         Job.create("math.factorial", args=(3,), id=name, connection=redis, origin="default").save()
     with engine(server.url) as ours:
+
         def second() -> int:
             seconds, microseconds = redis.time()
             return int(seconds) if 20_000 < microseconds < 400_000 else 0
 
         now = wait_until(second)
-        scores = {"whole-now": now, "whole-before": now - 1, "soon": now + 0.6, "fraction": now + 0.001, "later": now + 1.5}
+        scores = {
+            "whole-now": now,
+            "whole-before": now - 1,
+            "soon": now + 0.6,
+            "fraction": now + 0.001,
+            "later": now + 1.5,
+        }
         redis.zadd("rq:scheduled:default", scores)
         *_, wait = ours.run(ours.ledger.promote(["default"], "us", {"name": "us"}))
         assert redis.lrange("rq:queue:default", 0, -1) == [b"whole-before", b"fraction"]
@@ -52,7 +59,9 @@ def test_promotion_is_never_early(server: EmbeddedServer, redis: Redis) -> None:
 
 
 def test_no_delay_is_cut_short(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Whatever says "in two seconds", our Queue or RQ's, a retry, a Backoff, RetryAfter or a repeat, gives two seconds."""
+    """Whatever says "in two seconds", our Queue or RQ's, a retry, a Backoff, RetryAfter or a repeat, gives two
+    seconds.
+    """
     ours, stock = rq_pooled.Queue(connection=redis), Queue(connection=redis)
     two = timedelta(seconds=2)
     fails = due_jobs.note_and_fail_once

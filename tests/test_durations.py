@@ -21,7 +21,10 @@ def test_parses_what_people_write(text: str | float, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "m", "-5", "10 minutes", "30m1h", "1h1h", "nan", "inf", "1e400", "ten", "9" * 400 + "d", "9" * 5000 + "m"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "m", "-5", "10 minutes", "30m1h", "1h1h", "nan", "inf", "1e400", "ten", "9" * 400 + "d", "9" * 5000 + "m"],
+)
 def test_refuses_everything_else_in_words(text: str) -> None:
     """What cannot be understood is refused with the text, what it was for, and how to write it."""
     with pytest.raises(ConfigurationError, match="--older-than is .*write it as 45s, 10m, 1h30m or 2d"):

@@ -74,7 +74,9 @@ def silent() -> Iterator[int]:
 def test_a_budget_keeps_the_deadline(silent: int, threads: int) -> None:
     """Asking a silent server for a place in the budget ends with ENQUEUE_DEADLINE, for each of many threads."""
     settings = {"enqueue_deadline": 1.0, "breaker_delay": 30, "socket_timeout": 20, "socket_connect_timeout": 20}
-    queue = pooled(f"redis://127.0.0.1:{silent}", budget=99, budget_name="shop", max_connections=max(3, threads), **settings)
+    queue = pooled(
+        f"redis://127.0.0.1:{silent}", budget=99, budget_name="shop", max_connections=max(3, threads), **settings
+    )
     breaker_of(queue)._delay = 0  # as for those who were let in before it opened
 
     def call(number: int) -> tuple[Any, float]:
@@ -182,7 +184,10 @@ def test_a_reply_that_trickles_does_not_stretch_the_deadline() -> None:
 
         thread = threading.Thread(target=trickle)
         thread.start()
-        pool = Pool(Settings(url=f"redis://127.0.0.1:{listener.getsockname()[1]}"), redis_connect_func=lambda one: one._parser.on_connect(one))
+        pool = Pool(
+            Settings(url=f"redis://127.0.0.1:{listener.getsockname()[1]}"),
+            redis_connect_func=lambda one: one._parser.on_connect(one),
+        )
         connection = pool.make_connection()
         started = time.monotonic()
         with within(0.5, "ENQUEUE_DEADLINE"), pytest.raises(RedisTimeoutError):
@@ -395,7 +400,9 @@ def test_greenlets_share_deadlines_as_little_as_threads(silent: int, server: Any
 
 
 def test_idle_connections_that_died_without_a_word_cost_no_enqueue(redis: Redis, server: Any) -> None:
-    """An enqueue that draws a connection which a firewall has forgotten gets through on a new one, within its deadline."""
+    """An enqueue that draws a connection which a firewall has forgotten gets through on a new one, within its
+    deadline.
+    """
     with closing(CutProxy(server.port)) as proxy:
         queue = pooled(proxy.url, health_check_interval=1, enqueue_deadline=8, socket_timeout=20)
         pool: Any = queue.connection.connection_pool

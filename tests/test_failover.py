@@ -175,7 +175,9 @@ def test_a_web_process_follows(topology: Topology) -> None:
     pool.disconnect()
 
 
-def test_a_pool_closes_connections_to_a_former_master(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
+def test_a_pool_closes_connections_to_a_former_master(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
     """When one connection finds another master, idle ones that lead to the former are not used again."""
     topology = Topology(start_server, tmp_path, KIND)
     try:
@@ -349,8 +351,8 @@ def test_every_reply_of_a_server_that_is_away(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["BUSYGROUP Consumer Group name already exists", "BUSYKEY Target key name already exists.", "OOM command not allowed",
-     "WRONGTYPE Operation against a key", "NOSCRIPT No matching script."],
+    ["BUSYGROUP Consumer Group name already exists", "BUSYKEY Target key name already exists.", 
+     "OOM command not allowed", "WRONGTYPE Operation against a key", "NOSCRIPT No matching script."],
 )  # fmt: skip
 def test_replies_that_are_answers(text: str) -> None:
     """Errors of a command are answers to it, whatever they begin like."""
@@ -359,7 +361,8 @@ def test_replies_that_are_answers(text: str) -> None:
     check_away(BaseParser.parse_error(text))
 
 
-# -- at boot -------------------------------------------------------------------------------------------------------------
+# -- at boot
+# -------------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ EXAMPLES = TESTS.parent / "examples"
     ("name", "expected"),
     [
         ("limited.py", ["other: JobStatus.FINISHED"]),
-        ("once.py", ["the same job: True", "already queued: True", "full: 3 of 3", "first: True second: None", "spent by the first: True"]),
+        ("once.py", ["the same job: True", "already queued: True", "full: 3 of 3", "first: True second: None",
+                     "spent by the first: True"]),
         ("schedule.py", ["later: JobStatus.FINISHED often: 3 nightly waits: True"]),
     ],
 )  # fmt: skip

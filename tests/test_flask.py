@@ -118,8 +118,12 @@ def test_one_application_needs_no_context(server: EmbeddedServer, redis: Redis) 
     assert app.extensions["rq_pooled"] is rq
 
 
-def test_config_is_checked_when_the_application_is_made(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong setting in app.config is refused at once, in one line; keys without our prefix are the application's own."""
+def test_config_is_checked_when_the_application_is_made(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrong setting in app.config is refused at once, in one line; keys without our prefix are the application's
+    own.
+    """
     for config, words in (
         ({"RQ_POOLED_MAX_CONNECTIONS": "many"}, "MAX_CONNECTIONS"),
         ({"RQ_POOLED_MAX_CONECTIONS": 5}, "did you mean 'max_connections'"),
@@ -194,8 +198,12 @@ def every_request(app: Any) -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("authorize", [None, lambda: None, lambda: False, lambda: ""])
-def test_everything_is_refused_until_the_application_allows_it(server: EmbeddedServer, redis: Redis, authorize: Any) -> None:
-    """Without authorize, and where it returns nothing true, every address is 403, and nothing is changed; but health."""
+def test_everything_is_refused_until_the_application_allows_it(
+    server: EmbeddedServer, redis: Redis, authorize: Any
+) -> None:
+    """Without authorize, and where it returns nothing true, every address is 403, and nothing is changed; but
+    health.
+    """
     fail_jobs(redis, "q", ["ValueError: x"])
     app = make_app(server.url, authorize)
     client = app.test_client()
@@ -216,7 +224,12 @@ def test_a_post_needs_the_word_write(server: EmbeddedServer, redis: Redis, said:
     page = client.get("/rq/")
     assert page.status_code == 200 and "<form" not in page.text
     for what in ("requeue", "sweep"):
-        assert client.post(f"/rq/queues/{what}", data={"queue": "q"}, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 403
+        assert (
+            client.post(
+                f"/rq/queues/{what}", data={"queue": "q"}, headers={"Sec-Fetch-Site": "same-origin"}
+            ).status_code
+            == 403
+        )
     assert redis.zcard("rq:failed:q") == 1
 
 
@@ -243,7 +256,9 @@ def test_a_post_needs_the_word_write(server: EmbeddedServer, redis: Redis, said:
 def test_a_post_of_another_site_is_refused(
     server: EmbeddedServer, redis: Redis, headers: dict[str, str], allowed: bool
 ) -> None:
-    """A form of another site cannot use the visitor's rights, whatever browser it is; programs say that they are none."""
+    """A form of another site cannot use the visitor's rights, whatever browser it is; programs say that they are
+    none.
+    """
     fail_jobs(redis, "q", ["ValueError: x"])
     client = make_app(server.url, lambda: "write").test_client()
     response = client.post("/rq/queues/requeue", data={"queue": "q"}, headers=headers)
@@ -261,7 +276,10 @@ def test_headers(operator: Any) -> None:
     """Answers cannot be framed, cached or made to run a stranger's script."""
     headers = operator.get("/rq/").headers
     assert headers["Cache-Control"] == "no-store" and headers["X-Frame-Options"] == "DENY"
-    assert "default-src 'none'" in headers["Content-Security-Policy"] and "unsafe" not in headers["Content-Security-Policy"]
+    assert (
+        "default-src 'none'" in headers["Content-Security-Policy"]
+        and "unsafe" not in headers["Content-Security-Policy"]
+    )
     with operator.get("/rq/rq-pooled-static/page.css") as response:
         assert response.status_code == 200 and response.headers.get("Cache-Control") != "no-store"
 
@@ -317,9 +335,17 @@ def test_sweep(operator: Any, redis: Redis) -> None:
     redis.zadd("rq:failed:q", {"ghost": 9e9})
     assert operator.post("/rq/queues/sweep", data={"queue": "q"}).json["done"] == 1
     assert redis.zcard("rq:failed:q") == 3
-    assert operator.post("/rq/queues/sweep", data={"queue": "q", "policy": "bury", "exception": "KeyError"}).json["done"] == 1
-    assert operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "older_than": "1d"}).json["done"] == 0
-    assert operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "exception": "OSError"}).json["done"] == 1
+    assert (
+        operator.post("/rq/queues/sweep", data={"queue": "q", "policy": "bury", "exception": "KeyError"}).json["done"]
+        == 1
+    )
+    assert (
+        operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "older_than": "1d"}).json["done"] == 0
+    )
+    assert (
+        operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "exception": "OSError"}).json["done"]
+        == 1
+    )
     assert redis.zrange("rq:failed:q", 0, -1) == [b"q-0"] and not redis.exists("rq:job:q-2")
 
 
@@ -368,7 +394,13 @@ def test_what_cannot_be_done_is_said(operator: Any, redis: Redis, path: str, bod
         ("", {"data": '{"queue": "q"}', "content_type": "application/x-www-form-urlencoded"}),
         ("", {"data": '{"queue": ', "content_type": "application/json"}),
         ("", {"data": "queue=q&older-than=30d", "content_type": "application/x-www-form-urlencoded"}),
-        ("", {"data": "queue=q&exception=KeyError&exception=OSError", "content_type": "application/x-www-form-urlencoded"}),
+        (
+            "",
+            {
+                "data": "queue=q&exception=KeyError&exception=OSError",
+                "content_type": "application/x-www-form-urlencoded",
+            },
+        ),
         ("", {"data": {"queue": "q", "exception": (io.BytesIO(b"KeyError"), "file")}}),
         ("", {"data": {"queue": "q", "exception": "x" * 100_000}}),
         ("?older_than=30d", {"data": {"queue": "q"}}),
@@ -475,7 +507,11 @@ def test_commands_and_probes_are_no_part_of_the_budget(server: EmbeddedServer, r
 
 def test_an_address_cannot_put_words_into_the_page(operator: Any) -> None:
     """The message on the page is what a button has done, not what a link says."""
-    for link in ("did=requeued&queue=q&count=Call+0800+now.+0", "did=purged&count=5&queue=Call+0800+now", "did=" + "0" * 32):
+    for link in (
+        "did=requeued&queue=q&count=Call+0800+now.+0",
+        "did=purged&count=5&queue=Call+0800+now",
+        "did=" + "0" * 32,
+    ):
         page = operator.get(f"/rq/?{link}")
         assert page.status_code == 200 and "Call" not in page.text and 'class="message"' not in page.text
 
@@ -562,7 +598,9 @@ def test_nothing_of_a_job_is_unescaped_and_no_secret_is_shown(start_server: Any)
     redis.client_setname("<b>client</b>")
     client = make_app(one.url, lambda: "write").test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
-    pages = [client.get(path) for path in ("/rq/", f"/rq/?did=requeued&queue={HOSTILE}&count={HOSTILE}", "/rq/health/redis")]
+    pages = [
+        client.get(path) for path in ("/rq/", f"/rq/?did=requeued&queue={HOSTILE}&count={HOSTILE}", "/rq/health/redis")
+    ]
     pages += [client.get(path) for path in ("/rq/redis/pool-stats", "/rq/queues/status", "/rq/metrics")]
     for page in pages:
         assert page.status_code == 200 and "s3cr3t" not in page.text
@@ -590,7 +628,10 @@ def test_with_redis_down_everything_answers(start_server: Any) -> None:
     assert page.status_code == 503 and "Redis does not answer" in page.text
     for path in ("/rq/queues/status", "/rq/queues/failed-jobs"):
         assert client.get(path).status_code == 503
-    assert client.post("/rq/queues/requeue", data={"queue": "q"}, headers={"Sec-Fetch-Site": "same-origin"}).status_code == 503
+    assert (
+        client.post("/rq/queues/requeue", data={"queue": "q"}, headers={"Sec-Fetch-Site": "same-origin"}).status_code
+        == 503
+    )
     assert client.get("/rq/redis/pool-stats").status_code == 200
     assert "rq_pooled_up 0.0" in client.get("/rq/metrics").text
 
@@ -687,7 +728,8 @@ with app.app_context():
     theirs.queue.enqueue("math.factorial", 3)
     ours.queue.enqueue("math.factorial", 3)
 client = app.test_client()
-codes = [client.get(path).status_code for path in ("/rq/", "/rq/queues/status", "/dashboard/", "/rq/rq-pooled-static/page.css")]
+paths = ("/rq/", "/rq/queues/status", "/dashboard/", "/rq/rq-pooled-static/page.css")
+codes = [client.get(path).status_code for path in paths]
 print(json.dumps([codes, client.get("/rq/queues/status").json["queues"][0]["length"]]))
 """
 
@@ -719,5 +761,3 @@ def test_failed_registry_is_rqs_own(operator: Any, redis: Redis) -> None:
     job = Job.fetch(ids[0], connection=redis)
     assert job.get_status() == "queued" and job.id in StockQueue("q", connection=redis).job_ids
     assert FailedJobRegistry("q", connection=redis).get_job_count() == 0
-
-

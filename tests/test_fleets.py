@@ -1,4 +1,5 @@
-"""Processes on RQ 2 and on RQ 3 share one server: web processes and workers, RQ's own and ours, and deploys between the two.
+"""Processes on RQ 2 and on RQ 3 share one server: web processes and workers, RQ's own and ours, and deploys between the
+two.
 
 The suite runs on one RQ. The other major comes from the package index into a folder, at the first test that needs it.
 """
@@ -45,7 +46,17 @@ def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def folder(version: str) -> Path:
         if version not in made:
             target = tmp_path_factory.mktemp("rq")
-            command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target), f"rq=={version}"]
+            command = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--quiet",
+                "--no-deps",
+                "--target",
+                str(target),
+                f"rq=={version}",
+            ]
             try:
                 subprocess.run(command, check=True, capture_output=True, text=True, timeout=50)
             except (subprocess.SubprocessError, OSError) as error:
@@ -133,7 +144,9 @@ def check_ends(redis: Redis, ends: dict[str, list[Any]]) -> None:
         job_id: [
             status(redis, job_id),
             redis.llen(f"runs:{job_id}"),
-            sum(int(fields[b"type"]) != Result.Type.RETRIED.value for _, fields in redis.xrange(f"rq:results:{job_id}")),
+            sum(
+                int(fields[b"type"]) != Result.Type.RETRIED.value for _, fields in redis.xrange(f"rq:results:{job_id}")
+            ),
         ]
         for job_id in ends
     }
@@ -155,11 +168,15 @@ FLEETS: list[tuple[tuple[str, int], list[tuple[str, int]]]] = [
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(("web", "workers"), FLEETS, ids=lambda side: str(side).translate({ord(c): None for c in "[]()' ,"}))
+@pytest.mark.parametrize(
+    ("web", "workers"), FLEETS, ids=lambda side: str(side).translate({ord(c): None for c in "[]()' ,"})
+)
 def test_every_kind_of_job_ends_as_it_should(
     fleet: Fleet, redis: Redis, web: tuple[str, int], workers: list[tuple[str, int]]
 ) -> None:
-    """Whatever majors the web process and the workers are on, each job runs as often as it should and its end counts once."""
+    """Whatever majors the web process and the workers are on, each job runs as often as it should and its end counts
+    once.
+    """
     ends = fleet.web(*web, "all")
     with contextlib.ExitStack() as stack:
         for worker in workers:
@@ -171,7 +188,9 @@ def test_every_kind_of_job_ends_as_it_should(
 @pytest.mark.parametrize("kind", ["ours", "stock"])
 @pytest.mark.parametrize(("before", "after"), [(2, 3), (3, 2)])
 def test_a_deploy_between_majors_loses_nothing(fleet: Fleet, redis: Redis, kind: str, before: int, after: int) -> None:
-    """While web processes of both majors enqueue, workers of one are stopped, one is killed, and the other's take over."""
+    """While web processes of both majors enqueue, workers of one are stopped, one is killed, and the other's take
+    over.
+    """
     ids: list[str] = []
     web = threading.Thread(target=lambda: ids.extend(fleet.web("stock", before, "for", "6")))
     with contextlib.ExitStack() as stack:

@@ -78,7 +78,9 @@ def test_failed_jobs_of_any_id_are_requeued_with_the_others(redis: Redis, run: R
     assert job_id in redis.lrange("rq:queue:default", 0, -1)
 
 
-@pytest.mark.parametrize("command", [("sweep", "--bury", "--limit", "9"), ("sweep", "--purge", "--all"), ("sweep", "--ghosts")])
+@pytest.mark.parametrize(
+    "command", [("sweep", "--bury", "--limit", "9"), ("sweep", "--purge", "--all"), ("sweep", "--ghosts")]
+)
 def test_sweeps_pass_names_of_any_bytes(redis: Redis, run: Run, command: tuple[str, ...]) -> None:
     """Queues, ids and dates of any bytes are swept as all others are."""
     fill(redis, 2)
@@ -172,7 +174,9 @@ def publish(redis: Redis, name: bytes, fields: dict[str, Any]) -> None:
         (b"\xff:host:\xff", PUBLISHED),
     ],
 )
-def test_statistics_of_another_shape_hide_no_worker(redis: Redis, run: Run, name: bytes, fields: dict[str, Any]) -> None:
+def test_statistics_of_another_shape_hide_no_worker(
+    redis: Redis, run: Run, name: bytes, fields: dict[str, Any]
+) -> None:
     """What is no statistics is named and left out: by the liveness probe, by stats, by the page and by the metrics."""
     publish(redis, b"app:host:1", PUBLISHED)
     publish(redis, name, fields)
@@ -316,7 +320,11 @@ def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
     redis.sadd("rq:queues", *(f"rq:queue:q{number:05}" for number in range(2000)))
     fill(redis, 3, "q01999")
     shown = present(overview(redis, Settings()))
-    assert len(shown["queues"]) == 100 and shown["queue_count"] == 2000 and "q01999" in [one["name"] for one in shown["queues"]]
+    assert (
+        len(shown["queues"]) == 100
+        and shown["queue_count"] == 2000
+        and "q01999" in [one["name"] for one in shown["queues"]]
+    )
 
 
 # -- RQ before 1.12 ----------------------------------------------------------------------------------------------------
@@ -348,7 +356,9 @@ class Bomb:
 def test_a_list_of_sweeps_unpickles_nothing(redis: Redis, run: Run) -> None:
     """Recurring sweeps are listed and removed without running what their meta names."""
     meta = pickle.dumps({"cron_string": "* * * * *", "bomb": Bomb()})
-    redis.hset("rq:job:rq_pooled-sweep-x", mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())})
+    redis.hset(
+        "rq:job:rq_pooled-sweep-x", mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())}
+    )
     redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1e18})
     assert run("schedule-sweep")[1].startswith("x: * * * * *")
     assert run("schedule-sweep", "--remove", "x")[1] == "x: removed\n" and not redis.exists("rq:job:rq_pooled-sweep-x")
@@ -436,7 +446,9 @@ def test_no_command_prints_control_characters(
 
 
 def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Names and descriptions in a worker's log stay in their line, and what a job raised keeps the lines of its traceback."""
+    """Names and descriptions in a worker's log stay in their line, and what a job raised keeps the lines of its
+    traceback.
+    """
     name = "q\n12:00:00 forged\x1b[2J"
     redis.rpush("rq:queue:" + name, b"gone\nforged\xff")
     queue = Queue(name, connection=redis)

@@ -85,7 +85,23 @@ def test_a_passage_ends_where_the_command_does(command: list[bytes], behind: byt
 
 
 LENGTHS = [
-    *(b"", b"0", b"-0", b"-1", b"+1", b"01", b"1_0", b" 1", b"1 ", b"1\n", b"\r1", b"0x1", b"1.0", b"1e0", "٣".encode()),
+    *(
+        b"",
+        b"0",
+        b"-0",
+        b"-1",
+        b"+1",
+        b"01",
+        b"1_0",
+        b" 1",
+        b"1 ",
+        b"1\n",
+        b"\r1",
+        b"0x1",
+        b"1.0",
+        b"1e0",
+        "٣".encode(),
+    ),
     *(b"536870913", b"1000000000", b"1" * 20, b"9" * 31, b"9" * 4000),
 ]
 
@@ -105,7 +121,8 @@ def test_lengths_are_read_strictly(length: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"PING\r\n", b"\r\n", b"$4\r\nPING\r\n", b"*1\r\n:4\r\n", b"*1\r\n*1\r\n", b"*1\r\n" + b"$" * 40, b"*" * 40]
+    "data",
+    [b"PING\r\n", b"\r\n", b"$4\r\nPING\r\n", b"*1\r\n:4\r\n", b"*1\r\n*1\r\n", b"*1\r\n" + b"$" * 40, b"*" * 40],
 )
 def test_what_is_no_array_of_words_is_refused(data: bytes) -> None:
     """Inline commands, nested arrays and headers without an end are no commands."""
@@ -130,9 +147,13 @@ def mutated(data: bytes, changes: list[tuple[float, bytes, int]]) -> bytes:
     return data
 
 
-bits = st.sampled_from([b"", b"\r", b"\n", b"\r\n", b"*", b"$", b"0", b"1", b"2", b"9", b"-", b"+", b"_", b" ", b"a", b"\0"])
+bits = st.sampled_from(
+    [b"", b"\r", b"\n", b"\r\n", b"*", b"$", b"0", b"1", b"2", b"9", b"-", b"+", b"_", b" ", b"a", b"\0"]
+)
 changes = st.lists(st.tuples(st.floats(0, 1, exclude_max=True), bits, st.integers(0, 3)), max_size=4)
-harmless = st.lists(st.sampled_from([b"ECHO", b"x", b"", b"1", b"12", b"*1\r\n", b"$1\r\na\r\n", b"\r\n"]), min_size=1, max_size=3)
+harmless = st.lists(
+    st.sampled_from([b"ECHO", b"x", b"", b"1", b"12", b"*1\r\n", b"$1\r\na\r\n", b"\r\n"]), min_size=1, max_size=3
+)
 
 
 @given(st.lists(harmless, min_size=1, max_size=4), changes)
@@ -172,8 +193,12 @@ def test_the_server_sees_as_many_commands_as_were_cut(
 # -- replies -----------------------------------------------------------------------------------------------------------
 
 text = st.text("abc :,*$>", max_size=6).map(str.encode)
-lines = st.tuples(st.sampled_from([b"+", b"-", b":", b"_", b"#", b",", b"("]), text).map(lambda pair: b"".join(pair) + b"\r\n")
-bulks = st.tuples(st.sampled_from([b"$", b"=", b"!"]), words).map(lambda pair: b"%b%d\r\n%b\r\n" % (pair[0], len(pair[1]), pair[1]))
+lines = st.tuples(st.sampled_from([b"+", b"-", b":", b"_", b"#", b",", b"("]), text).map(
+    lambda pair: b"".join(pair) + b"\r\n"
+)
+bulks = st.tuples(st.sampled_from([b"$", b"=", b"!"]), words).map(
+    lambda pair: b"%b%d\r\n%b\r\n" % (pair[0], len(pair[1]), pair[1])
+)
 nulls = st.sampled_from([b"$-1\r\n", b"*-1\r\n", b"_\r\n"])
 
 
@@ -241,7 +266,9 @@ def test_long_strings_are_passed_on_as_they_come(length: int, sizes: list[int]) 
     assert done and not cutter.in_string
 
 
-@pytest.mark.parametrize("data", [b"HTTP/1.1 400\r\n", b"\x15\x03\x01\r\n", b"*1\r\n?\r\n", b"+" * 1_100_000, b"$x\r\n"])
+@pytest.mark.parametrize(
+    "data", [b"HTTP/1.1 400\r\n", b"\x15\x03\x01\r\n", b"*1\r\n?\r\n", b"+" * 1_100_000, b"$x\r\n"]
+)
 def test_what_is_no_reply_is_refused(data: bytes) -> None:
     """Bytes that no server sends raise instead of being counted as a reply."""
     with pytest.raises(ValueError):
@@ -331,10 +358,27 @@ def test_what_is_shared_neither_waits_nor_changes_the_connection(redis: Redis) -
 
 
 NEVER = [
-    *([name] for name in (b"READONLY", b"READWRITE", b"ASKING", b"QUIT", b"SHUTDOWN", b"MULTI", b"WATCH", b"SUBSCRIBE")),
-    *([name] for name in (b"MONITOR", b"RESET", b"SYNC", b"PSYNC", b"PSUBSCRIBE", b"SSUBSCRIBE", b"UNSUBSCRIBE", b"DISCARD")),
-    *([b"CLIENT", second] for second in (b"KILL", b"PAUSE", b"REPLY", b"TRACKING", b"SETNAME", b"NO-EVICT", b"SETINFO", b"CACHING")),
-    *([b"SELECT", b"1"], [b"AUTH", b"x"], [b"HELLO", b"3"], [b"WAIT", b"1", b"0"], [b"POST"], [b"Host:"], [b"SCRIPT", b"KILL"]),
+    *(
+        [name]
+        for name in (b"READONLY", b"READWRITE", b"ASKING", b"QUIT", b"SHUTDOWN", b"MULTI", b"WATCH", b"SUBSCRIBE")
+    ),
+    *(
+        [name]
+        for name in (b"MONITOR", b"RESET", b"SYNC", b"PSYNC", b"PSUBSCRIBE", b"SSUBSCRIBE", b"UNSUBSCRIBE", b"DISCARD")
+    ),
+    *(
+        [b"CLIENT", second]
+        for second in (b"KILL", b"PAUSE", b"REPLY", b"TRACKING", b"SETNAME", b"NO-EVICT", b"SETINFO", b"CACHING")
+    ),
+    *(
+        [b"SELECT", b"1"],
+        [b"AUTH", b"x"],
+        [b"HELLO", b"3"],
+        [b"WAIT", b"1", b"0"],
+        [b"POST"],
+        [b"Host:"],
+        [b"SCRIPT", b"KILL"],
+    ),
     *([name, *BLOCKING[name]] for name in BLOCKING),
 ]
 
@@ -354,14 +398,16 @@ def test_what_is_never_shared(redis: Redis, command: list[bytes], known_to: str)
 
 
 def test_scripts_are_shared() -> None:
-    """EVAL*, FCALL*, SCRIPT LOAD and SCRIPT EXISTS share although their flags say noscript, and no other SCRIPT does."""
+    """EVAL*, FCALL*, SCRIPT LOAD and SCRIPT EXISTS share although their flags say noscript, and no other SCRIPT
+    does.
+    """
     table = CommandTable()
     for name in SCRIPTS:
         for written in letter_cases(name):
             assert table.is_known(written) and table.is_shared(written, [written, b"return 1", b"0"])
-    assert [table.is_shared(b"Script", [b"Script", second]) for second in (b"load", b"EXISTS", b"flush", b"KILL", b"DEBUG")] == [
-        *(True, True, False, False, False)
-    ]
+    assert [
+        table.is_shared(b"Script", [b"Script", second]) for second in (b"load", b"EXISTS", b"flush", b"KILL", b"DEBUG")
+    ] == [*(True, True, False, False, False)]
 
 
 def test_the_built_in_table_shares_nothing_that_the_server_would_not(redis: Redis) -> None:
@@ -382,7 +428,9 @@ def test_the_built_in_table_shares_nothing_that_the_server_would_not(redis: Redi
         assert not flags & {b"write", b"readonly"} or flags & {b"blocking", b"noscript", b"admin", b"pubsub"}, name
 
 
-@pytest.mark.parametrize("reply", [None, [], [[]], [[b"get"]], [[b"get", 2]], [None, None], [[b"get", 2, 7]], RuntimeError(), 5, b"x"])
+@pytest.mark.parametrize(
+    "reply", [None, [], [[]], [[b"get"]], [[b"get", 2]], [None, None], [[b"get", 2, 7]], RuntimeError(), 5, b"x"]
+)
 def test_an_odd_answer_leaves_it_to_the_built_in_table(reply: Any) -> None:
     """A proxy may answer COMMAND INFO with anything: GET is shared, an unknown command is not."""
     for name, shared in ((b"get", True), (b"made.up", False), (b"config", False)):
@@ -395,7 +443,9 @@ def test_an_odd_answer_leaves_it_to_the_built_in_table(reply: Any) -> None:
 @given(st.lists(st.binary(max_size=60), max_size=50))
 @BOUNDED
 def test_any_name_is_known_or_asked_once(names: list[bytes]) -> None:
-    """Whatever jobs send as a name, the table asks only for what COMMAND INFO can be asked, and remembers a bounded number."""
+    """Whatever jobs send as a name, the table asks only for what COMMAND INFO can be asked, and remembers a bounded
+    number.
+    """
     table = CommandTable()
     for name in names:
         if not table.is_known(name):
@@ -409,7 +459,9 @@ def test_any_name_is_known_or_asked_once(names: list[bytes]) -> None:
 
 
 def test_how_long_each_blocking_command_waits(redis: Redis) -> None:
-    """Each command that the server flags as blocking tells its time, without end as None, and none where it does not wait."""
+    """Each command that the server flags as blocking tells its time, without end as None, and none where it does not
+    wait.
+    """
     rows = {row[0].upper(): row for row in rows_of(redis)}
     for name in {*(name for name, row in rows.items() if b"blocking" in row[2]), b"WAIT"}:
         for number in range(4):
@@ -424,7 +476,19 @@ def test_how_long_each_blocking_command_waits(redis: Redis) -> None:
 
 def test_what_lasts_until_the_stream_is_closed() -> None:
     """A connection that was changed for good is not given to the next one; CLIENT's mere looks leave it as it was."""
-    for words in ([b"select", b"1"], [b"AUTH", b"x"], [b"client", b"SetName", b"x"], [b"CLIENT", b"reply", b"off"], [b"monitor"]):
+    for words in (
+        [b"select", b"1"],
+        [b"AUTH", b"x"],
+        [b"client", b"SetName", b"x"],
+        [b"CLIENT", b"reply", b"off"],
+        [b"monitor"],
+    ):
         assert is_lasting(words)
-    for words in ([b"client", b"id"], [b"CLIENT", b"List"], [b"BLPOP", b"a", b"0"], [b"CLIENT"], [b"CONFIG", b"GET", b"x"]):
+    for words in (
+        [b"client", b"id"],
+        [b"CLIENT", b"List"],
+        [b"BLPOP", b"a", b"0"],
+        [b"CLIENT"],
+        [b"CONFIG", b"GET", b"x"],
+    ):
         assert not is_lasting(words)

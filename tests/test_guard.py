@@ -73,7 +73,13 @@ def test_levels_and_hysteresis() -> None:
     settings = Settings()
     rising = [level_of(settings, n, 100).name for n in (79, 80, 94, 95, 100)]
     assert rising == ["ok", "warn", "warn", "stop", "stop"]
-    assert [level_of(settings, n, 100, "stop").name for n in (94, 88, 87, 76, 75)] == ["stop", "stop", "warn", "warn", "ok"]
+    assert [level_of(settings, n, 100, "stop").name for n in (94, 88, 87, 76, 75)] == [
+        "stop",
+        "stop",
+        "warn",
+        "warn",
+        "ok",
+    ]
     assert [level_of(settings, n, 100, "warn").name for n in (79, 76, 75)] == ["warn", "warn", "ok"]
     assert level_of(settings, None, 100).name == level_of(settings, 5, None).name == "unknown"
 
@@ -134,9 +140,7 @@ def test_a_worker_waits_until_it_fits(start_server: Callable[..., EmbeddedServer
 
 
 @pytest.mark.parametrize("taken", [9, 11], ids=["above the ceiling", "every one"])
-def test_giving_up_is_75_with_a_table(
-    start_server: Callable[..., EmbeddedServer], tmp_path: Path, taken: int
-) -> None:
+def test_giving_up_is_75_with_a_table(start_server: Callable[..., EmbeddedServer], tmp_path: Path, taken: int) -> None:
     """After GUARD_WAIT the worker ends with 75 and says who holds the connections, without a traceback."""
     server = start_server({"maxclients": 12})
     admin = server.client()
@@ -185,15 +189,16 @@ def test_waiting_ends_at_a_stop_signal(start_server: Callable[..., EmbeddedServe
 def test_workers_that_start_together_do_not_overrun(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path
 ) -> None:
-    """Of 12 workers those stay that fit below GUARD_STOP (12 of 40 clients here), jobs run, the others give up with 75."""
+    """Of 12 workers those stay that fit below GUARD_STOP (12 of 40 clients here), jobs run, the others give up with
+    75.
+    """
     server = start_server({"maxclients": 40})
     admin = server.client()
     admin.ping()
     settings = {"RQ_POOLED_GUARD_WAIT": "6", "RQ_POOLED_GUARD_WARN": "0.2", "RQ_POOLED_GUARD_STOP": "0.3"}
     with ExitStack() as stack:
         workers = [
-            stack.enter_context(running_ours(server.url, tmp_path, log=f"log{i}", **settings))
-            for i in range(12)
+            stack.enter_context(running_ours(server.url, tmp_path, log=f"log{i}", **settings)) for i in range(12)
         ]
         wait_until(
             lambda: all("connections: command" in w.output() or w.process.poll() is not None for w in workers),
@@ -211,15 +216,18 @@ def test_workers_that_start_together_do_not_overrun(
         wait_until(lambda: list(tmp_path.glob("ran.*")), what="a job")
 
 
-def test_a_running_worker_sees_the_server_fill_up(
-    start_server: Callable[..., EmbeddedServer], tmp_path: Path
-) -> None:
-    """At warn and stop there is one log line each with who holds most, an event each, and it goes back by hysteresis."""
+def test_a_running_worker_sees_the_server_fill_up(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
+    """At warn and stop there is one log line each with who holds most, an event each, and it goes back by
+    hysteresis.
+    """
     server = start_server({"maxclients": 40})
     admin = server.client()
     events = admin.pubsub(ignore_subscribe_messages=True)
     events.subscribe(EVENTS)
-    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **FAST) as worker, Crowd(server.url) as crowd:
+    with (
+        running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **FAST) as worker,
+        Crowd(server.url) as crowd,
+    ):
         crowd.grow(31)
         worker.wait_for("guard warn: ")
         message = wait_until(lambda: events.get_message(timeout=1), what="an event")
@@ -237,7 +245,10 @@ def test_at_stop_jobs_open_nothing_new(start_server: Callable[..., EmbeddedServe
     """A job that uses Redis waits while the server is full, runs when there is room, and costs no failure."""
     server = start_server({"maxclients": 40})
     admin = server.client()
-    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **FAST) as worker, Crowd(server.url) as crowd:
+    with (
+        running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **FAST) as worker,
+        Crowd(server.url) as crowd,
+    ):
         crowd.grow(36)
         worker.wait_for("guard stop: ")
         job = Queue("a", connection=admin).enqueue(stats_jobs.hold_redis, str(tmp_path), "go")
@@ -297,7 +308,9 @@ def test_at_stop_a_web_pool_makes_do_with_what_it_uses(start_server: Callable[..
 
 
 def test_a_leak_is_reported(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
-    """Connections that only grow are called a leak, once, with the pace and who holds most; ``describe`` says so too."""
+    """Connections that only grow are called a leak, once, with the pace and who holds most; ``describe`` says so
+    too.
+    """
     server = start_server({"maxclients": 400})
     over = threading.Event()
     with running_worker(server.url, "a", log=tmp_path / "log", **FAST) as worker, Crowd(server.url) as crowd:
@@ -323,10 +336,14 @@ def test_a_leak_is_reported(start_server: Callable[..., EmbeddedServer], tmp_pat
 def test_restricted_servers_degrade_with_one_warning(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path
 ) -> None:
-    """Where CONFIG, CLIENT and INFO are refused workers work on, unguarded, and say so once; check names what is refused."""
+    """Where CONFIG, CLIENT and INFO are refused workers work on, unguarded, and say so once; check names what is
+    refused.
+    """
     server = start_server({"maxclients": 40})
     admin = server.client()
-    admin.execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", "-config", "-client", "-info")
+    admin.execute_command(
+        "ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", "-config", "-client", "-info"
+    )
     url = f"redis://worker:secret@{server.host}:{server.port}/0"
     with running_worker(url, "a", log=tmp_path / "log", **FAST) as worker:
         job = Queue("a", connection=admin).enqueue(stats_jobs.succeed, str(tmp_path))
@@ -343,7 +360,9 @@ def test_restricted_servers_degrade_with_one_warning(
 def test_where_only_config_is_refused_info_suffices(start_server: Callable[..., EmbeddedServer]) -> None:
     """A managed server that refuses CONFIG and CLIENT is still counted; GUARD_MAXCLIENTS says what it does not tell."""
     server = start_server({"maxclients": 40})
-    server.client().execute_command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", "-config", "-client")
+    server.client().execute_command(
+        "ACL", "SETUSER", "worker", "on", ">secret", "~*", "&*", "+@all", "-config", "-client"
+    )
     client = Redis.from_url(f"redis://worker:secret@{server.host}:{server.port}/0")
     found = guard_of(server, client).describe()
     assert found["maxclients"] == 40 and found["level"] == "ok" and found["refused"] == ["CLIENT LIST"]
@@ -387,7 +406,9 @@ def test_nobody_is_called_gone_by_who_may_not_read_statistics(start_server: Call
 
 
 def test_a_connection_in_use_is_no_orphan(start_server: Callable[..., EmbeddedServer]) -> None:
-    """A process that is not published, but whose connection speaks more often than a lease lasts, is not called gone."""
+    """A process that is not published, but whose connection speaks more often than a lease lasts, is not called
+    gone.
+    """
     server = start_server()
     busy = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:77:command")
     silent = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:78:command")

@@ -1,4 +1,6 @@
-"""Numbers, types and sizes that a script cannot take: they harm their own job at most, and never leave one in no list."""
+"""Numbers, types and sizes that a script cannot take: they harm their own job at most, and never leave one in no
+list.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,10 @@ def text_at(key: str) -> Callable[[Redis], None]:
 
 ODD = [
     *(pytest.param(number_of("ttl", number), id=f"ttl {str(number)[:9]}") for number in NUMBERS),
-    *(pytest.param(number_of("rq_pooled_stalls", number), id=f"stalls {str(number)[:9]}") for number in ("soon", "nan", "0.5")),
+    *(
+        pytest.param(number_of("rq_pooled_stalls", number), id=f"stalls {str(number)[:9]}")
+        for number in ("soon", "nan", "0.5")
+    ),
     *(pytest.param(text_at(key), id=key) for key in ("rq:executions:odd", "rq:worker:x", "rq_pooled:claims:token")),
 ]
 
@@ -117,7 +122,9 @@ def test_claims_are_undone_beside_an_odd_one(ours: Engine, redis: Redis, queue: 
 
 
 def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis, queue: Queue) -> None:
-    """A job that cannot be put back is not dropped: its lease ends, so that it goes back once its queue is a list again."""
+    """A job that cannot be put back is not dropped: its lease ends, so that it goes back once its queue is a list
+    again.
+    """
     (claim,) = ours.claim("v").claims
     replace(redis, "rq:queue:default")
     assert ours.run(ours.ledger.push_back([claim])) == 0
@@ -171,7 +178,9 @@ def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, 
     locks, moved, more, _ = ours.run(ours.ledger.promote(names, "us", {"name": "us"}))
     odd = redis.type("rq:job:odd") == b"hash"
     assert (locks, moved, more) == (2, 5 + odd, 0)
-    assert sorted(texts(redis)) == sorted(set(IDS) - (set() if odd else {"odd"})) and texts(redis, "rq:queue:other") == ["other"]
+    assert sorted(texts(redis)) == sorted(set(IDS) - (set() if odd else {"odd"})) and texts(
+        redis, "rq:queue:other"
+    ) == ["other"]
     assert redis.zrange("rq:scheduled:spoilt", 0, -1) == [b"x"]
 
 
@@ -180,7 +189,10 @@ def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, 
     [
         *ODD,
         *(pytest.param(number_of("rq_pooled:requeues", number), id=f"requeues {number}") for number in ("0.5", "nan")),
-        *(pytest.param(number_of("rq_pooled:retry", rules), id=rules) for rules in ('{"max": []}', '{"max": true}', '{"max": 1e300}', "[]", "{")),
+        *(
+            pytest.param(number_of("rq_pooled:retry", rules), id=rules)
+            for rules in ('{"max": []}', '{"max": true}', '{"max": 1e300}', "[]", "{")
+        ),
     ],
 )
 def test_failed_jobs_are_requeued_beside_an_odd_one(ours: Engine, redis: Redis, queue: Queue, spoil: Any) -> None:
@@ -191,13 +203,17 @@ def test_failed_jobs_are_requeued_beside_an_odd_one(ours: Engine, redis: Redis, 
         redis.zadd("rq:failed:default", {job_id: 2e9})
     spoil(redis)
     chosen = [(job_id, "any", "") for job_id in IDS]
-    command = ours.scripts.failed_requeue("rq:failed:default", NO_LOCK, "now", b"", 180, False, 3, "default", None, chosen)
+    command = ours.scripts.failed_requeue(
+        "rq:failed:default", NO_LOCK, "now", b"", 180, False, 3, "default", None, chosen
+    )
     assert ours.run(command) == [b"ok", [b"done"] * 5]
     assert texts(redis) == list(IDS) and not redis.exists("rq:failed:default")
 
 
 @pytest.mark.parametrize("key", ["rq:queues", "rq:dead", "rq:group:g", "rq:executions:a"])
-def test_failed_jobs_stay_listed_where_a_key_is_of_another_type(ours: Engine, redis: Redis, queue: Queue, key: str) -> None:
+def test_failed_jobs_stay_listed_where_a_key_is_of_another_type(
+    ours: Engine, redis: Redis, queue: Queue, key: str
+) -> None:
     """Requeue, burial and purge take a job out of the failed registry only if the rest can be done, too."""
     redis.hset("rq:job:a", mapping={"status": "failed", "group_id": "g"})
     redis.zadd("rq:failed:default", {"a": 2e9})
@@ -295,7 +311,9 @@ def test_limits_of_any_size_stop_no_claim(ours: Engine, redis: Redis, queue: Que
     """A limit with numbers beyond all bounds, or starts that are no times, costs no job its claim."""
     redis.hset("rq_pooled:limits", "default", limit)
     if starts:
-        redis.set("rq_pooled:starts:default", starts) if starts == "text" else redis.rpush("rq_pooled:starts:default", *starts)
+        redis.set("rq_pooled:starts:default", starts) if starts == "text" else redis.rpush(
+            "rq_pooled:starts:default", *starts
+        )
     claims = ours.claim(*"vwx", queues=["none", "default"]).claims
     assert [claim.job_id for claim in claims] == list(IDS[: 1 if limit.startswith("code 1 ") else 3])
 
@@ -329,7 +347,9 @@ def test_leases_are_renewed_beside_an_odd_key(ours: Engine, redis: Redis, queue:
     assert redis.zcount("rq_pooled:leases:default", 1e9, "inf") == 4
 
 
-@pytest.mark.parametrize("key", ["rq:job:a", "rq:executions:a", "rq:queue:first", "rq:queue:first:intermediate", "rq:queues"])
+@pytest.mark.parametrize(
+    "key", ["rq:job:a", "rq:executions:a", "rq:queue:first", "rq:queue:first:intermediate", "rq:queues"]
+)
 def test_intermediate_ids_are_rescued_beside_an_odd_key(ours: Engine, redis: Redis, queue: Queue, key: str) -> None:
     """An id that was left in an intermediate list goes back, whatever stands at the keys of another."""
     redis.delete("rq:queue:default")
@@ -363,7 +383,9 @@ def test_intermediate_ids_are_rescued_beside_an_odd_key(ours: Engine, redis: Red
 def test_an_outcome_is_recorded_whole_or_not_at_all(
     ours: Engine, redis: Redis, queue: Queue, command: Any, word: str
 ) -> None:
-    """A number that the server refuses is bounded, left out where it only counts, or refuses the outcome at its beginning."""
+    """A number that the server refuses is bounded, left out where it only counts, or refuses the outcome at its
+    beginning.
+    """
     (claim,) = ours.claim("v").claims
     redis.hset("rq:worker:v", "spoilt", "text")
     (answer,) = ours.commit(finished(claim, command))
@@ -374,8 +396,12 @@ def test_an_outcome_is_recorded_whole_or_not_at_all(
 
 
 @pytest.mark.parametrize(("ttl", "score"), [("-1", -1), ("60", None), ("soon", None), (str(10**400), None)])
-def test_the_barest_failure_is_kept_as_long_as_rq_keeps_it(ours: Engine, redis: Redis, queue: Queue, ttl: str, score: Any) -> None:
-    """A failure that no horse could write outlives RQ's clean-up where the job says so, and is recorded whatever it says."""
+def test_the_barest_failure_is_kept_as_long_as_rq_keeps_it(
+    ours: Engine, redis: Redis, queue: Queue, ttl: str, score: Any
+) -> None:
+    """A failure that no horse could write outlives RQ's clean-up where the job says so, and is recorded whatever it
+    says.
+    """
     redis.hset("rq:job:a", "failure_ttl", ttl)
     (claim,) = ours.claim("v").claims
     assert ours.commit(ours.ledger.bare_failure(claim, "reason")) == ["ok"]
@@ -410,5 +436,9 @@ def test_an_enqueue_writes_all_or_nothing(ours: Engine, redis: Redis) -> None:
         ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two))
     assert not redis.exists("rq:job:a", "rq:queue:q")
     redis.delete("rq:job:b")
-    assert ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two)) == [b"ok", b"queued", b"queued"]
+    assert ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two)) == [
+        b"ok",
+        b"queued",
+        b"queued",
+    ]
     assert 0 < redis.ttl("rq:job:a") <= LONGEST

@@ -278,9 +278,13 @@ else:
 
 @pytest.mark.skipif(find_spec("django_tasks_rq") is None, reason="django-tasks-rq is not installed")
 def test_django_tasks(project: Path, redis: Redis) -> None:
-    """Django's tasks, enqueued by ``@task`` and ``enqueue``, run on our worker, and their results are read as Django's."""
+    """Django's tasks, enqueued by ``@task`` and ``enqueue``, run on our worker, and their results are read as
+    Django's.
+    """
     with open(project / "shop_settings.py", "a") as file:
-        file.write('INSTALLED_APPS += ["django_tasks"]\nTASKS = {"default": {"BACKEND": "django_tasks_rq.RQBackend"}}\n')
+        file.write(
+            'INSTALLED_APPS += ["django_tasks"]\nTASKS = {"default": {"BACKEND": "django_tasks_rq.RQBackend"}}\n'
+        )
     (project / "shop_tasks.py").write_text(TASKS)
 
     def ask(*ids: str) -> Any:
@@ -440,7 +444,9 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
             execute("-W", "ignore", "-c", ENQUEUES, module, side, url, ENTRY_SPANS=str(file), PYTHONWARNINGS="")
         else:
             log = tmp_path / f"{side}-log"
-            with running_worker(url, "--burst", "--name", "w", log=log, ready=None, ENTRY_SPANS=str(file), **options) as worker:
+            with running_worker(
+                url, "--burst", "--name", "w", log=log, ready=None, ENTRY_SPANS=str(file), **options
+            ) as worker:
                 assert worker.wait() == 0, worker.output()
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         for line in lines:
@@ -451,11 +457,13 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
 
 @pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel"])
 def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_path: Path, module: str) -> None:
-    """Datadog and OpenTelemetry tell the same of enqueueing and of running jobs as with RQ's own queue and worker: names,
-    errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
+    """Datadog and OpenTelemetry tell the same of enqueueing and of running jobs as with RQ's own queue and worker:
+    names, errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
     pytest.importorskip({"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq"}[module])
     if module == "entry_otel" and RQ3:
-        pytest.skip("opentelemetry-instrumentation-rq 0.1.4 wraps methods of Job that RQ 3 does not have: it does not start")
+        pytest.skip(
+            "opentelemetry-instrumentation-rq 0.1.4 wraps methods of Job that RQ 3 does not have: it does not start"
+        )
     stock = spans(redis, server.url, tmp_path, module, "stock", worker_class=f"{module}.Stock")
     ours = spans(redis, server.url, tmp_path, module, "ours", RQ_POOLED_PRELOAD=module)
     assert [len(lines) for lines in ours] == [8, len(stock[1])]
@@ -466,7 +474,9 @@ def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_p
 def test_span_of_a_failed_job_is_an_error(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Datadog's span of a job says how it ended, with several jobs at once too."""
     pytest.importorskip("ddtrace")
-    _, found = spans(redis, server.url, tmp_path, "entry_ddtrace", "ours", RQ_POOLED_PRELOAD="entry_ddtrace", concurrency=3)
+    _, found = spans(
+        redis, server.url, tmp_path, "entry_ddtrace", "ours", RQ_POOLED_PRELOAD="entry_ddtrace", concurrency=3
+    )
     roots = [(line["job.id"], line["job.status"], line["error"]) for line in found if line["root"]]
     assert sorted(roots) == [
         ("again", "failed", 1),

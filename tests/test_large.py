@@ -106,7 +106,9 @@ class Watch:
 
 @pytest.mark.parametrize("what", ["arguments", "result", "arguments of a dependent", "of a retried job"])
 def test_nothing_waits_for_what_is_large(server: EmbeddedServer, redis: Redis, tmp_path: Path, what: str) -> None:
-    """While something large is read or written, leases are renewed, other jobs run, a stop is obeyed, none runs twice."""
+    """While something large is read or written, leases are renewed, other jobs run, a stop is obeyed, none runs
+    twice.
+    """
     queue, noise = Queue(connection=redis), large_jobs.noise(SIZE)
     if what == "arguments of a dependent":  # before it runs: RQ watches its hash, which each heartbeat changes
         first = queue.enqueue(large_jobs.run_for, 3, job_id="first")
@@ -172,7 +174,9 @@ def test_maintenance_with_large_jobs_stops_nothing(server: EmbeddedServer, redis
 
 
 def test_a_claim_leaves_large_fields_out(ours: Engine, redis: Redis) -> None:
-    """Of a hash above 1 MB the values above 64 kB are named and not sent; what the claim itself needs is; the hash is whole."""
+    """Of a hash above 1 MB the values above 64 kB are named and not sent; what the claim itself needs is; the hash is
+    whole.
+    """
     queue = Queue(connection=redis)
     queue.enqueue(
         jobs.length, large_jobs.noise(2 * MB), job_id="data", meta={"some": large_jobs.noise(100_000)}, job_timeout=77
@@ -224,7 +228,9 @@ def being_read(redis: Redis) -> bool:
 
 
 def test_the_time_limit_begins_when_the_job_has_been_read(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Reading does not count: a job with a limit of 1 s is neither interrupted nor killed in the 2 s that reading takes."""
+    """Reading does not count: a job with a limit of 1 s is neither interrupted nor killed in the 2 s that reading
+    takes.
+    """
     queue = Queue(connection=redis)
     with slow_worker(server, tmp_path, RQ_POOLED_KILL_GRACE="0.5") as worker:
         queue.enqueue(large_jobs.digest, large_jobs.noise(8 * MB), job_id="read", job_timeout=1)
@@ -236,7 +242,9 @@ def test_the_time_limit_begins_when_the_job_has_been_read(server: EmbeddedServer
 
 @pytest.mark.parametrize("share", ["yes", "no"])
 def test_a_horse_that_dies_while_it_reads(server: EmbeddedServer, redis: Redis, tmp_path: Path, share: str) -> None:
-    """Its job fails as in RQ, with its arguments where they were, and other jobs run; so with connections of its own."""
+    """Its job fails as in RQ, with its arguments where they were, and other jobs run; so with connections of its
+    own.
+    """
     queue = Queue(connection=redis)
     with slow_worker(server, tmp_path, RQ_POOLED_JOBS_SHARE=share) as worker:
         queue.enqueue(
@@ -330,7 +338,9 @@ def test_what_was_put_aside_and_is_gone_fails_the_outcome(ours: Engine, redis: R
 
 
 def test_what_was_put_aside_goes_with_its_claim(ours: Engine, redis: Redis) -> None:
-    """Whatever ends a claim removes it: a lost or another outcome, a stall, a push-back; without a claim nothing is kept."""
+    """Whatever ends a claim removes it: a lost or another outcome, a stall, a push-back; without a claim nothing is
+    kept.
+    """
     queue = Queue(connection=redis)
     for end in ("lost", "bury", "stall", "push-back"):
         queue.enqueue(jobs.nothing, job_id=end)
@@ -399,7 +409,9 @@ def test_a_worker_that_dies_while_its_horse_writes(server: EmbeddedServer, redis
 def test_an_outage_in_the_middle_is_ridden_out(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path, function: Any
 ) -> None:
-    """A server that restarts while a large value is on its way costs that job time, and neither a run nor its result."""
+    """A server that restarts while a large value is on its way costs that job time, and neither a run nor its
+    result.
+    """
     server = start_server({"appendonly": "yes", "appendfsync": "always"})
     queue = Queue(connection=server.client())
     with slow_worker(server, tmp_path, RQ_POOLED_RECONNECT_CAP="0.3") as worker:
@@ -453,7 +465,9 @@ def test_a_slow_line_is_not_a_dead_one(server: EmbeddedServer, redis: Redis, tmp
 
 
 def test_what_is_known_is_not_written_again() -> None:
-    """Large fields that a job's hash holds already are left out of HSET, however compressed, unless it was deleted before."""
+    """Large fields that a job's hash holds already are left out of HSET, however compressed, unless it was deleted
+    before.
+    """
     noise = large_jobs.noise(100_000)
     known = {b"rq:job:a": {b"data": zlib.compress(noise, 1), b"meta": b"m" * 70_000}}
     same = [b"HSET", b"rq:job:a", b"data", zlib.compress(noise, 9), b"status", b"finished", b"meta", b"m" * 70_000]

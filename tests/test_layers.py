@@ -55,16 +55,29 @@ TABLE: dict[str, tuple[int, str]] = {
     "originals": (0, ""),
     "effects": (0, ""),
     "unique": (2, "errors rq"),
-    "enqueueing": (2, "client_scripts due scripts durations errors inert_jobs limits once rq_version unique rq redis rq_api"),
+    "enqueueing": (
+        2,
+        "client_scripts due scripts durations errors inert_jobs limits once rq_version unique rq redis rq_api",
+    ),
     "processes": (2, "config counters foreign resp scripts sockets redis"),
     "reporting": (2, "config errors levels processes scripts redis"),
     "demoted": (2, "redis"),
-    "pool": (2, "errors config connect_errors sockets demoted sentinels backoff brake breaker deadline places reporting resp sizes redis"),
+    "pool": (
+        2,
+        (
+            "errors config connect_errors sockets demoted sentinels backoff brake breaker deadline places reporting "
+            "resp "
+            "sizes redis"
+        ),
+    ),
     "place": (0, ""),
     "connections": (2, "place resp sentinels redis"),
     "sharing": (2, "pool errors"),
     "failfast": (2, "errors config breaker deadline pool redis"),
-    "queue": (3, "errors client_scripts config backoff pool enqueueing failfast originals retry rq_version unique rq redis"),
+    "queue": (
+        3,
+        "errors client_scripts config backoff pool enqueueing failfast originals retry rq_version unique rq redis",
+    ),
     "retry": (3, "backoff errors kinds rq"),
     "rescue": (3, "client_scripts foreign resp scripts rq redis"),
     "budget": (2, "config deadline errors processes resp scripts redis"),
@@ -91,7 +104,14 @@ TABLE: dict[str, tuple[int, str]] = {
     "reservation": (2, "budget resp"),
     "shared": (3, "framing opener streams upstream"),
     "lending": (3, "command_table framing loop opener reservation resp streams upstream"),
-    "multiplexer": (3, "brake budget command_table config errors framing lending loop opener place reservation shared stream streams upstream"),
+    "multiplexer": (
+        3,
+        (
+            "brake budget command_table config errors framing lending loop opener place reservation shared stream "
+            "streams "
+            "upstream"
+        ),
+    ),
     "recorder": (3, "effects pipelines rq redis rq_api"),
     "large": (3, "backoff claims config connections errors resp scripts redis"),
     "relay": (3, "channel large recorder resp scripts redis rq rq_api"),
@@ -102,7 +122,14 @@ TABLE: dict[str, tuple[int, str]] = {
     "moving": (3, "foreign inert_jobs resp scripts redis rq crontab"),
     "surroundings": (0, ""),
     "horse_worker": (3, "attempts once originals recorder retry success rq rq_api"),
-    "horse": (3, "attempts channel claims dates due hooks memory moving once policies recorder relay resp retry scripts success sweeper rq redis horse_worker surroundings rq_api config large"),
+    "horse": (
+        3,
+        (
+            "attempts channel claims dates due hooks memory moving once policies recorder relay resp retry scripts "
+            "success "
+            "sweeper rq redis horse_worker surroundings rq_api config large"
+        ),
+    ),
     "warmup": (3, "channel originals recorder resp success rq"),
     "ledger": (3, "claims config durations resp rq_api scripts rq"),
     "server": (3, "connections errors redis"),
@@ -124,11 +151,21 @@ TABLE: dict[str, tuple[int, str]] = {
     "claiming": (4, "below parent slots outcomes wakeup redis"),
     "control": (4, "below parent slots"),
     "stopping": (4, "below parent slots outcomes claiming redis"),
-    "arbiter": (4, "below multiplexer parent slots outcomes wakeup upkeep scheduling stalls orphans link guarding horse_requests claiming control stopping redis"),
+    "arbiter": (
+        4,
+        (
+            "below multiplexer parent slots outcomes wakeup upkeep scheduling stalls orphans link guarding "
+            "horse_requests "
+            "claiming control stopping redis"
+        ),
+    ),
     "worker": (4, "below admission arbiter multiplexer parent slots rq redis click"),
     "scheduler": (4, "below rq_scheduler redis rq"),
     "failures": (3, "deadline errors foreign kinds pool resp rq redis"),
-    "health": (4, "config connect_errors deadline errors failures foreign guard levels pool processes resp sockets rq redis"),
+    "health": (
+        4,
+        "config connect_errors deadline errors failures foreign guard levels pool processes resp sockets rq redis",
+    ),
     "metrics": (4, "config health prometheus_client redis"),
     # Web pages, on any framework or none.
     "chart": (4, ""),
@@ -152,7 +189,14 @@ TABLE: dict[str, tuple[int, str]] = {
     # "__init__" is the public surface: the command finds its worker there, like any user.
     "history": (3, "attempts foreign kinds resp rq redis"),
     "cli_failed": (5, "below printing options rq redis click"),
-    "cli": (5, "below printing options cli_check cli_failed cli_limits cli_rescue cli_schedule cli_schedule_sweep cli_monitor cli_top demo __init__ click rq redis"),
+    "cli": (
+        5,
+        (
+            "below printing options cli_check cli_failed cli_limits cli_rescue cli_schedule cli_schedule_sweep "
+            "cli_monitor "
+            "cli_top demo __init__ click rq redis"
+        ),
+    ),
     "__main__": (5, "cli"),
 }
 #: What "below" would allow and must not: a web process never loads the worker.
@@ -226,7 +270,9 @@ def test_package_exports_fewer_than_ten_names() -> None:
 
 @pytest.mark.parametrize("name", ["flask", "pool", "queue"])
 def test_a_web_process_loads_no_worker(name: str) -> None:
-    """What web processes import loads nothing of the worker, its parent or its horses; the package alone loads nothing."""
+    """What web processes import loads nothing of the worker, its parent or its horses; the package alone loads
+    nothing.
+    """
     code = f"import sys, rq_pooled; early = set(sys.modules); import rq_pooled.{name}; print(*early, '|', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     early, later = ({one for one in text.split() if one.startswith("rq_pooled")} for text in done.stdout.split("|"))

@@ -18,12 +18,38 @@ from rq_pooled.resp import pack_commands
 
 COMMANDS: list[tuple[bytes, ...]] = [
     *((b"SUBSCRIBE", b"a"), (b"subscribe", b"a", b"b"), (b"PSUBSCRIBE", b"a*"), (b"SSUBSCRIBE", b"a")),
-    *((b"UNSUBSCRIBE",), (b"UNSUBSCRIBE", b"a"), (b"unsubscribe", b"a", b"x", b"b"), (b"PUNSUBSCRIBE",), (b"SUNSUBSCRIBE",)),
-    *((b"WATCH", b"k"), (b"UNWATCH",), (b"MULTI",), (b"multi",), (b"EXEC",), (b"DISCARD",), (b"EXEC", b"x"), (b"MULTI", b"x")),
-    *((b"WATCH",), (b"INCR", b"k"), (b"DISCARD", b"x"), (b"UNWATCH", b"x"), (b"no.such",), (b"BLPOP", b"none", b"0.001"), (b"PING",), (b"CLIENT", b"GETNAME")),
+    *(
+        (b"UNSUBSCRIBE",),
+        (b"UNSUBSCRIBE", b"a"),
+        (b"unsubscribe", b"a", b"x", b"b"),
+        (b"PUNSUBSCRIBE",),
+        (b"SUNSUBSCRIBE",),
+    ),
+    *(
+        (b"WATCH", b"k"),
+        (b"UNWATCH",),
+        (b"MULTI",),
+        (b"multi",),
+        (b"EXEC",),
+        (b"DISCARD",),
+        (b"EXEC", b"x"),
+        (b"MULTI", b"x"),
+    ),
+    *(
+        (b"WATCH",),
+        (b"INCR", b"k"),
+        (b"DISCARD", b"x"),
+        (b"UNWATCH", b"x"),
+        (b"no.such",),
+        (b"BLPOP", b"none", b"0.001"),
+        (b"PING",),
+        (b"CLIENT", b"GETNAME"),
+    ),
 ]
 #: Written at once; then replies are read, or not.
-groups = st.lists(st.tuples(st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=4), st.booleans()), min_size=1, max_size=5)
+groups = st.lists(
+    st.tuples(st.lists(st.sampled_from(COMMANDS), min_size=1, max_size=4), st.booleans()), min_size=1, max_size=5
+)
 
 
 class Line:
@@ -132,8 +158,12 @@ def test_what_is_given_back_is_as_it_was(
     ids=lambda commands: " ".join(command[0].decode() for command in commands),
 )
 @pytest.mark.parametrize("protocol", [2, 3])
-def test_what_has_ended_is_given_back(server: EmbeddedServer, redis: Redis, protocol: int, commands: list[list[bytes]]) -> None:
-    """The reply, EXEC, UNWATCH and the last unsubscription end a loan: a connection is not held until its stream closes."""
+def test_what_has_ended_is_given_back(
+    server: EmbeddedServer, redis: Redis, protocol: int, commands: list[list[bytes]]
+) -> None:
+    """The reply, EXEC, UNWATCH and the last unsubscription end a loan: a connection is not held until its stream
+    closes.
+    """
     if commands[0][0] == b"SSUBSCRIBE" and not redis.execute_command("COMMAND", "INFO", "SSUBSCRIBE"):
         pytest.skip("no shard channels before Redis 7")
     line = Line(server, redis, protocol)

@@ -1,4 +1,6 @@
-"""A thousand jobs of one rate limit, workers that are killed on the way: the limit holds, and nothing is lost or leaks."""
+"""A thousand jobs of one rate limit, workers that are killed on the way: the limit holds, and nothing is lost or
+leaks.
+"""
 
 from __future__ import annotations
 
@@ -49,8 +51,8 @@ class Most(threading.Thread):
 @pytest.mark.skipif(not RQ3, reason="of RQ 3")
 @pytest.mark.timeout(240)
 def test_killed_workers_neither_exceed_nor_leak_a_limit(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Of many jobs of a limit of three on four workers, five of which are killed: each ends, at most three are admitted at
-    any look, none waits beside a free slot, and no slot is left."""
+    """Of many jobs of a limit of three on four workers, five of which are killed: each ends, at most three are admitted
+    at any look, none waits beside a free slot, and no slot is left."""
     from rq import RateLimit
 
     numbers = itertools.count()
@@ -73,7 +75,9 @@ def test_killed_workers_neither_exceed_nor_leak_a_limit(server: Any, redis: Redi
             busy.kill()
             workers[workers.index(busy)] = start()
         wait_until(lambda: redis.zcard("rq:finished:default") == NUMBER, 120, "all jobs")
-        wait_until(lambda: not redis.exists("rq:rl:k:allowed", "rq:rl:k:rate_limited", "rq:wip:default"), what="free slots")
+        wait_until(
+            lambda: not redis.exists("rq:rl:k:allowed", "rq:rl:k:rate_limited", "rq:wip:default"), what="free slots"
+        )
         watch.over.set()
         watch.join()
     assert watch.looks > 100 and watch.admitted == LIMIT

@@ -122,7 +122,9 @@ def test_code_declares_and_operators_decide(redis: Redis) -> None:
 
 
 def test_a_limit_that_others_wrote_is_never_larger_than_ours(server: Any, redis: Redis) -> None:
-    """Numbers beyond what make_limit allows are cut to it: no list of starts grows without a bound, no command fails."""
+    """Numbers beyond what make_limit allows are cut to it: no list of starts grows without a bound, no command
+    fails.
+    """
     Queue("q", redis).enqueue("math.factorial", 3, job_id="a")
     redis.hset("rq_pooled:limits", "q", "operator 999999 99999999999999999 0")
     with engine(server.url) as ours:
@@ -173,7 +175,9 @@ def test_empty_queue_is_not_reported(server: Any, redis: Redis) -> None:
 
 
 def test_running_jobs_are_counted_by_the_claims_that_stand(server: Any, redis: Redis) -> None:
-    """A place is taken by a claim and freed with it: by its outcome, by putting it back, by its loss when its worker is dead."""
+    """A place is taken by a claim and freed with it: by its outcome, by putting it back, by its loss when its worker is
+    dead.
+    """
     queue = Queue("q", redis)
     for i in range(9):
         queue.enqueue("math.factorial", 3, job_id=f"q{i}")
@@ -225,8 +229,8 @@ def test_four_workers_keep_the_limit_and_use_it(server: Any, redis: Redis, tmp_p
 
 
 def test_waiting_costs_no_commands(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Workers whose only jobs wait for a limit send nothing but heartbeat and promotion, yet start on time; nor does one
-    that waits wake the others."""
+    """Workers whose only jobs wait for a limit send nothing but heartbeat and promotion, yet start on time; nor does
+    one that waits wake the others."""
     queue, notes = Queue("q", redis), tmp_path / "notes"
     set_limit(redis, "q", make_limit("2/12s"))  # far more than the silence takes on a busy machine
     ours = Scripts()._hashes

@@ -183,7 +183,9 @@ def test_the_server_is_gone() -> None:
         assert result.stderr.count("\n") == 1 and "cannot connect" in result.stderr
         assert "secret" not in result.stderr
     result = run(url, "check")
-    assert result.returncode == 2 and result.stdout.startswith("CRITICAL - server away") and "secret" not in result.stdout
+    assert (
+        result.returncode == 2 and result.stdout.startswith("CRITICAL - server away") and "secret" not in result.stdout
+    )
     assert run(url, "check", "--worker", "here", "--away", "ok").returncode == 0
     report = health.health(timeout=1.0, connection=Redis.from_url(url))
     assert (report["ok"], report["status"]) == (False, "away") and "secret" not in json.dumps(report)
@@ -212,7 +214,9 @@ def test_restricted_users_see_what_they_may(start_server: Callable[..., Embedded
 def test_refusal_is_no_outage(start_server: Callable[..., EmbeddedServer]) -> None:
     """A server that refuses a command or the login is there: unknown to ``check``, also where an outage is well."""
     server = start_server()
-    server.client().execute_command("ACL", "SETUSER", "shop", "on", ">secret", "~*", "&*", "+@all", "-zcard", "-zrangebyscore")
+    server.client().execute_command(
+        "ACL", "SETUSER", "shop", "on", ">secret", "~*", "&*", "+@all", "-zcard", "-zrangebyscore"
+    )
     at = f"{server.host}:{server.port}/0"
     for user, words in (
         ("shop:secret", ("--queue-age", "1h")),
@@ -423,11 +427,11 @@ def test_alerts_name_metrics_that_exist(server: EmbeddedServer, redis: Redis, bu
     """Every metric of docs/alerts.yml is one that is really exposed."""
     web = Redis(connection_pool=Pool(Settings(url=server.url, heartbeat_interval=0.05)))
     wait_until(lambda: web.ping() and [one for one in health.processes(redis) if one["pools"]], what="a web process")
-    exposed = {
-        sample.name for family in text_string_to_metric_families(metrics(redis)) for sample in family.samples
-    }
+    exposed = {sample.name for family in text_string_to_metric_families(metrics(redis)) for sample in family.samples}
     text = ALERTS.read_text()
-    named = set(re.findall(r"\brq_pooled_\w+", "\n".join(re.findall(r"expr: (?:\|\n)?((?:.+\n)(?:  {8,}.+\n)*)", text))))
+    named = set(
+        re.findall(r"\brq_pooled_\w+", "\n".join(re.findall(r"expr: (?:\|\n)?((?:.+\n)(?:  {8,}.+\n)*)", text)))
+    )
     assert len(named) >= 8
     # Only there while connections are sampled for a while.
     assert named - exposed <= {"rq_pooled_connections_per_minute"}
@@ -474,7 +478,12 @@ def test_failed_jobs(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> No
     assert len(rest["jobs"]) == 2 and rest["next_offset"] is None
     assert health.failed_jobs(exception="KeyError", connection=redis)["jobs"] == []
     assert health.failed_jobs(queue="unheard", connection=redis) == {
-        "total": 0, "offset": 0, "limit": 50, "next_offset": None, "unreadable": [], "jobs": []
+        "total": 0,
+        "offset": 0,
+        "limit": 50,
+        "next_offset": None,
+        "unreadable": [],
+        "jobs": [],
     }
 
 
@@ -483,7 +492,11 @@ def test_failed_jobs(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> No
     [
         ('Traceback:\n  File "a.py", line 1, in f\n    x()\nKeyError: 1\n', "KeyError", "KeyError: 1"),
         ('Traceback:\n  File "a.py", line 1, in f\n    x()\na.b.Broken\n', "a.b.Broken", "a.b.Broken"),
-        ('T:\n  File "a.py", line 1\n    x\n    ^\nValueError: one\n  two\nthree: 3\n', "ValueError", "ValueError: one"),
+        (
+            'T:\n  File "a.py", line 1\n    x\n    ^\nValueError: one\n  two\nthree: 3\n',
+            "ValueError",
+            "ValueError: one",
+        ),
         ("Job stopped by user", "", "Job stopped by user"),
         ("", "", ""),
     ],
@@ -528,7 +541,10 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
     """Where the limit is not known, steady growth is told without the time that is left."""
     found = {**health.connections(redis), "maxclients": None, "share": None, "level": "unknown"}
     found.update(connected=9, trend_per_minute=2.5, steady_growth=True, minutes_left=None)
-    assert connection_lines(found)[0] == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
+    assert (
+        connection_lines(found)[0]
+        == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
+    )
     screenful = screen({"time": 0, "address": "x", "connections": found, "processes": [], "queues": []}, 80, 24)
     assert screenful[1].startswith("connections  9, +2.5/min; ours")
 

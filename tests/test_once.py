@@ -1,4 +1,6 @@
-"""Spent-once keys: the first success spends the key, atomically with its result; nothing that has the key runs after it."""
+"""Spent-once keys: the first success spends the key, atomically with its result; nothing that has the key runs after
+it.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def test_success_spends_the_key_and_the_second_is_a_duplicate(server: Any, redis
 
 
 def test_enqueue_after_the_key_was_spent(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Afterwards an enqueue returns the job that spent the key, or raises, as the caller chooses; also when it is gone."""
+    """Afterwards an enqueue returns the job that spent the key, or raises, as the caller chooses; also when it is
+    gone.
+    """
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="first")
     run_all(server, tmp_path)
@@ -129,10 +133,17 @@ def test_two_with_one_key_never_run_beside_each_other(server: Any, redis: Redis,
 
 
 def test_crash_between_run_and_commit(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A process that dies after its work and before its outcome is recorded has spent nothing; the retry spends once."""
+    """A process that dies after its work and before its outcome is recorded has spent nothing; the retry spends
+    once.
+    """
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     job = queue.enqueue(
-        once_jobs.note_and_die_at_first, str(notes), str(tmp_path / "died"), once="order-42", retry=Retry(1), job_id="job"
+        once_jobs.note_and_die_at_first,
+        str(notes),
+        str(tmp_path / "died"),
+        once="order-42",
+        retry=Retry(1),
+        job_id="job",
     )
     second = queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="second")
     run_all(server, tmp_path)
@@ -144,8 +155,8 @@ def test_crash_between_run_and_commit(server: Any, redis: Redis, tmp_path: Path)
 
 
 def test_worker_that_dies_holds_the_key_no_longer_than_its_claim(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """After kill -9 of a worker the key is in use as long as its claim stands; once that was handed on, the job runs and
-    spends the key, and the outcome of the dead worker, should it come late, records nothing and spends nothing."""
+    """After kill -9 of a worker the key is in use as long as its claim stands; once that was handed on, the job runs
+    and spends the key, and the outcome of the dead worker, should it come late, records nothing and spends nothing."""
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="first")
     with engine(server.url, token="dead") as dead:
@@ -196,8 +207,8 @@ def test_line_break_in_a_job_id_does_not_free_its_key(server: Any, redis: Redis)
 
 
 def test_sigkill_of_a_worker_while_the_job_runs(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """After kill -9 of a worker its job comes back under another one and spends the key, once; the second job with the key,
-    which waited all the time, is a duplicate."""
+    """After kill -9 of a worker its job comes back under another one and spends the key, once; the second job with the
+    key, which waited all the time, is a duplicate."""
     queue, started, gate = Queue(connection=redis), tmp_path / "started", tmp_path / "gate"
     quick = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.5", "RQ_POOLED_HEARTBEAT_TTL": "3", "RQ_POOLED_STALLED_INTERVAL": "0.5"}
     job = queue.enqueue(claim_jobs.wait_for_file, str(started), str(gate), once="order-42", job_id="job")
@@ -290,7 +301,9 @@ def test_a_thousand_concurrent_enqueues_of_one_key(server: Any, redis: Redis, tm
 
 
 def test_stock_queue_and_results_that_are_not_kept(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A job with result_ttl=0 spends its key and leaves nothing else; a duplicate with result_ttl=0 leaves nothing at all."""
+    """A job with result_ttl=0 spends its key and leaves nothing else; a duplicate with result_ttl=0 leaves nothing at
+    all.
+    """
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     for name in ("first", "second"):
         queue.enqueue(claim_jobs.note, str(notes), once="order-42", result_ttl=0, job_id=name)
@@ -345,7 +358,9 @@ def test_bad_arguments_are_refused_in_words(redis: Redis, arguments: dict[str, A
 
 
 def test_only_a_job_that_runs_holds_the_key(server: Any, redis: Redis) -> None:
-    """A running job holds its key for a day past twice its timeout, should nobody be left; a duplicate holds it never."""
+    """A running job holds its key for a day past twice its timeout, should nobody be left; a duplicate holds it
+    never.
+    """
     with engine(server.url) as ours:
         ours.register("w", "x")
         for name in ("runs", "spent"):

@@ -42,7 +42,9 @@ def leave(redis: Redis, job: Job) -> None:
 
 
 def test_an_id_is_rescued_before_rq_fails_it() -> None:
-    """The look that sees an id, and the first one after its age, both come within the minute after which RQ fails it."""
+    """The look that sees an id, and the first one after its age, both come within the minute after which RQ fails
+    it.
+    """
     looks = math.ceil(orphans.INTERMEDIATE_AGE / orphans.INTERMEDIATE_INTERVAL) + 1
     assert looks * orphans.INTERMEDIATE_INTERVAL < 60
 
@@ -81,7 +83,9 @@ def test_only_what_stays_is_rescued(ours: Engine, redis: Redis) -> None:
 
 
 def test_a_job_that_a_stock_worker_registered_but_did_not_begin_is_rescued(ours: Engine, redis: Redis) -> None:
-    """A stock worker registers an execution before it forks: killed in between, its job has not begun, and goes back."""
+    """A stock worker registers an execution before it forks: killed in between, its job has not begun, and goes
+    back.
+    """
     queue = Queue(connection=redis)
     job = queue.enqueue(jobs.nothing)
     leave(redis, job)
@@ -226,7 +230,9 @@ def lose(redis: Redis, queue: Queue, job_id: str, age: float = 7200) -> Job:
 
 
 def test_rescue_finds_jobs_in_no_list(server: EmbeddedServer, redis: Redis) -> None:
-    """Only queued jobs that stand nowhere and are old enough are found; they are listed first, and put back on demand."""
+    """Only queued jobs that stand nowhere and are old enough are found; they are listed first, and put back on
+    demand.
+    """
     queue = Queue(connection=redis)
     lost = lose(redis, queue, "lost")
     lose(redis, queue, "young", age=60)

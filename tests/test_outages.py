@@ -130,7 +130,9 @@ def test_a_claim_whose_reply_was_lost_goes_back_and_is_no_stall(start_server: St
 
 
 def test_a_commit_whose_reply_was_lost_is_no_lost_claim(start_server: StartServer, tmp_path: Path) -> None:
-    """Outcomes that were recorded, and whose answer never came, are sent again: no job runs twice, none counts twice."""
+    """Outcomes that were recorded, and whose answer never came, are sent again: no job runs twice, none counts
+    twice.
+    """
     server = start_server()
     redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
     try:
@@ -155,7 +157,9 @@ def test_a_commit_whose_reply_was_lost_is_no_lost_claim(start_server: StartServe
 
 
 def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServer, tmp_path: Path) -> None:
-    """A job that the server hands out while a shutdown begins is not begun: it is at the front of its queue, no stall."""
+    """A job that the server hands out while a shutdown begins is not begun: it is at the front of its queue, no
+    stall.
+    """
     server = start_server()
     redis, proxy = server.client(), CutProxy(server.port)
     try:
@@ -164,7 +168,10 @@ def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServ
             queue = Queue(connection=redis)
             proxy.delay_on(b"rq_pooled:claims:")
             job, behind = queue.enqueue_many(
-                [Queue.prepare_data(crash_jobs.wait_for_file, (str(tmp_path / "gate"),)), Queue.prepare_data(jobs.nothing)]
+                [
+                    Queue.prepare_data(crash_jobs.wait_for_file, (str(tmp_path / "gate"),)),
+                    Queue.prepare_data(jobs.nothing),
+                ]
             )
             wait_until(lambda: job.get_status() == JobStatus.STARTED)
             worker.process.send_signal(signal.SIGTERM)
@@ -178,7 +185,9 @@ def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServ
         proxy.close()
 
 
-def test_a_stop_while_a_commit_is_under_way_waits_for_what_becomes_of_it(start_server: StartServer, tmp_path: Path) -> None:
+def test_a_stop_while_a_commit_is_under_way_waits_for_what_becomes_of_it(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     """A worker that is stopped before its last outcome is answered still enqueues the dependents of that job."""
     server = start_server()
     redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
@@ -202,11 +211,15 @@ def test_a_stop_while_a_commit_is_under_way_waits_for_what_becomes_of_it(start_s
 
 
 def test_max_jobs_counts_what_a_claim_under_way_may_bring(start_server: StartServer, tmp_path: Path) -> None:
-    """While a claim is not answered its slots count as jobs: with --max-jobs 2 and three slots no third job is claimed."""
+    """While a claim is not answered its slots count as jobs: with --max-jobs 2 and three slots no third job is
+    claimed.
+    """
     server = start_server()
     redis, gate, proxy = server.client(), tmp_path / "gate", CutProxy(server.port)
     try:
-        with running_worker(proxy.url, "default", "--max-jobs", "2", "--verbose", log=tmp_path / "log", concurrency=3) as worker:
+        with running_worker(
+            proxy.url, "default", "--max-jobs", "2", "--verbose", log=tmp_path / "log", concurrency=3
+        ) as worker:
             wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
             queue = Queue(connection=redis)
             proxy.delay_on(b"rq_pooled:claims:")
@@ -280,7 +293,9 @@ def busy_seconds(worker: WorkerProcess) -> float:
 def test_rights_withdrawn_cost_few_lines_until_they_are_back(
     start_server: StartServer, tmp_path: Path, change: str
 ) -> None:
-    """A running worker whose user loses a right says so once, asks more and more rarely, and goes on when it is back."""
+    """A running worker whose user loses a right says so once, asks more and more rarely, and goes on when it is
+    back.
+    """
     server = start_server()
     redis = server.client()
     grant = ("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all")
@@ -444,7 +459,9 @@ def test_a_second_signal_ends_the_wait_too(start_server: StartServer, tmp_path: 
 
 
 def test_the_stash_of_outcomes_is_bounded(start_server: StartServer, tmp_path: Path) -> None:
-    """During an outage no more outcomes pile up than there are horses: nothing new is claimed, and memory stays flat."""
+    """During an outage no more outcomes pile up than there are horses: nothing new is claimed, and memory stays
+    flat.
+    """
     server = start_server(DURABLE)
     redis = server.client()
     queue = Queue(connection=redis)

@@ -94,7 +94,9 @@ FOLLOWERS = [
 def test_dependents_of_subclasses_are_enqueued(
     redis: Redis, server: EmbeddedServer, tmp_path: Path, stock: str, ours: str, queue_class: str, same: bool
 ) -> None:
-    """A job that a handler, or an own ``enqueue_dependents``, enqueues with ``depends_on`` this one runs, once, as in RQ."""
+    """A job that a handler, or an own ``enqueue_dependents``, enqueues with ``depends_on`` this one runs, once, as in
+    RQ.
+    """
     ends, dumps = [], []
     for worker_class in (stock, ours):
         redis.flushall()
@@ -122,7 +124,9 @@ WRITES = st.one_of(
     st.tuples(st.just(b"HDEL"), st.just(b"h"), NAMES),
     st.tuples(st.sampled_from([b"SADD", b"SREM"]), st.just(b"s"), NAMES),
     st.tuples(st.just(b"XADD"), st.just(b"x"), st.just(b"*"), NAMES, VALUES),
-    st.tuples(st.just(b"XADD"), st.just(b"x"), st.just(b"MAXLEN"), st.just(b"~"), st.just(b"10"), st.just(b"*"), NAMES, VALUES),
+    st.tuples(
+        st.just(b"XADD"), st.just(b"x"), st.just(b"MAXLEN"), st.just(b"~"), st.just(b"10"), st.just(b"*"), NAMES, VALUES
+    ),
     st.tuples(st.sampled_from([b"DEL", b"UNLINK"]), st.sampled_from([b"h", b"s", b"x"])),
     st.tuples(st.just(b"EXPIRE"), st.sampled_from([b"h", b"s", b"x"]), st.sampled_from([b"-5", b"0", b"100"])),
 )
@@ -131,7 +135,11 @@ READS: list[tuple[Any, ...]] = [
     *((b"HEXISTS", b"h", name) for name in (b"a", b"b", b"c")),
     *((b"SISMEMBER", b"s", name) for name in (b"a", b"b", b"c")),
     *((b"HMGET", b"h", b"a", b"c"), (b"HGETALL", b"h"), (b"SMEMBERS", b"s"), (b"XLEN", b"x")),
-    *((b"XREVRANGE", b"x", b"+", b"-", b"COUNT", b"1"), (b"XREVRANGE", b"x", b"+", b"-"), (b"XRANGE", b"x", b"-", b"+")),
+    *(
+        (b"XREVRANGE", b"x", b"+", b"-", b"COUNT", b"1"),
+        (b"XREVRANGE", b"x", b"+", b"-"),
+        (b"XRANGE", b"x", b"-", b"+"),
+    ),
 ]
 
 
@@ -152,7 +160,10 @@ def test_effects_are_those_of_the_server(redis: Redis, old: Any, new: Any) -> No
     effects = Effects()
     for words in new:
         effects.write(words)
-    reads = [*READS, *((b"EXISTS", key) for key in (b"h", b"s", b"x") if not any(words[0] in (b"HDEL", b"SREM") for words in new))]
+    reads = [
+        *READS,
+        *((b"EXISTS", key) for key in (b"h", b"s", b"x") if not any(words[0] in (b"HDEL", b"SREM") for words in new)),
+    ]
     foreseen = []
     for words in reads:
         if words[0] in (b"XRANGE", b"XREVRANGE"):

@@ -186,7 +186,9 @@ def test_buttons(look: Look, shop: tuple[str, EmbeddedServer], script: bool) -> 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_readable(look: Look, shop: tuple[str, EmbeddedServer], size: tuple[int, int], dark: bool) -> None:
-    """On a screen and a phone, light and dark: nothing is cut off, all text has contrast, what is touched is large enough."""
+    """On a screen and a phone, light and dark: nothing is cut off, all text has contrast, what is touched is large
+    enough.
+    """
     redis = shop[1].client()
     fail_jobs(redis, "mail", ["ValueError: " + "long " * 80, "shop.payments.errors.CardHasExpired: x" + "y" * 300], "r")
     queue = Queue("mail", connection=redis)
@@ -211,7 +213,8 @@ def test_readable(look: Look, shop: tuple[str, EmbeddedServer], size: tuple[int,
 #: Text whose contrast to what is behind it is under 4.5 (WCAG AA), as a list of [text, ratio].
 _CONTRAST = """
 const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
-const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+const luminance = ([r, g, b]) => [r, g, b].map(v => v / 255)
+  .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
   .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
 const ground = e => { for (; e; e = e.parentElement) { const c = parse(getComputedStyle(e).backgroundColor);
   if (c.length < 4 || c[3] > .99) return c; } return [255, 255, 255]; };
@@ -301,7 +304,9 @@ def test_one_command_ends_as_one(_server_available: None, tmp_path: Path) -> Non
     port, log = free_port(), tmp_path / "log"
     with ExitStack() as stack:
         address = f"http://127.0.0.1:{port}"
-        process = stack.enter_context(running(["examples/flask_app", "--port", str(port)], f"{address}/rq/health/redis", log))
+        process = stack.enter_context(
+            running(["examples/flask_app", "--port", str(port)], f"{address}/rq/health/redis", log)
+        )
         process.terminate()
         assert process.wait(40) == 0
     deadline = time.monotonic() + 10
@@ -320,5 +325,3 @@ def _processes_of(word: str) -> list[int]:
         if word.encode() in line and b"gunicorn" in line:
             found.append(int(folder.name))
     return found
-
-

@@ -113,7 +113,14 @@ def test_exhausted_names_the_limit_and_the_holders(server: Any, caplog: pytest.L
         Redis(connection_pool=pool).ping()
     assert time.monotonic() - started < 3
     message = str(caught.value)
-    for words in ("0.1 s (POOL_TIMEOUT)", "all 3 (MAX_CONNECTIONS)", "0 others", "web-7 for", "MainThread for", "Raise"):
+    for words in (
+        "0.1 s (POOL_TIMEOUT)",
+        "all 3 (MAX_CONNECTIONS)",
+        "0 others",
+        "web-7 for",
+        "MainThread for",
+        "Raise",
+    ):
         assert words in message
     assert f"{__file__}:" in message and "in hold_in_a_view" in message and "\n" not in message
     assert isinstance(caught.value, RedisConnectionError)
@@ -158,7 +165,9 @@ def test_unreachable_server(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_silent_server_is_given_up_within_the_bound() -> None:
-    """A server that accepts and never answers is given up after the socket timeout, and before POOL_TIMEOUT plus one."""
+    """A server that accepts and never answers is given up after the socket timeout, and before POOL_TIMEOUT plus
+    one.
+    """
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
         pool = Pool(Settings(url=url, socket_timeout=0.1, socket_connect_timeout=0.1, pool_timeout=0.15))
@@ -298,7 +307,9 @@ def test_statistics_are_logged_from_calls(server: Any, caplog: pytest.LogCapture
 
 
 def test_dead_idle_connection_is_found_by_its_health_check(server: Any, redis: Redis) -> None:
-    """A connection idle for HEALTH_CHECK_INTERVAL is PINGed when taken; one that is dead is replaced, not handed out."""
+    """A connection idle for HEALTH_CHECK_INTERVAL is PINGed when taken; one that is dead is replaced, not handed
+    out.
+    """
     with closing(CutProxy(server.port)) as proxy:
         pool = Pool(Settings(url=proxy.url, health_check_interval=0.01, socket_timeout=1))
         client = Redis(connection_pool=pool)
@@ -365,7 +376,9 @@ def test_timeout_while_publishing_loses_no_slot(start_server: Any) -> None:
     pytest.importorskip("gevent")
     one = start_server()
     pid = str(one.client().info("server")["process_id"])
-    done = subprocess.run([sys.executable, "-c", TIMED_OUT, one.url, pid], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run(
+        [sys.executable, "-c", TIMED_OUT, one.url, pid], capture_output=True, text=True, check=False, timeout=30
+    )
     assert done.stdout.strip() == "3 0 b'mine'", done.stdout + done.stderr
 
 
@@ -644,8 +657,12 @@ print("in use:", redis.connection_pool.stats()["in_use"], "free:", redis.connect
 
 @pytest.mark.parametrize("program", [COLLECTED, SIGNALLED])
 def test_a_thread_never_waits_for_itself(server: Any, program: str) -> None:
-    """A pubsub collected as garbage, at any line of the pool and its queue, and a signal handler's stats() do no harm."""
-    done = subprocess.run([sys.executable, "-c", program, server.url], capture_output=True, text=True, check=False, timeout=40)
+    """A pubsub collected as garbage, at any line of the pool and its queue, and a signal handler's stats() do no
+    harm.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program, server.url], capture_output=True, text=True, check=False, timeout=40
+    )
     assert done.stdout.strip() == "in use: 0 free: 3 True", done.stderr
 
 

@@ -390,7 +390,9 @@ time.sleep(60)
 def test_horses_die_with_their_parent(means: str) -> None:
     """When the parent is killed its busy horses are gone within a second, also without the kernel's help."""
     environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-    parent = subprocess.Popen([sys.executable, "-c", ORPHANS, means], stdout=subprocess.PIPE, text=True, env=environment)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", ORPHANS, means], stdout=subprocess.PIPE, text=True, env=environment
+    )
     assert parent.stdout is not None
     pids = [int(word) for word in parent.stdout.readline().split()]
     assert len(pids) == 3 and all(map(_lives, pids))

@@ -93,7 +93,11 @@ def residue(redis: Redis) -> list[str]:
     left = [key.decode() for pattern in patterns for key in redis.scan_iter(pattern, count=1000)]
     left += [key.decode() for key in keys_of_jobs(redis)]
     for key in redis.scan_iter("rq:worker:*", count=1000):
-        if key.endswith(b":executions") or redis.hget(key, "current_job") or redis.hget(key, "state") not in (None, b"idle"):
+        if (
+            key.endswith(b":executions")
+            or redis.hget(key, "current_job")
+            or redis.hget(key, "state") not in (None, b"idle")
+        ):
             left.append(f"{key.decode()} is busy")
     return left
 
@@ -117,7 +121,9 @@ def job_connections(redis: Redis) -> list[str]:
 
 @pytest.mark.parametrize("job", [promise_jobs.count_and_return_row, promise_jobs.count_and_return_deep])
 @pytest.mark.parametrize("plain", [True, False])
-def test_an_error_after_the_outcome_does_not_change_it(start: Start, redis: Redis, queue: Queue, job: Any, plain: bool) -> None:
+def test_an_error_after_the_outcome_does_not_change_it(
+    start: Start, redis: Redis, queue: Queue, job: Any, plain: bool
+) -> None:
     """A success whose result cannot be shown stands: the job runs once, and its dependents run."""
     queue.enqueue(jobs.announce, "horses")
     one = queue.enqueue(job, "runs", retry=Retry(1))

@@ -84,7 +84,9 @@ def normalised(redis: Redis) -> dict[str, Any]:
 
 
 def test_leaves_what_stock_rq_leaves(server: Any, redis: Redis) -> None:
-    """After one round the key space equals that after a round of RQScheduler: jobs, order, expiries, locks, its hash."""
+    """After one round the key space equals that after a round of RQScheduler: jobs, order, expiries, locks, its
+    hash.
+    """
     schedule_all_kinds(redis)
     stock(redis)
     expected = normalised(redis)

@@ -110,8 +110,8 @@ def test_needs_no_connection(server: Any, redis: Redis, monkeypatch: pytest.Monk
 
 
 def test_accepts_the_arguments_of_rq(redis: Redis) -> None:
-    """Every argument of rq.Queue is accepted by position and by name, and a connection that is given is kept; what we add
-    is given by name only."""
+    """Every argument of rq.Queue is accepted by position and by name, and a connection that is given is kept; what we
+    add is given by name only."""
     queue = Queue("q", redis, 33, False, Job, "json", None)
     assert (queue.name, queue.connection, queue._default_timeout, queue._is_async) == ("q", redis, 33, False)
     assert Queue(name="q", connection=redis, is_async=True, default_timeout="1h")._default_timeout == 3600
@@ -159,7 +159,9 @@ def test_repeat_after_a_request_that_arrives_late(proxy: CutProxy, redis: Redis)
 
 @pytest.mark.parametrize("older", [1, 2])
 def test_repeat_replaces_an_older_job_of_that_id(proxy: CutProxy, redis: Redis, older: int) -> None:
-    """Where an older job, of the same call or another, has the id and the lost enqueue did not arrive, the repeat enqueues it."""
+    """Where an older job, of the same call or another, has the id and the lost enqueue did not arrive, the repeat
+    enqueues it.
+    """
     queue = Queue(connection=through(proxy))
     queue.enqueue(JOB, older, job_id="again")
     redis.delete(queue.key)
@@ -246,7 +248,9 @@ def test_dependent_that_was_queued_meanwhile_is_not_doubled(proxy: CutProxy, red
 
 def test_dependent_jobs_need_one_connection(server: Any, redis: Redis) -> None:
     """Enqueueing with depends_on takes one connection, so that callers on a small pool cannot wait for each other."""
-    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=server.url, max_connections=3), max_connections=1)))
+    queue = Queue(
+        connection=Redis(connection_pool=Pool(Settings(url=server.url, max_connections=3), max_connections=1))
+    )
     parent, saved = queue.enqueue(JOB, 3), queue.create_job(JOB, args=(3,))
     saved.save()
     for dependencies in ([parent], [saved, "nowhere"], rq.job.Dependency([parent], allow_failure=True)):
@@ -286,13 +290,17 @@ def test_exhausted_pool_is_not_hidden_by_the_end_of_the_pipeline(server: Any, re
 def test_stock_queue_in_a_job_has_the_two_connections_it_needs(
     server: Any, redis: Redis, tmp_path: Path, share: str
 ) -> None:
-    """However many jobs run at once, each of them may use two connections, as RQ does; with JOBS_SHARE=no that is said."""
+    """However many jobs run at once, each of them may use two connections, as RQ does; with JOBS_SHARE=no that is
+    said.
+    """
     settings = {"RQ_POOLED_POOL_TIMEOUT": "1", "RQ_POOLED_JOBS_SHARE": share}
     with running_worker(server.url, "default", log=tmp_path / "log", concurrency=5, **settings) as worker:
         job = rq.Queue(connection=redis).enqueue("jobs.enqueue_dependent")
         wait_until(lambda: job.get_status() in (JobStatus.FINISHED, JobStatus.FAILED), what="the job")
         assert job.get_status() == JobStatus.FINISHED
-        warned = "jobs that use Redis may hold 10 connections of their own, beyond MAX_CONNECTIONS=10" in worker.output()
+        warned = (
+            "jobs that use Redis may hold 10 connections of their own, beyond MAX_CONNECTIONS=10" in worker.output()
+        )
         assert warned == (share == "no")
     assert redis.llen("rq:queue:later") == 1
 
@@ -388,9 +396,7 @@ def test_refusal_is_not_a_lost_reply(redis: Redis, server: Any) -> None:
     assert not isinstance(caught.value, EnqueueUnconfirmed)
 
 
-def test_memory_of_unconfirmed_ids_is_bounded(
-    proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_of_unconfirmed_ids_is_bounded(proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many enqueues stay unconfirmed, only so many ids are remembered; a confirmed one is forgotten."""
     monkeypatch.setattr(queue_module, "_REMEMBERED", 2)
     monkeypatch.setattr(queue_module, "_unconfirmed", type(queue_module._unconfirmed)())
@@ -404,9 +410,7 @@ def test_memory_of_unconfirmed_ids_is_bounded(
     assert list(queue_module._unconfirmed) == ["b"]
 
 
-def test_more_jobs_at_once_than_are_remembered(
-    proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_jobs_at_once_than_are_remembered(proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """All ids of one unconfirmed enqueue_many are remembered, however many, so that its repeat doubles none."""
     monkeypatch.setattr(queue_module, "_REMEMBERED", 2)
     queue = Queue(connection=through(proxy))
@@ -419,7 +423,9 @@ def test_more_jobs_at_once_than_are_remembered(
 
 
 def test_another_call_with_an_unconfirmed_id_is_enqueued(proxy: CutProxy, redis: Redis) -> None:
-    """An unconfirmed id that nobody repeated does not swallow a later call with other arguments, alone or among many."""
+    """An unconfirmed id that nobody repeated does not swallow a later call with other arguments, alone or among
+    many.
+    """
     queue = Queue(connection=through(proxy))
     for enqueue in (
         lambda number: queue.enqueue(JOB, number, job_id="sync-7"),
@@ -498,7 +504,9 @@ def test_a_wrapped_setup_dependencies_is_called_once(
                 redis.hset(parent.key, "status", "started")
             super().register_dependency(pipeline)
 
-    queue = Queue(connection=Redis(connection_pool=Pool(Settings(url=server.url, max_connections=3), max_connections=1)))
+    queue = Queue(
+        connection=Redis(connection_pool=Pool(Settings(url=server.url, max_connections=3), max_connections=1))
+    )
     queue.job_class = Changing
     job = queue.enqueue(JOB, 3, depends_on=parent)
     assert seen == [job.id] and job.get_status() == JobStatus.DEFERRED
@@ -524,7 +532,9 @@ def test_unique_needs_an_id(redis: Redis) -> None:
 
 
 @pytest.mark.parametrize("refused", ["-@scripting", "-evalsha", "-script"])
-def test_enqueueing_where_scripts_are_refused(start_server: Any, caplog: pytest.LogCaptureFixture, refused: str) -> None:
+def test_enqueueing_where_scripts_are_refused(
+    start_server: Any, caplog: pytest.LogCaptureFixture, refused: str
+) -> None:
     """A web process that may run no scripts enqueues in RQ's own way, as rq.Queue does, and says so once."""
     server = start_server()
     redis = server.client()

@@ -44,7 +44,10 @@ def test_the_reads_of_a_pipeline_are_asked_for_together(recorder: Recorder) -> N
 
     def read(commands: Any) -> list[tuple[bytes, Any]]:
         asked.append([list(words) for words in commands])
-        return [(b"digest-%d" % i, b"finished" if w[0] == b"HGET" else [b"status", b"deferred"]) for i, w in enumerate(commands)]
+        return [
+            (b"digest-%d" % i, b"finished" if w[0] == b"HGET" else [b"status", b"deferred"])
+            for i, w in enumerate(commands)
+        ]
 
     with recorder.record_to(tape(read)) as recorded, recorder.pipeline() as pipe:
         pipe.hget("rq:job:b", "status")

@@ -79,7 +79,9 @@ def test_exceptions_decide_about_another_try(server: EmbeddedServer, redis: Redi
 
 
 def test_history_tells_error_time_and_next_time(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Each RETRIED entry has the traceback, the execution's times, and when the next try is due, as it was scheduled."""
+    """Each RETRIED entry has the traceback, the execution's times, and when the next try is due, as it was
+    scheduled.
+    """
     job = Queue("default", redis).enqueue(retry_jobs.fail, "Busy", "try again", retry=Backoff(1, 3600, 1, 3600, None))
     with running_worker(server.url, log=tmp_path / "log"):
         wait_until(lambda: job.get_status() == JobStatus.SCHEDULED)
@@ -122,7 +124,9 @@ def test_stock_worker_keeps_to_our_intervals(redis: Redis) -> None:
 
 
 def test_both_index_rules_of_rq_give_the_intervals_in_order(redis: Redis) -> None:
-    """RQ counts intervals from retries_left after an exception, and from the number of retries after a returned Retry."""
+    """RQ counts intervals from retries_left after an exception, and from the number of retries after a returned
+    Retry.
+    """
     backoff = Backoff(4, 1, 2, 100, None)
     job = Queue("default", redis).enqueue(retry_jobs.fail, retry=backoff)
     by_exception = []
@@ -178,7 +182,9 @@ def test_rules_live_and_die_with_the_job(redis: Redis) -> None:
 
 
 def test_history_ends_with_the_job(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """The entries of failed tries expire if nobody needs them any more, and are gone at once where no result is kept."""
+    """The entries of failed tries expire if nobody needs them any more, and are gone at once where no result is
+    kept.
+    """
     queue = Queue(connection=redis)
     kept = queue.enqueue(retry_jobs.fail, retry=Backoff(1, base=60, cap=60, jitter=None), failure_ttl=1)
     gone = queue.enqueue(retry_jobs.fail_once, retry=soon(), result_ttl=0)

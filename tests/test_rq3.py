@@ -1,4 +1,6 @@
-"""What RQ 3 brings: limits on jobs that run at once, executions by worker, a stop for one execution, a prefix of keys."""
+"""What RQ 3 brings: limits on jobs that run at once, executions by worker, a stop for one execution, a prefix of
+keys.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def test_another_prefix_of_keys_is_refused(server: Any, redis: Redis, way: list[
 @only_3
 @pytest.mark.parametrize("program", ["rq worker", "rq-pooled worker"])
 def test_a_worker_class_written_for_rq_2_is_refused(server: Any, redis: Redis, program: str) -> None:
-    """A worker class whose ``perform_job`` takes no execution ends in one line, and its jobs stay queued instead of failing."""
+    """A worker class whose ``perform_job`` takes no execution ends in one line, and its jobs stay queued instead of
+    failing.
+    """
     job = Queue("q", connection=redis).enqueue(jobs.nothing)
     line = refusal(run([*WAYS[program][:-1], "--worker-class", "entry_worker.OldWorker", "q"], server.url))
     assert "entry_worker.OldWorker.perform_job() takes no execution, which rq 3" in line
@@ -157,7 +161,10 @@ def test_an_enqueue_with_a_limit_is_one_step(server: Any, redis: Redis) -> None:
     second = queue.enqueue(jobs.nothing, job_id="b", rate_limit=rate_limit(2))
     calls.append(redis.info("commandstats")["cmdstat_evalsha"]["calls"])
     assert calls[1] - calls[0] == 2
-    assert (first.get_status(refresh=False), second.get_status(refresh=False)) == (JobStatus.QUEUED, JobStatus.RATE_LIMITED)
+    assert (first.get_status(refresh=False), second.get_status(refresh=False)) == (
+        JobStatus.QUEUED,
+        JobStatus.RATE_LIMITED,
+    )
     assert first.enqueued_at is not None and second.enqueued_at is None
     for job in (first, second):
         stored = Job.fetch(job.id, redis)
@@ -168,7 +175,9 @@ def test_an_enqueue_with_a_limit_is_one_step(server: Any, redis: Redis) -> None:
 @only_3
 @pytest.mark.parametrize("at_front", [False, True])
 def test_an_enqueue_with_a_limit_leaves_what_rq_leaves(redis: Redis, at_front: bool) -> None:
-    """Hash, queue and limit are the same after our one step as after RQ's two, for a job that is let in and one that waits."""
+    """Hash, queue and limit are the same after our one step as after RQ's two, for a job that is let in and one that
+    waits.
+    """
 
     def state(kind: type[Queue]) -> dict[str, Any]:
         redis.flushall()
@@ -180,7 +189,10 @@ def test_an_enqueue_with_a_limit_leaves_what_rq_leaves(redis: Redis, at_front: b
         for key in sorted(redis.keys("rq:*")):
             kind_of_key = redis.type(key)
             if kind_of_key == b"hash":
-                found[key] = redis.hgetall(key).keys() - {b"enqueued_at"}, redis.hmget(key, "status", "enqueue_at_front")
+                found[key] = (
+                    redis.hgetall(key).keys() - {b"enqueued_at"},
+                    redis.hmget(key, "status", "enqueue_at_front"),
+                )
                 found[key] += (bool(redis.hget(key, "enqueued_at")),)
             elif kind_of_key == b"zset":
                 found[key] = redis.zrange(key, 0, -1)
@@ -263,7 +275,9 @@ def test_what_rq_refuses_with_a_limit_is_refused(redis: Redis) -> None:
 @only_3
 @pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited"])
 def test_a_limit_that_is_something_else_loses_no_job(server: Any, redis: Redis, tmp_path: Path, key: str) -> None:
-    """Where a key of a limit has another type an enqueue raises and writes nothing; a job that is due runs without it."""
+    """Where a key of a limit has another type an enqueue raises and writes nothing; a job that is due runs without
+    it.
+    """
     queue = PooledQueue(connection=redis)
     due = queue.enqueue_in(timedelta(seconds=0.1), jobs.add, 1, 2, rate_limit=rate_limit())
     redis.lpush(key, "x")
@@ -277,7 +291,9 @@ def test_a_limit_that_is_something_else_loses_no_job(server: Any, redis: Redis, 
 
 @only_3
 def test_a_queue_that_is_none_keeps_its_jobs_waiting(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A job whose queue has become something else stays where it waits when a slot is free, and the others' outcomes stand."""
+    """A job whose queue has become something else stays where it waits when a slot is free, and the others' outcomes
+    stand.
+    """
     first = limited(redis, jobs.add, 1, 2, job_id="a")
     stuck = Queue("spoilt", connection=redis).enqueue(jobs.nothing, job_id="b", rate_limit=rate_limit())
     redis.set("rq:queue:spoilt", "x")
@@ -325,7 +341,9 @@ def test_a_limit_that_is_no_number_is_none(server: Any, redis: Redis, concurrenc
 @only_3
 @pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited"])
 def test_a_due_job_of_a_spoilt_limit_is_queued(server: Any, redis: Redis, key: str) -> None:
-    """A due job, one that is requeued and one that was ready are queued where a key of their limit is of another type."""
+    """A due job, one that is requeued and one that was ready are queued where a key of their limit is of another
+    type.
+    """
     queue = Queue(connection=redis)
     due = limited(redis, jobs.add, 1, 2, job_id="due")
     redis.delete(queue.key, "rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited")
@@ -366,7 +384,9 @@ def test_ready_entries_that_are_odd_stop_nothing(server: Any, redis: Redis) -> N
 
 @only_3
 def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
-    """What a stock worker noted as ready before it died is queued after the age, by its limit if it has one; not before."""
+    """What a stock worker noted as ready before it died is queued after the age, by its limit if it has one; not
+    before.
+    """
     queue = Queue(connection=redis)
     plain, held = queue.enqueue(jobs.add, 1, 2, job_id="plain"), limited(redis, jobs.add, 1, 2, job_id="held")
     redis.delete(queue.key, "rq:rl:k:allowed")
@@ -387,12 +407,14 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
 @only_3
 @pytest.mark.parametrize("key", ["rq:job:odd", "rq:executions:odd"])
 def test_an_odd_key_of_an_admitted_job_stops_no_other_limit(server: Any, redis: Redis, key: str) -> None:
-    """A slot whose job is no job, or whose executions are none, keeps the jobs of no other limit waiting, and loses none of
-    its own that cannot be queued."""
+    """A slot whose job is no job, or whose executions are none, keeps the jobs of no other limit waiting, and loses
+    none of its own that cannot be queued."""
     redis.set(key, "x")
     redis.set("rq:queue:spoilt", "x")
     limited(redis, jobs.nothing, job_id="first")
-    Queue("spoilt", connection=redis).enqueue(jobs.nothing, job_id="-stuck", rate_limit=rate_limit())  # the first, of one second
+    Queue("spoilt", connection=redis).enqueue(
+        jobs.nothing, job_id="-stuck", rate_limit=rate_limit()
+    )  # the first, of one second
     waiting = []
     for name in "kl":
         waiting += [Queue(connection=redis).enqueue(jobs.nothing, rate_limit=rate_limit(1, name)) for _ in range(2)][1:]
@@ -401,12 +423,16 @@ def test_an_odd_key_of_an_admitted_job_stops_no_other_limit(server: Any, redis: 
     with engine(server.url) as ours:
         ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now"))
     assert redis.zrank("rq:rl:k:rate_limited", "-stuck") == 0
-    assert waiting[1].get_status() == JobStatus.QUEUED and redis.zrange("rq:rl:l:allowed", 0, -1) == [waiting[1].id.encode()]
+    assert waiting[1].get_status() == JobStatus.QUEUED and redis.zrange("rq:rl:l:allowed", 0, -1) == [
+        waiting[1].id.encode()
+    ]
 
 
 @only_3
 def test_free_slots_are_filled_between_maintenances(server: Any, redis: Redis) -> None:
-    """Jobs that wait although a slot is free, as after the end of one on RQ 2, are admitted; a spoilt limit stops no other."""
+    """Jobs that wait although a slot is free, as after the end of one on RQ 2, are admitted; a spoilt limit stops no
+    other.
+    """
     first, second = (limited(redis, jobs.add, 1, 2, job_id=name) for name in "ab")
     redis.delete("rq:rl:k:allowed", "rq:queue:default")
     for name in ("spoilt", "without a number"):

@@ -115,7 +115,9 @@ def test_lost_server_is_exit_code_75(run: Run) -> None:
 
 
 def test_runs_when_it_is_due_and_comes_again(server: Any, redis: Redis, run: Run, tmp_path: Path) -> None:
-    """A worker with --with-scheduler enqueues the sweep and runs it: failed jobs are requeued, and its next time stands."""
+    """A worker with --with-scheduler enqueues the sweep and runs it: failed jobs are requeued, and its next time
+    stands.
+    """
     queue, gate = Queue(connection=redis), tmp_path / "gate"
     job = queue.enqueue(claim_jobs.fail_unless_file, str(gate))
     with running_worker(server.url, "--with-scheduler", log=tmp_path / "log"):

@@ -1,4 +1,6 @@
-"""Scheduler: rq-scheduler's jobs, by whichever of the two they were scheduled, are moved once, whatever happens meanwhile."""
+"""Scheduler: rq-scheduler's jobs, by whichever of the two they were scheduled, are moved once, whatever happens
+meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def schedule_all_kinds(scheduler: Any, redis: Redis) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         scheduler.enqueue_at(PAST, once_jobs.accept, 1, a=2, job_id="plain")
-        scheduler.enqueue_at(PAST + timedelta(1), once_jobs.accept, job_id="ttl", job_ttl=900, job_result_ttl=5, meta={"m": 1})
+        scheduler.enqueue_at(
+            PAST + timedelta(1), once_jobs.accept, job_id="ttl", job_ttl=900, job_result_ttl=5, meta={"m": 1}
+        )
         scheduler.enqueue_at(PAST, once_jobs.accept, job_id="other", queue_name="other", timeout=33)
         scheduler.schedule(PAST + timedelta(2), once_jobs.accept, interval=3600, id="interval", at_front=True)
         scheduler.schedule(PAST + timedelta(3), once_jobs.accept, interval=3600, repeat=2, id="twice")
@@ -105,7 +109,16 @@ def test_leaves_what_the_stock_scheduler_leaves(redis: Redis, ours: Scheduler, s
     redis.flushdb()
     schedule_all_kinds(ours, redis)
     assert ours.acquire_lock()
-    assert {job.id for job in ours.enqueue_jobs()} == {"plain", "ttl", "other", "interval", "twice", "last", "cron", "waits"}
+    assert {job.id for job in ours.enqueue_jobs()} == {
+        "plain",
+        "ttl",
+        "other",
+        "interval",
+        "twice",
+        "last",
+        "cron",
+        "waits",
+    }
     ours.remove_lock()
     found = normalised(redis)
     # A deferred job: rq-scheduler leaves out the two fields that RQ writes when it enqueues.
@@ -118,7 +131,9 @@ def test_leaves_what_the_stock_scheduler_leaves(redis: Redis, ours: Scheduler, s
     assert Job.fetch("twice", redis).meta["repeat"] == 1
 
 
-def test_stock_jobs_run_under_ours_and_the_other_way_round(server: Any, redis: Redis, ours: Any, stock: Any, tmp_path: Path) -> None:
+def test_stock_jobs_run_under_ours_and_the_other_way_round(
+    server: Any, redis: Redis, ours: Any, stock: Any, tmp_path: Path
+) -> None:
     """What one package has scheduled the other one's process moves, and a worker runs it."""
     theirs = stock.enqueue_at(PAST, claim_jobs.nothing, job_id="theirs")
     with running_scheduler(server.url, "--burst", log=tmp_path / "ours") as process:
@@ -172,7 +187,9 @@ def test_two_schedulers_at_once(server: Any, redis: Redis, tmp_path: Path, with_
     # A lock that expired under a stock scheduler at work would double jobs: hence its interval of a minute.
     with (
         running_scheduler(server.url, "--interval", "1", log=tmp_path / "a") as first,
-        running_scheduler(server.url, "--interval", "60" if with_stock else "1", log=tmp_path / "b", stock=with_stock) as second,
+        running_scheduler(
+            server.url, "--interval", "60" if with_stock else "1", log=tmp_path / "b", stock=with_stock
+        ) as second,
         running_worker(server.url, "nothing", "--with-scheduler", log=tmp_path / "c"),
     ):
         for i in range(number):
@@ -186,7 +203,9 @@ def test_two_schedulers_at_once(server: Any, redis: Redis, tmp_path: Path, with_
 
 
 def test_move_is_fenced_by_time_and_lock(redis: Redis, ours: Scheduler) -> None:
-    """A job that somebody else has moved, cancelled or put off meanwhile stays as it is; without the lock nothing moves."""
+    """A job that somebody else has moved, cancelled or put off meanwhile stays as it is; without the lock nothing
+    moves.
+    """
     mover, lock = ours._mover, ours._lock
     job = ours.enqueue_at(PAST, once_jobs.accept, job_id="job")
     due = redis.zscore(SCHEDULED_JOBS, "job")
@@ -242,7 +261,9 @@ class Bomb:
 
 
 def test_moving_unpickles_nothing(redis: Redis, ours: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
-    """A scheduler moves jobs without loading what their meta names, which stays as it is; a count of repeats it keeps."""
+    """A scheduler moves jobs without loading what their meta names, which stays as it is; a count of repeats it
+    keeps.
+    """
     for number, meta in enumerate(({}, {"interval": 60}, {"repeat": 2, "interval": 60})):
         job = ours.enqueue_at(PAST, once_jobs.accept, job_id=f"j{number}")
         redis.hset(job.key, mapping={"meta": pickle.dumps({**meta, "bomb": Bomb()}), "result": pickle.dumps(Bomb())})
@@ -254,7 +275,9 @@ def test_moving_unpickles_nothing(redis: Redis, ours: Scheduler, caplog: pytest.
 
 
 def test_wakes_up_when_the_next_job_is_due_and_ends_in_order(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """With an interval of a minute a job due in two seconds is moved then; SIGTERM ends it with its death registered."""
+    """With an interval of a minute a job due in two seconds is moved then; SIGTERM ends it with its death
+    registered.
+    """
     Scheduler(connection=redis).enqueue_in(timedelta(seconds=2), once_jobs.accept)
     with running_scheduler(server.url, "--name", "mine", log=tmp_path / "log") as process:
         wait_until(lambda: redis.llen("rq:queue:default") == 1)
@@ -285,7 +308,9 @@ def test_survives_a_lost_server(start_server: Callable[..., EmbeddedServer], tmp
 
 
 def test_lock_that_is_its_own_is_taken_again(redis: Redis, ours: Scheduler) -> None:
-    """A scheduler that lost the server while it held the lock goes on with it, instead of waiting until it has expired."""
+    """A scheduler that lost the server while it held the lock goes on with it, instead of waiting until it has
+    expired.
+    """
     assert ours.acquire_lock()
     ours._lock_acquired = False  # as run does when the server is lost
     redis.expire(SCHEDULER_LOCK, 5)
@@ -313,7 +338,9 @@ def test_bad_intervals_are_refused(server: Any, tmp_path: Path, interval: str) -
 
 
 def test_worker_does_it_without_further_connections(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """With --with-scheduler due and periodic jobs run, while all slots are busy too, over the worker's two connections."""
+    """With --with-scheduler due and periodic jobs run, while all slots are busy too, over the worker's two
+    connections.
+    """
     scheduler, gate = Scheduler(connection=redis), tmp_path / "gate"
     with running_worker(server.url, "--with-scheduler", log=tmp_path / "log") as worker:
         before = len(redis.client_list())
@@ -343,8 +370,8 @@ def test_worker_without_the_flag_leaves_it(server: Any, redis: Redis, tmp_path: 
 
 
 def test_api_warns_nowhere_and_lists(redis: Redis, ours: Scheduler, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every method works without a warning of rq-scheduler or its libraries (pytest makes each an error), those included
-    that Python 3.12 gives."""
+    """Every method works without a warning of rq-scheduler or its libraries (pytest makes each an error), those
+    included that Python 3.12 gives."""
 
     class Python312(datetime):
         @classmethod
@@ -386,7 +413,9 @@ def test_cron_times_are_those_of_rq_scheduler() -> None:
 
 
 def test_shared_pool_and_our_queue(server: Any, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a connection the process's pool is used; jobs go into our Queue; it can be stopped from another thread."""
+    """Without a connection the process's pool is used; jobs go into our Queue; it can be stopped from another
+    thread.
+    """
     from rq_pooled.pool import get_connection
 
     monkeypatch.setenv("RQ_POOLED_URL", server.url)
@@ -409,8 +438,12 @@ def test_unknown_name_of_the_server_raises_before_anything_runs() -> None:
         Scheduler(connection=Redis(port=1)).run(burst=True)
 
 
-def test_enqueue_jobs_without_the_lock_moves_jobs(redis: Redis, ours: Scheduler, caplog: pytest.LogCaptureFixture) -> None:
-    """As in rq-scheduler ``enqueue_jobs`` may be called without ``acquire_lock``, also while another one holds the lock."""
+def test_enqueue_jobs_without_the_lock_moves_jobs(
+    redis: Redis, ours: Scheduler, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As in rq-scheduler ``enqueue_jobs`` may be called without ``acquire_lock``, also while another one holds the
+    lock.
+    """
     ours.enqueue_at(PAST, once_jobs.accept, job_id="a")
     redis.set(SCHEDULER_LOCK, "somebody else")
     assert [job.id for job in ours.enqueue_jobs()] == ["a"]
@@ -449,7 +482,9 @@ class ChoosingScheduler(HookedScheduler):
 @pytest.mark.parametrize("kind", [HookedScheduler, ChoosingScheduler])
 @pytest.mark.parametrize("locked", [True, False])
 def test_overridden_hooks_are_called(redis: Redis, kind: type[Scheduler], locked: bool) -> None:
-    """``enqueue_job`` and ``get_queue_for_job`` of a subclass are called for each due job, once in a round, and may leave it."""
+    """``enqueue_job`` and ``get_queue_for_job`` of a subclass are called for each due job, once in a round, and may
+    leave it.
+    """
     mine = kind(connection=redis)
     paused = [f"paused-{i:03}" for i in range(150)]
     for at, job_id in enumerate([*paused, "a", "b", "by-hand", "broken"]):

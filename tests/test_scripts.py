@@ -37,9 +37,15 @@ def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
         "admit": (scripts.admit("t", True, 30), 1),
         "aside": (scripts.aside("a:b", "q", 9, [("f", b"v")]), 2),
         "budget": (scripts.budget(budget_keys("shop"), "t", 1, 2, 1, 20, 60, 6, ["u"]), 4),
-        "claim": (scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]), 2),
+        "claim": (
+            scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]),
+            2,
+        ),
         "commit": (scripts.commit("now", "t", []), 0),
-        "enqueue": (scripts.enqueue("rq:queue:a", 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]), 1),
+        "enqueue": (
+            scripts.enqueue("rq:queue:a", 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]),
+            1,
+        ),
         "executions": (scripts.executions("0", 10, "t", 10), 0),
         "ghosts": (scripts.ghosts("rq:failed:a", "0", 10, "t", 10), 1),
         "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, "t", [], []), 0),

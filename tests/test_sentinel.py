@@ -67,7 +67,8 @@ def nobody_listens() -> int:
         return int(probe.getsockname()[1])
 
 
-# -- URLs ----------------------------------------------------------------------------------------------------------------
+# -- URLs
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_parts_of_a_url() -> None:
@@ -116,7 +117,8 @@ def test_the_command_refuses_a_bad_url_in_one_line(url: str, words: str) -> None
         assert words in line and "sentinel://host1:26379,host2:26379/service/db" in line
 
 
-# -- the web pool --------------------------------------------------------------------------------------------------------
+# -- the web pool
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_the_pool_finds_the_master_and_leaves_the_sentinels(topology: Topology) -> None:
@@ -191,7 +193,8 @@ def test_a_connection_to_replicas_is_refused(topology: Topology) -> None:
         get_pool(client=sentinel.slave_for(SERVICE))
 
 
-# -- workers -------------------------------------------------------------------------------------------------------------
+# -- workers
+# -------------------------------------------------------------------------------------------------------------
 
 
 def check_worker(topology: Topology, worker: WorkerProcess, password: str = "") -> None:
@@ -241,7 +244,9 @@ def test_a_worker_without_a_connection(topology: Topology, tmp_path: Path) -> No
         worker.kill()
 
 
-@pytest.mark.parametrize("command", [["rq.cli", "worker", "--worker-class", "rq_pooled.Worker"], ["rq_pooled", "worker"]])
+@pytest.mark.parametrize(
+    "command", [["rq.cli", "worker", "--worker-class", "rq_pooled.Worker"], ["rq_pooled", "worker"]]
+)
 def test_the_setting_sentinel_of_rq(locked: Topology, tmp_path: Path, command: list[str]) -> None:
     """RQ's own setting SENTINEL (`rq worker -c`) leads the worker to the master, with both passwords."""
     port = locked.sentinels[0].port

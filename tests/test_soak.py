@@ -28,5 +28,3 @@ def test_hundreds_of_replaced_horses_leave_no_descriptor(server: Any, redis: Red
     assert result.recorded == 300
     assert result.last.descriptors <= result.first.descriptors, f"{result.first}\n{result.last}"
     assert result.growth < 10, f"{result.first}\n{result.last}"
-
-

@@ -133,7 +133,10 @@ def test_the_claim_to_fail_a_job_expires_like_any_other(ours: Engine, redis: Red
     def note(stage: str, member: str) -> None:
         keys[stage] = [redis.ttl(key) for key in (f"rq:execution:{member}", "rq:executions:a", claims)]
         zsets = ("rq_pooled:leases:default", "rq:wip:default")
-        found = [*(redis.zscore(key, member) for key in zsets), redis.zscore("rq:executions:a", member.partition(":")[2])]
+        found = [
+            *(redis.zscore(key, member) for key in zsets),
+            redis.zscore("rq:executions:a", member.partition(":")[2]),
+        ]
         scores[stage] = [score - redis.time()[0] for score in found]
 
     note("claimed", claim.member)
@@ -159,7 +162,9 @@ def test_the_claim_to_fail_a_job_knows_where_it_was_popped(ours: Engine, redis: 
 
 
 def test_a_claim_whose_worker_is_long_gone_is_not_postponed_again(ours: Engine, redis: Redis) -> None:
-    """A horizon further behind its lease than ABANDON_AFTER was put there by a postponement: RQ's clean-up may have it."""
+    """A horizon further behind its lease than ABANDON_AFTER was put there by a postponement: RQ's clean-up may have
+    it.
+    """
     queue = Queue(connection=redis)
     queue.enqueue(jobs.nothing, job_id="a")
     (claim,) = ours.claim("w").claims
@@ -349,7 +354,9 @@ def test_a_worker_that_has_just_come_does_not_judge(server: EmbeddedServer, redi
 
 
 def test_rq_s_clean_up_leaves_leased_claims_alone_once(ours: Engine, redis: Redis) -> None:
-    """After a night without power our claims are put back, not failed as abandoned; one that nobody puts back is, later."""
+    """After a night without power our claims are put back, not failed as abandoned; one that nobody puts back is,
+    later.
+    """
     queue = Queue(connection=redis)
     queue.enqueue(jobs.nothing, job_id="a")
     (claim,) = ours.claim("w").claims
@@ -364,7 +371,9 @@ def test_rq_s_clean_up_leaves_leased_claims_alone_once(ours: Engine, redis: Redi
 
 
 def test_a_job_of_last_night_is_put_back(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """A worker that starts long after a crash runs the jobs that were running then, although RQ calls them abandoned."""
+    """A worker that starts long after a crash runs the jobs that were running then, although RQ calls them
+    abandoned.
+    """
     queue = Queue(connection=redis)
     with engine(server.url) as ours:
         ours.register("w")
@@ -391,7 +400,9 @@ def test_a_machine_that_slept_takes_nobody_s_jobs(server: EmbeddedServer, redis:
         for pid in everybody:
             os.kill(pid, signal.SIGSTOP)
         leases = "rq_pooled:leases:default"
-        wait_until(lambda: all(score < redis.time()[0] - 1 for _, score in redis.zrange(leases, 0, -1, withscores=True)))
+        wait_until(
+            lambda: all(score < redis.time()[0] - 1 for _, score in redis.zrange(leases, 0, -1, withscores=True))
+        )
         for pid in everybody:
             os.kill(pid, signal.SIGCONT)
         time.sleep(1)  # several looks

@@ -1,4 +1,6 @@
-"""Statistics: what processes publish agrees with what was done and with CLIENT LIST, to the unit, and goes with them."""
+"""Statistics: what processes publish agrees with what was done and with CLIENT LIST, to the unit, and goes with
+them.
+"""
 
 from __future__ import annotations
 
@@ -98,7 +100,9 @@ def test_a_lost_claim_is_counted_and_is_no_outcome(redis: Redis, server: Embedde
         wait_until(lambda: list(tmp_path.glob("ran.*")), what="the job")
         job.cancel()
         (tmp_path / "go").touch()
-        wait_until(lambda: worker_of(redis, worker.pid)["worker"]["counters"]["lost_claims"] == 1, what="the lost claim")
+        wait_until(
+            lambda: worker_of(redis, worker.pid)["worker"]["counters"]["lost_claims"] == 1, what="the lost claim"
+        )
         counters = worker_of(redis, worker.pid)["worker"]["counters"]
         assert (counters["claims"], counters["finished"], counters["failed"]) == (1, 0, 0)
 
@@ -142,7 +146,9 @@ def test_connections_agree_with_client_list(redis: Redis, server: EmbeddedServer
 
 
 def test_statistics_go_with_the_worker(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
-    """They are there as soon as the worker is, expire with its leases after a crash, and are removed at a regular end."""
+    """They are there as soon as the worker is, expire with its leases after a crash, and are removed at a regular
+    end.
+    """
     with running_worker(server.url, "a", log=tmp_path / "log") as worker:
         wait_until(lambda: health.processes(redis), 5, "the first statistics, before the first heartbeat is due")
         (key,) = [key for key in redis.keys(f"{STATS}:*") if redis.type(key) == b"hash"]
@@ -150,9 +156,7 @@ def test_statistics_go_with_the_worker(redis: Redis, server: EmbeddedServer, tmp
         assert redis.ttl(STATS) > 0
         worker.stop()
         assert not redis.keys(f"{STATS}*")
-    with running_worker(
-        server.url, "a", log=tmp_path / "log2", RQ_POOLED_HEARTBEAT_TTL="1", **FAST
-    ) as worker:
+    with running_worker(server.url, "a", log=tmp_path / "log2", RQ_POOLED_HEARTBEAT_TTL="1", **FAST) as worker:
         wait_until(lambda: health.processes(redis), what="statistics")
         worker.kill()
         wait_until(lambda: not health.processes(redis), 5, "the end of its statistics")

@@ -71,7 +71,12 @@ def client_process(port: int, other: int) -> Iterator[int]:
 def worker_of(server: EmbeddedServer, folder: Path, concurrency: int = 1) -> Iterator[WorkerProcess]:
     """Run a worker whose guard looks ten times a second."""
     with running_worker(
-        server.url, "q", log=folder / "log", concurrency=concurrency, RQ_POOLED_GUARD_INTERVAL="0.1", STRAY_URL=server.url
+        server.url,
+        "q",
+        log=folder / "log",
+        concurrency=concurrency,
+        RQ_POOLED_GUARD_INTERVAL="0.1",
+        STRAY_URL=server.url,
     ) as worker:
         yield worker
         assert "Traceback" not in worker.output() and "error in" not in worker.output()
@@ -99,7 +104,9 @@ def wait_for_looks(redis: Redis, number: int) -> None:
         wait_until(looked, what="a look of the guard")
 
 
-def test_a_client_at_import_is_named_and_again_when_doubled(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+def test_a_client_at_import_is_named_and_again_when_doubled(
+    redis: Redis, server: EmbeddedServer, tmp_path: Path
+) -> None:
     """A job module's own client is named once in one line with horse, number and cure; again only once doubled."""
     with worker_of(server, tmp_path) as worker:
         pid = result_of(redis, "stray_jobs.ping")
@@ -131,7 +138,9 @@ def test_a_worker_without_such_jobs_is_not_named(redis: Redis, server: EmbeddedS
         assert NAMED not in worker.output()
 
 
-def test_a_worker_whose_jobs_use_get_connection_is_not_named(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+def test_a_worker_whose_jobs_use_get_connection_is_not_named(
+    redis: Redis, server: EmbeddedServer, tmp_path: Path
+) -> None:
     """Jobs that use Redis only through rq_pooled.get_connection() hold no connection of their own."""
     with worker_of(server, tmp_path) as worker:
         Queue("q", connection=redis).enqueue("stray_jobs.hold_routed", str(tmp_path))

@@ -31,7 +31,9 @@ ENDS = (b"finished", b"failed")
 
 def ended(jobs: list[Job], redis: Redis, timeout: float = 60) -> None:
     """Wait until all jobs have ended, one way or the other."""
-    wait_until(lambda: all(redis.hget(job.key, "status") in ENDS for job in jobs), timeout, f"the end of {len(jobs)} jobs")
+    wait_until(
+        lambda: all(redis.hget(job.key, "status") in ENDS for job in jobs), timeout, f"the end of {len(jobs)} jobs"
+    )
 
 
 def roles(redis: Redis) -> list[str]:
@@ -155,7 +157,9 @@ def _connects(client: Redis) -> bool:
         return False
 
 
-def test_more_connections_than_allowed_are_refused_by_name(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+def test_more_connections_than_allowed_are_refused_by_name(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
     """The message has the bound, who holds them by job id, and the settings to change; the others are not harmed."""
     settings = {"RQ_POOLED_MAX_CONNECTIONS": "4", "RQ_POOLED_POOL_TIMEOUT": "1"}
     with running_worker(server.url, "a", log=tmp_path / "log", **settings):
@@ -168,15 +172,55 @@ def test_more_connections_than_allowed_are_refused_by_name(server: EmbeddedServe
 
 #: Every group that may be shared, and every one that may not, by name.
 SHARED = [
-    *([b"get", b"a"], [b"SET", b"a", b"1"], [b"Ping"], [b"SCAN", b"0"], [b"PUBLISH", b"a", b"b"], [b"OBJECT", b"ENCODING", b"a"]),
-    *([b"EVAL", b"return 1", b"0"], [b"EVALSHA", b"0" * 40, b"0"], [b"script", b"load", b"return 1"], [b"SCRIPT", b"EXISTS", b"0" * 40]),
-    *([b"XREAD", b"STREAMS", b"s", b"0"], [b"XADD", b"s", b"*", b"a", b"b"], [b"XINFO", b"STREAM", b"s"], [b"UNLINK", b"a"]),
+    *(
+        [b"get", b"a"],
+        [b"SET", b"a", b"1"],
+        [b"Ping"],
+        [b"SCAN", b"0"],
+        [b"PUBLISH", b"a", b"b"],
+        [b"OBJECT", b"ENCODING", b"a"],
+    ),
+    *(
+        [b"EVAL", b"return 1", b"0"],
+        [b"EVALSHA", b"0" * 40, b"0"],
+        [b"script", b"load", b"return 1"],
+        [b"SCRIPT", b"EXISTS", b"0" * 40],
+    ),
+    *(
+        [b"XREAD", b"STREAMS", b"s", b"0"],
+        [b"XADD", b"s", b"*", b"a", b"b"],
+        [b"XINFO", b"STREAM", b"s"],
+        [b"UNLINK", b"a"],
+    ),
 ]
 EXCLUSIVE = [
-    *([b"SELECT", b"1"], [b"readonly"], [b"READWRITE"], [b"ASKING"], [b"client", b"setname", b"my:exclusive"], [b"CLIENT", b"TRACKING", b"ON"]),
-    *([b"CLIENT", b"PAUSE", b"0"], [b"CLIENT", b"KILL", b"ID", b"999999999"], [b"CLIENT", b"NO-EVICT", b"on"], [b"MULTI"]),
-    *([b"WATCH", b"a"], [b"Subscribe", b"a"], [b"BLPOP", b"none", b"0.01"], [b"xread", b"block", b"1", b"STREAMS", b"s", b"$"]),
-    *([b"WAIT", b"0", b"1"], [b"CONFIG", b"GET", b"port"], [b"SCRIPT", b"FLUSH"], [b"ECHO", b"x" * 70_000], [b"FUNCTION", b"LIST"]),
+    *(
+        [b"SELECT", b"1"],
+        [b"readonly"],
+        [b"READWRITE"],
+        [b"ASKING"],
+        [b"client", b"setname", b"my:exclusive"],
+        [b"CLIENT", b"TRACKING", b"ON"],
+    ),
+    *(
+        [b"CLIENT", b"PAUSE", b"0"],
+        [b"CLIENT", b"KILL", b"ID", b"999999999"],
+        [b"CLIENT", b"NO-EVICT", b"on"],
+        [b"MULTI"],
+    ),
+    *(
+        [b"WATCH", b"a"],
+        [b"Subscribe", b"a"],
+        [b"BLPOP", b"none", b"0.01"],
+        [b"xread", b"block", b"1", b"STREAMS", b"s", b"$"],
+    ),
+    *(
+        [b"WAIT", b"0", b"1"],
+        [b"CONFIG", b"GET", b"port"],
+        [b"SCRIPT", b"FLUSH"],
+        [b"ECHO", b"x" * 70_000],
+        [b"FUNCTION", b"LIST"],
+    ),
 ]
 
 
@@ -198,8 +242,11 @@ def test_which_connection_carries_which_command(start_server: Callable[..., Embe
         finished([job], redis)
     for words, role in [*((words, "jobs") for words in SHARED), *((words, "exclusive") for words in EXCLUSIVE)]:
         found = carried.get(b" ".join(words).decode()[:50].lower(), set())
-        # What the server does not know is not in MONITOR; one that was lent may be closed before it is asked for its name.
-        assert "jobs" not in found if role == "exclusive" else not found or ("jobs" in found and "exclusive" not in found), words[:2]
+        # What the server does not know is not in MONITOR; one that was lent may be closed before it is asked for its
+        # name.
+        assert (
+            "jobs" not in found if role == "exclusive" else not found or ("jobs" in found and "exclusive" not in found)
+        ), words[:2]
     missing = [words for words in [*SHARED, *EXCLUSIVE] if b" ".join(words).decode()[:50].lower() not in carried]
     assert len(missing) < 6, missing
     redis.close()
@@ -264,7 +311,10 @@ def test_a_reply_that_comes_late_is_not_the_next_job_s(
     """A connection that is still owed a reply when its job ends is not used by the next one."""
     with running_worker(server.url, "a", log=tmp_path / "log", RQ_POOLED_JOBS_SHARE=share):
         queue = Queue("a", connection=redis)
-        jobs = [queue.enqueue(stream_jobs.leave_a_wait, 1), *(queue.enqueue(stream_jobs.echo, "mine") for _ in range(3))]
+        jobs = [
+            queue.enqueue(stream_jobs.leave_a_wait, 1),
+            *(queue.enqueue(stream_jobs.echo, "mine") for _ in range(3)),
+        ]
         ended(jobs, redis)
         assert [outcome(job) for job in jobs[1:]] == [b"mine"] * 3
 
@@ -279,8 +329,12 @@ def test_a_lock_that_a_job_has_left_harms_no_other(server: EmbeddedServer, redis
 
 
 @pytest.mark.parametrize("shards", [False, True])
-def test_a_subscription_keeps_its_connection(server: EmbeddedServer, redis: Redis, tmp_path: Path, shards: bool) -> None:
-    """A connection that is subscribed to anything still is nobody else's: messages reach who subscribed, and no other."""
+def test_a_subscription_keeps_its_connection(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, shards: bool
+) -> None:
+    """A connection that is subscribed to anything still is nobody else's: messages reach who subscribed, and no
+    other.
+    """
     if shards and not redis.execute_command("COMMAND", "INFO", "SSUBSCRIBE"):
         pytest.skip("no shard channels before Redis 7")
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2):
@@ -299,7 +353,9 @@ def test_a_message_does_not_overtake_its_subscriber(server: EmbeddedServer, redi
 
 
 def test_closed_subscriptions_cost_no_connection(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """A subscription that a job closes, as with-blocks do, leaves its connection to the next one: none is opened per job."""
+    """A subscription that a job closes, as with-blocks do, leaves its connection to the next one: none is opened per
+    job.
+    """
     with running_worker(server.url, "a", log=tmp_path / "log"):
         queue = Queue("a", connection=redis)
         ended([queue.enqueue(stream_jobs.hear_oneself, "first", job_timeout=40)], redis)
@@ -435,7 +491,9 @@ def test_a_horse_that_floods_does_not_starve_the_others(server: EmbeddedServer, 
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2) as worker:
         queue = Queue("a", connection=redis)
         flooding = queue.enqueue(stream_jobs.flood, str(tmp_path / "gate"), job_timeout=100)
-        wait_until(lambda: int(redis.info("commandstats").get("cmdstat_echo", {}).get("calls", 0)) > 10_000, what="a flood")
+        wait_until(
+            lambda: int(redis.info("commandstats").get("cmdstat_echo", {}).get("calls", 0)) > 10_000, what="a flood"
+        )
         quiet = queue.enqueue(stream_jobs.slowest_echo, 200)
         ended([quiet], redis)
         memory = psutil.Process(worker.pid).memory_info().rss
@@ -485,9 +543,7 @@ def test_what_is_cut_off_never_reaches_the_server(server: EmbeddedServer, redis:
         b"*1\r\n$60\r\n" + b"A" * 60 + b"\r\n",
     ],
 )
-def test_malformed_bytes_harm_their_stream_only(
-    shared_worker: WorkerOfModule, data: bytes
-) -> None:
+def test_malformed_bytes_harm_their_stream_only(shared_worker: WorkerOfModule, data: bytes) -> None:
     """Bytes that are no command, or one that ends connections, never touch what other jobs share."""
     redis = shared_worker.redis
     queue = Queue("a", connection=redis)
@@ -500,9 +556,15 @@ def test_malformed_bytes_harm_their_stream_only(
 
 
 @pytest.mark.parametrize("words", [[b"MULTI"], [b"WATCH", b"watched"]], ids=["MULTI", "WATCH"])
-@pytest.mark.parametrize("end", [[b"EXEC", b"x"], [b"DISCARD", b"x"], [b"EXEC"], [b"UNWATCH", b"x"]], ids=lambda end: b" ".join(end).decode())
-def test_a_failed_end_of_a_transaction_is_no_end(shared_worker: WorkerOfModule, words: list[bytes], end: list[bytes]) -> None:
-    """Where EXEC, DISCARD or UNWATCH is refused the next stream does not get a connection that is still in that state."""
+@pytest.mark.parametrize(
+    "end", [[b"EXEC", b"x"], [b"DISCARD", b"x"], [b"EXEC"], [b"UNWATCH", b"x"]], ids=lambda end: b" ".join(end).decode()
+)
+def test_a_failed_end_of_a_transaction_is_no_end(
+    shared_worker: WorkerOfModule, words: list[bytes], end: list[bytes]
+) -> None:
+    """Where EXEC, DISCARD or UNWATCH is refused the next stream does not get a connection that is still in that
+    state.
+    """
     redis = shared_worker.redis
     queue = Queue("a", connection=redis)
     for _ in range(3):
@@ -520,10 +582,14 @@ def test_a_failed_end_of_a_transaction_is_no_end(shared_worker: WorkerOfModule, 
 def test_a_lost_connection_fails_the_calls_under_way(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, role: str
 ) -> None:
-    """After CLIENT KILL of a connection calls that were sent raise as redis-py does, later ones work; nothing is sent twice."""
+    """After CLIENT KILL of a connection calls that were sent raise as redis-py does, later ones work; nothing is sent
+    twice.
+    """
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=4):
         gate = tmp_path / "gate"
-        jobs = [Queue("a", connection=redis).enqueue(stream_jobs.count_up, f"n{i}", 10_000, str(gate)) for i in range(4)]
+        jobs = [
+            Queue("a", connection=redis).enqueue(stream_jobs.count_up, f"n{i}", 10_000, str(gate)) for i in range(4)
+        ]
         wait_until(lambda: all(redis.get(f"n{i}") for i in range(4)), what="all four jobs")
         for _ in range(3):
             (victim,) = wait_until(lambda: by_role(redis, role), what=role)
@@ -545,7 +611,8 @@ def test_a_lent_connection_that_is_killed(server: EmbeddedServer, redis: Redis, 
         waiting = [queue.enqueue(stream_jobs.wait_in_redis, f"list{i}", 60) for i in range(2)]
         wait_until(lambda: len(by_role(redis, "exclusive")) == 2 and redis.get("n"), what="jobs that wait")
         victim = wait_until(
-            lambda: [e["id"] for e in redis.client_list() if e["name"].endswith(":exclusive") and e["cmd"] == "blpop"], what="one"
+            lambda: [e["id"] for e in redis.client_list() if e["name"].endswith(":exclusive") and e["cmd"] == "blpop"],
+            what="one",
         )[0]
         redis.client_kill_filter(_id=victim)
         wait_until(lambda: any(redis.hget(job.key, "status") == b"failed" for job in waiting), what="its failure")
@@ -566,7 +633,9 @@ def test_jobs_wait_for_a_server_that_restarts(start_server: Callable[..., Embedd
     redis = server.client()
     gate = tmp_path / "gate"
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2) as worker:
-        jobs = [Queue("a", connection=redis).enqueue(stream_jobs.count_up, f"n{i}", 10_000, str(gate)) for i in range(2)]
+        jobs = [
+            Queue("a", connection=redis).enqueue(stream_jobs.count_up, f"n{i}", 10_000, str(gate)) for i in range(2)
+        ]
         wait_until(lambda: all(redis.get(f"n{i}") for i in range(2)), what="both jobs")
         server.kill()
         worker.wait_for("lost the server")

@@ -66,7 +66,9 @@ class Client:
 
     def expect(self, reply: bytes, timeout: float = 5) -> None:
         """Wait for exactly these bytes."""
-        self._hub.until(lambda: self.closed or self.look()[: len(reply)] == reply or not reply.startswith(self.got), timeout)
+        self._hub.until(
+            lambda: self.closed or self.look()[: len(reply)] == reply or not reply.startswith(self.got), timeout
+        )
         assert self.got == reply
         self.got = b""
 
@@ -221,7 +223,9 @@ def test_a_connection_that_was_not_read_for_a_while_is_read_for_the_next_stream(
     hub.until(lambda: guest.unread > MOST_UNREAD, what="many unread bytes")
     slow.send(("BRPOP", "list", "1"))
     hub.until(lambda: len(hub.mux._lending._upstreams) == 2, what="both loans")
-    hub.until(lambda: len(hub.mux._lending._upstreams) == 1 or all(u.paused for u in hub.mux._lending._lent), what="its end")
+    hub.until(
+        lambda: len(hub.mux._lending._upstreams) == 1 or all(u.paused for u in hub.mux._lending._lent), what="its end"
+    )
     for client in (hub.client(), hub.client()):
         assert client.ask("BLPOP", "nothing", "0.1") == b"*-1\r\n"
 
@@ -365,7 +369,9 @@ def test_refusals_of_another_day_do_not_delay_a_connection(hub: Hub) -> None:
 
 
 def test_what_a_job_sent_last_is_not_done_after_its_end(hub: Hub, redis: Redis) -> None:
-    """A command that the parent has not read when the job ends dies with its stream: the next job would get its reply."""
+    """A command that the parent has not read when the job ends dies with its stream: the next job would get its
+    reply.
+    """
     guest = hub.guest()
     client = hub.client(guest)
     assert client.ask("PING") == b"+PONG\r\n"
@@ -415,7 +421,9 @@ def test_commands_are_sent_once_when_the_table_cannot_be_asked(hub: Hub, redis: 
 
 
 def test_a_lost_answer_is_no_answer(hub: Hub, redis: Redis) -> None:
-    """What a command is like is asked again after an outage: one that the built-in table does not know may be shared."""
+    """What a command is like is asked again after an outage: one that the built-in table does not know may be
+    shared.
+    """
     client = hub.client()
     assert client.ask("PING") == b"+PONG\r\n"
     hub.command.close()
@@ -438,7 +446,9 @@ def test_a_refused_transaction_ends_where_the_next_stream_s_commands_begin(hub: 
         assert other.ask("ECHO", "mine") == b"$4\r\nmine\r\n"
 
 
-def test_many_refusals_at_once_count_as_one(hubs: Callable[..., Hub], start_server: Callable[..., EmbeddedServer]) -> None:
+def test_many_refusals_at_once_count_as_one(
+    hubs: Callable[..., Hub], start_server: Callable[..., EmbeddedServer]
+) -> None:
     """Ten streams that wait for connections of their own from a full server get them soon after it has room."""
     server = start_server({"maxclients": 11})
     hub = hubs(server.url, concurrency=10)
@@ -460,7 +470,14 @@ def test_many_refusals_at_once_count_as_one(hubs: Callable[..., Hub], start_serv
 
 
 @pytest.mark.parametrize(
-    "reply", [b"*1\r\n$3\r\nfoo\r\n", b"%1\r\n+a\r\n:1\r\n", b"|1\r\n+a\r\n:1\r\n*1\r\n:2\r\n", b"*1\r\n*1\r\n*0\r\n", b"$-1\r\n"]
+    "reply",
+    [
+        b"*1\r\n$3\r\nfoo\r\n",
+        b"%1\r\n+a\r\n:1\r\n",
+        b"|1\r\n+a\r\n:1\r\n*1\r\n:2\r\n",
+        b"*1\r\n*1\r\n*0\r\n",
+        b"$-1\r\n",
+    ],
 )
 def test_a_reply_of_which_a_part_is_gone_counts_as_begun(reply: bytes) -> None:
     """An error of the parent's never ends up inside a reply, wherever that was cut."""
@@ -598,7 +615,9 @@ def test_a_horse_that_dies_with_unread_replies_holds_nobody_up(hub: Hub, redis: 
 
 
 def test_no_turn_is_long_for_a_horse_that_floods(hub: Hub) -> None:
-    """Of ten thousand commands that have arrived together, each turn of the loop passes on some, so that others have theirs."""
+    """Of ten thousand commands that have arrived together, each turn of the loop passes on some, so that others have
+    theirs.
+    """
     greedy, pong, commands = hub.client(), b"+PONG\r\n", 10_000
     greedy.send(("ECHO", "ready"))
     greedy.expect(b"$5\r\nready\r\n")
@@ -613,7 +632,9 @@ def test_no_turn_is_long_for_a_horse_that_floods(hub: Hub) -> None:
 
 @pytest.mark.parametrize("words", [("SUBSCRIBE", "a"), ("PSUBSCRIBE", "a*"), ("SSUBSCRIBE", "a")])
 def test_who_gets_a_subscriber_s_connection_hears_nothing(hub: Hub, redis: Redis, words: tuple[str, ...]) -> None:
-    """What is published while a subscription is being ended reaches nobody, least of all the next one on its connection."""
+    """What is published while a subscription is being ended reaches nobody, least of all the next one on its
+    connection.
+    """
     if not redis.execute_command("COMMAND", "INFO", words[0]):
         pytest.skip("no shard channels before Redis 7")
     publish = redis.spublish if words[0] == "SSUBSCRIBE" else redis.publish

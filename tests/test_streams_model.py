@@ -35,7 +35,8 @@ def acts(inner: st.SearchStrategy[Any], kinds: list[str] = ACTS) -> st.SearchStr
 
 branches = st.just(()) | st.lists(acts(st.just(())), max_size=3)
 programs = st.tuples(
-    st.lists(acts(branches), min_size=1, max_size=6), st.just([]) | st.just([]) | st.lists(acts(st.just(()), ["die"]), max_size=1)
+    st.lists(acts(branches), min_size=1, max_size=6),
+    st.just([]) | st.just([]) | st.lists(acts(st.just(()), ["die"]), max_size=1),
 ).map(lambda pair: pair[0] + pair[1])
 
 

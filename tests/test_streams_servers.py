@@ -104,9 +104,7 @@ class Counting:
 
 
 @pytest.mark.parametrize("way", ["on demand", "killed"])
-def test_a_failover_while_jobs_use_redis(
-    start_server: Callable[..., EmbeddedServer], tmp_path: Path, way: str
-) -> None:
+def test_a_failover_while_jobs_use_redis(start_server: Callable[..., EmbeddedServer], tmp_path: Path, way: str) -> None:
     """After a failover jobs go on at the new master, over as few connections; none is left at the old one."""
     topology = Topology(start_server, tmp_path, KIND)
     worker = start(tmp_path / "log", "--url", topology.url, "--concurrency", "3", "a")
@@ -197,7 +195,9 @@ def test_another_database_and_password(start_server: Callable[..., EmbeddedServe
         finished([queue.enqueue(stream_jobs.watching) for _ in range(5)], redis)
         assert redis.get("jobs") == redis.get("watched") == b"5"
         assert redis.info("keyspace").keys() == {"db7"}
-        assert {entry["db"] for entry in redis.client_list() if entry["name"].endswith((":jobs", ":exclusive"))} == {"7"}
+        assert {entry["db"] for entry in redis.client_list() if entry["name"].endswith((":jobs", ":exclusive"))} == {
+            "7"
+        }
         assert "s3cr3t" not in worker.output()
     redis.close()
 
@@ -281,8 +281,12 @@ def gate(server: EmbeddedServer) -> Iterator[Gate]:
     one.close()
 
 
-def test_a_connection_class_with_a_way_of_its_own(server: EmbeddedServer, redis: Redis, gate: Gate, tmp_path: Path) -> None:
-    """Where a subclass of redis-py's Connection has its own _connect, the shared and the lent connections go that way too."""
+def test_a_connection_class_with_a_way_of_its_own(
+    server: EmbeddedServer, redis: Redis, gate: Gate, tmp_path: Path
+) -> None:
+    """Where a subclass of redis-py's Connection has its own _connect, the shared and the lent connections go that way
+    too.
+    """
     environment: dict[str, Any] = {own_way_worker.GATE_PORT: str(gate.port)}
     with running_worker(
         server.url, "a", log=tmp_path / "log", concurrency=3, worker_class="own_way_worker.Worker", **environment

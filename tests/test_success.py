@@ -95,7 +95,9 @@ def test_a_result_that_ends_its_process_is_unserializable(redis: Redis, server: 
 
 def test_a_result_is_kept_from_the_end_of_its_callback_on(redis: Redis, server: Any, tmp_path: Path) -> None:
     """The finished registry forgets a job when its hash expires, not earlier by as long as its callback ran."""
-    job = Queue("default", connection=redis).enqueue("jobs.add", 1, 2, result_ttl=50, on_success=Callback("jobs.on_success_slow"))
+    job = Queue("default", connection=redis).enqueue(
+        "jobs.add", 1, 2, result_ttl=50, on_success=Callback("jobs.on_success_slow")
+    )
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait() == 0, worker.output()
     score = redis.zscore("rq:finished:default", job.id)
@@ -160,10 +162,10 @@ def _is_open(way: ShortWay, worker_class: type, queue_class: type = rq.Queue) ->
 
 @pytest.mark.parametrize("wrap", [_wraps, _wrapt])
 @pytest.mark.parametrize(("owner", "name"), _PASSED_OVER)
-def test_what_is_wrapped_is_not_passed_over(
-    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrap: Any
-) -> None:
-    """The short way closes as soon as an instrumentation wraps a function of RQ's that it passes over, however it does it."""
+def test_what_is_wrapped_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrap: Any) -> None:
+    """The short way closes as soon as an instrumentation wraps a function of RQ's that it passes over, however it does
+    it.
+    """
     way = ShortWay()
     assert _is_open(way, rq_pooled.Worker)
     with monkeypatch.context() as patched:

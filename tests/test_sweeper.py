@@ -209,7 +209,9 @@ def test_requeue_counts_delays_and_spaces(redis: Redis) -> None:
 
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_limit_counts_what_is_requeued(redis: Redis, dry_run: bool) -> None:
-    """Ghosts, and jobs that were requeued too often already, take no place of the limit, however many stand in front."""
+    """Ghosts, and jobs that were requeued too often already, take no place of the limit, however many stand in
+    front.
+    """
     ids = fill(redis, 2 * PAGE)
     for ghost, spent in zip(ids[:20:2], ids[1:20:2]):
         redis.delete(f"rq:job:{ghost}")
@@ -223,7 +225,9 @@ def test_limit_counts_what_is_requeued(redis: Redis, dry_run: bool) -> None:
 
 
 def test_dead_letters_are_a_registry_of_rq(redis: Redis) -> None:
-    """What is buried leaves the failed registry and stands here, as a failed job, until it is requeued or its time ends."""
+    """What is buried leaves the failed registry and stands here, as a failed job, until it is requeued or its time
+    ends.
+    """
     jobs = fail(redis, "Busy", "Broken", "Broken", retry=None)
     report = sweep(redis, Bury(exceptions="Broken", max_age=5000))
     dead = DeadLetterRegistry("default", redis)
@@ -321,7 +325,9 @@ def test_purge_bounds_by_age_and_count(redis: Redis, policy: Purge, left: int) -
 
 @pytest.mark.parametrize("policy", [Purge(), Bury(), Bury(max_count=0), "trim"], ids=repr)
 def test_no_sweep_ends_a_schedule(redis: Redis, policy: Any) -> None:
-    """A job that comes again keeps its id: of a failed run the entry goes, and what the schedule names stays for ever."""
+    """A job that comes again keeps its id: of a failed run the entry goes, and what the schedule names stays for
+    ever.
+    """
     periodic, once = fail(redis, "Broken", "Broken")
     redis.zadd("rq:scheduler:scheduled_jobs", {periodic.id: 1e12})
     if policy == "trim":  # buried before it was scheduled
@@ -438,7 +444,9 @@ def test_bad_policies_are_refused_when_built(make: Callable[[], Any]) -> None:
 
 
 def test_one_sweep_at_a_time_per_queue(redis: Redis) -> None:
-    """A second sweep is refused with the owner's name; when the first has lost its lock it stops before it does harm."""
+    """A second sweep is refused with the owner's name; when the first has lost its lock it stops before it does
+    harm.
+    """
     fill(redis, 200)
     fill(redis, 2, "other", prefix="o")
     refused: list[str] = []
@@ -519,7 +527,9 @@ def test_sweep_is_a_job_too(server: EmbeddedServer, redis: Redis, tmp_path: Path
 
 @pytest.mark.parametrize("action", ["requeue", "bury", "purge"])
 def test_each_job_is_looked_at_again_when_it_is_changed(redis: Redis, action: str) -> None:
-    """Between choosing and changing a job may be run, fail anew, vanish, or leave the registry; then nothing is done."""
+    """Between choosing and changing a job may be run, fail anew, vanish, or leave the registry; then nothing is
+    done.
+    """
     ids = fill(redis, 6)
     store = FailedJobs(through(redis))
     _, page, _ = next(store.pages("default", store.no_lock("default"), False))

@@ -86,7 +86,9 @@ def finished(job: Job) -> bool:
 
 
 def test_a_worker_and_a_queue(tls: TLSServer, tmp_path: Path) -> None:
-    """Over rediss:// a worker keeps its two connections and a queue its one, however many jobs: no handshake per job."""
+    """Over rediss:// a worker keeps its two connections and a queue its one, however many jobs: no handshake per
+    job.
+    """
     connection = get_connection(Settings(url=tls.url))
     queue = rq_pooled.Queue("q", connection=connection)
     looking = tls.server.client()
@@ -137,7 +139,9 @@ def test_a_certificate_that_nobody_vouches_for(tls: TLSServer) -> None:
     """Without its CA the server is refused once, with 2 and the parameters that help; so is a name that it has not."""
     url = tls.url.partition("?")[0]
     pool = Pool(Settings(url=url))
-    with pytest.raises(ServerUnreachable, match=r"verify failed.*tried 1 time\).*Add ssl_ca_certs=PATH .*ssl_cert_reqs=none"):
+    with pytest.raises(
+        ServerUnreachable, match=r"verify failed.*tried 1 time\).*Add ssl_ca_certs=PATH .*ssl_cert_reqs=none"
+    ):
         Redis(connection_pool=pool).ping()
     for command in COMMANDS:
         line = refusal(run(["-m", "rq_pooled", *command], RQ_POOLED_URL=url))

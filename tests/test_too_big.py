@@ -38,7 +38,9 @@ def statuses(redis: Redis, *ids: str) -> list[str]:
 def test_a_result_that_the_server_does_not_take_fails_alone(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path, function: Any
 ) -> None:
-    """A job whose result, or error, exceeds what the server reads fails with the reason; others are recorded, SIGTERM ends."""
+    """A job whose result, or error, exceeds what the server reads fails with the reason; others are recorded, SIGTERM
+    ends.
+    """
     server = start_server({"client-query-buffer-limit": "1mb"})
     redis, small = server.client(), [f"small-{i}" for i in range(8)]
     queue = Queue(connection=redis)
@@ -62,7 +64,9 @@ def test_a_result_that_the_server_does_not_take_fails_alone(
 def test_arguments_that_the_server_does_not_send_fail_alone(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path
 ) -> None:
-    """A job at whose data the server closes the connection fails with the reason; jobs claimed together with it run once."""
+    """A job at whose data the server closes the connection fails with the reason; jobs claimed together with it run
+    once.
+    """
     server = start_server({"client-output-buffer-limit": "normal 300kb 0 0"})
     redis = server.client()
     queue = Queue(connection=redis)
@@ -108,10 +112,12 @@ def outcomes_of(ours: Engine, tasks: list[Task]) -> Outcomes:
 
 
 @pytest.mark.parametrize("size", [100, BLAMED_FROM + 1])
-@pytest.mark.parametrize("error", [RedisConnectionError("reset"), RedisTimeoutError("late"), NotSent(), ServerAway("LOADING")])
+@pytest.mark.parametrize(
+    "error", [RedisConnectionError("reset"), RedisTimeoutError("late"), NotSent(), ServerAway("LOADING")]
+)
 def test_only_what_may_be_the_reason_is_given_up(ours: Engine, redis: Redis, size: int, error: Exception) -> None:
-    """A lost connection is blamed on an outcome only if it was sent, is large, and the server did not say why; the small
-    ones that were lost with it are sent before it, together."""
+    """A lost connection is blamed on an outcome only if it was sent, is large, and the server did not say why; the
+    small ones that were lost with it are sent before it, together."""
     for name in "abc":
         Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
     first, large, last = ours.claim("w", "x", "y").claims
@@ -151,7 +157,9 @@ def test_more_outcomes_than_one_commit_takes_are_all_recorded(ours: Engine, redi
 
 
 def test_a_commit_that_is_refused_as_a_whole_is_sent_one_by_one(ours: Engine, redis: Redis) -> None:
-    """Where the server refuses a whole commit, each of its outcomes is sent alone, so that the one to blame fails alone."""
+    """Where the server refuses a whole commit, each of its outcomes is sent alone, so that the one to blame fails
+    alone.
+    """
     for name in "abc":
         Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
     tasks: list[Task] = []

@@ -53,9 +53,10 @@ def test_equal_calls_have_one_key_however_they_are_made() -> None:
 def test_different_calls_have_different_keys() -> None:
     """Types count, and so does which argument is where."""
     keys = [
-        key(), key(1), key("1"), key(1.0), key(True), key([1]), key((1,)), key({1}), key({1: 1}), key(a=1), key(b=1), key(1, 1),
-        key([1, [2]]), key([[1], 2]), key(b"1"), key(None), key("a", "b"), key("ab"), key(["a", "b"]), key({"a": "b"}),
-        key(datetime.date(2026, 1, 1)), key(datetime.date(2026, 1, 2)), key([[1, 2]]), key([1], 2), key([1, 2]),
+        key(), key(1), key("1"), key(1.0), key(True), key([1]), key((1,)), key({1}), key({1: 1}), key(a=1), key(b=1),
+        key(1, 1), key([1, [2]]), key([[1], 2]), key(b"1"), key(None), key("a", "b"), key("ab"), key(["a", "b"]),
+        key({"a": "b"}), key(datetime.date(2026, 1, 1)), key(datetime.date(2026, 1, 2)), key([[1, 2]]), key([1], 2),
+        key([1, 2]),
         # Each part has its length before it: the end of one is not taken for the beginning of the next.
         key(b"", b"xbuiltins.bytesy"), key(b"builtins.bytesx", b"y"),
         key({(b"", b"xbuiltins.bytesy")}), key({(b"builtins.bytesx", b"y")}),
@@ -76,8 +77,9 @@ def test_what_is_more_than_its_name_is_compared_as_a_whole(redis: Redis) -> None
     for wrapper in (one, other):
         functools.update_wrapper(wrapper, once_jobs.accept)
     arguments: list[Any] = [
-        Counter(x=1).most_common, Counter(y=1).most_common, [1].append, [2].append, list[int], list[str], list, one, other,
-        str.upper, "a".upper, "b".upper, dict.fromkeys, Counter.fromkeys, re.compile("a"), re.compile("b"), len, max,
+        Counter(x=1).most_common, Counter(y=1).most_common, [1].append, [2].append, list[int], list[str], list, one,
+        other, str.upper, "a".upper, "b".upper, dict.fromkeys, Counter.fromkeys, re.compile("a"), re.compile("b"),
+        len, max,
     ]  # fmt: skip
     jobs = [queue.enqueue(once_jobs.accept, argument, unique_for=60) for argument in arguments]
     assert queue.get_job_ids() == [job.id for job in jobs]
@@ -138,7 +140,9 @@ def end_by_emptying(_redis: Redis, _worker: Any, _job: Job) -> None:
 @pytest.mark.parametrize("end", [end_by_success, end_by_cancel, end_by_delete, end_by_expiry, end_by_emptying])
 @pytest.mark.parametrize("function", ["nothing", "fail_unless_file"])
 def test_freed_however_the_job_ends(redis: Redis, end: Any, function: str) -> None:
-    """The call is free again when its job has ended, by whomever and however: here nobody of rq_pooled had a hand in it."""
+    """The call is free again when its job has ended, by whomever and however: here nobody of rq_pooled had a hand in
+    it.
+    """
     queue, arguments = Queue(connection=redis), ("/nowhere",) if function == "fail_unless_file" else ()
     call = getattr(claim_jobs, function)
     first = queue.enqueue(call, *arguments, unique_for=600)
@@ -168,7 +172,9 @@ def test_held_while_running_and_until_failed_for_good(server: Any, redis: Redis,
 
 
 def test_two_workers_and_a_crash(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A job whose worker is killed between its start and its record still counts, is put back, and is free when it has run."""
+    """A job whose worker is killed between its start and its record still counts, is put back, and is free when it has
+    run.
+    """
     queue, started, gate = Queue(connection=redis), tmp_path / "started", tmp_path / "gate"
     quick = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.5", "RQ_POOLED_HEARTBEAT_TTL": "3", "RQ_POOLED_STALLED_INTERVAL": "0.5"}
     call = (claim_jobs.wait_for_file, str(started), str(gate))
@@ -238,7 +244,9 @@ def test_an_id_that_is_to_be_unique_is_refused_whatever_else_is_asked_for(redis:
 
 @pytest.mark.parametrize("status", list(JobStatus))
 def test_a_call_counts_until_its_job_has_ended(redis: Redis, status: JobStatus) -> None:
-    """Whoever changes the state of a job, it keeps the same call from being enqueued exactly while it is still to end."""
+    """Whoever changes the state of a job, it keeps the same call from being enqueued exactly while it is still to
+    end.
+    """
     queue = Queue(connection=redis)
     queue.enqueue(once_jobs.accept, 1, unique_for=60, job_id="first").set_status(status)
     over = (JobStatus.FINISHED, JobStatus.FAILED, JobStatus.STOPPED, JobStatus.CANCELED, JobStatus.CREATED)

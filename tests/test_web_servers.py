@@ -43,7 +43,9 @@ def shop(request: Any, start_server: Any, tmp_path: Path) -> Iterator[tuple[str,
     environment = {"RQ_POOLED_URL": one.url, "RQ_POOLED_MAX_CONNECTIONS": "3", "RQ_POOLED_BUDGET_NAME": "shop"}
     environment["SHOP_TOKEN"] = "t0ken"
     command += ["--no-control-socket"] if find_spec("gunicorn.ctl") else []
-    with running([*command, "webshop:create_app()"], f"http://127.0.0.1:{port}/", tmp_path / "log", **environment) as web:
+    with running(
+        [*command, "webshop:create_app()"], f"http://127.0.0.1:{port}/", tmp_path / "log", **environment
+    ) as web:
         yield f"http://127.0.0.1:{port}", one, web.pid
 
 

@@ -80,7 +80,13 @@ class Topology:
         sentinel_password: str = "",
     ) -> None:
         secret = {"requirepass": password, "masterauth": password} if password else {}
-        common = {"repl-diskless-sync-delay": 0, "repl-timeout": 5, "appendonly": "yes", "appendfsync": "always", **secret}
+        common = {
+            "repl-diskless-sync-delay": 0,
+            "repl-timeout": 5,
+            "appendonly": "yes",
+            "appendfsync": "always",
+            **secret,
+        }
         self.master = start_server(common)
         self.replica = start_server({**common, "replicaof": (self.master.host, self.master.port)})
         self._kwargs = {"password": sentinel_password} if sentinel_password else {}

@@ -1,4 +1,6 @@
-"""What the state machines share: two workers with two slots each, on an empty server, and what each knows that it holds."""
+"""What the state machines share: two workers with two slots each, on an empty server, and what each knows that it
+holds.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Run the whole shop with one command: ``python examples/flask_app``: a Redis of its own, a worker, gunicorn.
 
-RQ_POOLED_URL names another server. The page of Redis wants the token that is printed, or that SHOP_TOKEN names. Ctrl-C ends everything. Needs ``pip install 'rq_pooled[flask,embedded]' gunicorn``;
-without gunicorn Flask's own server serves.
+RQ_POOLED_URL names another server. The page of Redis wants the token that is printed, or that SHOP_TOKEN names. Ctrl-C
+ends everything. Needs ``pip install 'rq_pooled[flask,embedded]' gunicorn``; without gunicorn Flask's own server serves.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def main() -> int:
             web = [sys.executable, "-m", "gunicorn", "--bind", address, "--workers", "2", "--threads", "4"]
             web.append("webshop:create_app()")
         processes = [subprocess.Popen(command, env=environment, cwd=HERE) for command in (worker, web)]
-        print(f"\n  The shop: http://{address}/   Its Redis: http://{address}/operator?token={token}   Ctrl-C ends it.\n", flush=True)
+        print(
+            f"\n  The shop: http://{address}/   Its Redis: http://{address}/operator?token={token}   Ctrl-C ends it.\n",
+            flush=True,
+        )
         try:
             return processes[1].wait()
         except KeyboardInterrupt:

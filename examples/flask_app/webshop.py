@@ -16,7 +16,8 @@ rq = RQPooled(queue="orders")
 
 _HOME = """<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>Shop</title>
 <link rel="icon" href="data:,">
-<style>body{font:1.1rem/1.6 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem;color-scheme:light dark}
+<style>body{font:1.1rem/1.6 system-ui,sans-serif;max-width:40rem;margin:3rem auto;padding:0 1rem;
+color-scheme:light dark}
 button{font:inherit;padding:.5rem 1rem}</style>
 <h1>Shop</h1>
 <form method="post" action="{{ url_for('order') }}"><button>Place an order</button></form>

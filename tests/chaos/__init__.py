@@ -1,4 +1,5 @@
-"""Breaks a server, workers and connections in a random, repeatable order, and proves that no job is lost or counted twice.
+"""Breaks a server, workers and connections in a random, repeatable order, and proves that no job is lost or counted
+twice.
 
 ``python -m tests.chaos`` is the whole (docs/reliability.md tells what it does), ``python -m tests.chaos.faults`` one
 named fault at a time, on stock RQ too, ``python -m tests.chaos.soak`` many jobs through one worker.

@@ -1,4 +1,6 @@
-"""``python -m tests.chaos.faults``: one named fault at a time, on stock RQ and on rq_pooled, and what became of the jobs."""
+"""``python -m tests.chaos.faults``: one named fault at a time, on stock RQ and on rq_pooled, and what became of the
+jobs.
+"""
 
 from __future__ import annotations
 
@@ -216,7 +218,12 @@ def _in_process(name: str, contender: str) -> dict[str, Any]:
     command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.chaos.faults", "--one", name, contender]
     done = subprocess.run(command, check=False, cwd=TESTS.parent, capture_output=True, text=True, timeout=240)
     if done.returncode:
-        return {"name": name, "contender": contender, "fault": FAULTS[name][0], "text": f"not measured: {done.stderr[-500:]}"}
+        return {
+            "name": name,
+            "contender": contender,
+            "fault": FAULTS[name][0],
+            "text": f"not measured: {done.stderr[-500:]}",
+        }
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -242,7 +249,10 @@ def main() -> None:
     results = []
     with ThreadPoolExecutor(options.jobs) as pool:
         for result in pool.map(lambda pair: _in_process(*pair), todo):
-            print(json.dumps(result) if options.json else f"{result['contender']:5}  {result['fault']}: {result['text']}", flush=True)
+            print(
+                json.dumps(result) if options.json else f"{result['contender']:5}  {result['fault']}: {result['text']}",
+                flush=True,
+            )
             results.append(result)
     if options.write:
         table.write(results, list(FAULTS))

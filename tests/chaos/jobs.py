@@ -98,7 +98,9 @@ def spawn(number: int) -> str:
 
 
 def share() -> str:
-    """Use Redis in all the ways that jobs do: meta, a pipeline, WATCH, a wait, an enqueue; each reply has to be its own."""
+    """Use Redis in all the ways that jobs do: meta, a pipeline, WATCH, a wait, an enqueue; each reply has to be its
+    own.
+    """
     job, execution = _me()
     with journal.running(job.id, execution):
         key = f"chaos:shared:{job.id}:{execution}"

@@ -19,7 +19,18 @@ from .jobs import QUEUE
 from .stage import client
 
 #: kind -> weight.
-KINDS = {"ok": 6, "sleep": 6, "slow": 2, "fail": 2, "retry": 3, "again": 2, "use_redis": 3, "share": 4, "spawn": 2, "chain": 3}
+KINDS = {
+    "ok": 6,
+    "sleep": 6,
+    "slow": 2,
+    "fail": 2,
+    "retry": 3,
+    "again": 2,
+    "use_redis": 3,
+    "share": 4,
+    "spawn": 2,
+    "chain": 3,
+}
 #: Children of a job that enqueues, by its kind; retries of one that fails at first.
 CHILDREN = {"spawn": 2, "share": 1}
 #: Jobs of RQ 3's limit ``chaos`` that may be admitted at once.

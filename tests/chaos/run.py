@@ -22,8 +22,8 @@ from .verdict import ENDS, Evidence, Verdict, expected, judge
 WORKERS = 3
 #: Jobs enqueued per second, about.
 RATE = 6.0
-#: Seconds until everything has ended after the last fault: the lock of a killed scheduler lives for 61 s, and others look
-#: at it every 15 s. Seconds until a worker has ended after SIGTERM.
+#: Seconds until everything has ended after the last fault: the lock of a killed scheduler lives for 61 s, and others
+#: look at it every 15 s. Seconds until a worker has ended after SIGTERM.
 DRAIN, STOP = 100.0, 20.0
 
 
@@ -180,7 +180,11 @@ def _drain(stage: Stage, evidence: Evidence, notes: Path, deaths: list[str]) -> 
                     pipe.hget(f"rq:job:{job_id}", "status")
                 statuses = pipe.execute()
             # Deferred ones follow when their parent ends; where it failed they never do.
-            left = {i for i, status in zip(ids, statuses) if status is not None and status.decode() not in (*ENDS, "deferred")}
+            left = {
+                i
+                for i, status in zip(ids, statuses)
+                if status is not None and status.decode() not in (*ENDS, "deferred")
+            }
             busy = stage.admin.llen(f"rq:queue:{QUEUE}") + stage.admin.zcard(f"rq:wip:{QUEUE}")
             busy += stage.admin.zcard("rq:rl:chaos:allowed")  # a slot that leaked is freed within 15 seconds
             if not left and not busy and not stage.admin.zcard(f"rq:scheduled:{QUEUE}"):

@@ -28,7 +28,13 @@ JOBS = 4
 #: Seconds to wait for all of them to be recorded, and for one more that is enqueued then.
 WINDOW, PROBE = 30.0, 10.0
 #: Shorter leases than the defaults of a minute, so that a measurement ends.
-OURS: dict[str, float] = {"CONCURRENCY": JOBS, "HEARTBEAT_INTERVAL": 1, "HEARTBEAT_TTL": 5, "STALLED_INTERVAL": 2, "SHUTDOWN_TIMEOUT": 3}
+OURS: dict[str, float] = {
+    "CONCURRENCY": JOBS,
+    "HEARTBEAT_INTERVAL": 1,
+    "HEARTBEAT_TTL": 5,
+    "STALLED_INTERVAL": 2,
+    "SHUTDOWN_TIMEOUT": 3,
+}
 
 
 @dataclass

@@ -22,8 +22,8 @@ from rq_pooled.embedded import EmbeddedServer
 QUEUE = "soak"
 #: Jobs enqueued at once, and how many may wait.
 BATCH, BACKLOG = 500, 2000
-#: Jobs and seconds after which the first look is taken: by then what is kept of the last seconds' outcomes is as large as
-#: it gets, and imports and caches are.
+#: Jobs and seconds after which the first look is taken: by then what is kept of the last seconds' outcomes is as large
+#: as it gets, and imports and caches are.
 WARM, WARM_SECONDS = 3000, 5.0
 #: Seconds without any progress after which it gives up.
 STUCK = 60.0
@@ -79,7 +79,12 @@ def look(worker: WorkerProcess, redis: Redis, jobs: int) -> Look:
 
 
 def soak(
-    url: str, jobs: int, log: Path, concurrency: int = 4, say: Callable[[str], None] = lambda _line: None, **settings: str
+    url: str,
+    jobs: int,
+    log: Path,
+    concurrency: int = 4,
+    say: Callable[[str], None] = lambda _line: None,
+    **settings: str,
 ) -> Outcome:
     """Run so many jobs through one worker; blocks until they are recorded.
 
@@ -108,7 +113,9 @@ def soak(
             before, recorded = recorded, _recorded(redis)
             if recorded != before:
                 progress = time.monotonic()
-            assert recorded == jobs or time.monotonic() - progress < STUCK, f"{recorded} of {jobs} recorded, then nothing:\n{worker.output()[-3000:]}"
+            assert recorded == jobs or time.monotonic() - progress < STUCK, (
+                f"{recorded} of {jobs} recorded, then nothing:\n{worker.output()[-3000:]}"
+            )
             if first is None and recorded >= min(WARM, jobs // 2) and time.monotonic() - began >= WARM_SECONDS:
                 first = look(worker, redis, recorded)
                 say(str(first))
@@ -152,7 +159,8 @@ def main() -> int:
     if options.write:
         page = TESTS.parent / "docs" / "reliability.md"
         text = (
-            f"On {date.today()}, {options.jobs} jobs, concurrency {options.concurrency}:\n\n- {result.first}\n- {result.last}\n"
+            f"On {date.today()}, {options.jobs} jobs, concurrency {options.concurrency}:\n\n- {result.first}\n- "
+            f"{result.last}\n"
             f"- growth {result.growth:+.1f} MB"
         )
         begin, end = "<!-- soak: begin -->", "<!-- soak: end -->"

@@ -137,4 +137,3 @@ class Stage:
         if self.server.pid is not None:
             self.server.resume()
         self.server.close()
-

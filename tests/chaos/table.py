@@ -35,7 +35,11 @@ def write(results: Sequence[dict[str, Any]], order: Sequence[str]) -> None:
         "",
         "| fault | stock RQ | rq_pooled |",
         "|---|---|---|",
-        *(f"| <!-- {name} --> {rows[name]['fault']} | {rows[name]['stock']} | {rows[name]['ours']} |" for name in order if name in rows),
+        *(
+            f"| <!-- {name} --> {rows[name]['fault']} | {rows[name]['stock']} | {rows[name]['ours']} |"
+            for name in order
+            if name in rows
+        ),
         "",
         END,
     ]

@@ -1,4 +1,6 @@
-"""What must hold after the faults, checked against three witnesses: Redis, the journal of the jobs, the log of faults."""
+"""What must hold after the faults, checked against three witnesses: Redis, the journal of the jobs, the log of
+faults.
+"""
 
 from __future__ import annotations
 
@@ -180,7 +182,9 @@ def _check_recorded_once(verdict: Verdict, record: Record, runs: list[Run], evid
     ended = {run.execution for run in runs if run.end == "ok"}
     for result in record.results:
         if result.type == Result.Type.SUCCESSFUL and result.execution_id not in ended:
-            verdict.add(record.job_id, f"execution {result.execution_id} is recorded as a success and did not run to its end")
+            verdict.add(
+                record.job_id, f"execution {result.execution_id} is recorded as a success and did not run to its end"
+            )
     if order is not None and order.kind == "retry" and record.status == "finished" and record.retries_left:
         verdict.add(record.job_id, f"succeeded with {record.retries_left} retries left")
 
@@ -203,13 +207,18 @@ def _check_runs(verdict: Verdict, record: Record, runs: list[Run], evidence: Evi
     retried = _recorded(record, order) - len(record.results)
     if len(unexplained) > retried:
         pids = ", ".join(f"{run.pid} of {run.parent}" for run in unexplained)
-        verdict.add(record.job_id, f"{len(unexplained)} runs were not recorded ({pids}), {retried} of them retries: no fault explains it")
+        verdict.add(
+            record.job_id,
+            f"{len(unexplained)} runs were not recorded ({pids}), {retried} of them retries: no fault explains it",
+        )
     if len({run.execution for run in runs}) != len(runs):
         verdict.add(record.job_id, "an execution ran twice")
     for first, second in itertools.pairwise(runs):
         # A killed process may have lived on between its last sign and its end, never longer.
         if first.last > second.start + SLACK and not _expired(first, second.start, evidence):
-            verdict.add(record.job_id, f"runs {first.pid} and {second.pid} overlap, and the first claim had not expired")
+            verdict.add(
+                record.job_id, f"runs {first.pid} and {second.pid} overlap, and the first claim had not expired"
+            )
 
 
 def reason_for(run: Run, until: float, evidence: Evidence) -> str:
@@ -247,7 +256,9 @@ def _check_connections(verdict: Verdict, evidence: Evidence) -> None:
             continue
         twice = [role for role in ("command", "jobs", "listen") if crowd.roles.count(role) > 1]
         if len(crowd.roles) > MOST or twice or set(crowd.roles) - set(ROLES):
-            verdict.add("", f"worker {crowd.pid} held {len(crowd.roles)} of {MOST} ({', '.join(crowd.roles)}) at {crowd.at:.3f}")
+            verdict.add(
+                "", f"worker {crowd.pid} held {len(crowd.roles)} of {MOST} ({', '.join(crowd.roles)}) at {crowd.at:.3f}"
+            )
 
 
 def _check_limit(verdict: Verdict, evidence: Evidence) -> None:
@@ -262,7 +273,9 @@ def _check_residue(verdict: Verdict, redis: Redis) -> None:
         name = key.decode()
         if name == f"rq:queue:{QUEUE}" or name.endswith(":intermediate"):
             verdict.add("", f"{name} holds {redis.lrange(key, 0, 9)}")
-        elif name.startswith(("rq:wip:", "rq_pooled:leases:", "rq:scheduled:")) or name.endswith((":allowed", ":rate_limited")):
+        elif name.startswith(("rq:wip:", "rq_pooled:leases:", "rq:scheduled:")) or name.endswith(
+            (":allowed", ":rate_limited")
+        ):
             verdict.add("", f"{name} holds {redis.zrange(key, 0, 9)}")
         elif name.startswith(("rq:execution:", "rq:executions:")):
             verdict.add("", f"{name} is left")
