@@ -10,7 +10,8 @@ help:
 	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis; JOBS=0 one at a time)'
 	@echo 'make flask-demo   a shop on Flask with its page, worker and Redis at http://127.0.0.1:8000/'
-	@echo 'make lint    ruff'
+	@echo 'make lint    ruff: rules and layout'
+	@echo 'make format  lay the code out as lint wants it'
 	@echo 'make types   mypy --strict'
 	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 (docs/reliability.md)'
 	@echo 'make soak    run 50 000 jobs through one worker and look at its memory'
@@ -30,6 +31,10 @@ test: .venv/ready-dev
 
 lint: .venv/ready-dev
 	@$(BIN)/ruff check $(ARGS) .
+	@$(BIN)/ruff format --check --quiet . || { echo 'run make format' >&2; exit 1; }
+
+format: .venv/ready-dev
+	@$(BIN)/ruff format .
 
 types: .venv/ready-dev
 	@$(BIN)/mypy $(ARGS)
@@ -82,4 +87,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo flask-demo test lint types bench docs chaos soak reliability clean
+.PHONY: help demo flask-demo test lint format types bench docs chaos soak reliability clean
