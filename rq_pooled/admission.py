@@ -19,9 +19,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from . import boot
 from .backoff import reconnect_delays
 from .budget import Lease
+from .command_connection import CommandConnection
 from .config import Settings
 from .connect_errors import FULL
-from .connections import CommandConnection
 from .errors import BudgetExceeded, NotAdmitted, RQPooledError
 from .guard import holders, ours_and_others
 from .levels import Level, ceiling, level_of, read_info

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from .claiming import Claiming
-from .connections import Exchange
 from .control import Control
+from .exchange import Exchange
 from .guarding import Guarding
 from .horse_requests import Requests
 from .link import Link

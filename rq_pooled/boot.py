@@ -10,11 +10,13 @@ from typing import Any, TypeVar
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 from redis.sentinel import MasterNotFoundError
 
+from .away import NEEDED_RIGHTS, is_away
 from .backoff import reconnect_delays
+from .command_connection import CommandConnection
 from .config import Settings, message_of
 from .connect_errors import explain
-from .connections import NEEDED_RIGHTS, CommandConnection, ListenConnection, is_away
 from .errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
+from .listen_connection import ListenConnection
 from .loop import Loop
 
 log = logging.getLogger("rq.worker")

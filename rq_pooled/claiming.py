@@ -8,10 +8,11 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from .away import NEEDED_RIGHTS, is_blamed, is_forbidden
 from .claims import Claim
 from .config import message_of
-from .connections import NEEDED_RIGHTS, Exchange, is_blamed, is_forbidden
 from .errors import TRY_AGAIN, USAGE
+from .exchange import Exchange
 from .ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from .outcomes import Outcomes
 from .parent import Parent

@@ -13,9 +13,9 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .away import is_away
 from .config import Settings, scrub
 from .connect_errors import FULL
-from .connections import is_away
 from .durations import parse_duration, show_duration
 from .errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
 from .guard import ConnectionGuard

@@ -18,7 +18,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .connections import is_away
+from .away import is_away
 from .deadline import clipped, current
 from .errors import TRY_AGAIN, USAGE
 

@@ -17,7 +17,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from . import strays
-from .connections import Exchange
+from .exchange import Exchange
 from .guard import holders, ours_and_others
 from .levels import Level, level_of, read_info
 from .parent import Parent

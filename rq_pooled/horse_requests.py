@@ -6,8 +6,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from .away import NotSent, is_blamed
 from .config import scrub
-from .connections import Exchange, NotSent, is_blamed
+from .exchange import Exchange
 from .parent import Parent
 from .slots import Slot, Slots
 

@@ -19,10 +19,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from .away import is_away, is_blamed
 from .backoff import reconnect_delays
 from .claims import Claim
 from .config import message_of
-from .connections import is_away, is_blamed
 from .errors import RedisUnavailable
 from .resp import Command, Word, pack_commands, text
 from .scripts import shared_scripts

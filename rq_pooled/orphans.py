@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 from rq.utils import now, utcformat
 
-from .connections import Exchange
+from .exchange import Exchange
 from .foreign import MAX_VALUE, is_wrong_type, printable
 from .parent import Parent
 from .resp import Command

@@ -9,9 +9,10 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from .away import is_blamed
 from .claims import Claim
 from .config import scrub
-from .connections import Exchange, is_blamed
+from .exchange import Exchange
 from .ledger import Outcome, flat
 from .parent import Parent
 from .slots import Slot, Task

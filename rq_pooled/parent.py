@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from .brake import Brake
 from .budget import Lease
+from .command_connection import CommandConnection
 from .config import Settings
-from .connections import CommandConnection, ListenConnection
 from .counters import Counters
 from .ledger import Ledger
+from .listen_connection import ListenConnection
 from .loop import Loop
 from .scripts import Scripts
 

@@ -21,10 +21,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
+from .away import check_away
 from .backoff import reconnect_delays
 from .client_scripts import run_script
 from .config import Settings, message_of
-from .connections import check_away
 from .due import add_fraction
 from .foreign import MAX_VALUE, is_wrong_type, printable
 from .moving import BATCH, MOVED, Lock, Mover, next_cron_time

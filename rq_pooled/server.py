@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .connections import NEEDED_RIGHTS
+from .away import NEEDED_RIGHTS
 from .errors import ServerUnsupported
 
 logger = logging.getLogger("rq.worker")

@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .connections import Exchange
+from .exchange import Exchange
 from .parent import Parent
 from .slots import Slots, Task
 

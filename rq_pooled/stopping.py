@@ -12,8 +12,8 @@ from redis.exceptions import RedisError, ResponseError
 from .claiming import Claiming
 from .claims import Claim
 from .config import scrub
-from .connections import Exchange
 from .errors import TRY_AGAIN
+from .exchange import Exchange
 from .outcomes import Outcomes
 from .parent import Parent
 from .slots import Slots

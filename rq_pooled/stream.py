@@ -19,8 +19,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from .command_table import SUBSCRIBE
 from .errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 from .sockets import accepted_options
-from .streams import ERROR
 
+#: Begins the errors that the parent sends in the place of a reply; see streams.py.
+ERROR = "RQPOOLED"
 _ERRORS = {
     "BUDGET": BudgetExceeded,
     "EXHAUSTED": PoolExhausted,

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .loop import Loop
+from .stream import ERROR
 
 if TYPE_CHECKING:
     from .lending import Loan
@@ -20,8 +21,6 @@ LONG_REQUEST = 64 * 1024
 LONG_REPLY = 1024 * 1024
 #: Bytes of replies that one horse may leave unread.
 MOST_UNREAD = 4 * 1024 * 1024
-#: Begins the errors that the parent sends in the place of a reply; see stream.py, which reads them.
-ERROR = "RQPOOLED"
 
 
 class Guest:

@@ -9,8 +9,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from .claims import Claim
-from .connections import Exchange
 from .errors import BudgetExceeded
+from .exchange import Exchange
 from .multiplexer import Multiplexer
 from .parent import Parent
 from .slots import Slots, Task

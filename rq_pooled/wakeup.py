@@ -15,7 +15,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .connections import Exchange
+from .exchange import Exchange
 from .ledger import Limited
 from .loop import Timer
 from .parent import Parent

@@ -34,12 +34,13 @@ from . import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once,
 from .admission import Admission
 from .apps import load_app
 from .arbiter import Arbiter
+from .away import is_away
 from .brake import Brake
 from .budget import Lease
 from .channel import ChildChannel
 from .claims import Claim
+from .command_connection import CommandConnection
 from .config import Settings, message_of
-from .connections import CommandConnection, Exchange, ListenConnection, is_away
 from .errors import (
     ConfigurationError,
     PlatformUnsupported,
@@ -48,9 +49,11 @@ from .errors import (
     ServerUnsupported,
     WorkerNameTaken,
 )
+from .exchange import Exchange
 from .horse import HorseProcess
 from .horse_worker import HorseMixin
 from .ledger import Ledger
+from .listen_connection import ListenConnection
 from .log_lines import keep_lines
 from .loop import Loop
 from .misspelt import misspelt

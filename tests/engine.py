@@ -9,8 +9,8 @@ from typing import Any
 from redis import Redis
 
 from rq_pooled.claims import Claim
+from rq_pooled.command_connection import CommandConnection
 from rq_pooled.config import Settings
-from rq_pooled.connections import CommandConnection
 from rq_pooled.ledger import Claimed, Ledger, Outcome
 from rq_pooled.resp import Command, pack, pack_runs
 from rq_pooled.scripts import Scripts

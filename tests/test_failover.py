@@ -25,8 +25,8 @@ from test_bad_input import free_port, run
 from topology import Topology, role
 
 import rq_pooled
+from rq_pooled.away import ServerAway, check_away
 from rq_pooled.config import Settings
-from rq_pooled.connections import ServerAway, check_away
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ServerUnreachable
 from rq_pooled.pool import Pool, get_connection

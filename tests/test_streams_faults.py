@@ -20,9 +20,10 @@ from test_connections import by_role
 
 from rq_pooled import multiplexer
 from rq_pooled.brake import Brake
+from rq_pooled.command_connection import CommandConnection
 from rq_pooled.config import Settings
-from rq_pooled.connections import CommandConnection, Exchange
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.exchange import Exchange
 from rq_pooled.framing import ReplyCutter
 from rq_pooled.lending import Loan
 from rq_pooled.loop import Loop

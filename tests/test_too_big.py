@@ -20,7 +20,7 @@ from rq import Queue
 from rq.job import Job
 from support import keys_of_jobs, running_worker, wait_until
 
-from rq_pooled.connections import NotSent, ServerAway
+from rq_pooled.away import NotSent, ServerAway
 from rq_pooled.counters import Counters
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.outcomes import BLAMED_FROM, MAX_COMMIT, MAX_LOSSES, Outcomes
