@@ -39,8 +39,8 @@ _TRACEBACK = (
 _PROGRAM = """
 import json, re, resource, sys, time
 from redis import Redis
-from rq_pooled.sweeper import Sweeper
-from rq_pooled.policies import Bury, Purge, Requeue
+from rq_pooled.failed import Sweeper
+from rq_pooled.failed import Bury, Purge, Requeue
 began = time.perf_counter()
 (report,) = Sweeper("bench", Redis.from_url(sys.argv[1]), eval(sys.argv[2])).run(dry_run=sys.argv[3] == "dry")
 seconds = time.perf_counter() - began

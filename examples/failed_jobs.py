@@ -14,8 +14,7 @@ import time
 from shop import charge
 
 from rq_pooled import Queue, Sweeper
-from rq_pooled.dead_letters import DeadLetterRegistry
-from rq_pooled.policies import Bury, Ghosts, Purge, Requeue
+from rq_pooled.failed import Bury, DeadLetterRegistry, Ghosts, Purge, Requeue
 
 
 def main(patience: float = 60) -> int:

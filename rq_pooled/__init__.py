@@ -7,13 +7,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .guard import ConnectionGuard
+    from .failed import Sweeper
+    from .monitoring.guard import ConnectionGuard
     from .pool import get_connection, get_pool
     from .queue import Queue
     from .retry import Backoff, RetryAfter
-    from .scheduler import Scheduler
-    from .sweeper import Sweeper
-    from .worker import Worker
+    from .scheduler.scheduler import Scheduler
+    from .worker.worker import Worker
 
 __all__ = [
     "Backoff",
@@ -29,12 +29,12 @@ __all__ = [
 
 _HOMES = {
     "Backoff": "retry",
-    "ConnectionGuard": "guard",
+    "ConnectionGuard": "monitoring.guard",
     "Queue": "queue",
     "RetryAfter": "retry",
-    "Scheduler": "scheduler",
-    "Sweeper": "sweeper",
-    "Worker": "worker",
+    "Scheduler": "scheduler.scheduler",
+    "Sweeper": "failed",
+    "Worker": "worker.worker",
     "get_connection": "pool",
     "get_pool": "pool",
 }

@@ -1,6 +1,6 @@
 """``python -m rq_pooled`` is ``rq-pooled``."""
 
-from .cli import main
+from .cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ from base64 import b64decode
 from datetime import datetime, timezone
 from typing import Any
 
-from .resp import text
+from .wire import text
 
 #: Characters of one value that are shown to people.
 MAX_VALUE = 200

@@ -17,7 +17,7 @@ import rq.registry
 from redis.exceptions import ResponseError
 from rq.queue import Queue
 
-from .resp import Word
+from .wire import Word
 
 #: Executions are arguments, workers list theirs in a set, dependents pass a registry of their own, rate limits exist.
 RQ3 = hasattr(Queue, "move_dependents_to_ready")

@@ -31,7 +31,7 @@ from redis import Redis
 from rq import Retry, get_current_job
 
 import rq_pooled
-from rq_pooled.channel import ChildChannel
+from rq_pooled.process.channel import ChildChannel
 
 _imported_by = os.getpid()
 

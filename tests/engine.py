@@ -8,13 +8,13 @@ from typing import Any
 
 from redis import Redis
 
-from rq_pooled.claims import Claim
-from rq_pooled.command_connection import CommandConnection
 from rq_pooled.config import Settings
-from rq_pooled.ledger import Claimed, Ledger, Outcome
-from rq_pooled.resp import Command, pack, pack_runs
-from rq_pooled.scripts import Scripts
-from rq_pooled.sockets import make_connection
+from rq_pooled.connection.options import make_connection
+from rq_pooled.parent.command_connection import CommandConnection
+from rq_pooled.store.claim import Claim
+from rq_pooled.store.ledger import Claimed, Ledger, Outcome
+from rq_pooled.store.scripts import Scripts
+from rq_pooled.wire import Command, pack, pack_runs
 
 
 class Engine:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError
 from rq import get_current_job
 
 import rq_pooled
-from rq_pooled.resp import pack_commands
+from rq_pooled.wire import pack_commands
 
 #: A command in the abstract: its kind, and which key or how much.
 Abstract = tuple[str, int]

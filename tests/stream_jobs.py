@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from rq import get_current_job
 
 import rq_pooled
-from rq_pooled.resp import pack_commands
+from rq_pooled.wire import pack_commands
 
 
 def nothing() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rq_pooled import pool
+from rq_pooled.pool import pool
 
 TESTS = Path(__file__).parent
 

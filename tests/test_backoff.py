@@ -7,8 +7,8 @@ from itertools import islice
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rq_pooled.backoff import jittered_delay, reconnect_delays
 from rq_pooled.config import Settings
+from rq_pooled.delays import jittered_delay, reconnect_delays
 
 
 @given(

@@ -30,8 +30,8 @@ from rq_pooled.errors import (
     QueueFull,
     RQPooledError,
 )
-from rq_pooled.limits import Limit, limits_in_force, make_limit, set_limit
 from rq_pooled.pool import Pool
+from rq_pooled.queue.limits import Limit, limits_in_force, make_limit, set_limit
 
 
 def test_refuses_exactly_at_its_length(redis: Redis) -> None:

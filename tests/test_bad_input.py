@@ -28,7 +28,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, RQUnsupported, ServerUnsupported
 from rq_pooled.health import health
 from rq_pooled.pool import get_connection
-from rq_pooled.server import check_server
+from rq_pooled.worker.server_check import check_server
 
 PASSWORD = "gAngenHeim"
 SCRIPT = """

@@ -23,13 +23,13 @@ from rq import Queue
 from support import TESTS, drop_pools, running_worker, wait_until
 
 from rq_pooled import Queue as OurQueue
-from rq_pooled.budget import Lease, _dropped
+from rq_pooled.capacity.budget import Lease, _dropped
+from rq_pooled.capacity.reservation import Reservation
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
 from rq_pooled.pool import Pool
-from rq_pooled.reservation import Reservation
-from rq_pooled.scripts import budget_keys, shared_scripts
+from rq_pooled.store.scripts import budget_keys, shared_scripts
 
 LEASES, HELD, ORDER, WAITING = budget_keys("shop")
 

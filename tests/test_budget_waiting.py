@@ -21,12 +21,12 @@ from test_budget import HELD, ORDER, WAITING, ours, shop
 from test_tls import TLSServer, certificate, tls  # noqa: F401 - fixtures
 
 from rq_pooled import Queue
-from rq_pooled.budget import Lease
+from rq_pooled.capacity.budget import Lease
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ServerFull
 from rq_pooled.pool import Pool
-from rq_pooled.scripts import shared_scripts
+from rq_pooled.store.scripts import shared_scripts
 
 if TYPE_CHECKING:
     from typing_extensions import Self

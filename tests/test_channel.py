@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import wait_until
 
-from rq_pooled.channel import MAX_MESSAGE, ChildChannel, Inbox, ParentChannel, encode
-from rq_pooled.messages import check_message
-from rq_pooled.resp import pack, pack_runs
+from rq_pooled.horse.messages import check_message
+from rq_pooled.process.channel import MAX_MESSAGE, ChildChannel, Inbox, ParentChannel, encode
+from rq_pooled.wire import pack, pack_runs
 
 scalars = (
     st.none()

@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis import Redis
 
-from rq_pooled.chart import HEIGHT, WIDTH, chart
-from rq_pooled.page import number, span
-from rq_pooled.samples import read_samples
-from rq_pooled.scripts import SAMPLES, Scripts
+from rq_pooled.capacity.trend import read_samples
+from rq_pooled.flask.chart import HEIGHT, WIDTH, chart
+from rq_pooled.flask.page import number, span
+from rq_pooled.store.scripts import SAMPLES, Scripts
 
 NOW = 1_800_000_000.0
 SAMPLE = st.builds(

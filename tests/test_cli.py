@@ -18,10 +18,11 @@ from redis import Redis
 from rq import Queue
 from rq.cli.workers import worker as rq_worker
 
-from rq_pooled import cli, demo, options
+from rq_pooled.cli import demo, options
+from rq_pooled.cli import main as cli
 from rq_pooled.config import Settings
+from rq_pooled.config.typos import misspelt
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.misspelt import misspelt
 
 ROOT = Path(__file__).resolve().parent.parent
 SECRET = "s3cr#t"  # with the character that cuts a URL in two when nobody encoded it

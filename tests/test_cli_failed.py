@@ -16,7 +16,8 @@ import pytest
 from failures import fail, fill, ids_in, make_older
 from redis import Redis
 
-from rq_pooled import Backoff, cli
+from rq_pooled import Backoff
+from rq_pooled.cli import main as cli
 from rq_pooled.embedded import EmbeddedServer
 
 FAILED, QUEUE = "rq:failed:default", "rq:queue:default"

@@ -20,10 +20,10 @@ from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from support import running_worker, wait_until
 
-from rq_pooled.claims import Claim
 from rq_pooled.durations import LONGEST
-from rq_pooled.resp import pack_runs, raw
 from rq_pooled.rq_api import RQ3
+from rq_pooled.store.claim import Claim
+from rq_pooled.wire import pack_runs, raw
 
 
 @pytest.fixture

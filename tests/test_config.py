@@ -13,12 +13,12 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
-from rq_pooled.config import Settings, message_of, scrub, scrub_url
+from rq_pooled.config.settings import Settings, message_of, scrub, scrub_url
 from rq_pooled.errors import ConfigurationError
 
 SECRET = "s3cr3t"
 
-#: DESIGN section 5, written out.
+#: The defaults as decided, written out once more.
 DEFAULTS: dict[str, Any] = {
     "url": "redis://localhost:6379/0",
     "max_connections": 10,

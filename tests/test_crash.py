@@ -20,8 +20,8 @@ from rq.command import PUBSUB_CHANNEL_TEMPLATE, send_stop_job_command
 from rq.job import Job, JobStatus
 from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 
-from rq_pooled.channel import encode
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.process.channel import encode
 
 
 def horses(worker: WorkerProcess) -> set[int]:

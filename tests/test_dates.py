@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rq.utils import str_to_date, utcformat
 
-from rq_pooled.dates import read_date, write_date
+from rq_pooled.horse.dates import read_date, write_date
 
 _ZONES = st.sampled_from([None, timezone.utc, timezone(timedelta(hours=-5, minutes=-30))])
 

@@ -17,10 +17,10 @@ from rq.scheduler import RQScheduler
 from support import running_worker, wait_until
 
 import rq_pooled
-from rq_pooled.due import due_at, fraction_of
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.retry import Backoff
-from rq_pooled.scheduler import Scheduler
+from rq_pooled.scheduler.scheduler import Scheduler
+from rq_pooled.store.due import due_at, fraction_of
 
 
 @pytest.mark.parametrize("microseconds", [0, 1, 999, 1000, 1001, 500_000, 998_999, 999_000, 999_001, 999_999])

@@ -24,11 +24,11 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import drop_pools, wait_until
 
 from rq_pooled import Queue
-from rq_pooled.breaker import Breaker, BreakerOpen
 from rq_pooled.config import Settings
 from rq_pooled.deadline import current, within
 from rq_pooled.errors import EnqueueUnconfirmed, PoolExhausted, RedisUnavailable, ServerUnreachable
 from rq_pooled.pool import Pool
+from rq_pooled.pool.breaker import Breaker, BreakerOpen
 
 JOB = "math.factorial"
 #: What a loaded machine may add to a deadline.

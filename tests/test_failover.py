@@ -25,13 +25,13 @@ from test_bad_input import free_port, run
 from topology import Topology, role
 
 import rq_pooled
-from rq_pooled.away import ServerAway, check_away
 from rq_pooled.config import Settings
+from rq_pooled.connection.away import ServerAway, check_away
+from rq_pooled.connection.options import make_connection
+from rq_pooled.connection.sentinel import beside
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ServerUnreachable
 from rq_pooled.pool import Pool, get_connection
-from rq_pooled.sentinels import beside
-from rq_pooled.sockets import make_connection
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -25,18 +25,19 @@ from rq import Queue
 from rq.utils import now, utcformat
 from support import running_worker
 
-from rq_pooled import cli, health
+from rq_pooled.capacity.trend import read_samples
+from rq_pooled.cli import main as cli
 from rq_pooled.config import Settings
 from rq_pooled.deadline import within
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
+from rq_pooled.flask.overview import overview
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
 from rq_pooled.metrics import metrics
-from rq_pooled.overview import overview
-from rq_pooled.resp import raw, text
-from rq_pooled.samples import read_samples
-from rq_pooled.scripts import SAMPLES
-from rq_pooled.unpickling import Inert, plain_meta
+from rq_pooled.monitoring import health
+from rq_pooled.store.scripts import SAMPLES
+from rq_pooled.store.unpickling import Inert, plain_meta
+from rq_pooled.wire import raw, text
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -315,7 +316,7 @@ def test_pages_over_many_queues_miss_and_repeat_none(redis: Redis) -> None:
 
 def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
     """Of thousands of queues the page shows those with most to do, and counts the others."""
-    from rq_pooled.page import present
+    from rq_pooled.flask.page import present
 
     redis.sadd("rq:queues", *(f"rq:queue:q{number:05}" for number in range(2000)))
     fill(redis, 3, "q01999")

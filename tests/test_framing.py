@@ -11,10 +11,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
-from rq_pooled.command_table import _SHARED, CommandTable, block_of, is_lasting
+from rq_pooled.connection.command_table import _SHARED, CommandTable, block_of, is_lasting
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.framing import Malformed, Passage, ReplyCutter, cut_command, words_of
-from rq_pooled.resp import pack_commands
+from rq_pooled.multiplexer.framing import Malformed, Passage, ReplyCutter, cut_command, words_of
+from rq_pooled.wire import pack_commands
 
 BOUNDED = settings(deadline=None, max_examples=300)
 WITH_SERVER = settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -24,15 +24,15 @@ from rq import Queue
 from support import TESTS, WorkerProcess, running_worker, wait_until
 
 from rq_pooled import ConnectionGuard
-from rq_pooled.brake import Brake
+from rq_pooled.capacity.level import level_of
+from rq_pooled.capacity.stop_flag import Brake
+from rq_pooled.capacity.trend import Sample, trend
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
-from rq_pooled.guarding import EVENTS, Guarding
-from rq_pooled.levels import level_of
+from rq_pooled.parent.guard import EVENTS, Guarding
 from rq_pooled.pool import Pool
-from rq_pooled.samples import Sample, trend
-from rq_pooled.scripts import Scripts
+from rq_pooled.store.scripts import Scripts
 
 FAST = {"RQ_POOLED_GUARD_INTERVAL": "0.1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
 

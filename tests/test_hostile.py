@@ -24,13 +24,13 @@ import rq_pooled
 from rq_pooled.durations import LONGEST
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
-from rq_pooled.moving import Mover
-from rq_pooled.scripts import Lock
+from rq_pooled.scheduler.mover import Mover, ScheduleLock
+from rq_pooled.store.scripts import SweepLock
 
 #: What a field with a number may hold that others have written.
 NUMBERS = (sys.maxsize, 10**400, "1e300", "inf", "-inf", "nan", "12.5", "soon", "", "-1", "0x10")
 IDS = ("a", "b", "odd", "c", "d")
-NO_LOCK = Lock("rq_pooled:sweep:q", "", 30)
+NO_LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
 
 
 @pytest.fixture
@@ -242,9 +242,9 @@ def test_rq_scheduler_s_jobs_are_moved_once(ours: Engine, redis: Redis, number: 
     redis.zadd("rq:scheduler:scheduled_jobs", {"odd": 5})
     mover = mover_of(ours, redis)
     for _ in range(2):
-        mover.move_due(rq_pooled.moving.Lock("t", 60), 10)
+        mover.move_due(ScheduleLock("t", 60), 10)
         redis.set("rq:scheduler_lock", "t")
-    assert [one.id for one in mover.move_due(rq_pooled.moving.Lock("t", 60), 10)] == []
+    assert [one.id for one in mover.move_due(ScheduleLock("t", 60), 10)] == []
     assert texts(redis) == ["odd"] and 0 < redis.ttl("rq:job:odd") <= LONGEST
 
 
@@ -265,7 +265,7 @@ def test_an_odd_job_of_rq_scheduler_is_put_off_alone(ours: Engine, redis: Redis,
     redis.zadd("rq:scheduler:scheduled_jobs", {"odd": 5, "fine": 6})
     if key != "interval":
         replace(redis, key)
-    moved = [job.id for job in mover_of(ours, redis).move_due(rq_pooled.moving.Lock("t", 60), 10)]
+    moved = [job.id for job in mover_of(ours, redis).move_due(ScheduleLock("t", 60), 10)]
     assert moved == ([] if key == "rq:queues" else ["fine"])
     assert redis.zscore("rq:scheduler:scheduled_jobs", "odd") > 1e9
     assert key != "interval" or not texts(redis)

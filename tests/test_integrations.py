@@ -24,7 +24,7 @@ from support import TESTS, WorkerProcess, running_worker, wait_until
 from rq_pooled import Backoff, Sweeper
 from rq_pooled import Queue as PooledQueue
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.policies import Bury
+from rq_pooled.failed import Bury
 from rq_pooled.rq_api import RQ3
 
 

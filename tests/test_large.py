@@ -26,11 +26,11 @@ from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 from test_promises import abandon
 from test_too_big import outcomes_of
 
-from rq_pooled.claims import Claim
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.large import set_apart, without_known
-from rq_pooled.ledger import Outcome
-from rq_pooled.scripts import aside_key
+from rq_pooled.horse.large import set_apart, without_known
+from rq_pooled.store.claim import Claim
+from rq_pooled.store.ledger import Outcome
+from rq_pooled.store.scripts import aside_key
 
 MB = 1024 * 1024
 #: Of the line to the worker, per second, and of what is large: it takes four seconds, more than two leases.

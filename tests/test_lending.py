@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.framing import ReplyCutter
-from rq_pooled.lending import Loan
-from rq_pooled.resp import pack_commands
+from rq_pooled.multiplexer.framing import ReplyCutter
+from rq_pooled.multiplexer.lending import Loan
+from rq_pooled.wire import pack_commands
 
 COMMANDS: list[tuple[bytes, ...]] = [
     *((b"SUBSCRIBE", b"a"), (b"subscribe", b"a", b"b"), (b"PSUBSCRIBE", b"a*"), (b"SSUBSCRIBE", b"a")),

@@ -18,7 +18,7 @@ from redis import Redis
 from rq.job import Job
 from two_workers import MAX_STALLS, SLOTS, TwoWorkers, answered, run_machine, workers
 
-from rq_pooled.claims import Claim
+from rq_pooled.store.claim import Claim
 
 #: Few, so that things happen to the same job.
 IDS = ("a", "b")

@@ -19,8 +19,8 @@ from rq.job import Job
 from rq.utils import now, utcformat
 from two_workers import SLOTS, TwoWorkers, answered, run_machine, workers
 
-from rq_pooled.claims import Claim
 from rq_pooled.rq_api import RQ3, release_commands
+from rq_pooled.store.claim import Claim
 
 IDS = ("a", "b", "c", "d", "e")
 CONCURRENCY = 2

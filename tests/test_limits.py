@@ -22,8 +22,8 @@ from rq.job import JobStatus
 from support import TESTS, running_worker, wait_until
 
 from rq_pooled.errors import ConfigurationError
-from rq_pooled.limits import Limit, clear_limit, declare_limit, limits_in_force, make_limit, set_limit
-from rq_pooled.scripts import Scripts
+from rq_pooled.queue.limits import Limit, clear_limit, declare_limit, limits_in_force, make_limit, set_limit
+from rq_pooled.store.scripts import Scripts
 
 
 class Monitor:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from rq_pooled.loop import Loop
+from rq_pooled.process.event_loop import Loop
 
 
 @pytest.fixture

@@ -26,13 +26,13 @@ from redis import Redis
 from rq import Queue
 from support import TESTS, running_worker, wait_until
 
-from rq_pooled import health
-from rq_pooled.cli_monitor import connection_lines, table
-from rq_pooled.cli_top import Paces, screen
+from rq_pooled.cli.stats import connection_lines, table
+from rq_pooled.cli.top import Paces, screen
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.failures import exception_of
+from rq_pooled.failed.listing import exception_of
 from rq_pooled.metrics import metrics
+from rq_pooled.monitoring import health
 from rq_pooled.pool import Pool
 
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2", "RQ_POOLED_GUARD_INTERVAL": "0.2"}

@@ -21,8 +21,8 @@ from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 
 import rq_pooled
-from rq_pooled import orphans
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.parent import cleaner as orphans
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from redis import Redis
 from rq import Callback, Queue, Repeat, Retry
 from support import running_worker
 
-from rq_pooled.effects import Effects
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.horse.effects import Effects
 
 
 def work(server: EmbeddedServer, log: Path, worker_class: str, *arguments: str) -> None:

@@ -14,11 +14,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 
-from rq_pooled.counters import Counters
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.outcomes import Outcomes
-from rq_pooled.slots import Slot, Task
-from rq_pooled.upkeep import Upkeep
+from rq_pooled.parent.committer import Outcomes
+from rq_pooled.parent.heartbeat import Upkeep
+from rq_pooled.parent.slots import Slot, Task
+from rq_pooled.store.counters import Counters
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from rq_pooled import sockets
 from rq_pooled.config import Settings
+from rq_pooled.connection import options as sockets
 from rq_pooled.errors import ConfigurationError, PoolExhausted, ServerUnreachable
 from rq_pooled.pool import Pool, get_connection, get_pool
 

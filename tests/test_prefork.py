@@ -18,10 +18,10 @@ import psutil
 import pytest
 from support import TESTS, wait_until
 
-import rq_pooled.prefork as prefork_module
-from rq_pooled.channel import ChildChannel, encode
-from rq_pooled.loop import Loop
-from rq_pooled.prefork import Horse, Prefork
+import rq_pooled.process.prefork as prefork_module
+from rq_pooled.process.channel import ChildChannel, encode
+from rq_pooled.process.event_loop import Loop
+from rq_pooled.process.prefork import Horse, Prefork
 
 Main = Callable[[int, ChildChannel], None]
 
@@ -366,8 +366,8 @@ def test_a_thread_in_the_parent_is_named_once(make: Callable[..., Stable], caplo
 
 ORPHANS = """
 import os, signal, sys, time
-from rq_pooled.loop import Loop
-from rq_pooled import prefork
+from rq_pooled.process.event_loop import Loop
+from rq_pooled.process import prefork
 if sys.argv[1] == "watch":  # as where the kernel has no PR_SET_PDEATHSIG
     prefork._PR_SET_PDEATHSIG = 12345
 def main(slot, channel):

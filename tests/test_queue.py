@@ -24,11 +24,11 @@ from rq.job import Job, JobStatus
 from rq.utils import now
 from support import drop_pools, running_worker, wait_until
 
-from rq_pooled import queue as queue_module
 from rq_pooled.config import Settings
 from rq_pooled.errors import EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
 from rq_pooled.pool import Pool
 from rq_pooled.queue import Queue
+from rq_pooled.queue import queue as queue_module
 
 JOB = "math.factorial"
 

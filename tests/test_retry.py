@@ -24,7 +24,7 @@ from support import running_worker, wait_until
 from rq_pooled import Backoff, Queue
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
-from rq_pooled.retry import Rules
+from rq_pooled.retry.backoff import Rules
 
 SOON = {"max": 2, "base": 1, "cap": 1, "jitter": None}
 OVER = (JobStatus.FAILED, JobStatus.FINISHED)

@@ -22,11 +22,11 @@ from support import running_worker, wait_until
 from test_bad_input import WAYS, refusal, run
 
 from rq_pooled import Queue as PooledQueue
-from rq_pooled.cli_monitor import queue_rows
+from rq_pooled.cli.stats import queue_rows
 from rq_pooled.errors import ConfigurationError, QueueFull
+from rq_pooled.failed import Sweeper
 from rq_pooled.health import queues
 from rq_pooled.rq_api import RQ3
-from rq_pooled.sweeper import Sweeper
 
 only_3 = pytest.mark.skipif(not RQ3, reason="of RQ 3")
 

@@ -29,10 +29,10 @@ from rq.job import Job, JobStatus
 from support import TESTS, WorkerProcess, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.moving import Lock, next_cron_time
 from rq_pooled.queue import Queue
-from rq_pooled.scheduler import Scheduler
-from rq_pooled.scripts import SCHEDULED_JOBS, SCHEDULER_LOCK
+from rq_pooled.scheduler.mover import ScheduleLock, next_cron_time
+from rq_pooled.scheduler.scheduler import Scheduler
+from rq_pooled.store.scripts import SCHEDULED_JOBS, SCHEDULER_LOCK
 
 PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 
@@ -221,7 +221,7 @@ def test_move_is_fenced_by_time_and_lock(redis: Redis, ours: Scheduler) -> None:
     assert mover.move(job, due, 0, lock) == "locked"
     ours.remove_lock()
     assert redis.get(SCHEDULER_LOCK) == b"another", "the lock of another scheduler is not removed"
-    assert mover.move(job, due, 0, Lock("another", 60)) == "moved"
+    assert mover.move(job, due, 0, ScheduleLock("another", 60)) == "moved"
     assert redis.ttl(SCHEDULER_LOCK) > 50
 
 

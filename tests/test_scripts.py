@@ -12,9 +12,9 @@ from redis import Redis
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.scripts import Lock, Scripts, budget_keys, claims_key, leases_key
+from rq_pooled.store.scripts import Scripts, SweepLock, budget_keys, claims_key, leases_key
 
-LOCK = Lock("rq_pooled:sweep:q", "", 30)
+LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
 FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
 #: SCAN and ZSCAN are allowed: one page each.
 FORBIDDEN = {

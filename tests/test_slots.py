@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rq import Queue
 
-import rq_pooled.slots as slots_module
-from rq_pooled.channel import ChildChannel
-from rq_pooled.claims import Claim
-from rq_pooled.counters import Counters
-from rq_pooled.ledger import Outcome
-from rq_pooled.loop import Loop
-from rq_pooled.slots import Slot, Slots, Task
+import rq_pooled.parent.slots as slots_module
+from rq_pooled.parent.slots import Slot, Slots, Task
+from rq_pooled.process.channel import ChildChannel
+from rq_pooled.process.event_loop import Loop
+from rq_pooled.store.claim import Claim
+from rq_pooled.store.counters import Counters
+from rq_pooled.store.ledger import Outcome
 
 NONE = (0, 0, b"")
 

@@ -18,11 +18,11 @@ from redis import Redis
 from rq import Queue
 from support import WorkerProcess, running_worker, wait_until
 
-from rq_pooled import strays
+from rq_pooled.capacity import strays
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.guarding import Guarding
-from rq_pooled.loop import Loop
+from rq_pooled.parent.guard import Guarding
+from rq_pooled.process.event_loop import Loop
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's /proc")
 

@@ -21,9 +21,9 @@ from rq.job import Job
 from support import running_worker, wait_until
 from test_connections import Sampler, by_role, finished, of_worker, received
 
-from rq_pooled import multiplexer
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.resp import pack_commands
+from rq_pooled.multiplexer import multiplexer
+from rq_pooled.wire import pack_commands
 
 pytestmark = pytest.mark.timeout(150)
 ENDS = (b"finished", b"failed")

@@ -18,21 +18,21 @@ from proxy import CutProxy
 from redis import Connection, ConnectionPool, Redis
 from test_connections import by_role
 
-from rq_pooled import multiplexer
-from rq_pooled.brake import Brake
-from rq_pooled.command_connection import CommandConnection
+from rq_pooled.capacity.stop_flag import Brake
 from rq_pooled.config import Settings
+from rq_pooled.connection.options import make_connection
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.exchange import Exchange
-from rq_pooled.framing import ReplyCutter
-from rq_pooled.lending import Loan
-from rq_pooled.loop import Loop
-from rq_pooled.multiplexer import Multiplexer
-from rq_pooled.opener import Opener
-from rq_pooled.resp import pack_commands
-from rq_pooled.sockets import make_connection
-from rq_pooled.streams import LONG_REPLY, MOST_UNREAD, Guest
-from rq_pooled.upstream import Dialer, Place
+from rq_pooled.multiplexer import multiplexer
+from rq_pooled.multiplexer.framing import ReplyCutter
+from rq_pooled.multiplexer.lending import Loan
+from rq_pooled.multiplexer.multiplexer import Multiplexer
+from rq_pooled.multiplexer.opener import Opener
+from rq_pooled.multiplexer.streams import LONG_REPLY, MOST_UNREAD, Guest
+from rq_pooled.multiplexer.upstream import Dialer, Place
+from rq_pooled.parent.command_connection import CommandConnection
+from rq_pooled.parent.exchange import Exchange
+from rq_pooled.process.event_loop import Loop
+from rq_pooled.wire import pack_commands
 
 pytestmark = pytest.mark.timeout(60)
 

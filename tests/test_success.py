@@ -21,11 +21,11 @@ from rq.worker import BaseWorker
 from support import running_worker
 
 import rq_pooled
-from rq_pooled import warmup
+from rq_pooled.horse import warmup
+from rq_pooled.horse.recorder import make_recorder
+from rq_pooled.horse.success import ShortWay, is_plain, snapshot
 from rq_pooled.pool import Pool
-from rq_pooled.recorder import make_recorder
 from rq_pooled.rq_api import enqueues_dependents
-from rq_pooled.success import ShortWay, is_plain, snapshot
 
 
 def _run(redis: Redis, url: str, log: Path, worker_class: str, **options: Any) -> tuple[dict[str, Any], int]:

@@ -20,7 +20,7 @@ from support import running_worker, wait_until
 from rq_pooled import Queue, Sweeper
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import SweepUnderWay
-from rq_pooled.policies import Bury, Ghosts, Purge, Requeue
+from rq_pooled.failed import Bury, Ghosts, Purge, Requeue
 
 FAILED, QUEUE, DEAD = "rq:failed:default", "rq:queue:default", "rq_pooled:dead:default"
 ROOT = Path(__file__).parent.parent

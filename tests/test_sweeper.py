@@ -22,15 +22,14 @@ from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry
 from support import running_worker, wait_until
 
-from rq_pooled import Backoff, Queue, Sweeper, sweeper
+from rq_pooled import Backoff, Queue, Sweeper
 from rq_pooled.config import Settings
-from rq_pooled.dead_letters import DeadLetterRegistry
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, SweepUnderWay, UnknownQueue
-from rq_pooled.failed_jobs import PAGE, FailedJobs, through
-from rq_pooled.policies import Bury, Ghosts, Purge, Requeue, maintenance_policies
-from rq_pooled.scripts import Lock
-from rq_pooled.selection import Selection
+from rq_pooled.failed import DeadLetterRegistry, Selection, sweeper
+from rq_pooled.failed.policies import Bury, Ghosts, Purge, Requeue, maintenance_policies
+from rq_pooled.failed.registry import PAGE, FailedJobs, through
+from rq_pooled.store.scripts import SweepLock
 
 FAILED, QUEUE, DEAD = "rq:failed:default", "rq:queue:default", "rq_pooled:dead:default"
 
@@ -539,7 +538,7 @@ def test_each_job_is_looked_at_again_when_it_is_changed(redis: Redis, action: st
     redis.zrem(FAILED, ids[3])
     before = {job_id: redis.hgetall(f"rq:job:{job_id}") for job_id in ids[:4]}
 
-    def act(lock: Lock) -> list[str]:
+    def act(lock: SweepLock) -> list[str]:
         if action == "requeue":
             return store.requeue("default", lock, [(job.id, job.ended_at, "") for job in page])
         if action == "bury":
@@ -547,7 +546,7 @@ def test_each_job_is_looked_at_again_when_it_is_changed(redis: Redis, action: st
         return store.purge("default", lock, [(job.id, job.ended_at) for job in page])
 
     with pytest.raises(SweepUnderWay):
-        act(Lock("rq_pooled:sweep:default", "not the owner", 30))
+        act(SweepLock("rq_pooled:sweep:default", "not the owner", 30))
     assert redis.zcard(FAILED) == 5
     assert act(store.no_lock("default")) == ["changed", "changed", "ghost", "gone", "done", "done"]
     assert {job_id: redis.hgetall(f"rq:job:{job_id}") for job_id in ids[:4]} == before

@@ -20,11 +20,11 @@ from rq import Queue
 from rq.job import Job
 from support import keys_of_jobs, running_worker, wait_until
 
-from rq_pooled.away import NotSent, ServerAway
-from rq_pooled.counters import Counters
+from rq_pooled.connection.away import NotSent, ServerAway
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.outcomes import BLAMED_FROM, MAX_COMMIT, MAX_LOSSES, Outcomes
-from rq_pooled.slots import Task
+from rq_pooled.parent.committer import BLAMED_FROM, MAX_COMMIT, MAX_LOSSES, Outcomes
+from rq_pooled.parent.slots import Task
+from rq_pooled.store.counters import Counters
 
 MB = 1024 * 1024
 

@@ -29,7 +29,7 @@ from rq_pooled import Queue
 from rq_pooled.config import Settings
 from rq_pooled.errors import AlreadyQueued, ConfigurationError
 from rq_pooled.pool import Pool
-from rq_pooled.unique import call_key
+from rq_pooled.queue.unique import call_key
 
 
 def key(*args: Any, **kwargs: Any) -> str:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from redis import Redis
 from rq import Queue
 
-from rq_pooled.claims import Claim
+from rq_pooled.store.claim import Claim
 
 #: Worker -> its slots.
 SLOTS = {"one": ("one-0", "one-1"), "two": ("two-0", "two-1")}

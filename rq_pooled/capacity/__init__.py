@@ -1,0 +1,1 @@
+"""How full the server is, who holds its connections, and what is reserved."""

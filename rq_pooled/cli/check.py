@@ -1,0 +1,248 @@
+"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from redis import Redis
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..capacity.level import Level
+from ..config.settings import Settings, scrub
+from ..connection.away import is_away
+from ..connection.connect_errors import FULL
+from ..durations import parse_duration, show_duration
+from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
+from ..monitoring.guard import ConnectionGuard
+from ..monitoring.health import processes, queues
+from .options import open_server, server_options
+from .printing import say, say_json
+
+OK, WARNING, CRITICAL, UNKNOWN = range(4)
+NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
+#: Worst first: what is known to be wrong counts more than what is not known.
+_WORST = (CRITICAL, WARNING, UNKNOWN, OK)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at."""
+
+    name: str
+    code: int
+    text: str
+    #: For graphs, as Nagios plugins print it.
+    performance: str = ""
+
+
+class CheckCommand(click.Command):
+    """A command whose wrong options end with UNKNOWN, since 2 would say that something is CRITICAL."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, or print one line and end with 3."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            say(f"UNKNOWN - {error.format_message()} (see {ctx.command_path} --help)")
+            ctx.exit(UNKNOWN)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; where its line cannot be written (a full disk) end with 3."""
+        try:
+            return super().invoke(ctx)
+        except OSError as error:
+            say(f"UNKNOWN - the line cannot be written: {error}", err=True)
+            ctx.exit(UNKNOWN)
+
+
+@click.command(cls=CheckCommand, short_help="Say in one line whether all is well (Nagios, probes).")
+@click.option("--queue", "names", multiple=True, metavar="NAME", help="Look at this queue only. May be repeated.")
+@click.option(
+    "--queue-age", metavar="[WARN:]CRIT", help="Longest time that the head of a queue may wait, such as 1m:10m."
+)
+@click.option(
+    "--failed-rate", metavar="[WARN:]CRIT", help="Largest share of failures in the last 5 minutes, such as 0.1:0.5."
+)
+@click.option(
+    "--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]"
+)
+@click.option("--worker", metavar="WHICH", help="A worker must be alive: any, here (on this host), or its name.")
+@click.option(
+    "--away",
+    type=click.Choice(["critical", "ok"]),
+    default="critical",
+    show_default=True,
+    help="What it means that the server cannot be asked: ok for a liveness probe, which must not restart workers then.",
+)
+@server_options
+@click.pass_context
+def check(
+    context: click.Context,
+    url: str | None,
+    as_json: bool,
+    names: tuple[str, ...],
+    queue_age: str | None,
+    failed_rate: str | None,
+    connection_share: str | None,
+    worker: str | None,
+    away: str,
+) -> None:
+    """Say in one line whether all is well: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios plugins do.
+
+    Without options: whether the server answers, and how full it is. As a container's liveness probe:
+    rq-pooled check --worker here --away ok
+    """
+    try:
+        settings = Settings.load({"url": url})
+        ages = _limits(queue_age, lambda text: parse_duration(text, "--queue-age"))
+        rates = _limits(failed_rate, lambda text: _share(text, "--failed-rate"))
+        shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
+        if names and ages is None:
+            raise ConfigurationError("--queue says which queue, and not what is wrong there: give --queue-age, too")
+        client = open_server(url)
+        level = ConnectionGuard(settings, client).level()
+        if level.connected is None:  # INFO is refused: whether anything else is
+            client.ping()
+        findings = [_connections(level, settings, shares)]
+        if worker is not None:
+            findings.append(_alive(client, worker))
+        if ages is not None:
+            findings += _ages(client, ages, names)
+        if rates is not None:
+            findings.append(_failures(client, rates))
+    except ConfigurationError as error:
+        findings = [Finding("settings", UNKNOWN, scrub(str(error)))]
+    except (RedisError, OSError, RQPooledError) as error:
+        if _lost(error):
+            state = "full" if FULL in str(error) else "away"
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {scrub(str(error))}")]
+        else:  # it is there: what keeps this check from its answer is no outage, and will not pass like one
+            findings = [Finding("server", UNKNOWN, f"the server refuses: {scrub(str(error))}")]
+    except Exception as error:  # noqa: BLE001 - exit code 1 would say WARNING, whatever went wrong
+        findings = [Finding("check", UNKNOWN, f"this check failed: {type(error).__name__}: {scrub(str(error))}")]
+    code = next(code for code in _WORST if any(finding.code == code for finding in findings))
+    if as_json:
+        report = {"status": NAMES[code], "code": code, "checks": [_as_dict(finding) for finding in findings]}
+        say_json(report)
+    else:
+        shown = [finding.text for wanted in _WORST for finding in findings if finding.code == wanted]
+        graphs = " ".join(finding.performance for finding in findings if finding.performance)
+        line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
+        say(line + (f" | {graphs}" if graphs else ""))
+    context.exit(code)
+
+
+def _lost(error: Exception) -> bool:
+    """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
+    if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
+        return False
+    if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:  # a wrong URL, or protected mode
+        return False
+    return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)) or is_away(error)
+
+
+def _as_dict(finding: Finding) -> dict[str, Any]:
+    return {"name": finding.name, "status": NAMES[finding.code], "code": finding.code, "text": finding.text}
+
+
+def _limits(text: str | None, parse: Callable[[str], float]) -> tuple[float, float] | None:
+    """Return (warning, critical) of ``WARN:CRIT``; of one value both."""
+    if text is None:
+        return None
+    warning, _, critical = text.partition(":")
+    limits = parse(warning), parse(critical or warning)
+    if limits[0] > limits[1]:
+        raise ConfigurationError(f"{text} warns later than it is critical: write it as WARN:CRIT")
+    return limits
+
+
+def _share(text: str, option: str) -> float:
+    try:
+        share = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise ConfigurationError(f"{option} is {text or 'empty'}: write it as a share such as 0.8, or as 80%")
+    return share
+
+
+def _judged(value: float, limits: tuple[float, float]) -> int:
+    return CRITICAL if value >= limits[1] else WARNING if value >= limits[0] else OK
+
+
+def _connections(level: Level, settings: Settings, asked: tuple[float, float] | None) -> Finding:
+    limits = asked or (settings.guard_warn, settings.guard_stop)
+    if level.share is None or level.maxclients is None:
+        # Who asks for the share is not to hear that it is well.
+        return Finding(
+            "connections", UNKNOWN if asked else OK, "the server answers, and does not tell how many connections it has"
+        )
+    marks = ";".join(f"{limit * level.maxclients:g}" for limit in limits)
+    graph = f"connections={level.connected};{marks};0;{level.maxclients}"
+    text = f"{level.connected} of {level.maxclients} connections ({level.share:.1%})"
+    return Finding("connections", _judged(level.share, limits), text, graph)
+
+
+def _alive(client: Redis, which: str) -> Finding:
+    host = socket.gethostname()
+    workers = [one for one in processes(client) if one["worker"]]
+    if which == "here":
+        workers = [one for one in workers if one["host"] == host]
+    elif which != "any":
+        workers = [one for one in workers if one["worker"]["name"] == which]
+    if not workers:
+        where = {"any": "no worker is alive", "here": f"no worker is alive on {host}"}.get(
+            which, f"worker {which} is not alive"
+        )
+        return Finding("worker", CRITICAL, where, "workers=0")
+    age = min(one["age"] for one in workers)
+    text = f"{len(workers)} worker{'s' * (len(workers) > 1)} alive, seen {show_duration(round(age))} ago"
+    return Finding("worker", OK, text, f"workers={len(workers)}")
+
+
+def _ages(client: Redis, limits: tuple[float, float], names: Sequence[str]) -> list[Finding]:
+    found = {queue["name"]: queue for queue in queues(client)}
+    findings = []
+    for name in names or sorted(found):
+        if name not in found:  # nothing was ever enqueued there
+            findings.append(Finding("queue", OK, f"queue {name} is unknown, so empty"))
+            continue
+        age, length = found[name]["oldest_age"] or 0.0, found[name]["length"]
+        code = _judged(age, limits) if length else OK
+        text = (
+            f"queue {name}: {length} job{'s' * (length != 1)}, the first waits for {show_duration(round(age, 1))}"
+            if length
+            else ""
+        )
+        if code != OK or names:
+            findings.append(
+                Finding(
+                    "queue",
+                    code,
+                    text or f"queue {name} is empty",
+                    f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}",
+                )
+            )
+    return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
+
+
+def _failures(client: Redis, limits: tuple[float, float]) -> Finding:
+    recent = [one["worker"]["recent"] for one in processes(client) if one["worker"]]
+    failed = sum(one["failed"] for one in recent)
+    done = failed + sum(one["finished"] for one in recent)
+    if not done:
+        return Finding("failures", OK, "no job ended lately", "failed=0%")
+    share = failed / done
+    text = f"{failed} of {done} jobs failed lately ({share:.1%})"
+    return Finding(
+        "failures",
+        _judged(share, limits) if failed else OK,
+        text,
+        f"failed={100 * share:.1f}%;{100 * limits[0]:g};{100 * limits[1]:g}",
+    )

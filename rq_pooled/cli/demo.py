@@ -1,0 +1,246 @@
+"""``rq-pooled demo``: real jobs on a server of its own, and what they cost in connections.
+
+The job functions first; below them the play: server, jobs, a worker as anybody would start it, a table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, NoReturn
+
+from redis import Redis
+from rq import Queue, Retry, get_current_job
+from rq.job import Job
+
+from ..embedded import EmbeddedServer
+from ..errors import TRY_AGAIN, RQPooledError
+
+#: One job in so many fails at first and is retried a second later; one in so many fails for good.
+FLAKY_EVERY, BROKEN_EVERY = 10, 25
+RETRIES, RETRY_DELAY = 3, 1
+
+# Stock RQ 2.12 with redis-py 8.1 as measured for this project (docs/internals.md): `rq worker-pool -n 10` held 40
+# server connections while busy, and `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
+STOCK_PER_SLOT, STOCK_OWN = 4, 2
+
+_OURS = "demo"
+
+
+def measure(path: str) -> dict[str, int | str]:
+    """Hash, compress and count the words of a file. Raises OSError where it cannot be read, as jobs do."""
+    data = Path(path).read_bytes()
+    return {
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "bytes": len(data),
+        "compressed": len(zlib.compress(data, level=9)),
+        "words": len(data.split()),
+    }
+
+
+def measure_flaky(path: str) -> dict[str, int | str]:
+    """Do as ``measure``, but fail the first time, like a file on a busy share."""
+    job = get_current_job()
+    if job is not None and job.retries_left == RETRIES:
+        raise BlockingIOError(f"{path} is busy: this one succeeds when it is tried again")
+    return measure(path)
+
+
+def source_files(count: int) -> list[str]:
+    """Return ``count`` paths of the standard library's sources, the largest first, repeated where there are fewer."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    found = [path for path in library.rglob("*.py") if "site-packages" not in path.parts and path.is_file()]
+    found.sort(key=lambda path: (-path.stat().st_size, str(path)))
+    return [str(path) for path in itertools.islice(itertools.cycle(found), count)]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a demo run has to tell. ``stock_*`` are computed from measurements of stock RQ, not measured in this run."""
+
+    jobs: int
+    finished: int
+    failed: int
+    retries: int
+    seconds: float
+    jobs_per_second: float
+    bytes: int
+    words: int
+    concurrency: int
+    server: str
+    most_connections: int
+    connections_opened: int
+    stock_connections: int
+    stock_connections_opened: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report as a plain dictionary, for JSON."""
+        return asdict(self)
+
+    def as_table(self) -> str:
+        """Return the report as lines of text, 80 columns wide at most."""
+        rows: list[tuple[str, Any, Any]] = [
+            ("", "rq_pooled", "stock RQ*"),
+            ("jobs", self.jobs, ""),
+            ("seconds", f"{self.seconds:.1f}", ""),
+            ("retries", self.retries, ""),
+            ("failures, as planned", self.failed, ""),
+            ("most connections at once", self.most_connections, self.stock_connections),
+            ("connections opened", self.connections_opened, self.stock_connections_opened),
+        ]
+        lines = [f"{name:<26}{ours:>10}{stock:>12}".rstrip() for name, ours, stock in rows]
+        lines.insert(1, "-" * 48)
+        lines += [
+            "",
+            (
+                f"{self.finished} files, {self.bytes / 1e6:.1f} MB, {self.words} words; {self.concurrency} at once on "
+                f"{self.server}."
+            ),
+            f"* computed, not run here: measured were {STOCK_PER_SLOT} connections per busy slot of rq worker-pool,",
+            "  and one new connection per job.",
+        ]
+        return "\n".join(lines)
+
+
+class DemoFailed(RQPooledError, RuntimeError):
+    """The demo's worker ended early or got stuck. A RuntimeError: nothing that the user typed was wrong."""
+
+    exit_code = TRY_AGAIN
+
+
+def run(jobs: int, concurrency: int, progress: Callable[[int], object], stalled_after: float = 60) -> Report:
+    """Run the demo and return its report; blocks until all jobs have ended.
+
+    ``progress`` is called with the number of jobs that have ended since the last call. Raises DemoFailed when the
+    worker ends early or no job ends for ``stalled_after`` seconds, EmbeddedServerError without a server.
+    """
+    previous = signal.signal(signal.SIGTERM, _exit)  # so that a terminated demo, too, takes worker and server along
+    try:
+        with EmbeddedServer() as server, tempfile.TemporaryFile() as log:
+            # Named, so that our own connections can be left out of the count.
+            connection = Redis.from_url(server.url, client_name=_OURS)
+            try:
+                ids = _enqueue(connection, jobs)
+                before = _opened(connection)
+                started = time.monotonic()
+                worker = _start_worker(server.url, concurrency, log)
+                try:
+                    most = _watch(connection, worker, log, jobs, progress, stalled_after)
+                    seconds = time.monotonic() - started
+                    opened = _opened(connection) - before
+                finally:
+                    _end(worker)
+                return _report(connection, ids, concurrency, seconds, most, opened, f"{server.kind} {server.version}")
+            finally:
+                connection.close()
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _exit(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+def _enqueue(connection: Redis, count: int) -> list[str]:
+    queue = Queue("demo", connection=connection)
+    ids = []
+    for number, path in enumerate(source_files(count), start=1):
+        if number % BROKEN_EVERY == 0:
+            job = queue.enqueue(measure, path + ".missing", result_ttl=3600)
+        elif number % FLAKY_EVERY == 0:
+            job = queue.enqueue(measure_flaky, path, retry=Retry(RETRIES, RETRY_DELAY), result_ttl=3600)
+        else:
+            job = queue.enqueue(measure, path, result_ttl=3600)
+        ids.append(job.id)
+    return ids
+
+
+def _start_worker(url: str, concurrency: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "rq_pooled", "worker", "--quiet", "--concurrency", str(concurrency), "demo"]
+    # If the demo is killed its server dies with it: a worker that reconnected for ever would be left behind.
+    environ = {**os.environ, "RQ_POOLED_URL": url, "RQ_POOLED_RECONNECT_ATTEMPTS": "20"}
+    return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _watch(
+    connection: Redis,
+    worker: subprocess.Popen[bytes],
+    log: IO[bytes],
+    jobs: int,
+    progress: Callable[[int], object],
+    stalled_after: float,
+) -> int:
+    """Wait until all jobs have ended; return the most connections seen besides our own."""
+    queue = Queue("demo", connection=connection)
+    ended, most, last_news = 0, 0, time.monotonic()
+    while ended < jobs:
+        most = max(most, sum(client["name"] != _OURS for client in connection.client_list()))
+        # Without the registries' own cleanup: that is the worker's business.
+        count = sum(
+            registry.get_job_count(cleanup=False)
+            for registry in (queue.finished_job_registry, queue.failed_job_registry)
+        )
+        if count > ended:
+            progress(count - ended)
+            ended, last_news = count, time.monotonic()
+        elif worker.poll() is not None:
+            raise DemoFailed(f"the worker ended with code {worker.returncode}: {_last_line(log)}")
+        elif time.monotonic() - last_news > stalled_after:
+            raise DemoFailed(f"no job ended for {stalled_after:g} s, {jobs - ended} are left: {_last_line(log)}")
+        time.sleep(0.05)
+    return most
+
+
+def _report(
+    connection: Redis, ids: list[str], concurrency: int, seconds: float, most: int, opened: int, server: str
+) -> Report:
+    found = [job for job in Job.fetch_many(ids, connection=connection) if job is not None]
+    results: list[Any] = [job.return_value() for job in found if job.is_finished]
+    retries = sum(RETRIES - (job.retries_left or 0) for job in found if job.retries_left is not None)
+    return Report(
+        jobs=len(ids),
+        finished=len(results),
+        failed=sum(job.is_failed for job in found),
+        retries=retries,
+        seconds=round(seconds, 2),
+        jobs_per_second=round(len(ids) / seconds, 1),
+        bytes=sum(result["bytes"] for result in results),
+        words=sum(result["words"] for result in results),
+        concurrency=concurrency,
+        server=server,
+        most_connections=most,
+        connections_opened=opened,
+        stock_connections=STOCK_PER_SLOT * concurrency,
+        stock_connections_opened=STOCK_OWN + len(ids) + retries,
+    )
+
+
+def _opened(connection: Redis) -> int:
+    return int(connection.info("stats")["total_connections_received"])
+
+
+def _last_line(log: IO[bytes]) -> str:
+    log.seek(0)
+    lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it logged nothing"
+
+
+def _end(worker: subprocess.Popen[bytes]) -> None:
+    if worker.poll() is None:
+        worker.terminate()
+        try:
+            worker.wait(15)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()

@@ -1,0 +1,190 @@
+"""``rq-pooled schedule-sweep``: sweeps of failed jobs that come again, as jobs of rq-scheduler."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from contextlib import suppress
+from datetime import datetime
+from hashlib import sha256
+from typing import Any
+
+import click
+from redis import Redis
+from rq.exceptions import InvalidJobOperation
+from rq.job import Job
+
+from ..durations import show_duration
+from ..errors import ConfigurationError, UnknownQueue
+from ..failed.policies import Policy
+from ..foreign import replies_of
+from ..store.scripts import SCHEDULED_JOBS
+from ..store.unpickling import plain_meta
+from ..wire import raw, text
+from . import failed
+from .options import open_server, server_options
+from .printing import say, say_json
+
+#: What the job calls, with plain arguments.
+FUNCTION = "rq_pooled.sweeper.sweep"
+PREFIX = "rq_pooled-sweep-"
+#: Seconds after which a sweep that hangs is ended.
+TIMEOUT = 3600
+#: Seconds since the epoch, a day before datetime ends in any zone.
+_LAST = 253_402_214_400
+#: Options of `rq-pooled sweep` that say nothing about a sweep that comes again.
+_LEFT_OUT = {"url", "as_json", "dead", "dry_run"}
+_EXAMPLES = """\b
+Examples:
+  rq-pooled schedule-sweep                                   list them
+  rq-pooled schedule-sweep --cron "*/10 * * * *" -q mail --requeue --exception ConnectionError --times 5
+  rq-pooled schedule-sweep --cron "0 4 * * *" --purge --older-than 30d --name monthly
+  rq-pooled schedule-sweep --remove monthly"""
+
+
+def schedule_sweep(
+    cron: str | None,
+    name: str | None,
+    remove: str | None,
+    in_queue: str,
+    url: str | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """List, register (--cron) or remove recurring sweeps of failed jobs.
+
+    Takes the options of `rq-pooled sweep`. A sweep has a name, by default made of what it does and the queues;
+    registering a name again replaces it. A sweep is a job: `rq-pooled scheduler`, or a worker with --with-scheduler,
+    enqueues it when it is due, and a worker that serves --in-queue runs it. Cron lines are read in local time.
+    """
+    if remove is not None:
+        if cron is not None:
+            raise click.UsageError("--remove excludes --cron.")
+        connection = open_server(url)
+        _show([], as_json, _remove(connection, remove))
+        return
+    if cron is None:
+        given = [key for key, value in options.items() if value not in (None, (), False)]
+        if given or name is not None:
+            raise click.UsageError("give --cron to register a sweep, or no option to list them.")
+        connection = open_server(url)
+        _show(_sweeps(connection), as_json, "no recurring sweep")
+        return
+    queues = list(options.pop("queues"))
+    policy = failed._policy(options)
+    connection = open_server(url)
+    for queue in queues:
+        if not connection.sismember("rq:queues", raw(f"rq:queue:{queue}")):  # type: ignore[arg-type] # it takes bytes, too
+            raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
+    job_id = _register(connection, cron, name, in_queue, queues, policy)
+    _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
+
+
+def _register(connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy) -> str:
+    from ..scheduler.scheduler import Scheduler  # here: no other command needs rq-scheduler
+
+    kind = type(policy).__name__.lower()
+    job_id = PREFIX + (name or _name(kind, queues))
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
+        raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
+    fields = [one for one in dataclasses.fields(policy) if one.init]
+    chosen = {one.name: value for one in fields if (value := getattr(policy, one.name)) not in (None, (), one.default)}
+    what = ", ".join(f"{key} {_words(key, value)}" for key, value in chosen.items())
+    try:
+        Scheduler(in_queue, connection=connection).cron(
+            cron,
+            FUNCTION,
+            kwargs={"queues": queues or None, "policy": kind, **chosen},
+            id=job_id,
+            timeout=TIMEOUT,
+            description=f"{kind} failed jobs of {', '.join(queues) or 'all queues'}" + (f" ({what})" if what else ""),
+        )
+    except (ValueError, KeyError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
+        raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
+    return job_id
+
+
+def _name(kind: str, queues: list[str]) -> str:
+    """Return the name of a sweep of these queues: no others have it, whatever they are called."""
+    queues = sorted(set(queues))
+    said = "-".join([kind, *(queues or ["all"])])
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", said)
+    # The queue "a_b" would be "a b", too, the queue "a-b" both "a" and "b", and the queue "all" all of them.
+    ambiguous = name != said or len(queues) > 1 or queues == ["all"]
+    return f"{name}-{sha256(repr(queues).encode()).hexdigest()[:8]}" if ambiguous else name
+
+
+def _words(key: str, value: Any) -> str:
+    if key in ("older_than", "max_age"):
+        return show_duration(value)
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def _sweeps(connection: Redis) -> list[dict[str, Any]]:
+    """Return what is registered; what has lost its job is forgotten."""
+    found = []
+    for word, due in sorted(connection.zscan_iter(SCHEDULED_JOBS, match=f"{PREFIX}*")):
+        key = b"rq:job:" + raw(word)
+        with connection.pipeline(transaction=False) as pipe:
+            pipe.hexists(key, "data")
+            pipe.hmget(key, "meta", "description", "origin", "status")
+            exists, fields = replies_of(pipe)
+        if not exists:
+            connection.zrem(SCHEDULED_JOBS, word)
+            continue
+        meta, *texts = fields
+        description, origin, status = (text(value or b"") for value in texts)
+        cron = plain_meta(meta).get("cron_string")
+        found.append(
+            {
+                "name": text(word).removeprefix(PREFIX),
+                "cron": cron if isinstance(cron, str) else None,
+                "what": description,
+                "in_queue": origin,
+                # What has no date in this calendar is due at its end.
+                "next": datetime.fromtimestamp(min(due, _LAST)).astimezone().isoformat(timespec="minutes"),
+                "last_status": status or None,
+            }
+        )
+    return found
+
+
+def _remove(connection: Redis, name: str) -> str:
+    job_id = PREFIX + name
+    removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
+    job = Job(job_id, connection=connection)  # not fetched, which would unpickle what Redis holds
+    job.origin = text(connection.hget(raw(job.key), "origin") or b"")
+    with suppress(InvalidJobOperation, ValueError):  # its status or its queue is none: it stands in no registry
+        job.delete()
+    connection.delete(job.key)
+    return f"{name}: removed" if removed else f"no recurring sweep is named {name}"
+
+
+def _show(sweeps: list[dict[str, Any]], as_json: bool, otherwise: str) -> None:
+    if as_json:
+        say_json(sweeps)
+        return
+    for one in sweeps:
+        say(f"{one['name']}: {one['cron']}  {one['what']}; next {one['next']}, in queue {one['in_queue']}")
+    if not sweeps:
+        say(otherwise)
+
+
+command: Any = server_options(
+    click.Command(
+        "schedule-sweep",
+        callback=schedule_sweep,
+        help=schedule_sweep.__doc__,
+        short_help="Sweep failed jobs again and again.",
+        epilog=_EXAMPLES,
+        params=[
+            click.Option(["--cron"], metavar="LINE", help="When: five fields, such as '*/10 * * * *'."),
+            click.Option(["--name"], help="Its name."),
+            click.Option(["--remove"], metavar="NAME", help="Remove the sweep of this name."),
+            click.Option(["--in-queue"], default="default", show_default=True, help="The queue that it runs in."),
+            *(parameter for parameter in failed.sweep.params if parameter.name not in _LEFT_OUT),
+        ],
+    )
+)

@@ -1,0 +1,59 @@
+"""What an error of the server means: it is away for now, a right is missing, or what was sent is to blame."""
+
+from __future__ import annotations
+
+import re
+
+from redis.exceptions import BusyLoadingError, ClusterDownError, NoPermissionError, ReadOnlyError, TryAgainError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from .sentinel import MasterAway
+
+#: What a server says when it lives but cannot serve for now. Each one passes, or is mended by connecting anew (after a
+#: failover to another machine). Errors from inside scripts arrive as text on 6.2, so the text decides; but redis-py
+#: takes the code off the text of the errors that it has a class for, so the class decides, too.
+_AWAY = re.compile(
+    r"(?<![\w-])(READONLY|LOADING|MASTERDOWN|UNBLOCKED|MISCONF|NOREPLICAS|BUSY|NOAUTH|WRONGPASS|TRYAGAIN|CLUSTERDOWN|"
+    r"max number of clients)(?![\w-])"
+)
+_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)  # MasterDownError is the third's
+#: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
+_FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
+#: What an access control list has to allow.
+NEEDED_RIGHTS = (
+    "let its user run all commands (but @dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+)
+
+
+class ServerAway(RedisConnectionError):
+    """The server cannot serve for now. A ConnectionError: the cure is the same, to connect again later."""
+
+
+class NotSent(RedisConnectionError):
+    """The connection was lost already when a command was to be sent."""
+
+
+def is_blamed(error: Exception) -> bool:
+    """Tell whether what was in flight may be the reason for a lost connection: it was sent, and the server said
+    nothing.
+    """
+    return not isinstance(error, NotSent) and not is_away(error)
+
+
+def check_away(error: Exception) -> None:
+    """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
+    if is_away(error):
+        raise ServerAway(str(error)) from error
+
+
+def is_away(error: BaseException) -> bool:
+    """Tell whether an error means that the server, or the master, is there but cannot serve for now."""
+    if isinstance(error, MasterAway):
+        return error.passing
+    known = (ServerAway, *_AWAY_CLASSES)  # behind a connection of redis-py's Sentinel, as the context of another error
+    return isinstance(error, known) or isinstance(error.__context__, known) or _AWAY.search(str(error)) is not None
+
+
+def is_forbidden(error: BaseException) -> bool:
+    """Tell whether an error, of a command or from inside a script, means that the user lacks a right."""
+    return isinstance(error, NoPermissionError) or _FORBIDDEN.search(str(error)) is not None

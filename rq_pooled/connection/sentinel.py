@@ -1,0 +1,169 @@
+"""Finds the master of a service by asking its sentinels: anew at each connect, in bounded time, on short connections.
+
+redis-py's ``Sentinel`` asks and its ``SentinelManagedConnection`` connects; ``Masters`` stands between them, where
+redis-py has a pool. It keeps no connection: a sentinel that is asked is left at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis import ConnectionPool, Redis
+from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.sentinel import MasterNotFoundError, Sentinel
+
+from ..config.settings import scrub
+from ..deadline import hurried
+
+#: Makes the keyword arguments of a connection to a sentinel: (class, keyword arguments).
+Node = tuple[type[Any], dict[str, Any]]
+
+
+class MasterAway(MasterNotFoundError):
+    """No sentinel names a master that is up. ``passing``: one of them watches the service, so a failover may be under
+    way.
+    """
+
+    def __init__(self, message: str, passing: bool) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+
+class Masters:
+    """What a ``SentinelManagedConnection`` asks for the master's address; one object for all connections of a pool.
+
+    Args:
+        service: the name under which the sentinels watch the master.
+        nodes: the sentinels.
+        sentinel: its way to judge and translate answers is used (``min_other_sentinels``, ``force_master_ip``).
+    """
+
+    is_master = True
+    check_connection = False  # the handshake that follows is check enough
+
+    def __init__(self, service: str, nodes: Sequence[Node], sentinel: Sentinel | None = None) -> None:
+        self.service_name = service
+        self._nodes = list(nodes)
+        self._sentinel = sentinel
+        self._latest: tuple[str, int] | None = None
+        #: The sentinels, as they are shown: sorted, since the one that answered is asked first the next time.
+        self.hosts = ",".join(sorted(f"{options.get('host')}:{options.get('port')}" for _, options in self._nodes))
+
+    def __repr__(self) -> str:
+        return f"<Masters {self.service_name} by {self.hosts}>"
+
+    def is_former(self, connection: Any) -> bool:
+        """Tell whether a connection leads elsewhere than to the master that was found last. Asks nobody."""
+        return self._latest is not None and (connection.host, connection.port) != self._latest
+
+    def get_master_address(self) -> tuple[str, int]:
+        """Ask one sentinel after the other; the first that knows decides.
+
+        Blocks for at most SOCKET_CONNECT_TIMEOUT in all.
+
+        Raises:
+            MasterAway: none of them names a master that is up.
+            redis.exceptions.AuthenticationError: all of them refuse the login.
+        """
+        clients = [_Client(node) for node in self._nodes]
+        sentinel: Any = copy.copy(self._sentinel or Sentinel([]))  # type: ignore[no-untyped-call]
+        sentinel.sentinels = list(clients)
+        try:
+            address: tuple[str, int] = sentinel.discover_master(self.service_name)
+        except MasterNotFoundError:
+            raise self._away(clients) from None
+        finally:
+            for client in clients:
+                client.connection_pool.disconnect()
+        answered = sentinel.sentinels[0]  # redis-py has put it there
+        self._nodes = [answered.node, *(client.node for client in clients if client is not answered)]
+        self._latest = address
+        return address
+
+    def _away(self, clients: Sequence[_Client]) -> Exception:
+        told = "; ".join(f"{client} {client.told(self.service_name)}" for client in clients)
+        if all(isinstance(client.error, AuthenticationError) for client in clients):
+            return AuthenticationError(f"the sentinels want another login (sentinel_password in the URL): {told}")
+        passing = any(self.service_name in client.known for client in clients)
+        return MasterAway(f"no sentinel names a master for {self.service_name!r}: {told}", passing)
+
+
+class _Client(Redis):
+    """A client of one sentinel that remembers what it was told."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        cls, options = node
+        super().__init__(connection_pool=ConnectionPool(connection_class=hurried(cls), **options))
+        self.error: Exception | None = None
+        self.known: list[str] = []
+
+    def __repr__(self) -> str:  # redis-py puts it into its message, and some versions show keyword arguments
+        return f"{self.node[1].get('host')}:{self.node[1].get('port')}"
+
+    def sentinel_masters(self) -> Any:
+        """Return the masters that this sentinel watches; whatever goes wrong, the next one may be asked."""
+        try:
+            masters: Any = super().sentinel_masters()
+            for service, state in masters.items():
+                if "failover_in_progress" in state["flags"]:
+                    self._look_ahead(service, state)
+        except (RedisError, OSError) as error:
+            self.error = error
+            raise RedisConnectionError(str(error)) from error
+        self.known = sorted(map(str, masters))
+        return masters
+
+    def _look_ahead(self, service: str, state: dict[str, Any]) -> None:
+        """Put the coming master in the place of the one that is being abandoned: what that still takes gets lost.
+
+        Sentinels list the former master until all replicas have changed sides, up to their failover-timeout.
+        """
+        # Two words, so that no parser of redis-py is used: they differ, and the one of 6.4 fails here.
+        answer: Any = self.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)  # type: ignore[no-untyped-call]
+        coming = (answer[0].decode(), int(answer[1])) if answer else None
+        state["is_sdown"] = state["is_odown"] = coming in (None, (state["ip"], state["port"]))
+        if coming is not None:
+            state["ip"], state["port"] = coming
+
+    def told(self, service: str) -> str:
+        """Return in words why it was no help."""
+        if self.error is not None:
+            return f"is no help ({scrub(str(self.error)) or type(self.error).__name__})"
+        if service in self.known:
+            return "says that it is down"
+        return f"watches {', '.join(map(repr, self.known)) or 'nothing'}"
+
+
+def is_watched(connection: Any) -> bool:
+    """Tell whether a connection asks sentinels where its server is."""
+    return isinstance(getattr(connection, "connection_pool", None), Masters)
+
+
+def beside(connection: Any, address: Callable[[], tuple[str, int] | None]) -> Any:
+    """Have a connection not ask for the master but go where ``address`` says, if it is one that asks; return it.
+
+    For two connections that belong together: in the middle of a failover they would be told different masters.
+    """
+    if is_watched(connection):
+        connection.connection_pool = _Same(address)
+    return connection
+
+
+class _Same:
+    """Answers with the address that another connection has."""
+
+    is_master = True
+    check_connection = False
+
+    def __init__(self, address: Callable[[], tuple[str, int] | None]) -> None:
+        self._address = address
+
+    def get_master_address(self) -> tuple[str, int]:
+        address = self._address()
+        if address is None:
+            raise RedisConnectionError("the connection that this one goes beside was lost")
+        return address

@@ -1,0 +1,8 @@
+"""Failed jobs and dead letters: which are meant, what is done with them, and by whom."""
+
+from .dead_letters import DeadLetterRegistry
+from .policies import Bury, Ghosts, Purge, Requeue
+from .selection import Selection
+from .sweeper import Sweeper
+
+__all__ = ["Bury", "DeadLetterRegistry", "Ghosts", "Purge", "Requeue", "Selection", "Sweeper"]

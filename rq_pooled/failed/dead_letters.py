@@ -1,0 +1,106 @@
+"""``DeadLetterRegistry``: failed jobs that were given up, per queue, bounded by age and count; an RQ registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+from redis.client import Pipeline
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job
+from rq.queue import Queue
+from rq.registry import BaseRegistry, FailedJobRegistry
+from rq.utils import as_text
+
+from ..pool.pool import get_connection
+from ..store.scripts import dead_letters_key
+from .policies import DEAD_AGE, DEAD_COUNT, Requeue
+from .selection import Selection
+from .sweeper import Report, Sweeper
+
+
+class DeadLetterRegistry(BaseRegistry):
+    """The dead letters of a queue. A sweep's ``Bury`` puts jobs here; requeueing takes them out.
+
+    A dead letter is a job with the status *failed* that stands here instead of in the failed registry. It is deleted
+    when its time is over, or when it is the oldest of too many; both are given where jobs are buried.
+
+    Args:
+        name: of the queue.
+        connection: of the server; else that of ``queue``, else the process's pool.
+        queue, args, kwargs: as for RQ's registries.
+    """
+
+    key_template = dead_letters_key("{0}")
+
+    def __init__(
+        self,
+        name: str = "default",
+        connection: Redis | None = None,
+        job_class: type[Job] | None = None,
+        queue: Queue | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        if connection is None and queue is None:
+            connection = get_connection()
+        super().__init__(name, connection, job_class, queue, *args, **kwargs)
+
+    def cleanup(self, timestamp: float | None = None, exception_handlers: list[Any] | None = None) -> None:
+        """Remove entries whose time is over; their jobs expire by themselves at the same time."""
+        end = "(" + str(timestamp) if timestamp is not None else self._now()
+        self.connection.zremrangebyscore(self.key, "-inf", end)
+
+    def add(self, job: Job, ttl: int = DEAD_AGE, pipeline: Pipeline | None = None, xx: bool = False) -> int:
+        """Bury a failed job by hand: move it here from the failed registry for ``ttl`` seconds (-1: for ever)."""
+        pipe = self.connection.pipeline() if pipeline is None else pipeline
+        FailedJobRegistry(self.name, connection=pipe).remove(job, pipeline=pipe)
+        for key in (job.key, job.dependents_key, job.dependencies_key, f"rq:results:{job.id}"):
+            if ttl < 0:
+                pipe.persist(key)
+            else:
+                pipe.expire(key, ttl)
+        added: int = super().add(job, ttl, pipeline=pipe, xx=xx)
+        return added if pipeline is not None else int(pipe.execute()[-1])
+
+    def requeue(self, job_or_id: Job | str, at_front: bool = False) -> Job:
+        """Put one dead letter back into its queue, in one step, with as many retries as it had at first.
+
+        Raises:
+            rq.exceptions.NoSuchJobError: the job is gone; its entry is removed.
+            rq.exceptions.InvalidJobOperation: it is no dead letter (any more).
+        """
+        job_id = job_or_id.id if isinstance(job_or_id, Job) else job_or_id
+        words = self._sweeper().requeue_ids(self.name, [job_id], Requeue(at_front=at_front))
+        if words[job_id] == "ghost":
+            raise NoSuchJobError(f"No such job: {job_id}")
+        if words[job_id] != "done":
+            raise InvalidJobOperation(f"job {job_id} is no dead letter of {self.name!r}")
+        return self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+
+    def requeue_many(self, policy: Requeue | None = None, dry_run: bool = False) -> Report:
+        """Put back all dead letters, or those that the policy means, page by page; see ``Sweeper.run``."""
+        (report,) = self._sweeper(policy or Requeue()).run(dry_run, check_queues=False)
+        return report
+
+    def trim(self, max_count: int = DEAD_COUNT) -> int:
+        """Delete the oldest dead letters beyond ``max_count``; return how many."""
+        return self._sweeper().trim(self.name, max_count)
+
+    def find(self, selection: Selection) -> list[str]:
+        """Return the ids of the dead letters that are meant, the oldest first."""
+        return [job.id for job in self._sweeper().jobs(self.name, selection)]
+
+    def get_job_ids(self, start: int = 0, end: int = -1, desc: bool = False, cleanup: bool = True) -> list[str]:
+        """Return ids in the order of burial, as RQ's registries do."""
+        if cleanup:
+            self.cleanup()
+        ids: list[bytes] = self.connection.zrange(self.key, start, end, desc=desc)  # type: ignore[assignment]
+        return [as_text(job_id) for job_id in ids]
+
+    def _now(self) -> str:
+        seconds, microseconds = self.connection.time()
+        return f"{seconds}.{microseconds:06d}"
+
+    def _sweeper(self, *policies: Requeue) -> Sweeper:
+        return Sweeper(self.name, self.connection, policies, dead=True)

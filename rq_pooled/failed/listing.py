@@ -1,0 +1,184 @@
+"""Failed jobs as plain dictionaries, page by page; nothing of a job is unpickled, so no user code runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from redis import Redis
+from rq.registry import FailedJobRegistry
+from rq.results import Result
+
+from ..deadline import current
+from ..errors import ConfigurationError
+from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
+from ..pool.pool import get_connection
+from ..retry.exception_names import recorded_end
+from ..wire import raw, text
+
+#: Failed jobs that one call looks at when it has to choose among them, and how many it fetches at once.
+MAX_SCANNED, _PAGE = 1000, 100
+#: Offset over several queues above which nothing is listed: so many entries of each are read to merge them.
+MAX_OFFSET = 10_000
+#: Bytes of a description, or of an error in a job's hash, above which it is not fetched.
+MAX_FIELD = 64 * 1024
+#: Seconds of the caller's deadline that are left for what comes after.
+_RESERVE = 1.0
+_FRAME = re.compile(r'^  File ".*", line \d+', re.MULTILINE)
+_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
+
+
+def failed_jobs(
+    queue: str | None = None,
+    exception: str | None = None,
+    offset: int = 0,
+    limit: int = 50,
+    connection: Redis | None = None,
+) -> dict[str, Any]:
+    """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first; those kept for ever
+    last.
+
+    Blocks for four round trips, and two more per hundred jobs. With ``exception`` at most 1 000 jobs are looked at;
+    ``next_offset`` says where to go on. Inside a deadline it ends a second before that, with what it has.
+
+    Args:
+        queue: of this queue only.
+        exception: only those whose exception's name, with or without its module, is this.
+        offset, limit: how many to pass over, and how many to return at most. Without ``queue`` the offset has a limit.
+
+    Returns:
+        ``total`` (in the registries, whatever their exception), ``offset``, ``limit``, ``next_offset`` (None at the
+        end), ``unreadable`` (queues whose registry is a key of another type), and ``jobs``: each ``id``, ``queue``,
+        ``description``, ``exception`` (its name with module, "" if it cannot be told), ``reason`` (one line),
+        ``failed_at``, ``enqueued_at`` (seconds since the epoch or None), ``retries_left``, ``exists`` (False: an entry
+        whose job is gone).
+
+    Raises:
+        ConfigurationError: the offset is too large.
+    """
+    client = connection or get_connection()
+    if queue is None and offset > MAX_OFFSET:
+        raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
+    known = (
+        [queue] if queue is not None else [text(key).removeprefix("rq:queue:") for key in client.smembers("rq:queues")]
+    )
+    scanned = limit if exception is None else max(limit, MAX_SCANNED)
+    total, unreadable, entries = _entries(client, sorted(known), offset, scanned)
+    jobs: list[dict[str, Any]] = []
+    looked = 0
+    for job in _jobs(client, entries):
+        looked += 1
+        if exception is None or exception in (job["exception"], job["exception"].rpartition(".")[2]):
+            jobs.append(job)
+        if len(jobs) >= limit:
+            break
+    after = offset + looked
+    return {
+        "total": total,
+        "offset": offset,
+        "limit": limit,
+        "next_offset": after if looked and after < total else None,
+        "unreadable": plain(unreadable),
+        "jobs": plain(jobs),
+    }
+
+
+def _entries(
+    client: Redis, names: Sequence[str], offset: int, count: int
+) -> tuple[int, list[str], list[tuple[str, str]]]:
+    """Return the entries of all registries, whose registry is none, and (queue, job id) of a window, latest expiry
+    first.
+    """
+    keys = {name: raw(FailedJobRegistry.key_template.format(name)) for name in names}
+    pipeline: Any = client.pipeline(transaction=False)
+    for key in keys.values():
+        pipeline.zcard(key)
+    sizes = dict(zip(names, replies_of(pipeline)))
+    unreadable = [name for name in names if sizes[name] is None]
+    full = [name for name in names if sizes[name]]
+    total = sum(sizes[name] for name in full)
+    if offset >= total or count <= 0:
+        return total, unreadable, []
+    # A window over n entries takes them from n registries at most: those whose first entry comes first.
+    if len(full) > offset + count:
+        firsts = {name: row[0][0] for name, row in zip(full, _ranges(client, keys, full, 0, 0)) if row}
+        full = sorted(sorted(firsts, key=lambda name: -firsts[name])[: offset + count])
+    # Of a single registry the window is a range of its own.
+    start = offset if len(full) == 1 else 0
+    rows = [
+        (score, name, job_id)
+        for name, row in zip(full, _ranges(client, keys, full, start, offset + count - 1))
+        for score, job_id in row
+    ]
+    # Stable, so that equal scores stay in the order of their registry, and each page goes on where the last ended.
+    rows.sort(key=lambda row: -row[0])
+    return total, unreadable, [(name, job_id) for _, name, job_id in rows[offset - start : offset - start + count]]
+
+
+def _ranges(
+    client: Redis, keys: dict[str, bytes], names: Sequence[str], start: int, end: int
+) -> list[list[tuple[float, str]]]:
+    pipeline: Any = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.zrevrange(keys[name], start, end, withscores=True)
+    return [[(float(score), text(job_id)) for job_id, score in reply or ()] for reply in replies_of(pipeline)]
+
+
+def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    """Yield the jobs, until the caller's deadline is near: a large error takes a while to unpack."""
+    deadline = current()
+    for start in range(0, len(entries), _PAGE):
+        for job in _page(client, entries[start : start + _PAGE]):
+            yield job
+            if deadline is not None and deadline.left() < _RESERVE:
+                return
+
+
+def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+    pipeline: Any = client.pipeline(transaction=False)
+    for _queue, job_id in entries:
+        key = raw(f"rq:job:{job_id}")
+        pipeline.hmget(key, ("ended_at", "enqueued_at", "retries_left"))
+        pipeline.hexists(key, "data")
+        for name in ("description", "exc_info"):  # of any size
+            pipeline.hstrlen(key, name)
+        pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
+    found = replies_of(pipeline)
+    rows = list(zip(entries, *(found[part::5] for part in range(5))))
+    pipeline = client.pipeline(transaction=False)
+    for (_queue, job_id), _dates, _exists, *sizes, _results in rows:
+        wanted = [name if size and size <= MAX_FIELD else "" for name, size in zip(("description", "exc_info"), sizes)]
+        pipeline.hmget(raw(f"rq:job:{job_id}"), wanted)
+    more = replies_of(pipeline) if rows else []
+    for ((queue, job_id), dates, exists, size, _, results), fields in zip(rows, more):
+        ended_at, enqueued_at, retries_left = dates or (None, None, None)
+        description, exc_info = fields or (None, None)
+        if size and size > MAX_FIELD:
+            description = f"(a description of {size} bytes)"
+        result = {text(name): value for name, value in results[0][1].items()} if results else {}
+        name, reason = exception_of(unpacked_error(result.get("exc_string")) or unpacked_error(exc_info))
+        yield {
+            "id": job_id,
+            "queue": queue,
+            "description": text(description or b""),
+            "exception": name,
+            "reason": reason,
+            "failed_at": seconds_of(ended_at),
+            "enqueued_at": seconds_of(enqueued_at),
+            "retries_left": whole_number(retries_left),
+            "exists": bool(exists),
+        }
+
+
+def exception_of(text: str) -> tuple[str, str]:
+    """Return (name of the exception with its module, or "", and what it says, as one line) of a traceback."""
+    name, said = recorded_end(text)  # the same name by which the sweeper selects
+    if said:
+        return name, said.strip()[:500]
+    frames = list(_FRAME.finditer(text))
+    start = frames[-1].end() if frames else 0
+    match = _EXCEPTION.search(text, start) if frames else None
+    said = text[match.start() :] if match else text
+    line = next((line for line in said.splitlines() if line.strip()), "")
+    return name or (match.group(1) if match else ""), line.strip()[:500]

@@ -1,0 +1,115 @@
+"""What a sweep does with failed jobs: requeue, bury, purge, and drop ghosts. Plain values; the sweeper acts on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rq.job import Retry
+
+from ..config.settings import Settings
+from ..errors import ConfigurationError
+from ..retry.backoff import Backoff
+from .selection import Selection, check_number
+
+#: Bounds of the dead letters of a queue: seconds, jobs.
+DEAD_AGE, DEAD_COUNT = 30 * 86_400, 10_000
+#: What the server and RQ can still tell as a time: the longest life of a dead letter, the longest wait between two
+#: jobs.
+_TEN_YEARS, _YEAR = 3_650 * 86_400, 366 * 86_400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requeue(Selection):
+    """Put jobs back into their queues, with as many retries as they had at first.
+
+    Args:
+        times: how often a job is requeued by this policy in all; then it is left where it is. None counts nothing,
+            and begins the count anew.
+        delay: how long a job waits, drawn for its number of requeues; None puts it into its queue at once.
+        rate: jobs per second at most; further ones are scheduled for later.
+        at_front: put them at the front of their queues.
+        retries: retries to give to each, instead of its own number.
+    """
+
+    times: int | None = None
+    delay: Backoff | None = None
+    rate: float | None = None
+    at_front: bool = False
+    retries: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("times", self.times, low=1, whole=True)
+        check_number("rate", self.rate, above=True)
+        if self.rate is not None and self.rate < 1 / _YEAR:
+            raise ConfigurationError(f"rate is {self.rate!r}: give at least {1 / _YEAR:.1e}, a job a year")
+        check_number("retries", self.retries, whole=True)
+        if self.delay is not None and not isinstance(self.delay, Backoff):
+            wrong = "an rq.Retry has no curve" if isinstance(self.delay, Retry) else repr(self.delay)
+            raise ConfigurationError(f"delay is {wrong}: give a Backoff")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bury(Selection):
+    """Move jobs to the dead letters of their queue, which are bounded.
+
+    Args:
+        max_age: seconds for which a dead letter is kept; then it is deleted.
+        max_count: dead letters that a queue keeps; beyond that the oldest are deleted.
+    """
+
+    max_age: float = DEAD_AGE
+    max_count: int = DEAD_COUNT
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("max_age", self.max_age, low=1)
+        if self.max_age > _TEN_YEARS:
+            raise ConfigurationError(f"max_age is {self.max_age:g}: give at most {_TEN_YEARS} s (ten years)")
+        check_number("max_count", self.max_count, whole=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Purge(Selection):
+    """Delete jobs: those that are older than ``older_than``, and those beyond the newest ``beyond``.
+
+    With both, either is reason enough; with neither all that are meant go.
+    """
+
+    beyond: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("beyond", self.beyond, whole=True)
+
+
+@dataclass(frozen=True)
+class Ghosts:
+    """Drop entries of the failed and dead-letter registries whose job is gone."""
+
+
+Policy = Requeue | Bury | Purge | Ghosts
+#: By the names that commands and jobs use.
+POLICIES: dict[str, Callable[..., Policy]] = {"requeue": Requeue, "bury": Bury, "purge": Purge, "ghosts": Ghosts}
+
+
+def maintenance_policies(settings: Settings) -> list[Policy]:
+    """Return what workers do to failed jobs in their maintenance: what the settings ask for, in this order."""
+    policies: list[Policy] = [Ghosts()] if settings.sweep_ghosts else []
+    if settings.sweep_requeue:
+        delay = settings.sweep_requeue_delay
+        policies.append(
+            Requeue(
+                exceptions=settings.sweep_requeue,
+                times=settings.sweep_requeue_times,
+                delay=Backoff(max=20, base=delay, cap=86_400, jitter="equal"),
+                rate=settings.sweep_requeue_rate,
+            )
+        )
+    if settings.sweep_bury_after is not None:
+        age, count = settings.sweep_dead_age, settings.sweep_dead_count
+        policies.append(Bury(older_than=settings.sweep_bury_after, max_age=age, max_count=count))
+    if settings.sweep_purge_after is not None or settings.sweep_keep is not None:
+        policies.append(Purge(older_than=settings.sweep_purge_after, beyond=settings.sweep_keep))
+    return policies

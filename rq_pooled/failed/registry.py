@@ -1,0 +1,237 @@
+"""The registries of failed jobs on a server: read in pages, changed by scripts that look before they change.
+
+It decides nothing: which jobs and what to do with them is the sweeper's affair.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+import rq
+from redis.exceptions import NoScriptError, ResponseError
+from rq.registry import FailedJobRegistry
+from rq.utils import now, utcformat
+
+from ..errors import SweepUnderWay, UnknownQueue
+from ..store.scripts import SweepLock, dead_letters_key, shared_scripts, sweep_lock_key
+from ..wire import Command, encoded, text
+from .selection import FailedJob, Selection
+
+#: Jobs that one command reads or changes, and entries that one looks at for ghosts: each takes about 1 ms.
+PAGE, GHOST_PAGE = 25, 500
+#: Bytes of errors and data after which a page ends. A job whose data are larger is known by its description.
+PAGE_BYTES = 256 * 1024
+#: Seconds without a page after which another sweep may begin.
+LOCK_TTL = 30
+#: What RQ gives to a job that has no timeout.
+DEFAULT_TIMEOUT = rq.Queue.DEFAULT_TIMEOUT
+#: Stands for whatever ``ended_at`` a job has.
+ANY = "any"
+_EMPTY = zlib.compress(b"")
+
+#: Sends commands in one round trip and returns raw replies, error replies among them.
+Execute = Callable[[Sequence[Command]], list[Any]]
+#: (id, its ``ended_at`` as it was read, or ANY)
+Fenced = tuple[str, str]
+
+
+class FailedJobs:
+    """Reads and changes one kind of registry, failed or dead letters, of any queue.
+
+    Args:
+        execute: as the type says.
+        dead: the dead letters instead of the failed registry.
+
+    Methods raise redis-py's ConnectionError where the server is lost, and SweepUnderWay where the lock that they are
+    given has been lost. What changes jobs returns a word for each, see the headers of the scripts.
+    """
+
+    def __init__(self, execute: Execute, dead: bool = False) -> None:
+        self._execute = execute
+        self._dead = dead
+        self._scripts = shared_scripts()
+
+    def registry(self, queue: str) -> str:
+        """Return the registry's key."""
+        return dead_letters_key(queue) if self._dead else FailedJobRegistry.key_template.format(queue)
+
+    def count(self, queue: str) -> int:
+        """Return the number of entries, ghosts included."""
+        return int(self._one(("ZCARD", self.registry(queue))))
+
+    def is_empty(self, queue: str) -> bool:
+        """Tell whether the queue has neither entries nor dead letters."""
+        return not any(self._many([("ZCARD", self.registry(queue)), ("ZCARD", dead_letters_key(queue))]))
+
+    def queues(self, names: Sequence[str] | None) -> list[str]:
+        """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""
+        prefix = rq.Queue.redis_queue_namespace_prefix
+        known = sorted(text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", rq.Queue.redis_queues_keys)))
+        if names is None:
+            return known
+        for name in sorted(set(names) - set(known)):
+            if not self._one(("EXISTS", FailedJobRegistry.key_template.format(name), dead_letters_key(name))):
+                shown = ", ".join(known[:10]) or "none"
+                raise UnknownQueue(f"there is no queue {name!r}; the server knows: {shown}")
+        return list(dict.fromkeys(names))
+
+    # -- the lock ------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def no_lock(queue: str) -> SweepLock:
+        """Return what stands for a lock where none is needed."""
+        return SweepLock(sweep_lock_key(queue), "", LOCK_TTL)
+
+    @contextmanager
+    def locked(self, queue: str) -> Iterator[SweepLock]:
+        """Hold the lock of the queue's sweeps; each command renews it. Raises SweepUnderWay."""
+        lock = SweepLock(sweep_lock_key(queue), f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex}", LOCK_TTL)
+        if not self._one(("SET", lock.key, lock.owner, "NX", "EX", lock.ttl)):
+            owner, left = self._many([("GET", lock.key), ("TTL", lock.key)])
+            who = text(owner).rpartition(":")[0] if owner else "one that has just ended"
+            raise SweepUnderWay(
+                f"a sweep of queue {queue!r} is under way ({who}); try again when it is over, or {max(left, 0)} s "
+                "after "
+                "it was killed"
+            )
+        try:
+            yield lock
+        finally:
+            self._one(self._scripts.failed_unlock(lock))
+
+    # -- reading -------------------------------------------------------------------------------------------------
+
+    def pages(
+        self, queue: str, lock: SweepLock, with_data: bool
+    ) -> Iterator[tuple[float, list[FailedJob], Callable[[list[FailedJob]], None]]]:
+        """Yield (server's time, entries, ``keep``) until the end; say with ``keep`` which entries are still there.
+
+        Whoever does not say it keeps all.
+        """
+        score, seen, last = "", 0, ""
+        registry = self.registry(queue)
+        while True:
+            command = self._scripts.failed_page(registry, lock, (score, seen, last), PAGE, PAGE_BYTES, with_data)
+            _, clock, seen, entries = self._fenced(command, queue)
+            page = [FailedJob.read(entry) for entry in entries]
+            if not page:
+                return
+            kept = page
+
+            def keep(jobs: list[FailedJob]) -> None:
+                nonlocal kept
+                kept = jobs
+
+            yield float(clock), page, keep
+            for job in kept:
+                score, seen, last = job.score, (seen + 1 if job.score == score else 1), job.id
+
+    def select(self, queue: str, selection: Selection, with_data: bool = False) -> Iterator[FailedJob]:
+        """Yield the jobs that are meant, in the order of the registry; ghosts are left out."""
+        left = selection.limit or float("inf")
+        for clock, page, _keep in self.pages(queue, self.no_lock(queue), with_data or selection.wants_data):
+            for job in page:
+                if left > 0 and job.exists and selection.is_meant(job) and selection.is_old_enough(job, clock):
+                    left -= 1
+                    yield job
+            if left <= 0:
+                return
+
+    # -- changing ------------------------------------------------------------------------------------------------
+
+    def requeue(
+        self,
+        queue: str,
+        lock: SweepLock,
+        jobs: Sequence[tuple[str, str, str]],
+        *,
+        times: int | None = None,
+        retries: int | None = None,
+        at_front: bool = False,
+    ) -> list[str]:
+        """Put jobs back, each (id, its ended_at or ANY, when it is due or '' for now)."""
+        registry, began = self.registry(queue), utcformat(now())
+        command = self._scripts.failed_requeue(
+            registry, lock, began, _EMPTY, DEFAULT_TIMEOUT, at_front, times, queue, retries, jobs
+        )
+        return self._words(command, queue)
+
+    def bury(self, queue: str, lock: SweepLock, jobs: Sequence[Fenced], max_age: float) -> list[str]:
+        """Move jobs to the dead letters for ``max_age`` seconds."""
+        dead = dead_letters_key(queue)
+        return self._words(self._scripts.failed_bury(self.registry(queue), lock, dead, int(max_age), jobs), queue)
+
+    def purge(self, queue: str, lock: SweepLock, jobs: Sequence[Fenced]) -> list[str]:
+        """Delete jobs."""
+        return self._words(self._scripts.failed_purge(self.registry(queue), lock, jobs), queue)
+
+    def ghosts(self, queue: str, lock: SweepLock, start: int, dry_run: bool) -> tuple[int, int]:
+        """Drop ghosts from rank ``start`` on; return (entries looked at, ghosts)."""
+        command = self._scripts.failed_ghosts(self.registry(queue), lock, start, GHOST_PAGE, dry_run)
+        _, looked_at, ghosts = self._fenced(command, queue)
+        return looked_at, ghosts
+
+    def trim(self, queue: str, lock: SweepLock, max_count: int) -> int:
+        """Delete the entries beyond ``max_count`` whose time ends first; return how many."""
+        key, trimmed = self.registry(queue), 0
+        while True:
+            excess = self.count(queue) - max_count
+            if excess <= 0:
+                return trimmed
+            ids = [text(job_id) for job_id in self._one(("ZRANGE", key, 0, min(excess, PAGE) - 1))]
+            words = self.purge(queue, lock, [(job_id, ANY) for job_id in ids])
+            # One that is not failed any more has no place here either: its entry goes, the job stays.
+            changed = [job_id for job_id, word in zip(ids, words) if word == "changed"]
+            if changed:
+                self._one(("ZREM", key, *changed))
+            trimmed += len(ids) - len(changed)
+
+    # -- the server ----------------------------------------------------------------------------------------------
+
+    def _words(self, command: Command, queue: str) -> list[str]:
+        return [text(word) for word in self._fenced(command, queue)[1]]
+
+    def _fenced(self, command: Command, queue: str) -> list[Any]:
+        """Return the reply of a script that looks at the lock."""
+        reply: list[Any] = self._one(command)
+        if reply[0] == b"lost":
+            raise SweepUnderWay(
+                f"the sweep of queue {queue!r} was stopped for more than {LOCK_TTL} s and lost its lock"
+            )
+        return reply
+
+    def _one(self, command: Command) -> Any:
+        return self._many([command])[0]
+
+    def _many(self, commands: Sequence[Command]) -> list[Any]:
+        replies = self._execute(commands)
+        if any(_is_unknown_script(reply) for reply in replies):
+            self._execute(self._scripts.load())
+            replies = self._execute(commands)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies
+
+
+def _is_unknown_script(reply: Any) -> bool:
+    return isinstance(reply, NoScriptError) or (isinstance(reply, ResponseError) and "NOSCRIPT" in str(reply))
+
+
+def through(connection: Any) -> Execute:
+    """Return what sends commands over a client's pool."""
+
+    def execute(commands: Sequence[Command]) -> list[Any]:
+        with connection.pipeline(transaction=False) as pipe:
+            for words in commands:
+                pipe.execute_command(*encoded(words))
+            replies: list[Any] = pipe.execute(raise_on_error=False)
+        return replies
+
+    return execute

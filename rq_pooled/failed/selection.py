@@ -1,0 +1,172 @@
+"""Which failed jobs are meant: by exception, by function, by age. Nothing of a job is unpickled to find out."""
+
+from __future__ import annotations
+
+import json
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+from ..errors import ConfigurationError
+from ..foreign import seconds_of, unpacked_error, whole_number
+from ..retry.exception_names import is_recorded_kind, names_of, recorded_name
+from ..wire import text
+
+#: Bytes of a job's data that are unpacked to find its function's name, which stands at the beginning.
+_MAX_DATA = 64 * 1024
+#: The first item of a JSON list, if it is a text.
+_FIRST_TEXT = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
+
+
+@dataclass
+class FailedJob:
+    """An entry of a registry of failed jobs, as failed_page.lua read it."""
+
+    id: str
+    score: str
+    #: False for a ghost: an entry whose job is gone.
+    exists: bool
+    data: bytes
+    status: str
+    #: As it stands in the hash: tells whether the job has failed anew meanwhile.
+    ended_at: str
+    description: str
+    #: How often a sweep has requeued it.
+    requeues: int
+    result_id: str
+    #: The error as RQ stores it, compressed.
+    error: bytes
+
+    @classmethod
+    def read(cls, entry: Sequence[Any]) -> FailedJob:
+        """Return an entry of the script's reply."""
+        job_id, score, exists, data, status, ended_at, description, requeues, result_id, error = entry
+        status, ended_at, description = (text(value or b"") for value in (status, ended_at, description))
+        return cls(
+            text(job_id),
+            text(score),
+            bool(exists),
+            data,
+            status,
+            ended_at,
+            description,
+            whole_number(requeues),
+            text(result_id),
+            error,
+        )
+
+    @cached_property
+    def failed_at(self) -> float | None:
+        """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if nobody
+        knows.
+        """
+        if self.result_id:
+            return int(self.result_id.partition("-")[0]) / 1000
+        return seconds_of(self.ended_at)
+
+    @cached_property
+    def traceback(self) -> str:
+        """The error as it was recorded."""
+        return unpacked_error(self.error)
+
+    @cached_property
+    def exception(self) -> str:
+        """The dotted name of the exception that ended it, empty where none is named (its process was killed)."""
+        return recorded_name(self.traceback)
+
+    @cached_property
+    def function(self) -> str:
+        """The dotted name of its function: from its data where they were read, else from its description."""
+        return _function_in(self.data) or self.description.partition("(")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Which jobs of a registry are meant; what is left out excludes nothing.
+
+    Args:
+        exceptions: classes or names; a name without a dot means every class of that name.
+        functions: dotted names, ``*`` and ``?`` as in file names.
+        older_than: seconds since the job failed.
+        limit: jobs at most, the oldest first.
+        exactly: exceptions are names as they were recorded: no others of that name, no descendants.
+
+    Raises:
+        ConfigurationError: an argument cannot be used.
+    """
+
+    exceptions: Iterable[type[BaseException] | str] | type[BaseException] | str = ()
+    functions: Iterable[str] | str = ()
+    older_than: float | None = None
+    limit: int | None = None
+    exactly: bool = False
+    _exceptions: tuple[str, ...] = field(init=False, repr=False, compare=False)
+    _functions: tuple[str, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        functions = (self.functions,) if isinstance(self.functions, str) else tuple(self.functions)
+        if not all(isinstance(name, str) and name for name in functions):
+            raise ConfigurationError(f"functions is {self.functions!r}: give dotted names, such as tasks.send_mail")
+        check_number("older_than", self.older_than)
+        check_number("limit", self.limit, low=1, whole=True)
+        object.__setattr__(self, "_exceptions", names_of(self.exceptions, "exceptions"))
+        object.__setattr__(self, "_functions", functions)
+
+    @property
+    def wants_data(self) -> bool:
+        """Tell whether the jobs' data are needed to decide."""
+        return bool(self._functions)
+
+    def is_old_enough(self, job: FailedJob, now: float) -> bool:
+        """Tell whether it failed that long ago; a job whose time nobody knows is not."""
+        return self.older_than is None or (job.failed_at is not None and now - job.failed_at >= self.older_than)
+
+    def is_meant(self, job: FailedJob) -> bool:
+        """Tell whether exception and function are as wanted."""
+        if self.exactly and job.exception not in self._exceptions:
+            return False
+        if self._exceptions and not is_recorded_kind(job.exception, self._exceptions):
+            return False
+        return not self._functions or any(fnmatchcase(job.function, name) for name in self._functions)
+
+
+def check_number(name: str, value: float | None, low: float = 0, whole: bool = False, above: bool = False) -> None:
+    """Refuse what is no such number; None is one that was left out. Raises ConfigurationError."""
+    if value is None:
+        return
+    kinds = (int,) if whole else (int, float)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, kinds)
+        or not low <= value < float("inf")
+        or above
+        and value == low
+    ):
+        wanted = f"{'a whole number' if whole else 'a number'} {'above' if above else 'of at least'} {low:g}"
+        raise ConfigurationError(f"{name} is {value!r}: give {wanted}")
+
+
+def _function_in(data: bytes) -> str:
+    """Return the function's name from a job's data: a pickle's first string, or a JSON list's first item."""
+    if not data:
+        return ""
+    with suppress(zlib.error):
+        data = zlib.decompressobj().decompress(data, _MAX_DATA)
+    if data[:1] == b"\x80":
+        import pickletools  # large, and most processes never need it
+
+        try:
+            for _opcode, argument, _position in pickletools.genops(data):
+                if isinstance(argument, str):
+                    return argument
+        except (ValueError, OverflowError):
+            return ""
+    elif match := _FIRST_TEXT.match(data):
+        with suppress(ValueError):
+            return str(json.loads(match[1]))
+    return ""

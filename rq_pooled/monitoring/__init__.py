@@ -1,0 +1,1 @@
+"""Health, statistics, metrics and the guard of connections."""

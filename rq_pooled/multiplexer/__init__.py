@@ -1,0 +1,1 @@
+"""Lets jobs use Redis through the parent: their streams, and the connections that these share."""

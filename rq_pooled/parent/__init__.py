@@ -1,0 +1,1 @@
+"""The parent's loop and its duties."""

@@ -1,0 +1,159 @@
+"""Cleans up what others left behind: ids in intermediate lists, registry entries without a job, halves of executions.
+
+Each step is one bounded page, so that neither the server nor this worker's loop is held up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from redis.exceptions import ResponseError
+from rq.utils import now, utcformat
+
+from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..wire import Command
+from .context import Parent
+from .exchange import Exchange
+
+#: Seconds between looks at the intermediate lists, and after which an id there was left: it is rescued 45 seconds after
+#: it was left at the latest, and RQ would fail it after 60.
+INTERMEDIATE_INTERVAL, INTERMEDIATE_AGE = 15.0, 20.0
+#: Entries and keys of one page, and seconds between two pages: together some percent of the server's time at most.
+PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05
+#: Pages of keys in one round: a database with more than 500 000 other keys is gone through in several.
+MAX_KEY_PAGES = 500
+#: The cursor at the end, and where another worker goes through them.
+ENDS = ("0", "-1")
+#: RQ's registries of job ids. Not the scheduled ones: RQ may write an entry there before the job, and promotion drops
+#: the others. Not the started ones: see stalled.lua. Not the failed ones: failed/sweeper.py drops their ghosts.
+REGISTRIES = ("finished", "deferred", "canceled")
+
+
+class Orphans:
+    """Says when something is due, and makes the exchange.
+
+    Args:
+        parent: as the name says.
+        settled: tells whether this worker may judge others, see Stalls.
+    """
+
+    def __init__(self, parent: Parent, settled: Callable[[], bool]) -> None:
+        self._parent = parent
+        self._settled = settled
+        self._intermediate_due = False
+        self._pages: Iterator[None] = iter(())
+        self._page: Exchange | None = None
+        self._cursor = "0"
+        self._keys_cursor = "0"
+        self._removed = 0
+        self._in_round = False
+
+    def start(self) -> None:
+        """Begin."""
+        loop = self._parent.loop
+        loop.call_every(INTERMEDIATE_INTERVAL, self._on_interval)
+        loop.call_every(max(1, self._parent.worker.maintenance_interval), self._begin_round)
+
+    @property
+    def due(self) -> bool:
+        """Tell whether an exchange should be sent."""
+        return self._intermediate_due or self._page is not None
+
+    def _on_interval(self) -> None:
+        self._intermediate_due = True
+
+    def exchange(self) -> Exchange:
+        """Return the next exchange."""
+        if self._intermediate_due:
+            self._intermediate_due = False
+            return self._intermediate()
+        assert self._page is not None
+        page, self._page = self._page, None
+        return page
+
+    # -- intermediate lists --------------------------------------------------------------------------------------
+
+    def _intermediate(self) -> Exchange:
+        parent = self._parent
+        keys = [queue.key for queue in parent.worker.queues]
+
+        def on_replies(replies: list[Any]) -> None:
+            if isinstance(replies[0], ResponseError):
+                parent.log.error("Worker %s: cannot look at intermediate queues: %s", parent.name, replies[0])
+                return
+            rescued = [
+                (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE)) for job_id, key, back in replies[0] if back
+            ]
+            for job_id, key in rescued:
+                parent.log.warning(
+                    "Worker %s: job %s was left in %s:intermediate; put back into its queue", parent.name, job_id, key
+                )
+            for job_id, key, queued in replies[1] if not isinstance(replies[1], ResponseError) else ():
+                if queued:
+                    words = (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE))
+                    parent.log.warning("Worker %s: dependent job %s was left ready; put into %s", parent.name, *words)
+
+        ready = parent.scripts.ready(keys, INTERMEDIATE_AGE, utcformat(now()))
+        return Exchange([parent.scripts.intermediate(keys, INTERMEDIATE_AGE), ready], on_replies)
+
+    # -- entries without a job -----------------------------------------------------------------------------------
+
+    def _begin_round(self) -> None:
+        if self._settled() and not self._in_round:
+            self._in_round = True
+            self._removed = 0
+            self._pages = self._round()
+            self._next_page()
+
+    def _round(self) -> Iterator[None]:
+        """Prepare one page after the other; each ends when its reply has come."""
+        scripts, owner = self._parent.scripts, self._parent.ledger.token
+        # Longer than any pause between two pages; it keeps others from beginning a round of their own, too.
+        lock_ttl = max(2, int(self._parent.worker.maintenance_interval * 0.9))
+        for queue in self._parent.worker.queues:
+            for name in REGISTRIES:
+                registry, self._cursor = f"rq:{name}:{queue.name}", ""
+                while self._cursor not in ENDS:
+                    cursor = self._cursor or "0"
+                    self._prepare(scripts.ghosts(registry, cursor, PAGE, owner, lock_ttl))
+                    yield
+        for _ in range(MAX_KEY_PAGES):
+            self._prepare(scripts.executions(self._keys_cursor, KEYS_PAGE, owner, lock_ttl))
+            yield
+            if self._cursor == "-1":
+                break
+            self._keys_cursor = self._cursor
+            if self._cursor == "0":
+                break
+        if self._removed:
+            self._parent.log.info(
+                "Worker %s: removed %d registry entries and executions without a job", self._parent.name, self._removed
+            )
+
+    def _prepare(self, command: Command) -> None:
+        def on_replies(replies: list[Any]) -> None:
+            if isinstance(replies[0], ResponseError) and is_wrong_type(replies[0]):
+                # One registry is something else: the others are cleaned up.
+                self._parent.log.error("Worker %s: a registry is not cleaned up: %s", self._parent.name, replies[0])
+                self._cursor = ENDS[0]
+                self._parent.loop.call_later(PAUSE, self._next_page)
+                return
+            if isinstance(replies[0], ResponseError):
+                self._parent.log.error("Worker %s: clean-up given up: %s", self._parent.name, replies[0])
+                self._end_round()
+                return
+            cursor, removed = replies[0]
+            self._cursor = cursor.decode()
+            self._removed += removed
+            self._parent.loop.call_later(PAUSE, self._next_page)
+
+        self._page = Exchange([command], on_replies, lambda _error: self._end_round())
+
+    def _next_page(self) -> None:
+        if next(self._pages, self) is self:
+            self._end_round()
+
+    def _end_round(self) -> None:
+        """Be ready for the next round, which begins at its time; a lost server ends one, too."""
+        self._in_round = False

@@ -1,0 +1,63 @@
+"""Obeys the commands that RQ's ``rq.command`` sends to workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from .context import Parent
+from .slots import Slot, Slots
+
+#: Seconds between two looks whether the reply to a claim has come.
+LOOK_AGAIN = 0.02
+
+
+class Control:
+    """Replaces RQ's handlers of commands, which know one horse and use signals.
+
+    Args:
+        parent, slots: as the names say.
+        stop: begins a warm shutdown.
+    """
+
+    def __init__(self, parent: Parent, slots: Slots, stop: Callable[[], None]) -> None:
+        self._parent = parent
+        self._slots = slots
+        self._stop = stop
+
+    def obey(self, channel: str, payload: dict[str, Any]) -> None:
+        """Obey one command.
+
+        Args:
+            channel: of the slot that it was sent to.
+            payload: as rq.command made it.
+        """
+        log, name = self._parent.log, payload.get("command")
+        slots = [slot for slot in self._slots.regular() if channel == f"rq:pubsub:{slot.name}"]
+        if name == "shutdown":
+            log.info("Received shutdown command")
+            self._stop()
+        elif name == "kill-horse":
+            for slot in slots:
+                log.info("Received kill horse command%s", "" if slot.claim else "; not working, ignored")
+                if slot.claim is not None:
+                    self._slots.kill(slot)
+        elif name == "stop-execution":  # of RQ 3
+            self._stop_job(str(payload.get("job_id")), slots, str(payload.get("execution_id")))
+        elif name == "stop-job":
+            log.debug("Received command to stop job %s", payload.get("job_id"))
+            self._stop_job(str(payload.get("job_id")), slots)
+
+    def _stop_job(self, job_id: str, slots: list[Slot], execution_id: str | None = None) -> None:
+        for slot in slots:
+            self._slots.receive(slot)
+            if execution_id is not None and slot.claim is not None and slot.claim.execution_id != execution_id:
+                continue
+            if slot.claim is not None and slot.claim.job_id == job_id and slot.task and slot.task.kind == "perform":
+                slot.stopped = True
+                self._slots.kill(slot)
+                return
+        if any(slot.reserved for slot in slots):  # the server may say that the job is started before it tells us
+            self._parent.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots, execution_id))
+            return
+        self._parent.log.info("Not working on job %s, command ignored.", job_id)

@@ -1,0 +1,244 @@
+"""The guard while a worker runs: one INFO per interval in the parent's loop, never waited for.
+
+CLIENT LIST is asked for only when a level begins, and by one worker at a time: with 4 000 clients it holds the server
+for 24 ms.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from ..capacity import strays
+from ..capacity.level import Level, level_of, read_info
+from ..capacity.processes import client_rows
+from ..capacity.trend import TREND_SECONDS, Sample, trend
+from ..monitoring.guard import holders, ours_and_others
+from ..store.scripts import STATS
+from .context import Parent
+from .exchange import Exchange
+
+#: PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
+EVENTS = "rq_pooled:events"
+#: Who may ask for CLIENT LIST and announce now.
+_SPEAKER = f"{STATS}:speaker"
+_SHOWN = 5
+#: Seconds until the next look while the server is fuller than it should be; a look costs it 0.03 ms.
+_SOON = 1.0
+#: Seconds of one turn of the loop that the search for jobs' own connections may take, but for its last step.
+_SLICE = 0.002
+
+
+class Guarding:
+    """Watches how full the server is; at ``stop`` it engages the brake, so that horses open nothing new.
+
+    Args:
+        parent: as the name says.
+        horses: returns the pids of the horses.
+        allowed: connections to the server that each horse may have of its own.
+    """
+
+    def __init__(self, parent: Parent, horses: Callable[[], Sequence[int]] = list, allowed: int = 0) -> None:
+        self._parent = parent
+        self._horses = horses
+        self._allowed = allowed
+        self._settings = parent.settings
+        self._maxclients = parent.settings.guard_maxclients
+        self._level = Level(None, None, "ok")
+        self._blind = False
+        #: A look is to come soon; the one that is under way is not one of those at the usual interval.
+        self._soon = self._extra = False
+        self._leaking = False
+        self._samples: deque[Sample] = deque(maxlen=10_000)
+        #: A search for jobs' own connections that is under way, and how many were found when the log last named them.
+        self._search: Generator[None, None, dict[int, int]] | None = None
+        self._strays_named = 0
+
+    def start(self) -> None:
+        """Look at once, and at each interval."""
+        os.register_at_fork(after_in_child=self._end_search)
+        self._look()
+        self._parent.loop.call_every(self._settings.guard_interval, self._look)
+        self._parent.brake.on_opening = self._look_soon
+
+    def _look_soon(self) -> None:
+        """Look once more: after a connection was opened, and as long as the server is fuller than it should be."""
+        if not self._soon:
+            self._soon = True
+            self._parent.loop.call_later(min(_SOON, self._settings.guard_interval), self._look_now)
+
+    def _look_now(self) -> None:
+        self._soon, self._extra = False, True
+        if self._parent.command.connected and not self._blind:
+            self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
+
+    def _look(self) -> None:
+        if self._parent.command.connected and not self._blind:
+            self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
+        if self._parent.command.connected and self._search is None:
+            self._look_for_strays()
+
+    def _on_info(self, replies: list[Any]) -> None:
+        connected, maxclients = read_info(replies[0])
+        if self._maxclients is None and maxclients is None and not isinstance(replies[0], ResponseError):
+            self._ask_config(connected)
+        else:
+            self._judge(connected, self._settings.guard_maxclients or maxclients or self._maxclients)
+
+    def _ask_config(self, connected: int | None) -> None:
+        """Ask an old or managed server, whose INFO does not have the limit, for its configuration, once."""
+
+        def on_config(replies: list[Any]) -> None:
+            reply = replies[0]
+            if isinstance(reply, list) and len(reply) == 2 and reply[1].isdigit():
+                self._maxclients = int(reply[1])
+            self._judge(connected, self._maxclients)
+
+        self._parent.command.submit(Exchange([("CONFIG", "GET", "maxclients")], on_config))
+
+    def _judge(self, connected: int | None, maxclients: int | None) -> None:
+        before, self._level = self._level, level_of(self._settings, connected, maxclients, self._level.name)
+        if connected is None or not maxclients:  # said at the start already, see Admission
+            self._blind = True
+            self._parent.brake.engaged = self._parent.brake.tight = False  # nobody would ever release it
+            if before.share is not None:
+                self._parent.log.warning(
+                    "Worker %s: the server does not tell any more how many clients it has: it is not guarded from now "
+                    "on",
+                    self._parent.name,
+                )
+            return
+        extra, self._extra = self._extra, False
+        if (
+            self._samples and not extra
+        ):  # from the second look on: a worker that works for a moment leaves nothing behind
+            sample = self._parent.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
+            self._parent.command.submit(Exchange([sample]))
+        self._parent.brake.engaged = self._level.name == "stop"
+        self._parent.brake.tight = self._level.name in ("warn", "stop")
+        if self._parent.brake.tight and self._settings.guard_interval > _SOON:
+            self._look_soon()
+        if self._level.name != before.name:
+            self._on_change(before.name)
+        if not extra:  # those count looks at the usual interval
+            self._look_for_leak(Sample(time.monotonic(), connected, maxclients))
+
+    def _on_change(self, before: str) -> None:
+        level, log, name = self._level, self._parent.log, self._parent.name
+        if level.name == "ok":
+            log.info("Worker %s: guard ok: %s", name, level)
+            self._announce(level.name, None)
+        elif level.name == "warn" and before == "stop":
+            log.info("Worker %s: guard warn: %s; connections may be opened again", name, level)
+            self._announce(level.name, None)
+        else:
+            effect = "; nothing new is opened" if level.name == "stop" else ""
+            self._announce(
+                level.name,
+                lambda held: log.warning("Worker %s: guard %s: %s%s%s", name, level.name, level, effect, held),
+            )
+
+    def _look_for_leak(self, sample: Sample) -> None:
+        samples = self._samples
+        samples.append(sample)
+        while samples[0].time < sample.time - TREND_SECONDS:
+            samples.popleft()
+        grown = trend(samples)
+        if grown.steady and not self._leaking:
+            left = grown.minutes_left(sample.connected, sample.maxclients)
+            log, name, level = self._parent.log, self._parent.name, self._level
+            self._announce(
+                "leak",
+                lambda held: log.warning(
+                    "Worker %s: guard: the server's connections grow steadily, by %g a minute; %s, full in %g "
+                    "minutes%s",
+                    *(name, grown.per_minute, level, left, held),
+                ),
+            )
+        self._leaking = grown.steady
+
+    # -- connections that jobs open past rq_pooled -----------------------------------------------------------------
+
+    def _look_for_strays(self) -> None:
+        server = strays.peer(self._parent.command.fileno())
+        if server is not None:
+            self._search = strays.look(self._horses(), server)
+            self._go_on_searching()
+
+    def _go_on_searching(self) -> None:
+        """Search for a short while, and again in the next turn until all is seen."""
+        if self._search is None:
+            return
+        until = time.monotonic() + _SLICE
+        try:
+            while time.monotonic() < until:
+                next(self._search)
+        except StopIteration as end:
+            self._search = None
+            self._name_strays(end.value)
+        else:
+            self._parent.loop.call_later(0, self._go_on_searching)
+
+    def _end_search(self) -> None:
+        """Close in a forked child what the search has open."""
+        if self._search is not None:
+            self._search.close()
+
+    def _name_strays(self, found: dict[int, int]) -> None:
+        """Log the connections that jobs hold of their own, and again only after their number has doubled."""
+        over = {pid: number - self._allowed for pid, number in found.items() if number > self._allowed}
+        total = sum(over.values())
+        if total < max(1, 2 * self._strays_named):
+            return
+        self._strays_named = total
+        pid = max(over, key=over.__getitem__)
+        self._parent.log.warning(
+            "Worker %s: guard: jobs of horse %d hold %d connection%s of their own to the server (%d in all horses), "
+            "from clients that they build themselves; use rq_pooled.get_connection() in jobs, see docs/pool.md",
+            *(self._parent.name, pid, over[pid], "s" * (over[pid] > 1), total),
+        )
+
+    # -- what others hear ----------------------------------------------------------------------------------------
+
+    def _announce(self, event: str, say: Any) -> None:
+        """Publish an event, unless another worker has just done so, and log it with who holds most connections.
+
+        Args:
+            say: called with the holders, or "" where another worker names them; None: nothing is to be logged.
+        """
+        parent = self._parent
+        life = max(1, math.ceil(self._settings.guard_interval * 1000))
+        lock = ("SET", f"{_SPEAKER}:{event}", parent.ledger.token, "NX", "PX", life)
+
+        def on_lock(replies: list[Any]) -> None:
+            if replies[0] != b"OK":
+                if say is not None:
+                    say("")
+                return
+            parent.command.submit(Exchange([("CLIENT", "LIST")], on_list, lambda _error: say and say("")))
+
+        def on_list(replies: list[Any]) -> None:
+            rows = client_rows(replies[0])
+            lines = holders(*ours_and_others(rows), rows=_SHOWN) if rows is not None else []
+            held = [" ".join(line.split()) for line in lines]
+            if say is not None:
+                say(
+                    f"; held by: {'; '.join(held)}" if held else "; who holds them is not known: CLIENT LIST is refused"
+                )
+            message = {
+                "event": event,
+                "connected": self._level.connected,
+                "maxclients": self._level.maxclients,
+                "worker": parent.name,
+                "holders": held,
+            }
+            parent.command.submit(Exchange([("PUBLISH", EVENTS, json.dumps(message))]))
+
+        parent.command.submit(Exchange([lock], on_lock, lambda _error: say and say("")))

@@ -1,0 +1,82 @@
+"""What horses ask Redis through the parent, on its command connection."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from ..config.settings import scrub
+from ..connection.away import NotSent, is_blamed
+from .context import Parent
+from .exchange import Exchange
+from .slots import Slot, Slots
+
+#: How often a read is sent with which the connection was lost: its reply may be the reason.
+MAX_LOSSES = 4
+
+
+class Requests:
+    """Holds requests until they are sent, and answers the horses, which wait.
+
+    ``slots`` is set once it exists: slots hand their horses' requests to this.
+    """
+
+    slots: Slots
+
+    def __init__(self, parent: Parent) -> None:
+        self._parent = parent
+        self._waiting: list[Exchange] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def take(self) -> list[Exchange]:
+        """Return what is to be sent; it is not held any longer."""
+        waiting, self._waiting = self._waiting, []
+        return waiting
+
+    def on_away(self, error: Exception) -> None:
+        """Answer what was not sent yet, as if it had been."""
+        for exchange in reversed(self.take()):
+            exchange.on_lost(NotSent(str(error)))
+
+    def add(self, slot: Slot, kind: str, words: list[list[bytes]]) -> None:
+        """Ask Redis on behalf of a horse, which waits for the answer."""
+        task, horse = slot.task, slot.horse
+
+        def reply(answer: Any) -> None:
+            if slot.task is task and slot.horse is horse:  # else the one that asked has died
+                self.slots.reply(slot, ("reply", answer))
+
+        losses = 0
+
+        def ask_again(error: Exception) -> None:
+            nonlocal losses
+            losses += is_blamed(error)
+            if slot.task is not task or slot.horse is not horse:
+                return
+            if losses < MAX_LOSSES:
+                self._waiting.insert(0, exchange.again())
+            else:
+                reply(f"the connection was lost {losses} times while it was read: {scrub(str(error))}")
+
+        commands = [self._parent.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
+
+        def on_replies(replies: list[Any]) -> None:
+            answer: Any
+            if kind == "read":
+                answer = str(replies[0]) if isinstance(replies[0], ResponseError) else replies[0]
+            else:
+                answer = [("error", str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
+            reply(answer)
+
+        exchange = Exchange(commands, on_replies)
+        if kind == "read":  # part of an outcome, which waits for the server to come back
+            exchange.on_lost = ask_again
+            self._waiting.append(exchange)
+        elif self._parent.command.connected:
+            exchange.on_lost = lambda error: reply(str(error))
+            self._waiting.append(exchange)
+        else:
+            reply("the server is away")

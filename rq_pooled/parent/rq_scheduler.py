@@ -1,0 +1,63 @@
+"""A worker with ``--with-scheduler`` does rq-scheduler's work too, under its lock and on the connection that it has.
+
+The parent only asks, each second, whether a job is due, and takes the lock if one is. What is due is moved by a horse,
+since reading a job's meta unpickles what users have put there; its commands go through the parent's connection.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .context import Parent
+from .exchange import Exchange
+from .slots import Slots, Task
+
+#: Seconds between two looks, and life of the lock, which each move renews.
+INTERVAL, LOCK_LIFE = 1.0, 60
+
+
+class Scheduling:
+    """Says when to look, and makes the exchange. Without ``--with-scheduler`` nothing is ever due."""
+
+    def __init__(self, parent: Parent, slots: Slots, wanted: bool) -> None:
+        self._parent = parent
+        self._slots = slots
+        self._wanted = wanted
+        self.due = False
+        #: Why looks are refused, as logged; looked once a second, the same reason is not said again.
+        self._said = ""
+
+    def start(self) -> None:
+        """Look at once, and then at intervals."""
+        if self._wanted:
+            self._look()
+            self._parent.loop.call_every(INTERVAL, self._look)
+
+    def stop(self) -> None:
+        """Begin nothing more."""
+        self._wanted = self.due = False
+
+    def _look(self) -> None:
+        # While a horse is at it, it sees by itself what becomes due.
+        tasks = [*self._slots.tasks, *(slot.task for slot in self._slots if slot.task is not None)]
+        self.due = self._wanted and not any(task.kind == "schedule" for task in tasks)
+
+    def exchange(self) -> Exchange:
+        """Return the exchange that takes the lock if a job is due; a horse is given the work then."""
+        self.due = False
+        token = f"{self._parent.name}:{self._parent.ledger.token}"
+
+        def on_replies(replies: list[Any]) -> None:
+            if isinstance(replies[0], ResponseError):
+                name, text = self._parent.name, str(replies[0])
+                if text != self._said:
+                    self._said = text
+                    self._parent.log.error("Worker %s: cannot look at rq-scheduler's jobs: %s", name, text)
+                return
+            self._said = ""
+            if replies[0]:
+                self._slots.tasks.append(Task("schedule", None, (token, LOCK_LIFE)))
+
+        return Exchange([self._parent.scripts.scheduler_due(token, LOCK_LIFE)], on_replies)

@@ -1,0 +1,486 @@
+"""The job slots of a worker: each is one RQ worker to the outside, and at any time has one horse and one task."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from resource import struct_rusage
+from typing import Any
+
+from ..horse import hooks
+from ..horse.messages import check_message
+from ..multiplexer.multiplexer import Multiplexer
+from ..multiplexer.streams import Guest
+from ..process.channel import ChildChannel
+from ..process.prefork import Horse, Prefork
+from ..store.claim import Claim
+from ..store.ledger import NOTHING, Outcome, packed
+from .context import Parent
+
+#: Runs a horse, given its channel and its token for the multiplexer.
+RunHorse = Callable[[ChildChannel, "bytes | None"], None]
+#: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
+RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
+#: Seconds between looks whether a horse is past its deadline.
+DEADLINE_INTERVAL = 0.25
+#: Seconds, before KILL_GRACE, that a horse may take to clean up after a job; it takes microseconds.
+CLEAN_UP_TIME = 5.0
+#: Seconds, before KILL_GRACE, that a horse may take to move a bounded number of rq-scheduler's jobs.
+SCHEDULE_TIME = 60.0
+#: Longest time in seconds for which the first claim waits for the first horses, which take some milliseconds.
+FIRST_HORSES_WAIT = 0.5
+
+
+@dataclass
+class Task:
+    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see
+    horse/process.py.
+    """
+
+    kind: str
+    claim: Claim | None = None
+    arguments: tuple[Any, ...] = ()
+    #: How many horses have died of it.
+    deaths: int = 0
+    #: How often what it relies on had changed when its outcome was to be recorded.
+    changes: int = 0
+    #: The slot, and its task, whose horse waits to hear that the outcome of this task was recorded.
+    receipt_for: tuple[Slot, Task] | None = None
+
+    def message(self) -> tuple[Any, ...]:
+        """Return it as the horse reads it."""
+        return (self.kind, *(() if self.claim is None else (tuple(self.claim),)), *self.arguments)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One slot. ``ready`` means that its horse waits for a task."""
+
+    name: str
+    #: Forked for a task while all others were busy; ends when there are no more.
+    spare: bool = False
+    horse: Horse | None = None
+    ready: bool = False
+    task: Task | None = None
+    #: A claim for it is under way.
+    reserved: bool = False
+    #: The outcome of the task has arrived; the horse is still cleaning up.
+    delivered: bool = False
+    #: A stop-job command ended the horse.
+    stopped: bool = False
+    #: Somebody else has been given its job: nothing of it is to be recorded.
+    handed_on: bool = False
+    #: Its horse was sent SIGKILL: whatever it still says, it is given nothing more.
+    killed: bool = False
+    #: Its horse is to be replaced once it has nothing to do.
+    worn: bool = False
+    since: float = field(default_factory=time.monotonic)
+    #: When its horse is killed, by the monotonic clock.
+    deadline: float | None = None
+    #: Horses in a row that died before they were ever ready.
+    stillborn: int = 0
+    #: Who its horse is to the multiplexer, if jobs use Redis through the parent.
+    guest: Guest | None = None
+    #: One of its horses has been ready.
+    begun: bool = False
+
+    @property
+    def claim(self) -> Claim | None:
+        """The claim whose job it is running and whose outcome has not arrived yet."""
+        if self.task is None or self.delivered or self.handed_on:
+            return None
+        return self.task.claim
+
+    @property
+    def free(self) -> bool:
+        """Tell whether it can be given a task."""
+        return self.ready and not self.reserved
+
+    def end(self) -> None:
+        """Note that the horse has nothing to do any more."""
+        self.task, self.delivered, self.stopped, self.handed_on, self.deadline = None, False, False, False, None
+
+
+class Slots:
+    """Keeps every slot supplied with a horse, hands tasks to horses, and passes on what they answer.
+
+    Args:
+        parent: as the name says.
+        names: the RQ workers.
+        run_horse: runs in a forked child until it should end; is given the token for the multiplexer, if there is one.
+        multiplexer: lets jobs use Redis; None where each horse has a connection of its own.
+        on_outcome: called with each outcome.
+        on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; answer with ``reply``.
+    """
+
+    def __init__(
+        self,
+        parent: Parent,
+        names: Sequence[str],
+        run_horse: RunHorse,
+        multiplexer: Multiplexer | None,
+        on_outcome: Callable[[Outcome], None],
+        on_request: Callable[[Slot, str, list[list[bytes]]], None],
+    ) -> None:
+        self._parent = parent
+        self._multiplexer = multiplexer
+        self._on_outcome = on_outcome
+        self._on_request = on_request
+        self._prefork = Prefork(
+            parent.loop,
+            lambda index, channel: run_horse(channel, _token(self._slots[index])),
+            self._close_in_child,
+            self._on_message,
+            self._on_exit,
+            check_message,
+        )
+        self._slots = [Slot(name) for name in names]
+        self._ending = False
+        #: By process id: a horse that is replaced may live on for a moment.
+        self._guests: dict[int, Guest] = {}
+        #: Until when the first horses are waited for, by the monotonic clock.
+        self._wait_until = 0.0
+        #: Spare horses in a row that died before they were ready, and when the next one may be forked.
+        self._spares_died, self._spare_after = 0, 0.0
+        self.tasks: deque[Task] = deque()
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._slots)
+
+    def regular(self) -> list[Slot]:
+        """Return the slots that are RQ workers: all but spare ones."""
+        return [slot for slot in self._slots if not slot.spare]
+
+    def pids(self) -> list[int]:
+        """Return the process ids of the horses."""
+        return [slot.horse.pid for slot in self._slots if slot.horse is not None]
+
+    def claims(self) -> list[Claim]:
+        """Return the claims whose outcomes have not arrived yet, in the order in which they were popped."""
+        claims = [slot.claim for slot in self._slots] + [task.claim for task in self.tasks]
+        return sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.created_at)
+
+    def forget_maintenance(self) -> None:
+        """Drop waiting tasks that belong to no job: nobody waits for them at the end."""
+        for task in [task for task in self.tasks if task.claim is None]:
+            self.tasks.remove(task)
+
+    def busy(self) -> bool:
+        """Tell whether any horse has a task, or one is waiting for a horse."""
+        return bool(self.tasks) or any(slot.task is not None for slot in self._slots)
+
+    # -- horses --------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Fork a horse for each slot, and begin to watch their deadlines."""
+        for slot in self._slots:
+            self._spawn(slot)
+        self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
+        # Wakes the loop: a horse that hangs sends nothing.
+        self._parent.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
+        self._parent.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
+
+    @property
+    def starting(self) -> bool:
+        """Tell whether the first two horses are awaited: one for the first job, under RQ's name, one for
+        maintenance.
+        """
+        if self._wait_until and (
+            time.monotonic() >= self._wait_until or all(slot.begun or slot.stillborn for slot in self._slots[:2])
+        ):
+            self._wait_until = 0.0
+        return bool(self._wait_until)
+
+    def close(self) -> None:
+        """End all horses."""
+        self._ending = True
+        self._prefork.close()
+
+    def kill(self, slot: Slot) -> None:
+        """Kill the slot's horse and what it started; its job is buried as RQ buries it."""
+        if slot.horse is not None:
+            slot.killed = True
+            self._prefork.kill(slot.horse)
+
+    def hand_on(self, claim: Claim) -> None:
+        """Kill the horse whose job somebody else has been given, and forget the claim."""
+        for task in [task for task in self.tasks if task.claim is claim]:
+            self.tasks.remove(task)
+            self._refuse_receipt(task)
+        for slot in self._slots:
+            if slot.claim is claim:
+                self.receive(slot)  # a complete outcome is refused by the fence, and its horse lives
+                if slot.claim is claim and slot.task is not None:
+                    self._refuse_receipt(slot.task)
+                    slot.handed_on = True
+                    self.kill(slot)
+
+    def _refuse_receipt(self, task: Task) -> None:
+        """Tell a horse that waits for the record of this task's outcome that there will be none."""
+        if task.receipt_for is not None and task.receipt_for[0].task is task.receipt_for[1]:
+            self.reply(task.receipt_for[0], ("committed", False))
+
+    def interrupt(self) -> list[Claim]:
+        """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
+        for slot in self._slots:
+            self.receive(slot)  # what has ended has ended
+        interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
+        claims = [slot.claim for slot in interrupted if slot.claim is not None]
+        for slot in interrupted:
+            slot.handed_on = True
+            self.kill(slot)
+        return sorted(claims, key=lambda claim: claim.created_at)
+
+    def replace(self) -> None:
+        """Replace all horses, those that run a job when it has ended."""
+        for slot in self.regular():
+            slot.worn = True
+        self.renew_worn()
+
+    def renew_worn(self) -> None:
+        """Replace the horses that are to be, as far as they have nothing to do; others come when they are free."""
+        for slot in self.regular():
+            if slot.worn and slot.free and slot.horse is not None:
+                self._prefork.retire(slot.horse)
+                self._spawn(slot)
+
+    def receive(self, slot: Slot) -> None:
+        """Take what the slot's horse has sent until now, before it is killed: a complete outcome wins."""
+        if slot.horse is not None:
+            self._prefork.receive(slot.horse)
+
+    def _spawn(self, slot: Slot) -> None:
+        if self._ending or slot not in self._slots:
+            return
+        slot.horse = None
+        hooks.before_fork()
+        slot.ready = slot.worn = slot.killed = False
+        slot.end()
+        if self._multiplexer is not None:
+            slot.guest = self._multiplexer.admit(lambda: _describe(slot))
+        try:
+            slot.horse = self._prefork.spawn(self._slots.index(slot))
+            if slot.guest is not None:
+                self._guests[slot.horse.pid] = slot.guest
+        except OSError as error:  # no process or memory left: later there may be
+            if self._multiplexer is not None and slot.guest is not None:
+                self._multiplexer.drop(slot.guest)
+            self._parent.log.error("Worker %s: cannot fork (%s); trying again", slot.name, error)
+            self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
+
+    def _spawn_if_empty(self, slot: Slot) -> None:
+        if slot.horse is None:
+            self._spawn(slot)
+
+    def _close_in_child(self) -> None:
+        self._parent.command.close_in_child()
+        self._parent.listen.close_in_child()
+        if self._multiplexer is not None:
+            self._multiplexer.close_in_child()
+
+    def _slot_of(self, horse: Horse) -> Slot | None:
+        return next((slot for slot in self._slots if slot.horse is horse), None)
+
+    def _on_exit(self, horse: Horse, status: int, rusage: struct_rusage) -> None:
+        guest = self._guests.pop(horse.pid, None)
+        if self._multiplexer is not None and guest is not None:
+            self._multiplexer.drop(guest)
+        slot = self._slot_of(horse)
+        if slot is None or self._ending:
+            return
+        task, stopped, was_ready = slot.task, slot.stopped, slot.ready
+        delivered = slot.delivered or slot.handed_on
+        slot.horse, slot.ready = None, False
+        slot.end()
+        if task is not None and not delivered:
+            self._note_run_time(slot, task)
+            self._on_task_died(task, horse.pid, status, rusage, stopped)
+        if slot.spare:
+            self._slots.remove(slot)
+            if task is None and not was_ready:
+                self._spares_died += 1
+                delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
+                self._spare_after = time.monotonic() + delay
+                self._parent.log.error(
+                    "Worker %s: a spare horse ended before it was ready (status %d)", slot.name, status
+                )
+                self._parent.loop.call_later(delay, lambda: None)  # wakes the loop
+        elif task is None and not was_ready:
+            slot.stillborn += 1
+            delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
+            self._parent.log.error("Worker %s: a horse ended before it was ready (status %d)", slot.name, status)
+            self._parent.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
+        else:
+            self._parent.counters.horses_replaced += 1
+            self._spawn(slot)
+
+    def _note_run_time(self, slot: Slot, task: Task | None) -> None:
+        if task is not None and task.kind == "perform":
+            self._parent.counters.run_time.add(time.monotonic() - slot.since)
+
+    def _on_task_died(self, task: Task, pid: int, status: int, rusage: struct_rusage, stopped: bool) -> None:
+        claim, log = task.claim, self._parent.log
+        if claim is None:
+            log.error("Worker %s: horse %d died during %s", self._parent.name, pid, task.kind)
+        elif task.kind == "perform":
+            self.tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped, False)))
+        elif task.deaths == 0:
+            task.deaths = 1
+            # Its user code killed it: the next one does without, see horse/process.py.
+            if task.kind in ("bury", "abandon"):
+                task.arguments = (*task.arguments[:-1], True)
+            self.tasks.append(task)
+        else:
+            reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
+            self._give_up(task, claim, str(task.arguments[0]) if task.kind == "abandon" else reason)
+
+    def _give_up(self, task: Task, claim: Claim, reason: str) -> None:
+        """Record of a job what can be recorded without a horse."""
+        if task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
+            _tolerant, job_status, *commands = task.arguments
+            self._parent.log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
+            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
+        else:
+            self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def _on_message(self, horse: Horse, message: tuple[Any, ...]) -> None:
+        slot = self._slot_of(horse)
+        if slot is None:  # a horse on its way out
+            return
+        kind, *rest = message
+        if kind == "outcome":
+            self._on_outcome_message(slot, *rest)
+        elif kind == "free":
+            self._on_free(slot, *rest)
+        elif kind == "phase":
+            self._set_deadline(slot, *rest)
+        elif kind in ("failure", "gone"):
+            self._on_unreadable(slot, *rest)
+        elif kind in ("read", "relay"):
+            self._on_request(slot, kind, rest[0])
+
+    def _on_outcome_message(
+        self, slot: Slot, status: str, guards: Any, commands: Any, dependents: Any, wants_receipt: bool
+    ) -> None:
+        claim = slot.claim
+        if claim is None:
+            return
+        slot.delivered = True
+        self._note_run_time(slot, slot.task)
+        # Webhooks have timeouts of their own.
+        self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
+        assert slot.task is not None
+        receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
+        parts = (packed(guards), packed(commands), packed(dependents))
+        self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
+
+    def _on_unreadable(self, slot: Slot, reason: str | None = None) -> None:
+        """Record the end of a job that its horse could not read, since the server does not let it pass or has it no
+        more.
+        """
+        claim, task = slot.claim, slot.task
+        if claim is None or task is None:
+            return
+        slot.delivered = True
+        self._set_deadline(slot, CLEAN_UP_TIME)
+        log = self._parent.log
+        if reason is None:
+            log.warning("Worker %s: job %s was deleted before it began", claim.worker_name, claim.job_id)
+            self._on_outcome(Outcome(claim, "canceled", NOTHING, NOTHING))
+            return
+        log.error("Worker %s: job %s: %s; failing it", claim.worker_name, claim.job_id, reason)
+        if task.kind == "bury":
+            reason = f"Work-horse terminated unexpectedly; {reason}"
+        elif task.kind in ("abandon", "fail"):  # why it fails is known already
+            reason = str(task.arguments[0])
+        self._give_up(task, claim, reason)
+
+    def _on_free(self, slot: Slot, leaving: bool) -> None:
+        if self._multiplexer is not None and slot.guest is not None:
+            self._multiplexer.job_ended(slot.guest)
+        slot.end()
+        slot.stillborn, slot.begun = 0, True
+        if slot.spare:
+            self._spares_died = 0
+        if slot.spare and (leaving or not self.tasks):
+            self._slots.remove(slot)
+            if slot.horse is not None:
+                self._prefork.retire(slot.horse)
+        elif leaving or slot.worn:
+            if not leaving and slot.horse is not None:
+                self._prefork.retire(slot.horse)
+            self._parent.counters.horses_replaced += 1
+            self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
+        else:
+            slot.ready = not slot.killed
+
+    def reply(self, slot: Slot, message: tuple[Any, ...]) -> None:
+        """Send the answer that the slot's horse waits for, if it still lives."""
+        if slot.horse is not None and slot.task is not None:
+            self._prefork.send(slot.horse, message)
+
+    # -- tasks ---------------------------------------------------------------------------------------------------
+
+    def give(self, slot: Slot, task: Task) -> None:
+        """Hand ``task`` to the slot's horse, which is free."""
+        assert slot.horse is not None
+        slot.task, slot.ready, slot.delivered, slot.stopped = task, False, False, False
+        slot.since = time.monotonic()
+        if task.kind == "perform" and task.claim is not None:
+            # A horse that has to read large fields first says when the job begins.
+            limit = (
+                -1 if task.claim.left_out else task.claim.time_limit(self._parent.worker.queue_class.DEFAULT_TIMEOUT)
+            )
+            self._set_deadline(slot, limit)
+        elif task.kind == "schedule":  # it runs what unpickling users' meta runs
+            self._set_deadline(slot, SCHEDULE_TIME)
+        self._prefork.send(slot.horse, task.message())
+
+    def assign_tasks(self) -> None:
+        """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs.
+
+        The last slot comes first, since the lowest are for jobs.
+        """
+        if not self.tasks or self.starting:
+            return
+        for slot in reversed(self._slots):
+            if not self.tasks:
+                return
+            if slot.free:
+                self.give(slot, self.tasks.popleft())
+        urgent = any(task.claim is not None or task.kind == "schedule" for task in self.tasks)
+        if urgent and time.monotonic() >= self._spare_after and all(slot.task is not None for slot in self._slots):
+            spare = Slot(self._parent.name, spare=True)
+            self._slots.append(spare)
+            self._spawn(spare)
+
+    def _set_deadline(self, slot: Slot, timeout: float) -> None:
+        """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
+        slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._parent.settings.kill_grace
+
+    def _kill_overdue(self) -> None:
+        # One look at all slots, not a timer per job, which would stay in the loop's heap long after the job.
+        now = time.monotonic()
+        for slot in self._slots:
+            if slot.deadline is not None and slot.deadline <= now:
+                slot.deadline = None
+                self._parent.log.warning(
+                    "Worker %s: killing its horse, %g s past its timeout", slot.name, self._parent.settings.kill_grace
+                )
+                self.kill(slot)
+
+
+def _token(slot: Slot) -> bytes | None:
+    return slot.guest.token if slot.guest is not None else None
+
+
+def _describe(slot: Slot) -> str:
+    """Say what a slot does, for a message about who holds what."""
+    task = slot.task
+    if task is None or task.claim is None:
+        return f"{slot.name}, between jobs" if task is None else f"{slot.name}: {task.kind}"
+    return f"job {task.claim.job_id} of {slot.name} for {time.monotonic() - slot.since:.1f} s"

@@ -1,0 +1,62 @@
+"""No request hangs on Redis: one deadline for all of an enqueue, and an answer at once while the server is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from ..config.settings import scrub
+from ..deadline import within
+from ..errors import RedisUnavailable, ServerFull, ServerUnreachable
+from .breaker import BreakerOpen
+from .pool import Pool
+
+#: Who has time: a job in a worker is run again if it fails, and rides out a restart of the server better by waiting.
+PATIENT_ROLES = ("job",)
+
+
+@contextmanager
+def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
+    """Give the commands inside ENQUEUE_DEADLINE in all, and do not begin them while the pool's breaker is open.
+
+    For a client of another pool than ours, and in jobs, nothing changes.
+
+    Args:
+        more_time: seconds beyond ENQUEUE_DEADLINE.
+
+    Raises:
+        RedisUnavailable: the server could not be used a moment ago (BREAKER_DELAY); nothing was sent.
+    """
+    pool = client.connection_pool
+    seconds = pool.settings.enqueue_deadline if isinstance(pool, Pool) else 0.0
+    if not isinstance(pool, Pool) or not seconds or pool.role in PATIENT_ROLES:
+        yield
+        return
+    breaker = pool.breaker
+    try:
+        trial = breaker.admit()
+    except BreakerOpen as refused:
+        raise RedisUnavailable(
+            f"{pool.address} could not be used {refused.failed_ago:.1f} s ago: {refused.reason.rstrip('.')}. Tried "
+            "again in "
+            f"{max(0.0, refused.again_in):.1f} s (BREAKER_DELAY); nothing was sent"
+        ) from None
+    try:
+        with within(seconds + more_time, "ENQUEUE_DEADLINE"):
+            yield
+    except (ServerUnreachable, RedisTimeoutError) as error:
+        if not isinstance(error, ServerFull):  # it is there, and the next call may find a place
+            breaker.failed(scrub(str(error.__cause__ or error)))
+        elif trial:
+            breaker.undecided()
+        raise
+    except BaseException:
+        # One connection was lost, all are in use, an error reply, this thread is to end: the server may be well.
+        if trial:
+            breaker.undecided()
+        raise
+    else:
+        breaker.succeeded()

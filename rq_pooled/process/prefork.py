@@ -1,0 +1,367 @@
+"""A table of forked children ("horses"), each with a channel to the parent: spawn, reap, terminate.
+
+It knows neither Redis nor RQ. The parent is single-threaded; a horse never outlives it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from ..errors import PlatformUnsupported
+from .channel import ChildChannel, ParentChannel
+from .event_loop import Loop
+
+logger = logging.getLogger("rq_pooled.prefork")
+
+_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
+#: Seconds that a horse whose channel is closed may go on living before it is killed.
+_EOF_GRACE = 1.0
+#: Signals that are the parent's affair, and pass without effect in a horse.
+_PASSING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Horse:
+    """One forked child as the parent sees it."""
+
+    def __init__(self, pid: int, slot: int, channel: ParentChannel) -> None:
+        self.pid = pid
+        self.slot = slot
+        self.channel = channel
+        self.pidfd: int | None = None
+        self.started = time.monotonic()
+        self.jobs = 0
+        self.retiring = False
+        #: It sent garbage.
+        self.distrusted = False
+
+    def __repr__(self) -> str:
+        return f"Horse(pid={self.pid}, slot={self.slot})"
+
+
+class Prefork:
+    """Owns the horses: forks them, hands their messages on, notices their deaths and ends them.
+
+    Args:
+        loop: the parent's loop.
+        main: runs in the child with ``(slot, channel)``; the child exits when it returns.
+        close_in_child: closes what else the parent has open (sockets to Redis); runs first thing in the child.
+        on_message: called with ``(horse, message)`` for every message.
+        on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
+        check: raises ValueError for a message that ``on_message`` is not to be called with.
+    """
+
+    def __init__(
+        self,
+        loop: Loop,
+        main: Callable[[int, ChildChannel], None],
+        close_in_child: Callable[[], None],
+        on_message: Callable[[Horse, Any], None],
+        on_exit: Callable[[Horse, int, resource.struct_rusage], None],
+        check: Callable[[Any], None] = lambda _message: None,
+    ) -> None:
+        if not hasattr(os, "fork"):
+            raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {sys.platform} does not have")
+        self._loop = loop
+        self._main = main
+        self._close_in_child = close_in_child
+        self._on_message = on_message
+        self._on_exit = on_exit
+        self._check = check
+        self.horses: dict[int, Horse] = {}
+        self._named_threads: set[str] = set()
+        self._has_pidfd = _pidfd_works()
+        if not self._has_pidfd:
+            loop.on_signal(signal.SIGCHLD, self.reap)
+        elif os.getpid() == 1:
+            loop.on_signal(signal.SIGCHLD, self._reap_strangers)
+
+    # -- spawn ---------------------------------------------------------------------------------------------------
+
+    def spawn(self, slot: int) -> Horse:
+        """Fork a horse for ``slot``. Only from the main thread; raises OSError when the system has no room."""
+        self._warn_about_threads()
+        parent_end, child_end = socket.socketpair()
+        for stream in (sys.stdout, sys.stderr):  # what is buffered now would be written twice
+            with contextlib.suppress(Exception):
+                stream.flush()
+        if not self.horses:
+            gc.freeze()  # keeps the collector from dirtying pages that parent and horses share; once is enough
+        parent = os.getpid()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            pid = os.fork()
+            if pid == 0:
+                self._run_child(parent, slot, parent_end, child_end, blocked)
+        finally:
+            # In the parent only: the child never leaves _run_child.
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        child_end.close()
+        with contextlib.suppress(OSError):  # both sides set it: whoever comes first, the group exists when needed
+            os.setpgid(pid, pid)
+        horse = Horse(pid, slot, ParentChannel(parent_end))
+        self.horses[pid] = horse
+        self._loop.watch(horse.channel, lambda: self._on_readable(horse))
+        if self._has_pidfd:
+            horse.pidfd = os.pidfd_open(pid)
+            self._loop.watch(horse.pidfd, lambda: self._reap(horse))
+        return horse
+
+    def _run_child(
+        self,
+        parent: int,
+        slot: int,
+        parent_end: socket.socket,
+        child_end: socket.socket,
+        mask: set[int | signal.Signals],
+    ) -> NoReturn:
+        status = 1
+        try:
+            # Closing comes first: an end of somebody else's channel kept here would hide that one's EOF from the
+            # parent, and a Redis socket kept here would keep the server's side open after the parent closed it.
+            parent_end.close()
+            for horse in self.horses.values():
+                horse.channel.close()
+                if horse.pidfd is not None:
+                    os.close(horse.pidfd)
+            self._close_in_child()
+            self._loop.close_in_child()
+            os.setpgid(0, 0)
+            _die_with_parent(parent)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            # No-op handlers, not SIG_IGN, which the job's own subprocesses would inherit: platforms send SIGTERM to
+            # every process of a container, and only the parent decides what that means for a running job.
+            signal.signal(signal.SIGTERM, _no_op)
+            signal.signal(signal.SIGINT, _no_op)
+            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the parent's affair, too
+                signal.signal(signal.SIGHUP, _no_op)
+            channel = ChildChannel(child_end)
+            _set_copies_free(channel)
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            self._main(slot, channel)
+            status = 0
+        except SystemExit as error:
+            status = error.code if isinstance(error.code, int) else 1
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            pass  # the parent has closed the channel while this horse was at something: nobody waits for the answer
+        except BaseException:
+            logger.exception("horse %d: error outside of a job", os.getpid())
+        finally:
+            try:
+                for stream in (sys.stdout, sys.stderr):
+                    with contextlib.suppress(Exception):
+                        stream.flush()
+            finally:  # whatever happened: a child that went on from here would be a second parent
+                os._exit(status & 0xFF)  # as the kernel shortens it; a larger number would raise
+
+    def _warn_about_threads(self) -> None:
+        """Name the threads that user modules started in the parent: a fork copies their locks, but not them."""
+        for thread in threading.enumerate():
+            if thread is threading.main_thread() or thread.name in self._named_threads:
+                continue
+            self._named_threads.add(thread.name)
+            target = getattr(thread, "_target", None)
+            origin = getattr(target, "__module__", None) or type(thread).__module__
+            logger.warning(
+                "thread %r of module %s runs in the parent; a job that needs a lock which it holds during a fork "
+                "will hang. Start it inside the job, or not at import.",
+                thread.name,
+                origin,
+            )
+
+    # -- messages ------------------------------------------------------------------------------------------------
+
+    def send(self, horse: Horse, message: Any) -> None:
+        """Send ``message`` without blocking; what does not fit now follows when the horse reads."""
+        if not horse.channel.send(message):
+            self._loop.watch(
+                horse.channel, lambda: self._on_readable(horse), on_writable=lambda: self._on_writable(horse)
+            )
+
+    def _on_writable(self, horse: Horse) -> None:
+        if horse.pid in self.horses and horse.channel.flush():
+            self._loop.watch(horse.channel, lambda: self._on_readable(horse))
+
+    def _on_readable(self, horse: Horse) -> None:
+        if horse.pid not in self.horses:  # reaped earlier in the same turn
+            return
+        self.receive(horse)
+        if horse.channel.at_eof:
+            # Only a hint: the horse may be about to die, or a job closed descriptors that are not its own.
+            self._loop.unwatch(horse.channel)
+            self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
+
+    def receive(self, horse: Horse) -> None:
+        """Hand on what the horse has sent until now. A horse that sends garbage is killed, and not heard any more."""
+        if horse.distrusted:
+            return
+        for message in horse.channel.receive():
+            try:
+                self._check(message)
+            except ValueError as error:
+                horse.channel.garbage = error
+                break
+            self._on_message(horse, message)
+        if horse.channel.garbage is not None:
+            horse.distrusted = True
+            logger.error("horse %d sent what is no message (%s); killing it", horse.pid, horse.channel.garbage)
+            self._loop.unwatch(horse.channel)
+            self.kill(horse)
+
+    # -- death ---------------------------------------------------------------------------------------------------
+
+    def kill(self, horse: Horse, signum: int = signal.SIGKILL) -> None:
+        """Send ``signum`` to the horse and to every process of its group. A horse that is gone is ignored."""
+        if horse.pid not in self.horses:
+            return
+        _kill_group(horse.pid, signum)
+
+    def retire(self, horse: Horse) -> None:
+        """Close the channel of an idle horse, which exits when it sees that; its death is reported as any other."""
+        horse.retiring = True
+        self._loop.unwatch(horse.channel)
+        horse.channel.close()
+        self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
+
+    def reap(self) -> None:
+        """Collect every horse that has died. Only own pids are waited for, never somebody else's children."""
+        for horse in list(self.horses.values()):
+            self._reap(horse)
+        if os.getpid() == 1:
+            self._reap_strangers()
+
+    def _reap(self, horse: Horse) -> None:
+        if horse.pid not in self.horses:
+            return
+        ended = _wait(horse.pid)
+        if ended is None:
+            return
+        if not horse.retiring:
+            self.receive(horse)  # an outcome that was complete before the death counts
+        del self.horses[horse.pid]
+        self._loop.unwatch(horse.channel)
+        horse.channel.close()
+        if horse.pidfd is not None:
+            self._loop.unwatch(horse.pidfd)
+            os.close(horse.pidfd)
+        self._on_exit(horse, *ended)
+
+    def _reap_strangers(self) -> None:
+        """As PID 1 of a container, wait for orphans that were handed to us, so that no zombies pile up."""
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in self.horses:  # a horse of ours is reported through its pidfd
+                return
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(found.si_pid, os.WNOHANG)
+
+    def close(self, patience: float = 1.0) -> None:
+        """End all horses: idle ones by closing their channels, what lives after ``patience`` seconds by SIGKILL."""
+        for horse in list(self.horses.values()):
+            if not horse.retiring:
+                self.retire(horse)
+        deadline = time.monotonic() + patience
+        while self.horses and time.monotonic() < deadline:
+            self._loop.turn(timeout=0.05)
+            self.reap()
+        for horse in list(self.horses.values()):
+            self.kill(horse)
+        while self.horses:
+            self._loop.turn(timeout=0.05)
+            self.reap()
+
+
+def _pidfd_works() -> bool:
+    """Tell whether deaths can be waited for as descriptors: Linux 5.3, and no sandbox that forbids it."""
+    if not hasattr(os, "pidfd_open"):
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+def _wait(pid: int) -> tuple[int, resource.struct_rusage] | None:
+    """Return (wait status, rusage) of a child that has ended, and end what it left behind; None while it lives."""
+    try:
+        if not hasattr(os, "waitid"):  # macOS before Python 3.13
+            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped == 0:
+                return None
+            _kill_group(pid)
+            return status, rusage
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        _kill_group(pid)  # while it is not waited for, nobody else can have its number
+        return os.wait4(pid, 0)[1:]
+    except ChildProcessError:  # somebody else waited for it: the cause is unknown, the death is certain
+        return int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def _kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signum)
+
+
+def _die_with_parent(parent: int) -> None:
+    """Make the kernel kill this process when its parent dies: a job must not run on while another is given it."""
+    try:
+        libc = ctypes.CDLL(None, use_errno=True)
+        armed = libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0
+    except (OSError, AttributeError):
+        armed = False
+    if os.getppid() != parent:  # it died before the kernel was told
+        os._exit(1)
+    if not armed:
+        threading.Thread(target=_watch_parent, args=(parent,), name="rq_pooled-parent-watch", daemon=True).start()
+
+
+def _watch_parent(parent: int) -> NoReturn:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _set_copies_free(channel: ChildChannel) -> None:
+    """Let the processes that a job forks from here end by signals like any program, and stay off ``channel``.
+
+    A process that a job starts by exec needs neither: the kernel gives it default handlers, Python closes the channel.
+    """
+    before = threading.local()
+
+    def block() -> None:
+        # A signal that reaches the copy before its handlers are reset would pass without effect.
+        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSING)
+
+    def unblock() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
+
+    def reset() -> None:
+        channel.close_in_copy()
+        passing = [signum for signum in _PASSING if signal.getsignal(signum) is _no_op]
+        for signum in passing:
+            signal.signal(signum, signal.SIG_DFL)
+        unblock()
+        if signal.SIGINT in passing:  # last, since Python drops a KeyboardInterrupt that is raised in here
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
+
+
+def _no_op(_signum: int, _frame: Any) -> None:
+    """Let a signal pass without effect and without being inherited as ignored."""

@@ -1,0 +1,5 @@
+"""`Queue`, and what may refuse an enqueue."""
+
+from .queue import Queue
+
+__all__ = ["Queue"]

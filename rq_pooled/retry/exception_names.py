@@ -1,0 +1,124 @@
+"""Names of exceptions: how a class is written down, and whether an exception is of the kind that a name means.
+
+Workers need not be able to import what was named: a class is known by the names in its line of ancestors.
+"""
+
+from __future__ import annotations
+
+import builtins
+import re
+import sys
+from collections.abc import Iterable
+
+from ..errors import ConfigurationError
+
+_NAME = re.compile(r"[^\W\d][\w<>]*(?:\.[\w<>]+)*")
+
+#: Begins what a new traceback is chained to; without such a line, a second traceback is part of a message.
+_CHAINED = (
+    "During handling of the above exception, another exception occurred:",
+    "The above exception was the direct cause of the following exception:",
+)
+_TRACEBACK = "Traceback (most recent call last):"
+#: What stands before each line about an exception group.
+_GROUP_MARGIN = re.compile(r"^\s*[|+] ?")
+#: How RQ writes down what has no traceback: a job that it found abandoned.
+_DUE_TO = re.compile(r"due to (\w+),")
+
+
+def names_of(kinds: Iterable[type[BaseException] | str] | type[BaseException] | str, what: str) -> tuple[str, ...]:
+    """Return the dotted names of exceptions that are given as classes or names, one or several.
+
+    Args:
+        kinds: a name without a dot means every class of that name, one with dots a single class.
+        what: how an error calls the argument.
+
+    Raises:
+        ConfigurationError: something else, or a class that no worker can know.
+    """
+    if isinstance(kinds, (str, type)):
+        kinds = (kinds,)
+    try:
+        return tuple(_name_of(kind, what) for kind in kinds)
+    except TypeError:
+        raise ConfigurationError(f"{what} is {kinds!r}: give exception classes or their dotted names") from None
+
+
+def _name_of(kind: object, what: str) -> str:
+    if isinstance(kind, str) and _NAME.fullmatch(kind.strip()):
+        return kind.strip()
+    if isinstance(kind, type) and issubclass(kind, BaseException):
+        if kind.__module__ == "__main__":
+            raise ConfigurationError(
+                f"{what} names {kind.__qualname__} of the program that runs now: workers know it under no such name; "
+                "move it into a module"
+            )
+        return f"{kind.__module__}.{kind.__qualname__}"
+    raise ConfigurationError(f"{what} contains {kind!r}: give exception classes or their dotted names")
+
+
+def is_kind(raised: type[BaseException], names: Iterable[str]) -> bool:
+    """Tell whether an exception class is, or descends from, one of these. Imports nothing."""
+    ancestors = {word for cls in raised.__mro__ for word in (cls.__name__, f"{cls.__module__}.{cls.__qualname__}")}
+    for name in names:
+        if name in ancestors:
+            return True
+        meant = _loaded(name)  # a class is often exported under a shorter name than its own
+        if meant is not None and issubclass(raised, meant):
+            return True
+    return False
+
+
+def is_recorded_kind(recorded: str, names: Iterable[str]) -> bool:
+    """Tell the same of an exception of which only the name is left, as ``recorded_name`` returns it.
+
+    Descent is known only of what is built in or loaded in this process.
+    """
+    names = tuple(names)
+    if recorded.startswith("builtins."):
+        recorded = recorded.removeprefix("builtins.")
+    for name in names:
+        if recorded in (name, name.removeprefix("builtins.")) or recorded.rpartition(".")[2] == name:
+            return True
+    known = _loaded(recorded)
+    return known is not None and is_kind(known, names)
+
+
+def recorded_name(text: str) -> str:
+    """Return the name of the exception that a traceback ends with, empty where none is named.
+
+    What the message of the exception says, tracebacks in it included, does not matter.
+    """
+    return recorded_end(text)[0]
+
+
+def recorded_end(text: str) -> tuple[str, str]:
+    """Return the same name, and the line that it begins, empty where there is none."""
+    found, said, expecting, in_frames, in_group = "", "", True, False, False
+    for line in text.splitlines():
+        bare = _GROUP_MARGIN.sub("", line) if in_group or line.endswith("+ Exception Group " + _TRACEBACK) else line
+        if expecting and bare.endswith(_TRACEBACK):
+            in_frames, expecting, in_group = True, False, bare != line
+        elif in_frames and bare.strip() and not bare.startswith(" "):
+            match = _NAME.match(bare)
+            found, said, in_frames = match.group() if match else "", bare, False
+        elif bare.strip() in _CHAINED:
+            expecting = True
+    if not found and _TRACEBACK not in text:
+        due = _DUE_TO.search(text)
+        found = f"rq.exceptions.{due.group(1)}" if due else ""
+    return found, said
+
+
+def _loaded(name: str) -> type[BaseException] | None:
+    """Return the class of this name if it can be found without importing anything.
+
+    ``getattr`` would call the ``__getattr__`` of modules that import on demand, and run a module of a ``LazyLoader``.
+    """
+    module, dot, attribute = name.rpartition(".")
+    try:
+        names = object.__getattribute__(sys.modules.get(module), "__dict__") if dot else vars(builtins)
+    except AttributeError:
+        return None
+    found = names.get(attribute)
+    return found if isinstance(found, type) and issubclass(found, BaseException) else None

@@ -1,0 +1,1 @@
+"""rq-scheduler on the pool."""

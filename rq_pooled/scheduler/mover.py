@@ -1,0 +1,237 @@
+"""Moves due jobs of rq-scheduler to their queues, each in one atomic step; for ``Scheduler`` and for horses.
+
+rq-scheduler 0.14 enqueues a job, removes it from its schedule and adds it again with its next time, in three requests.
+A scheduler that dies between them runs a job twice, or forgets a periodic one for ever. Here the next time is computed
+first, and one script does all of it, if the job is still due at the time at which it was read and the lock is still
+ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from crontab import CronTab
+from redis import Redis
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+from rq.queue import Queue
+from rq.scripts import _build_hset_args
+from rq.utils import import_attribute
+
+from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..store.inert_jobs import fetch_inert
+from ..store.scripts import SCHEDULED_JOBS, Scripts
+from ..wire import Command, raw, text
+
+#: Jobs that are read at once.
+BATCH = 100
+#: Seconds after which a job is tried again that could not be read or has no valid cron line.
+POSTPONED = 60
+#: What is said of a job that is where it should be.
+MOVED = ("moved", "deferred", "handled")
+
+#: Sends a command and returns its reply.
+Run = Callable[[Command], Any]
+
+
+class ScheduleLock(NamedTuple):
+    """rq-scheduler's lock, as its holder knows it."""
+
+    token: str
+    #: Seconds; each move renews it.
+    life: int
+
+
+def next_cron_time(cron: str) -> int:
+    """Return when the cron line is due next, in seconds since the epoch.
+
+    By this machine's local time, as rq-scheduler reads it, whatever ``use_local_timezone`` says. Its own function does
+    the same with a FutureWarning at each call, which is why it is not used.
+
+    Raises:
+        ValueError: the line cannot be read, or is never due.
+    """
+    found = CronTab(cron).next(now=datetime.now(), return_datetime=True, default_utc=False)
+    if found is None:
+        raise ValueError(f"the cron line {cron!r} is never due again")
+    return int(found.timestamp())
+
+
+#: Moves one job: (job, the time that it had when it was read, the server's time, lock); returns a word of move.lua or,
+#: where a user's hook has done it in another way, "handled", or "left" if it is still due.
+MoveOne = Callable[[Job, "float | None", int, "ScheduleLock | None"], str]
+
+
+class Mover:
+    """Moves what is due.
+
+    Args:
+        connection: for reading.
+        run: sends the scripts, see ``Run``.
+        scripts: the scripts.
+        job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the
+        latter.
+        log: hears of jobs that cannot be moved.
+        choose_queue: returns the queue that a job is to be put into; by default ``queue_of``.
+        inert: load nothing but plain values of a job's meta: this process runs no jobs.
+    """
+
+    def __init__(
+        self,
+        connection: Redis,
+        run: Run,
+        scripts: Scripts,
+        job_class: type[Job],
+        queue_class: type[Queue],
+        log: logging.Logger,
+        choose_queue: Callable[[Job], Queue] | None = None,
+        inert: bool = False,
+    ) -> None:
+        self._connection = connection
+        self._run = run
+        self._scripts = scripts
+        self._job_class = job_class
+        self._queue_class = queue_class
+        self._log = log
+        self._choose_queue = choose_queue or self.queue_of
+        #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until
+        #: which time it looked.
+        self.left, self.until = 0, 0.0
+        self._inert = inert
+
+    def move_due(
+        self,
+        lock: ScheduleLock | None,
+        most: int,
+        stopped: Callable[[], bool] = lambda: False,
+        move: MoveOne | None = None,
+    ) -> list[Job]:
+        """Move up to ``most`` jobs that are due by the server's clock; return those that were moved."""
+        moved: list[Job] = []
+        seen = self.left = 0
+        while seen < most and not stopped():
+            now, microseconds = self._connection.time()
+            self.until = now + microseconds / 1e6
+            due: Any = self._connection.zrangebyscore(
+                SCHEDULED_JOBS, 0, self.until, start=self.left, num=min(BATCH, most - seen), withscores=True
+            )
+            for word, score in due:
+                if stopped():
+                    return moved
+                seen += 1
+                job, verdict = self.move_id(text(word), score, now, lock, move or self.move)
+                self.left += verdict == "left"
+                if verdict == "locked":
+                    self._log.warning("rq-scheduler's lock was taken over by somebody else; going on later")
+                    return moved
+                if job is not None and verdict in MOVED:
+                    moved.append(job)
+            if len(due) < BATCH:
+                break
+        return moved
+
+    def move_id(
+        self, job_id: str, due: float, now: int, lock: ScheduleLock | None, move: MoveOne
+    ) -> tuple[Job | None, str]:
+        """Move one job with ``move``; put it off if that raises. Returns the job, if there is one, and a word."""
+        try:
+            if self._inert:
+                job = fetch_inert(self._job_class, job_id, self._connection)
+            else:
+                job = self._job_class.fetch(job_id, connection=self._connection)
+            return job, move(job, due, now, lock)
+        except NoSuchJobError:
+            self._connection.zrem(SCHEDULED_JOBS, raw(job_id))
+            return None, "gone"
+        except RedisError as error:
+            # A key of another type is one job's trouble; all else is the server's.
+            if not is_wrong_type(error):
+                raise
+            return self._postponed(job_id, now, error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with one job must not stop the others
+            return self._postponed(job_id, now, error)
+
+    def _postponed(self, job_id: str, now: int, error: Exception) -> tuple[None, str]:
+        self._log.error(
+            "scheduled job %s cannot be enqueued (%s: %s); trying again in %d s",
+            printable(job_id, MAX_VALUE),
+            type(error).__name__,
+            printable(error, MAX_VALUE),
+            POSTPONED,
+        )
+        self._connection.zadd(SCHEDULED_JOBS, {raw(job_id): now + POSTPONED}, xx=True)
+        return None, "postponed"
+
+    def move(self, job: Job, due: float | None, now: int, lock: ScheduleLock | None) -> str:
+        """Move one job; return the word of move.lua. Raises ValueError where that says that the job is unfit.
+
+        Args:
+            due: the time that it had when it was read; nothing is done if it has another one now. None: whatever it is.
+            now: the server's time, from which an interval counts.
+            lock: as the caller holds it; nothing is done if somebody else does. None: without it.
+        """
+        queue = self._choose_queue(job)
+        next_time = _next_time(job, now)
+        queue._prepare_for_queue(job)
+        command = self._scripts.move(
+            queue.key,
+            lock,
+            job.id,
+            due,
+            next_time,
+            bool(job.enqueue_at_front),
+            job.ttl,
+            job._dependency_ids,
+            self._fields(job),
+        )
+        verdict = text(self._run(command))
+        if verdict == "unfit":
+            raise ValueError(
+                f"its next time, {next_time}, is out of range, or {queue.key} or another key to be written is of "
+                "another type"
+            )
+        return verdict
+
+    def _fields(self, job: Job) -> list[Any]:
+        """Return what is written of the job: of its meta only a new count of repeats, else it stays as it stands."""
+        try:
+            return list(_build_hset_args(job))
+        except pickle.PicklingError:
+            if not self._inert:
+                raise
+        if job.meta.get("repeat") is not None:
+            raise ValueError(
+                "its meta holds objects, which only processes that run jobs load: move it by a worker with "
+                "--with-scheduler"
+            )
+        meta, job.meta = job.meta, {}
+        try:
+            return list(_build_hset_args(job))
+        finally:
+            job.meta = meta
+
+    def queue_of(self, job: Job) -> Queue:
+        """Return the queue that the job is to be put into."""
+        name = job.meta.get("queue_class_name")
+        queue_class: Any = import_attribute(name) if name else self._queue_class
+        key = f"{queue_class.redis_queue_namespace_prefix}{job.origin}"
+        queue: Queue = queue_class.from_queue_key(key, connection=self._connection, job_class=self._job_class)
+        return queue
+
+
+def _next_time(job: Job, now: int) -> int | None:
+    """Return when a job is due again, None if it is not; counts down its repeats, as rq-scheduler does."""
+    meta = job.meta
+    interval, times, cron = meta.get("interval"), meta.get("repeat"), meta.get("cron_string")
+    if times:
+        meta["repeat"] = int(times) - 1
+    if times is not None and meta["repeat"] == 0:
+        return None
+    if interval:
+        return now + int(interval)
+    return next_cron_time(cron) if cron else None

@@ -1,0 +1,400 @@
+"""``Scheduler``: rq-scheduler on the shared pool, whose moves are atomic and which survives a lost server."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import uuid4
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.exceptions import NoSuchJobError
+from rq.job import Job
+
+from ..config.settings import Settings, message_of
+from ..connection.away import check_away
+from ..delays import reconnect_delays
+from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..pool.pool import get_connection
+from ..queue.queue import Queue
+from ..rq_version import check_keys, check_rq
+from ..store.client_scripts import run_script
+from ..store.due import add_fraction
+from ..store.scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
+from ..wire import raw, text
+from .mover import BATCH, MOVED, Mover, ScheduleLock, next_cron_time
+
+with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import rq_scheduler
+
+logger = logging.getLogger("rq_pooled.scheduler")
+
+#: Longest sleep while another scheduler holds the lock: it may have died, then the lock expires.
+LOCKED_RETRY = 5.0
+#: Shortest sleep between two looks.
+_SHORTEST = 0.05
+#: The last second that a datetime can be.
+_LAST = datetime.max.replace(tzinfo=timezone.utc, microsecond=0).timestamp()
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass
+class _Move:
+    """A move that is being made, and the word that move.lua had for it; see ``Mover.move``."""
+
+    job: Job
+    due: float | None
+    now: int
+    lock: ScheduleLock | None
+    verdict: str | None = None
+
+
+class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annotations
+    """rq-scheduler's ``Scheduler``: all of its methods, keys and its lock, so both kinds can be used side by side.
+
+    Different are: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic step; a
+    job that cannot be read is logged and put off by a minute instead of ending the scheduler; ``run`` wakes up when the
+    next job is due, and at the latest after ``interval`` seconds.
+
+    Raises:
+        ConfigurationError: no connection is given and the settings cannot be used; a class has keys of its own.
+        RQUnsupported: a major version of RQ that is not known here is installed.
+    """
+
+    queue_class = Queue
+
+    def __init__(
+        self,
+        queue_name: str = "default",
+        queue: Any = None,
+        interval: float = 60,
+        connection: Redis | None = None,
+        job_class: Any = None,
+        queue_class: Any = None,
+        name: str | None = None,
+    ) -> None:
+        check_rq()
+        connection = get_connection() if connection is None else connection
+        super().__init__(queue_name, queue, interval, connection, job_class, queue_class, name)
+        check_keys((self.job_class, self.queue_class))
+        self.log = logger
+        self._lock = ScheduleLock(uuid4().hex, int(interval) + 10)
+        self._mover = Mover(
+            self.connection,
+            lambda command: run_script(self.connection, command),
+            shared_scripts(),
+            self.job_class,
+            self.queue_class,
+            self.log,
+            lambda job: self.get_queue_for_job(job),
+            inert=True,
+        )
+        self._stop = threading.Event()
+        self._signalled = False
+        #: The move that ``enqueue_job`` is to make, while ``enqueue_jobs`` calls it.
+        self._moving: _Move | None = None
+
+    # -- scheduling: what in rq-scheduler warns on Python 3.12 or breaks off half-way -------------------------------
+
+    def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for ``time_delta`` from now, see rq-scheduler."""
+        job: Job = self.enqueue_at(datetime.now(timezone.utc) + time_delta, func, *args, **kwargs)
+        return job
+
+    def enqueue_at(self, scheduled_time: datetime, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for a time, see rq-scheduler, which cuts its fraction off."""
+        job: Job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
+        add_fraction(self.connection, SCHEDULED_JOBS, job.id, scheduled_time)
+        return job
+
+    def cron(
+        self,
+        cron_string: str,
+        func: Any,
+        args: Sequence[Any] | None = None,
+        kwargs: dict[str, Any] | None = None,
+        repeat: int | None = None,
+        queue_name: str | None = None,
+        result_ttl: int = -1,
+        ttl: int | None = None,
+        id: str | None = None,
+        timeout: int | None = None,
+        description: str | None = None,
+        meta: dict[str, Any] | None = None,
+        use_local_timezone: bool = False,
+        depends_on: Any = None,
+        on_success: Any = None,
+        on_failure: Any = None,
+        at_front: bool = False,
+    ) -> Job:
+        """Schedule a call by a cron line, read in local time, see rq-scheduler. Job and time are written in one step.
+
+        Raises:
+            ValueError: the line cannot be read.
+        """
+        due = next_cron_time(cron_string)
+        job: Job = self._create_job(
+            func, args=args, kwargs=kwargs, commit=False, result_ttl=result_ttl, ttl=ttl, id=id, queue_name=queue_name,
+            description=description, timeout=timeout, meta=meta, depends_on=depends_on, on_success=on_success,
+            on_failure=on_failure,
+        )  # fmt: skip
+        job.meta.update(cron_string=cron_string, use_local_timezone=use_local_timezone)
+        if repeat is not None:
+            job.meta["repeat"] = int(repeat)
+        if at_front:
+            job.enqueue_at_front = True
+        with self.connection.pipeline() as pipeline:
+            job.save(pipeline=pipeline)
+            pipeline.zadd(SCHEDULED_JOBS, {job.id: due})
+            pipeline.execute()
+        return job
+
+    def count(self, until: Any = None) -> int:
+        """Return how many jobs are scheduled until then: a datetime, timedelta or seconds since the epoch."""
+        number: int = super().count(_epoch(until))
+        return number
+
+    def get_jobs(
+        self, until: Any = None, with_times: bool = False, offset: int | None = None, length: int | None = None
+    ) -> Iterator[Any]:
+        """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; forgets those that are gone.
+
+        An entry that cannot be read is logged and left out.
+        """
+        until = _epoch(until)
+        found = self.connection.zrangebyscore(
+            SCHEDULED_JOBS, 0, "+inf" if until is None else until, withscores=True, start=offset, num=length
+        )
+        for word, score in found:
+            try:
+                job = self.job_class.fetch(text(word), connection=self.connection)
+            except NoSuchJobError:
+                self.connection.zrem(SCHEDULED_JOBS, word)
+                continue
+            except RedisError as error:
+                if not is_wrong_type(error):
+                    raise
+                self._leave_out(word, error)
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with one job must not hide the others
+                self._leave_out(word, error)
+                continue
+            # What has no date in this calendar is due at its end.
+            due = datetime.fromtimestamp(min(score, _LAST), timezone.utc).replace(tzinfo=None)
+            yield (job, due) if with_times else job
+
+    def _leave_out(self, word: bytes, error: Exception) -> None:
+        shown = printable(word, MAX_VALUE), type(error).__name__, printable(error, MAX_VALUE)
+        self.log.warning("scheduled job %s cannot be read (%s: %s)", *shown)
+
+    def get_jobs_to_queue(self, with_times: bool = False) -> Iterator[Any]:
+        """Yield the jobs that are due, see ``get_jobs``."""
+        return self.get_jobs(int(time.time()), with_times=with_times)
+
+    # -- moving --------------------------------------------------------------------------------------------------
+
+    def get_queue_for_job(self, job: Job) -> Any:
+        """Return the queue that a job is to be put into."""
+        return self._mover.queue_of(job)
+
+    def enqueue_job(self, job: Job) -> None:
+        """Move a job to its queue now, due or not, and give it its next time if it has one; in one step.
+
+        ``enqueue_jobs`` calls it for each job that is due, as in rq-scheduler: a subclass may do more here, or leave
+        the job.
+        """
+        moving = self._moving
+        if moving is None or moving.job is not job:
+            self._mover.move(job, None, int(self.connection.time()[0]), None)
+        else:
+            moving.verdict = self._mover.move(job, moving.due, moving.now, moving.lock)
+
+    def enqueue_jobs(self) -> list[Job]:
+        """Move the jobs that are due; return them. While the lock is held, see ``acquire_lock``, a lost one ends it.
+
+        A job is moved once, whoever else is at it: if somebody was faster, nothing is done.
+        """
+        moved: list[Job] = []
+        # A caller without the lock is let do as in rq-scheduler: it may have one of its own.
+        lock = self._lock if self._lock_acquired else None
+        if type(self).get_jobs_to_queue is not Scheduler.get_jobs_to_queue:
+            moved += self._move_chosen(lock)
+        else:
+            while not self._stop.is_set():
+                some = self._mover.move_due(lock, 10 * BATCH, self._stop.is_set, self._move_one)
+                moved += some
+                if len(some) < 10 * BATCH:
+                    break
+        if moved:
+            self.log.info("enqueued %d scheduled jobs", len(moved))
+        return moved
+
+    def _move_chosen(self, lock: ScheduleLock | None) -> Iterator[Job]:
+        """Move the jobs that a subclass's ``get_jobs_to_queue`` chooses; yield those that were moved."""
+        # Which it chooses next, and when, is its own affair: it is asked again after the interval, or when a job is
+        # due.
+        self._mover.left, self._mover.until = 1, int(self.connection.time()[0])
+        for job in self.get_jobs_to_queue():
+            due = self.connection.zscore(SCHEDULED_JOBS, job.id)
+            if self._stop.is_set() or due is None:
+                continue
+            now = int(self.connection.time()[0])
+            _, verdict = self._mover.move_id(
+                job.id, due, now, lock, lambda _, *given, job=job: self._move_one(job, *given)
+            )
+            if verdict in MOVED:
+                yield job
+
+    def _move_one(self, job: Job, due: float | None, now: int, lock: ScheduleLock | None) -> str:
+        """Have ``enqueue_job``, which a subclass may override, move a job; see ``MoveOne``."""
+        self._moving = moving = _Move(job, due, now, lock)
+        try:
+            self.enqueue_job(job)
+        finally:
+            self._moving = None
+        if moving.verdict is not None:
+            return moving.verdict
+        return "left" if self.connection.zscore(SCHEDULED_JOBS, job.id) == due else "handled"
+
+    def acquire_lock(self) -> bool:
+        """Take rq-scheduler's lock, or go on with it where it is ours still; return whether that worked."""
+        taken = self.connection.set(SCHEDULER_LOCK, self._lock.token, ex=self._lock.life, nx=True)
+        if not taken and raw(self.connection.get(SCHEDULER_LOCK) or b"") == raw(self._lock.token):
+            # The server was lost while we held it. Should it end in this moment: each move looks whose it is.
+            taken = self.connection.expire(SCHEDULER_LOCK, self._lock.life)
+        self._lock_acquired = bool(taken)
+        return self._lock_acquired
+
+    def remove_lock(self) -> None:
+        """Give the lock back, if it is ours still."""
+        if self._lock_acquired:
+            self._lock_acquired = False
+            run_script(self.connection, shared_scripts().unlock(SCHEDULER_LOCK, self._lock.token))
+
+    def register_birth(self) -> None:
+        """Say that this scheduler begins. Raises ValueError if another one has its name."""
+        if self.connection.exists(self.key) and not self.connection.hexists(self.key, "death"):
+            raise ValueError(f"there is an active scheduler named {self.name!r} already")
+        self.connection.delete(self.key)
+        self.heartbeat()
+        self.log.info("scheduler %s: started", self.name)
+
+    def heartbeat(self) -> None:
+        """Say that this scheduler is alive, also to a server that has forgotten it."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.hsetnx(self.key, "birth", str(time.time()))
+            pipeline.hdel(self.key, "death")
+            pipeline.expire(self.key, int(self._interval) + 10)
+            pipeline.execute()
+
+    # -- running -------------------------------------------------------------------------------------------------
+
+    def run(self, burst: bool = False) -> None:
+        """Move due jobs until SIGTERM, SIGINT or ``stop``; with ``burst`` once.
+
+        After a signal it raises SystemExit, as rq-scheduler does, when the job that is being moved is where it should
+        be. A server that is lost later is waited for, with growing delay; one log line when it goes, one when it is
+        back.
+
+        Raises:
+            SystemExit: a signal has come; the exit code is 0.
+            redis.exceptions.ConnectionError: the server cannot be reached at the beginning.
+            ValueError: another scheduler has this name.
+        """
+        self.register_birth()
+        settings = Settings.load()
+        base, cap = settings.reconnect_base, settings.reconnect_cap
+        away_since: float | None = None
+        with self._stop_signals():
+            try:
+                while not self._stop.is_set():
+                    try:
+                        wait = self._round()
+                    except RedisError as error:
+                        _check_lost(error)
+                        if away_since is None:
+                            away_since, delays = time.monotonic(), reconnect_delays(base, cap)
+                            self.log.error("lost the server (%s); trying again", message_of(error))
+                        self._lock_acquired = False  # or it expires
+                        self._stop.wait(next(delays))
+                        continue
+                    if away_since is not None:
+                        self.log.info("the server is back after %.1f s", time.monotonic() - away_since)
+                        away_since = None
+                    if burst and wait is not None:
+                        break
+                    self._stop.wait(LOCKED_RETRY if wait is None else wait)
+            finally:
+                with contextlib.suppress(RedisError):
+                    self.remove_lock()
+                    self.register_death()
+        if self._signalled:
+            raise SystemExit
+
+    def stop(self) -> None:
+        """Have ``run`` end after the job that it is moving. From any thread or signal handler."""
+        self._stop.set()
+
+    def _round(self) -> float | None:
+        """Move what is due; return the seconds until something may be due again, None if another holds the lock."""
+        self.heartbeat()
+        if not self.acquire_lock():
+            self.log.debug("another scheduler holds the lock")
+            return None
+        self.enqueue_jobs()
+        seconds, microseconds = self.connection.time()
+        # What a subclass has left is asked about again after the interval only.
+        since = f"({self._mover.until}" if self._mover.left else "-inf"
+        first = self.connection.zrangebyscore(SCHEDULED_JOBS, since, "+inf", start=0, num=1, withscores=True)
+        self.remove_lock()
+        wait = first[0][1] - seconds - microseconds / 1e6 if first else self._interval
+        return float(max(_SHORTEST, min(self._interval, wait)))
+
+    def _on_signal(self, *_: Any) -> None:
+        self._signalled = True
+        self._stop.set()
+
+    @contextlib.contextmanager
+    def _stop_signals(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self._signalled = False
+        previous = {signum: signal.signal(signum, self._on_signal) for signum in _STOP_SIGNALS}
+        try:
+            yield
+        finally:
+            for signum, handler in previous.items():
+                signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def _epoch(until: Any) -> Any:
+    """Return a timedelta as the time that it means from now; rq-scheduler reads everything else itself."""
+    if isinstance(until, timedelta):
+        return int((datetime.now(timezone.utc) + until).timestamp())
+    if isinstance(until, datetime):
+        return int(until.replace(tzinfo=until.tzinfo or timezone.utc).timestamp())
+    return until
+
+
+def _check_lost(error: RedisError) -> None:
+    """Return if ``error`` means that the server is away for now; raise it if it does not."""
+    if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
+        return
+    if isinstance(error, ResponseError):
+        with contextlib.suppress(RedisConnectionError):
+            check_away(error)
+            raise error
+        return
+    raise error

@@ -1,0 +1,294 @@
+-- Pop jobs and mark them started, in one atomic step: a job is either in its queue or claimed, never neither.
+--
+-- KEYS[1..n]  queues (rq:queue:<name>), in the order in which to pop
+-- ARGV[1]     now, as RQ formats a date        ARGV[2]  now, seconds since the epoch as RQ's executions keep it
+-- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
+-- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
+-- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
+-- ARGV[9..]   per free slot: worker name, execution id
+-- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
+--             { field, value ... as before the claim }, { field that was left out of it ... }, if any } ... one per
+--             slot that got a job, in slot order },
+--             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
+--             ... one per queue that has jobs and whose limit is reached } }
+-- RQ
+if redis.call('EXISTS', 'rq:suspended') == 1 then
+  return { 1, 0, {}, {}, {} }
+end
+
+-- Changes nothing, but is refused when the server is out of memory: after the first LPOP nothing would be.
+redis.call('LPUSHX', 'rq_pooled:none', '')
+
+local now, now_seconds = ARGV[1], ARGV[2]
+local lease, abandon_after = tonumber(ARGV[3]), tonumber(ARGV[4])
+local max_bytes, strategy = tonumber(ARGV[5]), ARGV[6]
+local claims = ARGV[8]
+local time = redis.call('TIME')
+local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+local MAX_NAMES = 5000 -- Lua cannot unpack more than some 8000 values at once
+local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks at: it must not hold the server
+
+-- include numbers
+-- include fits
+-- include read_job
+
+-- Limits, see queue/limits.py: read in one step for all queues, and not at all where nobody has set any.
+local limits, closed, limited = {}, {}, {}
+local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
+if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
+  for first = 1, #KEYS, MAX_NAMES do
+    local names = {}
+    for i = first, math.min(#KEYS, first + MAX_NAMES - 1) do
+      names[#names + 1] = string.sub(KEYS[i], 10)
+    end
+    for i, text in ipairs(redis.call('HMGET', 'rq_pooled:limits', unpack(names))) do
+      local starts, period, running = string.match(text or '', '^%a+ (%d+) (%d+) (%d+)$')
+      if starts and #text <= 65 then -- else no limit, see limit.lua
+        -- No more than queue/limits.py lets anybody write: LINDEX and PEXPIRE refuse larger numbers.
+        local limit = {
+          starts = math.min(tonumber(starts), 100000),
+          period = math.min(tonumber(period), 31622400000000),
+          list = 'rq_pooled:starts:' .. names[i]
+        }
+        if limit.starts > 0 and not fits(limit.list, 'list') then
+          redis.call('DEL', limit.list) -- ours, and nothing that counts starts
+        end
+        if tonumber(running) > 0 and fits('rq:wip:' .. names[i], 'zset') then
+          -- Counted are the claims that stand. One whose worker died stops to count when it is handed on or given up.
+          limit.places = tonumber(running) - redis.call('ZCOUNT', 'rq:wip:' .. names[i], '(' .. clock, '+inf')
+        end
+        limits[KEYS[first + i - 1]] = limit
+      end
+    end
+  end
+end
+
+-- Tell whether the queue may start a job now. One that may not, and has jobs, is reported once, with a key that its
+-- worker watches while it sleeps. NX: a key that is there already is not touched, so nobody is woken.
+local function is_open(key)
+  local limit = limits[key]
+  if not limit or closed[key] then
+    return not limit
+  end
+  local wait, watch, life = -1, 'rq_pooled:full:', 120
+  if not limit.places or limit.places > 0 then
+    local oldest = limit.starts > 0 and tonumber(redis.call('LINDEX', limit.list, -limit.starts) or '')
+    wait = oldest and math.min(limit.period, oldest + limit.period - microseconds) or 0
+    if wait <= 0 then
+      return true
+    end
+    watch, life = 'rq_pooled:limited:', math.ceil(wait / 1000000) + 60
+  end
+  closed[key] = true
+  if redis.call('EXISTS', key) == 1 then
+    watch = watch .. string.sub(key, 10)
+    redis.call('SET', watch, '1', 'NX', 'EX', life)
+    limited[#limited + 1] = { key, wait, watch }
+  end
+  return false
+end
+
+-- Count a start.
+local function note_start(key)
+  local limit = limits[key]
+  if not limit then
+    return
+  end
+  if limit.places then
+    limit.places = limit.places - 1
+  end
+  if limit.starts > 0 then
+    redis.call('RPUSH', limit.list, string.format('%.0f', microseconds))
+    redis.call('LTRIM', limit.list, -limit.starts, -1)
+    redis.call('PEXPIRE', limit.list, math.ceil(limit.period / 1000) + 1)
+  end
+end
+
+local order = {}
+for i, key in ipairs(KEYS) do
+  order[i] = key
+end
+if strategy == 'random' then
+  math.randomseed(tonumber(ARGV[7]))
+end
+
+-- Queues that are none: their keys hold something else. What was wrong with the first one.
+local spoilt, failure = {}, nil
+
+-- Pop the next id; under round_robin the queue that gave it moves to the end, as RQ's reorder_queues does.
+local function pop()
+  if strategy == 'random' then
+    for i = #order, 2, -1 do
+      local j = math.random(i)
+      order[i], order[j] = order[j], order[i]
+    end
+  end
+  for i, key in ipairs(order) do
+    local id = not spoilt[key] and is_open(key) and redis.pcall('LPOP', key)
+    if type(id) == 'table' then
+      local wrong_type = string.find(id.err, 'WRONGTYPE', 1, true)
+      spoilt[key], failure = true, failure or (wrong_type and 'WRONGTYPE ' .. key .. ' is no list' or id.err)
+    elseif id then
+      if strategy == 'round_robin' then
+        for _ = 1, i do
+          table.insert(order, table.remove(order, 1))
+        end
+      end
+      return key, id
+    end
+  end
+end
+
+-- Write the claim itself. Where that fails, the job goes back, and its queue is left alone so that others are served.
+local function register(key, id, queue, execution)
+  local wip, leases, member = 'rq:wip:' .. queue, 'rq_pooled:leases:' .. queue, id .. ':' .. execution
+  local lease_reply = redis.pcall('ZADD', leases, clock + lease, member)
+  local reply = type(lease_reply) == 'table' and lease_reply or redis.pcall('ZADD', wip, clock + abandon_after, member)
+  if type(reply) ~= 'table' then
+    return true
+  end
+  redis.pcall('ZREM', leases, member)
+  redis.call('LPUSH', key, id)
+  spoilt[key] = true
+  local wrong_type = string.find(reply.err, 'WRONGTYPE', 1, true)
+  local spoilt_set = 'WRONGTYPE ' .. (reply == lease_reply and leases or wip) .. ' is no sorted set'
+  failure = failure or (wrong_type and spoilt_set or reply.err)
+end
+
+-- include is_running
+
+-- Tell whether an execution of the job that was popped runs already.
+local function runs_already(job, id, key)
+  if redis.call('EXISTS', 'rq:executions:' .. id) == 0 then -- most often
+    return false
+  end
+  local origin = redis.pcall('HGET', job, 'origin')
+  return is_running(id, type(origin) == 'string' and origin ~= '' and origin or string.sub(key, 10))
+end
+
+-- Look at a spent-once key, see store/once.py: return the id of the job that spent it, and whether one that has it is running.
+local function look_at(once)
+  local spender = redis.pcall('GET', 'rq_pooled:once:' .. once)
+  if type(spender) == 'string' then
+    return spender, false
+  end
+  local holder = redis.pcall('GET', 'rq_pooled:once-running:' .. once)
+  local length, rest = string.match(type(holder) == 'string' and holder or '', '^(%d+) (.*)$')
+  if not length then
+    return false, false
+  end
+  local queue, member = string.sub(rest, 1, length), string.sub(rest, length + 1)
+  return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+end
+
+-- Tell whether the key in a hash is that of the job, and was not left by an earlier one with its id, see store/once.py.
+local function has_its_key(of, created_at)
+  return not of or of == created_at
+end
+
+local function field_of(raw, name)
+  for i = 1, #raw, 2 do
+    if raw[i] == name then
+      return raw[i + 1]
+    end
+  end
+end
+
+local stale, held, jobs, bytes = {}, {}, {}, 0
+local taken_keys = {} -- spent-once keys whose jobs this call holds back: many may wait, and their data are not read
+local slot = 9
+while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
+  local key, id = pop()
+  if not id then
+    break
+  end
+  local job = 'rq:job:' .. id
+  local running = runs_already(job, id, key)
+  local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
+  local spender, taken, left_out
+  if not running and next(taken_keys) then
+    local fields = redis.pcall('HMGET', job, 'rq_pooled_once', 'rq_pooled_once_of', 'created_at')
+    taken = has_its_key(fields[2], fields[3]) and taken_keys[fields[1]]
+  end
+  if running or taken then
+    data = redis.pcall('HEXISTS', job, 'data') == 1
+  else
+    raw, left_out = read_job(job)
+    data = left_out ~= nil
+  end
+  for i = 1, #raw, 2 do
+    if raw[i] == 'data' then
+      data = true
+    elseif raw[i] == 'origin' and raw[i + 1] ~= '' then
+      origin = raw[i + 1]
+    elseif raw[i] == 'timeout' then
+      timeout = seconds_of(raw[i + 1])
+    elseif raw[i] == 'rq_pooled_once' then
+      once = raw[i + 1]
+    end
+    size = size + #raw[i + 1]
+  end
+  if once and not has_its_key(field_of(raw, 'rq_pooled_once_of'), field_of(raw, 'created_at')) then
+    once = false
+  end
+  if once and data then
+    spender, taken = look_at(once)
+    taken_keys[once] = taken or nil
+  end
+  bytes = bytes + (taken and 0 or size) -- what is held back must not end the call: others wait behind it
+  if not data then
+    stale[#stale + 1] = id
+  elseif running or taken then
+    held[#held + 1] = { key, id } -- queued twice, or another with its spent-once key runs: not beside each other
+  elseif register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
+    -- From here on the claim stands: what follows cannot fail, or is only tried.
+    local name, execution = ARGV[slot], ARGV[slot + 1]
+    slot = slot + 2
+    local queue = origin or string.sub(key, 10)
+    local member = id .. ':' .. execution
+    redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', name)
+    redis.call('PERSIST', job)
+    redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'job_id', id, 'created_at', now_seconds,
+      'last_heartbeat', now_seconds, 'worker_name', name)
+    if key ~= 'rq:queue:' .. queue then
+      redis.call('HSET', 'rq:execution:' .. member, 'queue_key', key) -- where it goes back to when it stalls
+    end
+    redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
+    redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
+    redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+    redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
+    redis.pcall('HSET', 'rq:worker:' .. name, 'state', 'busy', 'last_heartbeat', now)
+    redis.pcall('SADD', 'rq:worker:' .. name .. ':executions', member)
+    redis.call('EXPIRE', 'rq:worker:' .. name .. ':executions', abandon_after + 60)
+    if not RQ3 then
+      redis.pcall('HSET', 'rq:worker:' .. name, 'current_job', id, 'current_job_working_time', 0)
+    end
+    if spender then -- it is not run, only recorded
+      raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_spender', spender
+    else
+      note_start(key)
+    end
+    if once and not spender then
+      redis.call('SET', 'rq_pooled:once-running:' .. once, #queue .. ' ' .. queue .. member)
+      if timeout and timeout > 0 then -- should nobody be left to take it away
+        redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
+      end
+      raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'
+    end
+    if size > LARGE and not left_out then
+      raw, left_out = lighten(raw)
+    end
+    jobs[#jobs + 1] = { key, id, queue, raw, left_out }
+  end
+end
+for i = #held, 1, -1 do
+  redis.call('LPUSH', held[i][1], held[i][2])
+end
+if #jobs > 0 then
+  -- Only needed until the reply has arrived; a worker that was killed leaves it behind.
+  redis.call('EXPIRE', claims, abandon_after + 60)
+end
+if failure and #jobs == 0 and #stale == 0 then
+  return redis.error_reply(failure)
+end
+return { 0, #held, stale, jobs, limited }

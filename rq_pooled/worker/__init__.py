@@ -1,0 +1,1 @@
+"""RQ's Worker in front of the parent."""

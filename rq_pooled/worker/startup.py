@@ -1,0 +1,118 @@
+"""The first connections of a worker: what is wrong for good ends it at once, what passes is waited for."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
+from redis.sentinel import MasterNotFoundError
+
+from ..config.settings import Settings, message_of
+from ..connection.away import NEEDED_RIGHTS, is_away
+from ..connection.connect_errors import explain
+from ..delays import reconnect_delays
+from ..errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
+from ..parent.command_connection import CommandConnection
+from ..parent.listen_connection import ListenConnection
+from ..process.event_loop import Loop
+
+log = logging.getLogger("rq.worker")
+
+_LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")
+
+#: Seconds between two lines about one wait.
+SAY_EVERY = 10.0
+
+T = TypeVar("T")
+
+
+class ServerNotReady(ServerUnreachable):
+    """The server cannot serve for now: it is down, loads its data, is a replica for the moment, or is full."""
+
+
+def when_ready(begin: Callable[[], T], settings: Settings, loop: Loop, signals: Iterable[int], name: str) -> T | None:
+    """Call ``begin`` until it does not raise ServerNotReady, for GUARD_WAIT seconds; return its result.
+
+    Between attempts it waits as when the server is lost later. Returns None if one of ``signals`` came meanwhile.
+
+    Raises:
+        ServerNotReady: the time is over. Whatever else ``begin`` raises passes through at once.
+    """
+    started = time.monotonic()
+    delays = reconnect_delays(settings.reconnect_base, settings.reconnect_cap)
+    stopped: list[bool] = []
+    failures = 0
+    say_at = started
+    while True:
+        try:
+            result = begin()
+        except ServerNotReady as error:
+            failures += 1
+            left = settings.guard_wait - (time.monotonic() - started)
+            given_up = 0 < settings.reconnect_attempts <= failures
+            if left <= 0 or given_up:
+                raise ServerNotReady(
+                    f"{error}; tried {failures} time{'s' * (failures > 1)} in {settings.guard_wait - left:.0f} s "
+                    f"({'RECONNECT_ATTEMPTS' if given_up else 'GUARD_WAIT'})"
+                ) from None
+            for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
+                loop.on_signal(signum, lambda: stopped.append(True))
+            if time.monotonic() >= say_at:
+                log.warning("Worker %s: %s; trying again for up to %.0f s", name, message_of(error), left)
+                say_at = time.monotonic() + SAY_EVERY
+            due = time.monotonic() + min(next(delays), left)
+            while not stopped and (rest := due - time.monotonic()) > 0:
+                loop.turn(rest)
+            if stopped:
+                log.info("Worker %s: stopping on request", name)
+                return None
+            continue
+        if failures:
+            log.info("Worker %s: the server is ready after %.1f s", name, time.monotonic() - started)
+        return result
+
+
+def connect(connection: CommandConnection | ListenConnection, found: bool = False) -> None:
+    """Connect for the first time.
+
+    Args:
+        found: sentinels say where the server is; one that they name and nobody reaches has just died.
+
+    Raises:
+        ServerUnsupported: the password is missing or wrong, the user may not do what a worker does, or URL is wrong.
+        ServerNotReady: trying again soon will help.
+        ServerUnreachable: everything else.
+    """
+    try:
+        connection.connect()
+    except NoPermissionError as error:
+        raise ServerUnsupported(
+            f"the server's access control refuses what a worker does: {error}; {NEEDED_RIGHTS}"
+        ) from None
+    except (RedisError, OSError) as error:
+        raise refusal(error, found, connection.fresh()) from None
+
+
+def refusal(error: Exception, found: bool = False, connection: Any = None) -> RQPooledError:
+    """Return the error of ours that says what an error while connecting means; see ``connect``."""
+    trouble = explain(error, connection)
+    login = isinstance(error, (AuthenticationError, AuthorizationError)) or any(
+        word in str(error) for word in _LOGIN_WORDS
+    )
+    if login:
+        text = trouble.reason
+        return ServerUnsupported(f"the server refuses the login: {text}; set user and password in the URL")
+    remedy = trouble.remedy[:1].lower() + trouble.remedy[1:]
+    text = f"cannot connect to the server: {trouble.reason}; {remedy}"
+    if trouble.exit_code == USAGE:
+        return ServerUnsupported(text)
+    if is_away(error):
+        return ServerNotReady(f"the server is not ready: {trouble.reason}")
+    # Sentinels that know no such service are no server that will be back.
+    masterless = isinstance(error, MasterNotFoundError)
+    if not masterless and (found or trouble.passing):
+        return ServerNotReady(text)
+    return ServerUnreachable(text)
