@@ -614,7 +614,8 @@ gc.disable()
 left = 0
 def trace(frame, event, arg):
     global left
-    if not frame.f_code.co_filename.endswith(("/rq_pooled/pool.py", "/queue.py")):
+    name = frame.f_code.co_filename
+    if "/rq_pooled/pool/" not in name and not name.endswith("/queue.py"):
         return None
     left -= 1
     if left == 0:
