@@ -74,7 +74,7 @@ class Surroundings:
     def restore(self) -> None:
         """Stop timers, give back what was changed, write out what is buffered, and seed the random generators.
 
-        docs/internals.md lists what is not given back.
+        docs/architecture.md lists what is not given back.
         """
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
