@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-import rq_pooled.pool.pool as pools
+import rq_pooled.pool.registry as pools
 from rq_pooled.embedded import EmbeddedServer, EmbeddedServerError, find_server
 
 KIND = os.environ.get("RQ_POOLED_TEST_SERVER") or None

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from rq_pooled.pool import pool
+from rq_pooled.pool import local, registry
 
 TESTS = Path(__file__).parent
 
@@ -38,10 +38,10 @@ def keys_of_jobs(redis: Any) -> list[bytes]:
 
 def drop_pools() -> None:
     """Close and forget all pools of this process: what a test leaves open, others would count."""
-    pool._registry.clear()
-    for one in pool.local_pools():
+    registry._registry.clear()
+    for one in local.local_pools():
         one.disconnect()
-        pool._pools.discard(one)
+        local.pools.discard(one)
 
 
 class WorkerProcess:

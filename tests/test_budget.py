@@ -29,6 +29,7 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
 from rq_pooled.pool import Pool
+from rq_pooled.pool.budgeted import Budgeted
 from rq_pooled.store.scripts import budget_keys, shared_scripts
 
 LEASES, HELD, ORDER, WAITING = budget_keys("shop")
@@ -44,6 +45,12 @@ def _nothing_is_left() -> Iterator[None]:
 def shop(server: EmbeddedServer, budget: int = 4, **settings: Any) -> Settings:
     """Return the settings of a process of an application with a budget."""
     return Settings(url=server.url, budget=budget, budget_name="shop", **settings)
+
+
+def lease_of(pool: Pool) -> Lease:
+    """Return the lease of a pool with a budget."""
+    (lease,) = (hook.lease for hook in pool.hooks if isinstance(hook, Budgeted))
+    return lease
 
 
 def ours(redis: Redis, role: str = "") -> list[str]:
@@ -223,11 +230,11 @@ def test_a_pause_is_noticed_before_a_socket_is_used(redis: Redis, server: Embedd
     pool = Pool(settings, max_connections=1, timeout=0.2)
     client = Redis(connection_pool=pool)
     client.ping()
-    assert pool.lease is not None
-    wait_until(lambda: pool.lease.overdue, what="half a term without use")  # type: ignore[union-attr]
+    lease = lease_of(pool)
+    wait_until(lambda: lease.overdue, what="half a term without use")
     client.set("x", 1)
-    assert not pool.lease.overdue
-    wait_until(lambda: pool.lease.overdue, what="another pause")  # type: ignore[union-attr]
+    assert not lease.overdue
+    wait_until(lambda: lease.overdue, what="another pause")
     (token,) = redis.hkeys(HELD)
     redis.delete(LEASES, HELD)
     redis.hset(HELD, "shop:elsewhere:1:abc", 1)
@@ -388,7 +395,7 @@ def test_a_paused_worker_renews_before_it_goes_on(redis: Redis, server: Embedded
         worker.wait_for("the server is back")
         Queue("a", connection=redis).enqueue(stats_jobs.succeed, str(tmp_path))
         wait_until(lambda: list(tmp_path.glob("ran.*")), what="a job")
-        assert redis.hget(HELD, pool.lease._token) in (b"1", b"2")  # type: ignore[union-attr]
+        assert redis.hget(HELD, lease_of(pool)._token) in (b"1", b"2")
         pool.disconnect()
         wait_until(lambda: redis.hvals(HELD) == [b"3"], what="the pool's place to be given back")
 

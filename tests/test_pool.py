@@ -247,7 +247,7 @@ def test_lifetimes_are_spread(server: Any) -> None:
     """Connections that were opened together do not all end together."""
     pool = pool_at(server, max_connections=20, max_lifetime=1000)
     taken = [pool.get_connection() for _ in range(20)]
-    ends = [pool._lines[connection].expires_at - pool._lines[connection].opened_at for connection in taken]
+    ends = [pool.book.lines[connection].expires_at - pool.book.lines[connection].opened_at for connection in taken]
     assert all(800 <= end <= 1000 for end in ends) and max(ends) - min(ends) > 20
     pool.disconnect()
 
@@ -270,7 +270,7 @@ def test_leak_is_logged_once_with_its_holder(server: Any, caplog: pytest.LogCapt
     assert len(warnings()) == 1
     assert "MainThread" in warnings()[0] and f"{__file__}:" in warnings()[0] and "in forgotten" in warnings()[0]
     held = forgotten()
-    until(lambda: time.monotonic() - pool._holds[held].since > 0.05)
+    until(lambda: time.monotonic() - pool.book.holds[held].since > 0.05)
     pool.release(held)  # nobody else used the pool meanwhile
     assert len(warnings()) == 2
 
@@ -314,7 +314,7 @@ def test_dead_idle_connection_is_found_by_its_health_check(server: Any, redis: R
         pool = Pool(Settings(url=proxy.url, health_check_interval=0.01, socket_timeout=1))
         client = Redis(connection_pool=pool)
         client.ping()
-        until(lambda: time.monotonic() - next(iter(pool._lines.values())).released_at > 0.05)
+        until(lambda: time.monotonic() - next(iter(pool.book.lines.values())).released_at > 0.05)
         proxy.cut_on(b"PING")
         assert client.echo("x") == b"x"
         assert proxy.done.is_set() and pool.stats()["reconnects"] == 1
@@ -707,5 +707,5 @@ def test_last_words_leave_nothing_of_their_connection(server: Any, redis: Redis)
     for _ in range(3):
         pool.release(pool.get_connection())
         assert pool.part([("SET", "said", "1")]) and not pool.part([])
-    assert (len(pool._connections), len(pool._lines)) == (0, 0) and redis.get("said") == b"1"
+    assert (len(pool._connections), len(pool.book.lines)) == (0, 0) and redis.get("said") == b"1"
     assert pool.is_whole

@@ -12,7 +12,7 @@ from redis import Redis
 from rq.cli.workers import worker as rq_worker
 
 from ..config.settings import Settings
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 
 
 def server_options(command: Callable[..., Any]) -> Callable[..., Any]:

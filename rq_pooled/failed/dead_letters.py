@@ -12,7 +12,7 @@ from rq.queue import Queue
 from rq.registry import BaseRegistry, FailedJobRegistry
 from rq.utils import as_text
 
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 from ..store.scripts import dead_letters_key
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
 from .selection import Selection

@@ -13,7 +13,7 @@ from rq.results import Result
 from ..deadline import current
 from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 from ..retry.exception_names import recorded_end
 from ..wire import raw, text
 

@@ -21,7 +21,7 @@ from redis.exceptions import ResponseError
 
 from ..config.settings import message_of
 from ..errors import ConfigurationError, SweepUnderWay
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 from ..rq_version import check_rq
 from ..store.due import due_at
 from ..store.scripts import SweepLock

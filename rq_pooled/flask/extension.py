@@ -16,7 +16,7 @@ from redis import Redis
 
 from ..config.settings import PREFIX, Settings
 from ..errors import ConfigurationError
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from .blueprint import Authorize, make_blueprint
 

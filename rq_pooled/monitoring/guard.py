@@ -15,7 +15,7 @@ from ..capacity.level import Level, level_of
 from ..capacity.processes import WEB_TTL, read_processes, split_name
 from ..capacity.trend import Sample, read_samples, trend
 from ..config.settings import Settings
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 
 log = logging.getLogger("rq_pooled.guard")
 

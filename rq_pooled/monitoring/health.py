@@ -35,7 +35,8 @@ from ..connection.options import address_of, make_connection
 from ..deadline import within
 from ..failed.listing import failed_jobs
 from ..foreign import plain, replies_of, seconds_of
-from ..pool.pool import get_connection, local_pools
+from ..pool.local import local_pools
+from ..pool.registry import get_connection
 from ..wire import raw, text
 from .guard import ConnectionGuard
 

@@ -33,10 +33,15 @@ class Places(Lease):
 
     def __init__(self, settings: Settings, make_probe: Callable[[], Any]) -> None:
         super().__init__(settings, 1, 1, make_probe)
-        self.used = 0
+        self._placed: set[Any] = set()
         self._looked_at = float("-inf")
         self._look_closer = False
         self._may_shed = False
+
+    @property
+    def used(self) -> int:
+        """Return how many connections have a place."""
+        return len(self._placed)
 
     @property
     def surplus(self) -> bool:
@@ -44,32 +49,43 @@ class Places(Lease):
         with self._book:
             return self.used > self.granted
 
-    def claim(self) -> bool:
-        """Give a connection a place that is reserved already; False if there is none, or it may have been lost."""
+    def claim(self, connection: Any) -> bool:
+        """Tell whether a connection has a place, or give it one that is reserved already.
+
+        False: there is none, or it may have been lost.
+        """
         with self._book:
-            if self.overdue or self.used >= self.granted:
-                return False
-            self.used += 1
+            if connection not in self._placed:
+                if self.overdue or self.used >= self.granted:
+                    return False
+                self._placed.add(connection)
             return True
 
     def ask_for_one(self, connection: Any) -> bool:
         """Give ``connection``, which is connected and unnamed, a place if the server grants one more."""
         self.ask(execute_on(connection), self.used + 1)
-        return self.claim()
+        return self.claim(connection)
 
-    def leave(self) -> None:
-        """Note that a connection was closed. Its place stays reserved for the next until ``give_back`` is sent."""
+    def leave(self, connection: Any) -> None:
+        """Note that a connection is closed. Its place stays reserved for the next until ``give_back`` is sent."""
         with self._book:
-            self.used = max(0, self.used - 1)
+            self._placed.discard(connection)
 
-    def give_back(self) -> Command:
-        """Return the command that gives back what has no connection; nobody needs to read its reply."""
-        return self._command(self.used, (), 0.0)
+    def give_back(self, connection: Any) -> list[Command]:
+        """Return the commands that give back the place of a connection, and any without one; their replies may be lost.
+
+        None of them if it has no place.
+        """
+        with self._book:
+            if connection not in self._placed:
+                return []
+            self._placed.discard(connection)
+            return [self._command(self.used, (), 0.0)]
 
     def release(self) -> list[Command]:
         """Return the commands that give all of it back, and forget who has a place."""
         with self._book:
-            self.used = 0
+            self._placed.clear()
             return super().release()
 
     def look(self, now: float) -> tuple[Command, Callable[[Any], None]] | None:

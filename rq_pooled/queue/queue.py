@@ -41,7 +41,7 @@ from rq.utils import as_text, now, utcformat
 from ..errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable, ServerUnreachable
 from ..originals import rqs_own
 from ..pool.failfast import failing_fast
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
 from ..store.client_scripts import refuses_scripts

@@ -25,7 +25,7 @@ from ..config.settings import Settings, message_of
 from ..connection.away import check_away
 from ..delays import reconnect_delays
 from ..foreign import MAX_VALUE, is_wrong_type, printable
-from ..pool.pool import get_connection
+from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
 from ..store.client_scripts import run_script

@@ -63,7 +63,8 @@ from ..parent.context import Parent
 from ..parent.exchange import Exchange
 from ..parent.listen_connection import ListenConnection
 from ..parent.slots import RunHorse
-from ..pool.pool import adopt, get_connection, get_pool
+from ..pool.hooks import StopFlag
+from ..pool.registry import adopt, get_connection, get_pool
 from ..process.channel import ChildChannel
 from ..process.event_loop import Loop
 from ..queue import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once, before the horses are forked
@@ -359,8 +360,7 @@ class Worker(rq.worker.Worker):
                 door = multiplexer.door(token)
                 pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
             else:
-                pool.become("job", share)
-                pool.brake = brake
+                pool.become("job", share, hooks=[StopFlag(brake)])
             adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class
