@@ -14,7 +14,8 @@ import retry_jobs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rq_pooled.retry.exception_names import is_kind, is_recorded_kind, names_of, recorded_name
+from rq_pooled.failed.tracebacks import recorded_name
+from rq_pooled.retry.exception_names import is_kind, is_recorded_kind, names_of
 
 
 def text_of(function: Callable[[], object]) -> str:

@@ -30,7 +30,7 @@ from rq_pooled.cli.stats import connection_lines, table
 from rq_pooled.cli.top import Paces, screen
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.failed.listing import exception_of
+from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
 from rq_pooled.monitoring import health
 from rq_pooled.pool import Pool

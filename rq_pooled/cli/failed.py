@@ -19,8 +19,9 @@ from ..durations import parse_duration, show_duration
 from ..errors import TRY_AGAIN, ConfigurationError, RQPooledError, SweepUnderWay
 from ..failed.history import history
 from ..failed.policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Requeue
+from ..failed.report import Report
 from ..failed.selection import Selection
-from ..failed.sweeper import Report, Sweeper
+from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..retry.backoff import Backoff
 from ..store.scripts import dead_letters_key

@@ -15,8 +15,9 @@ from rq.utils import as_text
 from ..pool.registry import get_connection
 from ..store.scripts import dead_letters_key
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
+from .report import Report
 from .selection import Selection
-from .sweeper import Report, Sweeper
+from .sweeper import Sweeper
 
 
 class DeadLetterRegistry(BaseRegistry):

@@ -12,8 +12,8 @@ from rq.results import Result
 
 from ..foreign import seconds_of, unpacked_error, whole_number
 from ..retry.attempts import NEXT_AT
-from ..retry.exception_names import recorded_end
 from ..wire import raw, text
+from .tracebacks import recorded_end
 
 #: Seconds since the epoch at which datetime ends.
 _YEAR_9999 = 253_370_764_800

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,8 +13,8 @@ from ..deadline import current
 from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
-from ..retry.exception_names import recorded_end
 from ..wire import raw, text
+from .tracebacks import exception_of
 
 #: Failed jobs that one call looks at when it has to choose among them, and how many it fetches at once.
 MAX_SCANNED, _PAGE = 1000, 100
@@ -25,8 +24,6 @@ MAX_OFFSET = 10_000
 MAX_FIELD = 64 * 1024
 #: Seconds of the caller's deadline that are left for what comes after.
 _RESERVE = 1.0
-_FRAME = re.compile(r'^  File ".*", line \d+', re.MULTILINE)
-_EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
 
 
 def failed_jobs(
@@ -169,16 +166,3 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
             "retries_left": whole_number(retries_left),
             "exists": bool(exists),
         }
-
-
-def exception_of(text: str) -> tuple[str, str]:
-    """Return (name of the exception with its module, or "", and what it says, as one line) of a traceback."""
-    name, said = recorded_end(text)  # the same name by which the sweeper selects
-    if said:
-        return name, said.strip()[:500]
-    frames = list(_FRAME.finditer(text))
-    start = frames[-1].end() if frames else 0
-    match = _EXCEPTION.search(text, start) if frames else None
-    said = text[match.start() :] if match else text
-    line = next((line for line in said.splitlines() if line.strip()), "")
-    return name or (match.group(1) if match else ""), line.strip()[:500]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from rq.job import Retry
 
-from ..config.settings import Settings
 from ..errors import ConfigurationError
 from ..retry.backoff import Backoff
 from .selection import Selection, check_number
@@ -92,24 +91,3 @@ class Ghosts:
 Policy = Requeue | Bury | Purge | Ghosts
 #: By the names that commands and jobs use.
 POLICIES: dict[str, Callable[..., Policy]] = {"requeue": Requeue, "bury": Bury, "purge": Purge, "ghosts": Ghosts}
-
-
-def maintenance_policies(settings: Settings) -> list[Policy]:
-    """Return what workers do to failed jobs in their maintenance: what the settings ask for, in this order."""
-    policies: list[Policy] = [Ghosts()] if settings.sweep_ghosts else []
-    if settings.sweep_requeue:
-        delay = settings.sweep_requeue_delay
-        policies.append(
-            Requeue(
-                exceptions=settings.sweep_requeue,
-                times=settings.sweep_requeue_times,
-                delay=Backoff(max=20, base=delay, cap=86_400, jitter="equal"),
-                rate=settings.sweep_requeue_rate,
-            )
-        )
-    if settings.sweep_bury_after is not None:
-        age, count = settings.sweep_dead_age, settings.sweep_dead_count
-        policies.append(Bury(older_than=settings.sweep_bury_after, max_age=age, max_count=count))
-    if settings.sweep_purge_after is not None or settings.sweep_keep is not None:
-        policies.append(Purge(older_than=settings.sweep_purge_after, beyond=settings.sweep_keep))
-    return policies

@@ -112,7 +112,7 @@ class FailedJobs:
     ) -> Iterator[tuple[float, list[FailedJob], Callable[[list[FailedJob]], None]]]:
         """Yield (server's time, entries, ``keep``) until the end; say with ``keep`` which entries are still there.
 
-        Whoever does not say it keeps all.
+        If ``keep`` is not called, all entries count as kept.
         """
         score, seen, last = "", 0, ""
         registry = self.registry(queue)

@@ -14,8 +14,9 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..foreign import seconds_of, unpacked_error, whole_number
-from ..retry.exception_names import is_recorded_kind, names_of, recorded_name
+from ..retry.exception_names import is_recorded_kind, names_of
 from ..wire import text
+from .tracebacks import recorded_name
 
 #: Bytes of a job's data that are unpacked to find its function's name, which stands at the beginning.
 _MAX_DATA = 64 * 1024
@@ -62,8 +63,8 @@ class FailedJob:
 
     @cached_property
     def failed_at(self) -> float | None:
-        """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if nobody
-        knows.
+        """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if it
+        is not known.
         """
         if self.result_id:
             return int(self.result_id.partition("-")[0]) / 1000
@@ -123,7 +124,7 @@ class Selection:
         return bool(self._functions)
 
     def is_old_enough(self, job: FailedJob, now: float) -> bool:
-        """Tell whether it failed that long ago; a job whose time nobody knows is not."""
+        """Tell whether it failed that long ago; a job whose time is not known is not."""
         return self.older_than is None or (job.failed_at is not None and now - job.failed_at >= self.older_than)
 
     def is_meant(self, job: FailedJob) -> bool:

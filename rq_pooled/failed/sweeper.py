@@ -11,15 +11,12 @@ import heapq
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from logging import Logger
 from typing import Any
 
 import rq
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from ..config.settings import message_of
 from ..errors import ConfigurationError, SweepUnderWay
 from ..pool.registry import get_connection
 from ..rq_version import check_rq
@@ -27,60 +24,14 @@ from ..store.due import due_at
 from ..store.scripts import SweepLock
 from .policies import POLICIES, Bury, Ghosts, Policy, Purge, Requeue
 from .registry import ANY, GHOST_PAGE, PAGE, Execute, FailedJobs, through
+from .report import Report
 from .selection import FailedJob, Selection
 
-#: Seconds that a worker's maintenance gives to a queue: one of its horses runs no jobs meanwhile.
-MAINTENANCE_SECONDS = 5
 _GHOSTS = (Ghosts(),)
 _FOREVER = float("inf")
 
 #: Called with (entries looked at, entries in all).
 Progress = Callable[[int, int], Any]
-
-
-@dataclass
-class Report:
-    """What one policy did to one queue, or would have done in a dry run."""
-
-    queue: str
-    policy: str
-    dry_run: bool = False
-    #: Entries of the registry that were looked at.
-    looked_at: int = 0
-    #: Jobs requeued, buried or purged, or ghosts dropped.
-    done: int = 0
-    #: Ghosts that were met, and their entries dropped, on the way to something else.
-    ghosts: int = 0
-    #: Jobs that were chosen, but had been requeued, deleted or changed by somebody else meanwhile.
-    changed: int = 0
-    #: Jobs that had been requeued as often as the policy allows.
-    spent: int = 0
-    #: Dead letters that were deleted to keep their number bounded.
-    trimmed: int = 0
-    #: True where the sweep ended because its time was over.
-    unfinished: bool = False
-    #: Why the queue was not swept to its end; empty if it was.
-    error: str = ""
-    #: Some of the jobs.
-    examples: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return dict(vars(self))
-
-    def count(self, jobs: Sequence[FailedJob], words: Sequence[str]) -> None:
-        """Note what became of jobs, a word each as the scripts return it."""
-        for job, word in zip(jobs, words):
-            if word == "done":
-                self.done += 1
-                if len(self.examples) < 10:
-                    self.examples.append(job.id)
-            elif word == "ghost":
-                self.ghosts += 1
-            elif word == "spent":
-                self.spent += 1
-            else:
-                self.changed += 1
 
 
 class Sweeper:
@@ -89,7 +40,7 @@ class Sweeper:
     Args:
         queues: names or queues, one or several; None means all that the server knows when a sweep begins.
         connection: of the server; else that of the given queue, else the process's pool.
-        policies: one or several, done in this order; see rq_pooled.policies. By default ghosts are dropped.
+        policies: one or several, done in this order; see failed/policies.py. By default ghosts are dropped.
         dead: work on the dead letters instead of the failed registry.
         execute: sends commands instead of a connection.
 
@@ -330,23 +281,3 @@ def sweep(queues: Any, policy: str, dry_run: bool = False, **options: Any) -> li
     except TypeError as error:
         raise ConfigurationError(f"the policy {policy!r} cannot be made: {error}") from None
     return [report.as_dict() for report in Sweeper(queues, policies=wanted).run(dry_run)]
-
-
-def sweep_in_maintenance(queues: Sequence[str], policies: Sequence[Policy], execute: Execute, log: Logger) -> None:
-    """Sweep these queues for at most ``MAINTENANCE_SECONDS`` each; a queue that others sweep is left to them.
-
-    Raises:
-        redis.exceptions.ConnectionError: the server was lost.
-    """
-    for queue in queues if policies else ():
-        try:
-            sweeper = Sweeper(queue, policies=policies, execute=execute)
-            reports = sweeper.run(max_seconds=MAINTENANCE_SECONDS, check_queues=False)
-        except SweepUnderWay as error:
-            log.debug("not swept: %s", error)
-        except ResponseError as error:
-            log.warning("the failed jobs of queue %s cannot be swept: %s", queue, message_of(error))
-        else:
-            for report in reports:
-                if report.done:
-                    log.info("Failed jobs of %s: %s did %d", queue, report.policy, report.done)

@@ -26,8 +26,8 @@ from rq.utils import now
 
 from .. import rq_api
 from ..config.settings import message_of
+from ..failed.maintenance import sweep_in_maintenance
 from ..failed.policies import Policy
-from ..failed.sweeper import sweep_in_maintenance
 from ..process.channel import ChildChannel
 from ..process.memory import resident_megabytes
 from ..retry import attempts

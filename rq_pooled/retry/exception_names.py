@@ -12,18 +12,8 @@ from collections.abc import Iterable
 
 from ..errors import ConfigurationError
 
-_NAME = re.compile(r"[^\W\d][\w<>]*(?:\.[\w<>]+)*")
-
-#: Begins what a new traceback is chained to; without such a line, a second traceback is part of a message.
-_CHAINED = (
-    "During handling of the above exception, another exception occurred:",
-    "The above exception was the direct cause of the following exception:",
-)
-_TRACEBACK = "Traceback (most recent call last):"
-#: What stands before each line about an exception group.
-_GROUP_MARGIN = re.compile(r"^\s*[|+] ?")
-#: How RQ writes down what has no traceback: a job that it found abandoned.
-_DUE_TO = re.compile(r"due to (\w+),")
+#: A dotted name, as Python and tracebacks write it.
+NAME = re.compile(r"[^\W\d][\w<>]*(?:\.[\w<>]+)*")
 
 
 def names_of(kinds: Iterable[type[BaseException] | str] | type[BaseException] | str, what: str) -> tuple[str, ...]:
@@ -45,7 +35,7 @@ def names_of(kinds: Iterable[type[BaseException] | str] | type[BaseException] | 
 
 
 def _name_of(kind: object, what: str) -> str:
-    if isinstance(kind, str) and _NAME.fullmatch(kind.strip()):
+    if isinstance(kind, str) and NAME.fullmatch(kind.strip()):
         return kind.strip()
     if isinstance(kind, type) and issubclass(kind, BaseException):
         if kind.__module__ == "__main__":
@@ -70,7 +60,7 @@ def is_kind(raised: type[BaseException], names: Iterable[str]) -> bool:
 
 
 def is_recorded_kind(recorded: str, names: Iterable[str]) -> bool:
-    """Tell the same of an exception of which only the name is left, as ``recorded_name`` returns it.
+    """Tell the same of an exception of which only the name is left, as ``failed/tracebacks.py`` finds it.
 
     Descent is known only of what is built in or loaded in this process.
     """
@@ -82,32 +72,6 @@ def is_recorded_kind(recorded: str, names: Iterable[str]) -> bool:
             return True
     known = _loaded(recorded)
     return known is not None and is_kind(known, names)
-
-
-def recorded_name(text: str) -> str:
-    """Return the name of the exception that a traceback ends with, empty where none is named.
-
-    What the message of the exception says, tracebacks in it included, does not matter.
-    """
-    return recorded_end(text)[0]
-
-
-def recorded_end(text: str) -> tuple[str, str]:
-    """Return the same name, and the line that it begins, empty where there is none."""
-    found, said, expecting, in_frames, in_group = "", "", True, False, False
-    for line in text.splitlines():
-        bare = _GROUP_MARGIN.sub("", line) if in_group or line.endswith("+ Exception Group " + _TRACEBACK) else line
-        if expecting and bare.endswith(_TRACEBACK):
-            in_frames, expecting, in_group = True, False, bare != line
-        elif in_frames and bare.strip() and not bare.startswith(" "):
-            match = _NAME.match(bare)
-            found, said, in_frames = match.group() if match else "", bare, False
-        elif bare.strip() in _CHAINED:
-            expecting = True
-    if not found and _TRACEBACK not in text:
-        due = _DUE_TO.search(text)
-        found = f"rq.exceptions.{due.group(1)}" if due else ""
-    return found, said
 
 
 def _loaded(name: str) -> type[BaseException] | None:

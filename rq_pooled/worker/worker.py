@@ -46,7 +46,7 @@ from ..errors import (
     ServerUnsupported,
     WorkerNameTaken,
 )
-from ..failed.policies import maintenance_policies
+from ..failed.maintenance import maintenance_policies
 from ..horse import hooks
 from ..horse.apps import load_app
 from ..horse.process import HorseProcess
