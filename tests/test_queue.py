@@ -27,8 +27,7 @@ from support import drop_pools, running_worker, wait_until
 from rq_pooled.config import Settings
 from rq_pooled.errors import EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
 from rq_pooled.pool import Pool
-from rq_pooled.queue import Queue
-from rq_pooled.queue import queue as queue_module
+from rq_pooled.queue import Queue, confirming
 
 JOB = "math.factorial"
 
@@ -345,7 +344,7 @@ def test_not_enqueued_when_the_server_is_away(start_server: Any) -> None:
         with pytest.raises(ServerUnreachable, match=r"not enqueued in 'default': cannot connect") as caught:
             attempt()
         assert url.rsplit("/", 1)[0].removeprefix("redis://") in str(caught.value)
-    assert not queue_module._unconfirmed.keys() & {"parent"}
+    assert not confirming._unconfirmed.keys() & {"parent"}
 
 
 def test_not_enqueued_when_the_pool_is_exhausted(server: Any, redis: Redis) -> None:
@@ -398,21 +397,21 @@ def test_refusal_is_not_a_lost_reply(redis: Redis, server: Any) -> None:
 
 def test_memory_of_unconfirmed_ids_is_bounded(proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many enqueues stay unconfirmed, only so many ids are remembered; a confirmed one is forgotten."""
-    monkeypatch.setattr(queue_module, "_REMEMBERED", 2)
-    monkeypatch.setattr(queue_module, "_unconfirmed", type(queue_module._unconfirmed)())
+    monkeypatch.setattr(confirming, "_REMEMBERED", 2)
+    monkeypatch.setattr(confirming, "_unconfirmed", type(confirming._unconfirmed)())
     queue = Queue(connection=through(proxy))
     for name in ("a", "b", "c"):
         proxy.cut_on(b"EVALSHA")
         with pytest.raises(EnqueueUnconfirmed):
             queue.enqueue(JOB, 3, job_id=name)
-    assert list(queue_module._unconfirmed) == ["b", "c"]
+    assert list(confirming._unconfirmed) == ["b", "c"]
     queue.enqueue(JOB, 3, job_id="c")
-    assert list(queue_module._unconfirmed) == ["b"]
+    assert list(confirming._unconfirmed) == ["b"]
 
 
 def test_more_jobs_at_once_than_are_remembered(proxy: CutProxy, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """All ids of one unconfirmed enqueue_many are remembered, however many, so that its repeat doubles none."""
-    monkeypatch.setattr(queue_module, "_REMEMBERED", 2)
+    monkeypatch.setattr(confirming, "_REMEMBERED", 2)
     queue = Queue(connection=through(proxy))
     datas = [queue.prepare_data(JOB, (n,), job_id=f"many{n}") for n in range(4)]
     proxy.cut_on(b"EXEC")

@@ -81,7 +81,8 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
     """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
     found = _read(run_script(connection, shared_scripts().limit(queue, "code", limit.written())))
-    assert found is not None  # what cannot be read does not stand in the way of it
+    # A limit that cannot be read does not stand in the way.
+    assert found is not None
     return found
 
 

@@ -22,7 +22,7 @@ FEW = 20
 
 
 class Lost(NamedTuple):
-    """A job that nobody would ever run."""
+    """A job that no worker would ever run."""
 
     id: str
     queue: str
@@ -114,4 +114,5 @@ def _page(connection: Redis, key: bytes, start: int) -> list[Any]:
     except ResponseError as error:
         if not is_wrong_type(error):
             raise
-        return []  # no list: nothing is in it, and rescue.lua puts nothing back there
+        # The key is no list: it holds no job, and rescue.lua puts none back there.
+        return []

@@ -61,10 +61,12 @@ def _parts(value: Any, depth: int) -> Iterator[bytes]:
         if "<" in value.__qualname__:
             raise TypeError(f"{value.__qualname__} is made anew each time, and its name does not tell which")
         yield f"{value.__module__}.{value.__qualname__}".encode()
-    else:  # what pickle would take apart: how it is made, and from what
+    else:
+        # Pickle would take it apart: how it is made, and from what.
         reduce = copyreg.dispatch_table.get(kind)
         reduced = reduce(value) if reduce else value.__reduce_ex__(4)
-        if isinstance(reduced, str):  # the name of it
+        if isinstance(reduced, str):
+            # It is a name.
             yield f"{value.__module__}.{reduced}".encode()
         else:
             yield from _parts(tuple(_listed(part) for part in reduced), depth + 1)

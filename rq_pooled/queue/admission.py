@@ -1,0 +1,109 @@
+"""What one enqueue asks for besides RQ's arguments: it is read from the call, and noted on the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from rq.job import Job
+
+from ..durations import LONGEST, parse_duration
+from ..errors import ConfigurationError
+from ..store.once import FIELD, OF_FIELD, TTL_FIELD
+
+#: Longest text of a spent-once key.
+_MAX_KEY = 1000
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What one enqueue asks for."""
+
+    once: str | None = None
+    #: Seconds, 0 for ever.
+    once_ttl: int = 0
+    #: Seconds, 0 if it does not matter.
+    unique_for: float = 0.0
+    #: Return the job that stands in the way, instead of raising.
+    returns: bool = True
+    max_length: int | None = None
+
+
+#: What the running ``enqueue`` asks for, until its job is created.
+_asked: ContextVar[Admission | None] = ContextVar("_asked", default=None)
+
+
+@contextmanager
+def asking(kwargs: dict[str, Any]) -> Iterator[None]:
+    """Take our arguments out of ``kwargs``; the job that is created inside the block asks for them."""
+    given = {name: kwargs.pop(name) for name in ("once", "once_ttl", "unique_for", "on_duplicate") if name in kwargs}
+    if not given:
+        yield
+        return
+    token = _asked.set(_read(**given))
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def attach_asked(job: Job) -> None:
+    """Note on a new job what is asked for; a spent-once key is written whenever the job is saved, in whatever way."""
+    asked = _asked.get()
+    if asked is None:
+        return
+    # For one job: with is_async=False it runs inside the block, and what it enqueues is its own.
+    _asked.set(None)
+    job._rq_pooled_asked = asked  # type: ignore[attr-defined]
+    if asked.once is None:
+        return
+    fields, to_dict = {FIELD: asked.once, TTL_FIELD: asked.once_ttl}, job.to_dict
+
+    # On the object: job classes are the user's.
+    def with_key(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        found = to_dict(*args, **kwargs)
+        return {**found, **fields, OF_FIELD: found["created_at"]}
+
+    job.to_dict = with_key  # type: ignore[method-assign]
+
+
+def asked_by(job: Job) -> Admission | None:
+    """Return what was asked for when the job was created."""
+    found: Admission | None = job.__dict__.get("_rq_pooled_asked")
+    return found
+
+
+def check_times(job: Job) -> None:
+    """Refuse what the server refuses only once the job is there: an expiry whose milliseconds exceed 64 bits."""
+    for name in ("ttl", "result_ttl", "failure_ttl", "timeout"):
+        seconds = getattr(job, name)
+        if seconds is not None and not seconds <= LONGEST:
+            raise ConfigurationError(
+                f"{name} is {seconds}: at most {LONGEST} seconds (100 years) can be kept; leave ttl out and set "
+                "result_ttl, failure_ttl or timeout to -1 for ever"
+            )
+
+
+def _read(
+    once: Any = None, once_ttl: Any = None, unique_for: Any = None, on_duplicate: str = "return"
+) -> Admission | None:
+    if on_duplicate not in ("return", "raise"):
+        raise ConfigurationError(f"on_duplicate is {on_duplicate!r}: it is 'return' or 'raise'")
+    if once is None and unique_for is None:
+        if once_ttl is not None:
+            raise ConfigurationError("once_ttl says how long a key stays spent: give the key with once=")
+        return None
+    if once is not None and not 0 < len(str(once)) <= _MAX_KEY:
+        raise ConfigurationError(f"once is a key of 1 to {_MAX_KEY} characters, such as 'order-42'")
+    ttl = 0.0 if once_ttl is None else parse_duration(once_ttl, "once_ttl")
+    if once_ttl is not None and ttl < 1:
+        raise ConfigurationError(
+            f"once_ttl is {once_ttl}: it must be at least 1 second; leave it out to keep the key for ever"
+        )
+    unique = 0.0 if unique_for is None else parse_duration(unique_for, "unique_for")
+    if unique_for is not None and unique < 0.001:
+        raise ConfigurationError(f"unique_for is {unique_for}: it must be more than 0 seconds")
+    return Admission(None if once is None else str(once), round(ttl), unique, on_duplicate == "return")

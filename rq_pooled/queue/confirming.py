@@ -1,0 +1,117 @@
+"""Whether an enqueue happened: what a connection error means for it, and the job that an unconfirmed one has left."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import rq
+from redis import Redis
+from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq.exceptions import DeserializationError, NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.utils import now
+
+from ..errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable
+from ..pool.failfast import failing_fast
+from .unique import call_key
+
+#: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
+_REMEMBERED = 10_000
+_SHOWN = 10
+#: Seconds that each further job adds to ENQUEUE_DEADLINE.
+_TIME_PER_JOB = 0.002
+#: Connection errors that are replies of the server: the command was refused, not lost.
+_REFUSALS = (AuthenticationError, AuthorizationError, BusyLoadingError)
+
+#: id of a job whose enqueue was not confirmed -> when that enqueue began (UTC, this process's clock, which also writes
+#: the job's ``created_at``). Of the process and not of a Queue: web code makes a new Queue for each request.
+_unconfirmed: OrderedDict[str, datetime] = OrderedDict()
+
+
+@contextmanager
+def confirming(
+    queue: str, connection: Redis, ids: list[str], job: Job | None = None, steps: bool = False
+) -> Iterator[None]:
+    """Turn a connection error into what it means for these jobs, and remember those that are in doubt.
+
+    Args:
+        queue: its name, for messages.
+        connection: of the queue.
+        ids: of the jobs.
+        job: the only one of them.
+        steps: some of the jobs may have been written before the last connection was asked for.
+    """
+    began = job.created_at if job is not None and job.created_at is not None else now()
+    shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+    what, verb = (f"job {shown}", "was") if len(ids) == 1 else (f"jobs {shown}", "were")
+    try:
+        with failing_fast(connection, more_time=(len(ids) - 1) * _TIME_PER_JOB):
+            yield
+    except _REFUSALS:
+        raise
+    except (RedisConnectionError, RedisTimeoutError) as error:
+        # Status deferred: the job is written, waits for its dependencies and will be enqueued.
+        saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
+        doubtful = saved or any(map(is_unconfirmed, ids))
+        if isinstance(error, RedisUnavailable) and not doubtful:
+            raise type(error)(f"{what} {verb} not enqueued in {queue!r}: {error}") from error
+        for job_id in ids:
+            _unconfirmed.setdefault(job_id, began)
+            _unconfirmed.move_to_end(job_id)
+        while len(_unconfirmed) > max(_REMEMBERED, len(ids)):
+            # All ids of one call are remembered: half of them would double the rest.
+            _unconfirmed.popitem(last=False)
+        raise EnqueueUnconfirmed(
+            f"{what} may have been enqueued in {queue!r}: the connection was lost before the server confirmed "
+            f"it ({error}). Repeat the call with the same job id: that cannot double the job (in another process "
+            "pass unique=True, too)",
+            ids[0],
+            tuple(ids),
+        ) from error
+    for job_id in ids:
+        _unconfirmed.pop(job_id, None)
+
+
+def is_unconfirmed(job_id: str) -> bool:
+    """Tell whether an earlier enqueue with this id is in doubt."""
+    return job_id in _unconfirmed
+
+
+def landed(queue: rq.Queue, wanted: Job) -> Job | None:
+    """Return the job that an unconfirmed enqueue of the same call left in Redis, if there is one."""
+    since = _unconfirmed.get(wanted.id)
+    if since is None:
+        return None
+    try:
+        job = queue.job_class.fetch(wanted.id, connection=queue.connection, serializer=queue.serializer)
+    except NoSuchJobError:
+        return None
+    # An older job under this id was there before: the lost enqueue was to replace it, and did not.
+    if job.created_at is None or job.created_at < since:
+        return None
+    # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still: one that broke
+    # off in between would never be enqueued.
+    if job.get_status(refresh=False) == JobStatus.DEFERRED and not (
+        job in queue.deferred_job_registry and not job.dependencies_are_met()
+    ):
+        return None
+    if not _same_call(job, wanted):
+        # The earlier call was not repeated, and this is another one.
+        return None
+    queue.log.info("Job %s was enqueued by an earlier call whose reply was lost", job.id)
+    return job
+
+
+def _same_call(one: Job, other: Job) -> bool:
+    if one.data == other.data:
+        return True
+    try:
+        # Equal calls may be pickled differently.
+        return call_key(one) == call_key(other)
+    except (ConfigurationError, DeserializationError):
+        return False

@@ -1,0 +1,115 @@
+"""How a job is registered with its dependencies: one WATCH over one connection, begun anew only where it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import rq
+from redis import Redis
+from redis.client import Pipeline
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import WatchError
+from rq.job import Job, JobStatus
+from rq.utils import as_text
+
+from ..errors import ServerUnreachable
+from ..originals import rqs_own
+
+
+def set_up_watching(queue: Any, job: Job, setup: Callable[..., Job]) -> Job:
+    """Call ``setup``, RQ's ``setup_dependencies``, until no other client has changed a dependency meanwhile.
+
+    It gets a pipeline of its own, for two reasons. Without one it reads the dependencies over a second connection while
+    the first one watches them: callers that together hold all connections of a bounded pool would wait for each other.
+    And while watching, redis-py turns a lost connection into a WatchError, too: RQ would send a MULTI that may have
+    been done once more.
+    """
+    # What an instrumentation has put around rq's method sees one call, whatever comes in between.
+    own = rqs_own(rq.Queue, "setup_dependencies")
+    status = job.get_status(refresh=False)
+    while True:
+        with _watching(queue.connection) as pipe:
+            try:
+                with asking_over(pipe, job):
+                    setup(job, pipeline=pipe)
+            except BaseException as error:
+                # Nothing was sent.
+                job._status = status
+                if not isinstance(error, WatchError):
+                    raise
+                if _is_lost(error):
+                    raise ServerUnreachable(f"the connection was lost: {error.__context__}") from error
+                continue
+            if job.get_status(refresh=False) != JobStatus.DEFERRED:
+                return job
+            try:
+                pipe.execute()
+                return job
+            except WatchError as error:
+                if _is_lost(error):
+                    raise RedisConnectionError(str(error.__context__)) from error
+                job._status = status
+        if own is not None:
+            setup = own.__get__(queue)
+
+
+@contextmanager
+def asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
+    """Have RQ read the job's dependencies over the pipeline that watches them.
+
+    On the object: job classes are the user's.
+    """
+    fetch = job.fetch_dependencies
+
+    def fetch_over_pipe(watch: bool = False, pipeline: Pipeline | None = None) -> list[Any]:
+        if pipeline is not pipe:
+            # An instrumentation asks, too.
+            return fetch(watch=watch, pipeline=pipeline)
+        keys = [job.key_for(job_id) for job_id in job._dependency_ids]
+        pipe.watch(*keys)  # type: ignore[no-untyped-call] # redis-py's
+        # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count;
+        # one that was only saved has no status yet.
+        found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
+        return [_Dependency(as_text(status or b"")) for created, status in found if created or status]
+
+    job.fetch_dependencies = fetch_over_pipe  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del job.fetch_dependencies
+
+
+class _Dependency(NamedTuple):
+    """As much of a job as RQ asks for of a dependency."""
+
+    status: str | None
+
+    def get_status(self, refresh: bool = False) -> str | None:
+        """Return the status as it was read."""
+        return self.status
+
+
+def _is_lost(error: WatchError) -> bool:
+    """Tell whether redis-py raised this WatchError while it handled a lost connection."""
+    return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))
+
+
+@contextmanager
+def _watching(client: Redis) -> Iterator[Pipeline]:
+    """Give a pipeline for WATCH; after an error its connection is closed, which ends the WATCH as well.
+
+    redis-py would send UNWATCH instead, and where that fails too, say at the end of a deadline, hide the first error.
+    """
+    pipe = client.pipeline()
+    try:
+        yield pipe
+    except BaseException:
+        pipe.watching = False
+        if pipe.connection is not None:
+            pipe.connection.disconnect()  # type: ignore[no-untyped-call] # redis-py's
+        raise
+    finally:
+        pipe.reset()

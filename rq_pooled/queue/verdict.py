@@ -1,0 +1,61 @@
+"""The one step that enqueues where something may speak against it: what enqueue.lua is asked, and what it answers."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import rq
+from rq.job import Job, JobStatus
+from rq.scripts import _build_hset_args
+from rq.utils import as_text, utcformat
+
+from ..errors import QueueFull
+from ..store.client_scripts import run_script
+from ..store.once import once_key
+from ..store.scripts import shared_scripts
+from .admission import Admission
+from .unique import call_key
+
+
+def ask(
+    queue: rq.Queue, admission: Admission, jobs: list[tuple[Job, bool]], replace: bool, moment: datetime
+) -> tuple[str, list[str]]:
+    """Run enqueue.lua for jobs, each with whether it goes to the front; return its verdict and what belongs to it."""
+    command = shared_scripts().enqueue(
+        queue.key,
+        admission.max_length,
+        replace,
+        None if admission.once is None else once_key(admission.once),
+        call_key(jobs[0][0]) if admission.unique_for else None,
+        admission.unique_for,
+        utcformat(moment),
+        [(job.id, at_front, job.ttl, _build_hset_args(job), _limit_of(job)) for job, at_front in jobs],
+    )
+    verdict, *more = map(as_text, run_script(queue.connection, command))
+    return verdict, more
+
+
+def note_status(job: Job, status: str, moment: datetime) -> None:
+    """Have a job know what the script has written of it."""
+    job._status = JobStatus(status)
+    if job.enqueued_at is None and job._status == JobStatus.QUEUED:
+        job.enqueued_at = moment
+
+
+def full(name: str, length: int, max_length: Any, more: int) -> QueueFull:
+    """Return the error that refuses ``more`` jobs for a queue of this length."""
+    what = "the job was" if more == 1 else f"the {more} jobs were"
+    return QueueFull(
+        f"queue {name!r} has {length} jobs and takes at most {max_length}: {what} not enqueued; wait for "
+        "the workers, or raise max_length",
+        name,
+        length,
+        max_length,
+    )
+
+
+def _limit_of(job: Job) -> tuple[str, int]:
+    """Return the key of a job's limit, and how many jobs it lets in; RQ 3's."""
+    key, concurrency = getattr(job, "rate_limit_key", None), getattr(job, "rate_limit_concurrency", None)
+    return (key, concurrency) if key and concurrency else ("", 0)
