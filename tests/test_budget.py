@@ -224,6 +224,16 @@ def test_places_of_dropped_pools_come_back(redis: Redis, server: EmbeddedServer)
     kept.disconnect()
 
 
+def test_a_refused_caller_counts_those_that_wait(redis: Redis, server: EmbeddedServer) -> None:
+    """The error of a caller that is refused a further connection says how many others wait: none."""
+    pool = Pool(shop(server, 1), max_connections=2, timeout=0.0)
+    held = pool.get_connection()
+    with pytest.raises(PoolExhausted, match=r"all 1 \(BUDGET\) are in use, 0 others are waiting"):
+        pool.get_connection()
+    pool.release(held)
+    pool.disconnect()
+
+
 def test_a_pause_is_noticed_before_a_socket_is_used(redis: Redis, server: EmbeddedServer) -> None:
     """After more than half a term the lease is renewed first; where its place is gone, the sockets are closed."""
     settings = shop(server, 1, heartbeat_interval=0.1, heartbeat_ttl=0.6)

@@ -26,6 +26,8 @@ from rq_pooled.config import Settings
 from rq_pooled.connection import options as sockets
 from rq_pooled.errors import ConfigurationError, PoolExhausted, ServerUnreachable
 from rq_pooled.pool import Pool, get_connection, get_pool
+from rq_pooled.pool.hooks import NotNow
+from rq_pooled.pool.waiting import patience
 
 SECRET = "s3cr3t"
 
@@ -686,6 +688,24 @@ def test_interrupted_wait_leaves_no_slot_taken(server: Any) -> None:
     assert pool.stats()["in_use"] == 0
     taken = [pool.get_connection() for _ in range(3)]
     assert len(taken) == 3
+    pool.disconnect()
+
+
+def test_locks_are_taken_in_one_order(server: Any) -> None:
+    """Where something else is in the way than before, no lock is held while another one is waited for."""
+    pool = Pool(Settings(url=server.url), max_connections=2)
+    taken, words = pool.get_connection(), PoolExhausted("no")
+    waiting = pool._waiting
+    waiting._refusal = NotNow("before", words)
+    call = (taken, NotNow("now", words, (0.0, 0.0)), patience(5.0), pool.pool)
+    thread = threading.Thread(target=waiting.step_back, args=call)
+    with pool.pool.mutex:
+        thread.start()
+        until(lambda: waiting._refusal is not None and waiting._refusal.bound == "now")
+        assert pool.book.lock.acquire(timeout=5)
+        pool.book.lock.release()
+    thread.join()
+    assert pool.is_whole
     pool.disconnect()
 
 

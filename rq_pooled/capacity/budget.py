@@ -28,18 +28,18 @@ from ..deadline import clipped
 from ..errors import BudgetExceeded
 from ..store.scripts import budget_keys, shared_scripts
 from ..wire import Command
-from .processes import client_rows, process_name, split_name
+from .clients import connected_processes, process_name
 
 Execute = Callable[..., Any]
 
 #: Counts while the machine sleeps, where the system has such a clock.
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _SHOWN = 5
-#: Seconds for which a wish stands: longer than the longest pause between two tries, see ``Admission``.
+#: Seconds for which a wish stands: longer than the longest pause between two tries, see ``worker/admission.py``.
 _WISH = 6.0
 
 #: Leases of this process whose pool was dropped without giving it back, as (budget, token, when it has ended). The
-#: server shows connections of this process as long as it has another pool, so nobody else can tell. A deque: the
+#: server shows connections of this process as long as it has another pool, so no other process can tell. A deque: the
 #: garbage collector adds to it at any moment, in any thread.
 _dropped: deque[tuple[object, str, float]] = deque()
 
@@ -111,9 +111,9 @@ class Lease:
     @property
     def overdue(self) -> bool:
         """Tell whether more than half of the term has passed since it was renewed: renew before using a socket."""
-        settings = self._settings
         # Where twice the interval nearly is the term, a heartbeat that is a little late is no pause.
-        return _now() - self._renewed_at > max(settings.heartbeat_ttl / 2, 1.25 * settings.heartbeat_interval)
+        longest = max(self._settings.heartbeat_ttl / 2, 1.25 * self._settings.heartbeat_interval)
+        return _now() - self._renewed_at > longest
 
     @property
     def due(self) -> bool:
@@ -168,9 +168,8 @@ class Lease:
             raise self.refusal()
         return self.granted
 
-    def command(self, wanted: int | None = None, gone: Sequence[str] = ()) -> Command:
-        """Return the command that reserves ``wanted`` connections in all and renews the lease; ``accept`` reads its
-        reply.
+    def command(self, wanted: int | None = None, gone: Sequence[str] = (), wish: float = _WISH) -> Command:
+        """Return the command that reserves ``wanted`` connections and renews the lease; ``accept`` reads its reply.
 
         Growing counts when the reply has been accepted, shrinking at once: close the connections before this is sent. A
         wish for more that is refused is not kept here: ask again. Sent commands may overtake each other on several
@@ -179,8 +178,21 @@ class Lease:
         Args:
             wanted: None for as many as were asked for last, or granted if they were refused.
             gone: tokens of processes without a connection, whose leases may go if they have ended.
+            wish: seconds for which a wish that is refused stands.
         """
-        return self._command(wanted, gone, _WISH)
+        with self._book:
+            wanted = self._needed() if wanted is None else wanted
+            self._wanted = wanted or self._wanted
+            self._number += 1
+            self._unanswered.append((self._number, wanted))
+            self._gone_here += _take_dropped(self._budget)
+            settings, numbers = self._settings, (self._number, wanted, self._least)
+            unknown, self._script_unknown = self._script_unknown, False
+            gone = [*gone, *self._gone_here]
+        words = self._scripts.budget(
+            self._keys, self._token, *numbers, settings.budget or 0, settings.heartbeat_ttl, wish, gone
+        )
+        return self._with_text(words) if unknown else words
 
     def accept(self, reply: Any) -> bool:
         """Read the reply to a ``command``, an exception if it was an error; return whether the lease stands.
@@ -191,11 +203,13 @@ class Lease:
         """
         if isinstance(reply, Exception):
             self._script_unknown = self._script_unknown or isinstance(reply, NoScriptError)
-            return self.granted > 0  # no process took it away
+            # No process took it away.
+            return self.granted > 0
         granted, hunger, number = int(reply[0]), int(reply[2]), int(reply[3])
         with self._book:
             self._heard_at, self._hunger = _now(), hunger
-            if any(number == one for one, _ in self._unanswered):  # else the reply to a later one was read before
+            if any(number == one for one, _ in self._unanswered):
+                # Else the reply to a later command was read before.
                 self._unanswered = [(one, wanted) for one, wanted in self._unanswered if one > number]
                 self._reserved = granted
                 if granted:
@@ -204,16 +218,18 @@ class Lease:
                     self._wanted = granted
             self._gone_here.clear()
             if len(reply) > 5:
-                self._note_refusal(reply)
+                flat = reply[5]
+                held = [(token.decode().rpartition(":")[0], int(count)) for token, count in zip(flat[::2], flat[1::2])]
+                self._refused = int(reply[1]), held
             return self.granted > 0
 
     def release(self) -> list[Command]:
-        """Return the commands that give all of it back; nobody needs to read their replies."""
+        """Return the commands that give all of it back; their replies need not be read."""
         with self._book:
             self._reserved, self._renewed_at = 0, float("-inf")
             self._unanswered.clear()
-            # With its text: where the server has forgotten the script, nobody would send it again.
-            return [("EVAL", self._scripts.text("budget"), *self._words(0, (), 0.0)[2:])]
+            # With its text: where the server has forgotten the script, it would not be sent again.
+            return [self._with_text(self.command(0, wish=0.0))]
 
     def ask(self, execute: Execute, wanted: int | None = None) -> None:
         """Send ``command(wanted)`` and accept its reply; blocks for a round trip, or three where it is refused.
@@ -221,10 +237,9 @@ class Lease:
         A refused one looks whether leases that have ended belong to processes that have no connection any more.
         """
         reply = self._call(execute, wanted)
-        if len(reply) > 4 and reply[4]:
-            gone = self._gone(execute, [token.decode() for token in reply[4]])
-            if gone:
-                reply = self._call(execute, wanted, gone)
+        ended = [token.decode() for token in reply[4]] if len(reply) > 4 else []
+        if ended and (gone := self._gone(execute, ended)):
+            reply = self._call(execute, wanted, gone)
         self.accept(reply)
 
     def refusal(self) -> BudgetExceeded:
@@ -233,72 +248,40 @@ class Lease:
         others, held = self._refused[0], sorted(self._refused[1], key=lambda one: (-one[1], one[0]))
         shown = ", ".join(f"{process} {count}" for process, count in held[:_SHOWN])
         more = f" and {len(held) - _SHOWN} more" if len(held) > _SHOWN else ""
-        mine = sum(count for _, count in held) - others
-        return BudgetExceeded(
-            scrub(
-                f"{others + mine} of the {budget} connections of the budget {name!r} are reserved (by {shown}{more}), "
-                "and "
-                f"this process needs {max(self._least, mine + 1)}: end a process, lower its MAX_CONNECTIONS, or raise "
-                "BUDGET"
-            )
+        total = sum(count for _, count in held)
+        words = (
+            f"{total} of the {budget} connections of the budget {name!r} are reserved (by {shown}{more}), and this "
+            f"process needs {max(self._least, total - others + 1)}: end a process, lower its MAX_CONNECTIONS, or raise "
+            "BUDGET"
         )
+        return BudgetExceeded(scrub(words))
 
     def _needed(self) -> int:
         """Return how many connections are wanted where the caller does not say."""
         return self._wanted
 
-    def _command(self, wanted: int | None, gone: Sequence[str], wish: float) -> Command:
-        with self._book:
-            words = self._words(wanted, gone, wish)
-            if self._script_unknown:
-                self._script_unknown = False
-                return ("EVAL", self._scripts.text("budget"), *words[2:])
-            return words
-
-    def _words(self, wanted: int | None, gone: Sequence[str], wish: float) -> Command:
-        with self._book:
-            wanted = self._needed() if wanted is None else wanted
-            self._wanted = wanted or self._wanted
-            self._number += 1
-            self._unanswered.append((self._number, wanted))
-            self._gone_here += _take_dropped(self._budget)
-            settings, numbers = self._settings, (self._number, wanted, self._least)
-            gone = [*gone, *self._gone_here]
-        return self._scripts.budget(
-            self._keys, self._token, *numbers, settings.budget or 0, settings.heartbeat_ttl, wish, gone
-        )
-
-    def _note_refusal(self, reply: Any) -> None:
-        flat = reply[5]
-        held = [(token.decode().rpartition(":")[0], int(count)) for token, count in zip(flat[::2], flat[1::2])]
-        self._refused = int(reply[1]), held
+    def _with_text(self, words: Command) -> Command:
+        return ("EVAL", self._scripts.text("budget"), *words[2:])
 
     def _call(self, execute: Execute, wanted: int | None, gone: Sequence[str] = ()) -> Any:
         command = self.command(wanted, gone)
         try:
             return execute(*command)
         except NoScriptError:
-            return execute("EVAL", self._scripts.text("budget"), *command[2:])
+            return execute(*self._with_text(command))
 
     def _gone(self, execute: Execute, ended: Sequence[str]) -> list[str]:
         """Return those of the ended leases whose process has no connection: all, where the server does not tell."""
         try:
-            rows = client_rows(execute("CLIENT", "LIST"))
+            connected = connected_processes(execute("CLIENT", "LIST"), self._process)
         except ResponseError:
-            rows = None
-        if rows is None:
-            return list(ended)
-        connected = set()
-        for parts in (split_name(row["name"]) for row in rows):
-            process = f"{parts[0]}:{parts[1]}:{parts[2]}" if parts is not None else ""
-            # This process may ask over a probe, and have the name of one that was killed: a container's is always 1.
-            if parts is not None and (parts[3] != "probe" or process != self._process):
-                connected.add(process)
-        return [token for token in ended if token.rpartition(":")[0] not in connected]
+            connected = None
+        return [token for token in ended if connected is None or token.rpartition(":")[0] not in connected]
 
 
 def _drop(pid: int, budget: object, token: str, term: float) -> None:
-    if pid == os.getpid():  # a forked child drops copies of what its parent goes on using
+    if pid == os.getpid():
+        # A forked child drops copies of what its parent goes on using.
         _dropped.append((budget, token, _now() + term))
 
 
@@ -308,7 +291,7 @@ def _take_dropped(budget: object) -> list[str]:
     for _ in range(len(_dropped)):
         try:
             entry = _dropped.popleft()
-        except IndexError:  # another thread takes them
+        except IndexError:
             break
         if entry[0] == budget and entry[2] < _now():
             taken.append(entry[1])

@@ -56,7 +56,8 @@ def look(pids: Iterable[int], server: Address, proc: Path = PROC) -> Generator[N
     shared: dict[int, int] = {}
     yield from _sockets(proc / "self", 0, shared)
     own = {inode: pid for inode, pid in owners.items() if inode not in shared}
-    if not own:  # the usual case: reading the kernel's tables takes milliseconds
+    if not own:
+        # This is the usual case, and reading the kernel's tables takes milliseconds.
         return {}
     found: dict[int, int] = {}
     for name in ("tcp", "tcp6"):
@@ -84,7 +85,8 @@ def _sockets(process: Path, pid: int, owners: dict[int, int]) -> Iterator[None]:
 def _may_be_tcp(path: str) -> bool:
     try:
         return b"TCP" in os.getxattr(path, "system.sockprotoname")
-    except (OSError, AttributeError):  # neither the kernel nor Python has to have it
+    except (OSError, AttributeError):
+        # The kernel or Python may lack it.
         return True
 
 

@@ -33,7 +33,8 @@ def history(connection: Redis, job_id: str) -> dict[str, Any]:
     fields = {name: text(value) if value else None for name, value in zip(names, values)}
     entries: Any = connection.xrange(raw(Result.get_key(job_id)))
     tries = [_try(text(entry_id), entry) for entry_id, entry in entries]
-    if not tries and (error := unpacked_error(exc_info)):  # RQ before 1.12 had no results
+    if not tries and (error := unpacked_error(exc_info)):
+        # RQ before 1.12 had no results.
         tries = [_made(seconds_of(ended_at), "failed", error)]
     return {"id": job_id, **fields, "tries": tries}
 

@@ -138,7 +138,8 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
         key = raw(f"rq:job:{job_id}")
         pipeline.hmget(key, ("ended_at", "enqueued_at", "retries_left"))
         pipeline.hexists(key, "data")
-        for name in ("description", "exc_info"):  # of any size
+        for name in ("description", "exc_info"):
+            # These are of any size.
             pipeline.hstrlen(key, name)
         pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
     found = replies_of(pipeline)

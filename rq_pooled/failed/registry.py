@@ -97,8 +97,7 @@ class FailedJobs:
             who = text(owner).rpartition(":")[0] if owner else "one that has just ended"
             raise SweepUnderWay(
                 f"a sweep of queue {queue!r} is under way ({who}); try again when it is over, or {max(left, 0)} s "
-                "after "
-                "it was killed"
+                "after it was killed"
             )
         try:
             yield lock

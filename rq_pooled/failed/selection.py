@@ -159,7 +159,8 @@ def _function_in(data: bytes) -> str:
     with suppress(zlib.error):
         data = zlib.decompressobj().decompress(data, _MAX_DATA)
     if data[:1] == b"\x80":
-        import pickletools  # large, and most processes never need it
+        # The module is large, and most processes never need it.
+        import pickletools
 
         try:
             for _opcode, argument, _position in pickletools.genops(data):

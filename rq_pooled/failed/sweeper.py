@@ -148,7 +148,8 @@ class Sweeper:
         return self._dead_letters.trim(queue, self._store.no_lock(queue), max_count)
 
     def _sweep(self, queue: str, reports: list[Report], dry_run: bool, progress: Progress) -> None:
-        if self._store.is_empty(queue):  # most often; then nothing is locked for it
+        if self._store.is_empty(queue):
+            # This is the usual case, and needs no lock.
             return
         with nullcontext(self._store.no_lock(queue)) if dry_run else self._store.locked(queue) as lock:
             for policy, report in zip(self._policies, reports):
@@ -170,7 +171,8 @@ class Sweeper:
         for clock, page, keep in self._store.pages(queue, lock, policy.wants_data):
             began = began or clock
             chosen: list[FailedJob] = []
-            counted = report.done  # neither ghosts nor jobs requeued too often use up the limit
+            # Neither ghosts nor jobs that were requeued too often use up the limit.
+            counted = report.done
             for job in page:
                 if not job.exists:
                     chosen.append(job)

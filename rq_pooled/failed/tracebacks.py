@@ -48,7 +48,8 @@ def recorded_end(text: str) -> tuple[str, str]:
 
 def exception_of(text: str) -> tuple[str, str]:
     """Return (name of the exception with its module, or "", and what it says, as one line) of a traceback."""
-    name, said = recorded_end(text)  # the same name by which the sweeper selects
+    # The sweeper selects by the same name.
+    name, said = recorded_end(text)
     if said:
         return name, said.strip()[:500]
     frames = list(_FRAME.finditer(text))

@@ -11,11 +11,13 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, ResponseError
 
+from ..capacity.clients import split_name
 from ..capacity.level import Level, level_of
-from ..capacity.processes import WEB_TTL, read_processes, split_name
 from ..capacity.trend import Sample, read_samples, trend
 from ..config.settings import Settings
 from ..pool.registry import get_connection
+from ..store.statistics import WEB_TTL
+from .processes import read_processes
 
 log = logging.getLogger("rq_pooled.guard")
 

@@ -28,7 +28,6 @@ from rq.registry import (
 )
 
 from ..capacity.level import level_of
-from ..capacity.processes import read_processes
 from ..config.settings import Settings, scrub
 from ..connection.connect_errors import FULL
 from ..connection.options import address_of, make_connection
@@ -39,6 +38,7 @@ from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..wire import raw, text
 from .guard import ConnectionGuard
+from .processes import read_processes
 
 _REGISTRIES: dict[str, type[BaseRegistry]] = {
     "started": StartedJobRegistry,

@@ -1,7 +1,4 @@
-"""The processes that use a server: each publishes its statistics in one hash with expiry; here it is written and read.
-
-A process is named ``<app>:<host>:<pid>``, as in the names of its connections.
-"""
+"""The processes that use a server, as each of them has published its statistics."""
 
 from __future__ import annotations
 
@@ -11,52 +8,13 @@ from typing import Any
 
 from redis import Redis
 
-from ..config.settings import Settings
-from ..connection.options import client_name
 from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, whole_number
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
-from ..store.scripts import STATS, Scripts
-from ..wire import Command, text
+from ..store.scripts import STATS
+from ..wire import text
 
-#: Seconds that the statistics of a web process are kept: one without requests is silent, which is no fault.
-WEB_TTL = 3600.0
 #: Hashes read in one pipeline.
 _PAGE = 200
-
-
-def process_name(settings: Settings) -> str:
-    """Return ``<app>:<host>:<pid>`` of this process."""
-    return client_name(settings, "").split(":", 1)[1].rstrip(":")
-
-
-def split_name(name: str) -> tuple[str, str, int, str] | None:
-    """Return (app, host, pid, role) of a connection's name in CLIENT LIST, None if it is not one of ours."""
-    parts = name.split(":")
-    if len(parts) != 5 or parts[0] != "rq_pooled" or whole_number(parts[3]) == 0:
-        return None
-    return parts[1], parts[2], int(parts[3]), parts[4]
-
-
-def client_rows(reply: Any) -> list[dict[str, Any]] | None:
-    """Return the raw reply to CLIENT LIST as one dictionary per client, None if it is an error."""
-    if not isinstance(reply, bytes):
-        return None
-    rows = []
-    for line in reply.decode(errors="replace").splitlines():
-        fields = dict(pair.split("=", 1) for pair in line.split(" ") if "=" in pair)
-        rows.append({"name": "", "addr": "", **fields})
-    return rows
-
-
-def publish(scripts: Scripts, process: str, ttl: float, fields: Mapping[str, Any]) -> Command:
-    """Return the command that publishes ``fields`` for ``ttl`` seconds; values are stored as JSON."""
-    words = {name: json.dumps(value, separators=(",", ":")) for name, value in fields.items()}
-    return scripts.publish(f"{STATS}:{process}", ttl, words)
-
-
-def withdraw(process: str) -> list[Command]:
-    """Return the commands that remove what a process has published: it ends."""
-    return [("DEL", f"{STATS}:{process}"), ("ZREM", STATS, f"{STATS}:{process}")]
 
 
 def server_time(client: Redis) -> float:
@@ -80,11 +38,13 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
         for key in keys[start : start + _PAGE]:
             pipeline.hgetall(key)
         for key, raw in zip(keys[start : start + _PAGE], replies_of(pipeline)):
-            if raw == {}:  # it has just expired
+            if raw == {}:
+                # It has just expired.
                 continue
             try:
                 found.append(_process(text(key), {text(k): text(v) for k, v in raw.items()}, now))
-            except (AttributeError, ValueError, RecursionError):  # no hash, no JSON, or JSON of another shape
+            except (AttributeError, ValueError, RecursionError):
+                # It is no hash, no JSON, or JSON of another shape.
                 if unreadable is not None:
                     unreadable.append(printable(text(key).removeprefix(f"{STATS}:"), MAX_VALUE))
     return found

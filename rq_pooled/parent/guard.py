@@ -17,8 +17,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..capacity import strays
+from ..capacity.clients import client_rows
 from ..capacity.level import Level, level_of, read_info
-from ..capacity.processes import client_rows
 from ..capacity.trend import TREND_SECONDS, Sample, trend
 from ..monitoring.guard import holders, ours_and_others
 from ..store.scripts import STATS

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 
-from ..capacity.processes import process_name, publish
+from ..capacity.clients import process_name
 from ..multiplexer.multiplexer import Multiplexer
+from ..store.statistics import publish
 from ..wire import Command
 from .context import Parent
 from .slots import Slots

@@ -81,14 +81,10 @@ class Book:
         with self.lock:
             self.holds[connection] = hold
 
-    def give_back(self, connection: Any, now: float) -> Line | None:
-        """Note that a connection comes back; return its line, None where nobody held it."""
+    def give_back(self, connection: Any) -> tuple[Hold | None, Line | None]:
+        """Note that a connection comes back; return who held it, and its line."""
         with self.lock:
-            hold = self.holds.pop(connection, None)
-            line = self.lines.get(connection)
-        if hold is not None:
-            self._warn_of_leak(hold, now)
-        return None if hold is None else line
+            return self.holds.pop(connection, None), self.lines.get(connection)
 
     def opened(self, connection: Any) -> None:
         """Note that a connection has just been opened, by the pool or by redis-py on its own."""
@@ -97,7 +93,8 @@ class Book:
             line = self.lines.get(connection)
             if line is None:
                 return
-            again = line.lost or line.open_noted  # still noted as open: redis-py lost it and reconnected by itself
+            # A line still noted as open: redis-py lost the connection and reconnected by itself.
+            again = line.lost or line.open_noted
             self._reconnects += again
             line.lost, line.open_noted = False, True
             line.opened_at = now
@@ -118,7 +115,7 @@ class Book:
             self._events.publish("close", reason=reason)
 
     def close_idle(self) -> None:
-        """Close all connections that nobody holds."""
+        """Close all connections that are not held."""
         with self.lock:
             idle = [connection for connection in list(self.lines) if connection not in self.holds]
         for connection in idle:
@@ -173,7 +170,7 @@ class Book:
             with self.lock:
                 holds = list(self.holds.values())
             for hold in holds:
-                self._warn_of_leak(hold, now)
+                self.warn_of_leak(hold, now)
             oldest = min((hold.since for hold in holds if not hold.warned), default=now)
             self._check_leaks_at = oldest + settings.leak_warn
         if settings.health_check_interval and now >= self._log_statistics_at:
@@ -186,7 +183,8 @@ class Book:
                 self._waits_logged = news
                 log.log(level, "%s: %s", self._events.title, stats)
 
-    def _warn_of_leak(self, hold: Hold, now: float) -> None:
+    def warn_of_leak(self, hold: Hold, now: float) -> None:
+        """Warn, once, of a connection that is, or was, held for too long."""
         longest = self._settings.leak_warn
         if longest and not hold.warned and now - hold.since > longest:
             hold.warned = True

@@ -1,8 +1,8 @@
 """A circuit breaker: while a server is known to be away, callers are told at once instead of each waiting for it.
 
-Closed: everybody may call. A failure opens it: nobody may, for ``delay`` seconds. Then it is half open: one caller may
+Closed: all callers may call. A failure opens it: none may, for ``delay`` seconds. Then it is half open: one caller may
 try, the others are still refused, until that one has succeeded (closed) or failed (open again). Driven by calls only:
-no thread and no timer. It counts no failures: whoever uses it reports only what means that the server is away.
+no thread and no timer. It counts no failures: its user reports only what means that the server is away.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Breaker:
 
     Args:
         delay: seconds from a failure until one caller may try again; 0 keeps it closed for ever.
-        patience: seconds after which a trial that reported nothing (its thread was killed) stands in nobody's way.
+        patience: seconds after which a trial that reported nothing (its thread was killed) stands in no one's way.
     """
 
     def __init__(self, delay: float, patience: float) -> None:
@@ -51,7 +51,8 @@ class Breaker:
         Raises:
             BreakerOpen: it is not to be tried now.
         """
-        if self._failed_at is None:  # without the lock, in the common case
+        if self._failed_at is None:
+            # Without the lock, in the common case.
             return False
         with self._lock:
             if self._failed_at is None:
@@ -59,7 +60,8 @@ class Breaker:
             now = time.monotonic()
             if now < self._open_until:
                 raise BreakerOpen(now - self._failed_at, self._open_until - now, self._reason)
-            self._open_until = now + self._patience  # the others wait for this one's report
+            # The others wait for this one's report.
+            self._open_until = now + self._patience
             return True
 
     def succeeded(self) -> None:

@@ -205,7 +205,7 @@ class Budgeted(Hook):
             pool.retire_idle(self._called_at, _IDLE_WHILE_CROWDED, 0, "another process waits for a place")
 
     def _watch(self, pool: Pool) -> None:
-        """Have a thread close what is idle when calls cease: then nobody else here could."""
+        """Have a thread close what is idle when calls cease: no caller could then."""
         if self._watched or not _surplus(pool):
             return
         with self._lock:
@@ -215,7 +215,8 @@ class Budgeted(Hook):
         weak = weakref.ref(pool), weakref.ref(self)
         try:
             threading.Thread(target=_close_when_quiet, args=weak, name="rq_pooled-idle", daemon=True).start()
-        except RuntimeError:  # the interpreter ends
+        except RuntimeError:
+            # The interpreter ends.
             pass
 
     def quiet_down(self, pool: Pool) -> bool:

@@ -48,7 +48,8 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
         with within(seconds + more_time, "ENQUEUE_DEADLINE"):
             yield
     except (ServerUnreachable, RedisTimeoutError) as error:
-        if not isinstance(error, ServerFull):  # it is there, and the next call may find a place
+        if not isinstance(error, ServerFull):
+            # A full server is there, and the next call may find a place.
             breaker.failed(scrub(str(error.__cause__ or error)))
         elif trial:
             breaker.undecided()

@@ -47,11 +47,13 @@ def check_idle(pool: Pool, connection: Any) -> None:
     if is_open(connection):
         try:
             with _part_of_the_deadline():
-                connection.check_health()  # before use, not on the first command: nothing is at stake yet
+                # Before use, not on the first command: nothing is at stake yet.
+                connection.check_health()
         except (RedisError, OSError) as error:
             close(connection, scrub(str(error)), lost=True)
             if isinstance(error, RedisTimeoutError):
-                pool.book.close_idle()  # what a firewall has forgotten, it has forgotten of others, too
+                # A firewall that has forgotten one connection has forgotten the others, too.
+                pool.book.close_idle()
 
 
 def open_connection(pool: Pool, connection: Any, ends: float) -> None:
@@ -68,7 +70,7 @@ def open_connection(pool: Pool, connection: Any, ends: float) -> None:
                     stack.enter_context(hook.opening(pool, connection))
                 connection.connect()
                 if connection.can_read():
-                    raise RedisConnectionError("the server sent data that nobody asked for")
+                    raise RedisConnectionError("the server sent data that was not asked for")
             return
         except ServerUnreachable:
             raise

@@ -80,7 +80,7 @@ class Places(Lease):
             if connection not in self._placed:
                 return []
             self._placed.discard(connection)
-            return [self._command(self.used, (), 0.0)]
+            return [self.command(self.used, wish=0.0)]
 
     def release(self) -> list[Command]:
         """Return the commands that give all of it back, and forget who has a place."""
@@ -147,7 +147,8 @@ class _Owing:
         try:
             reply: Any = super().read_response(disable_decoding=True)  # type: ignore[misc]
         except RedisError as error:
-            if getattr(self, "_sock", None) is None:  # the connection is lost: the caller's reply is, too
+            if getattr(self, "_sock", None) is None:
+                # The connection is lost, and the caller's reply with it.
                 raise
             reply = error
         read(reply)

@@ -79,7 +79,8 @@ class Pool(BlockingConnectionPool):
         )
         pools.add(self)
 
-    def __repr__(self) -> str:  # redis-py's shows the keyword arguments, some versions with the password
+    def __repr__(self) -> str:
+        # redis-py's own shows the keyword arguments, in some versions with the password.
         return f"<{type(self).__name__} {self.role} {self.address} {self.in_use}/{self.max_connections} in use>"
 
     def reset(self) -> None:
@@ -105,15 +106,11 @@ class Pool(BlockingConnectionPool):
         self._fork_lock = threading.RLock()
         self.reset()
         for connection in inherited:
-            connection.disconnect()  # redis-py shuts a socket down only in the process that opened it
+            # redis-py shuts a socket down only in the process that opened it.
+            connection.disconnect()
 
     def become(
-        self,
-        role: str,
-        max_connections: int,
-        connection_class: type[Any] | None = None,
-        options: Any = None,
-        hooks: Iterable[Hook] = (),
+        self, role: str, max_connections: int, cls: Any = None, options: Any = None, hooks: Iterable[Hook] = ()
     ) -> None:
         """Close all connections and go on with others: of this role, so many, of this class with these options.
 
@@ -122,7 +119,7 @@ class Pool(BlockingConnectionPool):
         """
         self.disconnect()
         self.role, self.max_connections = role, max(1, max_connections)
-        self.connection_class = connection_class or self.connection_class
+        self.connection_class = cls or self.connection_class
         self.connection_kwargs = dict(options) if options is not None else with_role(self.connection_kwargs, role)
         self._own_hooks = list(hooks)
         self.reset()
@@ -205,7 +202,8 @@ class Pool(BlockingConnectionPool):
                     continue
                 self.book.look_after(self.slots.size)
             except BaseException:
-                connection.disconnect()  # a reply may still be on its way
+                # A reply may still be on its way.
+                connection.disconnect()
                 self.release(connection)
                 raise
             return connection
@@ -226,22 +224,25 @@ class Pool(BlockingConnectionPool):
         """Take back a connection. One returned twice, or by a child that inherited it, is not pooled again."""
         self._checkpid()
         now = time.monotonic()
-        line = self.book.give_back(connection, now)
-        if line is None:
+        hold, line = self.book.give_back(connection)
+        if hold is None or line is None:
             if not self.owns_connection(connection):
                 connection.disconnect()
             return
         try:
+            self.book.warn_of_leak(hold, now)
             if connection.refused_write:
                 connection.refused_write = False
                 self.book.close(connection, "the server has become a replica", lost=True)
             elif getattr(connection, "should_reconnect", bool)():
                 self.book.close(connection, "marked for reconnecting")
-            elif not is_open(connection):  # by a caller that is done with it, or by redis-py after an error
+            elif not is_open(connection):
+                # The caller closed it, or redis-py did after an error.
                 self.book.close(connection, "closed while in use", lost=True)
             for hook in self.hooks:
                 hook.on_return(self, connection)
-        except BaseException:  # a gevent.Timeout, say: a reply may still be on its way
+        except BaseException:
+            # A gevent.Timeout, for example: a reply may still be on its way.
             connection.disconnect()
             raise
         finally:
@@ -256,7 +257,7 @@ class Pool(BlockingConnectionPool):
         self.book.look_after(self.slots.size)
 
     def _make_ready(self, connection: Any, ends: float) -> None:
-        """Connect if need be, and see to it that no reply to somebody else is waiting in the connection."""
+        """Connect if need be, and see to it that no reply to another caller is waiting in the connection."""
         check_idle(self, connection)
         if is_open(connection):
             for hook in self.hooks:

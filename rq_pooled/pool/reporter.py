@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
 
+from ..capacity.clients import process_name
 from ..capacity.level import level_of, read_info
-from ..capacity.processes import WEB_TTL, process_name, publish, withdraw
 from ..config.settings import Settings, message_of
 from ..store.scripts import shared_scripts
+from ..store.statistics import WEB_TTL, publish, withdraw
 from ..wire import Command
 from .book import is_open
 from .hooks import Hook
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("rq_pooled.pool")
 
-#: Roles whose processes somebody else speaks for (a horse's worker), or that are gone at once.
+#: Roles whose processes do not report: a horse's worker speaks for it, and commands are gone at once.
 UNCOUNTED = ("job", "cli", "probe")
 _STARTED_AT = time.time()
 
@@ -63,7 +64,8 @@ class Reporter(Hook):
                 _execute(connection, "EVAL", scripts.text("publish"), *words[2:])
             self._published = True
             self._look(pool, connection)
-        except ResponseError as error:  # no such right, or no memory: the application is not to suffer from it
+        except ResponseError as error:
+            # A missing right or memory must not disturb the application.
             self._at = float("inf") if isinstance(error, NoPermissionError) else self._at
             log.warning("%s: cannot publish statistics: %s", pool.events.title, message_of(error))
         except (RedisError, OSError) as error:
@@ -80,7 +82,8 @@ class Reporter(Hook):
             return
         try:
             connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
-        except NoPermissionError as error:  # once: what this process publishes goes on
+        except NoPermissionError as error:
+            # Once: this process goes on publishing.
             self._blind = True
             pool.resize("GUARD_STOP", None)
             log.warning("%s: not guarded: %s", pool.events.title, message_of(error))

@@ -45,7 +45,7 @@ class Slots:
 
     @property
     def count(self) -> int:
-        """Return how many slots nobody holds, the withheld ones too."""
+        """Return how many slots are not held, the withheld ones included."""
         return len(self._free.queue) + len(self._withheld)
 
     def idle(self) -> list[Any]:
@@ -83,12 +83,14 @@ class Slots:
         try:
             with self._free.mutex:
                 self._free.put_nowait(connection)
-                if connection is None or not is_open(connection):  # the next caller is to get an open one
+                if connection is None or not is_open(connection):
+                    # The next caller gets an open one.
                     slots = self._free.queue
                     slot = slots.pop()
                     first_open = (i for i, c in enumerate(slots) if c is not None and is_open(c))
                     slots.insert(next(first_open, len(slots)), slot)
-        except Full:  # reset in between: nobody waits for it
+        except Full:
+            # The pool was reset in between: no caller waits for the slot.
             if connection is not None:
                 connection.disconnect()
 

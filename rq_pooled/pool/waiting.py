@@ -93,7 +93,8 @@ class Waiting:
         now = time.monotonic()
         with self._book.lock:
             before, self._refusal = self._refusal, refusal
-            if now >= self._again_at:  # else another caller was refused just now
+            if now >= self._again_at:
+                # Else another caller was refused just now.
                 self._again_at = now + jittered_delay(self._refusals, *refusal.again)
                 self._refusals += 1
         if before is not None and before.bound != refusal.bound:
@@ -106,7 +107,8 @@ class Waiting:
         if not self._book.others_than(connection):
             # With the slot: others could not do better.
             time.sleep(max(0.0, min(self._again_at, patience.ends) - now))
-        with free.mutex, self._book.lock:  # in this order everywhere
+        with free.mutex, self._book.lock:
+            # These two locks are taken in this order everywhere.
             del self._book.holds[connection]
             size = self._book.others_than(connection)
             self._slots.put(connection)
@@ -127,7 +129,8 @@ class Waiting:
             refusal = self._refusal
             if refusal is None or now < self._again_at:
                 return
-            self._again_at = now + refusal.again[0]  # for the other waiting callers
+            # For the other waiting callers.
+            self._again_at = now + refusal.again[0]
         size = self._slots.size + 1
         self._slots.resize(refusal.bound, size if size < self._slots.most else None)
 

@@ -53,7 +53,8 @@ def is_kind(raised: type[BaseException], names: Iterable[str]) -> bool:
     for name in names:
         if name in ancestors:
             return True
-        meant = _loaded(name)  # a class is often exported under a shorter name than its own
+        # A class is often exported under a shorter name than its own.
+        meant = _loaded(name)
         if meant is not None and issubclass(raised, meant):
             return True
     return False

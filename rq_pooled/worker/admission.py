@@ -17,8 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.budget import Lease
+from ..capacity.clients import client_rows
 from ..capacity.level import Level, ceiling, level_of, read_info
-from ..capacity.processes import client_rows
 from ..config.settings import Settings
 from ..connection.connect_errors import FULL
 from ..delays import reconnect_delays

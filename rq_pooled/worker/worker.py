@@ -30,7 +30,7 @@ from rq.utils import now, utcformat
 from rq.worker import DequeueStrategy, WorkerStatus
 
 from ..capacity.budget import Lease
-from ..capacity.processes import process_name, withdraw
+from ..capacity.clients import process_name
 from ..capacity.reservation import ALWAYS
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings, message_of
@@ -72,6 +72,7 @@ from ..rq_version import TESTED, check_handlers, check_keys, check_rq, is_tested
 from ..store.claim import Claim
 from ..store.ledger import Ledger
 from ..store.scripts import shared_scripts
+from ..store.statistics import withdraw
 from ..wire import Command
 from . import startup
 from .admission import Admission
