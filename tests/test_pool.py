@@ -697,7 +697,7 @@ def test_locks_are_taken_in_one_order(server: Any) -> None:
     taken, words = pool.get_connection(), PoolExhausted("no")
     waiting = pool._waiting
     waiting._refusal = NotNow("before", words)
-    call = (taken, NotNow("now", words, (0.0, 0.0)), patience(5.0), pool.pool)
+    call = taken, NotNow("now", words, (0.0, 0.0)), patience(5.0)
     thread = threading.Thread(target=waiting.step_back, args=call)
     with pool.pool.mutex:
         thread.start()

@@ -71,7 +71,7 @@ def _sample(entry: bytes | str) -> Sample | None:
 def trend(samples: Sequence[Sample]) -> Trend:
     """Return the slope of the least-squares line through the last ten minutes.
 
-    The growth is steady if it is seen over at least 20 samples (five minutes, at the default interval), nearly never
+    The growth is steady if it is seen over at least 20 samples: five minutes, at the default interval. It nearly never
     goes down, and goes up half of the time: a deploy ends sooner, and a busy hour also shrinks.
     """
     recent = [sample for sample in samples if sample.time >= samples[-1].time - TREND_SECONDS]

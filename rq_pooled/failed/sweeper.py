@@ -1,8 +1,8 @@
 """``Sweeper``: requeues, buries and purges failed jobs, page by page, with bounded memory and short server commands.
 
-What a sweep has done stands in Redis after each page, and nothing else has to be remembered: one that is killed is
-resumed by the next. Each job changes in one atomic step that first looks whether it still is as it was when it was
-chosen, so a sweep may race with workers, other tools and people.
+What a sweep has done stands in Redis after each page, and nothing else has to be remembered: the next sweep resumes one
+that is killed. Each job changes in one atomic step, which first looks whether the job is still as it was when it was
+chosen. So a sweep may race with workers, other tools and people.
 """
 
 from __future__ import annotations

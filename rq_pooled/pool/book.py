@@ -33,7 +33,7 @@ class Line:
     answered_at: float = 0.0
     #: Its ``close`` is still to be published.
     open_noted: bool = False
-    #: It was open, and not the pool closed it: opening it again is a reconnect.
+    #: It was open, and the pool did not close it: opening it again is a reconnect.
     lost: bool = False
 
 
@@ -103,7 +103,7 @@ class Book:
         self._events.publish("connect", reconnect=again)
 
     def close(self, connection: Any, reason: str, lost: bool = False) -> None:
-        """Close, if it is not closed already, and say so once. ``lost``: it was not the pool that wanted it."""
+        """Close, if it is not closed already, and say so once. ``lost``: the pool did not want it."""
         connection.disconnect()
         with self.lock:
             line = self.lines.get(connection)

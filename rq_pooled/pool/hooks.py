@@ -38,7 +38,7 @@ class NotNow(Exception):
 
 
 class Hook:
-    """Does nothing at any moment; a hook overrides the moments that concern it. No method is called under a lock."""
+    """Does nothing at any moment; a hook overrides what concerns it. Only ``on_close`` is called under locks."""
 
     def equip(self, connection_class: Any, options: dict[str, Any]) -> Any:
         """Return the class of a connection that is made next; ``options`` may be changed."""
@@ -67,7 +67,7 @@ class Hook:
         """Look at the pool after a connection has come back."""
 
     def on_close(self, connection: Any) -> None:
-        """Note that a connection is closed; called once or more, also with the book's lock held."""
+        """Note that a connection is closed; called once or more. It must not wait."""
 
     def last_words(self, connection: Any = None) -> Sequence[Command]:
         """Return commands that give back what an idle connection (None: the whole pool) has on the server."""

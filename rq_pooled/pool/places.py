@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from ..capacity.budget import Lease, execute_on
 from ..config.settings import Settings
 from ..wire import Command
+from .book import is_open
 
 #: Seconds between looks whether another process waits.
 _LOOK_INTERVAL = 0.1
@@ -147,7 +148,7 @@ class _Owing:
         try:
             reply: Any = super().read_response(disable_decoding=True)  # type: ignore[misc]
         except RedisError as error:
-            if getattr(self, "_sock", None) is None:
+            if not is_open(self):
                 # The connection is lost, and the caller's reply with it.
                 raise
             reply = error

@@ -186,7 +186,7 @@ class Pool(BlockingConnectionPool):
         self._checkpid()
         until = patience(self.timeout)
         while True:
-            connection = self._waiting.take(self.pool, until)
+            connection = self._waiting.take(until)
             try:
                 if connection is None:
                     connection = self.make_connection()
@@ -198,7 +198,7 @@ class Pool(BlockingConnectionPool):
                 try:
                     self._make_ready(connection, until.ends)
                 except NotNow as refusal:
-                    self._waiting.step_back(connection, refusal, until, self.pool)
+                    self._waiting.step_back(connection, refusal, until)
                     continue
                 self.book.look_after(self.slots.size)
             except BaseException:

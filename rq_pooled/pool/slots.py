@@ -28,7 +28,7 @@ class Slots:
 
     def __init__(self, free: Any, most: int, book: Book) -> None:
         self.most = most
-        self._free = free
+        self.free = free
         self._book = book
         self._bounds: dict[str, int] = {}
         self._withheld: list[Any] = []
@@ -46,11 +46,11 @@ class Slots:
     @property
     def count(self) -> int:
         """Return how many slots are not held, the withheld ones included."""
-        return len(self._free.queue) + len(self._withheld)
+        return len(self.free.queue) + len(self._withheld)
 
     def idle(self) -> list[Any]:
         """Return the idle open connections, the next to be given out last."""
-        return [slot for slot in list(self._free.queue) if slot is not None and is_open(slot)]
+        return [slot for slot in list(self.free.queue) if slot is not None and is_open(slot)]
 
     def resize(self, reason: str, size: int | None) -> None:
         """Set or lift (None) a bound, and close the connections that are beyond it now.
@@ -58,19 +58,19 @@ class Slots:
         Those in use are closed when they come back. Slots without an open connection are withheld first.
         """
         surplus = []
-        with self._free.mutex:
+        with self.free.mutex:
             if size is None:
                 self._bounds.pop(reason, None)
             else:
                 self._bounds[reason] = size
-            withhold, slots = self.most - self.size, self._free.queue
+            withhold, slots = self.most - self.size, self.free.queue
             while len(self._withheld) < withhold and slots:
                 spare = (i for i, slot in enumerate(slots) if slot is None or not is_open(slot))
                 self._withheld.append(slots.pop(next(spare, 0)))
                 surplus.append(self._withheld[-1])
             while len(self._withheld) > withhold:
                 slots.insert(0, self._withheld.pop())
-                self._free.not_empty.notify()
+                self.free.not_empty.notify()
         for connection in filter(None, surplus):
             self._book.close(connection, f"pool made smaller: {reason}")
 
@@ -81,11 +81,11 @@ class Slots:
                 self._book.close(connection, f"pool made smaller: {self.reason}")
             return
         try:
-            with self._free.mutex:
-                self._free.put_nowait(connection)
+            with self.free.mutex:
+                self.free.put_nowait(connection)
                 if connection is None or not is_open(connection):
                     # The next caller gets an open one.
-                    slots = self._free.queue
+                    slots = self.free.queue
                     slot = slots.pop()
                     first_open = (i for i, c in enumerate(slots) if c is not None and is_open(c))
                     slots.insert(next(first_open, len(slots)), slot)
@@ -100,9 +100,9 @@ class Slots:
         Last in, first out, so the bottom shows the surplus.
         """
         taken = []
-        with self._free.mutex:
+        with self.free.mutex:
             most = len(self.idle()) - keep
-            for i, connection in enumerate(self._free.queue):
+            for i, connection in enumerate(self.free.queue):
                 if connection is None:
                     continue
                 open_now = is_open(connection)
@@ -111,22 +111,22 @@ class Slots:
                         break
                     continue
                 most -= open_now
-                self._free.queue[i] = None
+                self.free.queue[i] = None
                 taken.append(connection)
         return taken
 
     def take_last(self) -> Any:
         """Empty the slot of an idle open connection and return it; None if there is none."""
-        with self._free.mutex:
+        with self.free.mutex:
             for connection in reversed(self.idle()):
-                self._free.queue[self._free.queue.index(connection)] = None
+                self.free.queue[self.free.queue.index(connection)] = None
                 return connection
         return None
 
     def _withholds(self, slot: Any) -> bool:
         if not self._bounds:
             return False
-        with self._free.mutex:
+        with self.free.mutex:
             if len(self._withheld) >= self.most - self.size:
                 return False
             self._withheld.append(slot)

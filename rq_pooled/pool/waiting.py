@@ -41,7 +41,7 @@ def patience(timeout: float | None) -> Patience:
     deadline = current_deadline()
     if deadline is None or deadline.left() >= wait:
         return Patience(started, wait, "POOL_TIMEOUT")
-    # Who gets a connection in the last moment could not use it any more, and would take that for the server's silence.
+    # A caller that gets a connection in the last moment cannot use it, and takes that for the server's silence.
     return Patience(started, max(0.0, deadline.left() * _WAITING_SHARE), deadline.setting)
 
 
@@ -63,14 +63,14 @@ class Waiting:
         self._refusals = 0
         self._again_at = float("-inf")
 
-    def take(self, free: Any, patience: Patience) -> Any:
-        """Return an idle connection, or None for a free slot, from the queue ``free``.
+    def take(self, patience: Patience) -> Any:
+        """Return an idle connection, or None for a free slot.
 
         Raises:
             PoolExhausted: there is none until ``patience`` ends.
         """
         try:
-            return free.get_nowait()
+            return self._slots.free.get_nowait()
         except Empty:
             pass
         with self._book.counted_waiting(patience.started):
@@ -78,13 +78,13 @@ class Waiting:
                 now = time.monotonic()
                 pause = _WAKE if self._refusal is None else min(_WAKE, max(0.0, self._again_at - now))
                 try:
-                    return free.get(block=True, timeout=max(0.0, min(patience.ends - now, pause)))
+                    return self._slots.free.get(block=True, timeout=max(0.0, min(patience.ends - now, pause)))
                 except Empty:
                     if time.monotonic() >= patience.ends:
                         raise self._exhausted(patience, self._book.waiting - 1) from None
                 self._let_one_try()
 
-    def step_back(self, connection: Any, refusal: NotNow, patience: Patience, free: Any) -> None:
+    def step_back(self, connection: Any, refusal: NotNow, patience: Patience) -> None:
         """Put back the slot of a connection that cannot be opened now; return when the caller may take one again.
 
         While the pool has other connections, the caller waits for one of those; so only as many slots go round.
@@ -107,7 +107,7 @@ class Waiting:
         if not self._book.others_than(connection):
             # With the slot: others could not do better.
             time.sleep(max(0.0, min(self._again_at, patience.ends) - now))
-        with free.mutex, self._book.lock:
+        with self._slots.free.mutex, self._book.lock:
             # These two locks are taken in this order everywhere.
             del self._book.holds[connection]
             size = self._book.others_than(connection)
