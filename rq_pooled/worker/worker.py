@@ -87,8 +87,8 @@ MOST_STREAMS = 64
 RESPAWN_PAUSE = 5.0
 #: Signals that begin a shutdown.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Methods of RQ's Worker for which there is no occasion here, see docs/architecture.md: a subclass that overrides one is
-#: told.
+#: Methods of RQ's Worker for which there is no occasion here, see docs/architecture.md: a subclass that overrides one
+#: is told.
 NOT_CALLED = (
     *("execute_job", "fork_work_horse", "main_work_horse", "monitor_work_horse", "setup_work_horse_signals"),
     *("wait_for_horse", "prepare_job_execution", "handle_execution_ended", "cleanup_execution", "heartbeat"),
