@@ -20,6 +20,7 @@ from rq import Queue, Worker
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 from test_bad_input import WAYS, refusal, run
+from test_monitor import run as rq_pooled
 
 from rq_pooled import Queue as PooledQueue
 from rq_pooled.cli.stats import queue_rows
@@ -464,6 +465,27 @@ def test_queues_count_what_is_held_back(redis: Redis) -> None:
     assert (queue["length"], queue["rate_limited"], queue["ready"]) == (1, 0, 0)
     assert queue["unreadable"] == ["ready"]
     assert len(queue_rows([queue])[0]) == 8
+
+
+@only_3
+def test_check_judges_what_is_held_back(server: Any, redis: Redis) -> None:
+    """check --rate-limited and --ready count the jobs of all queues or of those named, and refuse what is no number."""
+    for queue in ("a", "a", "a", "b", "b"):
+        Queue(queue, connection=redis).enqueue(jobs.nothing, rate_limit=rate_limit(1, queue))
+    redis.zadd("rq:ready:b", {"x": 1})
+    for words, code, text in [
+        (("--rate-limited", "4"), 0, "3 jobs at rate limits"),
+        (("--rate-limited", "3:4"), 1, "WARNING - 3 jobs at rate limits"),
+        (("--rate-limited", "1:2", "--queue", "b"), 1, "WARNING - 1 job at rate limits"),
+        (("--rate-limited", "1:2", "--queue", "a"), 2, "CRITICAL - 2 jobs at rate limits"),
+        (("--ready", "1", "--queue", "a"), 0, "0 jobs ready and not queued"),
+        (("--ready", "1:2"), 1, "WARNING - 1 job ready and not queued"),
+        (("--rate-limited", "2", "--ready", "1"), 2, "3 jobs at rate limits; 1 job ready and not queued"),
+        (("--ready", "0"), 3, "UNKNOWN - --ready is 0: write it as a number of jobs"),
+        (("--rate-limited", "1.5"), 3, "UNKNOWN - --rate-limited is 1.5"),
+    ]:
+        result = rq_pooled(server.url, "check", *words)
+        assert (result.returncode, text in result.stdout, result.stderr) == (code, True, ""), (words, result)
 
 
 @pytest.mark.skipif(RQ3, reason="of RQ 2")
