@@ -208,3 +208,17 @@ def test_what_rq_scheduler_moves_passes_its_limit(redis: Redis, taken: bool) -> 
         assert (job.get_status(), queue.job_ids, redis.zrange(WAITING, 0, -1)) == ("rate_limited", ["b"], [b"a"])
     else:
         assert (job.get_status(), queue.job_ids, redis.zrange(ALLOWED, 0, -1)) == ("queued", ["a"], [b"a"])
+
+
+def test_what_a_dead_stock_worker_ran_gives_its_slot_back(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A job that RQ's clean-up finds abandoned, which no lease of ours covers, lets the one that waits in."""
+    job = limited(redis, jobs.nothing, job_id="a")
+    second = limited(redis, jobs.nothing, job_id="b")
+    redis.delete("rq:queue:default")
+    job.set_status("started")  # type: ignore[arg-type]
+    redis.zadd("rq:wip:default", {"a:gone": time.time() - 100})
+    with running_worker(server.url, log=tmp_path / "log"):
+        # Sooner than the worker looks for free slots.
+        wait_until(lambda: second.get_status() == "finished", 10, "the second job")
+        assert job.get_status() == "failed"
+        wait_until(lambda: not redis.exists(ALLOWED), what="the slots to be free")
