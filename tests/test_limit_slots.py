@@ -33,11 +33,12 @@ ALLOWED, WAITING = "rq:rl:k:allowed", "rq:rl:k:rate_limited"
 FREES = f"ZREM {ALLOWED} a"
 
 
-def limited(redis: Redis, function: Any, *arguments: Any, job_id: str, **options: Any) -> Job:
+def limited(redis: Redis, function: Any, *arguments: Any, job_id: str, key: str = "k", **options: Any) -> Job:
     """Enqueue a job of a limit of one."""
     from rq import RateLimit
 
-    return Queue(connection=redis).enqueue(function, *arguments, job_id=job_id, rate_limit=RateLimit("k", 1), **options)
+    queue = Queue(connection=redis)
+    return queue.enqueue(function, *arguments, job_id=job_id, rate_limit=RateLimit(key, 1), **options)
 
 
 @contextmanager
@@ -210,15 +211,38 @@ def test_what_rq_scheduler_moves_passes_its_limit(redis: Redis, taken: bool) -> 
         assert (job.get_status(), queue.job_ids, redis.zrange(ALLOWED, 0, -1)) == ("queued", ["a"], [b"a"])
 
 
+def left_by_a_dead_stock_worker(redis: Redis, *jobs: Job) -> None:
+    """Make jobs look as if a stock worker had died with them a while ago."""
+    for job in jobs:
+        redis.lrem("rq:queue:default", 0, job.id)
+        job.set_status("started")  # type: ignore[arg-type]
+        redis.zadd("rq:wip:default", {f"{job.id}:gone": time.time() - 100})
+
+
 def test_what_a_dead_stock_worker_ran_gives_its_slot_back(server: Any, redis: Redis, tmp_path: Path) -> None:
     """A job that RQ's clean-up finds abandoned, which no lease of ours covers, lets the one that waits in."""
     job = limited(redis, jobs.nothing, job_id="a")
     second = limited(redis, jobs.nothing, job_id="b")
-    redis.delete("rq:queue:default")
-    job.set_status("started")  # type: ignore[arg-type]
-    redis.zadd("rq:wip:default", {"a:gone": time.time() - 100})
+    left_by_a_dead_stock_worker(redis, job)
     with running_worker(server.url, log=tmp_path / "log"):
         # Sooner than the worker looks for free slots.
         wait_until(lambda: second.get_status() == "finished", 10, "the second job")
         assert job.get_status() == "failed"
         wait_until(lambda: not redis.exists(ALLOWED), what="the slots to be free")
+
+
+@pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", ALLOWED, WAITING])
+def test_a_spoilt_limit_ends_no_maintenance(server: Any, redis: Redis, tmp_path: Path, key: str) -> None:
+    """Where a key of one limit is of another type RQ's maintenance frees the slots of others, and comes to its end."""
+    spoilt, other = limited(redis, jobs.nothing, job_id="a"), limited(redis, jobs.nothing, job_id="b", key="l")
+    waiting = limited(redis, jobs.nothing, job_id="c", key="l")
+    left_by_a_dead_stock_worker(redis, spoilt, other)
+    redis.delete(key)
+    redis.set(key, "x")
+    redis.zadd("rq:failed:default", {"ghost": 1})
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        wait_until(lambda: waiting.get_status() == "finished", 10, "the job of the other limit")
+        worker.wait_for("cleaning group registries", 10)
+        wait_until(lambda: redis.zscore("rq:failed:default", "ghost") is None, 10, "the sweep")
+        assert spoilt.get_status() == other.get_status() == "failed"
+        assert "given up" not in worker.output()
