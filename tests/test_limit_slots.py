@@ -239,7 +239,7 @@ def test_a_spoilt_limit_ends_no_maintenance(server: Any, redis: Redis, tmp_path:
     left_by_a_dead_stock_worker(redis, spoilt, other)
     redis.delete(key)
     redis.set(key, "x")
-    redis.zadd("rq:failed:default", {"ghost": 1})
+    redis.zadd("rq:failed:default", {"ghost": time.time() + 1000})
     with running_worker(server.url, log=tmp_path / "log") as worker:
         wait_until(lambda: waiting.get_status() == "finished", 10, "the job of the other limit")
         worker.wait_for("cleaning group registries", 10)

@@ -267,8 +267,11 @@ class HorseProcess:
         relay = Relay(self._channel, self._recorder, self._large)
         try:
             relay.execute([first])
-            with hooks.around_job(), relay.carry():
-                self._worker.run_maintenance_tasks()
+            try:
+                with hooks.around_job(), relay.carry():
+                    self._worker.run_maintenance_tasks()
+            except ResponseError as error:  # a key that is something else: sweeps do without it
+                self._worker.log.warning("Worker %s: RQ's maintenance given up: %s", self._worker.name, error)
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except (RedisError, Refused) as error:  # lost, or refused by an access control list
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, message_of(error))
