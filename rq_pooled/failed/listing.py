@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.pool import get_connection
 from ..retry.exception_names import recorded_end
+from ..rq_version import check_prefix
 from ..wire import raw, text
 
 #: Failed jobs that one call looks at when it has to choose among them, and how many it fetches at once.
@@ -55,8 +56,9 @@ def failed_jobs(
         whose job is gone).
 
     Raises:
-        ConfigurationError: the offset is too large.
+        ConfigurationError: the offset is too large, or RQ keeps its data under another prefix.
     """
+    check_prefix()
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
