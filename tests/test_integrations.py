@@ -481,11 +481,11 @@ def test_sentry_captures_a_failure_once(server: EmbeddedServer, redis: Redis, tm
     assert all(event["type"] == ["ValueError"] for event in events)
 
 
-# -- Datadog, OpenTelemetry --------------------------------------------------------------------------------------------
+# -- Datadog, OpenTelemetry, Sentry's traces --------------------------------------------------------------------------
 
 ENQUEUES = """
 import importlib, sys
-importlib.import_module(sys.argv[1])
+apm = importlib.import_module(sys.argv[1])
 import rq, rq_pooled
 from redis import Redis
 from rq import Callback, Retry
@@ -499,6 +499,7 @@ queue.enqueue("jobs.add", 1, 2, job_id="callback", on_success=Callback("jobs.not
 queue.enqueue("jobs.fail", job_id="failing-callback", on_failure=Callback("jobs.nothing"))
 queue.enqueue("jobs.return_retry", 1, job_id="returned")
 """
+IN_A_TRANSACTION = ENQUEUES.replace("queue = {", "apm.sentry_sdk.start_transaction(name='shop').__enter__()\nqueue = {")
 
 
 def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **options: Any) -> list[list[dict[str, Any]]]:
@@ -510,7 +511,8 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
         file = tmp_path / f"{side}-{what}"
         file.touch()
         if what == "enqueue":
-            execute("-W", "ignore", "-c", ENQUEUES, module, side, url, ENTRY_SPANS=str(file), PYTHONWARNINGS="")
+            program = IN_A_TRANSACTION if module == "entry_sentry" else ENQUEUES
+            execute("-W", "ignore", "-c", program, module, side, url, ENTRY_SPANS=str(file), PYTHONWARNINGS="")
         else:
             log = tmp_path / f"{side}-log"
             with running_worker(
@@ -524,18 +526,21 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
     return found
 
 
-@pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel"])
+@pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel", "entry_sentry"])
 def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_path: Path, module: str) -> None:
-    """Datadog and OpenTelemetry tell the same of enqueueing and of running jobs as with RQ's own queue and worker:
+    """Datadog, OpenTelemetry and Sentry tell the same of enqueueing and of running jobs as with RQ's own queue and worker:
     names, errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
-    pytest.importorskip({"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq"}[module])
+    needs = {"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq", "entry_sentry": "sentry_sdk"}
+    pytest.importorskip(needs[module])
     if module == "entry_otel" and RQ3:
         pytest.skip(
             "opentelemetry-instrumentation-rq 0.1.4 wraps methods of Job that RQ 3 does not have: it does not start"
         )
     stock = spans(redis, server.url, tmp_path, module, "stock", worker_class=f"{module}.Stock")
     ours = spans(redis, server.url, tmp_path, module, "ours", RQ_POOLED_PRELOAD=module)
-    assert [len(lines) for lines in ours] == [8, len(stock[1])]
+    assert [len(lines) for lines in ours] == [0 if module == "entry_sentry" else 8, len(stock[1])]
+    if module == "entry_sentry":  # what enqueues is still in its transaction, and the jobs belong to that trace
+        assert {(line["trace"], line["root"], line["queue"]) for line in ours[1]} == {(0, False, "default")}
     for theirs, mine in zip(stock, ours):
         assert mine == theirs
 
