@@ -528,7 +528,7 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
 
 @pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel", "entry_sentry"])
 def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_path: Path, module: str) -> None:
-    """Datadog, OpenTelemetry and Sentry tell the same of enqueueing and of running jobs as with RQ's own queue and worker:
+    """Datadog, OpenTelemetry and Sentry tell the same of enqueueing and running jobs as with RQ's own queue and worker:
     names, errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
     needs = {"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq", "entry_sentry": "sentry_sdk"}
     pytest.importorskip(needs[module])
