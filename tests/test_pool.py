@@ -321,6 +321,23 @@ def test_dead_idle_connection_is_found_by_its_health_check(server: Any, redis: R
         pool.disconnect()
 
 
+def test_what_a_firewall_forgot_costs_one_timeout(server: Any) -> None:
+    """When an idle connection does not answer in time, the other idle ones are closed too: the next calls do not wait
+    for them one by one."""
+    with closing(CutProxy(server.port)) as proxy:
+        pool = Pool(Settings(url=proxy.url, health_check_interval=0.01, socket_timeout=0.5, max_connections=4))
+        taken = [pool.get_connection() for _ in range(4)]
+        for connection in taken:
+            pool.release(connection)
+        until(lambda: time.monotonic() - max(line.released_at for line in pool._lines.values()) > 0.05)
+        proxy.forget()
+        began = time.monotonic()
+        assert Redis(connection_pool=pool).echo("x") == b"x"
+        assert time.monotonic() - began < 1.5
+        assert pool.stats()["created"] == 1
+        pool.disconnect()
+
+
 def test_unread_data_never_reaches_the_next_caller(server: Any) -> None:
     """A connection returned with a reply still unread gives the next caller its own reply."""
     pool = pool_at(server)
