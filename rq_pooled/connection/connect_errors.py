@@ -18,7 +18,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..deadline import clipped, current
+from ..deadline import clipped
 from ..errors import TRY_AGAIN, USAGE
 from .away import is_away
 
@@ -173,9 +173,9 @@ def _speaks_tls(connection: Any, ends: float) -> bool:
 
 def _answers_in_plain(connection: Any) -> bool:
     """Tell whether what a TLS connection waited for in vain is a server without TLS, which waits for a line."""
-    if not isinstance(connection, SSLConnection) or current() is not None:
+    if not isinstance(connection, SSLConnection):
         return False
-    ends = time.monotonic() + _ASKING
+    ends = time.monotonic() + (clipped(_ASKING) or 0.0)
     try:
         with _open(connection, ends) as plain:
             plain.sendall(b"PING\r\n")

@@ -162,7 +162,8 @@ class CommandConnection:
         result: list[Any] = []
         errors: list[Exception] = []
         self.submit(Exchange(commands, result.extend, errors.append))
-        timeout = self._timeout if patience is None else patience
+        timeout = clipped(self._timeout if patience is None else patience)
+        assert timeout is not None
         deadline = time.monotonic() + timeout
         while self._connection is not None and self._in_flight:
             left = deadline - time.monotonic()

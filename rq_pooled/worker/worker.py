@@ -200,7 +200,7 @@ class Worker(rq.worker.Worker):
         self.scheduler.pid = self.pid
         try:
             version = startup.when_ready(
-                lambda: self._begin(settings, loop, command, listen, names, lease),
+                lambda ends: self._begin(settings, loop, command, listen, names, lease, ends),
                 settings,
                 loop,
                 STOP_SIGNALS,
@@ -246,10 +246,11 @@ class Worker(rq.worker.Worker):
         listen: ListenConnection,
         names: Sequence[str],
         lease: Lease | None,
+        ends: float,
     ) -> tuple[int, int, int] | None:
         """Connect and register; return the server's version, None if a stop signal came first."""
         try:
-            version = self._connect_when_admitted(settings, loop, command, listen, lease)
+            version = self._connect_when_admitted(settings, loop, command, listen, lease, ends)
             if version is not None:
                 self.ip_address = command.address()
                 self._register(command, names)
@@ -276,7 +277,13 @@ class Worker(rq.worker.Worker):
         return Lease(settings, need, need, self._connector(settings, "probe"))
 
     def _connect_when_admitted(
-        self, settings: Settings, loop: Loop, command: CommandConnection, listen: ListenConnection, lease: Lease | None
+        self,
+        settings: Settings,
+        loop: Loop,
+        command: CommandConnection,
+        listen: ListenConnection,
+        lease: Lease | None,
+        ends: float,
     ) -> tuple[int, int, int] | None:
         """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
         versions: list[tuple[int, int, int]] = []
@@ -304,7 +311,7 @@ class Worker(rq.worker.Worker):
             self.name,
             lease,
         )
-        return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
+        return versions[0] if admission.wait(loop, STOP_SIGNALS, ends) else None
 
     def _multiplexer(self, parent: Parent) -> Multiplexer:
         """Return what lets jobs use Redis through this process."""
