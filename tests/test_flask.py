@@ -363,6 +363,8 @@ def test_sweep(operator: Any, redis: Redis) -> None:
         ("sweep", {"queue": "q", "policy": "purge", "older_than": None}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "older_than": ""}, 400),
         ("sweep", {"queue": "q", "policy": "purge"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "older_than": "0"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "exception": "Exception"}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "all": "0"}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "all": "yes"}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "all": "1", "exception": "ValueError"}, 400),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ..config.settings import scrub
 from ..durations import parse_duration, show_duration
 from ..errors import TRY_AGAIN, ConfigurationError, RQPooledError, SweepUnderWay
 from ..failed.history import history
-from ..failed.policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Requeue
+from ..failed.policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Purge, Requeue
 from ..failed.selection import Selection
 from ..failed.sweeper import Report, Sweeper
 from ..foreign import MAX_VALUE, is_wrong_type, printable
@@ -65,7 +66,7 @@ dead_option = click.option("--dead", is_flag=True, help="Dead letters instead of
 @click.option("--beyond", type=click.IntRange(0), metavar="N", help="--purge: also all but the newest N.")
 @click.option("--max-age", callback=_seconds, metavar="AGE", help=f"--bury: keep for [{show_duration(DEAD_AGE)}].")
 @click.option("--max-count", type=click.IntRange(0), help=f"--bury: keep at most [{DEAD_COUNT}].")
-@click.option("--all", "everything", is_flag=True, help="--purge: without any filter.")
+@click.option("--all", "everything", is_flag=True, help="--purge, --requeue: all, where no filter leaves one out.")
 @dead_option
 @dry_run_option
 @server_options
@@ -102,9 +103,31 @@ def _policy(options: dict[str, Any]) -> Policy:
     if "delay" in given:
         base = max(1.0, given["delay"])
         given["delay"] = Backoff(max=20, base=base, cap=max(base, 86_400), jitter="equal")
-    if action == "purge" and not given.keys() - {"limit"} and not everything:
-        raise click.UsageError("--purge deletes jobs: say which (--older-than, --beyond, --exception …) or --all")
-    return POLICIES[action](**given)
+    if everything and action in ("bury", "ghosts"):
+        raise click.UsageError(f"--all means nothing with --{action}")
+    if action == "purge":
+        given["everything"] = True  # to see whether they are; it is what was said below
+    policy = POLICIES[action](**given)
+    if isinstance(policy, Purge):
+        policy = dataclasses.replace(policy, everything=_said_all(policy, everything))
+    elif isinstance(policy, Requeue):
+        _said_all(policy, everything)
+    return policy
+
+
+def _said_all(policy: Purge | Requeue, everything: bool) -> bool:
+    """Return ``everything``, refused where the filters say otherwise; a limit is a filter only of what is requeued."""
+    purge = isinstance(policy, Purge)
+    if policy.chooses and everything:
+        raise click.UsageError("--all and a filter exclude each other: leave one out")
+    if not policy.chooses and not everything and (purge or policy.limit is None):
+        which = (
+            "--older-than above 0, --exception …, --beyond above 0" if purge else "--older-than above 0, --exception …"
+        )
+        raise click.UsageError(
+            f"this would {'delete' if purge else 'requeue'} every failed job: say which ({which}), or --all"
+        )
+    return everything
 
 
 @click.command(short_help="Put failed jobs back into their queues.")
@@ -148,6 +171,7 @@ def requeue(
         _requeue_ids(connection, ids, queues, policy, dead, dry_run, as_json)
         return
     policy = Requeue(at_front=at_front, retries=retries, **filters)
+    _said_all(policy, everything)
     _run(Sweeper(list(queues) or None, connection, policy, dead=dead), dry_run, as_json)
 
 

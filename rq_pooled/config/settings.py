@@ -309,10 +309,10 @@ class Settings:
         None, float, "a worker's maintenance moves jobs that failed so long ago to the dead letters", "s", low=0
     )
     sweep_purge_after: float | None = _setting(
-        None, float, "a worker's maintenance deletes jobs that failed so long ago", "s", low=0
+        None, float, "a worker's maintenance deletes jobs that failed so long ago", "s", low=0, above=True
     )
     sweep_keep: int | None = _setting(
-        None, int, "a worker's maintenance deletes failed jobs beyond the newest so many of a queue", "jobs", low=0
+        None, int, "a worker's maintenance deletes failed jobs beyond the newest so many of a queue", "jobs", low=1
     )
     sweep_dead_age: float = _setting(2_592_000.0, float, "how long SWEEP_BURY_AFTER keeps a dead letter", "s", low=1)
     sweep_dead_count: int = _setting(10_000, int, "dead letters that SWEEP_BURY_AFTER keeps per queue", "jobs", low=0)
