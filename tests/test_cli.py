@@ -242,6 +242,11 @@ def test_every_command_finds_the_server_of_redis_host(
         ("NAME = 5", "NAME in --config is 5: it must be a text"),
         ("SENTINEL = 5", "SENTINEL in --config cannot be used"),
         ("SENTINEL = {'INSTANCES': 5}", "SENTINEL in --config cannot be used"),
+        ("SENTINEL = {'INSTANCES': [('127.0.0.1', 'x')], 'MASTER_NAME': 'm'}", "SENTINEL in --config cannot be used"),
+        (
+            "SENTINEL = {'INSTANCES': [('127.0.0.1', 1)], 'MASTER_NAME': 'm', 'CONNECTION_KWARGS': {'no': 1}}",
+            "SENTINEL in --config cannot be used",
+        ),
         ("REDIS_HOST = 'a b'", "REDIS_HOST is not the name or address of a host"),
         ("REDIS_HOST = 'h'; REDIS_PORT = 'x'", "REDIS_PORT is not a port"),
         ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),

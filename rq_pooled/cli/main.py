@@ -272,6 +272,7 @@ def _connection(settings: Settings, module: Mapping[str, Any], connection_class:
     if settings.url == Settings().url and module.get("SENTINEL") is not None:
         try:
             client: redis.Redis = helpers.get_redis_from_config({"SENTINEL": module["SENTINEL"]}, connection_class)
+            _make_once(client)
         except Exception as error:  # whatever the user has written there
             raise ConfigurationError(f"SENTINEL in --config cannot be used: {scrub(_words(error))}") from error
         return client
@@ -282,6 +283,13 @@ def _connection(settings: Settings, module: Mapping[str, Any], connection_class:
         return connection_class.from_url(settings.url)
     except ValueError as error:
         raise ConfigurationError(f"URL is {scrub_url(settings.url)}: {error}") from error
+
+
+def _make_once(client: redis.Redis) -> None:
+    """Make a connection to the master and to each sentinel, without connecting: wrong words fail now, not later."""
+    manager = client.connection_pool.sentinel_manager
+    for pool in (client.connection_pool, *(sentinel.connection_pool for sentinel in manager.sentinels)):
+        pool.connection_class(**pool.connection_kwargs)
 
 
 def _write_pid(path: str) -> None:

@@ -268,7 +268,8 @@ def _url_options(settings: Settings) -> dict[str, Any]:
                 raise ConfigurationError(f"URL has a {name!r} that is no number; remove or correct it") from None
     if options.get("protocol", 2) not in (2, 3):
         raise ConfigurationError("URL has a 'protocol' that is neither 2 nor 3; remove or correct it")
-    _check_parameters(settings.url, tuple(options.items()))
+    checked = {name: value for name, value in options.items() if name not in _FORBIDDEN_PARAMETERS}
+    _check_parameters(settings.url, tuple(checked.items()))
     return options
 
 
@@ -278,8 +279,6 @@ def _check_parameters(url: str, found: tuple[tuple[str, Any], ...]) -> None:
     cls = options.pop("connection_class", Connection)
     if isinstance(cls, str):
         options["connection_class"], cls = cls, Connection
-    for name in _FORBIDDEN_PARAMETERS:
-        options.pop(name, None)
     problem = url_problem(url.partition(":")[0], options, accepted_options(cls) | set(_POOL_PARAMETERS))
     if problem is not None:
         raise ConfigurationError(problem)

@@ -115,7 +115,10 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     def health_redis() -> tuple[Response, int]:
         client = client_of()
         with within(HEALTH_DEADLINE, "the deadline of /health/redis"):
-            report = health_word(HEALTH_DEADLINE, client.settings, client.redis)
+            try:
+                report = health_word(HEALTH_DEADLINE, client.settings, client.redis)
+            except ConfigurationError:  # everybody may ask: what is wrong stands on the page
+                report = {"ok": False, "status": "misconfigured"}
         return jsonify(report), 200 if report["ok"] else 503
 
     @blueprint.get("/redis/pool-stats")
