@@ -287,7 +287,7 @@ def _connection(settings: Settings, module: Mapping[str, Any], connection_class:
 
 def _make_once(client: redis.Redis) -> None:
     """Make a connection to the master and to each sentinel, without connecting: wrong words fail now, not later."""
-    manager = client.connection_pool.sentinel_manager
+    manager: Any = client.connection_pool.sentinel_manager  # type: ignore[attr-defined]
     for pool in (client.connection_pool, *(sentinel.connection_pool for sentinel in manager.sentinels)):
         pool.connection_class(**pool.connection_kwargs)
 
