@@ -23,7 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from rq import Queue
 from rq.utils import now, utcformat
-from support import running_worker
+from support import running_worker, wait_until
 
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.cli import main as cli
@@ -326,6 +326,40 @@ def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
         and shown["queue_count"] == 2000
         and "q01999" in [one["name"] for one in shown["queues"]]
     )
+
+
+# -- RQ's own maintenance ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [b"\xff\xfe", b"a\nb:1", b":::", b"odd:1", b"date:1", b"origin:1", b"x" * 1_000_000])
+def test_an_abandoned_entry_that_cannot_be_read_stops_no_maintenance(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, entry: bytes
+) -> None:
+    """RQ's maintenance fails the abandoned jobs of all queues, whatever else stands in registries and groups."""
+    redis.set("rq:job:odd", "no hash")
+    redis.hset("rq:job:date", mapping={"data": b"x", "status": "started", "created_at": b"\xff"})
+    redis.hset("rq:job:origin", mapping={"data": b"x", "status": "started", "origin": b"\xff"})
+    redis.set("rq:wip:a", "no registry")
+    redis.sadd("rq:groups", b"\xff", "good", "odd")
+    redis.sadd("rq:group:good", b"\xff", "x")
+    redis.set("rq:group:odd", "no set")
+    for name in "abc":
+        redis.sadd("rq:queues", f"rq:queue:{name}")
+    for name in "bc":
+        job = Queue(name, connection=redis).enqueue("math.sqrt", 4, job_id=f"abandoned-{name}")
+        redis.delete(f"rq:queue:{name}")
+        job.set_status("started")  # type: ignore[arg-type]
+        redis.zadd(f"rq:wip:{name}", {f"{job.id}:1": 2, entry: 1})
+    with running_worker(server.url, "a", "b", "c", log=tmp_path / "log") as worker:
+        for name in "bc":
+            wait_until(lambda: redis.zscore(f"rq:failed:{name}", f"abandoned-{name}"), what=name)  # noqa: B023
+        wait_until(lambda: redis.smembers("rq:groups") == {b"good"}, what="the groups that can be read")
+        wait_until(lambda: redis.smembers("rq:group:good") == {b"x"})
+        assert "queue a cannot be cleaned (ResponseError: WRONGTYPE" in worker.output()
+        assert "died during" not in worker.output() and "Traceback" not in worker.output()
+        if len(entry) < 100:
+            assert f"dropping {printable(entry)}, which is abandoned and cannot be read" in worker.output()
+    assert not redis.zcard("rq:wip:b") and not redis.zcard("rq:wip:c")
 
 
 # -- RQ before 1.12 ----------------------------------------------------------------------------------------------------

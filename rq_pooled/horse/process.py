@@ -38,6 +38,7 @@ from ..wire import Word, pack, pack_runs
 from . import dates, hooks
 from .cleanup import Surroundings, has_children, has_doomed_children, let_resource_trackers_live
 from .large import LARGE, Gone, LargeValues, Refused, set_apart, without_known
+from .maintenance import check_unreadable, screen_groups
 from .recorder import Tape
 from .relay import Relay
 from .success import snapshot
@@ -267,11 +268,12 @@ class HorseProcess:
         relay = Relay(self._channel, self._recorder, self._large)
         try:
             relay.execute([first])
-            try:
-                with hooks.around_job(), relay.carry():
+            with hooks.around_job(), relay.carry():
+                try:
                     self._worker.run_maintenance_tasks()
-            except ResponseError as error:  # a key that is something else: sweeps do without it
-                self._worker.log.warning("Worker %s: RQ's maintenance given up: %s", self._worker.name, error)
+                except Exception as error:  # noqa: BLE001 - see horse/maintenance.py
+                    check_unreadable(error)
+                    screen_groups(self._worker, error)
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except (RedisError, Refused) as error:  # lost, or refused by an access control list
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, message_of(error))

@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..connection.away import NotSent, check_away
 from ..connection.place import Place
 from ..connection.sockets import close_copy, patient
+from ..deadline import clipped
 from ..wire import Command, pack_commands
 from .exchange import Exchange
 
