@@ -10,6 +10,9 @@
 --             its limit or '', how many jobs that lets in
 -- returns     { 'ok', status of each job ... } | { 'exists', id } | { 'spent', id that spent the key } | { 'unique', id that is queued or running }
 --             | { 'full', jobs in the queue }
+
+-- Those of what follows the first write; a web process may have few others.
+-- rights first of EXPIRE HGET HSET LPUSH RPUSH
 local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
 local once, unique, life, now = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 
@@ -34,6 +37,7 @@ while at <= #ARGV do
   at = at + 4 + tonumber(ARGV[at + 3])
   local limit = 'rq:rl:' .. ARGV[at]
   if ARGV[at] ~= '' and not limits[limit] then
+    -- rights first of HSET SADD ZADD
     if not is_limit(limit) then
       return redis.error_reply('WRONGTYPE ' .. limit .. ', or a key that belongs to it, is not what RQ makes it')
     end
@@ -50,6 +54,7 @@ if once ~= '' then
   end
 end
 if unique ~= '' then
+  -- rights first of SET
   -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
   -- With the time of its creation: a later job with the same id is another call.
   local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')

@@ -5,6 +5,7 @@
 -- ARGV[1]     seconds after which an id was left
 -- returns     { { job id, queue key, 1 if it went back to its queue, 0 if it was only removed } ... }
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 local age = tonumber(ARGV[1])
 local time = redis.call('TIME')

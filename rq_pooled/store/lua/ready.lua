@@ -5,6 +5,7 @@
 -- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
 -- returns     { { job id, queue key, 1 if it was queued, 0 if only its entry was removed } ... }
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 -- RQ limits
 -- include fits

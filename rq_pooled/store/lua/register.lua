@@ -6,6 +6,8 @@
 -- ARGV[5]     number of queues                 ARGV[6..]  queue name ...
 -- then        per slot: worker name, number of words, field, value ... of its hash
 -- returns     {} or { worker name that is taken, its host, its pid }
+
+-- rights first
 local ttl, again, dead_host, dead_pid = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4]
 local queues, first = {}, 6 + tonumber(ARGV[5])
 for i = 6, first - 1 do
