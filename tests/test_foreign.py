@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 import time
 import zlib
@@ -283,6 +284,34 @@ def test_arguments_are_not_read_to_see_that_they_are_there(redis: Redis) -> None
     assert redis.info("stats")["total_net_output_bytes"] - before < 200_000
     assert all(job["exists"] and job["description"] == "(a description of 1000000 bytes)" for job in jobs)
     assert found["upcoming"][0]["id"] == "j1"
+
+
+def test_a_huge_error_of_one_job_costs_no_list_of_the_others(redis: Redis, run: Run) -> None:
+    """Results, errors and descriptions that are huge are told by their size, and are not sent."""
+    huge = b"q" * 20_000_000
+    fill(redis, 2)
+    fail_raw(redis, b"result", description=huge)
+    redis.xadd("rq:results:result", {"type": 2, "exc_string": huge})
+    fail_raw(redis, b"hash", exc_info=huge)
+    before = redis.info("stats")["total_net_output_bytes"]
+    jobs = {job["id"]: job["reason"] for job in health.failed_jobs(connection=redis)["jobs"]}
+    assert re.fullmatch(r"results of 2\d{7} bytes, which are not read", jobs["result"]) and len(jobs) == 4
+    code, out, _ = run("failed", "--json")
+    assert code == 0 and len(json.loads(out)) == 4 and len(out) < 10_000
+    assert run("sweep", "--purge", "--exception", "shop.Declined")[0] == 0
+    assert run("requeue", "--all")[1] == "default: 4 requeued (of 4)\n"
+    assert redis.info("stats")["total_net_output_bytes"] - before < 1_000_000
+
+
+def test_an_entry_of_the_queues_without_its_prefix_hides_no_queue(redis: Redis, run: Run) -> None:
+    """Two entries that mean one queue are one, on the page, in lists, in sweeps and in the metrics."""
+    fill(redis, 2)
+    fill(redis, 1, "other", prefix="o")
+    redis.sadd("rq:queues", "default", "")
+    assert len(health.failed_jobs(connection=redis)["jobs"]) == 3
+    assert [queue["name"] for queue in health.queues(redis)] == ["", "default", "other"]
+    assert len(overview(redis, Settings())["queues"]) == 3 and "default" in metrics(redis)
+    assert len(run("failed")[1].splitlines()) == 3
 
 
 def test_a_large_offset_reads_no_registry(redis: Redis) -> None:

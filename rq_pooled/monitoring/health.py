@@ -221,7 +221,7 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     """
     check_prefix()
     client = connection or get_connection()
-    names = sorted(text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
+    names = sorted({text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues")})
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists("rq:suspended")
