@@ -132,6 +132,13 @@ def test_a_bare_failure_is_kept_as_long_as_the_job_says(ours: Engine, redis: Red
     assert score == -1 if ttl == -1 else abs(score - time.time() - kept) < 10
 
 
+def test_a_bare_failure_says_any_reason(ours: Engine, redis: Redis) -> None:
+    """An error that quotes bytes which are no text is recorded, with these shown as escapes."""
+    claim = claim_one(ours, redis)
+    assert ours.commit(ours.ledger.bare_failure(claim, "no \udcff, no \ud800")) == ["ok"]
+    assert r"no \udcff, no \ud800" in Job.fetch("a", connection=redis).latest_result().exc_string
+
+
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_cancelled_and_deleted_jobs_leave_nothing(ours: Engine, redis: Redis, how: str) -> None:
     """The dropped outcome of a cancelled or deleted job clears what Job.cancel leaves: executions, lease,

@@ -115,6 +115,14 @@ class CommandTable:
         return second in self._subcommands.get(upper, ())
 
 
+def is_harmless(words: Sequence[bytes]) -> bool:
+    """Tell whether a command neither waits nor changes its connection, by the built-in table; one it lacks is not."""
+    name = words[0].upper()
+    return (
+        name in _SHARED or name in _SCRIPTS or (name == b"SCRIPT" and [one.upper() for one in words[1:2]] == [b"LOAD"])
+    )
+
+
 def is_lasting(words: Sequence[bytes]) -> bool:
     """Tell whether a command that is not shared leaves the connection changed."""
     name = words[0].upper()

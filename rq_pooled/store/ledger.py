@@ -238,7 +238,7 @@ class Ledger:
         """
         job, registry = f"rq:job:{claim.job_id}", FailedJobRegistry.key_template.format(claim.queue)
         ended = utcformat(now())
-        error = zlib.compress(reason.encode())
+        error = zlib.compress(reason.encode(errors="backslashreplace"))
         commands: list[tuple[Word, ...]] = [
             ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", error),
             ("ZADD", registry, _failure_score(claim.raw), claim.job_id),
