@@ -129,6 +129,11 @@ def is_lasting(words: Sequence[bytes]) -> bool:
     return name in _LASTING or (name == b"CLIENT" and words[1:2] != [] and words[1].upper() not in _CLIENT_LOOKS)
 
 
+def may_block(name: bytes) -> bool:
+    """Tell whether a command, in capital letters, may wait on the server."""
+    return name in _BLOCKS or name in _READS_STREAMS
+
+
 def block_of(words: Sequence[bytes]) -> float | None:
     """Return the seconds that a command may wait on the server, 0 if it does not wait, None for ever."""
     name = words[0].upper()

@@ -34,6 +34,7 @@ from ..capacity.stop_flag import Brake
 from ..config.settings import Settings, scrub
 from ..connection.connect_errors import explain
 from ..connection.options import Introduce, address_of, client_name, connection_options, pool_limits, says_full
+from ..connection.patience import patient
 from ..connection.readonly import noticing
 from ..connection.sentinel import Masters
 from ..deadline import clipped, hurried, within
@@ -161,6 +162,8 @@ class Pool(BlockingConnectionPool):
         self._subscribers: list[Callback] = []
         #: While it is engaged no connection is opened; a horse's, set by its worker's guard.
         self.brake: Brake | None = None
+        #: Commands that wait in Redis may take longer than SOCKET_TIMEOUT; for jobs.
+        self.patient = False
         super().__init__(  # type: ignore[no-untyped-call]
             max_connections=max_connections or most,
             timeout=wait if timeout is None else timeout,
@@ -372,7 +375,8 @@ class Pool(BlockingConnectionPool):
         """Return a new connection, not connected yet, that reports each connect to this pool."""
         options = dict(self.connection_kwargs)
         options["redis_connect_func"] = _Report(weakref.ref(self), options["redis_connect_func"])
-        cls: Any = self.connection_class if self.lease is None else owing(self.connection_class)
+        cls: Any = patient(self.connection_class) if self.patient else self.connection_class
+        cls = cls if self.lease is None else owing(cls)
         connection = hurried(noticing(cls))(**options)
         with self._book:
             self._connections.append(connection)

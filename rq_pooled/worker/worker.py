@@ -367,7 +367,7 @@ class Worker(rq.worker.Worker):
                 pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
             else:
                 pool.become("job", share)
-                pool.brake = brake
+                pool.brake, pool.patient = brake, True
             adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class
