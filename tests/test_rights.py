@@ -21,11 +21,11 @@ from test_stalls import end_lease
 import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.store import scripts
-from rq_pooled.store.scripts import Lock, budget_keys, commands_of
+from rq_pooled.store.scripts import SweepLock, budget_keys, commands_of
 from rq_pooled.wire import Command, pack_runs
 
-LOCK = Lock("rq_pooled:sweep:q", "", 30)
-OWN_LOCK = Lock("rq_pooled:sweep:q", "us", 30)
+LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
+OWN_LOCK = SweepLock("rq_pooled:sweep:q", "us", 30)
 Scene = Callable[[Engine, Redis], Command]
 SCENES: dict[str, Scene] = {}
 
@@ -242,7 +242,7 @@ def move_gone(ours: Engine, redis: Redis) -> Command:
     return command
 
 
-def requeue(ours: Engine, due: str, lock: Lock = LOCK) -> Command:
+def requeue(ours: Engine, due: str, lock: SweepLock = LOCK) -> Command:
     """A requeue of two failed jobs."""
     words = ("now", b"", 180, True, 3, "default", None, [("a", "any", due), ("b", "any", due)])
     return ours.scripts.failed_requeue("rq:failed:default", lock, *words)
