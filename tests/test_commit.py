@@ -394,6 +394,17 @@ def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> No
     assert redis.lrange("rq:queue:default", 0, -1) == [b"b-b"]
 
 
+@pytest.mark.parametrize("note", [b"", b"\xff\n", b"x y z", b"1"])
+def test_a_note_that_is_no_claim_hides_no_lost_one(ours: Engine, redis: Redis, note: bytes) -> None:
+    """What no claim has written into the worker's claims is told apart and can be dropped; a lost claim is found."""
+    lost = claim_one(ours, redis)
+    ours.run(("HSET", ours.ledger.known_claims()[1], b"\xff\n", note))
+    strange: list[bytes] = []
+    (found,) = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), [], strange)
+    assert found[:5] == lost[:5] and strange == [b"\xff\n"]
+    assert ours.run(ours.ledger.drop_notes(strange)) == 1
+
+
 @pytest.mark.parametrize(("queue", "name"), [("a\nb", "w"), ("q", "w\n1"), ("\udcff 3", "2 w")])
 def test_claims_of_any_name_are_found(ours: Engine, redis: Redis, queue: str, name: str) -> None:
     """A line break, or bytes that are no text, in the name of a queue or worker keep no lost claim from its queue."""

@@ -175,19 +175,32 @@ class Ledger:
         """Return the command that asks for all claims of this process; its reply is read by ``unknown``."""
         return ("HGETALL", claims_key(self.token))
 
+    def drop_notes(self, members: Sequence[bytes]) -> Command:
+        """Return the command that removes notes which are no claims, a thousand at most."""
+        return ("HDEL", claims_key(self.token), *members[:1000])
+
     def forget(self, claim: Claim) -> Command:
         """Return the command that has the server no longer note a claim for this process."""
         return ("HDEL", claims_key(self.token), claim.member)
 
     @staticmethod
-    def unknown(reply: Sequence[bytes], known: Iterable[str]) -> list[Claim]:
-        """Return the claims in the server's note that are not among ``known`` members: their reply was lost."""
+    def unknown(reply: Sequence[bytes], known: Iterable[str], unreadable: list[bytes] | None = None) -> list[Claim]:
+        """Return the claims in the server's note that are not among ``known`` members: their reply was lost.
+
+        Args:
+            unreadable: gets the members of notes that no claim has written.
+        """
         members = set(known)
         claims = []
         for member, note in zip(reply[::2], reply[1::2]):
             if text(member) not in members:
                 job_id, _, execution_id = text(member).rpartition(":")
-                queue, key, name = _note_of(note)
+                try:
+                    queue, key, name = _note_of(note)
+                except ValueError:
+                    if unreadable is not None:
+                        unreadable.append(member)
+                    continue
                 claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
         return claims
 
