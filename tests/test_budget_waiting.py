@@ -26,6 +26,7 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ServerFull
 from rq_pooled.pool import Pool
+from rq_pooled.pool.places import Places
 from rq_pooled.store.scripts import shared_scripts
 
 if TYPE_CHECKING:
@@ -190,6 +191,17 @@ def test_a_wish_that_nobody_repeats_is_forgotten(redis: Redis, server: EmbeddedS
         redis.zadd(WAITING, {"shop:host:1:dead": wish})
         assert lease.accept(redis.execute_command(*by_text(lease.command()))) and lease.crowded == crowded
     assert not redis.exists(WAITING)
+
+
+def test_a_pool_keeps_its_only_connection(redis: Redis, server: EmbeddedServer) -> None:
+    """Where a process waits that has no connection a pool gives one up that is in demand, but not its last one."""
+    places = Places(shop(server, 9), lambda: None)
+    for used, sheds in ((1, False), (2, True)):
+        places.used = used
+        redis.zadd(WAITING, {"shop:host:1:starving": redis.time()[0] + 100})
+        assert places.accept(redis.execute_command(*by_text(places.command(used)))) and places.starving
+        assert places.may_shed() is sheds
+        assert not places.may_shed(), "once per reply"
 
 
 def by_text(command: Any) -> list[Any]:

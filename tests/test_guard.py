@@ -175,6 +175,17 @@ def test_of_two_that_took_the_last_place_the_later_gives_way(
         command.close()
 
 
+def test_a_worker_that_died_while_it_started_is_forgotten(redis: Redis, server: EmbeddedServer) -> None:
+    """A reservation that nobody gives back holds up no other worker for longer than its life, whoever else starts."""
+    scripts, settings = Scripts(), Settings(url=server.url)
+    command = CommandConnection(lambda: make_connection(settings, "command"), scripts.load(), 5)
+    command.connect()
+    assert command.execute([scripts.admit("dead", True, 30.0)]) == [[0, 0]]
+    assert command.execute([scripts.admit("next", True, 30.0)]) == [[1, 0]]
+    wait_until(lambda: command.execute([scripts.admit("last", True, 0.3)]) == [[0, 0]], 5, "both to be forgotten")
+    command.close()
+
+
 @pytest.mark.parametrize("taken", [9, 11], ids=["above the ceiling", "every one"])
 def test_giving_up_is_75_with_a_table(start_server: Callable[..., EmbeddedServer], tmp_path: Path, taken: int) -> None:
     """After GUARD_WAIT the worker ends with 75 and says who holds the connections, without a traceback."""

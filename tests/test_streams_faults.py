@@ -258,6 +258,22 @@ def test_wait_in_a_transaction_changes_nothing_in_it(hub: Hub) -> None:
     client.expect(b"*1\r\n:0\r\n")
 
 
+def test_wait_behind_a_watch_is_answered(hub: Hub) -> None:
+    """What has to wait for the replies to earlier commands of its stream goes on when these have come."""
+    client = hub.client()
+    client.send(("WATCH", "k"), ("GET", "k"), ("WAIT", "0", "10"), ("GET", "k"))
+    client.expect(b"+OK\r\n$-1\r\n:0\r\n$-1\r\n")
+
+
+@pytest.mark.parametrize(("end", "number"), [(("EXEC",), 3), (("EXEC", "x"), 0)])
+def test_a_transaction_without_a_sure_end_is_not_shared(hub: Hub, end: tuple[str, ...], number: int) -> None:
+    """EXEC with more words is an error after which old servers are in the transaction still: others would be in it."""
+    client = hub.client()
+    assert client.ask("SET", "k", "1") == b"+OK\r\n"  # what the command is like is known from here on
+    data = pack_commands([("MULTI",), ("SET", "k", "1"), end])
+    assert hub.mux._transaction(data, 0) == (len(data), number, None)
+
+
 # -- order, and what a job leaves --------------------------------------------------------------------------------------
 
 
