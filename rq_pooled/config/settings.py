@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from ..durations import LONGEST
 from ..errors import ConfigurationError
 from .host_url import url_of_host
 from .sentinel_url import FORM as SENTINEL_FORM
@@ -440,6 +441,9 @@ def _checked(values: Mapping[str, Any], sources: Mapping[str, str]) -> dict[str,
             raise refuse(name, f"it must be {meta.allowed}{reason}", "raise it")
         if meta.high is not None and number > meta.high:
             raise refuse(name, f"it must be {meta.allowed}", "lower it")
+        # Redis refuses, in the middle of a script, times whose milliseconds exceed 64 bits.
+        if meta.unit == "s" and number > LONGEST:
+            raise refuse(name, f"it must be at most {LONGEST} (100 years)", "lower it")
 
     if "url" in result and (problem := _url_problem(result["url"])):
         forms = "redis://host:port/db, rediss://host:port/db or unix:///path?db=0"

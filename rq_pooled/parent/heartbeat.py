@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -185,5 +186,5 @@ class Upkeep:
     def _maintain(self) -> None:
         if not any(task.kind == "maintain" for task in self._slots.tasks):
             keys = [queue.key for queue in self._parent.worker.queues]
-            command = self._parent.scripts.postpone(keys, int(self._parent.settings.abandon_after))
+            command = self._parent.scripts.postpone(keys, math.ceil(self._parent.settings.abandon_after))
             self._slots.tasks.append(Task("maintain", arguments=(tuple(command),)))

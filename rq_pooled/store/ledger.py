@@ -6,6 +6,7 @@ round trip.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import zlib
@@ -157,7 +158,7 @@ class Ledger:
             utcformat(now()),
             created_at,
             self._settings.heartbeat_ttl,
-            int(self._settings.abandon_after),
+            math.ceil(self._settings.abandon_after),
             MAX_CLAIM_BYTES,
             strategy,
             random.randrange(2**31),
@@ -214,7 +215,7 @@ class Ledger:
             utcformat(now()),
             time.time(),
             self._settings.heartbeat_ttl,
-            int(self._settings.abandon_after),
+            math.ceil(self._settings.abandon_after),
             self._settings.max_stalls,
             # A little less than the interval: whoever is next does not find the lock of the round before.
             self._settings.stalled_interval * 0.9,
@@ -271,7 +272,7 @@ class Ledger:
             utcformat(now()),
             time.time(),
             self._settings.heartbeat_ttl,
-            int(self._settings.abandon_after),
+            math.ceil(self._settings.abandon_after),
             worker_ttl,
             self.token,
             slots,

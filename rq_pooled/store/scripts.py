@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import rq_api
+from ..durations import LONGEST
 from ..wire import Command, Packed, Word, pack_runs
 
 RawCommand = Sequence[bytes]
@@ -334,7 +335,7 @@ class Scripts:
         words: list[Word] = []
         for name, fields in slots:
             words += [name, 2 * len(fields), *(word for field in fields.items() for word in field)]
-        return self._call("register", (), worker_ttl, int(again), *dead, len(queues), *queues, *words)
+        return self._call("register", (), min(worker_ttl, LONGEST), int(again), *dead, len(queues), *queues, *words)
 
     def unregister(self, now: str, scheduler: str, queues: Sequence[str], names: Iterable[str]) -> Command:
         """Register the death of these workers and release the scheduler's locks."""

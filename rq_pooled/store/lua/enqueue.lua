@@ -14,12 +14,14 @@
 -- Those of what follows the first write; a web process may have few others.
 -- rights first of EXPIRE HGET HSET LPUSH RPUSH
 local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
-local once, unique, life, now = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local once, unique, now = ARGV[3], ARGV[4], ARGV[6]
 
 -- RQ limits
 -- include numbers
 -- include fits
 -- include pass_limit
+
+local life = math.floor(math.min(math.max(1, tonumber(ARGV[5]) or 1), 3155760000000))
 
 -- Jobs that wait for their limits count among those that wait in the queue.
 local jobs, at, limits, waiting = {}, 7, {}, 0

@@ -18,7 +18,8 @@ if ARGV[1] ~= '' then
   end
   redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
-local registry, dead, age = KEYS[1], KEYS[3], ARGV[3]
+-- include numbers
+local registry, dead, age = KEYS[1], KEYS[3], seconds_of(ARGV[3]) or 1
 local time = redis.call('TIME')
 local ends = time[1] + age + time[2] / 1000000
 

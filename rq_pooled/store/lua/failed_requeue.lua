@@ -58,6 +58,8 @@ local function requeue(id, ended_at, due)
   local list, scheduled = 'rq:queue:' .. queue, 'rq:scheduled:' .. queue
   if not fits(list, 'list') or not fits(scheduled, 'zset') or not fits('rq:queues', 'set') then
     return 'changed'
+  elseif due ~= '' and not (math.abs(tonumber(due) or 1e300) < 1e15) then -- ZADD refuses what is no number
+    return 'changed'
   end
   redis.call('ZREM', registry, id)
   redis.call('HDEL', job, 'number_of_retries')

@@ -29,7 +29,7 @@ for _, key in ipairs(KEYS) do
         redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
         redis.call(at_front and 'LPUSH' or 'RPUSH', key, id)
       end
-      redis.call('SADD', 'rq:queues', key)
+      redis.pcall('SADD', 'rq:queues', key)
     end
     found[#found + 1] = { id, key, queued and 1 or 0 }
   end

@@ -14,6 +14,16 @@ for i = 6, first - 1 do
   queues[#queues + 1] = ARGV[i]
 end
 
+-- include fits
+
+local fit = fits('rq:workers', 'set')
+for _, queue in ipairs(queues) do
+  fit = fit and fits('rq:workers:' .. queue, 'set')
+end
+if not fit then
+  return redis.error_reply('WRONGTYPE rq:workers, or the same of a queue, is no set')
+end
+
 local at = first
 while at <= #ARGV and not again do
   local worker = 'rq:worker:' .. ARGV[at]
