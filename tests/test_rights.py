@@ -20,6 +20,7 @@ from test_stalls import end_lease
 
 import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.rq_api import RQ3
 from rq_pooled.store import scripts
 from rq_pooled.store.scripts import SweepLock, budget_keys, commands_of
 from rq_pooled.wire import Command, pack_runs
@@ -467,6 +468,19 @@ def test_a_step_happens_whole_or_not_at_all(server: EmbeddedServer, redis: Redis
             if after != whole:
                 broken.append(f"-{right}: {reply!r}")
     assert not broken, "\n".join(broken)
+
+
+@pytest.mark.skipif(not RQ3, reason="of RQ 3")
+def test_a_job_with_a_limit_waits_for_the_right_to_pass_it(redis: Redis, limited: Engine) -> None:
+    """Whichever right is withdrawn, jobs that are enqueued with a limit stand in the queue, wait, or are refused."""
+    for right in (*commands_of(limited.scripts.text("enqueue")), "ZPOPMIN"):
+        redis.flushall()
+        redis.execute_command("ACL", "SETUSER", "limited", f"-{right}")
+        (reply,) = limited.command.execute([enqueueing(limited, ("key", 1))])
+        redis.execute_command("ACL", "SETUSER", "limited", "+@all")
+        queued = [*redis.lrange("rq:queue:default", 0, -1), *redis.zrange("rq:rl:key:rate_limited", 0, -1)]
+        kept = [] if isinstance(reply, Exception) else [b"a", b"b"]
+        assert sorted(queued) == kept and redis.exists("rq:job:a", "rq:job:b") == len(kept), right
 
 
 def test_every_script_that_writes_is_tried() -> None:
