@@ -412,7 +412,7 @@ def scheduler_due(ours: Engine, redis: Redis) -> Command:
 APART = {"heartbeat", "unregister", "rights", "reads", "failed_page", "failed_unlock", "unlock"}
 
 
-SCRIPTS = {path.stem for path in (Path(rq_pooled.__file__).parent / "lua").glob("*.lua")}
+SCRIPTS = {path.stem for path in (Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua")}
 
 
 def script_of(name: str) -> str:
