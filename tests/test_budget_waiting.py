@@ -212,12 +212,14 @@ def test_a_connection_that_is_lost_ahead_of_a_reply_is_lost() -> None:
         connect = {"port": listener.getsockname()[1], "redis_connect_func": lambda made: made._parser.on_connect(made)}
         connection = owing(Connection)(host="127.0.0.1", **connect)
         connection.connect()
-        listener.accept()[0].close()
+        served, _ = listener.accept()
         read: list[Any] = []
+        connection.send_ahead(("EXISTS", "x"), read.append)
+        connection.send_command("GET", "y", check_health=False)
+        served.shutdown(socket.SHUT_WR)
         with pytest.raises(RedisConnectionError):
-            connection.send_ahead(("EXISTS", "x"), read.append)
-            connection.send_command("GET", "y", check_health=False)
             connection.read_response()
+        served.close()
         assert read == []
 
 
