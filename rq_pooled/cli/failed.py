@@ -14,7 +14,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..durations import parse_duration, show_duration
 from ..errors import TRY_AGAIN, ConfigurationError, RQPooledError, SweepUnderWay
 from ..failed.history import history

@@ -26,8 +26,9 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
+from ..config.secrets import message_of, scrub, scrub_url
 from ..config.sentinel_url import is_sentinel_url
-from ..config.settings import Settings, message_of, scrub, scrub_url
+from ..config.settings import Settings
 from ..config.typos import misspelt
 from ..connection.options import connection_options
 from ..errors import TRY_AGAIN, USAGE, ConfigurationError, RQPooledError

@@ -16,7 +16,8 @@ import click
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.options import address_of
 from ..durations import show_duration
 from ..errors import RQPooledError

@@ -27,8 +27,9 @@ from redis.exceptions import ResponseError
 from redis.retry import Retry
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
+from ..config.secrets import scrub
 from ..config.sentinel_url import is_sentinel_url, parse_sentinel_url
-from ..config.settings import Settings, scrub
+from ..config.settings import Settings
 from ..deadline import current as current_deadline
 from ..deadline import hurried
 from ..errors import ConfigurationError

@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..deadline import hurried
 
 #: Makes the keyword arguments of a connection to a sentinel: (class, keyword arguments).

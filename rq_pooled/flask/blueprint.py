@@ -16,7 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs

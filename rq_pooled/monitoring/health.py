@@ -29,7 +29,8 @@ from rq.registry import (
 
 from ..capacity.level import level_of
 from ..capacity.processes import read_processes
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.connect_errors import FULL
 from ..connection.options import address_of, make_connection
 from ..deadline import within

@@ -31,7 +31,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.connect_errors import explain
 from ..connection.options import Introduce, address_of, client_name, connection_options, pool_limits, says_full
 from ..connection.readonly import noticing

@@ -33,7 +33,8 @@ from ..capacity.budget import Lease
 from ..capacity.processes import process_name, withdraw
 from ..capacity.reservation import ALWAYS
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..config.typos import misspelt
 from ..connection.away import is_away
 from ..connection.options import accepted_options, close_idle, make_connection
