@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from ..config.secrets import scrub
 from ..config.settings import Settings
-from ..connection.options import address_of
+from ..connection.place import address_of
 from ..durations import show_duration
 from ..errors import RQPooledError
 from ..foreign import printable
