@@ -271,7 +271,7 @@ def _show(connection: Redis, job_id: str, as_json: bool) -> None:
 
 
 def _run(sweeper: Sweeper, dry_run: bool, as_json: bool) -> None:
-    """Sweep with a progress bar where somebody looks, and say what was done."""
+    """Sweep, on a terminal with a progress bar, and say what was done."""
     shown = sys.stderr.isatty() and not as_json
     with click.progressbar(length=1, label="failed jobs", file=sys.stderr, hidden=not shown) as bar:
 

@@ -79,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(error, TRY_AGAIN)
     except RedisError as error:  # READONLY after a failover, out of memory, forbidden by an ACL
         code = _say(f"the server refused a command: {error}", TRY_AGAIN)
-    except BrokenPipeError:  # whoever read our output has gone (`| head`)
+    except BrokenPipeError:
+        # The reader of our output has gone (`| head`).
         code = 1
     except OSError as error:  # a full disk
         code = _say(error, TRY_AGAIN)

@@ -241,7 +241,7 @@ def _terminal() -> Iterator[Any]:
     def end(signum: int, frame: Any) -> None:
         sys.exit(128 + signum)
 
-    # Whoever ends it gets the terminal back as it was.
+    # A signal that ends it leaves the terminal as it was.
     handlers = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
     keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None  # closed: no stdin
     before = termios.tcgetattr(keys) if keys is not None else None

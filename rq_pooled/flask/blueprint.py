@@ -82,7 +82,9 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
             return
         allowed = permission()
         if not allowed:
-            why = "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so nobody may see this"
+            why = (
+                "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so this is closed to all"
+            )
             abort(403, why)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             if allowed != "write":
