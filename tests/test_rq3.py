@@ -22,7 +22,7 @@ from support import running_worker, wait_until
 from test_bad_input import WAYS, refusal, run
 
 from rq_pooled import Queue as PooledQueue
-from rq_pooled.cli.stats import queue_rows
+from rq_pooled.cli.tables import queue_rows
 from rq_pooled.errors import ConfigurationError, QueueFull
 from rq_pooled.failed import Sweeper
 from rq_pooled.health import queues
