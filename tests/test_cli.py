@@ -20,6 +20,7 @@ from rq.cli.workers import worker as rq_worker
 
 from rq_pooled.cli import demo, options
 from rq_pooled.cli import main as cli
+from rq_pooled.cli.settings import settings_as_markdown
 from rq_pooled.config import Settings
 from rq_pooled.config.typos import misspelt
 from rq_pooled.embedded import EmbeddedServer
@@ -172,7 +173,7 @@ def test_misspelt_variables_are_named(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 def test_settings_document_is_current() -> None:
     """docs/settings.md is what `make docs` writes."""
-    assert (ROOT / "docs" / "settings.md").read_text() == options.settings_as_markdown()
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_as_markdown()
 
 
 def test_settings_are_shown_without_passwords(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

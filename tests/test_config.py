@@ -13,7 +13,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
-from rq_pooled.config.settings import Settings, message_of, scrub, scrub_url
+from rq_pooled.config.secrets import message_of, scrub, scrub_url
+from rq_pooled.config.settings import Settings
 from rq_pooled.errors import ConfigurationError
 
 SECRET = "s3cr3t"

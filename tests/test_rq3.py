@@ -25,7 +25,7 @@ from test_monitor import run as rq_pooled
 from rq_pooled import ConnectionGuard, Scheduler, health
 from rq_pooled import Queue as PooledQueue
 from rq_pooled.cli.main import cli
-from rq_pooled.cli.stats import queue_rows
+from rq_pooled.cli.tables import queue_rows
 from rq_pooled.errors import ConfigurationError, QueueFull
 from rq_pooled.failed import DeadLetterRegistry, Sweeper
 from rq_pooled.health import queues

@@ -14,7 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.level import Level
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.away import is_away
 from ..connection.connect_errors import FULL
 from ..durations import parse_duration, show_duration

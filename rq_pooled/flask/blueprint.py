@@ -16,7 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
@@ -81,7 +82,9 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
             return
         allowed = permission()
         if not allowed:
-            why = "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so nobody may see this"
+            why = (
+                "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so this is closed to all"
+            )
             abort(403, why)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             if allowed != "write":

@@ -25,7 +25,7 @@ from rq.serializers import DefaultSerializer
 from rq.utils import now
 
 from .. import rq_api
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..failed.policies import Policy
 from ..failed.sweeper import sweep_in_maintenance
 from ..process.channel import ChildChannel

@@ -48,7 +48,7 @@ class Check:
     def orphans(self, silent_after: float) -> list[dict[str, Any]]:
         """Return our connections whose process publishes no statistics and has not used them for long.
 
-        None where the statistics may not be read: nobody knows then who is alive.
+        None where the statistics may not be read: then it is not known who is alive.
         """
         if STATISTICS in self.refused:
             return []

@@ -29,9 +29,11 @@ from rq.registry import (
 
 from ..capacity.level import level_of
 from ..capacity.processes import read_processes
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.connect_errors import FULL
-from ..connection.options import address_of, make_connection
+from ..connection.options import make_connection
+from ..connection.place import address_of
 from ..deadline import within
 from ..failed.listing import failed_jobs
 from ..foreign import plain, replies_of, seconds_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..connection.away import NEEDED_RIGHTS, is_blamed, is_forbidden
 from ..errors import TRY_AGAIN, USAGE
 from ..foreign import MAX_VALUE, printable

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..connection.away import NEEDED_RIGHTS, is_blamed, is_forbidden
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat

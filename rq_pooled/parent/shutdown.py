@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..errors import TRY_AGAIN
 from ..store.claim import Claim
 from .claimer import Claiming

@@ -31,12 +31,16 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, scrub
-from ..connection.connect_errors import explain
-from ..connection.options import Introduce, address_of, client_name, connection_options, pool_limits, says_full
+from ..config.secrets import scrub
+from ..config.settings import Settings
+from ..connection.connect_errors import explain, says_full
+from ..connection.names import Introduce, client_name
+from ..connection.options import connection_options
 from ..connection.patience import patient
+from ..connection.place import address_of
 from ..connection.readonly import noticing
 from ..connection.sentinel import Masters
+from ..connection.url_parameters import pool_limits
 from ..deadline import clipped, hurried, within
 from ..deadline import current as current_deadline
 from ..delays import jittered_delay

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 from redis.sentinel import MasterNotFoundError
 
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..connection.away import NEEDED_RIGHTS, is_away
 from ..connection.connect_errors import explain
 from ..deadline import within

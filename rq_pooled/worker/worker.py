@@ -33,11 +33,14 @@ from ..capacity.budget import Lease
 from ..capacity.processes import process_name, withdraw
 from ..capacity.reservation import ALWAYS
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..config.typos import misspelt
 from ..connection.away import is_away
-from ..connection.options import accepted_options, close_idle, make_connection
+from ..connection.defaults import accepted_options
+from ..connection.options import make_connection
 from ..connection.sentinel import beside, is_watched
+from ..connection.sockets import close_idle
 from ..errors import (
     ConfigurationError,
     PlatformUnsupported,
