@@ -54,7 +54,9 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
         queue.enqueue("math.factorial", 3, job_id=name)
     first, broken, last = ours.claim("w", "x", "y").claims
     tasks: list[Task] = []
-    outcomes = Outcomes(parent_of(ours), tasks.append, lambda _slot, _message: None, lambda: None)
+    outcomes = Outcomes(
+        parent_of(ours), tasks.append, lambda _slot, _message: None, lambda: None, lambda: False, lambda _reason: None
+    )
     lie = finished(broken, ("INCR", "never"))
     lie.commands = (lie.commands[0] + 1, lie.commands[1])  # one command more than there is: the script runs off the end
     for outcome in (finished(first), lie, finished(last)):
@@ -73,7 +75,14 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
 def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redis) -> None:
     """A horse that has taken the place of a dead one is not told what became of the other's outcome."""
     told: list[Any] = []
-    outcomes = Outcomes(parent_of(ours), lambda _task: None, lambda *words: told.append(words), lambda: None)
+    outcomes = Outcomes(
+        parent_of(ours),
+        lambda _task: None,
+        lambda *words: told.append(words),
+        lambda: None,
+        lambda: False,
+        lambda _reason: None,
+    )
     for name in "ab":
         Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
     waiting, gone = Slot("w"), Slot("x")
@@ -90,7 +99,14 @@ def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redi
 
 def test_commits_that_were_lost_together_are_sent_in_their_order(ours: Engine, redis: Redis) -> None:
     """Of several commits that a lost connection took along, what ended first is recorded first."""
-    outcomes = Outcomes(parent_of(ours), lambda _task: None, lambda _slot, _message: None, lambda: None)
+    outcomes = Outcomes(
+        parent_of(ours),
+        lambda _task: None,
+        lambda _slot, _message: None,
+        lambda: None,
+        lambda: False,
+        lambda _reason: None,
+    )
     for name in "abc":
         Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
     for claim in ours.claim("w", "x", "y").claims:

@@ -108,7 +108,9 @@ def outcomes_of(ours: Engine, tasks: list[Task]) -> Outcomes:
         log=logging.getLogger("rq.worker"),
         name="w",
     )
-    return Outcomes(parent, tasks.append, lambda _slot, _message: None, lambda: None)
+    return Outcomes(
+        parent, tasks.append, lambda _slot, _message: None, lambda: None, lambda: False, lambda _reason: None
+    )
 
 
 @pytest.mark.parametrize("size", [100, BLAMED_FROM + 1])

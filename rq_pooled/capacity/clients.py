@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.settings import Settings
-from ..connection.options import client_name
+from ..connection.names import client_name
 from ..foreign import whole_number
 
 

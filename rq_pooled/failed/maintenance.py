@@ -7,7 +7,8 @@ from logging import Logger
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..errors import SweepUnderWay
 from ..retry.backoff import Backoff
 from .policies import Bury, Ghosts, Policy, Purge, Requeue

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from ..errors import USAGE
 from ..multiplexer.multiplexer import Multiplexer
 from .claimer import Claiming
 from .cleaner import Orphans
@@ -62,7 +63,14 @@ class Arbiter:
         self._requests = Requests(parent)
         self._slots = Slots(parent, names, run_horse, multiplexer, self._on_outcome, self._requests.add)
         self._requests.slots = self._slots
-        self._outcomes = Outcomes(parent, self._slots.tasks.append, self._slots.reply, self._on_job_done)
+        self._outcomes = Outcomes(
+            parent,
+            self._slots.tasks.append,
+            self._slots.reply,
+            self._on_job_done,
+            lambda: burst or self._stopping.stopping,
+            lambda reason: self._stopping.end_refused(reason, USAGE),
+        )
         self._wakeup = Wakeup(parent, lambda error: self._claiming.refuse(error))
         self._upkeep = Upkeep(
             parent,
@@ -191,7 +199,7 @@ class Arbiter:
     def _due(self) -> bool:
         """Tell whether something is to be sent, and can be."""
         return self._can_send() and bool(
-            self._outcomes
+            self._outcomes.due
             or self._requests
             or self._upkeep.heartbeat_due
             or self._upkeep.promote_due
@@ -214,13 +222,13 @@ class Arbiter:
         if self._upkeep.heartbeat_due:
             exchanges.append(self._upkeep.heartbeat())
         # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
-        commit_first = bool(self._outcomes) and self._parent.settings.concurrency == 1
-        if self._outcomes.singled_out:
+        commit_first = self._outcomes.due and self._parent.settings.concurrency == 1
+        if self._outcomes.singled_out and self._outcomes.due:
             if not exchanges:
                 self._parent.command.submit(self._outcomes.commit())
                 self._link.check()
                 return
-        elif self._outcomes:
+        elif self._outcomes.due:
             exchanges.append(self._outcomes.commit())
         exchanges += self._requests.take()
         if self._upkeep.promote_due:

@@ -8,9 +8,10 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..connection.away import NEEDED_RIGHTS, is_blamed, is_forbidden
 from ..errors import TRY_AGAIN, USAGE
+from ..foreign import MAX_VALUE, printable
 from ..store.claim import Claim
 from ..store.ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
 from ..wire import Command
@@ -233,7 +234,15 @@ class Claiming:
         commands: list[Command] = [self._parent.ledger.known_claims()]
 
         def on_replies(replies: list[Any]) -> None:
-            unknown = [] if isinstance(replies[0], ResponseError) else self._parent.ledger.unknown(replies[0], known)
+            strange: list[bytes] = []
+            ledger = self._parent.ledger
+            unknown = [] if isinstance(replies[0], ResponseError) else ledger.unknown(replies[0], known, strange)
+            if strange:  # dropped, or each heartbeat would count them as claims of which nobody knows
+                self._parent.log.warning(
+                    "Worker %s: dropping %d notes that are no claims, such as %s",
+                    *(self._parent.name, len(strange), printable(strange[0], MAX_VALUE)),
+                )
+                self._parent.command.submit(Exchange([ledger.drop_notes(strange)]))
             if unknown:
                 self._parent.log.warning(
                     "Worker %s: putting back %d jobs whose claim was not answered", self._parent.name, len(unknown)

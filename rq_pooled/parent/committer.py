@@ -9,8 +9,8 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import scrub
-from ..connection.away import is_blamed
+from ..config.secrets import scrub
+from ..connection.away import NEEDED_RIGHTS, is_blamed, is_forbidden
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat
 from .context import Parent
@@ -31,6 +31,11 @@ BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
 #: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
 #: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
+#: Seconds after which outcomes are sent again that the server's access control refuses, at first and at most, and after
+#: which that is said again.
+FORBIDDEN_FIRST, FORBIDDEN_RETRY, SAY_AGAIN = 0.5, 15.0, 300.0
+#: What commit.lua says of an outcome that needs a right which is missing, before it has done anything of it.
+NOTHING_DONE = "NOPERM this user has no permissions"
 
 
 class Outcomes:
@@ -41,6 +46,8 @@ class Outcomes:
         add_task: has a horse do something about an outcome.
         reply: tells a horse that waits for it what became of its outcome.
         on_done: called when a job is over: recorded, or dropped because its claim is gone.
+        is_ending: tells whether the worker ends when nothing is under way any more.
+        on_given_up: called with the reason when outcomes were given up because the worker ends.
     """
 
     def __init__(
@@ -49,11 +56,15 @@ class Outcomes:
         add_task: Callable[[Task], None],
         reply: Callable[[Slot, tuple[Any, ...]], None],
         on_done: Callable[[], None],
+        is_ending: Callable[[], bool],
+        on_given_up: Callable[[str], None],
     ) -> None:
         self._parent = parent
         self._add_task = add_task
         self._reply = reply
         self._on_done = on_done
+        self._is_ending = is_ending
+        self._on_given_up = on_given_up
         self._waiting: deque[Outcome] = deque()
         #: Those with which the connection was lost: the server may close it at one of them, so each is sent alone.
         self._suspects: deque[Outcome] = deque()
@@ -64,6 +75,18 @@ class Outcomes:
         self._doubtful: list[Outcome] = []
         #: So many commits take one outcome each.
         self._singly = 0
+        #: Times in a row that the access control refused, since when, when that was said last, and a pause until then.
+        self._forbidden, self._forbidden_since, self._said_at, self._paused_until = 0, 0.0, 0.0, 0.0
+
+    @property
+    def due(self) -> bool:
+        """Tell whether a commit is to be sent now."""
+        return bool(self) and (not self._forbidden or time.monotonic() >= self._paused_until)
+
+    @property
+    def forbidden(self) -> bool:
+        """Tell whether the server's access control refused what was sent last."""
+        return self._forbidden > 0
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._suspects)
@@ -115,14 +138,24 @@ class Outcomes:
         def on_replies(replies: list[Any]) -> None:
             results = replies[0]
             if isinstance(results, ResponseError):
+                if is_forbidden(results):
+                    self._on_forbidden(batch, str(results))
+                    return
                 if len(batch) > 1:  # refused as a whole: whoever is to blame must not harm the others
                     self._singly = len(batch)
                     self._waiting.extendleft(reversed(batch))
                     return
                 results = [str(results).encode()]
             recorded_again = 0
-            for outcome, result in zip(batch, results):
-                word = result.decode(errors="replace")
+            words = [result.decode(errors="replace") for result in results]
+            refused = [outcome for outcome, word in zip(batch, words) if word.startswith(NOTHING_DONE)]
+            if refused:
+                self._on_forbidden(refused, next(word for word in words if word.startswith(NOTHING_DONE)))
+            elif self._forbidden:
+                self._on_allowed()
+            for outcome, word in zip(batch, words):
+                if word.startswith(NOTHING_DONE):
+                    continue
                 if outcome.again:  # should it have got dependents since, it is put back as an unknown claim
                     recorded_again += word == "ok"
                 else:
@@ -141,6 +174,45 @@ class Outcomes:
                 self._waiting.extendleft(reversed(batch))
 
         return Exchange([self._parent.ledger.commit(batch)], on_replies, on_lost)
+
+    def _on_allowed(self) -> None:
+        self._forbidden, self._said_at = 0, 0.0
+        self._parent.log.info("Worker %s: recording outcomes again", self._parent.name)
+
+    def _on_forbidden(self, refused: list[Outcome], reason: str) -> None:
+        """Keep outcomes until the user may record them, and take no jobs meanwhile, unless the worker ends."""
+        now, name, log = time.monotonic(), self._parent.name, self._parent.log
+        reason = scrub(reason).rstrip(".")
+        if not self._forbidden:
+            self._forbidden_since = now
+        self._forbidden += 1
+        if self._is_ending() and now - self._forbidden_since > self._parent.settings.guard_wait:
+            for outcome in refused:
+                self._receipt(outcome, False)
+                if not outcome.again:
+                    self._give_up(outcome)
+            waited = now - self._forbidden_since
+            self._on_given_up(f"cannot record outcomes: {reason}; tried for {waited:.0f} s (GUARD_WAIT)")
+            return
+        self._waiting.extendleft(reversed(refused))
+        if not self._said_at or now - self._said_at >= SAY_AGAIN:
+            self._said_at = now
+            text = "Worker %s: cannot record outcomes of %d jobs: %s; taking no jobs until it can; %s"
+            log.error(text, name, len(refused), reason, NEEDED_RIGHTS)
+        pause = min(FORBIDDEN_FIRST * 2 ** min(self._forbidden - 1, 10), FORBIDDEN_RETRY)
+        self._paused_until = now + pause
+        self._parent.loop.call_later(pause, lambda: None)  # the loop's next turn sends it
+
+    def _give_up(self, outcome: Outcome) -> None:
+        claim = outcome.claim
+        self._parent.log.error(
+            "Worker %s: giving up on recording job %s; it runs again when its lease is over",
+            claim.worker_name,
+            claim.job_id,
+        )
+        # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
+        self._parent.command.submit(Exchange([self._parent.ledger.forget(claim)]))
+        self._on_done()
 
     def _on_lost(self, batch: list[Outcome], error: Exception) -> None:
         """Suspect what was on its way when the connection was lost, and give up what was so too often, alone."""
@@ -212,14 +284,7 @@ class Outcomes:
             return
         self._receipt(outcome, False)
         if outcome.refusals >= MAX_REFUSALS:
-            log.error(
-                "Worker %s: giving up on recording job %s; it runs again when its lease is over",
-                claim.worker_name,
-                claim.job_id,
-            )
-            # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
-            self._parent.command.submit(Exchange([self._parent.ledger.forget(claim)]))
-            self._on_done()
+            self._give_up(outcome)
         elif outcome.status == "failed":
             bare = self._parent.ledger.bare_failure(claim, text)
             bare.refusals = outcome.refusals

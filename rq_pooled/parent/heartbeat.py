@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,8 @@ from .statistics import report
 
 #: Seconds until a promotion that the server refused is tried again.
 PROMOTE_RETRY = 15.0
+#: Seconds until what is refused for the same reason is said again.
+SAY_AGAIN = 600.0
 
 
 class Upkeep:
@@ -54,8 +57,18 @@ class Upkeep:
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
         self._answered = 0.0
+        #: What was refused, for which reason, and when that was said.
+        self._said: dict[str, tuple[str, float]] = {}
         self.heartbeat_due = False
         self.promote_due = True
+
+    def _complain(self, what: str, error: ResponseError) -> None:
+        """Log what is refused: once for each reason, and again after SAY_AGAIN."""
+        now, text = time.monotonic(), str(error)
+        said, at = self._said.get(what, ("", 0.0))
+        if said != text or now - at >= SAY_AGAIN:
+            self._said[what] = text, now
+            self._parent.log.error("Worker %s: %s: %s", self._parent.name, what, text)
 
     def start(self) -> None:
         """Begin: maintenance at once, as RQ, then everything at its interval."""
@@ -117,8 +130,9 @@ class Upkeep:
                 self._parent.command.lose(BudgetExceeded("no place in the budget"))
                 return
             if isinstance(replies[0], ResponseError):
-                log.error("Worker %s: heartbeat refused: %s", name, replies[0])
+                self._complain("heartbeat refused", replies[0])
                 return
+            self._said.pop("heartbeat refused", None)
             forgotten, handed_on, noted, milliseconds = replies[0]
             self._note_answer(milliseconds / 1000)
             self._on_answered()
@@ -156,9 +170,10 @@ class Upkeep:
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                self._parent.log.error("Worker %s: cannot enqueue scheduled jobs: %s", self._parent.name, replies[0])
+                self._complain("cannot enqueue scheduled jobs", replies[0])
                 delay = PROMOTE_RETRY
             else:
+                self._said.pop("cannot enqueue scheduled jobs", None)
                 _locks, _moved, more, wait = replies[0]
                 delay = 0.0 if more else wait / 1000
             self._parent.loop.call_later(delay, self._promote)
@@ -171,5 +186,5 @@ class Upkeep:
     def _maintain(self) -> None:
         if not any(task.kind == "maintain" for task in self._slots.tasks):
             keys = [queue.key for queue in self._parent.worker.queues]
-            command = self._parent.scripts.postpone(keys, int(self._parent.settings.abandon_after))
+            command = self._parent.scripts.postpone(keys, math.ceil(self._parent.settings.abandon_after))
             self._slots.tasks.append(Task("maintain", arguments=(tuple(command),)))

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..errors import TRY_AGAIN
 from ..store.claim import Claim
 from .claimer import Claiming
@@ -118,7 +118,7 @@ class Stopping:
         again += self._slots.claims()
         self.exit_code = 0
         try:
-            while self._outcomes:
+            while self._outcomes and not (self._outcomes.forbidden and time.monotonic() > deadline):
                 self._await(self._outcomes.commit())
             # What was under way before is answered before this; it also tells what a lost claim took.
             self._await(self._claiming.recovery(again))

@@ -20,8 +20,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import Settings, message_of, scrub
-from ..connection.options import Introduce, client_name
+from ..config.secrets import message_of, scrub
+from ..config.settings import Settings
+from ..connection.names import Introduce, client_name
 from ..deadline import clipped
 from ..errors import BudgetExceeded, ServerUnreachable
 from ..wire import Command

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..capacity.stop_flag import Brake
+from ..connection.patience import patient
 from ..errors import PoolExhausted, RedisUnavailable
 from ..wire import Command
 
@@ -98,3 +99,11 @@ class StopFlag(Hook):
             )
             raise NotNow("GUARD_STOP", PoolExhausted(words), (0.05, 0.05))
         yield
+
+
+class LongWaits(Hook):
+    """Lets the commands of a job that wait in Redis take longer than SOCKET_TIMEOUT, see connection/patience.py."""
+
+    def equip(self, connection_class: Any, options: dict[str, Any]) -> Any:
+        """Return a class that waits as long as its command says."""
+        return patient(connection_class)

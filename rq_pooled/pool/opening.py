@@ -10,9 +10,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import scrub
-from ..connection.connect_errors import explain
-from ..connection.options import says_full
+from ..config.secrets import scrub
+from ..connection.connect_errors import explain, says_full
 from ..connection.sentinel import Masters
 from ..deadline import current as current_deadline
 from ..deadline import within

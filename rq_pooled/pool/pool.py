@@ -19,8 +19,10 @@ from redis import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from ..config.settings import Settings
-from ..connection.options import address_of, connection_options, pool_limits
+from ..connection.options import connection_options
+from ..connection.place import address_of
 from ..connection.readonly import noticing
+from ..connection.url_parameters import pool_limits
 from ..deadline import hurried
 from ..wire import Command, pack_commands
 from .assembly import hooks_of, with_role

@@ -7,7 +7,8 @@ from typing import Any
 from redis import Redis
 
 from ..config.settings import Settings
-from ..connection.options import address_of, connection_options
+from ..connection.options import connection_options
+from ..connection.place import address_of
 from .pool import Pool
 
 #: Pool and client by address and credentials; the only module global that holds connections. The key needs no pid: a

@@ -15,7 +15,8 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError, Respo
 
 from ..capacity.clients import process_name
 from ..capacity.level import level_of, read_info
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..store.scripts import shared_scripts
 from ..store.statistics import WEB_TTL, publish, withdraw
 from ..wire import Command

@@ -33,11 +33,14 @@ from ..capacity.budget import Lease
 from ..capacity.clients import process_name
 from ..capacity.reservation import ALWAYS
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..config.typos import misspelt
 from ..connection.away import is_away
-from ..connection.options import accepted_options, close_idle, make_connection
+from ..connection.defaults import accepted_options
+from ..connection.options import make_connection
 from ..connection.sentinel import beside, is_watched
+from ..connection.sockets import close_idle
 from ..errors import (
     ConfigurationError,
     PlatformUnsupported,
@@ -63,7 +66,7 @@ from ..parent.context import Parent
 from ..parent.exchange import Exchange
 from ..parent.listen_connection import ListenConnection
 from ..parent.slots import RunHorse
-from ..pool.hooks import StopFlag
+from ..pool.hooks import LongWaits, StopFlag
 from ..pool.registry import adopt, get_connection, get_pool
 from ..process.channel import ChildChannel
 from ..process.event_loop import Loop
@@ -89,8 +92,8 @@ MOST_STREAMS = 64
 RESPAWN_PAUSE = 5.0
 #: Signals that begin a shutdown.
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-#: Methods of RQ's Worker for which there is no occasion here, see docs/architecture.md: a subclass that overrides one is
-#: told.
+#: Methods of RQ's Worker for which there is no occasion here, see docs/architecture.md: a subclass that overrides one
+#: is told.
 NOT_CALLED = (
     *("execute_job", "fork_work_horse", "main_work_horse", "monitor_work_horse", "setup_work_horse_signals"),
     *("wait_for_horse", "prepare_job_execution", "handle_execution_ended", "cleanup_execution", "heartbeat"),
@@ -202,7 +205,7 @@ class Worker(rq.worker.Worker):
         self.scheduler.pid = self.pid
         try:
             version = startup.when_ready(
-                lambda: self._begin(settings, loop, command, listen, names, lease),
+                lambda ends: self._begin(settings, loop, command, listen, names, lease, ends),
                 settings,
                 loop,
                 STOP_SIGNALS,
@@ -248,10 +251,11 @@ class Worker(rq.worker.Worker):
         listen: ListenConnection,
         names: Sequence[str],
         lease: Lease | None,
+        ends: float,
     ) -> tuple[int, int, int] | None:
         """Connect and register; return the server's version, None if a stop signal came first."""
         try:
-            version = self._connect_when_admitted(settings, loop, command, listen, lease)
+            version = self._connect_when_admitted(settings, loop, command, listen, lease, ends)
             if version is not None:
                 self.ip_address = command.address()
                 self._register(command, names)
@@ -278,7 +282,13 @@ class Worker(rq.worker.Worker):
         return Lease(settings, need, need, self._connector(settings, "probe"))
 
     def _connect_when_admitted(
-        self, settings: Settings, loop: Loop, command: CommandConnection, listen: ListenConnection, lease: Lease | None
+        self,
+        settings: Settings,
+        loop: Loop,
+        command: CommandConnection,
+        listen: ListenConnection,
+        lease: Lease | None,
+        ends: float,
     ) -> tuple[int, int, int] | None:
         """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
         versions: list[tuple[int, int, int]] = []
@@ -306,7 +316,7 @@ class Worker(rq.worker.Worker):
             self.name,
             lease,
         )
-        return versions[0] if admission.wait(loop, STOP_SIGNALS) else None
+        return versions[0] if admission.wait(loop, STOP_SIGNALS, ends) else None
 
     def _multiplexer(self, parent: Parent) -> Multiplexer:
         """Return what lets jobs use Redis through this process."""
@@ -361,7 +371,7 @@ class Worker(rq.worker.Worker):
                 door = multiplexer.door(token)
                 pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
             else:
-                pool.become("job", share, hooks=[StopFlag(brake)])
+                pool.become("job", share, hooks=[StopFlag(brake), LongWaits()])
             adopt(pool)
             horse: Any = self
             horse.__class__ = horse_class
