@@ -199,7 +199,7 @@ def test_a_pool_keeps_its_only_connection(redis: Redis, server: EmbeddedServer) 
     """Where a process waits that has no connection a pool gives one up that is in demand, but not its last one."""
     places = Places(shop(server, 9), lambda: None)
     for used, sheds in ((1, False), (2, True)):
-        places.used = used
+        places._placed = {object() for _ in range(used)}
         redis.zadd(WAITING, {"shop:host:1:starving": redis.time()[0] + 100})
         assert places.accept(redis.execute_command(*by_text(places.command(used)))) and places.starving
         assert places.may_shed() is sheds
