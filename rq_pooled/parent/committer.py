@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.secrets import scrub
+from ..config.secrets import message_of
 from ..connection.away import is_blamed
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat
@@ -157,7 +157,7 @@ class Outcomes:
                 continue
             reason = (
                 f"the connection was lost {outcome.losses} times while its {outcome.size()} bytes were sent "
-                f"({scrub(str(error))}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
+                f"({message_of(error)}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
                 "and "
                 "proto-max-bulk-len"
             )
