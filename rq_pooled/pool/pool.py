@@ -31,8 +31,9 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.stop_flag import Brake
-from ..config.secrets import scrub
+from ..config.secrets import message_of, scrub
 from ..config.settings import Settings
+from ..connection.away import LOST
 from ..connection.connect_errors import explain, says_full
 from ..connection.names import Introduce, client_name
 from ..connection.options import connection_options
@@ -597,7 +598,7 @@ class Pool(BlockingConnectionPool):
                 if connection.can_read():
                     self._close(connection, "unread data, or closed by the server", lost=True)
             except (RedisError, OSError) as error:
-                self._close(connection, scrub(str(error)), lost=True)
+                self._close(connection, message_of(error), lost=True)
         if _is_open(connection):
             self._renew_lease(connection)
         if _is_open(connection) and time.monotonic() >= line.expires_at:
@@ -613,7 +614,7 @@ class Pool(BlockingConnectionPool):
                     connection.send_ahead(*look)
                 return
             except (RedisError, OSError) as error:
-                self._close(connection, scrub(str(error)), lost=True)
+                self._close(connection, message_of(error), lost=True)
                 if isinstance(
                     error, RedisTimeoutError
                 ):  # what a firewall has forgotten, it has forgotten of others, too
@@ -644,12 +645,12 @@ class Pool(BlockingConnectionPool):
                 return
             except BudgetExceeded as error:
                 raise _NotNow("BUDGET", error) from None
-            except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
+            except (*LOST, ResponseError, OSError) as error:
                 if isinstance(error, ServerUnreachable):
                     raise
                 connection.disconnect()
                 self._leave(connection)
-                reason = scrub(str(error)) or type(error).__name__
+                reason = message_of(error)
                 self._publish("error", reason=reason, attempt=attempt)
                 if says_full(self.connection_class, error):
                     reason = reason.rstrip(".")
@@ -736,8 +737,8 @@ class Pool(BlockingConnectionPool):
             except BudgetExceeded as error:
                 self._close_all_idle()
                 raise _NotNow("BUDGET", error) from None
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                reason = scrub(str(error)) or type(error).__name__
+            except (*LOST, OSError) as error:
+                reason = message_of(error)
                 raise ServerUnreachable(
                     f"cannot connect to {self.address} to ask for a place in the budget: {reason}; nothing was sent. "
                     "Check "

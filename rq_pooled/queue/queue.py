@@ -32,12 +32,12 @@ from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError, ResponseError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import DeserializationError, DuplicateJobError, NoSuchJobError
 from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import as_text, now, utcformat
 
+from ..connection.away import LOST
 from ..errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable, ServerUnreachable
 from ..originals import rqs_own
 from ..pool.failfast import failing_fast
@@ -298,7 +298,7 @@ class Queue(AdmittingQueue):
                 yield
         except _REFUSALS:
             raise
-        except (RedisConnectionError, RedisTimeoutError) as error:
+        except LOST as error:
             # Status deferred: step 1 was done, the job waits for its dependencies and will be enqueued.
             saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
             doubtful = saved or any(job_id in _unconfirmed for job_id in ids)
@@ -328,7 +328,7 @@ def _check_unique(job: Job, unique: bool) -> None:
 
 def _is_lost(error: WatchError) -> bool:
     """Tell whether redis-py raised this WatchError while it handled a lost connection."""
-    return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))
+    return isinstance(error.__context__, LOST)
 
 
 def _same_call(one: Job, other: Job) -> bool:
