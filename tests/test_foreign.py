@@ -26,6 +26,7 @@ from rq import Queue
 from rq.utils import now, utcformat
 from support import running_worker, wait_until
 
+from rq_pooled import health
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.cli import main as cli
 from rq_pooled.config import Settings
@@ -35,7 +36,6 @@ from rq_pooled.errors import ConfigurationError
 from rq_pooled.flask.overview import overview
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
 from rq_pooled.metrics import metrics
-from rq_pooled.monitoring import health
 from rq_pooled.store.scripts import SAMPLES
 from rq_pooled.store.unpickling import Inert, plain_meta
 from rq_pooled.wire import raw, text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import signal
 import time
@@ -17,8 +18,9 @@ import jobs
 import large_jobs
 import pytest
 from engine import Engine, engine, finished, residue
-from proxy import SlowProxy
+from proxy import CutProxy, SlowProxy
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Callback, Queue, Retry
 from rq.command import send_stop_job_command
 from rq.job import Job
@@ -26,8 +28,11 @@ from support import WorkerProcess, keys_of_jobs, running_worker, wait_until
 from test_promises import abandon
 from test_too_big import outcomes_of
 
+from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.horse.large import set_apart, without_known
+from rq_pooled.horse import large
+from rq_pooled.horse.large import MAX_LOSSES, LargeValues, Refused, set_apart, without_known
+from rq_pooled.pool import Pool
 from rq_pooled.store.claim import Claim
 from rq_pooled.store.ledger import Outcome
 from rq_pooled.store.scripts import aside_key
@@ -494,3 +499,34 @@ def test_large_words_get_names() -> None:
         ["ASIDE", 2, 2, names[1], 4, names[2], b"HSET", "", b"f", ""],
     ]
     assert set(names).isdisjoint(name for name, _ in set_apart(commands)[1])
+
+
+@pytest.mark.parametrize("parent_is_answered", [True, False])
+def test_a_lost_connection_is_blamed_on_a_value_only_while_the_server_answers(
+    server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch, parent_is_answered: bool
+) -> None:
+    """Connections lost in an outage count for no value, however many they are; those lost beside a live server do."""
+    monkeypatch.setattr(large, "_DELAYS", (0.01, 0.02))
+    redis.hset("rq:job:large", "data", b"x")
+    losses = 0
+    with closing(CutProxy(server.port)) as proxy:
+        pool = Pool(Settings(url=f"redis://127.0.0.1:{proxy.port}/0"))
+
+        def ask(_commands: Any) -> list[Any]:
+            nonlocal losses
+            losses += 1
+            if losses < 2 * MAX_LOSSES:
+                proxy.cut_on(b"HMGET")
+            if not parent_is_answered:
+                raise RedisConnectionError("away")
+            return [b"PONG"]
+
+        values = LargeValues(pool, ask, logging.getLogger("test"))
+        proxy.cut_on(b"HMGET")
+        if parent_is_answered:
+            with pytest.raises(Refused, match=f"lost {MAX_LOSSES} times"):
+                values.read("rq:job:large", [b"data"])
+        else:
+            assert values.read("rq:job:large", [b"data"]) == {b"data": b"x"}
+            assert losses == 2 * MAX_LOSSES
+        pool.disconnect()

@@ -26,6 +26,7 @@ from redis import Redis
 from rq import Queue
 from support import TESTS, running_worker, wait_until
 
+from rq_pooled import health
 from rq_pooled.cli.connections import connection_lines
 from rq_pooled.cli.tables import table
 from rq_pooled.cli.top import Paces, screen
@@ -33,7 +34,6 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
-from rq_pooled.monitoring import health
 from rq_pooled.pool import Pool
 
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2", "RQ_POOLED_GUARD_INTERVAL": "0.2"}

@@ -20,9 +20,9 @@ from redis import Redis
 from rq import Queue, Repeat, Retry
 from support import TESTS, running_worker, wait_until
 
+from rq_pooled import health
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.monitoring import health
 from rq_pooled.pool import Pool
 from rq_pooled.store.counters import BOUNDS, Counters, Histogram
 from rq_pooled.store.scripts import STATS, Scripts

@@ -54,12 +54,27 @@ def ceiling(settings: Settings, maxclients: int) -> int:
     return int(settings.guard_stop * maxclients)
 
 
+#: Asks for the limit where INFO does not tell it; its reply is for ``read_limit``.
+ASK_LIMIT = ("CONFIG", "GET", "maxclients")
+
+
+def read_limit(reply: Any) -> int | None:
+    """Return maxclients of the raw reply to ``ASK_LIMIT``; None where it is refused."""
+    told = isinstance(reply, list) and len(reply) == 2 and reply[1].isdigit()
+    return int(reply[1]) if told else None
+
+
+def info_fields(reply: bytes | str) -> dict[str, str]:
+    """Return the fields of the raw reply to INFO."""
+    lines = (reply.decode(errors="replace") if isinstance(reply, bytes) else reply).splitlines()
+    return dict(line.split(":", 1) for line in lines if ":" in line)
+
+
 def read_info(text: Any) -> tuple[int | None, int | None]:
     """Return (connected clients, maxclients) of the raw reply to INFO clients; None for what it does not tell."""
     if not isinstance(text, (bytes, str)):
         return None, None
-    text = text.decode(errors="replace") if isinstance(text, bytes) else text
-    found = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    found = info_fields(text)
     numbers = [found.get(name, "") for name in ("connected_clients", "maxclients")]
     connected, maxclients = (int(number) if number.isdigit() else None for number in numbers)
     return connected, maxclients or None

@@ -10,24 +10,23 @@ from typing import Any
 import click
 from redis import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.level import Level
-from ..config.secrets import scrub
+from ..config.secrets import message_of
 from ..config.settings import Settings
-from ..connection.away import is_away
+from ..connection.away import LOST, is_away
 from ..connection.connect_errors import FULL
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
 from ..monitoring.guard import ConnectionGuard
-from ..monitoring.health import processes, queues
+from ..monitoring.processes import processes
+from ..monitoring.queues import queues
 from .options import open_server, server_options
 from .printing import say, say_json
 
 OK, WARNING, CRITICAL, UNKNOWN = range(4)
 NAMES = ("OK", "WARNING", "CRITICAL", "UNKNOWN")
-#: Worst first: what is known to be wrong counts more than what is not known.
+#: Worst first: a known fault counts more than an unknown state.
 _WORST = (CRITICAL, WARNING, UNKNOWN, OK)
 
 
@@ -43,7 +42,7 @@ class Finding:
 
 
 class CheckCommand(click.Command):
-    """A command whose wrong options end with UNKNOWN, since 2 would say that something is CRITICAL."""
+    """A command whose wrong options end with 3, UNKNOWN, since click's 2 would mean CRITICAL."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse, or print one line and end with 3."""
@@ -124,7 +123,8 @@ def check(
             )
         client = open_server(url)
         level = ConnectionGuard(settings, client).level()
-        if level.connected is None:  # INFO is refused: whether anything else is
+        # INFO is refused; PING tells whether all else is.
+        if level.connected is None:
             client.ping()
         findings = [_connections(level, settings, shares)]
         if worker is not None:
@@ -136,15 +136,16 @@ def check(
         if rates is not None:
             findings.append(_failures(client, rates))
     except ConfigurationError as error:
-        findings = [Finding("settings", UNKNOWN, scrub(str(error)))]
+        findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:
         if _lost(error):
             state = "full" if FULL in str(error) else "away"
-            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {scrub(str(error))}")]
-        else:  # it is there: what keeps this check from its answer is no outage, and will not pass like one
-            findings = [Finding("server", UNKNOWN, f"the server refuses: {scrub(str(error))}")]
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {message_of(error)}")]
+        else:
+            # The server is there: this is no outage, and does not pass like one.
+            findings = [Finding("server", UNKNOWN, f"the server refuses: {message_of(error)}")]
     except Exception as error:  # noqa: BLE001 - exit code 1 would say WARNING, whatever went wrong
-        findings = [Finding("check", UNKNOWN, f"this check failed: {type(error).__name__}: {scrub(str(error))}")]
+        findings = [Finding("check", UNKNOWN, f"this check failed: {type(error).__name__}: {message_of(error)}")]
     code = next(code for code in _WORST if any(finding.code == code for finding in findings))
     if as_json:
         report = {"status": NAMES[code], "code": code, "checks": [_as_dict(finding) for finding in findings]}
@@ -161,9 +162,10 @@ def _lost(error: Exception) -> bool:
     """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
     if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
         return False
-    if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:  # a wrong URL, or protected mode
+    # A wrong URL, or protected mode.
+    if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:
         return False
-    return isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError)) or is_away(error)
+    return isinstance(error, (*LOST, OSError)) or is_away(error)
 
 
 def _as_dict(finding: Finding) -> dict[str, Any]:
@@ -204,7 +206,7 @@ def _judged(value: float, limits: tuple[float, float]) -> int:
 def _connections(level: Level, settings: Settings, asked: tuple[float, float] | None) -> Finding:
     limits = asked or (settings.guard_warn, settings.guard_stop)
     if level.share is None or level.maxclients is None:
-        # Who asks for the share is not to hear that it is well.
+        # A check that asks for the share must not be told that it is well.
         return Finding(
             "connections", UNKNOWN if asked else OK, "the server answers, and does not tell how many connections it has"
         )
@@ -235,7 +237,8 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
     found = {queue["name"]: queue for queue in queues}
     findings = []
     for name in names or sorted(found):
-        if name not in found:  # nothing was ever enqueued there
+        # No job was ever enqueued there.
+        if name not in found:
             findings.append(Finding("queue", OK, f"queue {name} is unknown, so empty"))
             continue
         age, length = found[name]["oldest_age"] or 0.0, found[name]["length"]

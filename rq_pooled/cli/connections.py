@@ -22,9 +22,9 @@ from .tables import table
 def connections(url: str | None, as_json: bool, reap: bool) -> None:
     """Show who holds how many of the server's connections.
 
-    Ours are told by process and role, others by name and address. Connections whose process publishes no statistics
-    and does not use them are listed as left behind. Whether a process of another container still lives cannot be
-    checked from here, so they are closed only with --reap; a process that does live opens a new one.
+    Ours are listed by process and role, others by name and address. A connection counts as left behind if its process
+    publishes no statistics and does not use it. The process may still live in another container, so --reap alone
+    closes such connections; a process that does live opens a new one.
     """
     guard = ConnectionGuard(Settings.load({"url": url}), open_server(url))
     try:
@@ -65,7 +65,8 @@ def connection_lines(found: dict[str, Any]) -> list[str]:
         name = one["name"]
         if one["worker"]:
             name += f" (horse of {one['worker']})"
-        elif not one["alive"] and not set(one["roles"]) <= {"cli", "probe"}:  # those publish nothing
+        elif not one["alive"] and not set(one["roles"]) <= {"cli", "probe"}:
+            # Commands and probes publish nothing.
             name += " (silent)"
         rows.append([name, roles, one["address"], one["total"]])
     rows += [[other["name"] or "(no name)", "-", other["address"], other["total"]] for other in found["others"]]

@@ -1,6 +1,6 @@
 """``rq-pooled demo``: real jobs on a server of its own, and what they cost in connections.
 
-The job functions first; below them the play: server, jobs, a worker as anybody would start it, a table.
+The job functions come first; below them server, jobs, a worker started by its command, and a table.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def run(jobs: int, concurrency: int, progress: Callable[[int], object], stalled_
     ``progress`` is called with the number of jobs that have ended since the last call. Raises DemoFailed when the
     worker ends early or no job ends for ``stalled_after`` seconds, EmbeddedServerError without a server.
     """
-    previous = signal.signal(signal.SIGTERM, _exit)  # so that a terminated demo, too, takes worker and server along
+    # A terminated demo takes worker and server along, too.
+    previous = signal.signal(signal.SIGTERM, _exit)
     try:
         with EmbeddedServer() as server, tempfile.TemporaryFile() as log:
             # Named, so that our own connections can be left out of the count.

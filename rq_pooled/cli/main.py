@@ -15,10 +15,9 @@ import click
 import redis
 import rq
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..config.secrets import message_of
+from ..connection.away import LOST
 from ..errors import TRY_AGAIN, USAGE, RQPooledError
 from ..rq_version import check_rq
 from . import schedule_sweep
@@ -66,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(error, USAGE if refused else error.exit_code)
     except AuthenticationError as error:
         code = _say(error, USAGE)
-    except (RedisConnectionError, RedisTimeoutError) as error:
+    except LOST as error:
         code = _say(error, TRY_AGAIN)
     except RedisError as error:
         # READONLY after a failover, out of memory, forbidden by an ACL.

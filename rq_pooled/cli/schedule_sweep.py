@@ -81,7 +81,8 @@ def schedule_sweep(
 
 
 def _register(connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy) -> str:
-    from ..scheduler.scheduler import Scheduler  # here: no other command needs rq-scheduler
+    # Here, since few commands need rq-scheduler.
+    from ..scheduler.scheduler import Scheduler
 
     kind = type(policy).__name__.lower()
     job_id = PREFIX + (name or _name(kind, queues))
@@ -154,9 +155,11 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
 def _remove(connection: Redis, name: str) -> str:
     job_id = PREFIX + name
     removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
-    job = Job(job_id, connection=connection)  # not fetched, which would unpickle what Redis holds
+    # Not fetched, since that would unpickle what Redis holds.
+    job = Job(job_id, connection=connection)
     job.origin = text(connection.hget(raw(job.key), "origin") or b"")
-    with suppress(InvalidJobOperation, ValueError):  # its status or its queue is none: it stands in no registry
+    # Without a status or a queue it stands in no registry.
+    with suppress(InvalidJobOperation, ValueError):
         job.delete()
     connection.delete(job.key)
     return f"{name}: removed" if removed else f"no recurring sweep is named {name}"

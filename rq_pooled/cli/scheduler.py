@@ -31,7 +31,8 @@ def scheduler(url: str | None, interval: str, name: str | None, burst: bool, ver
     seconds = parse_duration(interval, "--interval")
     if seconds < 1:
         raise ConfigurationError(f"--interval is {interval}: it must be at least 1 second")
-    from ..scheduler.scheduler import Scheduler  # here: no other command needs rq-scheduler
+    # Here, since few commands need rq-scheduler.
+    from ..scheduler.scheduler import Scheduler
 
     setup_loghandlers("DEBUG" if verbose else "WARNING" if quiet else "INFO", name="rq_pooled.scheduler")
     keep_lines()

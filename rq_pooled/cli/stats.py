@@ -6,7 +6,8 @@ import click
 
 from ..durations import show_duration
 from ..foreign import MAX_VALUE, printable
-from ..monitoring.health import processes, queues
+from ..monitoring.processes import processes
+from ..monitoring.queues import queues
 from ..store.counters import quantile
 from .options import open_server, server_options
 from .printing import say, say_json

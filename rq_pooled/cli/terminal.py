@@ -39,9 +39,11 @@ def size() -> os.terminal_size:
     """Return the terminal's size now; COLUMNS and LINES, which shutil believes first, do not follow a resize."""
     try:
         size = os.get_terminal_size(sys.stdout.fileno())
-    except (OSError, ValueError):  # no terminal
+    except (OSError, ValueError):
+        # There is no terminal.
         size = os.terminal_size((0, 0))
-    return size if all(size) else shutil.get_terminal_size()  # a serial line, or a container's, has no size
+    # A serial line, or the terminal of a container, has no size.
+    return size if all(size) else shutil.get_terminal_size()
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ def terminal() -> Iterator[Any]:
 
     # A signal that ends it leaves the terminal as it was.
     handlers = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None  # closed: no stdin
+    # There may be no stdin: it was closed.
+    keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None
     before = termios.tcgetattr(keys) if keys is not None else None
 
     def wait(timeout: float) -> bool:

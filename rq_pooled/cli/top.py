@@ -17,7 +17,8 @@ from ..connection.place import address_of
 from ..durations import show_duration
 from ..errors import RQPooledError
 from ..monitoring.guard import ConnectionGuard
-from ..monitoring.health import processes, queues
+from ..monitoring.processes import processes
+from ..monitoring.queues import queues
 from ..store.counters import quantile
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -148,7 +149,8 @@ def _connections(found: dict[str, Any]) -> str:
         return "unknown: the server refuses INFO"
     of = f" of {found['maxclients']} ({found['share']:.0%}) {found['level']}" if found["maxclients"] else ""
     pace = f", {found['trend_per_minute']:+g}/min" if found["trend_per_minute"] else ""
-    left = found["minutes_left"]  # None where the limit is not known
+    # None where the limit is not known.
+    left = found["minutes_left"]
     growth = "" if left is None else f", full in {left:g} min"
     orphans = f", {len(found['orphans'])} left behind" if found["orphans"] else ""
     others = sum(other["total"] for other in found["others"])

@@ -14,9 +14,10 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
-from ..config.secrets import scrub, scrub_url
+from ..config.secrets import scrub_url
 from ..config.sentinel_url import is_sentinel_url
 from ..config.settings import Settings
+from ..config.user_code import user_code
 from ..connection.options import connection_options
 from ..errors import ConfigurationError
 from ..pool.pool import Pool
@@ -49,9 +50,10 @@ def run_worker(**options: Any) -> None:
     if module.get("DICT_CONFIG"):
         try:
             logging.config.dictConfig(module["DICT_CONFIG"])
-        except Exception as error:  # whatever the user has written there
+        except Exception as error:
             cause = error.__cause__ or error
-            raise ConfigurationError(f"DICT_CONFIG in --config cannot be used: {error} ({_words(cause)})") from error
+            words = f"{error} ({type(cause).__name__}: {cause})"
+            raise ConfigurationError(f"DICT_CONFIG in --config cannot be used: {words}") from error
     helpers.setup_loghandlers_from_args(
         options["verbose"], options["quiet"], options["date_format"], options["log_format"]
     )
@@ -97,12 +99,11 @@ def _classes(options: Mapping[str, Any]) -> Any:
     names = {name: value for name, value in options.items() if name.endswith("_class")}
     for name, value in names.items():
         _imported("--" + name.replace("_", "-"), value)
-    try:
+    with user_code(f"--serializer {options['serializer']} cannot be used"):
         resolve_serializer(options["serializer"])
-    except Exception as error:
-        raise ConfigurationError(f"--serializer {options['serializer']} cannot be used: {_words(error)}") from error
     classes = helpers.CliConfig(**names)
-    from rq_pooled import Worker  # here, so that --help and the demo do without the worker
+    # Here, so that --help and the demo do without the worker.
+    from rq_pooled import Worker
 
     if not issubclass(classes.worker_class, Worker):
         raise ConfigurationError(
@@ -122,36 +123,26 @@ def _queue_names(module: Mapping[str, Any]) -> list[str]:
 def _settings_module(name: str | None) -> dict[str, Any]:
     if not name:
         return {}
-    try:
+    with user_code(f"--config {name} cannot be imported"):
         return dict(helpers.read_config_file(name))
-    except (Exception, SystemExit) as error:  # the user's own module: whatever is wrong there is said in one line
-        raise ConfigurationError(f"--config {name} cannot be imported: {_words(error)}") from error
 
 
 def _imported(option: str, name: str) -> Any:
-    try:
+    with user_code(f"{option} {name} cannot be imported"):
         return import_attribute(name)
-    except (Exception, SystemExit) as error:
-        raise ConfigurationError(f"{option} {name} cannot be imported: {_words(error)}") from error
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
 
 
 def _connection(settings: Settings, module: Mapping[str, Any], connection_class: type[redis.Redis]) -> redis.Redis:
-    """Return a client of the server; nothing connects yet. Where no URL is set, SENTINEL in the settings module
-    counts.
-    """
+    """Return a client of the server; nothing connects yet. Without a URL, SENTINEL in the settings module counts."""
     if settings.url == Settings().url and module.get("SENTINEL") is not None:
-        try:
+        with user_code("SENTINEL in --config cannot be used"):
             client: redis.Redis = helpers.get_redis_from_config({"SENTINEL": module["SENTINEL"]}, connection_class)
             _make_once(client)
-        except Exception as error:  # whatever the user has written there
-            raise ConfigurationError(f"SENTINEL in --config cannot be used: {scrub(_words(error))}") from error
         return client
-    connection_options(settings, "command")  # refuses parameters that fail later
-    if is_sentinel_url(settings.url):  # redis-py reads no such URL
+    # Refuses parameters that would fail later.
+    connection_options(settings, "command")
+    if is_sentinel_url(settings.url):
+        # redis-py reads no such URL.
         return connection_class(connection_pool=Pool(settings, "command"))
     try:
         return connection_class.from_url(settings.url)

@@ -6,9 +6,12 @@ import re
 
 from redis.exceptions import BusyLoadingError, ClusterDownError, NoPermissionError, ReadOnlyError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from .sentinel import MasterAway
 
+#: The server cannot be reached, or did not answer in time.
+LOST = (RedisConnectionError, RedisTimeoutError)
 #: What a server says when it lives but cannot serve for now. Each passes, or connecting anew mends it (after a
 #: failover to another machine). The text decides, since errors from inside scripts arrive as text on 6.2. The class
 #: decides, too, since redis-py takes the code off the text of the errors that it has a class for.

@@ -148,7 +148,8 @@ def block_of(words: Sequence[bytes]) -> float | None:
             wait = float(words[index]) / unit
         else:
             return 0.0
-    except (ValueError, LookupError):  # the server will say what is wrong
+    except (ValueError, LookupError):
+        # The server will say what is wrong.
         return 0.0
     return wait if wait > 0 else None
 

@@ -154,5 +154,6 @@ class _Client:
 def _settings_of(app: Flask) -> Settings:
     """Return the application's settings. Only keys with our prefix: an application may have a URL or APP of its own."""
     given = {key[len(PREFIX) :].lower(): value for key, value in app.config.items() if key.startswith(PREFIX)}
-    given.pop("app", None)  # for the worker
+    # It is for the worker.
+    given.pop("app", None)
     return Settings.load(given)

@@ -28,6 +28,7 @@ def told(client: Redis, token: str) -> dict[str, Any]:
     note: Any = client.get(f"rq_pooled:notice:{token}") if _TOKEN.fullmatch(token) else None
     try:
         did, queue, count, more = json.loads(note or "")
-    except (TypeError, ValueError):  # none, or none of ours
+    except (TypeError, ValueError):
+        # It is none, or none of ours.
         return {}
     return {"did": did, "queue": queue, "count": count, "more": more}

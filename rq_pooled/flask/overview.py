@@ -14,7 +14,9 @@ from rq.registry import ScheduledJobRegistry
 from ..config.settings import Settings
 from ..failed.listing import MAX_FIELD, failed_jobs
 from ..foreign import is_number, plain, replies_of, whole_number
-from ..monitoring.health import connections, processes, queues
+from ..monitoring.guard import connections
+from ..monitoring.processes import processes
+from ..monitoring.queues import queues
 from ..wire import raw, text
 
 #: Failed jobs that are looked at to group them, and scheduled jobs that are shown.
@@ -112,7 +114,8 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
         (due, name, text(job_id))
         for name, reply in zip(names, replies_of(pipeline))
         for job_id, due in reply or ()
-        if is_number(due)  # what is due at infinity never comes
+        # What is due at infinity never comes.
+        if is_number(due)
     )[:UPCOMING]
     pipeline = client.pipeline(transaction=False)
     for _due, _name, job_id in rows:

@@ -6,6 +6,7 @@ import importlib
 from functools import reduce
 from typing import Any
 
+from ..config.user_code import user_code
 from ..errors import ConfigurationError
 
 
@@ -16,17 +17,11 @@ def load_app(target: str) -> Any:
         ConfigurationError: it cannot be imported, the factory fails, or what came of it is no Flask application.
     """
     module, _, path = target.partition(":")
-    try:
+    with user_code(f"APP is {target!r}, which cannot be imported"):
         found = reduce(getattr, path.removesuffix("()").split("."), importlib.import_module(module))
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module: whatever is wrong is said in one line
-        raise ConfigurationError(
-            f"APP is {target!r}, which cannot be imported: {type(error).__name__}: {error}"
-        ) from None
     if not hasattr(found, "app_context") and callable(found):
-        try:
+        with user_code(f"APP is {target!r}, which failed"):
             found = found()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-            raise ConfigurationError(f"APP is {target!r}, which failed: {type(error).__name__}: {error}") from None
     if not hasattr(found, "app_context"):
         raise ConfigurationError(
             f"APP is {target!r}, which is a {type(found).__name__} and no Flask application or factory: name one"

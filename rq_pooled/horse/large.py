@@ -17,10 +17,9 @@ from uuid import uuid4
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..config.secrets import message_of
-from ..connection.away import is_away, is_blamed
+from ..connection.away import LOST, is_away, is_blamed
 from ..delays import reconnect_delays
 from ..errors import RedisUnavailable
 from ..store.claim import Claim
@@ -213,7 +212,7 @@ class LargeValues:
                 if not said:
                     self._log.warning("a job's large values wait for a connection: %s", message_of(error))
                 said = True
-            except (RedisConnectionError, RedisTimeoutError) as error:
+            except LOST as error:
                 losses += is_blamed(error) and self._parent_is_answered()
                 if losses == MAX_LOSSES:
                     raise Refused(f"the connection was lost {losses} times {reason(message_of(error))}") from error

@@ -185,6 +185,11 @@ class ConnectionGuard:
             return None
 
 
+def connections(connection: Redis | None = None, settings: Settings | None = None) -> dict[str, Any]:
+    """Return who holds the server's connections, see ``ConnectionGuard.describe``. Blocks for four round trips."""
+    return ConnectionGuard(settings, connection).describe()
+
+
 def ours_and_others(
     clients: Sequence[Mapping[str, Any]], processes: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -1,6 +1,6 @@
-"""What ``health`` knows as Prometheus text; needs ``prometheus_client`` (``pip install 'rq_pooled[metrics]'``).
+"""Health, statistics and queues as Prometheus text; needs ``prometheus_client`` (the extra ``metrics``).
 
-Everything is read from the server when it is asked for, so any one process can be scraped for all of them.
+Each scrape reads everything from the server, so that one process can be scraped for all.
 """
 
 from __future__ import annotations
@@ -11,11 +11,13 @@ from typing import Any
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..config.settings import Settings
-from .health import connections, health, processes, queues
+from ..connection.away import LOST
+from .guard import connections
+from .health import health
+from .processes import processes
+from .queues import queues
 
 #: For the answer to a scrape.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -42,8 +44,7 @@ _POOL_GAUGES = ("max", "created", "available", "in_use", "waiting")
 def metrics(
     connection: Redis | None = None, settings: Settings | None = None, timeout: float = 2.0, clients: bool = True
 ) -> str:
-    """Return everything as Prometheus text. With the server away only ``rq_pooled_up 0`` is left; never raises for
-    that.
+    """Return everything as Prometheus text; while the server is away only ``rq_pooled_up 0``, and no error.
 
     Blocks for at most ``timeout`` seconds to find out that the server is away, then for about ten round trips.
 
@@ -85,7 +86,7 @@ class _Collector:
                 lost.add_metric(["process"], len(unreadable))
                 lost.add_metric(["queue"], sum(len(queue["unreadable"]) for queue in found))
                 yield lost
-            except (RedisConnectionError, RedisTimeoutError):
+            except LOST:
                 away = True
         yield GaugeMetricFamily("rq_pooled_up", "1 while the server answers", value=float(not away))
 

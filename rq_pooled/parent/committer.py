@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.secrets import scrub
+from ..config.secrets import message_of
 from ..connection.away import NEEDED_RIGHTS, is_blamed, is_forbidden
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat
@@ -182,7 +182,7 @@ class Outcomes:
     def _on_forbidden(self, refused: list[Outcome], reason: str) -> None:
         """Keep outcomes until the user may record them, and take no jobs meanwhile, unless the worker ends."""
         now, name, log = time.monotonic(), self._parent.name, self._parent.log
-        reason = scrub(reason).rstrip(".")
+        reason = message_of(reason).rstrip(".")
         if not self._forbidden:
             self._forbidden_since = now
         self._forbidden += 1
@@ -229,7 +229,7 @@ class Outcomes:
                 continue
             reason = (
                 f"the connection was lost {outcome.losses} times while its {outcome.size()} bytes were sent "
-                f"({scrub(str(error))}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
+                f"({message_of(error)}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
                 "and "
                 "proto-max-bulk-len"
             )

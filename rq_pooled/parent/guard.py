@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 
 from ..capacity import strays
 from ..capacity.clients import client_rows
-from ..capacity.level import Level, level_of, read_info
+from ..capacity.level import ASK_LIMIT, Level, level_of, read_info, read_limit
 from ..capacity.trend import TREND_SECONDS, Sample, trend
 from ..monitoring.guard import holders, ours_and_others
 from ..store.scripts import STATS
@@ -96,12 +96,10 @@ class Guarding:
         """Ask an old or managed server, whose INFO does not have the limit, for its configuration, once."""
 
         def on_config(replies: list[Any]) -> None:
-            reply = replies[0]
-            if isinstance(reply, list) and len(reply) == 2 and reply[1].isdigit():
-                self._maxclients = int(reply[1])
+            self._maxclients = read_limit(replies[0]) or self._maxclients
             self._judge(connected, self._maxclients)
 
-        self._parent.command.submit(Exchange([("CONFIG", "GET", "maxclients")], on_config))
+        self._parent.command.submit(Exchange([ASK_LIMIT], on_config))
 
     def _judge(self, connected: int | None, maxclients: int | None) -> None:
         before, self._level = self._level, level_of(self._settings, connected, maxclients, self._level.name)

@@ -6,7 +6,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.secrets import scrub
+from ..config.secrets import message_of
 from ..connection.away import NotSent, is_blamed
 from .context import Parent
 from .exchange import Exchange
@@ -59,7 +59,7 @@ class Requests:
             if losses < MAX_LOSSES:
                 self._waiting.insert(0, exchange.again())
             else:
-                reply(f"the connection was lost {losses} times while it was read: {scrub(str(error))}")
+                reply(f"the connection was lost {losses} times while it was read: {message_of(error)}")
 
         commands = [self._parent.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
 

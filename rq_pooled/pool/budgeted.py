@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.secrets import message_of, scrub
+from ..config.secrets import message_of
 from ..config.settings import Settings
+from ..connection.away import LOST
 from ..connection.names import Introduce, client_name
 from ..deadline import clipped
 from ..errors import BudgetExceeded, ServerUnreachable
@@ -106,7 +106,7 @@ class Budgeted(Hook):
             try:
                 connection.send_ahead(*look)
             except (RedisError, OSError) as error:
-                pool.book.close(connection, scrub(str(error)), lost=True)
+                pool.book.close(connection, message_of(error), lost=True)
         self._note_call(pool)
 
     def on_return(self, pool: Pool, connection: Any) -> None:
@@ -179,8 +179,8 @@ class Budgeted(Hook):
             except BudgetExceeded as error:
                 pool.book.close_idle()
                 raise self._not_now(error) from None
-            except (RedisConnectionError, RedisTimeoutError, OSError) as error:
-                reason = scrub(str(error)) or type(error).__name__
+            except (*LOST, OSError) as error:
+                reason = message_of(error)
                 raise ServerUnreachable(
                     f"cannot connect to {pool.address} to ask for a place in the budget: {reason}; nothing was sent. "
                     "Check that the server runs, and URL"

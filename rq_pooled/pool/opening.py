@@ -10,7 +10,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.secrets import scrub
+from ..config.secrets import message_of, scrub
+from ..connection.away import LOST
 from ..connection.connect_errors import explain, says_full
 from ..connection.sentinel import Masters
 from ..deadline import current as current_deadline
@@ -37,7 +38,7 @@ def check_idle(pool: Pool, connection: Any) -> None:
             if connection.can_read():
                 close(connection, "unread data, or closed by the server", lost=True)
         except (RedisError, OSError) as error:
-            close(connection, scrub(str(error)), lost=True)
+            close(connection, message_of(error), lost=True)
     if is_open(connection) and time.monotonic() >= pool.book.lines[connection].expires_at:
         close(connection, "max_lifetime")
     masters = pool.connection_kwargs.get("connection_pool")
@@ -49,7 +50,7 @@ def check_idle(pool: Pool, connection: Any) -> None:
                 # Before use, not on the first command: nothing is at stake yet.
                 connection.check_health()
         except (RedisError, OSError) as error:
-            close(connection, scrub(str(error)), lost=True)
+            close(connection, message_of(error), lost=True)
             if isinstance(error, RedisTimeoutError):
                 # A firewall that has forgotten one connection has forgotten the others, too.
                 pool.book.close_idle()
@@ -73,10 +74,10 @@ def open_connection(pool: Pool, connection: Any, ends: float) -> None:
             return
         except ServerUnreachable:
             raise
-        except (RedisConnectionError, RedisTimeoutError, ResponseError, OSError) as error:
+        except (*LOST, ResponseError, OSError) as error:
             connection.disconnect()
             pool.book.left(connection)
-            reason = scrub(str(error)) or type(error).__name__
+            reason = message_of(error)
             pool.events.publish("error", reason=reason, attempt=attempt)
             if says_full(pool.connection_class, error):
                 reason = reason.rstrip(".")

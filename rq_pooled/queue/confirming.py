@@ -10,12 +10,11 @@ from datetime import datetime
 import rq
 from redis import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.utils import now
 
+from ..connection.away import LOST
 from ..errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable
 from ..pool.failfast import failing_fast
 from .unique import call_key
@@ -54,7 +53,7 @@ def confirming(
             yield
     except _REFUSALS:
         raise
-    except (RedisConnectionError, RedisTimeoutError) as error:
+    except LOST as error:
         # Status deferred: the job is written, waits for its dependencies and will be enqueued.
         saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
         doubtful = saved or any(map(is_unconfirmed, ids))

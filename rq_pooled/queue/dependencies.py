@@ -10,11 +10,11 @@ import rq
 from redis import Redis
 from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.exceptions import WatchError
 from rq.job import Job, JobStatus
 from rq.utils import as_text
 
+from ..connection.away import LOST
 from ..errors import ServerUnreachable
 from ..originals import rqs_own
 
@@ -94,7 +94,7 @@ class _Dependency(NamedTuple):
 
 def _is_lost(error: WatchError) -> bool:
     """Tell whether redis-py raised this WatchError while it handled a lost connection."""
-    return isinstance(error.__context__, (RedisConnectionError, RedisTimeoutError))
+    return isinstance(error.__context__, LOST)
 
 
 @contextmanager

@@ -17,13 +17,12 @@ from uuid import uuid4
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from ..config.secrets import message_of
 from ..config.settings import Settings
-from ..connection.away import check_away
+from ..connection.away import LOST, check_away
 from ..delays import reconnect_delays
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..pool.registry import get_connection
@@ -391,7 +390,7 @@ def _epoch(until: Any) -> Any:
 
 def _check_lost(error: RedisError) -> None:
     """Return if ``error`` means that the server is away for now; raise it if it does not."""
-    if isinstance(error, (RedisConnectionError, RedisTimeoutError)):
+    if isinstance(error, LOST):
         return
     if isinstance(error, ResponseError):
         with contextlib.suppress(RedisConnectionError):

@@ -10,7 +10,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from ..config.secrets import scrub
+from ..config.secrets import message_of
 from ..wire import Command, encoded
 from .scripts import shared_scripts
 
@@ -43,7 +43,7 @@ def refuses_scripts(connection: Redis, error: Exception | None = None) -> bool:
         "the server refuses scripts (%s): jobs are enqueued in RQ's own way, and an enqueue that is repeated after a "
         "lost "
         "reply may double its job; allow EVAL, EVALSHA and SCRIPT LOAD",
-        scrub(str(error)),
+        message_of(error),
     )
     return True
 

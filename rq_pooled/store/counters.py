@@ -6,8 +6,9 @@ import time
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from typing import Any
+
+from ..foreign import seconds_of
 
 #: Upper bounds of the histograms' buckets in seconds; one more bucket holds what is above the last.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -105,12 +106,9 @@ class Counters:
         """
         self.claims += 1
         self._begun[queue_key] = self._begun.get(queue_key, 0) + 1
-        try:
-            # RQ writes 2026-01-31T12:00:00.000000Z; fromisoformat takes the Z from Python 3.11 on only.
-            when = datetime.fromisoformat((enqueued_at or b"").decode().rstrip("Z")).replace(tzinfo=timezone.utc)
-        except ValueError:  # none, or not by RQ
-            return
-        self.queue_wait.add(claimed_at - when.timestamp())
+        when = seconds_of(enqueued_at)
+        if when is not None:
+            self.queue_wait.add(claimed_at - when)
 
     def recorded(self, status: str, commands: bytes) -> None:
         """Count an outcome that the server has recorded, with the job's status after it and its packed commands."""

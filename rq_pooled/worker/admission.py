@@ -13,13 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
 from ..capacity.budget import Lease
 from ..capacity.clients import client_rows
-from ..capacity.level import Level, ceiling, level_of, read_info
+from ..capacity.level import ASK_LIMIT, Level, ceiling, level_of, read_info, read_limit
 from ..config.settings import Settings
+from ..connection.away import LOST
 from ..connection.connect_errors import FULL
 from ..delays import reconnect_delays
 from ..errors import BudgetExceeded, NotAdmitted, RQPooledError
@@ -149,7 +147,7 @@ class Admission:
             if FULL not in str(error):
                 raise
             return "the server refuses new connections: max number of clients reached"
-        except (RedisConnectionError, RedisTimeoutError, OSError) as error:
+        except (*LOST, OSError) as error:
             if FULL in str(error):
                 return "the server refuses new connections: max number of clients reached"
             raise startup.refusal(error) from None
@@ -160,9 +158,8 @@ class Admission:
         others, info = self._command.execute([reservation, ("INFO", "clients")])
         connected, maxclients = read_info(info)
         if maxclients is None and self._settings.guard_maxclients is None:
-            (config,) = self._command.execute([("CONFIG", "GET", "maxclients")])
-            if isinstance(config, list) and len(config) == 2 and config[1].isdigit():
-                maxclients = int(config[1])
+            (config,) = self._command.execute([ASK_LIMIT])
+            maxclients = read_limit(config)
         before, after = (0, 0) if isinstance(others, Exception) else others
         return (before, after), level_of(self._settings, connected, self._settings.guard_maxclients or maxclients)
 

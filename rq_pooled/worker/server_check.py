@@ -8,6 +8,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ..capacity.level import info_fields
 from ..connection.away import NEEDED_RIGHTS
 from ..errors import ServerUnsupported
 
@@ -30,7 +31,7 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, i
     if isinstance(reply, ResponseError):  # an ACL: what it cannot do will be said when it is asked to
         logger.warning("the server does not answer INFO (%s): its version and eviction policy are not checked", reply)
         return OLDEST
-    info = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)
+    info = info_fields(reply)
     version = _parse(info.get("redis_version", "0"))
     if version < OLDEST:
         raise ServerUnsupported(

@@ -20,9 +20,7 @@ from uuid import uuid4
 import click
 import rq.worker
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT
 from rq.logutils import blue, green, setup_loghandlers
 from rq.scheduler import RQScheduler
@@ -36,7 +34,8 @@ from ..capacity.stop_flag import Brake
 from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..config.typos import misspelt
-from ..connection.away import is_away
+from ..config.user_code import user_code
+from ..connection.away import LOST, is_away
 from ..connection.defaults import accepted_options
 from ..connection.options import make_connection
 from ..connection.sentinel import beside, is_watched
@@ -263,7 +262,7 @@ class Worker(rq.worker.Worker):
             if isinstance(error, ServerUnreachable) and is_away(error):
                 raise startup.ServerNotReady(str(error)) from None
             raise
-        except (RedisConnectionError, RedisTimeoutError) as error:
+        except LOST as error:
             raise startup.ServerNotReady(f"the server was lost at the start: {error}") from None
         return version
 
@@ -519,12 +518,8 @@ def _settings_module() -> dict[str, Any]:
     name = context.params.get("config") if context is not None else None
     if not name:
         return {}
-    try:
+    with user_code(f"the settings module {name!r} cannot be imported"):
         module = importlib.import_module(name)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's module: whatever is wrong is said in one line
-        raise ConfigurationError(
-            f"the settings module {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from None
     return {key: value for key, value in vars(module).items() if key.isupper()}
 
 
@@ -579,12 +574,8 @@ def _check_strategy(strategy: Any) -> None:
 
 
 def _preload(module: str) -> None:
-    try:
+    with user_code(f"PRELOAD names the module {module!r}, which cannot be imported"):
         importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - as above
-        raise ConfigurationError(
-            f"PRELOAD names the module {module!r}, which cannot be imported: {type(error).__name__}: {error}"
-        ) from None
 
 
 def _is_dead(pid: int) -> bool:

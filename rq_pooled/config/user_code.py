@@ -1,0 +1,22 @@
+"""Says in one line what is wrong with a user's code: a settings module, PRELOAD, APP, a class of a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ..errors import ConfigurationError
+from .secrets import message_of
+
+
+@contextmanager
+def user_code(problem: str) -> Iterator[None]:
+    """Turn anything that a user's code raises in the block into a ConfigurationError.
+
+    Args:
+        problem: begins its text, as in "--config shop cannot be imported".
+    """
+    try:
+        yield
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - any mistake of the user's
+        raise ConfigurationError(f"{problem}: {type(error).__name__}: {message_of(error)}") from None
