@@ -5,8 +5,7 @@ when one is closed, and is renewed with the heartbeat. It ends by itself after a
 when the server shows no connection of that process any more. So a process that is paused (SIGSTOP, a closed laptop lid)
 with open sockets keeps its place, and the sum of connections never exceeds the budget.
 
-A process that gets less than it wants leaves a wish, which stands for a few seconds and which the others see: see
-``Lease.crowded``.
+A process that gets less than it wants leaves a wish for a few seconds, which the others see: ``Lease.crowded``.
 """
 
 from __future__ import annotations
