@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rq_pooled import (
-    Worker,  # noqa: F401 - by name, see running_worker
-    orphans,
-)
+from rq_pooled import Worker  # noqa: F401 - by name, see running_worker
+from rq_pooled.parent import cleaner
 
-orphans.INTERMEDIATE_INTERVAL, orphans.INTERMEDIATE_AGE = 0.5, 1.0
+cleaner.INTERMEDIATE_INTERVAL, cleaner.INTERMEDIATE_AGE = 0.5, 1.0

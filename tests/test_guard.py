@@ -30,7 +30,8 @@ from rq_pooled.capacity.trend import Sample, trend
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
-from rq_pooled.parent.guard import EVENTS, Guarding
+from rq_pooled.log_lines import WorkerLog
+from rq_pooled.parent.guard import EVENTS, Guard
 from rq_pooled.pool import Pool
 from rq_pooled.store.scripts import Scripts
 
@@ -441,14 +442,14 @@ def test_the_brake_is_engaged_at_stop_and_released_below() -> None:
     parent: Any = SimpleNamespace(
         settings=Settings(),
         brake=brake,
-        name="w",
-        log=logging.getLogger("rq.worker"),
+        identity=SimpleNamespace(name="w"),
+        log=WorkerLog(logging.getLogger("rq.worker"), "w"),
         loop=SimpleNamespace(call_later=lambda *_: None),
         command=SimpleNamespace(submit=lambda *_: None),
         scripts=Scripts(),
         ledger=SimpleNamespace(token="token"),
     )
-    guarding = Guarding(parent)
+    guarding = Guard(parent)
     for connected, engaged, tight in ((50, False, False), (85, False, True), (97, True, True), (50, False, False)):
         guarding._judge(connected, 100)
         assert (brake.engaged, brake.tight) == (engaged, tight), connected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -13,9 +12,10 @@ from ..config.settings import scrub
 from ..connection.away import is_blamed
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat
-from .context import Parent
+from .context import Context
+from .events import Events
 from .exchange import Exchange
-from .slots import Slot, Task
+from .slot import Task, send_receipt
 
 #: Outcomes in one commit, and bytes after which it takes no further one: whatever is sent next waits for it.
 MAX_COMMIT, MAX_COMMIT_BYTES = 50, 1024 * 1024
@@ -33,27 +33,18 @@ BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
 
 
-class Outcomes:
+class Committer:
     """Holds outcomes until the server has recorded them.
 
     Args:
-        parent: as the name says.
-        add_task: has a horse do something about an outcome.
-        reply: tells a horse that waits for it what became of its outcome.
-        on_done: called when a job is over: recorded, or dropped because its claim is gone.
+        context, events: as the names say.
+        tasks: wait for horses; one is added where a horse has to do something about an outcome.
     """
 
-    def __init__(
-        self,
-        parent: Parent,
-        add_task: Callable[[Task], None],
-        reply: Callable[[Slot, tuple[Any, ...]], None],
-        on_done: Callable[[], None],
-    ) -> None:
-        self._parent = parent
-        self._add_task = add_task
-        self._reply = reply
-        self._on_done = on_done
+    def __init__(self, context: Context, events: Events, *, tasks: deque[Task]) -> None:
+        self._context = context
+        self._events = events
+        self._tasks = tasks
         self._waiting: deque[Outcome] = deque()
         #: Those with which the connection was lost: the server may close it at one of them, so each is sent alone.
         self._suspects: deque[Outcome] = deque()
@@ -64,9 +55,18 @@ class Outcomes:
         self._doubtful: list[Outcome] = []
         #: So many commits take one outcome each.
         self._singly = 0
+        #: A commit has been sent, and not answered yet.
+        self.under_way = False
+        events.server_lost.append(self._note_away)
+        events.server_back.append(self._send_again)
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._suspects)
+
+    @property
+    def due(self) -> bool:
+        """Tell whether outcomes wait that may be sent together with other things."""
+        return bool(self._waiting)
 
     @property
     def singled_out(self) -> bool:
@@ -85,19 +85,23 @@ class Outcomes:
         """Return the claims that wait to be committed."""
         return [outcome.claim for outcome in (*self._waiting, *self._suspects)]
 
-    def note_away(self) -> None:
+    def _note_away(self, _error: Exception) -> None:
         """Note that the server is lost: what it recorded last, before that could be noticed, is sent again later."""
-        settings = self._parent.settings
+        settings = self._context.settings
         noticed_after = settings.heartbeat_interval + settings.socket_timeout
         self._forget(time.monotonic() - KEPT_FOR - noticed_after)
         self._doubtful += [outcome for _, _, outcome in self._recorded]
         self._recorded.clear()
         self._recorded_bytes = 0
 
-    def send_again(self) -> None:
+    def _send_again(self) -> None:
         """Send what was recorded last once more: the server has been away. The fence makes it harmless."""
         self._waiting.extendleft(reversed(self._doubtful))
         self._doubtful.clear()
+
+    def exchanges(self) -> list[Exchange]:
+        """Return the commit that is due."""
+        return [self.commit()]
 
     def commit(self) -> Exchange:
         """Return the exchange that records what waits."""
@@ -111,8 +115,10 @@ class Outcomes:
         self._singly = max(0, self._singly - 1)
         for outcome in batch:
             outcome.attempts += 1
+        self.under_way = True
 
         def on_replies(replies: list[Any]) -> None:
+            self.under_way = False
             results = replies[0]
             if isinstance(results, ResponseError):
                 if len(batch) > 1:  # refused as a whole: whoever is to blame must not harm the others
@@ -128,19 +134,19 @@ class Outcomes:
                 else:
                     self._on_result(outcome, word)
             if recorded_again:
-                self._parent.log.warning(
-                    "Worker %s: the server had lost %d outcomes that it acknowledged; they are recorded again",
-                    self._parent.name,
+                self._context.log.warning(
+                    "the server had lost %d outcomes that it acknowledged; they are recorded again",
                     recorded_again,
                 )
 
         def on_lost(error: Exception) -> None:
+            self.under_way = False
             if is_blamed(error):
                 self._on_lost(batch, error)
             else:
                 self._waiting.extendleft(reversed(batch))
 
-        return Exchange([self._parent.ledger.commit(batch)], on_replies, on_lost)
+        return Exchange([self._context.ledger.commit(batch)], on_replies, on_lost)
 
     def _on_lost(self, batch: list[Outcome], error: Exception) -> None:
         """Suspect what was on its way when the connection was lost, and give up what was so too often, alone."""
@@ -162,7 +168,7 @@ class Outcomes:
                 "proto-max-bulk-len"
             )
             if outcome.again:
-                self._parent.log.error("Worker %s: job %s: %s", self._parent.name, outcome.claim.job_id, reason)
+                self._context.log.error("job %s: %s", outcome.claim.job_id, reason)
             else:
                 outcome.refusals = max(1, outcome.refusals)  # it has been tried again
                 self._on_refused(outcome, reason)
@@ -173,20 +179,20 @@ class Outcomes:
             # It has dependents. Who waits for the record goes on waiting.
             changes = outcome.changes + 1
             arguments = (changes > MAX_CHANGES, outcome.status, *flat(outcome.commands))
-            self._add_task(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
+            self._tasks.append(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
             if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
-                self._parent.counters.lost_claims += 1
-                self._parent.log.warning(
-                    "Worker %s: outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
-                    claim.worker_name,
+                self._context.counters.lost_claims += 1
+                self._context.log.warning(
+                    "outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
                     claim.job_id,
+                    worker=claim.worker_name,
                 )
             else:
-                self._parent.counters.recorded(outcome.status, outcome.commands[1].data)
+                self._context.counters.recorded(outcome.status, outcome.commands[1].data)
             self._receipt(outcome, result == "ok" or outcome.attempts > 1)
             self._keep(outcome)
-            self._on_done()
+            self._events.job_done()
         else:
             self._on_refused(outcome, result)
 
@@ -203,33 +209,30 @@ class Outcomes:
 
     def _on_refused(self, outcome: Outcome, reason: str) -> None:
         """Try an outcome that the server refused once more, then fail its job alone, with the reason."""
-        claim, log = outcome.claim, self._parent.log
+        claim, log = outcome.claim, self._context.log
         outcome.refusals += 1
         text = f"The outcome could not be recorded: {reason}"
-        log.error("Worker %s: job %s: %s", claim.worker_name, claim.job_id, text)
+        log.error("job %s: %s", claim.job_id, text, worker=claim.worker_name)
         if outcome.refusals == 1:
             self._waiting.append(outcome)
             return
         self._receipt(outcome, False)
         if outcome.refusals >= MAX_REFUSALS:
             log.error(
-                "Worker %s: giving up on recording job %s; it runs again when its lease is over",
-                claim.worker_name,
+                "giving up on recording job %s; it runs again when its lease is over",
                 claim.job_id,
+                worker=claim.worker_name,
             )
             # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
-            self._parent.command.submit(Exchange([self._parent.ledger.forget(claim)]))
-            self._on_done()
+            self._context.command.submit(Exchange([self._context.ledger.forget(claim)]))
+            self._events.job_done()
         elif outcome.status == "failed":
-            bare = self._parent.ledger.bare_failure(claim, text)
+            bare = self._context.ledger.bare_failure(claim, text)
             bare.refusals = outcome.refusals
             self._waiting.append(bare)
         else:
-            self._add_task(Task("fail", claim, (text,)))
+            self._tasks.append(Task("fail", claim, (text,)))
 
     def _receipt(self, outcome: Outcome, recorded: bool) -> None:
-        if outcome.receipt_for is not None:
-            slot, task = outcome.receipt_for
-            outcome.receipt_for = None
-            if slot.task is task:  # else its horse has died meanwhile
-                self._reply(slot, ("committed", recorded))
+        receipt_for, outcome.receipt_for = outcome.receipt_for, None
+        send_receipt(receipt_for, recorded)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -15,11 +14,10 @@ from ..connection.away import NEEDED_RIGHTS, is_away
 from ..connection.connect_errors import explain
 from ..delays import reconnect_delays
 from ..errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
+from ..log_lines import WorkerLog
 from ..parent.command_connection import CommandConnection
 from ..parent.listen_connection import ListenConnection
 from ..process.event_loop import Loop
-
-log = logging.getLogger("rq.worker")
 
 _LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")
 
@@ -33,7 +31,9 @@ class ServerNotReady(ServerUnreachable):
     """The server cannot serve for now: it is down, loads its data, is a replica for the moment, or is full."""
 
 
-def when_ready(begin: Callable[[], T], settings: Settings, loop: Loop, signals: Iterable[int], name: str) -> T | None:
+def when_ready(
+    begin: Callable[[], T], settings: Settings, loop: Loop, signals: Iterable[int], log: WorkerLog
+) -> T | None:
     """Call ``begin`` until it does not raise ServerNotReady, for GUARD_WAIT seconds; return its result.
 
     Between attempts it waits as when the server is lost later. Returns None if one of ``signals`` came meanwhile.
@@ -61,17 +61,17 @@ def when_ready(begin: Callable[[], T], settings: Settings, loop: Loop, signals: 
             for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
                 loop.on_signal(signum, lambda: stopped.append(True))
             if time.monotonic() >= say_at:
-                log.warning("Worker %s: %s; trying again for up to %.0f s", name, message_of(error), left)
+                log.warning("%s; trying again for up to %.0f s", message_of(error), left)
                 say_at = time.monotonic() + SAY_EVERY
             due = time.monotonic() + min(next(delays), left)
             while not stopped and (rest := due - time.monotonic()) > 0:
                 loop.turn(rest)
             if stopped:
-                log.info("Worker %s: stopping on request", name)
+                log.info("stopping on request")
                 return None
             continue
         if failures:
-            log.info("Worker %s: the server is ready after %.1f s", name, time.monotonic() - started)
+            log.info("the server is ready after %.1f s", time.monotonic() - started)
         return result
 
 
