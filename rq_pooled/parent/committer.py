@@ -135,8 +135,7 @@ class Committer:
                     self._on_result(outcome, word)
             if recorded_again:
                 self._context.log.warning(
-                    "the server had lost %d outcomes that it acknowledged; they are recorded again",
-                    recorded_again,
+                    "the server had lost %d outcomes that it acknowledged; they are recorded again", recorded_again
                 )
 
         def on_lost(error: Exception) -> None:

@@ -110,7 +110,7 @@ class Guard:
             self._context.brake.engaged = self._context.brake.tight = False  # nobody would ever release it
             if before.share is not None:
                 self._context.log.warning(
-                    "the server does not tell any more how many clients it has: it is not guarded from now on",
+                    "the server does not tell any more how many clients it has: it is not guarded from now on"
                 )
             return
         extra, self._extra = self._extra, False
@@ -138,10 +138,7 @@ class Guard:
             self._announce(level.name, None)
         else:
             effect = "; nothing new is opened" if level.name == "stop" else ""
-            self._announce(
-                level.name,
-                lambda held: log.warning("guard %s: %s%s%s", level.name, level, effect, held),
-            )
+            self._announce(level.name, lambda held: log.warning("guard %s: %s%s%s", level.name, level, effect, held))
 
     def _look_for_leak(self, sample: Sample) -> None:
         samples = self._samples

@@ -27,13 +27,7 @@ class Heartbeat:
     """
 
     def __init__(
-        self,
-        context: Context,
-        events: Events,
-        *,
-        slots: Slots,
-        committer: Committer,
-        multiplexer: Multiplexer | None,
+        self, context: Context, events: Events, *, slots: Slots, committer: Committer, multiplexer: Multiplexer | None
     ) -> None:
         self._context = context
         self._events = events
@@ -60,7 +54,7 @@ class Heartbeat:
         context.command.submit(Exchange([report(context, self._slots, self._multiplexer)]))
 
     def settled(self) -> bool:
-        """Tell whether leases of others that are over can be trusted to be: see Stalls."""
+        """Tell whether leases of others that are over can be trusted to be."""
         settings = self._context.settings
         # Others may come back later than this worker did, by the longest pause between two attempts.
         good_for = time.monotonic() - self._good_since if self._context.command.connected else 0.0

@@ -136,8 +136,7 @@ class Shutdown:
     def _on_pushed_back(self, replies: list[Any]) -> None:
         if isinstance(replies[0], ResponseError):
             self._context.log.error(
-                "jobs were not put back (%s); they run again when their leases are over",
-                replies[0],
+                "jobs were not put back (%s); they run again when their leases are over", replies[0]
             )
 
     def end_away(self, error: Exception, interrupted: Sequence[Claim] = ()) -> None:

@@ -156,7 +156,7 @@ class Admission:
             self._warned = True
             self._log.warning(
                 "the server does not tell how many clients it has and allows (INFO and CONFIG GET are "
-                "refused): it is not guarded; set GUARD_MAXCLIENTS, or allow INFO",
+                "refused): it is not guarded; set GUARD_MAXCLIENTS, or allow INFO"
             )
 
     def _holders(self) -> list[str]:
