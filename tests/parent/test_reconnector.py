@@ -44,7 +44,12 @@ def test_a_loss_is_told_once_and_the_server_is_sought() -> None:
     """Who waits for a reply hears of the loss first, then the parts, once; back is told after both connections are."""
     parts = Parts()
     parts.context.command.submit(Exchange([("PING",)], on_lost=lambda _error: parts.heard.append("exchange")))
-    parts.lose()
+
+    def broken() -> Any:
+        raise CUT
+
+    parts.context.listen.ping = broken
+    parts.reconnector.probe()
     parts.reconnector.check()
     assert parts.heard[0] == "exchange" and len(parts.heard) == 2 and len(parts.context.loop.later) == 1
     assert 0 < parts.context.loop.fire() <= 0.2
