@@ -109,7 +109,8 @@ class Claimer:
 
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         context, wakeup = self._context, self._wakeup
-        if isinstance(reply, ResponseError):  # out of memory, usually: commits go on
+        # Out of memory, usually: commits go on.
+        if isinstance(reply, ResponseError):
             wakeup.sleep()
             wakeup.on_refused(reply)
             return
@@ -127,7 +128,8 @@ class Claimer:
         for slot, claim in zip(slots, claimed.claims):
             if slot.ready and not self._stopping:
                 self._dispatch(slot, claim)
-            else:  # its horse died meanwhile, or a shutdown began
+            else:
+                # Its horse died meanwhile, or a shutdown began.
                 unwanted.append(claim)
         if unwanted:
             self._recovery.push_back(unwanted)

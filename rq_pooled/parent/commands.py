@@ -43,7 +43,8 @@ class Commands:
                 log.info("Received kill horse command%s", "" if slot.claim else "; not working, ignored")
                 if slot.claim is not None:
                     self._slots.kill(slot)
-        elif name == "stop-execution":  # of RQ 3
+        elif name == "stop-execution":
+            # Of RQ 3.
             self._stop_job(str(payload.get("job_id")), slots, str(payload.get("execution_id")))
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))
@@ -58,7 +59,8 @@ class Commands:
                 slot.stopped = True
                 self._slots.kill(slot)
                 return
-        if any(slot.reserved for slot in slots):  # the server may say that the job is started before it tells us
+        # The server may say that the job is started before it tells us.
+        if any(slot.reserved for slot in slots):
             self._context.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots, execution_id))
             return
         self._context.log.logger.info("Not working on job %s, command ignored.", job_id)

@@ -121,7 +121,8 @@ class Committer:
             self.under_way = False
             results = replies[0]
             if isinstance(results, ResponseError):
-                if len(batch) > 1:  # refused as a whole: whoever is to blame must not harm the others
+                # Refused as a whole: the one to blame must not harm the others.
+                if len(batch) > 1:
                     self._singly = len(batch)
                     self._waiting.extendleft(reversed(batch))
                     return
@@ -129,7 +130,8 @@ class Committer:
             recorded_again = 0
             for outcome, result in zip(batch, results):
                 word = result.decode(errors="replace")
-                if outcome.again:  # should it have got dependents since, it is put back as an unknown claim
+                # Should it have got dependents since, it is put back as an unknown claim.
+                if outcome.again:
                     recorded_again += word == "ok"
                 else:
                     self._on_result(outcome, word)
@@ -163,13 +165,13 @@ class Committer:
             reason = (
                 f"the connection was lost {outcome.losses} times while its {outcome.size()} bytes were sent "
                 f"({scrub(str(error))}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
-                "and "
-                "proto-max-bulk-len"
+                "and proto-max-bulk-len"
             )
             if outcome.again:
                 self._context.log.error("job %s: %s", outcome.claim.job_id, reason)
             else:
-                outcome.refusals = max(1, outcome.refusals)  # it has been tried again
+                # It has been tried again.
+                outcome.refusals = max(1, outcome.refusals)
                 self._on_refused(outcome, reason)
 
     def _on_result(self, outcome: Outcome, result: str) -> None:
@@ -180,7 +182,8 @@ class Committer:
             arguments = (changes > MAX_CHANGES, outcome.status, *flat(outcome.commands))
             self._tasks.append(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
-            if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
+            # Sent again after a lost reply, it had been recorded.
+            if result == "lost" and outcome.attempts == 1:
                 self._context.counters.lost_claims += 1
                 self._context.log.warning(
                     "outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",

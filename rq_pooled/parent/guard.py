@@ -105,18 +105,19 @@ class Guard:
 
     def _judge(self, connected: int | None, maxclients: int | None) -> None:
         before, self._level = self._level, level_of(self._settings, connected, maxclients, self._level.name)
-        if connected is None or not maxclients:  # said at the start already, see Admission
+        # The log said so at the start already, see Admission.
+        if connected is None or not maxclients:
             self._blind = True
-            self._context.brake.engaged = self._context.brake.tight = False  # nobody would ever release it
+            # Nothing would ever release it.
+            self._context.brake.engaged = self._context.brake.tight = False
             if before.share is not None:
                 self._context.log.warning(
                     "the server does not tell any more how many clients it has: it is not guarded from now on"
                 )
             return
         extra, self._extra = self._extra, False
-        if (
-            self._samples and not extra
-        ):  # from the second look on: a worker that works for a moment leaves nothing behind
+        # From the second look on: a worker that works for a moment leaves nothing behind.
+        if self._samples and not extra:
             sample = self._context.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
             self._context.command.submit(Exchange([sample]))
         self._context.brake.engaged = self._level.name == "stop"
@@ -125,7 +126,8 @@ class Guard:
             self._look_soon()
         if self._level.name != before.name:
             self._on_change(before.name)
-        if not extra:  # those count looks at the usual interval
+        # Those count looks at the usual interval.
+        if not extra:
             self._look_for_leak(Sample(time.monotonic(), connected, maxclients))
 
     def _on_change(self, before: str) -> None:

@@ -45,7 +45,8 @@ class HorseRequests:
         task, horse = slot.task, slot.horse
 
         def reply(answer: Any) -> None:
-            if slot.task is task and slot.horse is horse:  # else the one that asked has died
+            # Else the one that asked has died.
+            if slot.task is task and slot.horse is horse:
                 slot.reply(("reply", answer))
 
         losses = 0
@@ -71,7 +72,8 @@ class HorseRequests:
             reply(answer)
 
         exchange = Exchange(commands, on_replies)
-        if kind == "read":  # part of an outcome, which waits for the server to come back
+        # Part of an outcome, which waits for the server to come back.
+        if kind == "read":
             exchange.on_lost = ask_again
             self._waiting.append(exchange)
         elif self._context.command.connected:

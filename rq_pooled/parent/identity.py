@@ -75,7 +75,8 @@ class Identity:
         scheduler = self._worker.scheduler
         assert scheduler is not None
         scheduler.last_heartbeat = now()
-        fields = {**scheduler.to_dict(), "rq_pooled": "1"}  # others of ours know by it whose lock it is
+        # Others of ours know by it whose lock it is.
+        fields = {**scheduler.to_dict(), "rq_pooled": "1"}
         return self._ledger.promote(self.queue_names, scheduler.name, fields)
 
     def warm_shutdown(self, busy: Sequence[str]) -> list[Command]:

@@ -58,7 +58,7 @@ class Reconnector:
         self._context.loop.call_every(DEADLINE_INTERVAL, self._check_deadline)
 
     def check(self) -> None:
-        """Look whether the command connection was lost by a write of somebody who does not look."""
+        """Look whether the command connection was lost by a write whose sender does not look."""
         if not self._context.command.connected and self._away_since is None:
             self._on_lost(ConnectionError("connection lost"))
 

@@ -95,7 +95,8 @@ class Recovery:
         blame.
         """
         self.singly = len(claims)
-        if len(self._unanswered) > MAX_COUNTED:  # others have claimed them since
+        # Others have claimed them since.
+        if len(self._unanswered) > MAX_COUNTED:
             self._unanswered.clear()
         for claim in claims:
             self._unanswered[claim.job_id] = self._unanswered.get(claim.job_id, 0) + 1

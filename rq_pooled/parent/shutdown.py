@@ -66,7 +66,8 @@ class Shutdown:
         loop = self._context.loop
         loop.on_signal(signal.SIGTERM, self._on_stop_signal)
         loop.on_signal(signal.SIGINT, self._on_stop_signal)
-        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+        # It is ignored under nohup.
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
             loop.on_signal(signal.SIGHUP, self._on_hangup)
 
     def on_command(self) -> None:
@@ -109,7 +110,8 @@ class Shutdown:
 
     def _stop_hard(self) -> None:
         """End now: kill the horses and put their jobs back, so that they run again elsewhere."""
-        if self._hard:  # a deadline and a second signal
+        # Both a deadline and a second signal may come.
+        if self._hard:
             return
         self._hard = True
         context = self._context
@@ -118,7 +120,8 @@ class Shutdown:
         deadline = time.monotonic() + RECORDING_TIME
         while (self._slots.busy() or self._committer) and context.command.connected and time.monotonic() < deadline:
             self._turn(0.05)
-        self._slots.close()  # waits for their deaths: somebody else may be given their jobs
+        # Waits for their deaths: other workers may be given their jobs.
+        self._slots.close()
         again += self._slots.claims()
         self.exit_code = 0
         try:

@@ -99,7 +99,7 @@ class Slots:
         return sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.created_at)
 
     def forget_maintenance(self) -> None:
-        """Drop waiting tasks that belong to no job: nobody waits for them at the end."""
+        """Drop waiting tasks that belong to no job: they are not waited for at the end."""
         for task in [task for task in self.tasks if task.claim is None]:
             self.tasks.remove(task)
 
@@ -141,13 +141,14 @@ class Slots:
             self._prefork.kill(slot.horse)
 
     def hand_on(self, claim: Claim) -> None:
-        """Kill the horse whose job somebody else has been given, and forget the claim."""
+        """Kill the horse whose job another worker has been given, and forget the claim."""
         for task in [task for task in self.tasks if task.claim is claim]:
             self.tasks.remove(task)
             send_receipt(task.receipt_for, False)
         for slot in self._slots:
             if slot.claim is claim:
-                self.receive(slot)  # a complete outcome is refused by the fence, and its horse lives
+                # A complete outcome is refused by the fence, and its horse lives.
+                self.receive(slot)
                 if slot.claim is claim and slot.task is not None:
                     send_receipt(slot.task.receipt_for, False)
                     slot.handed_on = True
@@ -156,7 +157,8 @@ class Slots:
     def interrupt(self) -> list[Claim]:
         """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
         for slot in self._slots:
-            self.receive(slot)  # what has ended has ended
+            # What has ended has ended.
+            self.receive(slot)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
         claims = [slot.claim for slot in interrupted if slot.claim is not None]
         for slot in interrupted:
@@ -195,7 +197,8 @@ class Slots:
             slot.horse = self._prefork.spawn(self._slots.index(slot))
             if slot.guest is not None:
                 self._guests[slot.horse.pid] = slot.guest
-        except OSError as error:  # no process or memory left: later there may be
+        except OSError as error:
+            # No process or memory left: later there may be.
             if self._multiplexer is not None and slot.guest is not None:
                 self._multiplexer.drop(slot.guest)
             self._context.log.error("cannot fork (%s); trying again", error, worker=slot.name)
@@ -235,7 +238,8 @@ class Slots:
                 delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
                 self._spare_after = time.monotonic() + delay
                 self._context.log.error("a spare horse ended before it was ready (status %d)", status, worker=slot.name)
-                self._context.loop.call_later(delay, lambda: None)  # wakes the loop
+                # Wakes the loop.
+                self._context.loop.call_later(delay, lambda: None)
         elif task is None and not was_ready:
             slot.stillborn += 1
             delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
@@ -253,7 +257,8 @@ class Slots:
 
     def _on_message(self, horse: Horse, message: tuple[Any, ...]) -> None:
         slot = self._slot_of(horse)
-        if slot is None:  # a horse on its way out
+        # A horse on its way out.
+        if slot is None:
             return
         kind, *rest = message
         if kind == "outcome":
@@ -304,7 +309,8 @@ class Slots:
             if not leaving and slot.horse is not None:
                 self._prefork.retire(slot.horse)
             self._context.counters.horses_replaced += 1
-            self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
+            # The old horse ends by itself, and is reaped as a stranger to the slot.
+            self._spawn(slot)
         else:
             slot.ready = not slot.killed
 
@@ -320,7 +326,8 @@ class Slots:
             self._set_deadline(
                 slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)
             )
-        elif task.kind == "schedule":  # it runs what unpickling users' meta runs
+        elif task.kind == "schedule":
+            # It runs what unpickling users' meta runs.
             self._set_deadline(slot, SCHEDULE_TIME)
         self._prefork.send(slot.horse, task.message())
 

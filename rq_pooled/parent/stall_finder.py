@@ -1,4 +1,4 @@
-"""Looks for claims that nobody renews any more: of workers that were killed, cut off or stopped; see stalled.lua."""
+"""Looks for claims that are not renewed any more: of workers that were killed, cut off or stopped; see stalled.lua."""
 
 from __future__ import annotations
 

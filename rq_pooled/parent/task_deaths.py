@@ -64,13 +64,15 @@ class TaskDeaths:
         self._context.log.error("job %s: %s; failing it", claim.job_id, reason, worker=claim.worker_name)
         if task.kind == "bury":
             reason = f"Work-horse terminated unexpectedly; {reason}"
-        elif task.kind in ("abandon", "fail"):  # why it fails is known already
+        elif task.kind in ("abandon", "fail"):
+            # Why it fails is known already.
             reason = str(task.arguments[0])
         self._give_up(task, claim, reason)
 
     def _give_up(self, task: Task, claim: Claim, reason: str) -> None:
         """Record of a job what can be recorded without a horse."""
-        if task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
+        # The job itself succeeded or failed as recorded: that must not be lost.
+        if task.kind == "settle":
             _tolerant, job_status, *commands = task.arguments
             self._context.log.error("dependents of job %s were not enqueued", claim.job_id, worker=claim.worker_name)
             self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))

@@ -143,7 +143,8 @@ class Wakeup:
         def on_replies(replies: list[Any]) -> None:
             answers = replies[len(optin) :: len(optin) + 1]
             refused = next((reply for reply in answers if isinstance(reply, ResponseError)), None)
-            if refused is not None:  # of the look itself, which would be refused at once again
+            # Of the look itself, which would be refused at once again.
+            if refused is not None:
                 if self._later is None:
                     self.on_refused(refused)
                 return

@@ -1,7 +1,7 @@
 """Whether a starting worker fits: it looks, reserves, connects, looks again, and otherwise waits its turn.
 
 While it waits it holds no connection. Workers that start together see each other's reservations, so that they do not
-all take the last place; whoever came later gives way.
+all take the last place; those that came later give way.
 """
 
 from __future__ import annotations

@@ -52,7 +52,8 @@ def unregister(context: Context) -> None:
 
 
 def _is_dead(pid: int) -> bool:
-    if pid == os.getpid():  # a restarted container gives the same pid again
+    # A restarted container gives the same pid again.
+    if pid == os.getpid():
         return True
     try:
         os.kill(pid, 0)

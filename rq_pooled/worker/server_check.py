@@ -27,7 +27,8 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, i
         ServerUnsupported: it is older than 6.2, or in cluster mode.
     """
     (reply,) = execute([("INFO",)])
-    if isinstance(reply, ResponseError):  # an ACL: what it cannot do will be said when it is asked to
+    # An ACL: what it cannot do will be said when it is asked to.
+    if isinstance(reply, ResponseError):
         logger.warning("the server does not answer INFO (%s): its version and eviction policy are not checked", reply)
         return OLDEST
     info = dict(line.split(":", 1) for line in reply.decode(errors="replace").splitlines() if ":" in line)

@@ -33,7 +33,8 @@ def loop_for_stop_signals() -> Iterator[Loop]:
     try:
         previous = {signum: signal.signal(signum, _nothing) for signum in signals}
         for signum in signals:
-            loop.on_signal(signum, _nothing)  # until the arbiter takes over
+            # Until the arbiter takes over.
+            loop.on_signal(signum, _nothing)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:

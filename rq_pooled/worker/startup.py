@@ -58,7 +58,8 @@ def when_ready(
                     f"{error}; tried {failures} time{'s' * (failures > 1)} in {settings.guard_wait - left:.0f} s "
                     f"({'RECONNECT_ATTEMPTS' if given_up else 'GUARD_WAIT'})"
                 ) from None
-            for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
+            # Each time: ``begin`` may wait, too, and listen itself.
+            for signum in signals:
                 loop.on_signal(signum, lambda: stopped.append(True))
             if time.monotonic() >= say_at:
                 log.warning("%s; trying again for up to %.0f s", message_of(error), left)
@@ -79,7 +80,7 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
     """Connect for the first time.
 
     Args:
-        found: sentinels say where the server is; one that they name and nobody reaches has just died.
+        found: sentinels say where the server is; one that they name and that cannot be reached has just died.
 
     Raises:
         ServerUnsupported: the password is missing or wrong, the user may not do what a worker does, or URL is wrong.
