@@ -1,4 +1,4 @@
-"""The parent's connection of the role ``command``: it carries every script, and the parent does not wait for its replies.
+"""The parent's connection of the role ``command``: it carries every script, and the parent never waits for replies.
 
 The replies come back through the selector. There is no pool here.
 """
