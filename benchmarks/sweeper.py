@@ -24,7 +24,7 @@ LONGEST = 10_000
 WAYS: Sequence[tuple[str, str, str]] = (
     ("requeue, by exception", "Requeue(exceptions='ConnectionError')", "60 s"),
     ("requeue, by function and age", "Requeue(functions='tasks.*', older_than=60)", "60 s"),
-    ("purge, all", "Purge()", "30 s, 60 MB"),
+    ("purge, all", "Purge(everything=True)", "30 s, 60 MB"),
     ("purge, by exception and age", "Purge(exceptions='ConnectionError', older_than=60)", "30 s, 60 MB"),
     ("purge, all but the newest 1 000", "Purge(beyond=1000)", "30 s, 60 MB"),
     ("bury, all, keep 10 000", "Bury()", ""),

@@ -41,7 +41,7 @@ def main(patience: float = 60) -> int:
     print(f"dead letters: {len(dead)}")
     print(f"brought back: {dead.requeue_many(Requeue(limit=1)).done}")
     wait()
-    sweep(Purge())
+    sweep(Purge(everything=True))
     sweep(Ghosts())
     print(f"dead letters deleted: {dead.trim(0)}")
     return 0 if time.monotonic() < deadline else 1

@@ -67,7 +67,7 @@ def clipped(timeout: float | None) -> float | None:
 
 
 def hurried(connection_class: type[Any]) -> type[Any]:
-    """Return a subclass of one of redis-py's connection classes that keeps the deadline of whoever uses it."""
+    """Return a subclass of one of redis-py's connection classes that keeps the deadline of the call that uses it."""
     made = _classes.get(connection_class)
     if made is None:
         made = type(f"Hurried{connection_class.__name__}", (_Hurried, connection_class), {"__module__": __name__})

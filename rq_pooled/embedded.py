@@ -187,7 +187,7 @@ class EmbeddedServer:
                 self._launch(program)
                 break
             except EmbeddedServerError:
-                # Somebody may have taken the port between our look and the server's bind.
+                # Another program may have taken the port between our look and the server's bind.
                 if chosen or attempt == _PORT_ATTEMPTS - 1 or "in use" not in self._log():
                     self.port = chosen
                     raise

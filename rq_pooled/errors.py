@@ -93,7 +93,7 @@ class UnknownQueue(RQPooledError, ValueError):
 
 
 class SweepUnderWay(RQPooledError):
-    """Somebody else sweeps the failed jobs of this queue, or has taken over since we were too slow."""
+    """Another sweep of this queue's failed jobs is under way, or took over since this one was too slow."""
 
     exit_code = TRY_AGAIN
 

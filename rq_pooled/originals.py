@@ -12,12 +12,16 @@ from typing import Any
 
 
 def is_rqs_own(function: Any) -> bool:
-    """Tell whether this is a plain function that RQ defines, and nothing around it.
+    """Tell whether this is a plain function that RQ defines, and nothing around it; or a method or property of one.
 
     By its globals, since a wrapper copies the name and module of what it wraps; it leaves attributes, which RQ's have
-    not.
+    not. By exact types, since wrapt's wrappers claim to be what they wrap, and have its ``__func__``.
     """
-    if type(function) is not FunctionType:  # not isinstance: wrapt's wrappers claim to be what they wrap
+    if type(function) in (classmethod, staticmethod):
+        function = function.__func__
+    elif type(function) is property:
+        function = function.fget
+    if type(function) is not FunctionType:
         return False
     return str(function.__globals__.get("__name__", "")).startswith("rq.") and not vars(function)
 

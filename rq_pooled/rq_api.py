@@ -79,23 +79,39 @@ def on_abandoned(call: Any) -> None:
 
 
 def survive_spoilt_limits(log: Any) -> None:
-    """Have RQ's handlers of this process go on where a limit's key has become something else; RQ 3 only.
+    """Have RQ's handlers and maintenance of this process go on where a limit's key is something else; RQ 3 only.
 
-    They free the slot of a job that has succeeded as their last act: its success must not fail with it.
+    A handler frees the slot of a job that has succeeded as its last act: its success must not fail with it. In its
+    maintenance RQ looks at every limit, then at groups; sweeps come last.
     """
     if not RQ3:
         return
-    base = _module("rq.worker.base")
-    original = base.release_slot
+    base, registry = _module("rq.worker.base"), _module("rq.registry")
+    limits = _module("rq.rate_limit").RateLimitRegistry
+    release_slot, clean_up, read_all = base.release_slot, limits.cleanup, limits.all
 
     def release(job: Any) -> Any:
         try:
-            return original(job)
+            return release_slot(job)
         except ResponseError as error:
             log.warning("job %s: its rate limit %r cannot be read: %s", job.id, job.rate_limit_key, error)
             return []
 
-    base.release_slot = release
+    def clean_up_if_read(limit: Any) -> None:
+        try:
+            clean_up(limit)
+        except ResponseError as error:
+            log.warning("rate limit %r is not cleaned up: %s", limit.key, error)
+
+    def read_all_if_read(connection: Any) -> Any:
+        try:
+            return read_all(connection)
+        except ResponseError as error:
+            log.warning("no rate limit is cleaned up: %s", error)
+            return []
+
+    base.release_slot = registry.release_slot = release
+    limits.cleanup, limits.all = clean_up_if_read, staticmethod(read_all_if_read)
 
 
 def traceback_of_abandoned(stack: Any) -> Any:

@@ -31,17 +31,25 @@ def check_rq() -> None:
         RQUnsupported: another major version than the tested ones is installed.
         ConfigurationError: RQ keeps its data under another prefix than the scripts know.
     """
+    check_prefix()
     version = rq.version.VERSION
+    if _numbers(version)[0] not in [_numbers(tested)[0] for tested in TESTED]:
+        raise RQUnsupported(
+            f"rq {version} is installed, and rq_pooled works with rq {', '.join(TESTED)}: pip install 'rq>=2.11,<4'"
+        )
+
+
+def check_prefix() -> None:
+    """Refuse another prefix of RQ's keys: what is read would look empty, and what is claimed would look deleted.
+
+    Raises:
+        ConfigurationError: the environment sets one.
+    """
     prefix = rq_api.key_prefix()
     if prefix != "rq":
         raise ConfigurationError(
             f"RQ_KEY_PREFIX is {prefix!r}, and rq_pooled works with RQ's own prefix 'rq': unset it, and separate "
-            "applications "
-            "by the database in the URL or by names of queues"
-        )
-    if _numbers(version)[0] not in [_numbers(tested)[0] for tested in TESTED]:
-        raise RQUnsupported(
-            f"rq {version} is installed, and rq_pooled works with rq {', '.join(TESTED)}: pip install 'rq>=2.11,<4'"
+            "applications by the database in the URL or by names of queues"
         )
 
 

@@ -575,3 +575,24 @@ def ping_through_the_pool() -> str:
     """Use the process's connection; return where it leads."""
     rq_pooled.get_connection().ping()
     return str(rq_pooled.get_pool().address)
+
+
+def redirect(*descriptors: int, closes: bool) -> int:
+    """Close standard descriptors, or lead them nowhere, as programs do that become daemons; return the process."""
+    nowhere = os.open(os.devnull, os.O_RDWR)
+    for descriptor in descriptors:
+        os.close(descriptor) if closes else os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+    return os.getpid()
+
+
+def choose_start_method() -> int:
+    """Say how multiprocessing is to start processes, which a process can do once; return the process."""
+    multiprocessing.set_start_method("spawn")
+    return os.getpid()
+
+
+def leave_group() -> int:
+    """Join the process group of the worker; return the process."""
+    os.setpgid(0, os.getpgid(os.getppid()))
+    return os.getpid()

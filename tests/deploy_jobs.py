@@ -5,6 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
+from typing import Any
+
+import rq_pooled
 
 _kept: list[bytearray] = []
 
@@ -20,3 +24,11 @@ def leave_orphan() -> None:
     inner = "import time; time.sleep(0.5)"
     outer = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {inner!r}], start_new_session=True)"
     subprocess.run([sys.executable, "-c", outer], check=True)
+
+
+class HangingWorker(rq_pooled.Worker):
+    """Does not get done with a job whose process died."""
+
+    def handle_work_horse_killed(self, *_: Any) -> None:
+        self.connection.rpush("handling", "1")
+        time.sleep(60)

@@ -91,9 +91,25 @@ def own_pids() -> list[str]:
     return [entry["name"] for entry in client.client_list() if f":{os.getpid()}:" in entry["name"]]
 
 
-def wait_in_redis(key: str, timeout: float) -> Any:
+def wait_in_redis(key: str, timeout: float, way: str = "call") -> Any:
     """Wait for an element of a list."""
-    return rq_pooled.get_connection().blpop([key], timeout=timeout)
+    client = rq_pooled.get_connection()
+    if way == "pipeline":
+        return client.pipeline(transaction=False).get("none").blpop([key], timeout=timeout).execute()
+    if way == "words":
+        return client.execute_command(f"blpop {key} {timeout}")
+    return client.blpop([key], timeout=timeout)
+
+
+def wait_for_message(channel: str, patience: float) -> Any:
+    """Return what is published first, two seconds after this has begun to listen."""
+    with rq_pooled.get_connection().pubsub() as subscriber:
+        subscriber.subscribe(channel)
+        began = time.monotonic()
+        for message in subscriber.listen():
+            if message["type"] == "message" and time.monotonic() - began > 2:
+                return message["data"]
+    return None
 
 
 def hold_two() -> str:

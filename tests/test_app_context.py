@@ -143,3 +143,43 @@ def job():
     for job in jobs:
         horse, made_by, count = job.return_value()
         assert horse == made_by and count == 1
+
+
+FLASK_RQ = """
+import os
+from flask import Flask, current_app
+from flask_rq import RQ
+
+rq = RQ()
+
+def create_app():
+    app = Flask("shop")
+    app.config.update(RQ_CONNECTION=os.environ["SHOP_URL"], SHOP="corner")
+    rq.init_app(app)
+    return app
+
+@rq.job
+def name():
+    return current_app.config["SHOP"]
+
+@rq.job
+async def later():
+    return current_app.config["SHOP"]
+
+def enqueue():
+    with create_app().app_context():
+        print(name.enqueue().id, later.enqueue().id)
+"""
+
+
+def test_jobs_of_flask_rq_run_in_the_context(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """What flask-rq enqueues, coroutines too, runs in the context of its application."""
+    pytest.importorskip("flask_rq")
+    (tmp_path / "shop_app.py").write_text(FLASK_RQ)
+    environment = {"SHOP_URL": server.url, "PYTHONPATH": f"{tmp_path}{os.pathsep}{TESTS.parent}"}
+    enqueue = [sys.executable, "-c", "import shop_app; shop_app.enqueue()"]
+    done = subprocess.run(enqueue, capture_output=True, text=True, check=True, env={**os.environ, **environment})
+    jobs = [Job.fetch(job_id, connection=redis) for job_id in done.stdout.split()]
+    with running_worker(server.url, log=tmp_path / "log", RQ_POOLED_APP="shop_app:create_app", **environment):
+        wait_until(lambda: ended(jobs))
+    assert [job.return_value() for job in jobs] == ["corner"] * 2

@@ -264,6 +264,7 @@ def test_parameters_of_a_url_that_work(server: EmbeddedServer) -> None:
     """What redis-py reads and a server can do with is taken as before."""
     parameters = (
         "socket_timeout=3&health_check_interval=10&protocol=3&encoding=utf8&socket_keepalive=no&max_connections=4"
+        "&retry_on_error=x&retry=3"
     )
     with get_connection(Settings(url=f"{server.url}?{parameters}&timeout=0&decode_responses=yes")) as client:
         assert client.ping()

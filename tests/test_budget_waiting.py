@@ -5,6 +5,7 @@ for.
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import stats_jobs
 import stream_jobs
-from redis import Redis
+from redis import Connection, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.job import JobStatus
 from support import drop_pools, running_worker, wait_until
 from test_budget import HELD, ORDER, WAITING, ours, shop
@@ -26,6 +28,7 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ServerFull
 from rq_pooled.pool import Pool
+from rq_pooled.pool.places import Places, owing
 from rq_pooled.store.scripts import shared_scripts
 
 if TYPE_CHECKING:
@@ -190,6 +193,34 @@ def test_a_wish_that_nobody_repeats_is_forgotten(redis: Redis, server: EmbeddedS
         redis.zadd(WAITING, {"shop:host:1:dead": wish})
         assert lease.accept(redis.execute_command(*by_text(lease.command()))) and lease.crowded == crowded
     assert not redis.exists(WAITING)
+
+
+def test_a_pool_keeps_its_only_connection(redis: Redis, server: EmbeddedServer) -> None:
+    """Where a process waits that has no connection a pool gives one up that is in demand, but not its last one."""
+    places = Places(shop(server, 9), lambda: None)
+    for used, sheds in ((1, False), (2, True)):
+        places.used = used
+        redis.zadd(WAITING, {"shop:host:1:starving": redis.time()[0] + 100})
+        assert places.accept(redis.execute_command(*by_text(places.command(used)))) and places.starving
+        assert places.may_shed() is sheds
+        assert not places.may_shed(), "once per reply"
+
+
+def test_a_connection_that_is_lost_ahead_of_a_reply_is_lost() -> None:
+    """The server closes while it owes the reply to a look at the budget: the caller is told, in redis-py's words."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connect = {"port": listener.getsockname()[1], "redis_connect_func": lambda made: made._parser.on_connect(made)}
+        connection = owing(Connection)(host="127.0.0.1", **connect)
+        connection.connect()
+        served, _ = listener.accept()
+        read: list[Any] = []
+        connection.send_ahead(("EXISTS", "x"), read.append)
+        connection.send_command("GET", "y", check_health=False)
+        served.shutdown(socket.SHUT_WR)
+        with pytest.raises(RedisConnectionError):
+            connection.read_response()
+        served.close()
+        assert read == []
 
 
 def by_text(command: Any) -> list[Any]:

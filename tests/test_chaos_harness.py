@@ -30,7 +30,7 @@ def test_the_harness_sees_a_missing_fence(_server_available: None, tmp_path: Pat
         ("commit.lua", "result = 'lost'", "result = 'ok'"),
         ("heartbeat.lua", "handed_on[#handed_on + 1] = number", ""),
     ):
-        script = engine / "rq_pooled" / "lua" / name
+        script = engine / "rq_pooled" / "store" / "lua" / name
         text = script.read_text()
         assert guard in text
         script.write_text(text.replace(guard, instead))

@@ -20,6 +20,7 @@ from rq.cli.workers import worker as rq_worker
 
 from rq_pooled.cli import demo, options
 from rq_pooled.cli import main as cli
+from rq_pooled.cli.settings import settings_as_markdown
 from rq_pooled.config import Settings
 from rq_pooled.config.typos import misspelt
 from rq_pooled.embedded import EmbeddedServer
@@ -172,7 +173,7 @@ def test_misspelt_variables_are_named(run: Run, monkeypatch: pytest.MonkeyPatch)
 
 def test_settings_document_is_current() -> None:
     """docs/settings.md is what `make docs` writes."""
-    assert (ROOT / "docs" / "settings.md").read_text() == options.settings_as_markdown()
+    assert (ROOT / "docs" / "settings.md").read_text() == settings_as_markdown()
 
 
 def test_settings_are_shown_without_passwords(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,6 +243,11 @@ def test_every_command_finds_the_server_of_redis_host(
         ("NAME = 5", "NAME in --config is 5: it must be a text"),
         ("SENTINEL = 5", "SENTINEL in --config cannot be used"),
         ("SENTINEL = {'INSTANCES': 5}", "SENTINEL in --config cannot be used"),
+        ("SENTINEL = {'INSTANCES': [('127.0.0.1', 'x')], 'MASTER_NAME': 'm'}", "SENTINEL in --config cannot be used"),
+        (
+            "SENTINEL = {'INSTANCES': [('127.0.0.1', 1)], 'MASTER_NAME': 'm', 'CONNECTION_KWARGS': {'no': 1}}",
+            "SENTINEL in --config cannot be used",
+        ),
         ("REDIS_HOST = 'a b'", "REDIS_HOST is not the name or address of a host"),
         ("REDIS_HOST = 'h'; REDIS_PORT = 'x'", "REDIS_PORT is not a port"),
         ("import sys; sys.exit(0)", "cannot be imported: SystemExit"),

@@ -119,7 +119,7 @@ def test_blocked_queue_keeps_no_other_from_its_sweep(redis: Redis, run: Run, as_
     redis.set("rq_pooled:sweep:b", "host:1:x", ex=60)
     redis.delete("rq:failed:c")
     redis.set("rq:failed:c", "no registry")
-    code, out, err = run("sweep", "--requeue", *["--json"] * as_json)
+    code, out, err = run("sweep", "--requeue", "--all", *["--json"] * as_json)
     if as_json:
         reports = {one["queue"]: one for one in json.loads(out)}
         assert {name: one["done"] for name, one in reports.items()} == {"a": 3, "b": 0, "c": 0, "d": 3}
@@ -191,6 +191,21 @@ def test_history_tells_the_error_of_a_group(redis: Redis, run: Run) -> None:
         (["sweep", "--requeue", "--purge"], "exactly one of"),
         (["sweep", "--purge"], "--all"),
         (["sweep", "--purge", "--limit", "5"], "--all"),
+        (["sweep", "--purge", "--older-than", "0"], "delete every failed job"),
+        (["sweep", "--purge", "--older-than", "0", "--beyond", "5"], "delete every failed job"),
+        (["sweep", "--purge", "--beyond", "0", "--older-than", "5d"], "delete every failed job"),
+        (["sweep", "--purge", "--exception", "Exception", "--older-than", "0s"], "delete every failed job"),
+        (["sweep", "--purge", "--exception", "builtins.BaseException"], "delete every failed job"),
+        (["sweep", "--purge", "--function", "*.*"], "delete every failed job"),
+        (["sweep", "--purge", "--all", "--older-than", "5d"], "exclude each other"),
+        (["sweep", "--requeue"], "requeue every failed job"),
+        (["sweep", "--bury", "--all"], "--all means nothing with --bury"),
+        (["requeue", "--older-than", "0"], "requeue every failed job"),
+        (["requeue", "--function", "*"], "requeue every failed job"),
+        (["requeue", "--exception", "Exception"], "requeue every failed job"),
+        (["requeue", "--exception", "KeyError", "--all"], "exclude each other"),
+        (["schedule-sweep", "--cron", "* * * * *", "--purge", "--older-than", "0"], "delete every failed job"),
+        (["schedule-sweep", "--cron", "* * * * *", "--requeue"], "requeue every failed job"),
         (["sweep", "--ghosts", "--exception", "KeyError"], "--exception means nothing with --ghosts"),
         (["sweep", "--bury", "--rate", "5"], "--rate means nothing with --bury"),
         (["sweep", "--requeue", "--older-than", "10 minutes"], "--older-than is 10 minutes"),

@@ -132,6 +132,13 @@ def test_a_bare_failure_is_kept_as_long_as_the_job_says(ours: Engine, redis: Red
     assert score == -1 if ttl == -1 else abs(score - time.time() - kept) < 10
 
 
+def test_a_bare_failure_says_any_reason(ours: Engine, redis: Redis) -> None:
+    """An error that quotes bytes which are no text is recorded, with these shown as escapes."""
+    claim = claim_one(ours, redis)
+    assert ours.commit(ours.ledger.bare_failure(claim, "no \udcff, no \ud800")) == ["ok"]
+    assert r"no \udcff, no \ud800" in Job.fetch("a", connection=redis).latest_result().exc_string
+
+
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_cancelled_and_deleted_jobs_leave_nothing(ours: Engine, redis: Redis, how: str) -> None:
     """The dropped outcome of a cancelled or deleted job clears what Job.cancel leaves: executions, lease,
@@ -385,6 +392,17 @@ def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> No
     assert found[:5] == lost[:5]
     assert ours.run(ours.ledger.push_back([found])) == 1
     assert redis.lrange("rq:queue:default", 0, -1) == [b"b-b"]
+
+
+@pytest.mark.parametrize("note", [b"", b"\xff\n", b"x y z", b"1"])
+def test_a_note_that_is_no_claim_hides_no_lost_one(ours: Engine, redis: Redis, note: bytes) -> None:
+    """What no claim has written into the worker's claims is told apart and can be dropped; a lost claim is found."""
+    lost = claim_one(ours, redis)
+    ours.run(("HSET", ours.ledger.known_claims()[1], b"\xff\n", note))
+    strange: list[bytes] = []
+    (found,) = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), [], strange)
+    assert found[:5] == lost[:5] and strange == [b"\xff\n"]
+    assert ours.run(ours.ledger.drop_notes(strange)) == 1
 
 
 @pytest.mark.parametrize(("queue", "name"), [("a\nb", "w"), ("q", "w\n1"), ("\udcff 3", "2 w")])

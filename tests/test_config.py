@@ -13,7 +13,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from redis.exceptions import ResponseError
 
-from rq_pooled.config.settings import Settings, message_of, scrub, scrub_url
+from rq_pooled.config.secrets import message_of, scrub, scrub_url
+from rq_pooled.config.settings import Settings
 from rq_pooled.errors import ConfigurationError
 
 SECRET = "s3cr3t"
@@ -192,6 +193,8 @@ def test_texts_are_converted() -> None:
         ("heartbeat_ttl", 30, "HEARTBEAT_TTL (30) must be above twice HEARTBEAT_INTERVAL (15)"),
         ("heartbeat_interval", 31, "HEARTBEAT_INTERVAL is 31"),
         ("abandon_after", 50, "above HEARTBEAT_TTL"),
+        ("abandon_after", 1e17, "at most 3155760000 (100 years)"),
+        ("reconnect_cap", 1e300, "at most 3155760000 (100 years)"),
         ("guard_warn", 0.95, "GUARD_STOP (0.95) must be above GUARD_WARN (0.95)"),
         ("guard_stop", 1.1, "at most 1"),
         ("reconnect_cap", 0.05, "at least RECONNECT_BASE"),

@@ -111,10 +111,13 @@ def test_a_job_that_ends_its_process_fails(
         encode(("outcome", "finished", (0, 0, b""), (1, 9, b"$1\r\n1\r\n$4\r\nPING\r\n"), (0, 0, b""), False)),
         encode(("phase", "soon")),
         encode(("relay", [["PING"]])),
+        encode(("relay", [[b"SUBSCRIBE", b"channel"]])),
+        encode(("relay", [[b"SELECT", b"3"]])),
+        encode(("relay", [[b"BLPOP", b"nothing", b"0"]])),
         encode(("free",)),
         encode([]),
     ],
-    ids=["memory", "text", "words", "phase", "relay", "free", "shape"],
+    ids=["memory", "text", "words", "phase", "relay", "subscribe", "select", "block", "free", "shape"],
 )
 def test_a_wrong_message_ends_its_horse_alone(
     server: EmbeddedServer, queue: Queue, tmp_path: Path, data: bytes

@@ -304,3 +304,18 @@ def test_what_has_ended_is_recorded_by_a_hard_stop(server: EmbeddedServer, redis
         assert worker.wait(20) == 0
         assert first.get_status() == JobStatus.FINISHED
         assert set(queue.job_ids) == {hanging.id, *(job.id for job in dependents)}
+
+
+def test_a_hard_stop_puts_back_what_a_handler_has_not_finished(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path
+) -> None:
+    """A job whose process died, and whose handler for that hangs when the deadline is over, goes back to its queue."""
+    queue, kind = Queue(connection=redis), "deploy_jobs.HangingWorker"
+    with running_worker(server.url, log=tmp_path / "log", worker_class=kind, RQ_POOLED_SHUTDOWN_TIMEOUT="1") as worker:
+        job = queue.enqueue(jobs.kill_itself, int(signal.SIGKILL))
+        wait_until(lambda: redis.llen("handling") == 1)
+        stop(worker)
+        assert worker.wait(20) == 0
+        assert "1 job goes back to its queue" in worker.output()
+    assert queue.job_ids == [job.id] and job.get_status() == JobStatus.QUEUED
+    assert not redis.zcard("rq:wip:default")

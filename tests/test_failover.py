@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -505,6 +506,33 @@ def test_what_is_not_waited_for_at_boot(budget: dict[str, str]) -> None:
     assert result.returncode == 75 and time.monotonic() - began > 1
     (first,), (last,) = result.stdout.splitlines(), result.stderr.splitlines()
     assert "trying again for up to 1 s" in first and re.search(r"tried \d+ times in 1 s \(GUARD_WAIT\)", last)
+
+
+@contextlib.contextmanager
+def saying_nothing(accepts: bool) -> Iterator[int]:
+    """Give a port where connections are taken and never answered, or where what is sent to it vanishes."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(50 if accepts else 0)
+        for _ in range(0 if accepts else 2):  # the kernel drops what does not fit
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+@pytest.mark.parametrize("accepts", [True, False], ids=["accepts and says nothing", "packets vanish"])
+@pytest.mark.parametrize("budget", [{}, {"RQ_POOLED_BUDGET": "20", "RQ_POOLED_BUDGET_NAME": "shop"}])
+def test_guard_wait_bounds_the_wait_for_silence(accepts: bool, budget: dict[str, str]) -> None:
+    """A server that says nothing is waited for as long as GUARD_WAIT says, not as long as the timeouts of sockets."""
+    with saying_nothing(accepts) as port:
+        began = time.monotonic()
+        way = ["-m", "rq_pooled", "worker", "q"]
+        sockets = {"RQ_POOLED_SOCKET_CONNECT_TIMEOUT": "15", "RQ_POOLED_SOCKET_TIMEOUT": "15"}
+        result = run(way, RQ_POOLED_URL=f"redis://127.0.0.1:{port}/0", RQ_POOLED_GUARD_WAIT="1", **sockets, **budget)
+    assert result.returncode == 75 and "imeout" in result.stderr and "(GUARD_WAIT)" in result.stderr, result.stderr
+    assert time.monotonic() - began < 10
 
 
 def test_waiting_at_boot_is_bounded(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:

@@ -363,6 +363,8 @@ def test_sweep(operator: Any, redis: Redis) -> None:
         ("sweep", {"queue": "q", "policy": "purge", "older_than": None}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "older_than": ""}, 400),
         ("sweep", {"queue": "q", "policy": "purge"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "older_than": "0"}, 400),
+        ("sweep", {"queue": "q", "policy": "purge", "exception": "Exception"}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "all": "0"}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "all": "yes"}, 400),
         ("sweep", {"queue": "q", "policy": "purge", "all": "1", "exception": "ValueError"}, 400),
@@ -649,6 +651,12 @@ def test_health_tells_everybody_a_word_and_opens_a_connection_a_second(start_ser
     assert opened <= 2 + (time.monotonic() - began)
     one.stop()
     wait_until(lambda: client.get("/rq/health/redis").status_code == 503, 10)
+
+
+def test_health_tells_nobody_what_is_wrong_with_the_url(server: Any) -> None:
+    """With a URL that cannot be used health is one word and 503, and the URL's parameters are told to nobody."""
+    answer = make_app(f"{server.url}?ssl_certfile=/secret").test_client().get("/rq/health/redis")
+    assert (answer.status_code, answer.json) == (503, {"ok": False, "status": "misconfigured"})
 
 
 def test_health_answers_within_two_seconds_of_a_frozen_server(start_server: Any) -> None:

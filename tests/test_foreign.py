@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import sys
 import time
 import zlib
@@ -23,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from rq import Queue
 from rq.utils import now, utcformat
-from support import running_worker
+from support import running_worker, wait_until
 
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.cli import main as cli
@@ -285,6 +286,34 @@ def test_arguments_are_not_read_to_see_that_they_are_there(redis: Redis) -> None
     assert found["upcoming"][0]["id"] == "j1"
 
 
+def test_a_huge_error_of_one_job_costs_no_list_of_the_others(redis: Redis, run: Run) -> None:
+    """Results, errors and descriptions that are huge are told by their size, and are not sent."""
+    huge = b"q" * 20_000_000
+    fill(redis, 2)
+    fail_raw(redis, b"result", description=huge)
+    redis.xadd("rq:results:result", {"type": 2, "exc_string": huge})
+    fail_raw(redis, b"hash", exc_info=huge)
+    before = redis.info("stats")["total_net_output_bytes"]
+    jobs = {job["id"]: job["reason"] for job in health.failed_jobs(connection=redis)["jobs"]}
+    assert re.fullmatch(r"results of 2\d{7} bytes, which are not read", jobs["result"]) and len(jobs) == 4
+    code, out, _ = run("failed", "--json")
+    assert code == 0 and len(json.loads(out)) == 4 and len(out) < 10_000
+    assert run("sweep", "--purge", "--exception", "shop.Declined")[0] == 0
+    assert run("requeue", "--all")[1] == "default: 4 requeued (of 4)\n"
+    assert redis.info("stats")["total_net_output_bytes"] - before < 1_000_000
+
+
+def test_an_entry_of_the_queues_without_its_prefix_hides_no_queue(redis: Redis, run: Run) -> None:
+    """Two entries that mean one queue are one, on the page, in lists, in sweeps and in the metrics."""
+    fill(redis, 2)
+    fill(redis, 1, "other", prefix="o")
+    redis.sadd("rq:queues", "default", "")
+    assert len(health.failed_jobs(connection=redis)["jobs"]) == 3
+    assert [queue["name"] for queue in health.queues(redis)] == ["", "default", "other"]
+    assert len(overview(redis, Settings())["queues"]) == 3 and "default" in metrics(redis)
+    assert len(run("failed")[1].splitlines()) == 3
+
+
 def test_a_large_offset_reads_no_registry(redis: Redis) -> None:
     """Of one queue any offset is a rank; over several a large one is refused, and one past the end reads nothing."""
     for name in "ab":
@@ -326,6 +355,40 @@ def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
         and shown["queue_count"] == 2000
         and "q01999" in [one["name"] for one in shown["queues"]]
     )
+
+
+# -- RQ's own maintenance ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("entry", [b"\xff\xfe", b"a\nb:1", b":::", b"odd:1", b"date:1", b"origin:1", b"x" * 1_000_000])
+def test_an_abandoned_entry_that_cannot_be_read_stops_no_maintenance(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, entry: bytes
+) -> None:
+    """RQ's maintenance fails the abandoned jobs of all queues, whatever else stands in registries and groups."""
+    redis.set("rq:job:odd", "no hash")
+    redis.hset("rq:job:date", mapping={"data": b"x", "status": "started", "created_at": b"\xff"})
+    redis.hset("rq:job:origin", mapping={"data": b"x", "status": "started", "origin": b"\xff"})
+    redis.set("rq:wip:a", "no registry")
+    redis.sadd("rq:groups", b"\xff", "good", "odd")
+    redis.sadd("rq:group:good", b"\xff", "x")
+    redis.set("rq:group:odd", "no set")
+    for name in "abc":
+        redis.sadd("rq:queues", f"rq:queue:{name}")
+    for name in "bc":
+        job = Queue(name, connection=redis).enqueue("math.sqrt", 4, job_id=f"abandoned-{name}")
+        redis.delete(f"rq:queue:{name}")
+        job.set_status("started")  # type: ignore[arg-type]
+        redis.zadd(f"rq:wip:{name}", {f"{job.id}:1": 2, entry: 1})
+    with running_worker(server.url, "a", "b", "c", log=tmp_path / "log") as worker:
+        for name in "bc":
+            wait_until(lambda: redis.zscore(f"rq:failed:{name}", f"abandoned-{name}"), what=name)  # noqa: B023
+        wait_until(lambda: redis.smembers("rq:groups") == {b"good"}, what="the groups that can be read")
+        wait_until(lambda: redis.smembers("rq:group:good") == {b"x"})
+        assert "queue a cannot be cleaned (ResponseError: WRONGTYPE" in worker.output()
+        assert "died during" not in worker.output() and "Traceback" not in worker.output()
+        if len(entry) < 100:
+            assert f"dropping {printable(entry)}, which is abandoned and cannot be read" in worker.output()
+    assert not redis.zcard("rq:wip:b") and not redis.zcard("rq:wip:c")
 
 
 # -- RQ before 1.12 ----------------------------------------------------------------------------------------------------

@@ -28,12 +28,15 @@ from rq_pooled.capacity.level import level_of
 from rq_pooled.capacity.stop_flag import Brake
 from rq_pooled.capacity.trend import Sample, trend
 from rq_pooled.config import Settings
+from rq_pooled.connection.options import make_connection
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
 from rq_pooled.log_lines import WorkerLog
+from rq_pooled.parent.command_connection import CommandConnection
 from rq_pooled.parent.guard import EVENTS, Guard
 from rq_pooled.pool import Pool
-from rq_pooled.store.scripts import Scripts
+from rq_pooled.store.scripts import STARTING, Scripts
+from rq_pooled.worker.admission import Admission
 
 FAST = {"RQ_POOLED_GUARD_INTERVAL": "0.1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
 
@@ -138,6 +141,51 @@ def test_a_worker_waits_until_it_fits(start_server: Callable[..., EmbeddedServer
             Queue("a", connection=admin).enqueue(stats_jobs.succeed, str(tmp_path))
             wait_until(lambda: list(tmp_path.glob("ran.*")), what="a job")
             assert worker.stop() == 0
+
+
+@pytest.mark.parametrize("came_first", [True, False])
+def test_of_two_that_took_the_last_place_the_later_gives_way(
+    start_server: Callable[..., EmbeddedServer], came_first: bool
+) -> None:
+    """At its second look a starting worker passes over the connection of one that came later, and of no other."""
+    server = start_server({"maxclients": 20})
+    settings = Settings(url=server.url, guard_warn=0.4, guard_stop=0.5)
+    scripts = Scripts()
+    command = CommandConnection(lambda: make_connection(settings, "command"), scripts.load(), 5)
+    other = server.client()
+
+    def reserve() -> None:
+        other.execute_command(*scripts.admit("another worker", True, 30.0))
+
+    with Crowd(server.url) as crowd:
+
+        def open_rest() -> None:
+            # Else it had reserved before, and what connects now is no worker that starts.
+            if came_first:
+                reserve()
+            crowd.grow(10 - other.info("clients")["connected_clients"] + 1)
+
+        log = WorkerLog(logging.getLogger("test"), "w")
+        context: Any = SimpleNamespace(settings=settings, scripts=scripts, command=command, log=log, lease=None)
+        admission = Admission(context, command.connect, open_rest, command.close)
+        command.connect()
+        if not came_first:
+            reserve()
+        reason = admission._attempt(last=False)
+        assert (reason is None) is came_first, reason
+        assert other.zrange(STARTING, 0, -1) == [b"another worker"], "its own reservation is given back"
+        command.close()
+
+
+def test_a_worker_that_died_while_it_started_is_forgotten(redis: Redis, server: EmbeddedServer) -> None:
+    """A reservation that nobody gives back holds up no other worker for longer than its life, whoever else starts."""
+    scripts, settings = Scripts(), Settings(url=server.url)
+    command = CommandConnection(lambda: make_connection(settings, "command"), scripts.load(), 5)
+    command.connect()
+    assert command.execute([scripts.admit("dead", True, 30.0)]) == [[0, 0]]
+    assert command.execute([scripts.admit("next", True, 30.0)]) == [[1, 0]]
+    wait_until(lambda: command.execute([scripts.admit("last", True, 0.3)]) == [[0, 0]], 5, "both to be forgotten")
+    command.close()
 
 
 @pytest.mark.parametrize("taken", [9, 11], ids=["above the ceiling", "every one"])

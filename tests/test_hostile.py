@@ -5,19 +5,22 @@ list.
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jobs
 import pytest
-from engine import Engine, engine, finished
+from engine import Engine, engine, finished, key_space
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq import Queue
 from rq.defaults import DEFAULT_FAILURE_TTL
 from rq.job import Job
 from rq.registry import FailedJobRegistry
+from test_rights import SCENES, requeue
+from test_rights import fail as put_into_failed
 from test_stalls import end_lease, look
 
 import rq_pooled
@@ -442,3 +445,73 @@ def test_an_enqueue_writes_all_or_nothing(ours: Engine, redis: Redis) -> None:
         b"queued",
     ]
     assert 0 < redis.ttl("rq:job:a") <= LONGEST
+
+
+def places_of(redis: Redis) -> dict[str, list[str]]:
+    """Where each job stands: the keys of the queues and registries that name it."""
+    found: dict[str, list[str]] = {}
+    for key, (value, _) in key_space(redis).items():
+        if (
+            re.match(
+                "rq:(queue|wip|scheduled|failed|deferred|finished|ready|scheduler:scheduled_jobs)|rq_pooled:dead:", key
+            )
+            and value != b"text"
+        ):
+            for member in value:
+                name = (member[0] if isinstance(member, tuple) else member).decode()
+                found.setdefault(name.rpartition(":")[0] if key.startswith("rq:wip:") else name, []).append(key)
+    return found
+
+
+#: Steps that end with a job in no place, or in two.
+ODD_ON_PURPOSE = ("claim_twice_queued", "commit_aside", "commit_retry")
+#: What a refused step may have changed: a lock, or a budget, whose reservation is asked for again.
+REPEATED = ("rq_pooled:lock:", "rq_pooled:budget:")
+
+
+@pytest.mark.parametrize("name", [name for name in SCENES if name not in ODD_ON_PURPOSE])
+def test_a_text_in_the_place_of_any_key_loses_no_job(server: EmbeddedServer, redis: Redis, name: str) -> None:
+    """Whichever key of a step holds a text, a job stays in one place; a step that is refused has changed nothing."""
+    broken = []
+    with engine(server.url, max_stalls=2) as ours:
+        ours.run(SCENES[name](ours, redis))
+        later = set(key_space(redis))
+        redis.flushall()
+        SCENES[name](ours, redis)
+        names = {re.sub("[0-9a-f]{32}", "*", key) for key in {*later, *key_space(redis)}}
+        for pattern in sorted(names):
+            redis.flushall()
+            call = SCENES[name](ours, redis)
+            key = next((key.decode() for key in redis.keys(pattern)), pattern)
+            if redis.type(key) != b"string":
+                replace(redis, key)
+            before, stood = key_space(redis), places_of(redis)
+            reply, stands = ours.command.execute([call])[0], places_of(redis)
+            after = key_space(redis)
+            changed = [one for one in {*before, *after} if before.get(one) != after.get(one)]
+            if isinstance(reply, Exception) and not all(one.startswith(REPEATED) for one in changed):
+                broken.append(f"{key}: refused, but changed {changed}")
+            for job_id in stood:
+                job = after.get(f"rq:job:{job_id}", (None,))[0]
+                at = stands.get(job_id, [])
+                twice = len(set(at) - {"rq:scheduler:scheduled_jobs"}) > 1  # a schedule keeps its job
+                if (twice or not at) and isinstance(job, dict) and b"data" in job:
+                    broken.append(f"{key}: {job_id} stands in {stands.get(job_id)}")
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("due", ["nan", "soon", "inf", 10**400])
+def test_a_job_that_cannot_be_scheduled_stays_failed(ours: Engine, redis: Redis, due: Any) -> None:
+    """A requeue for a time that is none leaves the jobs in the failed registry, where they can be seen."""
+    put_into_failed(redis, "a", "b")
+    assert ours.run(requeue(ours, str(due))) == [b"ok", [b"changed", b"changed"]]
+    assert redis.zrange("rq:failed:default", 0, -1) == [b"a", b"b"]
+
+
+@pytest.mark.parametrize("age", [sys.maxsize, "inf", "1e300", "nan"])
+def test_a_dead_letter_is_kept_for_a_time_that_redis_takes(ours: Engine, redis: Redis, age: Any) -> None:
+    """Whatever the age of dead letters is, a burial leaves no job between two registries, and none for ever."""
+    put_into_failed(redis, "a")
+    command = ours.scripts.failed_bury("rq:failed:default", NO_LOCK, "rq_pooled:dead:default", age, [("a", "any")])
+    assert ours.run(command) == [b"ok", [b"done"]]
+    assert redis.zrange("rq_pooled:dead:default", 0, -1) == [b"a"] and redis.ttl("rq:job:a") <= LONGEST

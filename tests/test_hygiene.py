@@ -112,6 +112,28 @@ def test_a_closed_stdout_costs_the_horse(run: Run, worker: WorkerProcess) -> Non
     worker.wait_for("audible words")
 
 
+@pytest.mark.parametrize(("descriptors", "closes"), [((1,), True), ((2,), True), ((0, 1, 2), True), ((1, 2), False)])
+def test_output_that_a_job_led_elsewhere_costs_the_horse(
+    run: Run, worker: WorkerProcess, descriptors: tuple[int, ...], closes: bool
+) -> None:
+    """Standard descriptors that a job closed or redirected are, to the next job and to the log, as they were."""
+    left = run(crash_jobs.redirect, *descriptors, closes=closes)
+    assert run(crash_jobs.say, ["said by the next job"]) != left
+    wait_until(lambda: "said by the next job" in worker.output())
+    assert "Successfully completed crash_jobs.say" in worker.output()
+
+
+def test_a_job_may_choose_how_processes_are_started(run: Run) -> None:
+    """Each job finds multiprocessing without a start method, which a process can choose once."""
+    assert run(crash_jobs.choose_start_method) != run(crash_jobs.choose_start_method)
+
+
+def test_another_process_group_costs_the_horse(run: Run) -> None:
+    """A job that left its process group does not take the next one's children out of it."""
+    left = run(crash_jobs.leave_group)
+    assert run(crash_jobs.pid) != left
+
+
 def test_a_lowered_recursion_limit_is_given_back(run: Run) -> None:
     """A job's lower limit is its own; a higher one stays, as modules raise it when they are imported."""
     limit = run(sys.getrecursionlimit)

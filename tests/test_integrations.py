@@ -250,6 +250,75 @@ def test_django_rq(project: Path, redis: Redis, concurrency: str) -> None:
     assert not redis.smembers("rq:workers")
 
 
+ADMIN = """
+import json, sys, warnings, django
+from django.conf import settings
+from django.urls import include, path
+names = ["admin", "auth", "contenttypes", "sessions", "messages"]
+settings.INSTALLED_APPS += ["django.contrib." + name for name in names]
+settings.MIDDLEWARE = ["django.contrib." + name for name in (
+    "sessions.middleware.SessionMiddleware", "auth.middleware.AuthenticationMiddleware",
+    "messages.middleware.MessageMiddleware")]
+settings.TEMPLATES = [{"BACKEND": "django.template.backends.django.DjangoTemplates", "APP_DIRS": True, "OPTIONS": {
+    "context_processors": ["django.template.context_processors.request", "django.contrib.auth.context_processors.auth",
+                           "django.contrib.messages.context_processors.messages"]}}]
+settings.ROOT_URLCONF, settings.STATIC_URL, settings.ALLOWED_HOSTS = "__main__", "/static/", ["testserver"]
+django.setup()
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.test import Client
+urlpatterns = [path("admin/", admin.site.urls), path("rq/", include("django_rq.urls"))]
+call_command("migrate", verbosity=0)
+client = Client()
+client.force_login(User.objects.create_superuser("boss"))
+pages, pushes = json.loads(sys.argv[1])
+found = {}
+for page in pages:
+    answer = client.get("/" + page, follow=True)
+    assert answer.status_code == 200, (page, answer.status_code)
+    found[page] = answer.content.decode()
+for page in pushes:
+    assert client.post("/" + page, follow=True).status_code == 200, page
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")
+def test_pages_of_django_rq(project: Path, server: EmbeddedServer, redis: Redis) -> None:
+    """Each page of django-rq's admin shows our workers and the job that one of them runs, and its button stops it."""
+    queue = Queue("default", connection=redis)
+    running = queue.enqueue(entry_jobs.wait_for_key, "go")
+    with running_worker(server.url, "default", "--name", "seen", concurrency=3, log=project / "log"):
+        wait_until(lambda: status(running) == "started", what="the start")
+        good, failing = queue.enqueue(entry_jobs.add, 1, 2), queue.enqueue(entry_jobs.fail)
+        wait_until(lambda: (status(good), status(failing)) == ("finished", "failed"), what="the other two")
+        holder = str(Job.fetch(running.id, connection=redis).worker_name)
+        names = ["seen", "seen-1", "seen-2"]
+        lists = ["", *(f"{name}/" for name in ("details", "started", "finished", "failed", "scheduled", "deferred"))]
+        pages = ["admin/django_rq/dashboard/", "rq/", "rq/stats.json", "rq/metrics", "rq/workers/0/"]
+        pages += [f"rq/queues/0/{name}" for name in lists] + [f"rq/workers/0/rq:worker:{name}/" for name in names]
+        pages += [f"rq/queues/0/{job.id}/" for job in (running, good, failing)]
+        results = [f"rq/queues/0/{job.id}/results/{job.latest_result().id}/" for job in (good, failing)]
+        pages += results
+        words = json.dumps([pages, [f"rq/queues/0/{running.id}/stop/"]])
+        found = json.loads(execute("-c", ADMIN, words, cwd=project, DJANGO_SETTINGS_MODULE="shop_settings"))
+        wait_until(lambda: status(running) == "stopped", what="the stop")
+    shown = {
+        name: [job.id in found[f"rq/queues/0/{name}/"] for job in (running, good, failing)]
+        for name in ("started", "finished", "failed")
+    }
+    assert shown == {"started": [True, False, False], "finished": [False, True, False], "failed": [False, False, True]}
+    assert [running.id in found[f"rq/workers/0/rq:worker:{name}/"] for name in names] == [
+        name == holder for name in names
+    ]
+    assert all(name in found["rq/workers/0/"] for name in names)
+    assert "on purpose" in found[results[1]] and "started" in found[f"rq/queues/0/{running.id}/"]
+    (numbers, _) = json.loads(found["rq/stats.json"])["queues"]
+    expected = {"workers": 3, "started_jobs": 1, "finished_jobs": 1, "failed_jobs": 1, "jobs": 0}
+    assert {name: numbers[name] for name in expected} == expected
+
+
 TASKS = """
 from django_tasks import task
 
@@ -412,11 +481,11 @@ def test_sentry_captures_a_failure_once(server: EmbeddedServer, redis: Redis, tm
     assert all(event["type"] == ["ValueError"] for event in events)
 
 
-# -- Datadog, OpenTelemetry --------------------------------------------------------------------------------------------
+# -- Datadog, OpenTelemetry, Sentry's traces --------------------------------------------------------------------------
 
 ENQUEUES = """
 import importlib, sys
-importlib.import_module(sys.argv[1])
+apm = importlib.import_module(sys.argv[1])
 import rq, rq_pooled
 from redis import Redis
 from rq import Callback, Retry
@@ -430,6 +499,7 @@ queue.enqueue("jobs.add", 1, 2, job_id="callback", on_success=Callback("jobs.not
 queue.enqueue("jobs.fail", job_id="failing-callback", on_failure=Callback("jobs.nothing"))
 queue.enqueue("jobs.return_retry", 1, job_id="returned")
 """
+IN_A_TRANSACTION = ENQUEUES.replace("queue = {", "apm.sentry_sdk.start_transaction(name='shop').__enter__()\nqueue = {")
 
 
 def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **options: Any) -> list[list[dict[str, Any]]]:
@@ -441,7 +511,8 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
         file = tmp_path / f"{side}-{what}"
         file.touch()
         if what == "enqueue":
-            execute("-W", "ignore", "-c", ENQUEUES, module, side, url, ENTRY_SPANS=str(file), PYTHONWARNINGS="")
+            program = IN_A_TRANSACTION if module == "entry_sentry" else ENQUEUES
+            execute("-W", "ignore", "-c", program, module, side, url, ENTRY_SPANS=str(file), PYTHONWARNINGS="")
         else:
             log = tmp_path / f"{side}-log"
             with running_worker(
@@ -455,18 +526,21 @@ def spans(redis: Redis, url: str, tmp_path: Path, module: str, side: str, **opti
     return found
 
 
-@pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel"])
+@pytest.mark.parametrize("module", ["entry_ddtrace", "entry_otel", "entry_sentry"])
 def test_spans_are_those_of_stock_rq(server: EmbeddedServer, redis: Redis, tmp_path: Path, module: str) -> None:
-    """Datadog and OpenTelemetry tell the same of enqueueing and of running jobs as with RQ's own queue and worker:
+    """Datadog, OpenTelemetry and Sentry tell the same of enqueueing and running jobs as with RQ's own queue and worker:
     names, errors, statuses, which belongs to which trace; and nothing of jobs that nobody enqueued."""
-    pytest.importorskip({"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq"}[module])
+    needs = {"entry_ddtrace": "ddtrace", "entry_otel": "opentelemetry_instrumentation_rq", "entry_sentry": "sentry_sdk"}
+    pytest.importorskip(needs[module])
     if module == "entry_otel" and RQ3:
         pytest.skip(
             "opentelemetry-instrumentation-rq 0.1.4 wraps methods of Job that RQ 3 does not have: it does not start"
         )
     stock = spans(redis, server.url, tmp_path, module, "stock", worker_class=f"{module}.Stock")
     ours = spans(redis, server.url, tmp_path, module, "ours", RQ_POOLED_PRELOAD=module)
-    assert [len(lines) for lines in ours] == [8, len(stock[1])]
+    assert [len(lines) for lines in ours] == [0 if module == "entry_sentry" else 8, len(stock[1])]
+    if module == "entry_sentry":  # what enqueues is still in its transaction, and the jobs belong to that trace
+        assert {(line["trace"], line["root"], line["queue"]) for line in ours[1]} == {(0, False, "default")}
     for theirs, mine in zip(stock, ours):
         assert mine == theirs
 

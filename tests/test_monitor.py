@@ -26,7 +26,8 @@ from redis import Redis
 from rq import Queue
 from support import TESTS, running_worker, wait_until
 
-from rq_pooled.cli.stats import connection_lines, table
+from rq_pooled.cli.connections import connection_lines
+from rq_pooled.cli.tables import table
 from rq_pooled.cli.top import Paces, screen
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer

@@ -320,6 +320,21 @@ def test_rights_withdrawn_cost_few_lines_until_they_are_back(
         wait_until(lambda: job.get_status() == JobStatus.FINISHED)
 
 
+def test_heartbeats_that_are_refused_cost_a_line(start_server: StartServer, tmp_path: Path) -> None:
+    """Heartbeats that the server refuses for one reason are one line, not one each."""
+    server = start_server()
+    redis = server.client()
+    redis.execute_command("ACL", "SETUSER", "app", "on", ">pw", "~*", "&*", "+@all")
+    url, interval = server.url.replace("//", "//app:pw@"), {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
+    with running_worker(url, "default", log=tmp_path / "log", **interval) as worker:
+        first = Queue(connection=redis).enqueue(jobs.nothing)  # a worker that never worked would end
+        wait_until(lambda: first.get_status() == JobStatus.FINISHED)
+        redis.execute_command("ACL", "SETUSER", "app", "-@all")
+        refused = lambda: redis.info("commandstats")["cmdstat_evalsha"]["rejected_calls"]
+        wait_until(lambda: refused() >= 12, what="a dozen refusals")
+        assert worker.output().count("heartbeat refused") == 1, worker.output()
+
+
 def test_rights_withdrawn_end_a_burst(start_server: StartServer, tmp_path: Path) -> None:
     """A burst cannot wait for an administrator: what runs is finished, and the exit code is 2."""
     server = start_server()

@@ -56,7 +56,7 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
         queue.enqueue("math.factorial", 3, job_id=name)
     first, broken, last = ours.claim("w", "x", "y").claims
     tasks: deque[Task] = deque()
-    outcomes = Committer(parent_of(ours), Events(), tasks=tasks)
+    outcomes = Committer(parent_of(ours), Events(), tasks=tasks, burst=False)
     lie = finished(broken, ("INCR", "never"))
     lie.commands = (lie.commands[0] + 1, lie.commands[1])  # one command more than there is: the script runs off the end
     for outcome in (finished(first), lie, finished(last)):
@@ -75,7 +75,7 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
 def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redis) -> None:
     """A horse that has taken the place of a dead one is not told what became of the other's outcome."""
     told: list[Any] = []
-    outcomes = Committer(parent_of(ours), Events(), tasks=deque())
+    outcomes = Committer(parent_of(ours), Events(), tasks=deque(), burst=False)
     for name in "ab":
         Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
     horses: Any = ("horse of w", "horse of x")
@@ -93,7 +93,7 @@ def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redi
 
 def test_commits_that_were_lost_together_are_sent_in_their_order(ours: Engine, redis: Redis) -> None:
     """Of several commits that a lost connection took along, what ended first is recorded first."""
-    outcomes = Committer(parent_of(ours), Events(), tasks=deque())
+    outcomes = Committer(parent_of(ours), Events(), tasks=deque(), burst=False)
     for name in "abc":
         Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
     for claim in ours.claim("w", "x", "y").claims:
@@ -114,7 +114,7 @@ def test_claims_whose_outcomes_wait_are_renewed(ours: Engine, redis: Redis) -> N
     slots: Any = NoSlots()
     events, unknown = Events(), list[int]()
     events.claims_unknown.append(lambda: unknown.append(1))
-    committer = Committer(parent, events, tasks=deque())
+    committer = Committer(parent, events, tasks=deque(), burst=False)
     committer.add(finished(claim))
     heartbeat = Heartbeat(parent, events, slots=slots, committer=committer, multiplexer=None)
     (exchange,) = heartbeat.exchanges()

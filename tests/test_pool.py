@@ -23,7 +23,9 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from rq_pooled.config import Settings
-from rq_pooled.connection import options as sockets
+from rq_pooled.connection.defaults import keepalive_options
+from rq_pooled.connection.names import client_name
+from rq_pooled.connection.options import connection_options, make_connection
 from rq_pooled.errors import ConfigurationError, PoolExhausted, ServerUnreachable
 from rq_pooled.pool import Pool, get_connection, get_pool
 
@@ -321,6 +323,23 @@ def test_dead_idle_connection_is_found_by_its_health_check(server: Any, redis: R
         pool.disconnect()
 
 
+def test_what_a_firewall_forgot_costs_one_timeout(server: Any) -> None:
+    """When an idle connection does not answer in time, the other idle ones are closed too: the next calls do not wait
+    for them one by one."""
+    with closing(CutProxy(server.port)) as proxy:
+        pool = Pool(Settings(url=proxy.url, health_check_interval=0.01, socket_timeout=0.5, max_connections=4))
+        taken = [pool.get_connection() for _ in range(4)]
+        for connection in taken:
+            pool.release(connection)
+        until(lambda: time.monotonic() - max(line.released_at for line in pool._lines.values()) > 0.05)
+        proxy.forget()
+        began = time.monotonic()
+        assert Redis(connection_pool=pool).echo("x") == b"x"
+        assert time.monotonic() - began < 1.5
+        assert pool.stats()["created"] == 1
+        pool.disconnect()
+
+
 def test_unread_data_never_reaches_the_next_caller(server: Any) -> None:
     """A connection returned with a reply still unread gives the next caller its own reply."""
     pool = pool_at(server)
@@ -395,7 +414,7 @@ def test_connections_are_named(server: Any, redis: Redis) -> None:
 def test_any_program_name_makes_a_name(monkeypatch: pytest.MonkeyPatch, server: Any, argv0: str) -> None:
     """Whatever the program is called, the name has five parts that the server accepts."""
     monkeypatch.setattr(sys, "argv", [argv0])
-    name = sockets.client_name(Settings(), "web")
+    name = client_name(Settings(), "web")
     assert len(name.split(":")) == 5 and all(name.split(":"))
     with Redis.from_url(server.url) as client:
         assert client.client_setname(name)
@@ -436,7 +455,7 @@ def test_keepalive_skips_what_the_platform_lacks(monkeypatch: pytest.MonkeyPatch
         monkeypatch.delattr(socket, name, raising=False)
     monkeypatch.setattr(socket, "TCP_KEEPALIVE", 0x10, raising=False)
     monkeypatch.setattr(socket, "TCP_KEEPINTVL", 0x101, raising=False)
-    assert sockets.keepalive_options(Settings()) == {0x10: 60, 0x101: 10}
+    assert keepalive_options(Settings()) == {0x10: 60, 0x101: 10}
 
 
 def test_url_parameters(server: Any) -> None:
@@ -477,12 +496,12 @@ def test_from_an_existing_client(start_server: Any) -> None:
     connection = pool.get_connection()
     assert connection.socket_timeout == 5 and connection.retry._retries == 0
     pool.release(connection)
-    own = sockets.make_connection(Settings(), "listen", stock, socket_timeout=9)
+    own = make_connection(Settings(), "listen", stock, socket_timeout=9)
     own.connect()
     assert own.socket_timeout == 9
     assert any(c["name"].endswith(f":{os.getpid()}:listen") for c in stock.client_list())
     own.disconnect()
-    again = sockets.connection_options(Settings(), "other", client)[1]["redis_connect_func"]
+    again = connection_options(Settings(), "other", client)[1]["redis_connect_func"]
     assert again.role == "other" and again.before is None
     pool.disconnect()
     stock.close()
@@ -614,7 +633,8 @@ gc.disable()
 left = 0
 def trace(frame, event, arg):
     global left
-    if not frame.f_code.co_filename.endswith(("/rq_pooled/pool.py", "/queue.py")):
+    name = frame.f_code.co_filename
+    if "/rq_pooled/pool/" not in name and not name.endswith("/queue.py"):
         return None
     left -= 1
     if left == 0:

@@ -20,11 +20,14 @@ from rq import Queue, Worker
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 from test_bad_input import WAYS, refusal, run
+from test_monitor import run as rq_pooled
 
+from rq_pooled import ConnectionGuard, Scheduler, health
 from rq_pooled import Queue as PooledQueue
-from rq_pooled.cli.stats import queue_rows
+from rq_pooled.cli.main import cli
+from rq_pooled.cli.tables import queue_rows
 from rq_pooled.errors import ConfigurationError, QueueFull
-from rq_pooled.failed import Sweeper
+from rq_pooled.failed import DeadLetterRegistry, Sweeper
 from rq_pooled.health import queues
 from rq_pooled.rq_api import RQ3
 
@@ -50,6 +53,56 @@ def test_another_prefix_of_keys_is_refused(server: Any, redis: Redis, way: list[
     """With a prefix that the scripts do not know no worker starts, in one line, since it would drop jobs as deleted."""
     assert "RQ_KEY_PREFIX is 'app'" in refusal(run(way, server.url, RQ_KEY_PREFIX="app"))
     assert redis.keys("*") == []
+
+
+@only_3
+@pytest.mark.parametrize("command", sorted(cli.commands))
+def test_each_command_refuses_another_prefix(server: Any, redis: Redis, command: str) -> None:
+    """No command of rq-pooled shows or changes anything where RQ's keys have a prefix that it does not know."""
+    line = refusal(run(["-m", "rq_pooled", command], RQ_KEY_PREFIX="app", RQ_POOLED_URL=server.url))
+    assert line.startswith("rq-pooled: RQ_KEY_PREFIX is 'app'") and redis.keys("*") == []
+
+
+@only_3
+def test_a_pool_of_workers_refuses_another_prefix(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """Each worker that `rq worker-pool` starts ends with one line, and jobs under the other prefix stay queued."""
+    enqueue = "import sys; from redis import Redis; from rq import Queue; Queue('q', Redis.from_url(sys.argv[1]))"
+    assert run(["-c", f"{enqueue}.enqueue('jobs.nothing')", "{url}"], server.url, RQ_KEY_PREFIX="app").returncode == 0
+    options = {"command": ("worker-pool",), "ready": None, "RQ_KEY_PREFIX": "app"}
+    with running_worker(server.url, "q", "--burst", "-n", "2", log=tmp_path / "log", **options) as pool:
+        assert pool.wait(30) == 0
+    lines = pool.output().splitlines()
+    assert sum("RQ_KEY_PREFIX is 'app'" in line for line in lines) == 2 and "Traceback" not in pool.output()
+    assert redis.llen("app:queue:q") == 1 and not redis.keys("rq*")
+
+
+def init_flask(_redis: Redis) -> None:
+    """Make the extension of a Flask application."""
+    from rq_pooled.flask import RQPooled
+
+    RQPooled(pytest.importorskip("flask").Flask("app"))
+
+
+@only_3
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda redis: PooledQueue(connection=redis),
+        lambda redis: Sweeper(connection=redis),
+        lambda redis: Scheduler(connection=redis),
+        lambda redis: ConnectionGuard(connection=redis),
+        lambda redis: DeadLetterRegistry(connection=redis),
+        init_flask,
+        lambda redis: health.queues(redis),
+        lambda redis: health.failed_jobs(connection=redis),
+    ],
+    ids=["Queue", "Sweeper", "Scheduler", "ConnectionGuard", "DeadLetterRegistry", "Flask", "queues", "failed_jobs"],
+)
+def test_everything_refuses_another_prefix(redis: Redis, use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What looks into RQ's keys says that it does not know the prefix, and does not show an empty server."""
+    monkeypatch.setattr("rq.defaults.RQ_KEY_PREFIX", "app")
+    with pytest.raises(ConfigurationError, match="RQ_KEY_PREFIX is 'app'"):
+        use(redis)
 
 
 @only_3
@@ -464,6 +517,27 @@ def test_queues_count_what_is_held_back(redis: Redis) -> None:
     assert (queue["length"], queue["rate_limited"], queue["ready"]) == (1, 0, 0)
     assert queue["unreadable"] == ["ready"]
     assert len(queue_rows([queue])[0]) == 8
+
+
+@only_3
+def test_check_judges_what_is_held_back(server: Any, redis: Redis) -> None:
+    """check --rate-limited and --ready count the jobs of all queues or of those named, and refuse what is no number."""
+    for queue in ("a", "a", "a", "b", "b"):
+        Queue(queue, connection=redis).enqueue(jobs.nothing, rate_limit=rate_limit(1, queue))
+    redis.zadd("rq:ready:b", {"x": 1})
+    for words, code, text in [
+        (("--rate-limited", "4"), 0, "3 jobs at rate limits"),
+        (("--rate-limited", "3:4"), 1, "WARNING - 3 jobs at rate limits"),
+        (("--rate-limited", "1:2", "--queue", "b"), 1, "WARNING - 1 job at rate limits"),
+        (("--rate-limited", "1:2", "--queue", "a"), 2, "CRITICAL - 2 jobs at rate limits"),
+        (("--ready", "1", "--queue", "a"), 0, "0 jobs ready and not queued"),
+        (("--ready", "1:2"), 1, "WARNING - 1 job ready and not queued"),
+        (("--rate-limited", "2", "--ready", "1"), 2, "3 jobs at rate limits; 1 job ready and not queued"),
+        (("--ready", "0"), 3, "UNKNOWN - --ready is 0: write it as a number of jobs"),
+        (("--rate-limited", "1.5"), 3, "UNKNOWN - --rate-limited is 1.5"),
+    ]:
+        result = rq_pooled(server.url, "check", *words)
+        assert (result.returncode, text in result.stdout, result.stderr) == (code, True, ""), (words, result)
 
 
 @pytest.mark.skipif(RQ3, reason="of RQ 2")

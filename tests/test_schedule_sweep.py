@@ -93,7 +93,7 @@ def test_sweep_whose_job_vanished_is_forgotten(redis: Redis, run: Run) -> None:
         (["--cron", "* * * * *"], "exactly one of"),
         (["--cron", "* * * * *", "--requeue", "--purge"], "exactly one of"),
         (["--cron", "* * * * *", "--requeue", "--older-than", "10q"], "45s, 10m"),
-        (["--cron", "* * * * *", "--requeue", "-q", "nobody"], "no queue 'nobody'"),
+        (["--cron", "* * * * *", "--requeue", "--all", "-q", "nobody"], "no queue 'nobody'"),
         (["--cron", "* * * * *", "--ghosts", "--name", "a b"], "letters, digits"),
         (["--requeue"], "give --cron"),
         (["--remove", "x", "--cron", "* * * * *"], "excludes"),

@@ -19,6 +19,7 @@ from typing import Any
 
 import claim_jobs
 import once_jobs
+import psutil
 import pytest
 import rq_scheduler
 from engine import key_space
@@ -557,3 +558,28 @@ def test_a_job_that_is_cancelled_while_it_is_moved_is_not_put_off(redis: Redis) 
         assert mover.move_id(job.id, 0.0, now, None, fail) == (None, "postponed")
         due = redis.zscore(SCHEDULED_JOBS, job.id)
         assert due is None if cancelled else due and due > now
+
+
+class Hanging:
+    """Names a call that hangs the process that unpickles it."""
+
+    def __reduce__(self) -> Any:
+        return (time.sleep, (600,))
+
+
+def test_meta_that_hangs_when_it_is_loaded_stops_no_other_job(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A worker moves such a job without loading its meta; one that cannot be moved so has its turn after the others."""
+    scheduler = Scheduler(connection=redis)
+    for number, meta in enumerate(({}, {"repeat": 3, "interval": 60})):
+        job = scheduler.enqueue_at(PAST, claim_jobs.nothing, job_id=f"hanging{number}")
+        redis.hset(job.key, "meta", pickle.dumps({**meta, "bomb": Hanging()}))
+        redis.zadd(SCHEDULED_JOBS, {job.id: number})
+    scheduler.enqueue_at(PAST, claim_jobs.nothing, job_id="good")
+    with running_worker(server.url, "nothing", "--with-scheduler", log=tmp_path / "log") as worker:
+        wait_until(
+            lambda: (redis.zscore(SCHEDULED_JOBS, "hanging1") or 0) > time.time() + 300, what="a horse that hangs"
+        )
+        assert redis.lrange("rq:queue:default", 0, -1) == [b"hanging0"]
+        for horse in psutil.Process(worker.pid).children():  # as the worker does after a minute
+            horse.kill()
+        wait_until(lambda: redis.lrange("rq:queue:default", 0, -1) == [b"hanging0", b"good"], what="the next job")

@@ -15,7 +15,8 @@ import rq_pooled
 from rq_pooled.store.scripts import Scripts, SweepLock, budget_keys, claims_key, leases_key
 
 LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
-FILES = sorted((Path(rq_pooled.__file__).parent / "lua").glob("*.lua"))
+FILES = sorted((Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua"))
+assert FILES
 #: SCAN and ZSCAN are allowed: one page each.
 FORBIDDEN = {
     *("KEYS", "FLUSHALL", "FLUSHDB", "SORT", "RANDOMKEY", "SPOP", "SMEMBERS"),

@@ -374,17 +374,22 @@ def test_what_is_sent_behind_an_unsubscribe_is_answered(server: EmbeddedServer, 
         assert outcome(job) == [1, 0, b"x", "end", 1, 0, 0, b"x", "end"]
 
 
+@pytest.mark.parametrize("share", ["yes", "no"])
 def test_a_job_may_wait_in_redis_for_longer_than_the_timeout(
-    server: EmbeddedServer, redis: Redis, tmp_path: Path
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, share: str
 ) -> None:
     """The time that a command itself waits comes on top of SOCKET_TIMEOUT; others of the worker are not held up."""
-    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, RQ_POOLED_SOCKET_TIMEOUT="1"):
+    settings = {"RQ_POOLED_SOCKET_TIMEOUT": "1", "RQ_POOLED_JOBS_SHARE": share}
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=4, **settings):
         queue = Queue("a", connection=redis)
         waiting = queue.enqueue(stream_jobs.wait_in_redis, "list", 30)
-        empty = queue.enqueue(stream_jobs.wait_in_redis, "nothing", 2)
-        ended([empty], redis)
-        assert outcome(empty) is None
+        empty = [queue.enqueue(stream_jobs.wait_in_redis, "nothing", 2, way) for way in ("call", "pipeline", "words")]
+        heard = queue.enqueue(stream_jobs.wait_for_message, "news", 20)
+        ended(empty, redis)
+        assert [outcome(job) for job in empty] == [None, [None, None], None]
         finished([queue.enqueue(stream_jobs.busy)], redis)
+        wait_until(lambda: (redis.publish("news", "good"), heard.get_status() == "finished")[1])
+        assert outcome(heard) == b"good"
         redis.rpush("list", "x")
         ended([waiting], redis)
         assert outcome(waiting) == (b"list", b"x")

@@ -24,10 +24,10 @@ from rq_pooled.connection.options import make_connection
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.multiplexer import multiplexer
 from rq_pooled.multiplexer.framing import ReplyCutter
-from rq_pooled.multiplexer.lending import Loan
+from rq_pooled.multiplexer.lending import _MOST_UNSENT, Loan
 from rq_pooled.multiplexer.multiplexer import Multiplexer
 from rq_pooled.multiplexer.opener import Opener
-from rq_pooled.multiplexer.streams import LONG_REPLY, MOST_UNREAD, Guest
+from rq_pooled.multiplexer.streams import LONG_REPLY, LONG_REQUEST, MOST_UNREAD, Guest
 from rq_pooled.multiplexer.upstream import Dialer, Place
 from rq_pooled.parent.command_connection import CommandConnection
 from rq_pooled.parent.exchange import Exchange
@@ -258,6 +258,22 @@ def test_wait_in_a_transaction_changes_nothing_in_it(hub: Hub) -> None:
     client.expect(b"*1\r\n:0\r\n")
 
 
+def test_wait_behind_a_watch_is_answered(hub: Hub) -> None:
+    """What has to wait for the replies to earlier commands of its stream goes on when these have come."""
+    client = hub.client()
+    client.send(("WATCH", "k"), ("GET", "k"), ("WAIT", "0", "10"), ("GET", "k"))
+    client.expect(b"+OK\r\n$-1\r\n:0\r\n$-1\r\n")
+
+
+@pytest.mark.parametrize(("end", "number"), [(("EXEC",), 3), (("EXEC", "x"), 0)])
+def test_a_transaction_without_a_sure_end_is_not_shared(hub: Hub, end: tuple[str, ...], number: int) -> None:
+    """EXEC with more words is an error after which old servers are in the transaction still: others would be in it."""
+    client = hub.client()
+    assert client.ask("SET", "k", "1") == b"+OK\r\n"  # what the command is like is known from here on
+    data = pack_commands([("MULTI",), ("SET", "k", "1"), end])
+    assert hub.mux._transaction(data, 0) == (len(data), number, None)
+
+
 # -- order, and what a job leaves --------------------------------------------------------------------------------------
 
 
@@ -297,6 +313,72 @@ def test_half_a_reply_goes_with_its_connection(hub: Hub, redis: Redis) -> None:
     hub.mux.on_away("the server was lost")
     hub.connect()
     assert other.ask("GET", "n") == b"$-1\r\n"
+
+
+def test_what_is_under_way_on_the_shared_connection_is_bounded(hubs: Callable[..., Hub], start_server: Any) -> None:
+    """Commands of which each is short go over the shared connection as far as they are short together: one horse that
+    sends on and on without reading holds up no other."""
+    server = start_server()
+    hub = hubs(server.url)
+    guest = hub.guest()
+    client, value = hub.client(guest), b"x" * 30_000
+    assert client.ask("SET", "k", value) == b"+OK\r\n"
+    (stream,) = guest.streams
+    server.pause()
+    most = 0
+    for _ in range(5):
+        client.send(("SET", "k", value))
+        hub.until(lambda: not select.select([stream._socket], [], [], 0)[0] or stream.waits_for, what="a look at it")
+        most = max(most, stream.under_way)
+    server.resume()
+    assert 30_000 < most <= LONG_REQUEST
+    client.expect(b"+OK\r\n" * 5)
+
+
+def test_a_server_that_takes_nothing_makes_the_sender_wait(hubs: Callable[..., Hub], start_server: Any) -> None:
+    """What a lent connection cannot get rid of is left in the stream that sends it: memory of the parent is bounded."""
+    server = start_server()
+    hub = hubs(server.url)
+    guest = hub.guest()
+    client = hub.client(guest)
+    assert client.ask("WATCH", "k") == b"+OK\r\n"
+    (upstream,) = hub.mux._lending._lent
+    server.pause()
+    rest = memoryview(pack_commands([("SET", "k", b"x" * 40_000_000)]))
+    while select.select([], [client.socket], [], 0.2)[1]:
+        rest = rest[client.socket.send(rest[: 1 << 20]) :]
+        hub.rest(0.01)
+        assert upstream.unsent <= _MOST_UNSENT + 64 * 1024
+    assert upstream.unsent > _MOST_UNSENT and len(rest) > 10_000_000
+    server.resume()
+    while rest:
+        hub.turn()
+        if select.select([], [client.socket], [], 0)[1]:
+            rest = rest[client.socket.send(rest[: 1 << 20]) :]
+    client.expect(b"+OK\r\n", 20)
+
+
+def test_strangers_are_few_and_do_not_stay(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who does not say whose stream it is costs no more than 100 descriptors, and those for a moment only."""
+    monkeypatch.setattr(multiplexer, "_STRANGER_TIME", 1.0)
+    own = hub.client()
+    assert own.ask("PING") == b"+PONG\r\n"
+    strangers = [socket.socket(socket.AF_UNIX) for _ in range(120)]
+
+    def is_closed(one: socket.socket) -> bool:
+        return bool(select.select([one], [], [], 0)[0]) and not one.recv(1)
+
+    try:
+        for stranger in strangers:
+            stranger.connect(hub.mux.path)
+            hub.turn()
+        hub.until(lambda: sum(map(is_closed, strangers)) >= 20)
+        assert sum(map(is_closed, strangers)) == 20 and len(hub.mux._strangers) == 100
+        hub.until(lambda: all(map(is_closed, strangers)))
+        assert own.ask("PING") == b"+PONG\r\n" == hub.client().ask("PING")
+    finally:
+        for stranger in strangers:
+            stranger.close()
 
 
 def test_a_full_server_is_left_all_lent_connections_but_one(hub: Hub) -> None:

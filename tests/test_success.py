@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import time
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from keyspace import dump
 from redis import Redis
 from rq import Callback, Queue, Retry
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
+from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.registry import BaseRegistry
 from rq.results import Result
@@ -146,11 +149,22 @@ def _wrapt(function: Any, seen: list[str]) -> Any:
     return wrapt.FunctionWrapper(function, around)
 
 
+def _patch(patched: pytest.MonkeyPatch, owner: type, name: str, wrap: Any, seen: list[str]) -> None:
+    """Wrap a function, class method or property as instrumentations do: wrapt takes what the class holds as it is."""
+    held = inspect.getattr_static(owner, name)
+    if isinstance(held, property):
+        patched.setattr(owner, name, property(wrap(held.fget, seen), held.fset, held.fdel))
+    elif isinstance(held, (classmethod, staticmethod)) and wrap is _wraps:
+        patched.setattr(owner, name, type(held)(wrap(held.__func__, seen)))
+    else:
+        patched.setattr(owner, name, wrap(held, seen))
+
+
 _PASSED_OVER = [
     *((BaseWorker, name) for name in ("handle_job_success", "increment_successful_job_count")),
     *((rq.Worker, name) for name in ("handle_job_success", "increment_total_working_time")),
     *((Job, name) for name in ("_handle_success", "set_status", "save", "to_dict", "cleanup")),
-    *((Result, "save"), (Result, "serialize"), (BaseRegistry, "add")),
+    *((Result, "create"), (Result, "save"), (Result, "serialize"), (BaseRegistry, "add")),
     *((rq.Queue, function.__name__) for function in enqueues_dependents(rq.Queue, failed=False)),
 ]
 
@@ -169,7 +183,7 @@ def test_what_is_wrapped_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, own
     way = ShortWay()
     assert _is_open(way, rq_pooled.Worker)
     with monkeypatch.context() as patched:
-        patched.setattr(owner, name, wrap(getattr(owner, name), []))
+        _patch(patched, owner, name, wrap, [])
         assert not _is_open(way, rq_pooled.Worker)
     assert _is_open(way, rq_pooled.Worker)
 
@@ -188,18 +202,25 @@ def test_what_a_subclass_overrides_is_not_passed_over() -> None:
     assert _is_open(ShortWay(), rq_pooled.Worker, rq_pooled.Queue)
 
 
+def _functions_of(owner: type) -> list[tuple[type, str]]:
+    kinds = (FunctionType, classmethod, staticmethod, property)
+    return [(owner, name) for name, held in vars(owner).items() if isinstance(held, kinds)]
+
+
 @pytest.mark.parametrize("wrap", [_wraps, _wrapt])
-@pytest.mark.parametrize(("name", "warms"), [("perform", True), ("_execute", False), ("restore", False)])
-def test_warming_up_is_no_job_to_instrumentations(
-    redis: Redis, monkeypatch: pytest.MonkeyPatch, wrap: Any, name: str, warms: bool
-) -> None:
-    """What wraps RQ's functions sees nothing of the job that warms up, which nobody enqueued."""
-    seen: list[str] = []
-    ran: list[str] = []
-    monkeypatch.setattr(Job, name, wrap(getattr(Job, name), seen))
-    monkeypatch.setattr(warmup, "is_plain", lambda *_: ran.append("round"))
+def test_warming_up_is_no_job_to_instrumentations(redis: Redis, monkeypatch: pytest.MonkeyPatch, wrap: Any) -> None:
+    """What wraps any of RQ's functions sees nothing of the job that warms up, which nobody enqueued."""
     pool = Pool(client=redis)
-    warmup.warm_up(make_recorder(Redis, pool, (7, 0, 0)))
+    recorder = make_recorder(Redis, pool, (7, 0, 0))
+    ran: list[str] = []
+    monkeypatch.setattr(warmup, "is_plain", lambda *_: ran.append("round"))
+    for owner, name in [*_functions_of(Job), *_functions_of(Execution)]:
+        seen: list[str] = []
+        with monkeypatch.context() as patched:
+            _patch(patched, owner, name, wrap, seen)
+            warmup.warm_up(recorder)
+        assert seen == [], name
+        if name == "perform":
+            assert ran == ["round"] * warmup.ROUNDS, "RQ's own function below the wrapper is used"
+        ran.clear()
     pool.disconnect()
-    assert seen == []
-    assert ran == (["round"] * warmup.ROUNDS if warms else [])

@@ -86,7 +86,7 @@ def test_single_requeues_and_purges_exclude_each_other(server: EmbeddedServer, r
 
     thread = threading.Thread(target=requeue)
     thread.start()
-    purged = sweep(redis, Purge())
+    purged = sweep(redis, Purge(everything=True))
     thread.join()
     assert sorted(ids_in(redis, QUEUE)) == sorted(done)
     assert purged + len(done) == len(ids) and done
@@ -104,7 +104,9 @@ def test_ghosts_are_no_jobs_that_just_failed(server: EmbeddedServer, redis: Redi
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("arguments", [["--requeue"], ["--purge", "--all"], ["--bury", "--max-count", "50000"]])
+@pytest.mark.parametrize(
+    "arguments", [["--requeue", "--all"], ["--purge", "--all"], ["--bury", "--max-count", "50000"]]
+)
 def test_killed_sweep_is_resumed(server: EmbeddedServer, redis: Redis, arguments: list[str]) -> None:
     """SIGKILL in the middle: every job is on one side or the other; when the lock has run out the next one ends it."""
     ids = fill(redis, 6000)

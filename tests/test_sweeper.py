@@ -106,7 +106,7 @@ def test_a_purged_job_leaves_its_group(redis: Redis) -> None:
     for job in jobs:
         redis.hset(job.key, "group_id", "g")
         redis.sadd("rq:group:g", job.id)
-    assert sweep(redis, Purge(limit=1)).done == 1
+    assert sweep(redis, Purge(limit=1, everything=True)).done == 1
     kept = ids_in(redis, FAILED)
     assert len(kept) == 1 and redis.smembers("rq:group:g") == {kept[0].encode()}
 
@@ -178,7 +178,7 @@ def test_requeue_leaves_what_is_not_failed_any_more(redis: Redis) -> None:
     assert sweep(redis, Requeue()).done == 0
     assert ids_in(redis, QUEUE) == [job.id]
     work(redis, "default")
-    assert sweep(redis, Purge()).done == 0
+    assert sweep(redis, Purge(everything=True)).done == 0
     assert job.get_status() == JobStatus.FINISHED
 
 
@@ -298,9 +298,9 @@ def test_purge_leaves_nothing_of_a_job(redis: Redis) -> None:
 @pytest.mark.parametrize(
     ("policy", "left"),
     [
-        (Purge(), 0),
+        (Purge(everything=True), 0),
         (Purge(beyond=70), 70),
-        (Purge(beyond=0), 0),
+        (Purge(beyond=0, everything=True), 0),
         (Purge(beyond=500), 200),
         (Purge(older_than=5000), 100),
         (Purge(older_than=5000, beyond=70), 70),
@@ -322,7 +322,7 @@ def test_purge_bounds_by_age_and_count(redis: Redis, policy: Purge, left: int) -
         assert set(found) == set((old + new)[200 - left :])
 
 
-@pytest.mark.parametrize("policy", [Purge(), Bury(), Bury(max_count=0), "trim"], ids=repr)
+@pytest.mark.parametrize("policy", [Purge(everything=True), Bury(), Bury(max_count=0), "trim"], ids=repr)
 def test_no_sweep_ends_a_schedule(redis: Redis, policy: Any) -> None:
     """A job that comes again keeps its id: of a failed run the entry goes, and what the schedule names stays for
     ever.
@@ -339,7 +339,7 @@ def test_no_sweep_ends_a_schedule(redis: Redis, policy: Any) -> None:
     assert redis.ttl(once.key) != -1
 
 
-@pytest.mark.parametrize("policy", [Purge(), Bury()], ids=repr)
+@pytest.mark.parametrize("policy", [Purge(everything=True), Bury()], ids=repr)
 def test_key_that_is_no_schedule_stops_no_sweep(redis: Redis, policy: Any) -> None:
     """Where something else stands at rq-scheduler's key no job is periodic."""
     (job,) = fail(redis, "Broken")
@@ -363,7 +363,7 @@ def test_ghosts_are_dropped_from_both_registries(redis: Redis) -> None:
 
 # -- any sweep -----------------------------------------------------------------------------------------------------
 
-POLICIES = [Requeue(), Bury(max_count=3), Purge(), Purge(beyond=2), Ghosts()]
+POLICIES = [Requeue(), Bury(max_count=3), Purge(everything=True), Purge(beyond=2), Ghosts()]
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
@@ -388,7 +388,7 @@ def test_nothing_to_do(redis: Redis, policy: Any) -> None:
     assert redis.keys("*") == [b"rq:queues"]
 
 
-@pytest.mark.parametrize("policy", [Ghosts(), Requeue(), Bury(), Purge()])
+@pytest.mark.parametrize("policy", [Ghosts(), Requeue(), Bury(), Purge(everything=True)])
 def test_entry_that_is_no_job_stops_no_sweep(redis: Redis, policy: Any) -> None:
     """An entry behind which stands something else than a job is a ghost, and a count that is none counts nothing."""
     queue = Queue("default", redis)
@@ -429,8 +429,17 @@ def test_queues_are_known_or_refused(redis: Redis) -> None:
         lambda: Bury(max_count=-1),
         lambda: Purge(beyond=1.5),  # type: ignore[arg-type]
         lambda: Purge(older_than=-1),
+        lambda: Purge(),
+        lambda: Purge(limit=5),
+        lambda: Purge(older_than=0),
+        lambda: Purge(older_than=0, beyond=10),
+        lambda: Purge(older_than=10, beyond=0),
+        lambda: Purge(exceptions=Exception),
+        lambda: Purge(exceptions=("KeyError", "BaseException")),
+        lambda: Purge(functions="*"),
+        lambda: Purge(everything=1),  # type: ignore[arg-type]
         lambda: Purge(older_than=float("nan")),
-        lambda: Purge(limit=0),
+        lambda: Purge(limit=0, everything=True),
         lambda: Sweeper("q", Redis(), "purge"),  # type: ignore[arg-type]
         lambda: Sweeper("q", Redis(), Purge),  # type: ignore[arg-type]
         lambda: Sweeper("q", Redis(), Bury(), dead=True),
@@ -453,7 +462,7 @@ def test_one_sweep_at_a_time_per_queue(redis: Redis) -> None:
     def look(_done: int, _total: int) -> None:
         if not refused:
             with pytest.raises(SweepUnderWay, match="'default' is under way") as caught:
-                sweep(redis, Purge())
+                sweep(redis, Purge(everything=True))
             refused.append(str(caught.value))
             assert Sweeper("other", redis, Requeue()).run()[0].done == 2
             redis.set("rq_pooled:sweep:default", "somebody else")
@@ -516,11 +525,13 @@ def test_sweep_is_a_job_too(server: EmbeddedServer, redis: Redis, tmp_path: Path
     call = ("rq_pooled.sweeper.sweep", "other", "purge")
     queue = Queue("default", redis)
     good, wrong = queue.enqueue(*call, beyond=100), queue.enqueue(*call, beyond="many")
+    total = queue.enqueue(*call, older_than=0)
     unknown = queue.enqueue("rq_pooled.sweeper.sweep", "other", "burn")
     with running_worker(server.url, log=tmp_path / "log"):
         wait_until(lambda: unknown.get_status() == JobStatus.FAILED)
     assert good.return_value()[0]["done"] == 20 and redis.zcard("rq:failed:other") == 100
     assert "give a whole number" in wrong.latest_result().exc_string
+    assert "deletes every failed job" in total.latest_result().exc_string
     assert "use requeue, bury, purge, ghosts" in unknown.latest_result().exc_string
 
 
@@ -589,6 +600,18 @@ def test_worker_drops_ghosts_by_default(server: EmbeddedServer, redis: Redis, tm
         # The job itself uses Redis.
         assert {name.rpartition(":")[2] for name in names} == {"command", "listen", "jobs"}
         worker.wait_for("ghosts did 1500")  # said after the lock is given back
+
+
+@pytest.mark.parametrize("key", ["rq:finished:default", "rq:groups"])
+def test_worker_sweeps_where_rq_s_maintenance_gives_up(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, key: str
+) -> None:
+    """A registry of another type, which ends RQ's clean-up each time, keeps no queue from being swept."""
+    redis.set(key, "x")
+    redis.zadd("rq:failed:default", {"ghost": time.time() + 1000})
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        worker.wait_for("maintenance given up: WRONGTYPE", 10)
+        wait_until(lambda: not redis.exists("rq:failed:default"), 10, "the sweep")
 
 
 def test_worker_sweeps_as_its_settings_say(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

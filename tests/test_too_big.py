@@ -110,7 +110,7 @@ def outcomes_of(ours: Engine, tasks: deque[Task]) -> Committer:
         counters=Counters(),
         log=WorkerLog(logging.getLogger("rq.worker"), "w"),
     )
-    return Committer(parent, Events(), tasks=tasks)
+    return Committer(parent, Events(), tasks=tasks, burst=False)
 
 
 @pytest.mark.parametrize("size", [100, BLAMED_FROM + 1])

@@ -23,7 +23,8 @@ from uuid import uuid4
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..deadline import clipped
 from ..errors import BudgetExceeded
 from ..store.scripts import budget_keys, shared_scripts

@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 
 from ..config.settings import Settings
-from ..connection.options import client_name
+from ..connection.names import client_name
 from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, whole_number
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
 from ..store.scripts import STATS, Scripts

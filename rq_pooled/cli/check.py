@@ -14,7 +14,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.level import Level
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.away import is_away
 from ..connection.connect_errors import FULL
 from ..durations import parse_duration, show_duration
@@ -70,6 +71,12 @@ class CheckCommand(click.Command):
     "--failed-rate", metavar="[WARN:]CRIT", help="Largest share of failures in the last 5 minutes, such as 0.1:0.5."
 )
 @click.option(
+    "--rate-limited", metavar="[WARN:]CRIT", help="Most jobs that may wait at rate limits (RQ 3), such as 100:1000."
+)
+@click.option(
+    "--ready", metavar="[WARN:]CRIT", help="Most dependents that may be ready and not queued (RQ 3), such as 1:100."
+)
+@click.option(
     "--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]"
 )
 @click.option("--worker", metavar="WHICH", help="A worker must be alive: any, here (on this host), or its name.")
@@ -89,6 +96,8 @@ def check(
     names: tuple[str, ...],
     queue_age: str | None,
     failed_rate: str | None,
+    rate_limited: str | None,
+    ready: str | None,
     connection_share: str | None,
     worker: str | None,
     away: str,
@@ -102,9 +111,17 @@ def check(
         settings = Settings.load({"url": url})
         ages = _limits(queue_age, lambda text: parse_duration(text, "--queue-age"))
         rates = _limits(failed_rate, lambda text: _share(text, "--failed-rate"))
+        counts = {
+            "rate_limited": _limits(rate_limited, lambda text: _number(text, "--rate-limited")),
+            "ready": _limits(ready, lambda text: _number(text, "--ready")),
+        }
         shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
-        if names and ages is None:
-            raise ConfigurationError("--queue says which queue, and not what is wrong there: give --queue-age, too")
+        by_queue = ages is not None or any(counts.values())
+        if names and not by_queue:
+            raise ConfigurationError(
+                "--queue says which queue, and not what is wrong there: "
+                "give --queue-age, --rate-limited or --ready, too"
+            )
         client = open_server(url)
         level = ConnectionGuard(settings, client).level()
         if level.connected is None:  # INFO is refused: whether anything else is
@@ -112,8 +129,10 @@ def check(
         findings = [_connections(level, settings, shares)]
         if worker is not None:
             findings.append(_alive(client, worker))
+        found = queues(client) if by_queue else []
         if ages is not None:
-            findings += _ages(client, ages, names)
+            findings += _ages(found, ages, names)
+        findings += [_counted(found, state, most, names) for state, most in counts.items() if most is not None]
         if rates is not None:
             findings.append(_failures(client, rates))
     except ConfigurationError as error:
@@ -172,6 +191,12 @@ def _share(text: str, option: str) -> float:
     return share
 
 
+def _number(text: str, option: str) -> float:
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:10]) <= 10**9):
+        raise ConfigurationError(f"{option} is {text or 'empty'}: write it as a number of jobs from 1 to 1000000000")
+    return int(text)
+
+
 def _judged(value: float, limits: tuple[float, float]) -> int:
     return CRITICAL if value >= limits[1] else WARNING if value >= limits[0] else OK
 
@@ -206,8 +231,8 @@ def _alive(client: Redis, which: str) -> Finding:
     return Finding("worker", OK, text, f"workers={len(workers)}")
 
 
-def _ages(client: Redis, limits: tuple[float, float], names: Sequence[str]) -> list[Finding]:
-    found = {queue["name"]: queue for queue in queues(client)}
+def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequence[str]) -> list[Finding]:
+    found = {queue["name"]: queue for queue in queues}
     findings = []
     for name in names or sorted(found):
         if name not in found:  # nothing was ever enqueued there
@@ -230,6 +255,16 @@ def _ages(client: Redis, limits: tuple[float, float], names: Sequence[str]) -> l
                 )
             )
     return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
+
+
+#: What is said of jobs that RQ 3 keeps beside their queues.
+_BESIDE = {"rate_limited": "at rate limits", "ready": "ready and not queued"}
+
+
+def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, float], names: Sequence[str]) -> Finding:
+    count = sum(queue[state] for queue in queues if not names or queue["name"] in names)
+    text = f"{count} job{'s' * (count != 1)} {_BESIDE[state]}"
+    return Finding(state, _judged(count, limits), text, f"{state}={count};{limits[0]:g};{limits[1]:g}")
 
 
 def _failures(client: Redis, limits: tuple[float, float]) -> Finding:

@@ -1,4 +1,4 @@
-"""The settings as options of a command and as docs/settings.md: made from ``Settings.describe()`` and RQ's options."""
+"""Options of commands: those that several take, and those of ``worker``, made from the settings and RQ's options."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from redis import Redis
 from rq.cli.workers import worker as rq_worker
 
 from ..config.settings import Settings
+from ..durations import parse_duration
 from ..pool.pool import get_connection
 
 
@@ -28,7 +29,7 @@ def open_server(url: str | None) -> Redis:
     Raises:
         ConfigurationError: the URL or a setting cannot be used.
     """
-    # What goes wrong ends in one line of the command; the pool's own line in the log would be a second one.
+    # The command itself says in one line what goes wrong; the pool's line in the log would be a second one.
     logging.getLogger("rq_pooled").addHandler(logging.NullHandler())
     return get_connection(Settings.load({"url": url}), "cli")
 
@@ -59,42 +60,17 @@ def rq_options() -> list[click.Parameter]:
 
 
 class WorkerCommand(click.Command):
-    """A command whose help keeps our options and RQ's apart: each list is long enough."""
+    """A command whose help lists our options and RQ's apart, since both lists are long."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write two lists of options, ours first."""
         ours = {option.name for option in setting_options()}
         for title, wanted in (("Settings", True), ("Options of rq worker", False)):
-            listed = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]  # QUEUES is in the first line
+            # QUEUES is in the first line.
+            listed = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
             records = [p.get_help_record(ctx) for p in listed if (p.name in ours) is wanted]
             with formatter.section(title):
                 formatter.write_dl([record for record in records if record is not None])
-
-
-def settings_as_markdown() -> str:
-    """Return docs/settings.md."""
-    lines = [
-        "# Settings",
-        "",
-        "<!-- Written by `make docs` from rq_pooled.config.Settings: change it there. -->",
-        "",
-        "Each is read, first found, from: the command line of `rq-pooled worker` (`--pool-timeout 5`) or a keyword",
-        "argument (`Worker(..., pool_timeout=5)`), the environment, RQ's settings module (`-c`, with or without the",
-        "prefix). An empty variable counts as not set. `rq-pooled settings` shows what the environment gives; it and",
-        "the log of a worker name variables that are nearly a setting. `rq worker` takes the server from its own",
-        "`--url` or `RQ_REDIS_URL`. Where no URL is set, `REDIS_HOST` names the server, with `REDIS_PORT`, `REDIS_DB`,",
-        "`REDIS_PASSWORD` and `REDIS_SSL`, as in RQ.",
-        "",
-        "| environment | default | unit | what it is |",
-        "|---|---|---|---|",
-    ]
-    for setting in Settings.describe():
-        also = f" (also read: {', '.join(f'`{name}`' for name in setting.env[1:])})" if setting.env[1:] else ""
-        allowed = f"; {setting.allowed}" if setting.allowed else ""
-        lines.append(
-            f"| `{setting.env[0]}` | {shown(setting.default)} | {setting.unit} | {setting.description}{allowed}{also} |"
-        )
-    return "\n".join(lines) + "\n"
 
 
 def shown(value: Any) -> str:
@@ -104,3 +80,25 @@ def shown(value: Any) -> str:
     if isinstance(value, tuple):
         return ",".join(value)
     return f"{value:.12g}" if isinstance(value, float) else str(value)
+
+
+def as_seconds(_context: click.Context, parameter: click.Parameter, value: str | None) -> float | None:
+    """Return the seconds of an option that takes a duration. Raises ConfigurationError."""
+    return None if value is None else parse_duration(value, f"--{(parameter.name or '').replace('_', '-')}")
+
+
+def selection_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options that say which failed jobs are meant."""
+    for option in (
+        click.option("--limit", type=click.IntRange(1), help="Jobs at most in each queue, the oldest first."),
+        click.option("--older-than", callback=as_seconds, metavar="AGE", help="That failed so long ago: 45s, 10m, 2d."),
+        click.option("--function", "functions", multiple=True, metavar="NAME", help="Of this function; * and ? count."),
+        click.option("--exception", "exceptions", multiple=True, metavar="NAME", help="That failed with this."),
+        click.option("--queue", "-q", "queues", multiple=True, metavar="NAME", help="Of this queue; else of all."),
+    ):
+        command = option(command)
+    return command
+
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Change nothing, and tell what would be done.")
+dead_option = click.option("--dead", is_flag=True, help="Dead letters instead of the failed registry.")

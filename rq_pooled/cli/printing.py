@@ -7,7 +7,8 @@ from typing import Any
 
 import click
 
-from ..foreign import plain, printable
+from ..config.secrets import message_of
+from ..foreign import MAX_VALUE, plain, printable
 
 #: Characters of a line that are shown.
 MAX_LINE = 4000
@@ -22,3 +23,10 @@ def say(*lines: object, err: bool = False) -> None:
 def say_json(data: Any, indent: int | None = 2) -> None:
     """Print data as JSON, in ASCII."""
     click.echo(json.dumps(plain(data), indent=indent).replace("\x7f", "\\u007f"))
+
+
+def say_blocked(blocked: dict[str, list[str]], what: str) -> None:
+    """Say of which queues something was not done, a line for each reason."""
+    for words, queues in blocked.items():
+        named = ", ".join(printable(queue, MAX_VALUE) for queue in queues)
+        say(f"rq-pooled: {named}: {what}: {message_of(words)}", err=True)

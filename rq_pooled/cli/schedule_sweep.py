@@ -21,9 +21,9 @@ from ..foreign import replies_of
 from ..store.scripts import SCHEDULED_JOBS
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
-from . import failed
 from .options import open_server, server_options
 from .printing import say, say_json
+from .sweep import policy_of, sweep
 
 #: What the job calls, with plain arguments.
 FUNCTION = "rq_pooled.sweeper.sweep"
@@ -71,7 +71,7 @@ def schedule_sweep(
         _show(_sweeps(connection), as_json, "no recurring sweep")
         return
     queues = list(options.pop("queues"))
-    policy = failed._policy(options)
+    policy = policy_of(options)
     connection = open_server(url)
     for queue in queues:
         if not connection.sismember("rq:queues", raw(f"rq:queue:{queue}")):  # type: ignore[arg-type] # it takes bytes, too
@@ -184,7 +184,7 @@ command: Any = server_options(
             click.Option(["--name"], help="Its name."),
             click.Option(["--remove"], metavar="NAME", help="Remove the sweep of this name."),
             click.Option(["--in-queue"], default="default", show_default=True, help="The queue that it runs in."),
-            *(parameter for parameter in failed.sweep.params if parameter.name not in _LEFT_OUT),
+            *(parameter for parameter in sweep.params if parameter.name not in _LEFT_OUT),
         ],
     )
 )

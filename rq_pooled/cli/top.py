@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
-import shutil
-import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import click
 from redis import Redis
 from redis.exceptions import RedisError
 
-from ..config.settings import Settings, scrub
-from ..connection.options import address_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
+from ..connection.place import address_of
 from ..durations import show_duration
 from ..errors import RQPooledError
-from ..foreign import printable
 from ..monitoring.guard import ConnectionGuard
 from ..monitoring.health import processes, queues
 from ..store.counters import quantile
 from .options import open_server, server_options
 from .printing import say, say_json
-from .stats import pace, process_rows, queue_rows, seconds, table
-
-#: Cursor home; erase to the end of the line; erase below; the other screen, and the cursor, on and off.
-_HOME, _LINE_END, _BELOW = "\x1b[H", "\x1b[K", "\x1b[J"
-_ENTER, _LEAVE = "\x1b[?1049h\x1b[?25l", "\x1b[?25h\x1b[?1049l"
-_BOLD, _RED, _YELLOW, _PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[33m", "\x1b[0m"
+from .tables import pace, process_rows, queue_rows, seconds, table
+from .terminal import draw, size, terminal
 
 
 @click.command(short_help="Show all of it in a terminal, drawn anew.")
@@ -58,21 +49,21 @@ def top(url: str | None, as_json: bool, interval: float, count: int | None) -> N
             else:
                 say(*screen(found, 200, 10_000), *[""] * (count is not None))
         return
-    with _terminal() as wait:
+    with terminal() as wait:
         shown, away_since, paces = 0, None, Paces()
         while count is None or shown < count:
-            size = _size()
+            shape = size()
             try:
-                lines = screen(paces.add(look(client, settings)), size.columns, size.lines)
+                lines = screen(paces.add(look(client, settings)), shape.columns, shape.lines)
                 away_since = None
             except (RedisError, OSError, RQPooledError) as error:
                 away_since = away_since or time.monotonic()
                 lines = [
                     f"rq-pooled top - {time.strftime('%H:%M:%S')}",
                     f"The server is away for {show_duration(round(time.monotonic() - away_since))}:",
-                    *_wrapped(scrub(str(error)), size.columns),
+                    *_wrapped(message_of(error), shape.columns),
                 ]
-            draw(lines, size.columns, size.lines)
+            draw(lines, shape.columns, shape.lines)
             shown += 1
             if wait(interval):
                 break
@@ -205,67 +196,3 @@ def _cut(lines: list[str], room: int) -> list[str]:
 
 def _wrapped(text: str, width: int) -> list[str]:
     return [text[start : start + width] for start in range(0, len(text), max(1, width))]
-
-
-def draw(lines: Sequence[str], width: int, height: int) -> None:
-    """Write a screen over the last one, without flicker and without a line break at its end, which would scroll."""
-    shown = []
-    for i, line in enumerate(lines[:height]):
-        text = printable(line[:width])
-        style = _BOLD if i == 0 or text.startswith(("QUEUE ", "PROCESS ", "OTHER ")) else ""
-        if text.startswith("The server is away") or ") stop" in text[:60]:
-            style = _RED
-        elif ") warn" in text[:60]:
-            style = _YELLOW
-        shown.append(f"{style}{text}{_PLAIN if style else ''}{_LINE_END}")
-    sys.stdout.write(_HOME + "\r\n".join(shown) + _BELOW)
-    sys.stdout.flush()
-
-
-def _size() -> os.terminal_size:
-    """Return the terminal's size now; COLUMNS and LINES, which shutil believes first, do not follow a resize."""
-    try:
-        size = os.get_terminal_size(sys.stdout.fileno())
-    except (OSError, ValueError):  # no terminal
-        size = os.terminal_size((0, 0))
-    return size if all(size) else shutil.get_terminal_size()  # a serial line, or a container's, has no size
-
-
-@contextlib.contextmanager
-def _terminal() -> Iterator[Any]:
-    """Use the other screen, and keys without Enter, for the length of the block; give a wait that tells of ``q``."""
-    import termios
-    import tty
-
-    def end(signum: int, frame: Any) -> None:
-        sys.exit(128 + signum)
-
-    # Whoever ends it gets the terminal back as it was.
-    handlers = {signum: signal.signal(signum, end) for signum in (signal.SIGTERM, signal.SIGHUP)}
-    keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None  # closed: no stdin
-    before = termios.tcgetattr(keys) if keys is not None else None
-
-    def wait(timeout: float) -> bool:
-        if keys is None:
-            time.sleep(timeout)
-            return False
-        over = time.monotonic() + timeout
-        while (left := over - time.monotonic()) > 0:
-            if select.select([keys], [], [], left)[0]:
-                key = sys.stdin.read(1)
-                if key in ("q", "Q", ""):
-                    return True
-        return False
-
-    try:
-        if keys is not None:
-            tty.setcbreak(keys)
-        sys.stdout.write(_ENTER)
-        yield wait
-    finally:
-        sys.stdout.write(_LEAVE)
-        sys.stdout.flush()
-        if keys is not None and before is not None:
-            termios.tcsetattr(keys, termios.TCSADRAIN, before)
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)

@@ -1,6 +1,6 @@
-"""The server as REDIS_HOST and its companions name it, RQ's other way besides a URL, made into a URL.
+"""Makes a URL of REDIS_HOST and its companions, with which RQ lets a server be named, too.
 
-So everything that reads settings finds the same server: workers, commands, queues and web pages.
+So workers, commands, queues and web pages find the same server.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _YES, _NO = ("y", "yes", "t", "true", "1"), ("n", "no", "f", "false", "0", "none
 def url_of_host(source: Mapping[str, Any]) -> str | None:
     """Return the URL of the server that REDIS_HOST names, None where it is not set.
 
-    Kubernetes sets REDIS_PORT to ``tcp://10.0.0.1:6379`` where a service is called redis: its port counts.
+    Kubernetes sets REDIS_PORT to ``tcp://10.0.0.1:6379`` where a service is called redis: then 6379 is the port.
 
     Raises:
         ValueError: one of them cannot be used; the text names it, and shows no password.

@@ -3,7 +3,7 @@
     sentinel://user:password@host1:26379,host2:26379/mymaster/0?sentinel_password=…
     rediss+sentinel://…  the same over TLS
 
-redis-py has no such URLs; the form is the one that other libraries read, too. Nothing is opened here.
+redis-py has no such URLs; other libraries read the same form. Nothing is opened here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 SCHEMES = ("sentinel", "redis+sentinel", "rediss+sentinel")
 PORT = 26379
-FORM = "sentinel://host1:26379,host2:26379/service/db"  # no login: messages are scrubbed
+# Without a login, which messages would scrub.
+FORM = "sentinel://host1:26379,host2:26379/service/db"
 
 _OWN_PARAMETERS = ("sentinel_username", "sentinel_password", "sentinel_tls")
 _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::(\d+))?")
@@ -29,9 +30,9 @@ class SentinelURL(NamedTuple):
     server_url: str
     sentinel_username: str | None
     sentinel_password: str | None
-    #: Whether the sentinels speak TLS; unless said otherwise they do where the server does.
+    #: Whether the sentinels speak TLS; as the server does, unless ``sentinel_tls`` says otherwise.
     sentinel_tls: bool
-    #: The server's parameters that are about TLS and so are the sentinels' as well.
+    #: The server's parameters for TLS, which count for the sentinels, too.
     tls_url: str
 
 

@@ -1,4 +1,4 @@
-"""Variables of the environment that look like a setting written wrongly."""
+"""Finds variables of the environment that look like a misspelt setting."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from .settings import PREFIX, Settings
 def misspelt(environ: Mapping[str, str] | None = None) -> list[str]:
     """Return one line for each variable that is no setting but is written nearly as one.
 
-    Only a hint, and only for near misses: a variable may belong to a newer release, or come from Kubernetes, which
-    gives every pod RQ_POOLED_SERVICE_HOST and more where a service is called rq-pooled.
+    It is a hint: the variable may belong to a newer release. Kubernetes gives every pod RQ_POOLED_SERVICE_HOST
+    and more where a service is called rq-pooled, so only near misses are named.
 
     Args:
         environ: the environment, ``os.environ`` unless given.

@@ -9,14 +9,15 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from .sentinel import MasterAway
 
-#: What a server says when it lives but cannot serve for now. Each one passes, or is mended by connecting anew (after a
-#: failover to another machine). Errors from inside scripts arrive as text on 6.2, so the text decides; but redis-py
-#: takes the code off the text of the errors that it has a class for, so the class decides, too.
+#: What a server says when it lives but cannot serve for now. Each passes, or connecting anew mends it (after a
+#: failover to another machine). The text decides, since errors from inside scripts arrive as text on 6.2. The class
+#: decides, too, since redis-py takes the code off the text of the errors that it has a class for.
 _AWAY = re.compile(
     r"(?<![\w-])(READONLY|LOADING|MASTERDOWN|UNBLOCKED|MISCONF|NOREPLICAS|BUSY|NOAUTH|WRONGPASS|TRYAGAIN|CLUSTERDOWN|"
     r"max number of clients)(?![\w-])"
 )
-_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)  # MasterDownError is the third's
+# MasterDownError is a ClusterDownError.
+_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)
 #: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
 _FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
 #: What an access control list has to allow.
@@ -34,9 +35,7 @@ class NotSent(RedisConnectionError):
 
 
 def is_blamed(error: Exception) -> bool:
-    """Tell whether what was in flight may be the reason for a lost connection: it was sent, and the server said
-    nothing.
-    """
+    """Tell whether what was in flight may have cost the connection: it was sent, and the server said nothing."""
     return not isinstance(error, NotSent) and not is_away(error)
 
 
@@ -50,7 +49,8 @@ def is_away(error: BaseException) -> bool:
     """Tell whether an error means that the server, or the master, is there but cannot serve for now."""
     if isinstance(error, MasterAway):
         return error.passing
-    known = (ServerAway, *_AWAY_CLASSES)  # behind a connection of redis-py's Sentinel, as the context of another error
+    known = (ServerAway, *_AWAY_CLASSES)
+    # A connection of redis-py's Sentinel raises another error, with this one as its context.
     return isinstance(error, known) or isinstance(error.__context__, known) or _AWAY.search(str(error)) is not None
 
 

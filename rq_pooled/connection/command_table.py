@@ -115,10 +115,23 @@ class CommandTable:
         return second in self._subcommands.get(upper, ())
 
 
+def is_harmless(words: Sequence[bytes]) -> bool:
+    """Tell whether a command neither waits nor changes its connection, by the built-in table; one it lacks is not."""
+    name = words[0].upper()
+    return (
+        name in _SHARED or name in _SCRIPTS or (name == b"SCRIPT" and [one.upper() for one in words[1:2]] == [b"LOAD"])
+    )
+
+
 def is_lasting(words: Sequence[bytes]) -> bool:
     """Tell whether a command that is not shared leaves the connection changed."""
     name = words[0].upper()
     return name in _LASTING or (name == b"CLIENT" and words[1:2] != [] and words[1].upper() not in _CLIENT_LOOKS)
+
+
+def may_block(name: bytes) -> bool:
+    """Tell whether a command, in capital letters, may wait on the server."""
+    return name in _BLOCKS or name in _READS_STREAMS
 
 
 def block_of(words: Sequence[bytes]) -> float | None:

@@ -1,8 +1,7 @@
 """What went wrong while connecting, in words: what it means, what to change, and whether trying again helps.
 
 redis-py reports what it sees last, often "Broken pipe" or a timeout. The reason is in what the server said before it
-hung up, in the cause of the error, or in what the port speaks: ``last_words`` asks once more, ``explain`` puts it in
-words.
+hung up, in the cause of the error, or in what the port speaks. ``last_words`` asks for it, and ``explain`` words it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..deadline import clipped, current
+from ..deadline import clipped
 from ..errors import TRY_AGAIN, USAGE
 from .away import is_away
 
@@ -27,7 +26,7 @@ FULL = "max number of clients"
 _PROTECTED = "protected mode"
 _LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "invalid password")
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
-#: Seconds for asking once more, and the part of it for words that nobody asked for.
+#: Seconds for asking once more, and the part of it for what a server says before it is asked.
 _ASKING, _LISTENING = 1.0, 0.3
 _SPEAKS_TLS = "the server speaks TLS at this port, and URL does not"
 _SPEAKS_NO_TLS = "the server does not speak TLS at this port, and URL does"
@@ -41,7 +40,7 @@ class Trouble(NamedTuple):
     remedy: str
     #: 2 where a setting, the server's configuration or the login has to be changed first, else 75.
     exit_code: int = TRY_AGAIN
-    #: The server will be back, or have room, without anybody changing a setting.
+    #: The server comes back, or has room again, without a changed setting.
     passing: bool = False
 
 
@@ -99,8 +98,7 @@ def _of_certificate(text: str) -> Trouble:
     else:
         remedy = (
             "Add ssl_ca_certs=PATH (of the certificate that vouches for it) to URL, or ssl_cert_reqs=none where the "
-            "network "
-            "can be trusted (Heroku)"
+            "network can be trusted (Heroku)"
         )
     return Trouble(text, remedy, USAGE)
 
@@ -118,11 +116,23 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def says_full(connection_class: type[Any], error: BaseException) -> bool:
+    """Tell whether an error while connecting says, or over TLS may say, that the server is at its maxclients.
+
+    Over TLS a full server closes without a word, since it cannot say anything before the handshake.
+    """
+    text = str(error)
+    if FULL in text:
+        return True
+    tls = any("SSL" in cls.__name__ for cls in connection_class.__mro__)
+    return tls and any(words in text for words in ("UNEXPECTED_EOF", "EOF occurred", "reset by peer"))
+
+
 def last_words(connection: Any, error: Exception) -> Exception:
     """Return an error that says why the server hung up on a new connection; ``error`` itself where nothing tells.
 
-    A server that is full or in protected mode says so and hangs up; what redis-py writes meanwhile breaks the pipe, and
-    the words are lost. They are heard on a second connection, in at most a second of the deadline.
+    A server that is full or in protected mode says so and hangs up. What redis-py writes meanwhile breaks the pipe,
+    and the words are lost. A second connection hears them, in at most a second of the deadline.
     """
     if isinstance(error, (RedisTimeoutError, AuthenticationError, AuthorizationError)) or is_away(error):
         return error
@@ -161,21 +171,23 @@ def _left(ends: float, most: float = _ASKING) -> float:
 
 def _speaks_tls(connection: Any, ends: float) -> bool:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent: only what it speaks is asked
+    # Nothing is sent over it: only what it speaks is asked.
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with _open(connection, ends) as plain:
         plain.settimeout(_left(ends))
         try:
             with context.wrap_socket(plain):
                 return True
         except ssl.SSLError as error:
-            return "ALERT" in str(error)  # a TLS server that wants something else
+            # An alert comes from a TLS server that wants something else.
+            return "ALERT" in str(error)
 
 
 def _answers_in_plain(connection: Any) -> bool:
-    """Tell whether what a TLS connection waited for in vain is a server without TLS, which waits for a line."""
-    if not isinstance(connection, SSLConnection) or current() is not None:
+    """Tell whether a TLS connection timed out because the server speaks no TLS and waits for a line."""
+    if not isinstance(connection, SSLConnection):
         return False
-    ends = time.monotonic() + _ASKING
+    ends = time.monotonic() + (clipped(_ASKING) or 0.0)
     try:
         with _open(connection, ends) as plain:
             plain.sendall(b"PING\r\n")

@@ -1,4 +1,4 @@
-"""Where a connected socket leads: what is needed to open another connection beside it."""
+"""Where a connection leads: what another one beside it needs, and how people are shown it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import socket
 import ssl
 from dataclasses import dataclass
 from typing import Any
+
+from redis.connection import UnixDomainSocketConnection
+
+from .sentinel import Masters
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,24 @@ class Place:
 
     @classmethod
     def of(cls, connection: Any) -> Place:
-        """Return the place of one of redis-py's connections. Raises OSError when it is connected no more."""
+        """Return the place of one of redis-py's connections. Raises OSError: it is not connected."""
         connected = connection._sock
         address, context = connected.getpeername(), getattr(connected, "context", None)
         if connected.family == socket.AF_UNIX:
-            # The server tells the path by which it made its socket; behind a mount or a link it has another one here.
+            # The server tells the path at which it made its socket; here a mount or a link may give it another.
             address = getattr(connection, "path", address)
         return cls(connected.family, address, context, getattr(connected, "server_hostname", None))
+
+
+def address_of(connection_class: type[Any], options: dict[str, Any]) -> str:
+    """Return where a connection leads, as a URL without user and password."""
+    db = options.get("db") or 0
+    if issubclass(connection_class, UnixDomainSocketConnection):
+        return f"unix://{options.get('path', '')}?db={db}"
+    scheme = "rediss" if any("SSL" in cls.__name__ for cls in connection_class.__mro__) else "redis"
+    masters = options.get("connection_pool")
+    if isinstance(masters, Masters):
+        return f"{'rediss+' if scheme == 'rediss' else ''}sentinel://{masters.hosts}/{masters.service_name}/{db}"
+    host = str(options.get("host", "localhost"))
+    host = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{host}:{options.get('port', 6379)}/{db}"

@@ -1,4 +1,4 @@
-"""Notices that a server has become a replica: a connection to it can read for ever and never write again."""
+"""Notices that a server has become a replica, to which a connection can read for ever and never write again."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 class Noticing:
     """Mixed in front of a connection class of redis-py: ``refused_write`` is set once the server said READONLY.
 
-    The connection is not closed here, since replies to other commands of the same write may follow; its pool does that
-    when it gets it back.
+    Replies to other commands of the same write may follow, so the pool closes the connection when it comes back.
     """
 
     refused_write = False
@@ -22,7 +21,8 @@ class Noticing:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
-            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):  # text: from a script on 6.2
+            # From a script it is only a text on 6.2.
+            if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
                 self.refused_write = True
             raise
 

@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import MasterNotFoundError, Sentinel
 
-from ..config.settings import scrub
+from ..config.secrets import message_of
 from ..deadline import hurried
 
 #: Makes the keyword arguments of a connection to a sentinel: (class, keyword arguments).
@@ -23,8 +23,9 @@ Node = tuple[type[Any], dict[str, Any]]
 
 
 class MasterAway(MasterNotFoundError):
-    """No sentinel names a master that is up. ``passing``: one of them watches the service, so a failover may be under
-    way.
+    """No sentinel names a master that is up.
+
+    ``passing``: one of them watches the service, so that a failover may be under way.
     """
 
     def __init__(self, message: str, passing: bool) -> None:
@@ -42,7 +43,8 @@ class Masters:
     """
 
     is_master = True
-    check_connection = False  # the handshake that follows is check enough
+    # The handshake that follows is check enough.
+    check_connection = False
 
     def __init__(self, service: str, nodes: Sequence[Node], sentinel: Sentinel | None = None) -> None:
         self.service_name = service
@@ -56,7 +58,7 @@ class Masters:
         return f"<Masters {self.service_name} by {self.hosts}>"
 
     def is_former(self, connection: Any) -> bool:
-        """Tell whether a connection leads elsewhere than to the master that was found last. Asks nobody."""
+        """Tell whether a connection leads elsewhere than to the master that was found last. It sends nothing."""
         return self._latest is not None and (connection.host, connection.port) != self._latest
 
     def get_master_address(self) -> tuple[str, int]:
@@ -78,7 +80,8 @@ class Masters:
         finally:
             for client in clients:
                 client.connection_pool.disconnect()
-        answered = sentinel.sentinels[0]  # redis-py has put it there
+        # redis-py puts the one that answered first.
+        answered = sentinel.sentinels[0]
         self._nodes = [answered.node, *(client.node for client in clients if client is not answered)]
         self._latest = address
         return address
@@ -101,11 +104,12 @@ class _Client(Redis):
         self.error: Exception | None = None
         self.known: list[str] = []
 
-    def __repr__(self) -> str:  # redis-py puts it into its message, and some versions show keyword arguments
+    def __repr__(self) -> str:
+        # redis-py puts it into its message, where some versions show keyword arguments.
         return f"{self.node[1].get('host')}:{self.node[1].get('port')}"
 
     def sentinel_masters(self) -> Any:
-        """Return the masters that this sentinel watches; whatever goes wrong, the next one may be asked."""
+        """Return the masters that this sentinel watches; after any error the next one may be asked."""
         try:
             masters: Any = super().sentinel_masters()
             for service, state in masters.items():
@@ -118,7 +122,7 @@ class _Client(Redis):
         return masters
 
     def _look_ahead(self, service: str, state: dict[str, Any]) -> None:
-        """Put the coming master in the place of the one that is being abandoned: what that still takes gets lost.
+        """Put the coming master in the place of the former one, whose last writes get lost.
 
         Sentinels list the former master until all replicas have changed sides, up to their failover-timeout.
         """
@@ -132,7 +136,7 @@ class _Client(Redis):
     def told(self, service: str) -> str:
         """Return in words why it was no help."""
         if self.error is not None:
-            return f"is no help ({scrub(str(self.error)) or type(self.error).__name__})"
+            return f"is no help ({message_of(self.error)})"
         if service in self.known:
             return "says that it is down"
         return f"watches {', '.join(map(repr, self.known)) or 'nothing'}"
@@ -144,9 +148,9 @@ def is_watched(connection: Any) -> bool:
 
 
 def beside(connection: Any, address: Callable[[], tuple[str, int] | None]) -> Any:
-    """Have a connection not ask for the master but go where ``address`` says, if it is one that asks; return it.
+    """Return a connection that goes where ``address`` says, instead of asking sentinels for the master.
 
-    For two connections that belong together: in the middle of a failover they would be told different masters.
+    It is for two connections that belong together: in the middle of a failover they would be told different masters.
     """
     if is_watched(connection):
         connection.connection_pool = _Same(address)

@@ -1,15 +1,18 @@
-"""Two things that redis-py's connections do not offer: to wait otherwise for a while, and to drop a forked copy."""
+"""What redis-py's connections and pools do not offer: another timeout for a while, and closing only some sockets."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
+
+from redis.connection import BlockingConnectionPool
 
 
 @contextlib.contextmanager
 def patient(connection: Any, seconds: float | None) -> Iterator[None]:
-    """Have reads of a new connection wait so long inside the block, and as long as before after it."""
+    """Inside the block reads of a connection wait for ``seconds``, or as before for None."""
     usual = connection.socket_timeout
     if seconds is not None:
         connection.socket_timeout = seconds
@@ -22,7 +25,27 @@ def patient(connection: Any, seconds: float | None) -> Iterator[None]:
 
 
 def close_copy(connection: Any) -> None:
-    """Close the socket of a connection inherited by fork: close, not shut down, which would end the parent's too."""
+    """Close the socket of a connection inherited by fork; a shutdown would end the parent's connection, too."""
     if connection is not None and connection._sock is not None:
         connection._sock.close()
         connection._sock = None
+
+
+def close_idle(pool: Any) -> None:
+    """Close the idle connections of a redis-py pool; those in use may belong to other threads.
+
+    A pool that blocks is emptied first: of it redis-py 5 closes all connections, and redis-py 8 those just taken.
+    """
+    if type(pool).disconnect is not BlockingConnectionPool.disconnect:
+        # TypeError: a pool of the user's own kind, which cannot tell them apart.
+        with contextlib.suppress(TypeError):
+            pool.disconnect(inuse_connections=False)
+        return
+    idle = []
+    with contextlib.suppress(Empty):
+        for _ in range(pool.max_connections):
+            idle.append(pool.pool.get_nowait())
+    for connection in reversed(idle):
+        if connection is not None:
+            connection.disconnect()
+        pool.pool.put_nowait(connection)

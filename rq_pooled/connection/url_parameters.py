@@ -1,7 +1,7 @@
-"""The parameters of a server's URL: which there are, and what each may be.
+"""Reads the URL of a server, and checks its parameters: which there are, and what each may be.
 
-redis-py passes what stands in a URL on to its connections, and much of it fails only there: with a traceback, or as an
-error of the server. So everything is looked at here, before anything connects.
+redis-py passes parameters on to its connections. What is wrong with one fails only there, with a traceback or as an
+error of the server, so all are checked here before anything connects.
 """
 
 from __future__ import annotations
@@ -11,28 +11,99 @@ import math
 import os
 import ssl
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
-#: Parameters that redis-py takes as objects: no text of a URL can be one.
-_OBJECTS = (
-    *("cache", "cache_config", "command_packer", "connection_class", "connection_pool", "credential_provider"),
-    *(
+from redis.connection import Connection, parse_url
+
+from ..config.secrets import message_of
+from ..config.sentinel_url import is_sentinel_url, parse_sentinel_url
+from ..config.settings import Settings
+from ..errors import ConfigurationError
+from .defaults import accepted_options
+
+#: Parameters that redis-py takes as objects, which a URL cannot hold.
+_OBJECTS = frozenset(
+    [
+        "cache",
+        "cache_config",
+        "command_packer",
+        "connection_class",
+        "connection_pool",
+        "credential_provider",
         "driver_info",
         "event_dispatcher",
         "himport_registry",
         "maint_notifications_config",
+        "maint_notifications_pool_handler",
+        "oss_cluster_maint_notifications_handler",
         "parser_class",
         "queue_class",
-    ),
-    *("maint_notifications_pool_handler", "oss_cluster_maint_notifications_handler", "redis_connect_func", "retry"),
-    *("socket_keepalive_options", "socket_type", "ssl_ocsp_context"),
+        "redis_connect_func",
+        "retry",
+        "socket_keepalive_options",
+        "socket_type",
+        "ssl_ocsp_context",
+    ]
 )
-#: Longest time in seconds; more than that the operating system may not take.
+#: Longest time in seconds; the operating system may refuse a longer one.
 _LONGEST = 1e6
 _MOST_DATABASES = 2**31 - 1
 
 
-def url_problem(scheme: str, options: Mapping[str, Any], known: frozenset[str]) -> str | None:
+#: Parameters of a URL that redis-py takes for a pool, and those that would make it send a command again.
+POOL_PARAMETERS = ("max_connections", "timeout")
+FORBIDDEN_PARAMETERS = ("retry", "retry_on_timeout", "retry_on_error", "decode_responses", "client_name")
+
+
+def url_options(settings: Settings) -> dict[str, Any]:
+    """Return what redis-py reads of the server's URL: keyword arguments of a connection, and of a pool.
+
+    Raises:
+        ConfigurationError: a parameter is not known or cannot be used; the text names it, and never its value.
+    """
+    url = parse_sentinel_url(settings.url).server_url if is_sentinel_url(settings.url) else settings.url
+    try:
+        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
+    except ValueError as error:
+        # redis-py's text names the parameter, and not its value.
+        raise ConfigurationError(f"URL cannot be read: {message_of(error)}; remove or correct that parameter") from None
+    for name, kind in (("protocol", int), ("max_connections", int), ("timeout", float)):
+        if name in options:
+            # redis-py before 8 leaves some of them texts.
+            try:
+                options[name] = kind(options[name])
+            except ValueError:
+                raise ConfigurationError(f"URL has a {name!r} that is no number; remove or correct it") from None
+    if options.get("protocol", 2) not in (2, 3):
+        raise ConfigurationError("URL has a 'protocol' that is neither 2 nor 3; remove or correct it")
+    checked = {name: value for name, value in options.items() if name not in FORBIDDEN_PARAMETERS}
+    _check_parameters(settings.url, tuple(checked.items()))
+    return options
+
+
+def pool_limits(settings: Settings) -> tuple[int, float]:
+    """Return (most connections, longest wait in seconds) of a pool; a URL's max_connections and timeout win."""
+    options = url_options(settings)
+    most, wait = options.get("max_connections", settings.max_connections), options.get("timeout", settings.pool_timeout)
+    if most < 1 or not wait >= 0:
+        raise ConfigurationError("URL has max_connections below 1 or a timeout below 0; remove it or raise it")
+    return int(most), float(wait)
+
+
+# Each Queue() of a web request asks; a refusal is not kept.
+@lru_cache(maxsize=16)
+def _check_parameters(url: str, found: tuple[tuple[str, Any], ...]) -> None:
+    options = dict(found)
+    cls = options.pop("connection_class", Connection)
+    if isinstance(cls, str):
+        options["connection_class"], cls = cls, Connection
+    problem = _problem(url.partition(":")[0], options, accepted_options(cls) | set(POOL_PARAMETERS))
+    if problem is not None:
+        raise ConfigurationError(problem)
+
+
+def _problem(scheme: str, options: Mapping[str, Any], known: frozenset[str]) -> str | None:
     """Return what is wrong with the parameters of a URL, naming one and never its value; None if nothing is.
 
     Args:
@@ -82,7 +153,7 @@ def _encoding(value: Any) -> str | None:
         codecs.lookup(value)
     except (LookupError, TypeError, ValueError):
         return "the name of an encoding, such as utf-8"
-    # RQ's keys are text that scripts know byte by byte.
+    # Scripts know RQ's keys byte by byte.
     return None if "rq:é".encode(value) == "rq:é".encode() else "utf-8, which RQ's keys are written in"
 
 

@@ -13,6 +13,7 @@ from rq.registry import BaseRegistry, FailedJobRegistry
 from rq.utils import as_text
 
 from ..pool.pool import get_connection
+from ..rq_version import check_rq
 from ..store.scripts import dead_letters_key
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
 from .selection import Selection
@@ -42,6 +43,7 @@ class DeadLetterRegistry(BaseRegistry):
         *args: Any,
         **kwargs: Any,
     ) -> None:
+        check_rq()
         if connection is None and queue is None:
             connection = get_connection()
         super().__init__(name, connection, job_class, queue, *args, **kwargs)

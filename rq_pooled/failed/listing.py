@@ -15,6 +15,7 @@ from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.pool import get_connection
 from ..retry.exception_names import recorded_end
+from ..rq_version import check_prefix
 from ..wire import raw, text
 
 #: Failed jobs that one call looks at when it has to choose among them, and how many it fetches at once.
@@ -23,6 +24,8 @@ MAX_SCANNED, _PAGE = 1000, 100
 MAX_OFFSET = 10_000
 #: Bytes of a description, or of an error in a job's hash, above which it is not fetched.
 MAX_FIELD = 64 * 1024
+#: Bytes of a job's results in the server's memory above which its newest is not fetched.
+MAX_RESULTS = 4 * 1024 * 1024
 #: Seconds of the caller's deadline that are left for what comes after.
 _RESERVE = 1.0
 _FRAME = re.compile(r'^  File ".*", line \d+', re.MULTILINE)
@@ -39,7 +42,7 @@ def failed_jobs(
     """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first; those kept for ever
     last.
 
-    Blocks for four round trips, and two more per hundred jobs. With ``exception`` at most 1 000 jobs are looked at;
+    Blocks for four round trips, and three more per hundred jobs. With ``exception`` at most 1 000 jobs are looked at;
     ``next_offset`` says where to go on. Inside a deadline it ends a second before that, with what it has.
 
     Args:
@@ -55,8 +58,9 @@ def failed_jobs(
         whose job is gone).
 
     Raises:
-        ConfigurationError: the offset is too large.
+        ConfigurationError: the offset is too large, or RQ keeps its data under another prefix.
     """
+    check_prefix()
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
@@ -64,7 +68,7 @@ def failed_jobs(
         [queue] if queue is not None else [text(key).removeprefix("rq:queue:") for key in client.smembers("rq:queues")]
     )
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
-    total, unreadable, entries = _entries(client, sorted(known), offset, scanned)
+    total, unreadable, entries = _entries(client, sorted(set(known)), offset, scanned)
     jobs: list[dict[str, Any]] = []
     looked = 0
     for job in _jobs(client, entries):
@@ -143,20 +147,24 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
         pipeline.hexists(key, "data")
         for name in ("description", "exc_info"):  # of any size
             pipeline.hstrlen(key, name)
-        pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
     found = replies_of(pipeline)
-    rows = list(zip(entries, *(found[part::5] for part in range(5))))
+    rows = list(zip(entries, *(found[part::4] for part in range(4)), _sizes_of_results(client, entries)))
     pipeline = client.pipeline(transaction=False)
-    for (_queue, job_id), _dates, _exists, *sizes, _results in rows:
+    for (_queue, job_id), _dates, _exists, *sizes, memory in rows:
         wanted = [name if size and size <= MAX_FIELD else "" for name, size in zip(("description", "exc_info"), sizes)]
         pipeline.hmget(raw(f"rq:job:{job_id}"), wanted)
-    more = replies_of(pipeline) if rows else []
-    for ((queue, job_id), dates, exists, size, _, results), fields in zip(rows, more):
+        if memory <= MAX_RESULTS:
+            pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
+    more = iter(replies_of(pipeline) if rows else [])
+    for (queue, job_id), dates, exists, size, _, memory in rows:
+        fields, results = next(more), next(more) if memory <= MAX_RESULTS else None
         ended_at, enqueued_at, retries_left = dates or (None, None, None)
         description, exc_info = fields or (None, None)
         if size and size > MAX_FIELD:
             description = f"(a description of {size} bytes)"
         result = {text(name): value for name, value in results[0][1].items()} if results else {}
+        if memory > MAX_RESULTS:
+            exc_info = f"results of {memory} bytes, which are not read"
         name, reason = exception_of(unpacked_error(result.get("exc_string")) or unpacked_error(exc_info))
         yield {
             "id": job_id,
@@ -169,6 +177,15 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
             "retries_left": whole_number(retries_left),
             "exists": bool(exists),
         }
+
+
+def _sizes_of_results(client: Redis, entries: Sequence[tuple[str, str]]) -> list[int]:
+    """Return the memory that the results of jobs take, roughly; 0 where there are none, or the server does not tell."""
+    pipeline: Any = client.pipeline(transaction=False)
+    for _queue, job_id in entries:
+        pipeline.memory_usage(raw(Result.get_key(job_id)))
+    replies = pipeline.execute(raise_on_error=False) if entries else []
+    return [reply if isinstance(reply, int) else 0 for reply in replies]
 
 
 def exception_of(text: str) -> tuple[str, str]:

@@ -74,14 +74,29 @@ class Bury(Selection):
 class Purge(Selection):
     """Delete jobs: those that are older than ``older_than``, and those beyond the newest ``beyond``.
 
-    With both, either is reason enough; with neither all that are meant go.
+    With both, either is reason enough; with neither all that are meant go. A purge that leaves nothing out has to say
+    ``everything``: an age of 0, ``beyond=0``, the exception ``Exception`` and the function ``*`` leave nothing out.
     """
 
     beyond: int | None = None
+    everything: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("beyond", self.beyond, whole=True)
+        if not isinstance(self.everything, bool):
+            raise ConfigurationError(f"everything is {self.everything!r}: give True or False")
+        if not self.chooses and not self.everything:
+            raise ConfigurationError(
+                "this purge deletes every failed job: say which (exceptions, functions, older_than or beyond above 0), "
+                "or everything=True"
+            )
+
+    @property
+    def chooses(self) -> bool:
+        """Tell whether something is left out; age and number are two reasons to go, so 0 for one takes all."""
+        bounds = [bound for bound in (self.older_than, self.beyond) if bound is not None]
+        return self._chooses_kind or (bool(bounds) and all(bounds))
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class FailedJobs:
     def queues(self, names: Sequence[str] | None) -> list[str]:
         """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""
         prefix = rq.Queue.redis_queue_namespace_prefix
-        known = sorted(text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", rq.Queue.redis_queues_keys)))
+        known = sorted({text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", rq.Queue.redis_queues_keys))})
         if names is None:
             return known
         for name in sorted(set(names) - set(known)):

@@ -14,11 +14,13 @@ from typing import Any
 
 from ..errors import ConfigurationError
 from ..foreign import seconds_of, unpacked_error, whole_number
-from ..retry.exception_names import is_recorded_kind, names_of, recorded_name
+from ..retry.exception_names import is_kind, is_recorded_kind, names_of, recorded_name
 from ..wire import text
 
 #: Bytes of a job's data that are unpacked to find its function's name, which stands at the beginning.
 _MAX_DATA = 64 * 1024
+#: Names of functions that have nothing in common: a pattern that takes them all leaves none out.
+_ANY_FUNCTION = ("tasks.send_mail", "Q.q9", "ж.x.y")
 #: The first item of a JSON list, if it is a text.
 _FIRST_TEXT = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
 
@@ -121,6 +123,20 @@ class Selection:
     def wants_data(self) -> bool:
         """Tell whether the jobs' data are needed to decide."""
         return bool(self._functions)
+
+    @property
+    def chooses(self) -> bool:
+        """Tell whether something is left out: an age of 0, ``Exception`` and ``*`` are filters in form only."""
+        return self._chooses_kind or bool(self.older_than)
+
+    @property
+    def _chooses_kind(self) -> bool:
+        """Tell whether exceptions or functions leave something out."""
+        exceptions = bool(self._exceptions) and (self.exactly or not is_kind(Exception, self._exceptions))
+        functions = bool(self._functions) and not all(
+            any(fnmatchcase(function, name) for name in self._functions) for function in _ANY_FUNCTION
+        )
+        return exceptions or functions
 
     def is_old_enough(self, job: FailedJob, now: float) -> bool:
         """Tell whether it failed that long ago; a job whose time nobody knows is not."""

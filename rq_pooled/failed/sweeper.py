@@ -19,7 +19,7 @@ import rq
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..errors import ConfigurationError, SweepUnderWay
 from ..pool.pool import get_connection
 from ..rq_version import check_rq

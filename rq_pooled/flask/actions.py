@@ -54,7 +54,7 @@ def sweep(
         policy: as above.
         exception, exactly: as for ``requeue``; not for ghosts.
         older_than: a duration such as ``10m``: only jobs that failed so long ago; not for ghosts.
-        everything: has to be said for ``purge`` without exception and age.
+        everything: has to be said for a ``purge`` that leaves nothing out, see ``Purge``.
 
     Returns:
         As ``requeue``.
@@ -72,15 +72,21 @@ def sweep(
         raise ConfigurationError(
             "exception, older_than and all mean nothing for ghosts: give policy=bury or policy=purge"
         )
-    if policy == "purge" and not chosen and not everything:
-        raise ConfigurationError("purge deletes jobs: say which (exception, older_than), or all=1")
-    if everything and (chosen or policy != "purge"):
-        raise ConfigurationError("all=1 is for purge without exception and older_than")
+    if everything and policy != "purge":
+        raise ConfigurationError("all=1 is for purge")
     if policy == "ghosts":
         return _run(client, queue, Ghosts())
     age = parse_duration(older_than) if older_than else None
-    kind = Bury if policy == "bury" else Purge
-    return _run(client, queue, kind(exceptions=exception or (), older_than=age, limit=MOST, exactly=exactly))
+    if policy == "bury":
+        return _run(client, queue, Bury(exceptions=exception or (), older_than=age, limit=MOST, exactly=exactly))
+    purge = Purge(exceptions=exception or (), older_than=age, limit=MOST, exactly=exactly, everything=True)
+    if not purge.chooses and not everything:
+        raise ConfigurationError(
+            "this purge deletes every failed job of the queue: say which (exception, older_than above 0), or all=1"
+        )
+    if purge.chooses and everything:
+        raise ConfigurationError("all=1 is for a purge that exception and older_than do not narrow: leave one out")
+    return _run(client, queue, purge)
 
 
 def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:

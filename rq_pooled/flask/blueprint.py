@@ -16,7 +16,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
@@ -81,7 +82,9 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
             return
         allowed = permission()
         if not allowed:
-            why = "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so nobody may see this"
+            why = (
+                "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so this is closed to all"
+            )
             abort(403, why)
         if request.method not in ("GET", "HEAD", "OPTIONS"):
             if allowed != "write":
@@ -115,7 +118,10 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     def health_redis() -> tuple[Response, int]:
         client = client_of()
         with within(HEALTH_DEADLINE, "the deadline of /health/redis"):
-            report = health_word(HEALTH_DEADLINE, client.settings, client.redis)
+            try:
+                report = health_word(HEALTH_DEADLINE, client.settings, client.redis)
+            except ConfigurationError:  # everybody may ask: what is wrong stands on the page
+                report = {"ok": False, "status": "misconfigured"}
         return jsonify(report), 200 if report["ok"] else 503
 
     @blueprint.get("/redis/pool-stats")

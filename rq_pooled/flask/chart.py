@@ -8,7 +8,7 @@ from typing import Any
 #: Units of the SVG; it is scaled to the width of the page.
 WIDTH, HEIGHT = 720, 180
 _HOUR = 3600.0
-#: Samples further apart than this many seconds are not joined: nobody was looking.
+#: Samples further apart than this many seconds are not joined: no process measured meanwhile.
 _GAP = 180.0
 #: A limit is drawn if it is at most this many times the highest value; else the values would be a flat line.
 _IN_SIGHT = 3.0

@@ -18,6 +18,7 @@ from ..config.settings import PREFIX, Settings
 from ..errors import ConfigurationError
 from ..pool.pool import get_connection
 from ..queue.queue import Queue
+from ..rq_version import check_rq
 from .blueprint import Authorize, make_blueprint
 
 __all__ = ["RQPooled"]
@@ -50,9 +51,11 @@ class RQPooled:
         """Read the application's settings and register there; connects nowhere.
 
         Raises:
-            ConfigurationError: a setting in ``app.config`` or the environment cannot be used, or the application has
-                another RQPooled already.
+            ConfigurationError: a setting in ``app.config`` or the environment cannot be used, RQ keeps its data under
+                another prefix, or the application has another RQPooled already.
+            RQUnsupported: another major version of RQ is installed.
         """
+        check_rq()
         if app.extensions.get("rq_pooled", self) is not self:
             raise ConfigurationError("this application has an RQPooled already: use app.extensions['rq_pooled']")
         self._clients[app] = _Client(_settings_of(app))

@@ -9,6 +9,7 @@ import faulthandler
 import gc
 import locale
 import logging
+import multiprocessing.context
 import multiprocessing.util
 import os
 import random
@@ -44,6 +45,7 @@ class Surroundings:
         self._handlers = [signal.SIG_DFL if signum == signal.SIGALRM else _getsignal(signum) for signum in _SIGNALS]
         self._mask = _sigmask(signal.SIG_BLOCK, ())
         self._streams = {"stdout": sys.stdout, "stderr": sys.stderr}
+        self._descriptors = _descriptors()
         self._recursion_limit = sys.getrecursionlimit()
         self._threads = threading.active_count()
         self._umask = os.umask(0o022)
@@ -56,6 +58,8 @@ class Surroundings:
         self._hooks = sys.gettrace(), sys.getprofile()
         self._logs = _Logs()
         self._imported = _SetAtImport()
+        self._processes: Any = vars(multiprocessing.context)["_default_context"]
+        self._start_method: Any = self._processes._actual_context
         self._spoilt = False
         _seed_generators()
 
@@ -68,13 +72,16 @@ class Surroundings:
         return any(getattr(stream, "closed", False) for stream in self._streams.values())
 
     def is_spoilt(self) -> bool:
-        """Tell whether the job changed what cannot be given back: user ids, a priority, a hard limit, the directory."""
-        return self._spoilt
+        """Tell whether the job changed what cannot be given back: user ids, a priority, a hard limit, the directory.
+
+        Likewise descriptors 0 to 2: what a job closed may be the number of something else by now.
+        """
+        return self._spoilt or _descriptors() != self._descriptors
 
     def restore(self) -> None:
         """Stop timers, give back what was changed, write out what is buffered, and seed the random generators.
 
-        docs/internals.md lists what is not given back.
+        docs/architecture.md lists what is not given back.
         """
         for timer in (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF):
             signal.setitimer(timer, 0)
@@ -100,6 +107,7 @@ class Surroundings:
         gc.enable()
         self._logs.restore()
         self._imported.restore()
+        self._restore_start_method()
         _renew_event_loop()
         _seed_generators()
         for name, original in self._streams.items():
@@ -124,6 +132,16 @@ class Surroundings:
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
         # Not given back: a change of them also ends what makes the kernel kill this process with its parent.
         self._spoilt = self._spoilt or _identity() != self._identity
+
+    def _restore_start_method(self) -> None:
+        """Let the next job choose how multiprocessing starts processes, which can be done once.
+
+        Where a job has chosen an unusual way, a module may have, at its import: that needs a new process.
+        """
+        chosen = self._processes._actual_context
+        if chosen is not self._start_method:
+            self._processes._actual_context = self._start_method
+            self._spoilt = self._spoilt or chosen is not self._processes._default_context
 
     @contextlib.contextmanager
     def _or_spoilt(self) -> Iterator[None]:
@@ -321,7 +339,20 @@ def _directory() -> str | None:
 
 def _identity() -> tuple[Any, ...]:
     ids = (os.getresuid(), os.getresgid()) if hasattr(os, "getresuid") else (os.getuid(), os.geteuid(), os.getegid())
-    return (*ids, os.getgroups())
+    return (*ids, os.getgroups(), os.getpgrp(), os.getsid(0))
+
+
+def _descriptors() -> list[tuple[int, int] | None]:
+    """Return which files standard input and output are."""
+    found: list[tuple[int, int] | None] = []
+    for descriptor in (0, 1, 2):
+        try:
+            status = os.fstat(descriptor)
+        except OSError:
+            found.append(None)
+        else:
+            found.append((status.st_dev, status.st_ino))
+    return found
 
 
 def _processors() -> set[int]:

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..connection.away import is_away, is_blamed
 from ..delays import reconnect_delays
 from ..errors import RedisUnavailable

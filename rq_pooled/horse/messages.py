@@ -16,6 +16,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ..connection.command_table import is_harmless
+
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
@@ -37,6 +39,8 @@ def check_message(message: Any) -> None:
     if kind == "outcome":
         if size != 6 or type(message[1]) is not str or len(message[1]) > _MAX_STATUS or type(message[5]) is not bool:
             raise ValueError("an outcome is a status, three packed parts, and whether a receipt is wanted")
+        if not (message[1].isascii() and message[1].isprintable()):
+            raise ValueError("the status of an outcome is no word")
         _check_part(message[2], 1)
         _check_part(message[3], 0)
         _check_part(message[4], 0)
@@ -59,8 +63,18 @@ def check_message(message: Any) -> None:
         for command in message[1]:
             if type(command) is not list or not command or any(type(word) is not bytes for word in command):
                 raise ValueError(f"a command to {kind} is a list of bytes, not empty")
+        _check_harmless(message[1])
     else:
         raise ValueError("its kind is unknown")
+
+
+def _check_harmless(commands: list[list[bytes]]) -> None:
+    """Raise if a command would leave the parent's connection to the server waiting, or another than it was."""
+    names = [words[0].upper() for words in commands]
+    whole = len(names) > 1 and names[0] == b"MULTI" and names[-1] == b"EXEC"
+    for words, name in zip(commands[1:-1] if whole else commands, names[1:-1] if whole else names):
+        if name not in (b"WATCH", b"UNWATCH") and not is_harmless(words):
+            raise ValueError("a command would wait, or change the connection of the parent")
 
 
 def _check_part(part: Any, before: int) -> None:

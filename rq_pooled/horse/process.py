@@ -25,7 +25,7 @@ from rq.serializers import DefaultSerializer
 from rq.utils import now
 
 from .. import rq_api
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..failed.policies import Policy
 from ..failed.sweeper import sweep_in_maintenance
 from ..process.channel import ChildChannel
@@ -38,6 +38,7 @@ from ..wire import Word, pack, pack_runs
 from . import dates, hooks
 from .cleanup import Surroundings, has_children, has_doomed_children, let_resource_trackers_live
 from .large import LARGE, Gone, LargeValues, Refused, set_apart, without_known
+from .maintenance import check_unreadable, screen_groups
 from .recorder import Tape
 from .relay import Relay
 from .success import snapshot
@@ -268,7 +269,11 @@ class HorseProcess:
         try:
             relay.execute([first])
             with hooks.around_job(), relay.carry():
-                self._worker.run_maintenance_tasks()
+                try:
+                    self._worker.run_maintenance_tasks()
+                except Exception as error:  # noqa: BLE001 - see horse/maintenance.py
+                    check_unreadable(error)
+                    screen_groups(self._worker, error)
             sweep_in_maintenance(self._worker.queue_names(), self._policies, relay.execute, self._worker.log)
         except (RedisError, Refused) as error:  # lost, or refused by an access control list
             self._worker.log.warning("Worker %s: maintenance given up: %s", self._worker.name, message_of(error))

@@ -17,7 +17,7 @@ from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..connection.command_table import SUBSCRIBE
-from ..connection.options import accepted_options
+from ..connection.defaults import accepted_options
 from ..errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 
 #: Begins the errors that the parent sends in the place of a reply; see multiplexer/streams.py.

@@ -69,7 +69,7 @@ class ShortWay:
         # By identity, since wrapt's wrappers equal what they wrap.
         if not all(map(operator.is_, functions, self._functions)):
             self._functions = functions
-            self._is_open = all(is_rqs_own(getattr(function, "__func__", function)) for function in functions)
+            self._is_open = all(map(is_rqs_own, functions))
         return self._is_open
 
 

@@ -20,7 +20,14 @@ from .recorder import Recorder
 from .success import is_plain, plain_success, snapshot
 
 #: What is called here besides ``Job.perform``.
-_USED = {Job: ("__init__", "create", "to_dict", "restore", "_execute"), Execution: ("__init__", "serialize")}
+_USED: dict[type, tuple[str, ...]] = {
+    Job: (
+        *("__init__", "create", "to_dict", "restore", "_execute", "_deserialize_data", "get_call_string", "key_for"),
+        *("args", "data", "func", "func_name", "id", "instance", "key", "kwargs"),
+        *(("has_rate_limit",) if hasattr(Job, "has_rate_limit") else ()),
+    ),
+    Execution: ("__init__", "serialize"),
+}
 #: After so many calls CPython 3.11 and newer have rewritten a function's bytecode in place (PEP 659): done before the
 #: fork, the pages with it stay shared.
 ROUNDS = 20
@@ -38,7 +45,7 @@ def warm_up(recorder: Recorder) -> None:
     """
     perform = rqs_own(Job, "perform")
     used = [inspect.getattr_static(owner, name) for owner, names in _USED.items() for name in names]
-    if perform is None or not all(is_rqs_own(getattr(function, "__func__", function)) for function in used):
+    if perform is None or not all(map(is_rqs_own, used)):
         return
     for _ in range(ROUNDS):
         _run(recorder, perform)

@@ -16,6 +16,7 @@ from rq.worker import Worker
 from .. import rq_api
 from ..originals import is_rqs_own
 from ..retry import attempts, backoff
+from .maintenance import maintain_each
 from .recorder import Recorder, Tape
 from .success import ShortWay, is_plain, plain_success, written_by
 
@@ -51,6 +52,10 @@ class HorseMixin(Worker):
     #: Tells the parent how many seconds the phase that begins now may take.
     announce: Callable[[float], None]
     short_way = ShortWay()
+
+    def clean_registries(self) -> None:
+        """Have RQ clean the registries of each queue, whatever stands in the others."""
+        maintain_each(self, super().clean_registries)
 
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""

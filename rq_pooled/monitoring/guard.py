@@ -16,6 +16,7 @@ from ..capacity.processes import WEB_TTL, read_processes, split_name
 from ..capacity.trend import Sample, read_samples, trend
 from ..config.settings import Settings
 from ..pool.pool import get_connection
+from ..rq_version import check_prefix
 
 log = logging.getLogger("rq_pooled.guard")
 
@@ -47,7 +48,7 @@ class Check:
     def orphans(self, silent_after: float) -> list[dict[str, Any]]:
         """Return our connections whose process publishes no statistics and has not used them for long.
 
-        None where the statistics may not be read: nobody knows then who is alive.
+        None where the statistics may not be read: then it is not known who is alive.
         """
         if STATISTICS in self.refused:
             return []
@@ -79,9 +80,13 @@ class ConnectionGuard:
     Args:
         settings: thresholds; from the environment if not given.
         connection: a client of the server; that of this process's pool if not given.
+
+    Raises:
+        ConfigurationError: a setting cannot be used, or RQ keeps its data under another prefix.
     """
 
     def __init__(self, settings: Settings | None = None, connection: Redis | None = None) -> None:
+        check_prefix()
         self.settings = settings or Settings.load()
         self._client = connection
 

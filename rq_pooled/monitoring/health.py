@@ -29,13 +29,16 @@ from rq.registry import (
 
 from ..capacity.level import level_of
 from ..capacity.processes import read_processes
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.connect_errors import FULL
-from ..connection.options import address_of, make_connection
+from ..connection.options import make_connection
+from ..connection.place import address_of
 from ..deadline import within
 from ..failed.listing import failed_jobs
 from ..foreign import plain, replies_of, seconds_of
 from ..pool.pool import get_connection, local_pools
+from ..rq_version import check_prefix
 from ..wire import raw, text
 from .guard import ConnectionGuard
 
@@ -214,9 +217,13 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts as empty, and
     ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as
     ``\\xff``.
+
+    Raises:
+        ConfigurationError: RQ keeps its data under another prefix.
     """
+    check_prefix()
     client = connection or get_connection()
-    names = sorted(text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues"))
+    names = sorted({text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues")})
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists("rq:suspended")

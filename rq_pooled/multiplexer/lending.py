@@ -374,7 +374,7 @@ class Lending:
         # The replies to subscriptions are not counted, see note_reply; one behind a command that waits would wait with
         # it.
         pending = loan.patience != 0.0 if loan.subscribed else loan.pending
-        if pending or loan.passage or loan.ends_with_stream or upstream.unsent:
+        if pending or loan.passage or loan.ends_with_stream:
             del self._lent[upstream]
             upstream.close()
             self._serve()

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from redis.exceptions import RedisError
 
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, scrub
+from ..config.secrets import scrub
+from ..config.settings import Settings
 from ..connection.place import Place
 from ..delays import jittered_delay
 from ..process.event_loop import Loop

@@ -19,7 +19,7 @@ from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 
 from ..config.settings import Settings
-from ..connection.options import Introduce, client_name
+from ..connection.names import Introduce, client_name
 from ..connection.place import Place
 from ..process.event_loop import Loop
 from ..wire import Command, pack_commands

@@ -67,7 +67,7 @@ class Arbiter:
         self._max_idle_time = max_idle_time
         events = Events()
         tasks: deque[Task] = deque()
-        self._committer = committer = Committer(context, events, tasks=tasks)
+        self._committer = committer = Committer(context, events, tasks=tasks, burst=burst)
         self._requests = HorseRequests(context, events)
         self._slots = slots = Slots(
             context,

@@ -18,6 +18,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..connection.away import NotSent, check_away
 from ..connection.place import Place
 from ..connection.sockets import close_copy, patient
+from ..deadline import clipped
 from ..wire import Command, pack_commands
 from .exchange import Exchange
 
@@ -164,7 +165,8 @@ class CommandConnection:
         result: list[Any] = []
         errors: list[Exception] = []
         self.submit(Exchange(commands, result.extend, errors.append))
-        timeout = self._timeout if patience is None else patience
+        timeout = clipped(self._timeout if patience is None else patience)
+        assert timeout is not None
         deadline = time.monotonic() + timeout
         while self._connection is not None and self._in_flight:
             left = deadline - time.monotonic()

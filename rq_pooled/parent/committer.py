@@ -8,13 +8,14 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import scrub
-from ..connection.away import is_blamed
+from ..config.secrets import scrub
+from ..connection.away import is_blamed, is_forbidden
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat
 from .context import Context
 from .events import Events
 from .exchange import Exchange
+from .forbidden import Forbidden
 from .slot import Task, send_receipt
 
 #: Outcomes in one commit, and bytes after which it takes no further one: whatever is sent next waits for it.
@@ -31,6 +32,8 @@ BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
 #: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
 #: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
+#: What commit.lua says of an outcome that needs a right which is missing, before it has done anything of it.
+NOTHING_DONE = "NOPERM this user has no permissions"
 
 
 class Committer:
@@ -39,12 +42,14 @@ class Committer:
     Args:
         context, events: as the names say.
         tasks: wait for horses; one is added where a horse has to do something about an outcome.
+        burst: the worker ends when nothing is under way any more, as it does once a shutdown has begun.
     """
 
-    def __init__(self, context: Context, events: Events, *, tasks: deque[Task]) -> None:
+    def __init__(self, context: Context, events: Events, *, tasks: deque[Task], burst: bool) -> None:
         self._context = context
         self._events = events
         self._tasks = tasks
+        self._forbidden = Forbidden(context, events, burst=burst)
         self._waiting: deque[Outcome] = deque()
         #: Those with which the connection was lost: the server may close it at one of them, so each is sent alone.
         self._suspects: deque[Outcome] = deque()
@@ -66,12 +71,17 @@ class Committer:
     @property
     def due(self) -> bool:
         """Tell whether outcomes wait that may be sent together with other things."""
-        return bool(self._waiting)
+        return bool(self._waiting) and not self._forbidden.paused
 
     @property
     def singled_out(self) -> bool:
         """Tell whether the next commit is to be sent alone: only what may cost the connection waits."""
-        return bool(self._suspects) and not self._waiting
+        return bool(self._suspects) and not self._waiting and not self._forbidden.paused
+
+    @property
+    def forbidden(self) -> bool:
+        """Tell whether the server's access control refused what was sent last."""
+        return bool(self._forbidden)
 
     def add(self, outcome: Outcome) -> None:
         """Take an outcome; it is sent with the next commit."""
@@ -105,8 +115,8 @@ class Committer:
 
     def commit(self) -> Exchange:
         """Return the exchange that records what waits."""
-        source = self._suspects if self.singled_out else self._waiting
-        most = MAX_COMMIT if self._singly == 0 and not self.singled_out else 1
+        source = self._waiting or self._suspects
+        most = MAX_COMMIT if self._singly == 0 and self._waiting else 1
         batch: list[Outcome] = []
         size = 0
         while source and len(batch) < most and size < MAX_COMMIT_BYTES:
@@ -121,6 +131,9 @@ class Committer:
             self.under_way = False
             results = replies[0]
             if isinstance(results, ResponseError):
+                if is_forbidden(results):
+                    self._on_forbidden(batch, str(results))
+                    return
                 # Refused as a whole: the one to blame must not harm the others.
                 if len(batch) > 1:
                     self._singly = len(batch)
@@ -128,8 +141,15 @@ class Committer:
                     return
                 results = [str(results).encode()]
             recorded_again = 0
-            for outcome, result in zip(batch, results):
-                word = result.decode(errors="replace")
+            words = [result.decode(errors="replace") for result in results]
+            refused = [outcome for outcome, word in zip(batch, words) if word.startswith(NOTHING_DONE)]
+            if refused:
+                self._on_forbidden(refused, next(word for word in words if word.startswith(NOTHING_DONE)))
+            else:
+                self._forbidden.end()
+            for outcome, word in zip(batch, words):
+                if word.startswith(NOTHING_DONE):
+                    continue
                 # Should it have got dependents since, it is put back as an unknown claim.
                 if outcome.again:
                     recorded_again += word == "ok"
@@ -148,6 +168,26 @@ class Committer:
                 self._waiting.extendleft(reversed(batch))
 
         return Exchange([self._context.ledger.commit(batch)], on_replies, on_lost)
+
+    def _on_forbidden(self, refused: list[Outcome], reason: str) -> None:
+        """Keep outcomes until the user may record them, and take no jobs meanwhile, unless the worker ends."""
+        if self._forbidden.add(len(refused), reason):
+            self._waiting.extendleft(reversed(refused))
+            return
+        for outcome in refused:
+            self._receipt(outcome, False)
+            if not outcome.again:
+                self._give_up(outcome.claim)
+
+    def _give_up(self, claim: Claim) -> None:
+        self._context.log.error(
+            "giving up on recording job %s; it runs again when its lease is over",
+            claim.job_id,
+            worker=claim.worker_name,
+        )
+        # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
+        self._context.command.submit(Exchange([self._context.ledger.forget(claim)]))
+        self._events.job_done()
 
     def _on_lost(self, batch: list[Outcome], error: Exception) -> None:
         """Suspect what was on its way when the connection was lost, and give up what was so too often, alone."""
@@ -220,14 +260,7 @@ class Committer:
             return
         self._receipt(outcome, False)
         if outcome.refusals >= MAX_REFUSALS:
-            log.error(
-                "giving up on recording job %s; it runs again when its lease is over",
-                claim.job_id,
-                worker=claim.worker_name,
-            )
-            # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
-            self._context.command.submit(Exchange([self._context.ledger.forget(claim)]))
-            self._events.job_done()
+            self._give_up(claim)
         elif outcome.status == "failed":
             bare = self._context.ledger.bare_failure(claim, text)
             bare.refusals = outcome.refusals

@@ -31,8 +31,8 @@ class Events:
     heartbeat_answered: Event[[]] = field(default_factory=Event)
     #: The server has noted claims that nothing in this process holds.
     claims_unknown: Event[[]] = field(default_factory=Event)
-    #: The server refuses to let this worker claim, and trying again is no use: with the reason and an exit code.
-    claims_refused: Event[[str, int]] = field(default_factory=Event)
+    #: The server refuses what this worker needs, and trying again is no use: with the reason and an exit code.
+    work_refused: Event[[str, int]] = field(default_factory=Event)
     #: RQ was suspended (True) or resumed.
     suspension_changed: Event[[bool]] = field(default_factory=Event)
     #: A job was handed to a horse.

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 from ..errors import BudgetExceeded
 from ..multiplexer.multiplexer import Multiplexer
 from .committer import Committer
+from .complaint import Complaint
 from .context import Context
 from .events import Events
 from .exchange import Exchange
@@ -41,6 +42,7 @@ class Heartbeat:
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
         self._answered = 0.0
+        self._complaint = Complaint(context.log, "heartbeat refused")
         self.due = False
         events.server_back.append(self.beat)
         events.suspension_changed.append(self._on_suspension)
@@ -104,8 +106,9 @@ class Heartbeat:
                 context.command.lose(BudgetExceeded("no place in the budget"))
                 return
             if isinstance(replies[0], ResponseError):
-                log.error("heartbeat refused: %s", replies[0])
+                self._complaint.refused(replies[0])
                 return
+            self._complaint.allowed()
             forgotten, handed_on, noted, milliseconds = replies[0]
             self._note_answer(milliseconds / 1000)
             self._events.heartbeat_answered()

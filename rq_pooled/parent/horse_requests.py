@@ -6,7 +6,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..connection.away import NotSent, is_blamed
 from .context import Context
 from .events import Events

@@ -6,6 +6,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from .complaint import Complaint
 from .context import Context
 from .exchange import Exchange
 
@@ -18,6 +19,7 @@ class Promoter:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self._complaint = Complaint(context.log, "cannot enqueue scheduled jobs")
         self.due = True
 
     def exchanges(self) -> list[Exchange]:
@@ -26,9 +28,10 @@ class Promoter:
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                self._context.log.error("cannot enqueue scheduled jobs: %s", replies[0])
+                self._complaint.refused(replies[0])
                 delay = PROMOTE_RETRY
             else:
+                self._complaint.allowed()
                 _locks, _moved, more, wait = replies[0]
                 delay = 0.0 if more else wait / 1000
             self._context.loop.call_later(delay, self._promote)

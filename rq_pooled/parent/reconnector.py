@@ -9,7 +9,7 @@ from typing import Any
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import message_of, scrub
+from ..config.secrets import message_of, scrub
 from ..delays import reconnect_delays
 from .context import Context
 from .events import Events

@@ -7,8 +7,9 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..connection.away import is_blamed
+from ..foreign import MAX_VALUE, printable
 from ..store.claim import Claim
 from .committer import Committer
 from .context import Context
@@ -83,9 +84,16 @@ class Recovery:
         known = [claim.member for claim in (*self._slots.claims(), *self._committer.claims(), *more)]
 
         def on_replies(replies: list[Any]) -> None:
-            unknown = [] if isinstance(replies[0], ResponseError) else self._context.ledger.unknown(replies[0], known)
+            strange: list[bytes] = []
+            log, ledger = self._context.log, self._context.ledger
+            unknown = [] if isinstance(replies[0], ResponseError) else ledger.unknown(replies[0], known, strange)
+            # Left there, each heartbeat would count them as claims that nothing here knows of.
+            if strange:
+                example = printable(strange[0], MAX_VALUE)
+                log.warning("dropping %d notes that are no claims, such as %s", len(strange), example)
+                self._context.command.submit(Exchange([ledger.drop_notes(strange)]))
             if unknown:
-                self._context.log.warning("putting back %d jobs whose claim was not answered", len(unknown))
+                log.warning("putting back %d jobs whose claim was not answered", len(unknown))
                 self._on_unanswered(unknown)
 
         return Exchange([self._context.ledger.known_claims()], on_replies, lambda _error: self._recover())

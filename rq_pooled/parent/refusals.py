@@ -6,7 +6,7 @@ import time
 
 from redis.exceptions import ResponseError
 
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..connection.away import NEEDED_RIGHTS, is_forbidden
 from ..errors import TRY_AGAIN, USAGE
 from .context import Context
@@ -46,11 +46,11 @@ class Refusals:
         self._refusals += 1
         if forbidden and (self._burst or not self._worked):
             reason = f"the server's access control refuses what a worker does: {text}; {NEEDED_RIGHTS}"
-            self._events.claims_refused(reason, USAGE)
+            self._events.work_refused(reason, USAGE)
             return None
         if self._burst and now - self._since > context.settings.guard_wait:
             tried = f"tried {self._refusals} times in {now - self._since:.0f} s (GUARD_WAIT)"
-            self._events.claims_refused(f"cannot claim jobs: {text}; {tried}", TRY_AGAIN)
+            self._events.work_refused(f"cannot claim jobs: {text}; {tried}", TRY_AGAIN)
             return None
         if self._said is None or self._said[0] != text or now - self._said[1] >= SAY_AGAIN:
             self._said = text, now

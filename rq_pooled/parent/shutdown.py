@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..errors import TRY_AGAIN
 from ..store.claim import Claim
 from .committer import Committer
@@ -59,7 +59,7 @@ class Shutdown:
         self.code_at_the_end: int | None = None
         #: SIGHUP with code loaded that new horses would inherit: end in order, to be started anew.
         self.reload = False
-        events.claims_refused.append(self._end_refused)
+        events.work_refused.append(self._end_refused)
 
     def start(self) -> None:
         """Begin to listen to signals."""
@@ -125,7 +125,7 @@ class Shutdown:
         again += self._slots.claims()
         self.exit_code = 0
         try:
-            while self._committer:
+            while self._committer and not (self._committer.forbidden and time.monotonic() > deadline):
                 self._await(self._committer.commit())
             # What was under way before is answered before this; it also tells what a lost claim took.
             self._await(self._recovery.exchange(again))

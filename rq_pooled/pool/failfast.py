@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..deadline import within
 from ..errors import RedisUnavailable, ServerFull, ServerUnreachable
 from .breaker import BreakerOpen

@@ -31,11 +31,16 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..capacity.stop_flag import Brake
-from ..config.settings import Settings, scrub
-from ..connection.connect_errors import explain
-from ..connection.options import Introduce, address_of, client_name, connection_options, pool_limits, says_full
+from ..config.secrets import scrub
+from ..config.settings import Settings
+from ..connection.connect_errors import explain, says_full
+from ..connection.names import Introduce, client_name
+from ..connection.options import connection_options
+from ..connection.patience import patient
+from ..connection.place import address_of
 from ..connection.readonly import noticing
 from ..connection.sentinel import Masters
+from ..connection.url_parameters import pool_limits
 from ..deadline import clipped, hurried, within
 from ..deadline import current as current_deadline
 from ..delays import jittered_delay
@@ -161,6 +166,8 @@ class Pool(BlockingConnectionPool):
         self._subscribers: list[Callback] = []
         #: While it is engaged no connection is opened; a horse's, set by its worker's guard.
         self.brake: Brake | None = None
+        #: Commands that wait in Redis may take longer than SOCKET_TIMEOUT; for jobs.
+        self.patient = False
         super().__init__(  # type: ignore[no-untyped-call]
             max_connections=max_connections or most,
             timeout=wait if timeout is None else timeout,
@@ -372,7 +379,8 @@ class Pool(BlockingConnectionPool):
         """Return a new connection, not connected yet, that reports each connect to this pool."""
         options = dict(self.connection_kwargs)
         options["redis_connect_func"] = _Report(weakref.ref(self), options["redis_connect_func"])
-        cls: Any = self.connection_class if self.lease is None else owing(self.connection_class)
+        cls: Any = patient(self.connection_class) if self.patient else self.connection_class
+        cls = cls if self.lease is None else owing(cls)
         connection = hurried(noticing(cls))(**options)
         with self._book:
             self._connections.append(connection)

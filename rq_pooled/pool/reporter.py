@@ -18,7 +18,7 @@ from redis.exceptions import NoPermissionError, NoScriptError, RedisError, Respo
 
 from ..capacity.level import level_of, read_info
 from ..capacity.processes import WEB_TTL, process_name, publish, withdraw
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..errors import BudgetExceeded
 from ..store.scripts import shared_scripts
 

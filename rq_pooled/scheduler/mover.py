@@ -32,6 +32,9 @@ from ..wire import Command, raw, text
 BATCH = 100
 #: Seconds after which a job is tried again that could not be read or has no valid cron line.
 POSTPONED = 60
+#: Seconds for which a job is put off before code of its users is run to move it: if that hangs, the process is killed,
+#: and the others have their turn first.
+SET_ASIDE = 600
 #: What is said of a job that is where it should be.
 MOVED = ("moved", "deferred", "handled")
 
@@ -78,7 +81,8 @@ class Mover:
         latter.
         log: hears of jobs that cannot be moved.
         choose_queue: returns the queue that a job is to be put into; by default ``queue_of``.
-        inert: load nothing but plain values of a job's meta: this process runs no jobs.
+        inert: never load anything but plain values of a job's meta: this process runs no jobs. Else it is done only
+            where a job cannot be moved without it.
     """
 
     def __init__(
@@ -140,9 +144,10 @@ class Mover:
     ) -> tuple[Job | None, str]:
         """Move one job with ``move``; put it off if that raises. Returns the job, if there is one, and a word."""
         try:
-            if self._inert:
-                job = fetch_inert(self._job_class, job_id, self._connection)
-            else:
+            job = fetch_inert(self._job_class, job_id, self._connection)
+            if not self._inert and _needs_code(job):
+                due = now + SET_ASIDE
+                self._connection.zadd(SCHEDULED_JOBS, {raw(job_id): due}, xx=True)
                 job = self._job_class.fetch(job_id, connection=self._connection)
             return job, move(job, due, now, lock)
         except NoSuchJobError:
@@ -202,7 +207,7 @@ class Mover:
         try:
             return list(_build_hset_args(job))
         except pickle.PicklingError:
-            if not self._inert:
+            if not self._inert and job.meta.get("repeat") is not None:
                 raise
         if job.meta.get("repeat") is not None:
             raise ValueError(
@@ -222,6 +227,19 @@ class Mover:
         key = f"{queue_class.redis_queue_namespace_prefix}{job.origin}"
         queue: Queue = queue_class.from_queue_key(key, connection=self._connection, job_class=self._job_class)
         return queue
+
+
+def _needs_code(job: Job) -> bool:
+    """Tell whether an inert job is moved only with code of its users: its queue's class, or a count beside objects."""
+    if job.meta.get("queue_class_name"):
+        return True
+    if job.meta.get("repeat") is None:
+        return False
+    try:
+        job.serializer.dumps(job.meta)
+    except pickle.PicklingError:
+        return True
+    return False
 
 
 def _next_time(job: Job, now: int) -> int | None:

@@ -21,7 +21,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..connection.away import check_away
 from ..delays import reconnect_delays
 from ..foreign import MAX_VALUE, is_wrong_type, printable

@@ -10,7 +10,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 
-from ..config.settings import scrub
+from ..config.secrets import scrub
 from ..wire import Command, encoded
 from .scripts import shared_scripts
 

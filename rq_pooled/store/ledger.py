@@ -6,6 +6,7 @@ round trip.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 import zlib
@@ -157,7 +158,7 @@ class Ledger:
             utcformat(now()),
             created_at,
             self._settings.heartbeat_ttl,
-            int(self._settings.abandon_after),
+            math.ceil(self._settings.abandon_after),
             MAX_CLAIM_BYTES,
             strategy,
             random.randrange(2**31),
@@ -175,19 +176,32 @@ class Ledger:
         """Return the command that asks for all claims of this process; its reply is read by ``unknown``."""
         return ("HGETALL", claims_key(self.token))
 
+    def drop_notes(self, members: Sequence[bytes]) -> Command:
+        """Return the command that removes notes which are no claims, a thousand at most."""
+        return ("HDEL", claims_key(self.token), *members[:1000])
+
     def forget(self, claim: Claim) -> Command:
         """Return the command that has the server no longer note a claim for this process."""
         return ("HDEL", claims_key(self.token), claim.member)
 
     @staticmethod
-    def unknown(reply: Sequence[bytes], known: Iterable[str]) -> list[Claim]:
-        """Return the claims in the server's note that are not among ``known`` members: their reply was lost."""
+    def unknown(reply: Sequence[bytes], known: Iterable[str], unreadable: list[bytes] | None = None) -> list[Claim]:
+        """Return the claims in the server's note that are not among ``known`` members: their reply was lost.
+
+        Args:
+            unreadable: gets the members of notes that no claim has written.
+        """
         members = set(known)
         claims = []
         for member, note in zip(reply[::2], reply[1::2]):
             if text(member) not in members:
                 job_id, _, execution_id = text(member).rpartition(":")
-                queue, key, name = _note_of(note)
+                try:
+                    queue, key, name = _note_of(note)
+                except ValueError:
+                    if unreadable is not None:
+                        unreadable.append(member)
+                    continue
                 claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
         return claims
 
@@ -201,7 +215,7 @@ class Ledger:
             utcformat(now()),
             time.time(),
             self._settings.heartbeat_ttl,
-            int(self._settings.abandon_after),
+            math.ceil(self._settings.abandon_after),
             self._settings.max_stalls,
             # A little less than the interval: whoever is next does not find the lock of the round before.
             self._settings.stalled_interval * 0.9,
@@ -238,7 +252,7 @@ class Ledger:
         """
         job, registry = f"rq:job:{claim.job_id}", FailedJobRegistry.key_template.format(claim.queue)
         ended = utcformat(now())
-        error = zlib.compress(reason.encode())
+        error = zlib.compress(reason.encode(errors="backslashreplace"))
         commands: list[tuple[Word, ...]] = [
             ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", error),
             ("ZADD", registry, _failure_score(claim.raw), claim.job_id),
@@ -258,7 +272,7 @@ class Ledger:
             utcformat(now()),
             time.time(),
             self._settings.heartbeat_ttl,
-            int(self._settings.abandon_after),
+            math.ceil(self._settings.abandon_after),
             worker_ttl,
             self.token,
             slots,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .. import rq_api
+from ..durations import LONGEST
 from ..wire import Command, Packed, Word, pack_runs
 
 RawCommand = Sequence[bytes]
@@ -44,12 +45,13 @@ _WORDS: dict[str, tuple[bool, int]] = {
     "TIME": (False, 0),
     "SCAN": (False, 1),
     **dict.fromkeys(("DEL", "EXISTS", "GET", "HGETALL", "HKEYS", "HLEN", "LLEN", "LPOP", "PERSIST", "PTTL"), (True, 0)),
-    **dict.fromkeys(("SCARD", "SRANDMEMBER", "TTL", "TYPE", "ZCARD", "ZPOPMIN"), (True, 0)),
+    **dict.fromkeys(("SCARD", "SRANDMEMBER", "TTL", "TYPE", "UNLINK", "ZCARD", "ZPOPMIN"), (True, 0)),
     **dict.fromkeys(("EXPIRE", "HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LINDEX", "LPOS", "LPUSH"), (True, 1)),
     **dict.fromkeys(("LPUSHX", "PEXPIRE", "RPUSH", "SADD", "SET", "SISMEMBER", "SREM", "ZRANK", "ZREM"), (True, 1)),
-    "ZSCORE": (True, 1),
+    **dict.fromkeys(("ZSCAN", "ZSCORE"), (True, 1)),
     **dict.fromkeys(("HINCRBY", "HINCRBYFLOAT", "HSET", "LRANGE", "LREM", "LTRIM", "XREVRANGE", "ZADD"), (True, 2)),
     **dict.fromkeys(("ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE"), (True, 2)),
+    **dict.fromkeys(("EXPIREAT", "HMSET", "HSETNX", "XTRIM", "ZINCRBY"), (True, 2)),
     "XADD": (True, 3),
 }
 
@@ -101,13 +103,51 @@ def _text(name: str) -> str:
     text = (_FOLDER / f"{name}.lua").read_text()
     line = re.compile("^-- include (.+)\n", re.MULTILINE)
     text = line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
+    text = _ask_rights(text)
     # What a script knows of the installed RQ.
     return text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", _limits())
 
 
 def _limits() -> str:
     """Return what scripts that deal with rate limits know of the installed RQ."""
-    return rq_api.lua_prelude() + (_FOLDER / "shared" / "guarded_limit.lua").read_text() + rq_api.lua_limits()
+    guarded = (_FOLDER / "shared" / "guarded_limit.lua").read_text()
+    of_rq = rq_api.lua_limits()
+    return rq_api.lua_prelude() + _ask_rights(guarded, of_rq) + of_rq
+
+
+def commands_of(text: str) -> list[str]:
+    """Return the commands that a script's text names, in order; DEL last, which ends the key they are tried on."""
+    code = re.sub("--.*", "", text)
+    return sorted(set(re.findall("[A-Z]{3,}", code)) & _WORDS.keys(), key=lambda name: (name == "DEL", name))
+
+
+#: Where a script asks for rights: ``-- rights first``, then of which commands, if not of all that follow, and a key. A
+#: server that can only try is not asked again while that key exists; it tries all that follow.
+_RIGHTS_LINE = re.compile(r"^ *-- rights first(?: of ([A-Z ]+))?(?:: (.+))?\n", re.MULTILINE)
+
+
+def _ask_rights(text: str, more: str = "") -> str:
+    """Return a text that asks, at its lines ``-- rights first``, for the rights of what follows, and of ``more``."""
+    asked = (_FOLDER / "shared" / "rights_first.lua").read_text()
+
+    def ask(line: re.Match[str]) -> str:
+        every = commands_of(text[line.end() :] + more)
+        chosen = line[1].split() if line[1] else every
+        every = every if line[2] else chosen
+        # One question for our own keys; all others are for RQ's.
+        questions = [f"may('{name}', 'rq:rights')" for name in chosen] + [f"may('{chosen[0]}', 'rq_pooled:rights')"]
+        tries = [_try(name, "rq:rights") for name in every] + [_try(chosen[0], "rq_pooled:rights")]
+        filled = asked.replace("QUESTIONS", " and ".join(questions)).replace("COMMANDS", ", ".join(tries))
+        return filled.replace("NOW_AND_THEN", line[2] or "nil")
+
+    return _RIGHTS_LINE.sub(ask, text)
+
+
+def _try(command: str, key: str) -> str:
+    """Return the words with which a command is tried, as a Lua table: itself, a key if it takes one, and more."""
+    takes_key, more = _WORDS[command]
+    words = [f"'{command}'", f"'{key}'" if takes_key else "false", *["'1'"] * more]
+    return "{ " + ", ".join(words) + " }"
 
 
 class Scripts:
@@ -295,7 +335,7 @@ class Scripts:
         words: list[Word] = []
         for name, fields in slots:
             words += [name, 2 * len(fields), *(word for field in fields.items() for word in field)]
-        return self._call("register", (), worker_ttl, int(again), *dead, len(queues), *queues, *words)
+        return self._call("register", (), min(worker_ttl, LONGEST), int(again), *dead, len(queues), *queues, *words)
 
     def unregister(self, now: str, scheduler: str, queues: Sequence[str], names: Iterable[str]) -> Command:
         """Register the death of these workers and release the scheduler's locks."""

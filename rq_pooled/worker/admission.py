@@ -60,16 +60,15 @@ class Admission:
         self._warned = False
         self._stopped = False
 
-    def wait(self, stop_signals: Sequence[signal.Signals]) -> bool:
+    def wait(self, stop_signals: Sequence[signal.Signals], deadline: float) -> bool:
         """Connect as soon as there is room; return False if a stop signal came first.
 
-        Blocks for at most GUARD_WAIT and one attempt more.
+        Blocks until the deadline (``time.monotonic()``, the end of GUARD_WAIT) and one attempt more.
 
         Raises:
             NotAdmitted: there was no room all the time; who holds the server's connections is logged.
             RQPooledError: the server cannot be used, for another reason.
         """
-        deadline = time.monotonic() + self._settings.guard_wait
         for signum in stop_signals:
             self._context.loop.on_signal(signum, self._stop)
         for number, delay in enumerate(reconnect_delays(*_DELAYS)):
@@ -86,8 +85,7 @@ class Admission:
                     "raise the server's maxclients, or raise GUARD_STOP"
                 )
             if number == 0:
-                wait = self._settings.guard_wait
-                self._log.warning("waiting up to %g s for a place: %s", wait, reason)
+                self._log.warning("waiting up to %.0f s for a place: %s", left, reason)
             if self._pause(min(delay, left)):
                 self._log.info("stopped while waiting for a place")
                 return False

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.settings import Settings
-from ..connection.options import accepted_options
+from ..connection.defaults import accepted_options
 from ..failed.policies import maintenance_policies
 from ..horse.process import HorseProcess
 from ..horse.recorder import make_recorder
@@ -72,7 +72,7 @@ def prepare_horses(
             pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
         else:
             pool.become("job", share)
-            pool.brake = brake
+            pool.brake, pool.patient = brake, True
         adopt(pool)
         worker.__class__ = horse_class
         worker._is_horse = True

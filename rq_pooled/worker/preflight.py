@@ -22,8 +22,8 @@ from ..log_lines import WorkerLog
 from ..rq_version import TESTED, check_handlers, check_keys, check_rq, is_tested
 from .horses import ROLES, job_connections
 
-#: Methods of RQ's Worker for which there is no occasion here, see docs/internals.md: a subclass that overrides one is
-#: told.
+#: Methods of RQ's Worker for which there is no occasion here, see docs/architecture.md: a subclass that overrides one
+#: is told.
 NOT_CALLED = (
     *("execute_job", "fork_work_horse", "main_work_horse", "monitor_work_horse", "setup_work_horse_signals"),
     *("wait_for_horse", "prepare_job_execution", "handle_execution_ended", "cleanup_execution", "heartbeat"),

@@ -10,7 +10,7 @@ from rq.utils import now, utcformat
 from rq.worker import WorkerStatus
 
 from ..capacity.processes import process_name, withdraw
-from ..config.settings import message_of
+from ..config.secrets import message_of
 from ..errors import ServerUnsupported, WorkerNameTaken
 from ..parent.context import Context
 

@@ -9,9 +9,11 @@ from typing import Any, TypeVar
 from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError
 from redis.sentinel import MasterNotFoundError
 
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..connection.away import NEEDED_RIGHTS, is_away
 from ..connection.connect_errors import explain
+from ..deadline import within
 from ..delays import reconnect_delays
 from ..errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
 from ..log_lines import WorkerLog
@@ -23,6 +25,8 @@ _LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")
 
 #: Seconds between two lines about one wait.
 SAY_EVERY = 10.0
+#: Seconds beyond GUARD_WAIT in which the last attempt has to end, so that it can say what is wrong.
+_LAST = 1.0
 
 T = TypeVar("T")
 
@@ -32,26 +36,34 @@ class ServerNotReady(ServerUnreachable):
 
 
 def when_ready(
-    begin: Callable[[], T], settings: Settings, loop: Loop, signals: Iterable[int], log: WorkerLog
+    begin: Callable[[float], T], settings: Settings, loop: Loop, signals: Iterable[int], log: WorkerLog
 ) -> T | None:
     """Call ``begin`` until it does not raise ServerNotReady, for GUARD_WAIT seconds; return its result.
 
-    Between attempts it waits as when the server is lost later. Returns None if one of ``signals`` came meanwhile.
+    Between attempts it waits as when the server is lost later. Returns None if one of ``signals`` came meanwhile. What
+    an attempt does on the network ends a second after GUARD_WAIT, whether the server refuses or says nothing. Without a
+    GUARD_WAIT the one attempt has SOCKET_CONNECT_TIMEOUT.
+
+    Args:
+        begin: gets the end of GUARD_WAIT (``time.monotonic()``).
 
     Raises:
         ServerNotReady: the time is over. Whatever else ``begin`` raises passes through at once.
     """
     started = time.monotonic()
+    ends = started + settings.guard_wait
+    last = _LAST if settings.guard_wait else settings.socket_connect_timeout
     delays = reconnect_delays(settings.reconnect_base, settings.reconnect_cap)
     stopped: list[bool] = []
     failures = 0
     say_at = started
     while True:
         try:
-            result = begin()
+            with within(ends + last - time.monotonic(), "GUARD_WAIT"):
+                result = begin(ends)
         except ServerNotReady as error:
             failures += 1
-            left = settings.guard_wait - (time.monotonic() - started)
+            left = ends - time.monotonic()
             given_up = 0 < settings.reconnect_attempts <= failures
             if left <= 0 or given_up:
                 raise ServerNotReady(

@@ -23,10 +23,12 @@ from rq.worker import DequeueStrategy
 
 from ..capacity.budget import Lease
 from ..capacity.reservation import ALWAYS
-from ..config.settings import Settings, message_of
+from ..config.secrets import message_of
+from ..config.settings import Settings
 from ..connection.away import is_away
-from ..connection.options import close_idle, make_connection
+from ..connection.options import make_connection
 from ..connection.sentinel import beside, is_watched
+from ..connection.sockets import close_idle
 from ..errors import ConfigurationError, RQPooledError, ServerUnreachable
 from ..log_lines import WorkerLog, keep_lines
 from ..multiplexer.multiplexer import Multiplexer
@@ -145,7 +147,9 @@ class Worker(rq.worker.Worker):
         context = self._make_context(settings, loop)
         command, listen, names = context.command, context.listen, context.identity.names
         try:
-            version = startup.when_ready(lambda: self._begin(context), settings, loop, STOP_SIGNALS, context.log)
+            version = startup.when_ready(
+                lambda ends: self._begin(context, ends), settings, loop, STOP_SIGNALS, context.log
+            )
             if version is None:
                 return False
             # What came before is not counted.
@@ -192,10 +196,10 @@ class Worker(rq.worker.Worker):
         log, lease = WorkerLog(self.log, self.name), self._lease_of(settings)
         return Context(identity, settings, scripts, ledger, command, listen, loop, log, lease=lease)
 
-    def _begin(self, context: Context) -> tuple[int, int, int] | None:
+    def _begin(self, context: Context, ends: float) -> tuple[int, int, int] | None:
         """Connect and register; return the server's version, None if a stop signal came first."""
         try:
-            version = self._connect_when_admitted(context)
+            version = self._connect_when_admitted(context, ends)
             if version is not None:
                 self.ip_address = context.command.address()
                 register(context)
@@ -221,7 +225,7 @@ class Worker(rq.worker.Worker):
             )
         return Lease(settings, need, need, self._connector(settings, "probe"))
 
-    def _connect_when_admitted(self, context: Context) -> tuple[int, int, int] | None:
+    def _connect_when_admitted(self, context: Context, ends: float) -> tuple[int, int, int] | None:
         """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
         versions: list[tuple[int, int, int]] = []
         command, listen = context.command, context.listen
@@ -239,7 +243,7 @@ class Worker(rq.worker.Worker):
             listen.close()
 
         admission = Admission(context, open_command, lambda: startup.connect(listen), close)
-        return versions[0] if admission.wait(STOP_SIGNALS) else None
+        return versions[0] if admission.wait(STOP_SIGNALS, ends) else None
 
     def _multiplexer(self, context: Context) -> Multiplexer:
         """Return what lets jobs use Redis through this process."""

@@ -26,7 +26,7 @@ class Parts:
         self.context = context_of(concurrency=len(names), **settings)
         self.events, self.slots = Events(), Stable(*names)
         refusals = Refusals(self.context, self.events, burst=burst)
-        self.committer = Committer(self.context, self.events, tasks=deque())
+        self.committer = Committer(self.context, self.events, tasks=deque(), burst=False)
         self.wakeup = Wakeup(self.context, self.events, refusals=refusals)
         slots: Any = self.slots
         held = {"slots": slots, "committer": self.committer, "wakeup": self.wakeup}
@@ -103,7 +103,7 @@ def test_a_right_that_was_never_there_ends_the_worker(burst: bool) -> None:
     """
     parts = Parts("w", burst=burst)
     ends: list[int] = []
-    parts.events.claims_refused.append(lambda _reason, code: ends.append(code))
+    parts.events.work_refused.append(lambda _reason, code: ends.append(code))
     if not burst:
         parts.claim(OutOfMemoryError("OOM"))
         assert not parts.claimer.due and parts.context.loop.fire() == 1.0 and not ends
@@ -114,7 +114,7 @@ def test_a_right_that_was_never_there_ends_the_worker(burst: bool) -> None:
         parts.claim(NoPermissionError("NOPERM"))
         assert [*delays, parts.context.loop.fire()] == [1.0, 2.0] and not ends
         parts = Parts("w")
-        parts.events.claims_refused.append(lambda _reason, code: ends.append(code))
+        parts.events.work_refused.append(lambda _reason, code: ends.append(code))
     parts.claim(NoPermissionError("NOPERM"))
     assert ends == [USAGE] and not parts.context.loop.later
 
@@ -138,3 +138,33 @@ def test_claims_whose_reply_was_lost_are_put_back_and_claimed_singly() -> None:
         assert [slot.reserved for slot in parts.slots][:2] == reserved
         parts.context.command.waiting.pop().on_replies([claimed()])
         parts.wakeup.wake()
+
+
+def test_nothing_is_claimed_while_outcomes_wait() -> None:
+    """An outcome that did not fit into a commit is sent before its slot gets a job, whose notes it would clear."""
+    parts = Parts("w")
+    assert parts.claimer.due
+    parts.committer.add(outcome_of(claim_of("one more than fits")))
+    assert not parts.claimer.due
+    parts.committer.commit().on_replies([[b"ok"]])
+    assert parts.claimer.due
+
+
+def test_jobs_whose_claims_were_lost_are_counted_within_bounds() -> None:
+    """A worker whose claims are lost again and again, of other jobs each time, does not remember them all."""
+    parts = Parts("w")
+    for number in range(3000):
+        parts.recovery._on_unanswered([claim_of(f"job-{number}")])
+    assert parts.context.command.sent == ["push_back"] * 3000
+    assert len(parts.recovery._unanswered) <= 1001
+
+
+def test_notes_that_are_no_claims_are_dropped() -> None:
+    """A note that no claim has written is removed, and what is noted beside it goes back; a second look finds
+    nothing.
+    """
+    parts = Parts("w")
+    (exchange,) = parts.recovery.exchanges()
+    exchange.on_replies([[b"strange", b"no note", b"a:1", b"7 17 defaultrq:queue:defaultw"]])
+    assert parts.context.command.sent == ["HDEL", "push_back"]
+    assert parts.context.command.waiting[0].commands[0][2:] == (b"strange",)

@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 from parts import Stable, claim_of, context_of, outcome_of
+from redis.exceptions import ResponseError
 
+from rq_pooled.parent import complaint
 from rq_pooled.parent import heartbeat as module
 from rq_pooled.parent.committer import Committer
 from rq_pooled.parent.events import Events
 from rq_pooled.parent.heartbeat import Heartbeat
+from rq_pooled.parent.promoter import Promoter
 from rq_pooled.parent.slot import Task
 
 TTL = 90.0
@@ -28,7 +31,7 @@ class Parts:
             object.__setattr__(self.context, name, value)
         self.events, self.slots = Events(), Stable("w", "w-1")
         self.slots.give(self.slots[0], Task("perform", claim_of("a")))
-        committer = Committer(self.context, self.events, tasks=deque())
+        committer = Committer(self.context, self.events, tasks=deque(), burst=False)
         committer.add(outcome_of(claim_of("b", "w-1")))
         slots: Any = self.slots
         self.heartbeat = Heartbeat(self.context, self.events, slots=slots, committer=committer, multiplexer=None)
@@ -113,3 +116,31 @@ def test_without_its_place_in_the_budget_a_worker_has_no_connection() -> None:
     parts.slots.done.clear()
     parts.beat([], [1], 2, 0, more=(0,))
     assert not parts.context.command.connected and not parts.slots.done
+
+
+def test_what_is_refused_again_and_again_is_said_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A heartbeat and a promotion name each reason once, again after a while, and again after a reply without one."""
+    clock = [100.0]
+    monkeypatch.setattr(complaint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    parts = Parts()
+    promoter = Promoter(parts.context)
+
+    def refuse(*reasons: str) -> list[str]:
+        caplog.clear()
+        for reason in reasons:
+            for duty in (parts.heartbeat, promoter):
+                (exchange,) = duty.exchanges()
+                exchange.on_replies([ResponseError(reason), None])
+        return caplog.messages
+
+    first = ["Worker w: heartbeat refused: one", "Worker w: cannot enqueue scheduled jobs: one"]
+    assert refuse("one", "one") == first
+    assert refuse("one") == [] and len(refuse("two", "two", "one", "one")) == 4
+    clock[0] += complaint.SAY_AGAIN
+    assert refuse("one", "one") == first
+    parts.beat([], [], 2, 0)
+    (exchange,) = promoter.exchanges()
+    exchange.on_replies([[0, 0, 0, 5]])
+    assert refuse("one", "one") == first

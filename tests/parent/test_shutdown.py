@@ -27,7 +27,7 @@ class Parts:
         self.context = context_of(**settings)
         self.command, self.events, self.slots = self.context.command, Events(), Stable("w")
         self.slots.give(self.slots[0], Task("perform", claim_of("a")))
-        self.committer = Committer(self.context, self.events, tasks=deque())
+        self.committer = Committer(self.context, self.events, tasks=deque(), burst=False)
         slots: Any = self.slots
         wakeup: Any = None
         held = {"slots": slots, "committer": self.committer}
@@ -101,8 +101,8 @@ def test_ending_without_the_server_names_the_jobs(caplog: pytest.LogCaptureFixtu
 def test_a_refused_worker_ends_in_order() -> None:
     """A claim that is refused for good begins a warm shutdown, and the first reason's code is the worker's."""
     parts = Parts()
-    parts.events.claims_refused("no right", USAGE)
-    parts.events.claims_refused("something else", TRY_AGAIN)
+    parts.events.work_refused("no right", USAGE)
+    parts.events.work_refused("something else", TRY_AGAIN)
     assert parts.shutdown.stopping and parts.shutdown.exit_code is None and parts.shutdown.code_at_the_end == USAGE
 
 

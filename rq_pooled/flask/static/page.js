@@ -27,7 +27,7 @@
   const replace = (fresh) => {
     for (const section of document.querySelectorAll(".live")) {
       const other = fresh.getElementById(section.id);
-      // What somebody is about to press or to copy stays where it is.
+      // What a person is about to press or to copy stays where it is.
       if (!other || isInUse(section)) continue;
       for (const open of section.querySelectorAll("details[open]")) {
         const same = open.id && other.querySelector("#" + open.id);

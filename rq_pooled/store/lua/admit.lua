@@ -4,6 +4,8 @@
 -- ARGV[1]     the worker's token               ARGV[2]  1: reserve or keep, 0: give back
 -- ARGV[3]     seconds after which one that is silent is forgotten
 -- returns     { how many came before it, how many after it }
+
+-- rights first
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local token, life = ARGV[1], tonumber(ARGV[3])

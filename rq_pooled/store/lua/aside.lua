@@ -9,6 +9,7 @@
 --
 -- As in commit.lua, a write that the server never denies comes first: results are recorded when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 if type(redis.pcall('ZSCORE', KEYS[2], ARGV[1])) ~= 'string' then
   return 0

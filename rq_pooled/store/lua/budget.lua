@@ -18,6 +18,7 @@
 --
 -- As in heartbeat.lua, a write that the server never denies comes first: places are found when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000

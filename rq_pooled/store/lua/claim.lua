@@ -18,6 +18,8 @@ end
 
 -- Changes nothing, but is refused when the server is out of memory: after the first LPOP nothing would be.
 redis.call('LPUSHX', 'rq_pooled:none', '')
+local ASKED = 'rq_pooled:stats:rights:' .. ARGV[8]
+-- rights first of EXPIRE HGET HGETALL HKEYS HMGET HSET HSTRLEN LPUSH PERSIST SADD ZADD ZREM: ASKED
 
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after = tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -28,6 +30,17 @@ local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local MAX_NAMES = 5000 -- Lua cannot unpack more than some 8000 values at once
 local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks at: it must not hold the server
 
+-- Return an error where the user may not do what few jobs need: those with limits, with spent-once keys, or queued twice.
+local few, known
+local function of_few()
+  if not known then
+    known, few = true, (function()
+      -- rights first: ASKED
+    end)()
+  end
+  return few
+end
+
 -- include numbers
 -- include fits
 -- include read_job
@@ -36,6 +49,9 @@ local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks 
 local limits, closed, limited = {}, {}, {}
 local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
 if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
+  if of_few() then
+    return of_few()
+  end
   for first = 1, #KEYS, MAX_NAMES do
     local names = {}
     for i = first, math.min(#KEYS, first + MAX_NAMES - 1) do
@@ -157,11 +173,8 @@ end
 
 -- include is_running
 
--- Tell whether an execution of the job that was popped runs already.
+-- Tell whether an execution of the job that was popped runs already, of one that lists any.
 local function runs_already(job, id, key)
-  if redis.call('EXISTS', 'rq:executions:' .. id) == 0 then -- most often
-    return false
-  end
   local origin = redis.pcall('HGET', job, 'origin')
   return is_running(id, type(origin) == 'string' and origin ~= '' and origin or string.sub(key, 10))
 end
@@ -203,7 +216,9 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     break
   end
   local job = 'rq:job:' .. id
-  local running = runs_already(job, id, key)
+  local listed = redis.call('EXISTS', 'rq:executions:' .. id) == 1 -- seldom
+  local refused = listed and of_few()
+  local running = listed and not refused and runs_already(job, id, key)
   local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
   local spender, taken, left_out
   if not running and next(taken_keys) then
@@ -231,12 +246,16 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   if once and not has_its_key(field_of(raw, 'rq_pooled_once_of'), field_of(raw, 'created_at')) then
     once = false
   end
-  if once and data then
+  refused = refused or (once and of_few())
+  if once and data and not refused then
     spender, taken = look_at(once)
     taken_keys[once] = taken or nil
   end
   bytes = bytes + (taken and 0 or size) -- what is held back must not end the call: others wait behind it
-  if not data then
+  if refused then
+    redis.call('LPUSH', key, id)
+    spoilt[key], failure = true, failure or refused.err
+  elseif not data then
     stale[#stale + 1] = id
   elseif running or taken then
     held[#held + 1] = { key, id } -- queued twice, or another with its spent-once key runs: not beside each other

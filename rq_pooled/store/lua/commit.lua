@@ -20,6 +20,7 @@
 -- A write that the server never denies comes first: under maxmemory a script may go on once it has written, so
 -- results can be recorded when nothing else fits.
 redis.call('DEL', 'rq_pooled:none')
+-- rights first of DEL EXISTS HDEL HSET SCARD SREM TYPE ZREM ZSCORE: 'rq_pooled:stats:rights:' .. ARGV[2]
 
 -- RQ limits
 local now, claims = ARGV[1], ARGV[2]
@@ -51,8 +52,27 @@ local function of_limit(command, key)
   return command == 'ZREM' and string.sub(key, 1, 6) == 'rq:rl:'
 end
 
+-- Return an error where the user may not run a command, whose first word is a key. Servers before 7.0 were asked above.
+local WITH_KEY = {
+  DEL = true, EXPIRE = true, EXPIREAT = true, HGET = true, HMGET = true, PERSIST = true, PEXPIRE = true, SET = true,
+  TTL = true, ZRANGE = true
+}
+local allowed, may = {}, redis.acl_check_cmd
+local function forbidden(command, key)
+  if may and not allowed[command] and (EXPECTED[command] or WITH_KEY[command]) then
+    if not may(command, key) then
+      return "NOPERM this user has no permissions to run the '" .. command .. "' command on " .. key
+    end
+    allowed[command] = true
+  end
+end
+
 local types = {} -- of keys, as far as looked at in this call
 local function refused(command, key, value, words)
+  local missing = forbidden(command, key)
+  if missing then
+    return missing
+  end
   local expected = not of_limit(command, key) and EXPECTED[command]
   if words < 1 or words > MAX_WORDS then
     return 'ERR a command of ' .. words .. ' words'
@@ -76,7 +96,10 @@ end
 -- Return the command whose words begin at ARGV[w] with ASIDE, with what was put aside filled in, or nil and an error.
 local function filled_in(member, w, words)
   local pairs_end = w + 1 + 2 * (tonumber(ARGV[w + 1]) or words)
-  local command = {}
+  local command, missing = {}, forbidden('HGET', 'rq_pooled:aside:' .. member)
+  if missing then
+    return nil, missing
+  end
   for i = pairs_end + 1, w + words - 1 do
     command[#command + 1] = ARGV[i]
   end
@@ -137,9 +160,9 @@ local function tidy_up(id, queue)
     return
   end
   if found[2] and type(redis.pcall('ZSCORE', 'rq:canceled:' .. queue, id)) == 'string' then
-    redis.call('HSET', job, 'status', 'canceled')
-  elseif redis.call('TTL', job) == -1 then
-    redis.call('EXPIRE', job, 86400)
+    redis.pcall('HSET', job, 'status', 'canceled')
+  elseif redis.pcall('TTL', job) == -1 then
+    redis.pcall('EXPIRE', job, 86400)
   end
 end
 
@@ -194,7 +217,9 @@ while at <= #ARGV do
   local result = 'ok'
   local score = redis.pcall('ZSCORE', wip, member)
   if not score then
-    result = 'lost'
+    local job = 'rq:job:' .. id -- what tidy_up needs
+    result = forbidden('HMGET', job) or forbidden('ZRANGE', job) or forbidden('TTL', job) or forbidden('EXPIRE', job)
+      or 'lost'
   elseif type(score) == 'table' and score.err then
     result = score.err
   end

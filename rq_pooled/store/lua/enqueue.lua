@@ -10,13 +10,18 @@
 --             its limit or '', how many jobs that lets in
 -- returns     { 'ok', status of each job ... } | { 'exists', id } | { 'spent', id that spent the key } | { 'unique', id that is queued or running }
 --             | { 'full', jobs in the queue }
+
+-- Those of what follows the first write; a web process may have few others.
+-- rights first of EXPIRE HGET HSET LPUSH RPUSH
 local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
-local once, unique, life, now = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local once, unique, now = ARGV[3], ARGV[4], ARGV[6]
 
 -- RQ limits
 -- include numbers
 -- include fits
 -- include pass_limit
+
+local life = math.floor(math.min(math.max(1, tonumber(ARGV[5]) or 1), 3155760000000))
 
 -- Jobs that wait for their limits count among those that wait in the queue.
 local jobs, at, limits, waiting = {}, 7, {}, 0
@@ -34,6 +39,7 @@ while at <= #ARGV do
   at = at + 4 + tonumber(ARGV[at + 3])
   local limit = 'rq:rl:' .. ARGV[at]
   if ARGV[at] ~= '' and not limits[limit] then
+    -- rights first of HSET SADD ZADD
     if not is_limit(limit) then
       return redis.error_reply('WRONGTYPE ' .. limit .. ', or a key that belongs to it, is not what RQ makes it')
     end
@@ -50,6 +56,7 @@ if once ~= '' then
   end
 end
 if unique ~= '' then
+  -- rights first of SET
   -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
   -- With the time of its creation: a later job with the same id is another call.
   local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')

@@ -10,13 +10,16 @@
 -- ARGV[4..]   per job: id, its ended_at or 'any'
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
+
+-- rights first
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return { 'lost' }
   end
   redis.call('EXPIRE', KEYS[2], ARGV[2])
 end
-local registry, dead, age = KEYS[1], KEYS[3], ARGV[3]
+-- include numbers
+local registry, dead, age = KEYS[1], KEYS[3], seconds_of(ARGV[3]) or 1
 local time = redis.call('TIME')
 local ends = time[1] + age + time[2] / 1000000
 

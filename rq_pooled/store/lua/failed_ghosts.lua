@@ -5,6 +5,8 @@
 -- ARGV[3]     rank to begin at                 ARGV[4]  entries at most
 -- ARGV[5]     1: only count them
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), entries looked at, ghosts among them }
+
+-- rights first
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return { 'lost' }

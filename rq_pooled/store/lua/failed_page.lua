@@ -9,9 +9,11 @@
 -- ARGV[3]     score to go on from              ARGV[4]  entries with it that were seen and left
 -- ARGV[5]     the last of these                ARGV[6]  entries at most
 -- ARGV[7]     bytes to stop at                 ARGV[8]  1: with the job's data, unless it is larger than the bytes
+--             Neither an error that is larger is returned, nor what is behind the beginning of a description.
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), the server's time, entries with the score that count as
 --             seen, { { id, score, hash fields (data or nothing, status, ended_at, description, rq_pooled:requeues),
 --             id of the newest result, its error } ... } }
+local MAX_DESCRIPTION = 4096
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return { 'lost' }
@@ -57,6 +59,10 @@ for i = 1, #found, 2 do
   if exists and text == '' and redis.call('HSTRLEN', job, 'exc_info') <= budget then
     text = redis.call('HGET', job, 'exc_info') or ''
   end
+  if #text > budget then
+    text = string.format('an error of %d bytes, which is not read', #text)
+  end
+  fields[3] = string.sub(fields[3] or '', 1, MAX_DESCRIPTION)
   bytes = bytes + #id + #data + #text + #(fields[3] or '')
   entries[#entries + 1] = { id, found[i + 1], exists and 1 or 0, data, fields[1], fields[2], fields[3], fields[4],
     result, text }

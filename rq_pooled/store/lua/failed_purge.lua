@@ -7,6 +7,8 @@
 -- ARGV[3..]   per job: id, its ended_at or 'any'
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
+
+-- rights first
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
     return { 'lost' }

@@ -10,6 +10,8 @@
 -- ARGV[10..]  per job: id, its ended_at or 'any', time at which it is due or '' for now
 -- returns     { 'ok' | 'lost' (the lock is not ours any more), { a word per job: done | ghost (it has no data: its
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) | spent } }
+
+-- rights first
 -- RQ limits
 if ARGV[1] ~= '' then
   if redis.call('GET', KEYS[2]) ~= ARGV[1] then
@@ -55,6 +57,8 @@ local function requeue(id, ended_at, due)
   local queue = fields[4] and fields[4] ~= '' and fields[4] or ARGV[8]
   local list, scheduled = 'rq:queue:' .. queue, 'rq:scheduled:' .. queue
   if not fits(list, 'list') or not fits(scheduled, 'zset') or not fits('rq:queues', 'set') then
+    return 'changed'
+  elseif due ~= '' and not (math.abs(tonumber(due) or 1e300) < 1e15) then -- ZADD refuses what is no number
     return 'changed'
   end
   redis.call('ZREM', registry, id)

@@ -5,6 +5,7 @@
 -- ARGV[3]     the caller, of whom one is enough  ARGV[4]  seconds for which it keeps the others away
 -- returns     { next cursor, 0 at the end, -1 where another is at it, number of entries removed }
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 local LOCK = 'rq_pooled:lock:ghosts'
 local owner = redis.call('GET', LOCK)

@@ -11,7 +11,7 @@
 --             number of claims noted in the claims hash, server time in milliseconds }
 --
 -- As in commit.lua, a write that the server never denies comes first: leases are renewed when its memory is full.
-redis.call('DEL', 'rq_pooled:none')
+redis.pcall('DEL', 'rq_pooled:none')
 -- RQ
 
 local now, now_seconds = ARGV[1], ARGV[2]
@@ -35,11 +35,11 @@ for _ = 1, slots do
     if ARGV[at + 1] ~= '' then
       redis.pcall('HSET', worker, 'state', ARGV[at + 1])
       -- Left behind where a job was handed on.
-      redis.call('DEL', worker .. ':executions')
+      redis.pcall('DEL', worker .. ':executions')
       redis.pcall('HDEL', worker, 'current_job')
     end
     redis.pcall('EXPIRE', worker, worker_ttl)
-    redis.call('EXPIRE', worker .. ':executions', abandon_after + 60)
+    redis.pcall('EXPIRE', worker .. ':executions', abandon_after + 60)
   end
   at = at + 3
 end

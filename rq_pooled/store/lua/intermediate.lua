@@ -5,6 +5,7 @@
 -- ARGV[1]     seconds after which an id was left
 -- returns     { { job id, queue key, 1 if it went back to its queue, 0 if it was only removed } ... }
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 local age = tonumber(ARGV[1])
 local time = redis.call('TIME')
@@ -49,7 +50,7 @@ end
 local found = {}
 for _, key in ipairs(keys) do
   local list, seen_key = key .. ':intermediate', 'rq_pooled:intermediate:' .. string.sub(key, 10)
-  local ids = fits(key, 'list') and redis.pcall('LRANGE', list, 0, PAGE - 1) or {} -- an error has no ids
+  local ids = fits(key, 'list') and fits(seen_key, 'zset') and redis.pcall('LRANGE', list, 0, PAGE - 1) or {} -- an error has no ids
   local here = {}
   for _, id in ipairs(ids) do
     here[id] = true
@@ -73,7 +74,7 @@ for _, key in ipairs(keys) do
     end
   end
   -- An id that passed through in time must not count as left when it passes again.
-  for _, id in ipairs(redis.call('ZRANGE', seen_key, 0, -1)) do
+  for _, id in ipairs(redis.pcall('ZRANGE', seen_key, 0, -1)) do
     if not here[id] then
       redis.call('ZREM', seen_key, id)
     end

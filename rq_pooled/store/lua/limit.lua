@@ -5,6 +5,8 @@
 -- ARGV[1]     queue name                       ARGV[2]  code | operator | clear
 -- ARGV[3]     the limit: starts, microseconds, jobs that may run at once; 0 for none of them
 -- returns     the limit in force now, or nothing
+
+-- rights first
 local queue, who, limit = ARGV[1], ARGV[2], ARGV[3]
 local before = redis.call('HGET', KEYS[1], queue)
 -- Anything else, numbers that queue/limits.py cannot read included, is no limit, and gives way.

@@ -12,6 +12,8 @@
 -- returns     moved | deferred (a job that it depends on is unfinished) | gone (deleted) | changed (moved by somebody else,
 --             cancelled, or given another time) | locked (the lock is somebody else's) | unfit (its next time is out of
 --             range, or a key to write to is of another type): nothing was done
+
+-- rights first
 -- RQ limits
 local scheduled, lock, queue = KEYS[1], KEYS[2], KEYS[3]
 local token, id, due, next_time = ARGV[1], ARGV[3], ARGV[4], ARGV[5]

@@ -5,6 +5,7 @@
 -- ARGV[1]     abandon after, seconds
 -- returns     number of claims
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 local abandon_after = tonumber(ARGV[1])
 local clock = tonumber(redis.call('TIME')[1])

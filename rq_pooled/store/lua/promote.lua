@@ -13,6 +13,8 @@
 -- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due, milliseconds after which
 --             to look again: when the next is due or at the next full second for what is ours, when its lock ends for
 --             what is not }
+
+-- rights first
 -- RQ limits
 local name, lock_ttl, now, default_timeout, limit = ARGV[1], ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5])
 local time = redis.call('TIME')

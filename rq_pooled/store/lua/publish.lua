@@ -6,6 +6,8 @@
 -- returns     server time, microseconds since the epoch
 --
 -- As in commit.lua, a write that the server never denies comes first: a full server must not hide who is there.
+
+-- rights first
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 redis.call('ZREMRANGEBYSCORE', 'rq_pooled:stats', '-inf', clock)

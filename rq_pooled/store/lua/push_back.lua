@@ -10,8 +10,7 @@
 -- it. One whose queue cannot take it stays claimed, too, until it can.
 -- As in commit.lua, a write that the server never denies comes first.
 redis.call('DEL', 'rq_pooled:none')
-
--- include rights_first
+-- rights first
 
 -- include numbers
 -- include fits

@@ -5,6 +5,7 @@
 -- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
 -- returns     { { job id, queue key, 1 if it was queued, 0 if only its entry was removed } ... }
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 -- RQ limits
 -- include fits
@@ -28,7 +29,7 @@ for _, key in ipairs(KEYS) do
         redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
         redis.call(at_front and 'LPUSH' or 'RPUSH', key, id)
       end
-      redis.call('SADD', 'rq:queues', key)
+      redis.pcall('SADD', 'rq:queues', key)
     end
     found[#found + 1] = { id, key, queued and 1 or 0 }
   end

@@ -6,10 +6,22 @@
 -- ARGV[5]     number of queues                 ARGV[6..]  queue name ...
 -- then        per slot: worker name, number of words, field, value ... of its hash
 -- returns     {} or { worker name that is taken, its host, its pid }
+
+-- rights first
 local ttl, again, dead_host, dead_pid = ARGV[1], ARGV[2] == '1', ARGV[3], ARGV[4]
 local queues, first = {}, 6 + tonumber(ARGV[5])
 for i = 6, first - 1 do
   queues[#queues + 1] = ARGV[i]
+end
+
+-- include fits
+
+local fit = fits('rq:workers', 'set')
+for _, queue in ipairs(queues) do
+  fit = fit and fits('rq:workers:' .. queue, 'set')
+end
+if not fit then
+  return redis.error_reply('WRONGTYPE rq:workers, or the same of a queue, is no set')
 end
 
 local at = first

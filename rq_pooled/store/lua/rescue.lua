@@ -5,6 +5,8 @@
 -- ARGV[1]     1: put back, 0: only tell
 -- ARGV[2..]   per job: id, its enqueued_at as the caller has read it
 -- returns     the ids that are (or would be) put back
+
+-- rights first
 -- include fits
 
 local found = {}

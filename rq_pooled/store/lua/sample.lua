@@ -5,6 +5,8 @@
 -- ARGV[1]     clients      ARGV[2]  most clients, 0 if unknown
 -- ARGV[3]     seconds within which another sample serves as well
 -- returns     1 if noted
+
+-- rights first
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local newest = redis.call('LINDEX', KEYS[1], 0)

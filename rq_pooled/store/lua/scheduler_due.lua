@@ -3,6 +3,8 @@
 -- KEYS[1]     rq:scheduler:scheduled_jobs      KEYS[2]  rq:scheduler_lock
 -- ARGV[1]     the lock's value while it is ours, ARGV[2] its life, seconds
 -- returns     number of jobs that are due, 0 if the lock is somebody else's
+
+-- rights first
 local time = redis.call('TIME')
 local due = redis.call('ZCOUNT', KEYS[1], 0, time[1] .. string.format('.%06d', time[2]))
 if due == 0 then

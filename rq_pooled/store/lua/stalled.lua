@@ -14,6 +14,7 @@
 --
 -- As in commit.lua, a write that the server never denies comes first: jobs come back when its memory is full.
 redis.call('DEL', 'rq_pooled:none')
+-- rights first
 
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -26,8 +27,6 @@ local LOCK = 'rq_pooled:lock:stalled'
 if not redis.call('SET', LOCK, ARGV[7], 'NX', 'PX', ARGV[6]) then
   return { 0, {}, {} }
 end
-
--- include rights_first
 
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, max_stalls = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])

@@ -13,7 +13,7 @@ for at = 4 + queues, #ARGV do
     redis.pcall('SREM', 'rq:workers:' .. ARGV[i], worker)
   end
   redis.pcall('HSET', worker, 'death', now)
-  redis.call('DEL', worker .. ':executions')
+  redis.pcall('DEL', worker .. ':executions')
   redis.pcall('EXPIRE', worker, 60) -- as RQ: the grave is visible for a minute
 end
 for i = 4, 3 + queues do

@@ -8,6 +8,7 @@ local LET_IN = 1000
 local KEY_TYPES = { 'zset', 'zset', 'hash', 'zset' }
 local function guarded(script)
   return function(keys, arguments)
+    -- rights first
     local allowed, waiting, most = keys[1], keys[2], tonumber(arguments[1])
     for i, key in ipairs(keys) do
       local found = redis.call('TYPE', key).ok

@@ -1,11 +1,33 @@
--- Try the writes that follow on a key of ours. A right that was withdrawn is refused here, while nothing is half done:
--- behind the first write the jobs that have left one list would stand in no other.
-for _, try in ipairs({ { 'LPUSH', '1' }, { 'ZADD', '1', '1' }, { 'ZREM', '1' }, { 'HSET', '1', '1' }, { 'HGET', '1' },
-  { 'HDEL', '1' }, { 'EXPIRE', '1' } }) do
-  redis.call('DEL', 'rq_pooled:stats:rights')
-  local reply = redis.pcall(try[1], 'rq_pooled:stats:rights', unpack(try, 2))
-  redis.call('DEL', 'rq_pooled:stats:rights')
-  if type(reply) == 'table' and reply.err then
-    return redis.error_reply(reply.err)
+-- Refuse the call where its user may not run a command that follows, since a script cannot undo what it wrote before. The
+-- loader puts the questions and the commands in, see store/scripts.py. A server before 7.0 answers no question: there each
+-- command is tried on a text of ours, which none of them can change.
+do
+  local may, refused = redis.acl_check_cmd, {}
+  if may and not (QUESTIONS) then
+    for _, try in ipairs({ COMMANDS }) do
+      refused[#refused + 1] = not may(try[1], try[2] or '') and try[1] or nil
+    end
+  elseif not may and not (NOW_AND_THEN and redis.call('EXISTS', NOW_AND_THEN) == 1) then
+    local function is_refused(reply)
+      local said = type(reply) == 'table' and reply.err or ''
+      return string.find(said, 'ermission') or string.find(said, 'user executing') or string.find(said, 'ACL failure')
+    end
+    local text = redis.pcall('SET', 'rq_pooled:stats:rights', '1', 'PX', 1000)
+    for _, try in ipairs({ COMMANDS }) do
+      if try[1] == 'SET' and is_refused(text) then
+        refused[#refused + 1] = 'SET'
+      elseif text.ok then -- else there is no memory: nothing can be tried
+        local reply = try[2] and redis.pcall(try[1], 'rq_pooled:stats:rights', unpack(try, 3))
+          or redis.pcall(try[1], unpack(try, 3))
+        refused[#refused + 1] = is_refused(reply) and try[1] or nil
+      end
+    end
+    redis.pcall('DEL', 'rq_pooled:stats:rights')
+    if NOW_AND_THEN and #refused == 0 then
+      redis.pcall('SET', NOW_AND_THEN, '1', 'PX', 1000)
+    end
+  end
+  if #refused > 0 then
+    return redis.error_reply('NOPERM this user has no permissions for commands in a script: ' .. table.concat(refused, ', '))
   end
 end

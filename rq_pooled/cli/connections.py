@@ -1,0 +1,81 @@
+"""``rq-pooled connections``: who holds the server's connections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+from redis.exceptions import NoPermissionError
+
+from ..config.settings import Settings
+from ..durations import show_duration
+from ..errors import ServerUnsupported
+from ..monitoring.guard import ConnectionGuard
+from .options import open_server, server_options
+from .printing import say, say_json
+from .tables import table
+
+
+@click.command()
+@click.option("--reap", is_flag=True, help="Close the connections of processes that are gone.")
+@server_options
+def connections(url: str | None, as_json: bool, reap: bool) -> None:
+    """Show who holds how many of the server's connections.
+
+    Ours are told by process and role, others by name and address. Connections whose process publishes no statistics
+    and does not use them are listed as left behind. Whether a process of another container still lives cannot be
+    checked from here, so they are closed only with --reap; a process that does live opens a new one.
+    """
+    guard = ConnectionGuard(Settings.load({"url": url}), open_server(url))
+    try:
+        closed = guard.reap() if reap else []
+    except NoPermissionError as error:
+        raise ServerUnsupported(
+            f"the server refuses CLIENT KILL to this user: {error}; let it, or use another"
+        ) from None
+    found = guard.describe()
+    if as_json:
+        say_json({**found, "reaped": closed})
+        return
+    if reap:
+        say(f"Closed {len(closed)} connection{'s' * (len(closed) != 1)} left behind.")
+        for one in closed:
+            say(f"  {one['name']} from {one['address']}, idle for {show_duration(one['idle'])}")
+    say(*connection_lines(found))
+
+
+def connection_lines(found: dict[str, Any]) -> list[str]:
+    """Return what ``ConnectionGuard.describe`` found, for people."""
+    if found["connected"] is None:
+        head = "The server does not tell how many connections it has"
+    else:
+        of = f" of {found['maxclients']} ({found['share']:.1%})" if found["maxclients"] else " of an unknown number"
+        head = f"{found['connected']}{of} connections in use: {found['level']}"
+    if found["trend_per_minute"] is not None:
+        head += f"; {found['trend_per_minute']:+g} a minute"
+    if found["steady_growth"]:
+        left = found["minutes_left"]
+        head += ", growing steadily" + ("" if left is None else f": full in {left:g} minutes")
+    lines = [head]
+    if found["refused"]:
+        lines.append(f"Refused to this user: {', '.join(found['refused'])}; what they would show is missing")
+    rows: list[list[object]] = [["HELD BY", "ROLES", "FROM", "CONN"]]
+    for one in found["processes"]:
+        roles = ", ".join(f"{role} {count}" for role, count in sorted(one["roles"].items()))
+        name = one["name"]
+        if one["worker"]:
+            name += f" (horse of {one['worker']})"
+        elif not one["alive"] and not set(one["roles"]) <= {"cli", "probe"}:  # those publish nothing
+            name += " (silent)"
+        rows.append([name, roles, one["address"], one["total"]])
+    rows += [[other["name"] or "(no name)", "-", other["address"], other["total"]] for other in found["others"]]
+    if len(rows) > 1:
+        lines += ["", *table(rows, left=3)]
+    if found["orphans"]:
+        lines += ["", "Left behind, it seems: their processes publish no statistics, and do not use them."]
+        rows = [["CONNECTION", "NAME", "FROM", "IDLE", "AGE"]]
+        for one in found["orphans"]:
+            rows.append([one["id"], one["name"], one["address"], show_duration(one["idle"]), show_duration(one["age"])])
+        lines += table(rows, left=3)
+        lines.append("Close them with --reap, if you know that these processes are gone.")
+    return lines

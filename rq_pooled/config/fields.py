@@ -1,0 +1,91 @@
+"""The kinds of a setting: what it holds, what it may be, and how a text becomes it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+
+class SettingInfo(NamedTuple):
+    """One row of the table of settings, as documentation and command line options need it."""
+
+    name: str
+    env: tuple[str, ...]
+    default: Any
+    unit: str
+    type: type
+    optional: bool
+    description: str
+    allowed: str
+
+
+class Field(NamedTuple):
+    """What is known about a setting besides its name and default."""
+
+    kind: type
+    description: str
+    unit: str
+    low: float | None
+    high: float | None
+    above: bool
+    optional: bool
+    env: tuple[str, ...]
+
+    @property
+    def allowed(self) -> str:
+        """The allowed range in words, empty where anything goes."""
+        if self.kind not in (int, float):
+            return ""
+        parts = ["a whole number" if self.kind is int else "a number"]
+        if self.low is not None:
+            parts.append(f"{'above' if self.above else 'of at least'} {self.low:g}")
+        if self.high is not None:
+            parts.append(f"{'and ' if self.low is not None else ''}at most {self.high:g}")
+        return " ".join(parts) + (", or none" if self.optional else "")
+
+
+def setting(
+    default: Any,
+    kind: type,
+    description: str,
+    unit: str = "",
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: bool = False,
+    env: tuple[str, ...] = (),
+    secret: bool = False,
+) -> Any:
+    """Return a field of the dataclass ``Settings``.
+
+    Args:
+        low: the least value; with ``above`` it is itself too low.
+        high: the largest value.
+        env: variables of the environment that are read besides the one with our prefix.
+        secret: the value is left out of ``repr``.
+    """
+    meta = Field(kind, description, unit, low, high, above, default is None, env)
+    return dataclasses.field(default=default, repr=not secret, metadata={"setting": meta})
+
+
+def convert(raw: Any, meta: Field) -> Any:
+    """Return ``raw``, often a text, as the type of its setting. Raises ValueError or TypeError."""
+    if meta.optional and (raw is None or (isinstance(raw, str) and raw.strip().lower() in ("", "none"))):
+        return None
+    if meta.kind is tuple:
+        names = raw.split(",") if isinstance(raw, str) else list(raw)
+        return tuple(name.strip() for name in names if name.strip())
+    if meta.kind is str:
+        if not isinstance(raw, str):
+            raise TypeError
+        return raw.strip()
+    if isinstance(raw, bool) or not isinstance(raw, (int, float, str)):
+        raise TypeError
+    is_switch = (meta.low, meta.high, meta.kind) == (0, 1, int)
+    if isinstance(raw, str) and is_switch:
+        raw = {"yes": "1", "no": "0"}.get(raw.strip().lower(), raw)
+    if meta.kind is float or isinstance(raw, str):
+        return meta.kind(raw)
+    if raw != int(raw):
+        raise ValueError
+    return int(raw)

@@ -1,0 +1,82 @@
+"""Takes passwords out of texts, so that they can stand in a message or a log."""
+
+from __future__ import annotations
+
+import re
+
+_RUN = re.compile(r"[^\s'\"]+")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://")
+_SECRET = r"(?:password|passwd|secret|token)="
+_SECRET_IN_QUERY = re.compile(rf"({_SECRET})[^&\s'\"]*", re.IGNORECASE)
+_SECRET_PARAMETER = re.compile(rf"(?:^|[?])\w*{_SECRET}", re.IGNORECASE)
+#: What may follow the colon of a host; our own messages write the word "port" there.
+_PORT = re.compile(r"\d{0,5}|port")
+
+
+def scrub(text: str) -> str:
+    """Return ``text`` with ``***`` for the login and the password parameters of every URL in it.
+
+    The time that it takes is in proportion to the text: what a server or a job says comes through here.
+    """
+    return _RUN.sub(lambda run: _scrub_run(run[0]), text)
+
+
+def message_of(error: object) -> str:
+    """Return what an error says, in one line and without passwords; of an error without words the name of its type."""
+    words = " ".join(scrub(str(error)).split())
+    return words or (type(error).__name__ if isinstance(error, BaseException) else "")
+
+
+def scrub_url(url: str) -> str:
+    """Return one URL, also a malformed one, with ``***`` for what stands before its last ``@``."""
+    url = _without_ats(url)
+    head, at, tail = url.rpartition("@")
+    if not at:
+        return _SECRET_IN_QUERY.sub(r"\1***", _without_login(url))
+    scheme, colon, _ = head.partition("://")
+    return _SECRET_IN_QUERY.sub(r"\1***", (scheme + colon if colon else "") + "***@" + tail)
+
+
+def _scrub_run(run: str) -> str:
+    if "://" in run:
+        run = _without_ats(run)
+        found = _SCHEME.search(run)
+        if found is not None and (at := run.rfind("@")) >= found.end():
+            run = run[: found.end()] + "***" + run[at:]
+        else:
+            run = _without_login(run)
+    return _SECRET_IN_QUERY.sub(r"\1***", run) if "=" in run else run
+
+
+def _without_ats(url: str) -> str:
+    """Return ``url`` with an ``@`` in the place of each password parameter that has one.
+
+    What follows that ``@`` would pass for the host. What stands before it is hidden, too: with a ``?`` in the login
+    nothing tells where the login ends.
+    """
+    kept = ""
+    for number, part in enumerate(url.split("&")):
+        found = _SECRET_PARAMETER.search(part) if number or "?" in part else None
+        if found is not None and not number and found.start() == 0 and part[0] != "?":
+            found = _SECRET_PARAMETER.search(part, 1)
+        if found is not None and "@" in part[found.end() :]:
+            kept += ("&" if number and found.start() else "") + part[: found.start()] + "@"
+        else:
+            kept += ("&" if number else "") + part
+    return kept
+
+
+def _without_login(url: str) -> str:
+    """Return a URL without an ``@`` with ``***`` in the place of its host, if what follows its colon is no port.
+
+    It may be a password whose ``@`` was forgotten, and nothing tells where it ends.
+    """
+    found = _SCHEME.search(url)
+    if found is None:
+        return url
+    rest, question, query = url[found.end() :].partition("?")
+    hosts = re.split("[/#]", rest, maxsplit=1)[0]
+    ports = [re.sub(r"^\[[^\]]*\]", "", host).partition(":") for host in hosts.split(",")]
+    if all(_PORT.fullmatch(port) and not int(port if port.isdigit() else 0) > 65535 for _, _, port in ports):
+        return url
+    return url[: found.end()] + "***" + question + query

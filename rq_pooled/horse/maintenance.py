@@ -1,0 +1,104 @@
+"""RQ's maintenance where others wrote what it cannot read: that is named and dropped, and all else is maintained.
+
+RQ reads all that is to be cleaned at once, so one id that is no text would stop its maintenance, each time anew, for
+every job of every queue. Here each queue has its turn of its own, and one that fails is looked through and tried again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
+from rq.queue import Queue
+from rq.registry import StartedJobRegistry
+
+from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..wire import raw
+from .large import Refused
+
+
+def maintain_each(worker: Any, maintain: Callable[[], Any]) -> None:
+    """Call ``maintain``, RQ's ``clean_registries``, for each of the worker's queues.
+
+    Raises:
+        redis.exceptions.RedisError, Refused: the server was lost, or refuses a command.
+    """
+    queues = worker.queues
+    try:
+        for queue in queues:
+            worker.queues = [queue]
+            try:
+                maintain()
+            except Exception as error:  # noqa: BLE001 - whatever one entry is must not stop the others
+                check_unreadable(error)
+                _again(worker, queue, maintain)
+    finally:
+        worker.queues = queues
+
+
+def check_unreadable(error: Exception) -> None:
+    """Raise the error again if it is not about what somebody has written."""
+    if isinstance(error, (RedisError, Refused)) and not is_wrong_type(error):
+        raise error
+
+
+def _again(worker: Any, queue: Queue, maintain: Callable[[], Any]) -> None:
+    """Look through what is to be cleaned, drop what RQ cannot read, and call ``maintain`` again."""
+    try:
+        _screen_started(worker, queue)
+        queue.release_maintenance_lock()  # RQ took it, and did not come to give it back
+        maintain()
+    except Exception as error:  # noqa: BLE001 - as above
+        check_unreadable(error)
+        _say(worker, f"the registries of queue {printable(queue.name, MAX_VALUE)} cannot be cleaned", error)
+
+
+def _screen_started(worker: Any, queue: Queue) -> None:
+    """Drop the entries that are over, and that RQ cannot read or whose job it cannot; RQ would drop them, too."""
+    registry = StartedJobRegistry(queue.name, connection=queue.connection, job_class=queue.job_class)
+    key, connection = raw(registry.key), queue.connection  # type: Any, Any
+    for entry in connection.zrangebyscore(key, 0, time.time()):
+        try:
+            job_id = registry.parse_job_id(entry)
+            registry.job_class.fetch(job_id, connection=connection, serializer=queue.serializer)
+        except NoSuchJobError:
+            continue
+        except Exception as error:  # noqa: BLE001 - a damaged hash may raise anything
+            check_unreadable(error)
+            _say(worker, f"dropping {printable(entry, MAX_VALUE)}, which is abandoned and cannot be read", error)
+            connection.zrem(key, entry)
+
+
+def screen_groups(worker: Any, error: Exception) -> None:
+    """Drop groups, and entries of groups, that RQ cannot read: its next maintenance cleans the others."""
+    _say(worker, "RQ's groups cannot be cleaned, dropping what is no text", error)
+    connection: Any = worker.connection
+    for group in connection.smembers("rq:groups"):
+        if not _is_text(group):
+            connection.srem("rq:groups", group)
+            continue
+        key = b"rq:group:" + raw(group)
+        try:
+            strange = [entry for entry in connection.smembers(key) if not _is_text(entry)]
+        except RedisError as refused:
+            check_unreadable(refused)
+            connection.srem("rq:groups", group)
+            continue
+        for entry in strange:
+            connection.srem(key, entry)
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _say(worker: Any, what: str, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {printable(error, MAX_VALUE)}"
+    worker.log.warning("Worker %s: %s (%s)", worker.name, what, reason)
