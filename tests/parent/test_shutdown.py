@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 from collections import deque
 from types import SimpleNamespace
@@ -13,10 +14,10 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from rq_pooled.errors import TRY_AGAIN, USAGE
 from rq_pooled.parent import shutdown as module
-from rq_pooled.parent.committer import Committer
+from rq_pooled.parent.committer import NOTHING_DONE, Committer
 from rq_pooled.parent.events import Events
 from rq_pooled.parent.recovery import Recovery
-from rq_pooled.parent.shutdown import SAME_SIGNAL, Shutdown
+from rq_pooled.parent.shutdown import RECORDING_TIME, SAME_SIGNAL, Shutdown
 from rq_pooled.parent.slot import Task
 
 
@@ -87,6 +88,28 @@ def test_a_hard_stop_records_what_ended_and_then_puts_back_what_ran(monkeypatch:
     assert parts.context.loop.fire() == 9.0
     assert [name for name, *_ in order][1:] == ["interrupt", "close", "commit", "HGETALL", "push_back"]
     assert parts.shutdown.exit_code == 0 and not parts.committer
+
+
+def test_a_hard_stop_does_not_wait_for_a_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outcomes that the access control refuses are left after a hard stop's time, and only what ran is put back."""
+    clock = itertools.count(100.0, RECORDING_TIME / 4)
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    parts = Parts(shutdown_timeout=9.0)
+    parts.shutdown.on_command()
+    parts.committer.add(outcome_of(claim_of("b", "w-1")))
+    words = {"commit": [f"{NOTHING_DONE} to run 'hset'".encode()], "HGETALL": []}
+    sent: list[Any] = []
+
+    def execute(commands: list[Any]) -> list[Any]:
+        sent.extend(commands)
+        assert len(sent) < 20
+        return [words.get(name_of(command), 1) for command in commands]
+
+    monkeypatch.setattr(parts.command, "execute", execute)
+    parts.context.loop.fire()
+    assert [name_of(command) for command in sent[-3:]] == ["commit", "HGETALL", "push_back"]
+    assert "a" in sent[-1] and "b" not in sent[-1]
+    assert parts.shutdown.exit_code == 0 and [claim.job_id for claim in parts.committer.claims()] == ["b"]
 
 
 def test_ending_without_the_server_names_the_jobs(caplog: pytest.LogCaptureFixture) -> None:
