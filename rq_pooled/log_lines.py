@@ -1,9 +1,10 @@
-"""Keeps log lines what they are: names and messages that others wrote can neither forge one nor move a cursor."""
+"""Log lines: each begins with its worker's name, and what others wrote can neither forge one nor move a cursor."""
 
 from __future__ import annotations
 
 import logging
 import re
+from typing import TYPE_CHECKING, Any
 
 from .foreign import printable
 
@@ -11,6 +12,26 @@ from .foreign import printable
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _BREAKS = re.compile(r"(\x1b\[[0-9;]*m|[\n\t])")
 _TRACEBACK = "Traceback (most recent call last)"
+
+
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:  # no generic class before Python 3.11
+    _Adapter = logging.LoggerAdapter
+
+
+class WorkerLog(_Adapter):
+    """Begins each line with the name of a worker; ``worker=`` names another one, such as a slot of it."""
+
+    def __init__(self, logger: logging.Logger, worker: str) -> None:
+        super().__init__(logger, {})
+        self._worker = worker
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log one line. The name is an argument of the record, since it may hold a ``%``."""
+        worker = kwargs.pop("worker", self._worker)
+        # The record shows the place of the caller.
+        self.logger.log(level, f"Worker %s: {msg}", worker, *args, stacklevel=2, **kwargs)
 
 
 def _shown(value: object) -> object:

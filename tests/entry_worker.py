@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from typing import Any
 
 import rq_pooled
+from rq_pooled.worker import worker
 
 SIGNAL = signal.Signals[os.environ.get("ENTRY_SIGNAL", "SIGTERM")]
 
@@ -14,13 +16,20 @@ SIGNAL = signal.Signals[os.environ.get("ENTRY_SIGNAL", "SIGTERM")]
 class Worker(rq_pooled.Worker):
     """Sends itself ENTRY_SIGNAL before it has forked its horses and before it registers its death."""
 
-    def _prepare_horses(self, *arguments: Any) -> Any:
-        os.kill(os.getpid(), SIGNAL)
-        return super()._prepare_horses(*arguments)
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        worker.prepare_horses = signalled(worker.prepare_horses)
+        worker.unregister = signalled(worker.unregister)
+        return super().work(*args, **kwargs)
 
-    def _unregister(self, *arguments: Any) -> None:
+
+def signalled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, after a signal."""
+
+    def call(*args: Any) -> Any:
         os.kill(os.getpid(), SIGNAL)
-        super()._unregister(*arguments)
+        return function(*args)
+
+    return call
 
 
 class ShopWorker(rq_pooled.Worker):

@@ -6,10 +6,12 @@ import os
 from typing import Any
 
 import rq_pooled
+from rq_pooled.worker import worker
 
 
 class Worker(rq_pooled.Worker):
     """Its horses end at once."""
 
-    def _prepare_horses(self, *_: Any) -> Any:
-        return lambda _channel: os._exit(3)
+    def work(self, *args: Any, **kwargs: Any) -> bool:
+        worker.prepare_horses = lambda *_: lambda _channel, _token: os._exit(3)
+        return super().work(*args, **kwargs)

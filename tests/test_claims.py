@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import claim_jobs
@@ -19,8 +18,6 @@ from rq import Queue, SimpleWorker
 from rq.job import Dependency, Job, JobStatus
 from rq.suspension import resume, suspend
 from support import running_worker, wait_until
-
-from rq_pooled.parent.claimer import Claiming
 
 
 def lines(path: Path) -> list[str]:
@@ -419,51 +416,3 @@ def test_every_sleeping_worker_gets_its_share_of_a_crowd(server: Any, redis: Red
         wait_until(lambda: len(lines(started)) == 4, timeout=10, what="all four to run at once")
         gate.touch()
         wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs))
-
-
-# -- the part alone ----------------------------------------------------------------------------------------------------
-
-
-class Alone:
-    """``Claiming`` with stand-ins for the other parts of the parent."""
-
-    def __init__(self) -> None:
-        self.slot = SimpleNamespace(free=True, spare=False, reserved=False)
-        self.slots: Any = Slots([self.slot])
-        self.outcomes: list[str] = []
-        self.put_back: list[list[str]] = []
-        parent: Any = SimpleNamespace(worker=SimpleNamespace(queues=[]))
-        wakeup: Any = SimpleNamespace(awake=True)
-        outcomes: Any = self.outcomes
-        nothing: Any = lambda *_: None
-        stopping = lambda: False
-        self.claiming: Any = Claiming(
-            parent, self.slots, outcomes, wakeup, None, stopping, nothing, nothing, False, nothing
-        )
-        self.claiming._push_back = lambda claims: self.put_back.append([claim.job_id for claim in claims])
-
-
-class Slots(list[Any]):
-    """Slots without horses."""
-
-    starting: tuple[Any, ...] = ()
-    tasks: tuple[Any, ...] = ()
-
-
-def test_nothing_is_claimed_while_outcomes_wait() -> None:
-    """An outcome that did not fit into a commit is sent before its slot gets a job, whose notes it would clear."""
-    alone = Alone()
-    assert alone.claiming.due
-    alone.outcomes.append("one more than fits")
-    assert not alone.claiming.due
-    alone.outcomes.clear()
-    assert alone.claiming.due
-
-
-def test_jobs_whose_claims_were_lost_are_counted_within_bounds() -> None:
-    """A worker whose claims are lost again and again, of other jobs each time, does not remember them all."""
-    alone = Alone()
-    for number in range(3000):
-        alone.claiming._on_unanswered([SimpleNamespace(job_id=f"job-{number}")])
-    assert len(alone.put_back) == 3000
-    assert len(alone.claiming._unanswered) <= 1001

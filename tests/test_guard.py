@@ -31,8 +31,9 @@ from rq_pooled.config import Settings
 from rq_pooled.connection.options import make_connection
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
+from rq_pooled.log_lines import WorkerLog
 from rq_pooled.parent.command_connection import CommandConnection
-from rq_pooled.parent.guard import EVENTS, Guarding
+from rq_pooled.parent.guard import EVENTS, Guard
 from rq_pooled.pool import Pool
 from rq_pooled.store.scripts import STARTING, Scripts
 from rq_pooled.worker.admission import Admission
@@ -159,13 +160,14 @@ def test_of_two_that_took_the_last_place_the_later_gives_way(
     with Crowd(server.url) as crowd:
 
         def open_rest() -> None:
+            # Else it had reserved before, and what connects now is no worker that starts.
             if came_first:
-                reserve()  # else it had reserved before, and what connects now is nobody that starts
+                reserve()
             crowd.grow(10 - other.info("clients")["connected_clients"] + 1)
 
-        admission = Admission(
-            settings, scripts, command, command.connect, open_rest, command.close, logging.getLogger("test"), "w"
-        )
+        log = WorkerLog(logging.getLogger("test"), "w")
+        context: Any = SimpleNamespace(settings=settings, scripts=scripts, command=command, log=log, lease=None)
+        admission = Admission(context, command.connect, open_rest, command.close)
         command.connect()
         if not came_first:
             reserve()
@@ -488,14 +490,14 @@ def test_the_brake_is_engaged_at_stop_and_released_below() -> None:
     parent: Any = SimpleNamespace(
         settings=Settings(),
         brake=brake,
-        name="w",
-        log=logging.getLogger("rq.worker"),
+        identity=SimpleNamespace(name="w"),
+        log=WorkerLog(logging.getLogger("rq.worker"), "w"),
         loop=SimpleNamespace(call_later=lambda *_: None),
         command=SimpleNamespace(submit=lambda *_: None),
         scripts=Scripts(),
         ledger=SimpleNamespace(token="token"),
     )
-    guarding = Guarding(parent)
+    guarding = Guard(parent)
     for connected, engaged, tight in ((50, False, False), (85, False, True), (97, True, True), (50, False, False)):
         guarding._judge(connected, 100)
         assert (brake.engaged, brake.tight) == (engaged, tight), connected

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +16,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
 
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.parent.committer import Outcomes
-from rq_pooled.parent.heartbeat import Upkeep
-from rq_pooled.parent.slots import Slot, Task
+from rq_pooled.log_lines import WorkerLog
+from rq_pooled.parent.committer import Committer
+from rq_pooled.parent.events import Events
+from rq_pooled.parent.heartbeat import Heartbeat
+from rq_pooled.parent.slot import Slot, Task
 from rq_pooled.store.counters import Counters
 
 
@@ -36,14 +39,13 @@ class NoSlots(list[Slot]):
 
 
 def parent_of(ours: Engine) -> Any:
-    """What Outcomes needs of the parent: the real ledger and connection, without loop and horses."""
+    """What a committer needs of the parent: the real ledger and connection, without loop and horses."""
     return SimpleNamespace(
         ledger=ours.ledger,
         command=ours.command,
         settings=ours.settings,
         counters=Counters(),
-        log=logging.getLogger("rq.worker"),
-        name="w",
+        log=WorkerLog(logging.getLogger("rq.worker"), "w"),
     )
 
 
@@ -53,10 +55,8 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
     for name in "abc":
         queue.enqueue("math.factorial", 3, job_id=name)
     first, broken, last = ours.claim("w", "x", "y").claims
-    tasks: list[Task] = []
-    outcomes = Outcomes(
-        parent_of(ours), tasks.append, lambda _slot, _message: None, lambda: None, lambda: False, lambda _reason: None
-    )
+    tasks: deque[Task] = deque()
+    outcomes = Committer(parent_of(ours), Events(), tasks=tasks, burst=False)
     lie = finished(broken, ("INCR", "never"))
     lie.commands = (lie.commands[0] + 1, lie.commands[1])  # one command more than there is: the script runs off the end
     for outcome in (finished(first), lie, finished(last)):
@@ -75,17 +75,11 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
 def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redis) -> None:
     """A horse that has taken the place of a dead one is not told what became of the other's outcome."""
     told: list[Any] = []
-    outcomes = Outcomes(
-        parent_of(ours),
-        lambda _task: None,
-        lambda *words: told.append(words),
-        lambda: None,
-        lambda: False,
-        lambda _reason: None,
-    )
+    outcomes = Committer(parent_of(ours), Events(), tasks=deque(), burst=False)
     for name in "ab":
         Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
-    waiting, gone = Slot("w"), Slot("x")
+    horses: Any = ("horse of w", "horse of x")
+    waiting, gone = (Slot(name, lambda *words: told.append(words), horse=horse) for name, horse in zip("wx", horses))
     for slot, claim in zip((waiting, gone), ours.claim("w", "x").claims):
         slot.task = Task("perform", claim)
         outcome = finished(claim)
@@ -94,19 +88,12 @@ def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redi
     gone.task = Task("perform", None)
     exchange = outcomes.commit()
     exchange.on_replies(ours.command.execute(exchange.commands))
-    assert told == [(waiting, ("committed", True))]
+    assert told == [("horse of w", ("committed", True))]
 
 
 def test_commits_that_were_lost_together_are_sent_in_their_order(ours: Engine, redis: Redis) -> None:
     """Of several commits that a lost connection took along, what ended first is recorded first."""
-    outcomes = Outcomes(
-        parent_of(ours),
-        lambda _task: None,
-        lambda _slot, _message: None,
-        lambda: None,
-        lambda: False,
-        lambda _reason: None,
-    )
+    outcomes = Committer(parent_of(ours), Events(), tasks=deque(), burst=False)
     for name in "abc":
         Queue(connection=redis).enqueue("math.factorial", 3, job_id=name)
     for claim in ours.claim("w", "x", "y").claims:
@@ -123,10 +110,13 @@ def test_claims_whose_outcomes_wait_are_renewed(ours: Engine, redis: Redis) -> N
     redis.zadd("rq_pooled:leases:default", {claim.member: 1})
     parent = parent_of(ours)
     parent.lease, parent.scripts, parent.listen = None, ours.scripts, SimpleNamespace(connected=True)
-    parent.worker = SimpleNamespace(worker_ttl=420, queue_names=list)
+    parent.identity = SimpleNamespace(name="w", ttl=480, queue_names=[])
     slots: Any = NoSlots()
-    unknown: list[int] = []
-    upkeep = Upkeep(parent, slots, lambda: [claim], lambda: False, lambda: unknown.append(1), lambda: None, None)
-    exchange = upkeep.heartbeat()
+    events, unknown = Events(), list[int]()
+    events.claims_unknown.append(lambda: unknown.append(1))
+    committer = Committer(parent, events, tasks=deque(), burst=False)
+    committer.add(finished(claim))
+    heartbeat = Heartbeat(parent, events, slots=slots, committer=committer, multiplexer=None)
+    (exchange,) = heartbeat.exchanges()
     exchange.on_replies(ours.command.execute(exchange.commands))
     assert redis.zscore("rq_pooled:leases:default", claim.member) > time.time() and not unknown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import select
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,9 @@ import pytest
 from rq import Queue
 
 import rq_pooled.parent.slots as slots_module
-from rq_pooled.parent.slots import Slot, Slots, Task
+from rq_pooled.log_lines import WorkerLog
+from rq_pooled.parent.slot import Slot, Task
+from rq_pooled.parent.slots import Slots
 from rq_pooled.process.channel import ChildChannel
 from rq_pooled.process.event_loop import Loop
 from rq_pooled.store.claim import Claim
@@ -48,13 +51,19 @@ class Stable:
             loop=self.loop,
             settings=SimpleNamespace(kill_grace=0.1),
             counters=Counters(),
-            log=logging.getLogger("rq.worker"),
-            name=names[0],
-            worker=SimpleNamespace(queue_class=Queue),
+            log=WorkerLog(logging.getLogger("rq.worker"), names[0]),
+            identity=SimpleNamespace(name=names[0], names=names, default_timeout=Queue.DEFAULT_TIMEOUT),
             command=nothing,
             listen=nothing,
         )
-        self.slots = Slots(parent, names, run_horse, None, self.outcomes.append, lambda *_: None)
+        self.slots = Slots(
+            parent,
+            tasks=deque(),
+            run_horse=run_horse,
+            multiplexer=None,
+            on_outcome=self.outcomes.append,
+            on_request=lambda *_: None,
+        )
         self.slots.start()
         self.until(lambda: all(slot.ready for slot in self.slots))
 

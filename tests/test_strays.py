@@ -21,7 +21,8 @@ from support import WorkerProcess, running_worker, wait_until
 from rq_pooled.capacity import strays
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.parent.guard import Guarding
+from rq_pooled.log_lines import WorkerLog
+from rq_pooled.parent.guard import Guard
 from rq_pooled.process.event_loop import Loop
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux's /proc")
@@ -201,11 +202,11 @@ def test_malformed_and_large_tables(tmp_path: Path) -> None:
 
 
 @contextmanager
-def guarding_of(allowed: int = 0) -> Iterator[Guarding]:
+def guarding_of(allowed: int = 0) -> Iterator[Guard]:
     """Return a guard without a server, and thus without a look of its own."""
-    parent: Any = SimpleNamespace(settings=Settings(), name="w", log=logging.getLogger("test"), loop=Loop())
+    parent: Any = SimpleNamespace(settings=Settings(), log=WorkerLog(logging.getLogger("test"), "w"), loop=Loop())
     parent.command, parent.brake = SimpleNamespace(connected=False), SimpleNamespace()
-    yield Guarding(parent, allowed=allowed)
+    yield Guard(parent, allowed=allowed)
     parent.loop.close()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,8 +23,10 @@ from support import keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.connection.away import NotSent, ServerAway
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.parent.committer import BLAMED_FROM, MAX_COMMIT, MAX_LOSSES, Outcomes
-from rq_pooled.parent.slots import Task
+from rq_pooled.log_lines import WorkerLog
+from rq_pooled.parent.committer import BLAMED_FROM, MAX_COMMIT, MAX_LOSSES, Committer
+from rq_pooled.parent.events import Events
+from rq_pooled.parent.slot import Task
 from rq_pooled.store.counters import Counters
 
 MB = 1024 * 1024
@@ -98,19 +101,16 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
         yield one
 
 
-def outcomes_of(ours: Engine, tasks: list[Task]) -> Outcomes:
+def outcomes_of(ours: Engine, tasks: deque[Task]) -> Committer:
     """The outcomes of a parent without loop and horses."""
     parent: Any = SimpleNamespace(
         ledger=ours.ledger,
         command=ours.command,
         settings=ours.settings,
         counters=Counters(),
-        log=logging.getLogger("rq.worker"),
-        name="w",
+        log=WorkerLog(logging.getLogger("rq.worker"), "w"),
     )
-    return Outcomes(
-        parent, tasks.append, lambda _slot, _message: None, lambda: None, lambda: False, lambda _reason: None
-    )
+    return Committer(parent, Events(), tasks=tasks, burst=False)
 
 
 @pytest.mark.parametrize("size", [100, BLAMED_FROM + 1])
@@ -123,7 +123,7 @@ def test_only_what_may_be_the_reason_is_given_up(ours: Engine, redis: Redis, siz
     for name in "abc":
         Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
     first, large, last = ours.claim("w", "x", "y").claims
-    tasks: list[Task] = []
+    tasks: deque[Task] = deque()
     outcomes = outcomes_of(ours, tasks)
     for outcome in (finished(first), finished(large, ("SET", "text", "x" * size)), finished(last)):
         outcomes.add(outcome)
@@ -146,7 +146,7 @@ def test_more_outcomes_than_one_commit_takes_are_all_recorded(ours: Engine, redi
     for number in range(MAX_COMMIT + 10):
         Queue(connection=redis).enqueue(jobs.nothing, job_id=f"j{number}")
         claims += ours.claim("w").claims
-    outcomes = outcomes_of(ours, [])
+    outcomes = outcomes_of(ours, deque())
     for claim in claims:
         outcomes.add(finished(claim))
     for number in (MAX_COMMIT, 10):
@@ -164,7 +164,7 @@ def test_a_commit_that_is_refused_as_a_whole_is_sent_one_by_one(ours: Engine, re
     """
     for name in "abc":
         Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
-    tasks: list[Task] = []
+    tasks: deque[Task] = deque()
     outcomes = outcomes_of(ours, tasks)
     for claim in ours.claim("w", "x", "y").claims:
         outcomes.add(finished(claim))

@@ -5,7 +5,7 @@ Each step is one bounded page, so that neither the server nor this worker's loop
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -13,8 +13,9 @@ from rq.utils import now, utcformat
 
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..wire import Command
-from .context import Parent
+from .context import Context
 from .exchange import Exchange
+from .heartbeat import Heartbeat
 
 #: Seconds between looks at the intermediate lists, and after which an id there was left: it is rescued 45 seconds after
 #: it was left at the latest, and RQ would fail it after 60.
@@ -30,17 +31,17 @@ ENDS = ("0", "-1")
 REGISTRIES = ("finished", "deferred", "canceled")
 
 
-class Orphans:
-    """Says when something is due, and makes the exchange.
+class Cleaner:
+    """Goes through lists and keys in rounds, a page at a time.
 
     Args:
-        parent: as the name says.
-        settled: tells whether this worker may judge others, see Stalls.
+        context: as the name says.
+        heartbeat: says whether this worker may judge others.
     """
 
-    def __init__(self, parent: Parent, settled: Callable[[], bool]) -> None:
-        self._parent = parent
-        self._settled = settled
+    def __init__(self, context: Context, *, heartbeat: Heartbeat) -> None:
+        self._context = context
+        self._heartbeat = heartbeat
         self._intermediate_due = False
         self._pages: Iterator[None] = iter(())
         self._page: Exchange | None = None
@@ -51,9 +52,9 @@ class Orphans:
 
     def start(self) -> None:
         """Begin."""
-        loop = self._parent.loop
+        loop = self._context.loop
         loop.call_every(INTERMEDIATE_INTERVAL, self._on_interval)
-        loop.call_every(max(1, self._parent.worker.maintenance_interval), self._begin_round)
+        loop.call_every(self._context.identity.maintenance_interval, self._begin_round)
 
     @property
     def due(self) -> bool:
@@ -63,44 +64,42 @@ class Orphans:
     def _on_interval(self) -> None:
         self._intermediate_due = True
 
-    def exchange(self) -> Exchange:
+    def exchanges(self) -> list[Exchange]:
         """Return the next exchange."""
         if self._intermediate_due:
             self._intermediate_due = False
-            return self._intermediate()
+            return [self._intermediate()]
         assert self._page is not None
         page, self._page = self._page, None
-        return page
+        return [page]
 
     # -- intermediate lists --------------------------------------------------------------------------------------
 
     def _intermediate(self) -> Exchange:
-        parent = self._parent
-        keys = [queue.key for queue in parent.worker.queues]
+        context = self._context
+        keys = context.identity.queue_keys
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                parent.log.error("Worker %s: cannot look at intermediate queues: %s", parent.name, replies[0])
+                context.log.error("cannot look at intermediate queues: %s", replies[0])
                 return
             rescued = [
                 (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE)) for job_id, key, back in replies[0] if back
             ]
             for job_id, key in rescued:
-                parent.log.warning(
-                    "Worker %s: job %s was left in %s:intermediate; put back into its queue", parent.name, job_id, key
-                )
+                context.log.warning("job %s was left in %s:intermediate; put back into its queue", job_id, key)
             for job_id, key, queued in replies[1] if not isinstance(replies[1], ResponseError) else ():
                 if queued:
                     words = (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE))
-                    parent.log.warning("Worker %s: dependent job %s was left ready; put into %s", parent.name, *words)
+                    context.log.warning("dependent job %s was left ready; put into %s", *words)
 
-        ready = parent.scripts.ready(keys, INTERMEDIATE_AGE, utcformat(now()))
-        return Exchange([parent.scripts.intermediate(keys, INTERMEDIATE_AGE), ready], on_replies)
+        ready = context.scripts.ready(keys, INTERMEDIATE_AGE, utcformat(now()))
+        return Exchange([context.scripts.intermediate(keys, INTERMEDIATE_AGE), ready], on_replies)
 
     # -- entries without a job -----------------------------------------------------------------------------------
 
     def _begin_round(self) -> None:
-        if self._settled() and not self._in_round:
+        if self._heartbeat.settled() and not self._in_round:
             self._in_round = True
             self._removed = 0
             self._pages = self._round()
@@ -108,12 +107,12 @@ class Orphans:
 
     def _round(self) -> Iterator[None]:
         """Prepare one page after the other; each ends when its reply has come."""
-        scripts, owner = self._parent.scripts, self._parent.ledger.token
+        scripts, owner = self._context.scripts, self._context.ledger.token
         # Longer than any pause between two pages; it keeps others from beginning a round of their own, too.
-        lock_ttl = max(2, int(self._parent.worker.maintenance_interval * 0.9))
-        for queue in self._parent.worker.queues:
+        lock_ttl = max(2, int(self._context.identity.maintenance_interval * 0.9))
+        for queue in self._context.identity.queue_names:
             for name in REGISTRIES:
-                registry, self._cursor = f"rq:{name}:{queue.name}", ""
+                registry, self._cursor = f"rq:{name}:{queue}", ""
                 while self._cursor not in ENDS:
                     cursor = self._cursor or "0"
                     self._prepare(scripts.ghosts(registry, cursor, PAGE, owner, lock_ttl))
@@ -127,26 +126,24 @@ class Orphans:
             if self._cursor == "0":
                 break
         if self._removed:
-            self._parent.log.info(
-                "Worker %s: removed %d registry entries and executions without a job", self._parent.name, self._removed
-            )
+            self._context.log.info("removed %d registry entries and executions without a job", self._removed)
 
     def _prepare(self, command: Command) -> None:
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError) and is_wrong_type(replies[0]):
                 # One registry is something else: the others are cleaned up.
-                self._parent.log.error("Worker %s: a registry is not cleaned up: %s", self._parent.name, replies[0])
+                self._context.log.error("a registry is not cleaned up: %s", replies[0])
                 self._cursor = ENDS[0]
-                self._parent.loop.call_later(PAUSE, self._next_page)
+                self._context.loop.call_later(PAUSE, self._next_page)
                 return
             if isinstance(replies[0], ResponseError):
-                self._parent.log.error("Worker %s: clean-up given up: %s", self._parent.name, replies[0])
+                self._context.log.error("clean-up given up: %s", replies[0])
                 self._end_round()
                 return
             cursor, removed = replies[0]
             self._cursor = cursor.decode()
             self._removed += removed
-            self._parent.loop.call_later(PAUSE, self._next_page)
+            self._context.loop.call_later(PAUSE, self._next_page)
 
         self._page = Exchange([command], on_replies, lambda _error: self._end_round())
 

@@ -1,4 +1,4 @@
-"""The parent's connection of the role ``command``: it carries every script, and nobody waits for its replies.
+"""The parent's connection of the role ``command``: it carries every script, and the parent never waits for replies.
 
 The replies come back through the selector. There is no pool here.
 """
@@ -89,7 +89,8 @@ class CommandConnection:
 
     def submit(self, *exchanges: Exchange) -> None:
         """Send ``exchanges`` in one write; ``drain`` hands out the replies. Never raises for a lost connection."""
-        if self._connection is None:  # redis-py would reconnect by itself here, unnoticed
+        # Otherwise redis-py would reconnect by itself here, unnoticed.
+        if self._connection is None:
             for exchange in reversed(exchanges):
                 exchange.on_lost(NotSent("not connected"))
             return
@@ -121,10 +122,11 @@ class CommandConnection:
                     self._waiting_since = self.answered_at = time.monotonic()
                     self.answered = True
                     self._finish(exchange)
-                if self._connection is None:  # lost while a reply was being acted on
+                # Lost while a reply was being acted on.
+                if self._connection is None:
                     return RedisConnectionError("connection lost")
             if not self._in_flight and self._connection.can_read(0):
-                raise RedisConnectionError("the server sent what nobody asked for, or closed the connection")
+                raise RedisConnectionError("the server sent what was not asked for, or closed the connection")
         except (RedisError, OSError) as error:
             self.lose(error)
             return error
@@ -180,7 +182,8 @@ class CommandConnection:
         """Close, and tell everybody who waits for a reply."""
         self.close()
         waiting, self._in_flight, self._writes = list(self._in_flight), deque(), 0
-        for exchange in reversed(waiting):  # the newest first: who puts something back puts it in front
+        # The newest first: what is put back is put in front.
+        for exchange in reversed(waiting):
             exchange.on_lost(error)
 
     def server(self) -> tuple[str, int] | None:

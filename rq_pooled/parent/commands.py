@@ -5,23 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .context import Parent
-from .slots import Slot, Slots
+from .context import Context
+from .slot import Slot
+from .slots import Slots
 
 #: Seconds between two looks whether the reply to a claim has come.
 LOOK_AGAIN = 0.02
 
 
-class Control:
+class Commands:
     """Replaces RQ's handlers of commands, which know one horse and use signals.
 
     Args:
-        parent, slots: as the names say.
+        context, slots: as the names say.
         stop: begins a warm shutdown.
     """
 
-    def __init__(self, parent: Parent, slots: Slots, stop: Callable[[], None]) -> None:
-        self._parent = parent
+    def __init__(self, context: Context, *, slots: Slots, stop: Callable[[], None]) -> None:
+        self._context = context
         self._slots = slots
         self._stop = stop
 
@@ -32,7 +33,7 @@ class Control:
             channel: of the slot that it was sent to.
             payload: as rq.command made it.
         """
-        log, name = self._parent.log, payload.get("command")
+        log, name = self._context.log.logger, payload.get("command")
         slots = [slot for slot in self._slots.regular() if channel == f"rq:pubsub:{slot.name}"]
         if name == "shutdown":
             log.info("Received shutdown command")
@@ -42,7 +43,8 @@ class Control:
                 log.info("Received kill horse command%s", "" if slot.claim else "; not working, ignored")
                 if slot.claim is not None:
                     self._slots.kill(slot)
-        elif name == "stop-execution":  # of RQ 3
+        elif name == "stop-execution":
+            # Of RQ 3.
             self._stop_job(str(payload.get("job_id")), slots, str(payload.get("execution_id")))
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))
@@ -57,7 +59,8 @@ class Control:
                 slot.stopped = True
                 self._slots.kill(slot)
                 return
-        if any(slot.reserved for slot in slots):  # the server may say that the job is started before it tells us
-            self._parent.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots, execution_id))
+        # The server may say that the job is started before it tells us.
+        if any(slot.reserved for slot in slots):
+            self._context.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots, execution_id))
             return
-        self._parent.log.info("Not working on job %s, command ignored.", job_id)
+        self._context.log.logger.info("Not working on job %s, command ignored.", job_id)

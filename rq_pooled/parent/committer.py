@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from ..config.secrets import message_of
-from ..connection.away import NEEDED_RIGHTS, is_blamed, is_forbidden
+from ..connection.away import is_blamed, is_forbidden
 from ..store.claim import Claim
 from ..store.ledger import Outcome, flat
-from .context import Parent
+from .context import Context
+from .events import Events
 from .exchange import Exchange
-from .slots import Slot, Task
+from .forbidden import Forbidden
+from .slot import Task, send_receipt
 
 #: Outcomes in one commit, and bytes after which it takes no further one: whatever is sent next waits for it.
 MAX_COMMIT, MAX_COMMIT_BYTES = 50, 1024 * 1024
@@ -31,40 +32,24 @@ BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
 #: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
 #: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
-#: Seconds after which outcomes are sent again that the server's access control refuses, at first and at most, and after
-#: which that is said again.
-FORBIDDEN_FIRST, FORBIDDEN_RETRY, SAY_AGAIN = 0.5, 15.0, 300.0
 #: What commit.lua says of an outcome that needs a right which is missing, before it has done anything of it.
 NOTHING_DONE = "NOPERM this user has no permissions"
 
 
-class Outcomes:
+class Committer:
     """Holds outcomes until the server has recorded them.
 
     Args:
-        parent: as the name says.
-        add_task: has a horse do something about an outcome.
-        reply: tells a horse that waits for it what became of its outcome.
-        on_done: called when a job is over: recorded, or dropped because its claim is gone.
-        is_ending: tells whether the worker ends when nothing is under way any more.
-        on_given_up: called with the reason when outcomes were given up because the worker ends.
+        context, events: as the names say.
+        tasks: wait for horses; one is added where a horse has to do something about an outcome.
+        burst: the worker ends when nothing is under way any more, as it does once a shutdown has begun.
     """
 
-    def __init__(
-        self,
-        parent: Parent,
-        add_task: Callable[[Task], None],
-        reply: Callable[[Slot, tuple[Any, ...]], None],
-        on_done: Callable[[], None],
-        is_ending: Callable[[], bool],
-        on_given_up: Callable[[str], None],
-    ) -> None:
-        self._parent = parent
-        self._add_task = add_task
-        self._reply = reply
-        self._on_done = on_done
-        self._is_ending = is_ending
-        self._on_given_up = on_given_up
+    def __init__(self, context: Context, events: Events, *, tasks: deque[Task], burst: bool) -> None:
+        self._context = context
+        self._events = events
+        self._tasks = tasks
+        self._forbidden = Forbidden(context, events, burst=burst)
         self._waiting: deque[Outcome] = deque()
         #: Those with which the connection was lost: the server may close it at one of them, so each is sent alone.
         self._suspects: deque[Outcome] = deque()
@@ -75,26 +60,28 @@ class Outcomes:
         self._doubtful: list[Outcome] = []
         #: So many commits take one outcome each.
         self._singly = 0
-        #: Times in a row that the access control refused, since when, when that was said last, and a pause until then.
-        self._forbidden, self._forbidden_since, self._said_at, self._paused_until = 0, 0.0, 0.0, 0.0
-
-    @property
-    def due(self) -> bool:
-        """Tell whether a commit is to be sent now."""
-        return bool(self) and (not self._forbidden or time.monotonic() >= self._paused_until)
-
-    @property
-    def forbidden(self) -> bool:
-        """Tell whether the server's access control refused what was sent last."""
-        return self._forbidden > 0
+        #: A commit has been sent, and not answered yet.
+        self.under_way = False
+        events.server_lost.append(self._note_away)
+        events.server_back.append(self._send_again)
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._suspects)
 
     @property
+    def due(self) -> bool:
+        """Tell whether outcomes wait that may be sent together with other things."""
+        return bool(self._waiting) and not self._forbidden.paused
+
+    @property
     def singled_out(self) -> bool:
         """Tell whether the next commit is to be sent alone: only what may cost the connection waits."""
-        return bool(self._suspects) and not self._waiting
+        return bool(self._suspects) and not self._waiting and not self._forbidden.paused
+
+    @property
+    def forbidden(self) -> bool:
+        """Tell whether the server's access control refused what was sent last."""
+        return bool(self._forbidden)
 
     def add(self, outcome: Outcome) -> None:
         """Take an outcome; it is sent with the next commit."""
@@ -108,24 +95,28 @@ class Outcomes:
         """Return the claims that wait to be committed."""
         return [outcome.claim for outcome in (*self._waiting, *self._suspects)]
 
-    def note_away(self) -> None:
+    def _note_away(self, _error: Exception) -> None:
         """Note that the server is lost: what it recorded last, before that could be noticed, is sent again later."""
-        settings = self._parent.settings
+        settings = self._context.settings
         noticed_after = settings.heartbeat_interval + settings.socket_timeout
         self._forget(time.monotonic() - KEPT_FOR - noticed_after)
         self._doubtful += [outcome for _, _, outcome in self._recorded]
         self._recorded.clear()
         self._recorded_bytes = 0
 
-    def send_again(self) -> None:
+    def _send_again(self) -> None:
         """Send what was recorded last once more: the server has been away. The fence makes it harmless."""
         self._waiting.extendleft(reversed(self._doubtful))
         self._doubtful.clear()
 
+    def exchanges(self) -> list[Exchange]:
+        """Return the commit that is due."""
+        return [self.commit()]
+
     def commit(self) -> Exchange:
         """Return the exchange that records what waits."""
-        source = self._suspects if self.singled_out else self._waiting
-        most = MAX_COMMIT if self._singly == 0 and not self.singled_out else 1
+        source = self._waiting or self._suspects
+        most = MAX_COMMIT if self._singly == 0 and self._waiting else 1
         batch: list[Outcome] = []
         size = 0
         while source and len(batch) < most and size < MAX_COMMIT_BYTES:
@@ -134,14 +125,17 @@ class Outcomes:
         self._singly = max(0, self._singly - 1)
         for outcome in batch:
             outcome.attempts += 1
+        self.under_way = True
 
         def on_replies(replies: list[Any]) -> None:
+            self.under_way = False
             results = replies[0]
             if isinstance(results, ResponseError):
                 if is_forbidden(results):
                     self._on_forbidden(batch, str(results))
                     return
-                if len(batch) > 1:  # refused as a whole: whoever is to blame must not harm the others
+                # Refused as a whole: the one to blame must not harm the others.
+                if len(batch) > 1:
                     self._singly = len(batch)
                     self._waiting.extendleft(reversed(batch))
                     return
@@ -151,68 +145,49 @@ class Outcomes:
             refused = [outcome for outcome, word in zip(batch, words) if word.startswith(NOTHING_DONE)]
             if refused:
                 self._on_forbidden(refused, next(word for word in words if word.startswith(NOTHING_DONE)))
-            elif self._forbidden:
-                self._on_allowed()
+            else:
+                self._forbidden.end()
             for outcome, word in zip(batch, words):
                 if word.startswith(NOTHING_DONE):
                     continue
-                if outcome.again:  # should it have got dependents since, it is put back as an unknown claim
+                # Should it have got dependents since, it is put back as an unknown claim.
+                if outcome.again:
                     recorded_again += word == "ok"
                 else:
                     self._on_result(outcome, word)
             if recorded_again:
-                self._parent.log.warning(
-                    "Worker %s: the server had lost %d outcomes that it acknowledged; they are recorded again",
-                    self._parent.name,
-                    recorded_again,
+                self._context.log.warning(
+                    "the server had lost %d outcomes that it acknowledged; they are recorded again", recorded_again
                 )
 
         def on_lost(error: Exception) -> None:
+            self.under_way = False
             if is_blamed(error):
                 self._on_lost(batch, error)
             else:
                 self._waiting.extendleft(reversed(batch))
 
-        return Exchange([self._parent.ledger.commit(batch)], on_replies, on_lost)
-
-    def _on_allowed(self) -> None:
-        self._forbidden, self._said_at = 0, 0.0
-        self._parent.log.info("Worker %s: recording outcomes again", self._parent.name)
+        return Exchange([self._context.ledger.commit(batch)], on_replies, on_lost)
 
     def _on_forbidden(self, refused: list[Outcome], reason: str) -> None:
         """Keep outcomes until the user may record them, and take no jobs meanwhile, unless the worker ends."""
-        now, name, log = time.monotonic(), self._parent.name, self._parent.log
-        reason = message_of(reason).rstrip(".")
-        if not self._forbidden:
-            self._forbidden_since = now
-        self._forbidden += 1
-        if self._is_ending() and now - self._forbidden_since > self._parent.settings.guard_wait:
-            for outcome in refused:
-                self._receipt(outcome, False)
-                if not outcome.again:
-                    self._give_up(outcome)
-            waited = now - self._forbidden_since
-            self._on_given_up(f"cannot record outcomes: {reason}; tried for {waited:.0f} s (GUARD_WAIT)")
+        if self._forbidden.add(len(refused), reason):
+            self._waiting.extendleft(reversed(refused))
             return
-        self._waiting.extendleft(reversed(refused))
-        if not self._said_at or now - self._said_at >= SAY_AGAIN:
-            self._said_at = now
-            text = "Worker %s: cannot record outcomes of %d jobs: %s; taking no jobs until it can; %s"
-            log.error(text, name, len(refused), reason, NEEDED_RIGHTS)
-        pause = min(FORBIDDEN_FIRST * 2 ** min(self._forbidden - 1, 10), FORBIDDEN_RETRY)
-        self._paused_until = now + pause
-        self._parent.loop.call_later(pause, lambda: None)  # the loop's next turn sends it
+        for outcome in refused:
+            self._receipt(outcome, False)
+            if not outcome.again:
+                self._give_up(outcome.claim)
 
-    def _give_up(self, outcome: Outcome) -> None:
-        claim = outcome.claim
-        self._parent.log.error(
-            "Worker %s: giving up on recording job %s; it runs again when its lease is over",
-            claim.worker_name,
+    def _give_up(self, claim: Claim) -> None:
+        self._context.log.error(
+            "giving up on recording job %s; it runs again when its lease is over",
             claim.job_id,
+            worker=claim.worker_name,
         )
         # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
-        self._parent.command.submit(Exchange([self._parent.ledger.forget(claim)]))
-        self._on_done()
+        self._context.command.submit(Exchange([self._context.ledger.forget(claim)]))
+        self._events.job_done()
 
     def _on_lost(self, batch: list[Outcome], error: Exception) -> None:
         """Suspect what was on its way when the connection was lost, and give up what was so too often, alone."""
@@ -230,13 +205,13 @@ class Outcomes:
             reason = (
                 f"the connection was lost {outcome.losses} times while its {outcome.size()} bytes were sent "
                 f"({message_of(error)}): keep large results elsewhere, or raise the server's client-query-buffer-limit "
-                "and "
-                "proto-max-bulk-len"
+                "and proto-max-bulk-len"
             )
             if outcome.again:
-                self._parent.log.error("Worker %s: job %s: %s", self._parent.name, outcome.claim.job_id, reason)
+                self._context.log.error("job %s: %s", outcome.claim.job_id, reason)
             else:
-                outcome.refusals = max(1, outcome.refusals)  # it has been tried again
+                # It has been tried again.
+                outcome.refusals = max(1, outcome.refusals)
                 self._on_refused(outcome, reason)
 
     def _on_result(self, outcome: Outcome, result: str) -> None:
@@ -245,20 +220,21 @@ class Outcomes:
             # It has dependents. Who waits for the record goes on waiting.
             changes = outcome.changes + 1
             arguments = (changes > MAX_CHANGES, outcome.status, *flat(outcome.commands))
-            self._add_task(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
+            self._tasks.append(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
-            if result == "lost" and outcome.attempts == 1:  # sent again after a lost reply, it had been recorded
-                self._parent.counters.lost_claims += 1
-                self._parent.log.warning(
-                    "Worker %s: outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
-                    claim.worker_name,
+            # Sent again after a lost reply, it had been recorded.
+            if result == "lost" and outcome.attempts == 1:
+                self._context.counters.lost_claims += 1
+                self._context.log.warning(
+                    "outcome of job %s dropped: its claim is gone (cancelled, deleted or handed on)",
                     claim.job_id,
+                    worker=claim.worker_name,
                 )
             else:
-                self._parent.counters.recorded(outcome.status, outcome.commands[1].data)
+                self._context.counters.recorded(outcome.status, outcome.commands[1].data)
             self._receipt(outcome, result == "ok" or outcome.attempts > 1)
             self._keep(outcome)
-            self._on_done()
+            self._events.job_done()
         else:
             self._on_refused(outcome, result)
 
@@ -275,26 +251,23 @@ class Outcomes:
 
     def _on_refused(self, outcome: Outcome, reason: str) -> None:
         """Try an outcome that the server refused once more, then fail its job alone, with the reason."""
-        claim, log = outcome.claim, self._parent.log
+        claim, log = outcome.claim, self._context.log
         outcome.refusals += 1
         text = f"The outcome could not be recorded: {reason}"
-        log.error("Worker %s: job %s: %s", claim.worker_name, claim.job_id, text)
+        log.error("job %s: %s", claim.job_id, text, worker=claim.worker_name)
         if outcome.refusals == 1:
             self._waiting.append(outcome)
             return
         self._receipt(outcome, False)
         if outcome.refusals >= MAX_REFUSALS:
-            self._give_up(outcome)
+            self._give_up(claim)
         elif outcome.status == "failed":
-            bare = self._parent.ledger.bare_failure(claim, text)
+            bare = self._context.ledger.bare_failure(claim, text)
             bare.refusals = outcome.refusals
             self._waiting.append(bare)
         else:
-            self._add_task(Task("fail", claim, (text,)))
+            self._tasks.append(Task("fail", claim, (text,)))
 
     def _receipt(self, outcome: Outcome, recorded: bool) -> None:
-        if outcome.receipt_for is not None:
-            slot, task = outcome.receipt_for
-            outcome.receipt_for = None
-            if slot.task is task:  # else its horse has died meanwhile
-                self._reply(slot, ("committed", recorded))
+        receipt_for, outcome.receipt_for = outcome.receipt_for, None
+        send_receipt(receipt_for, recorded)

@@ -22,7 +22,7 @@ from ..capacity.level import ASK_LIMIT, Level, level_of, read_info, read_limit
 from ..capacity.trend import TREND_SECONDS, Sample, trend
 from ..monitoring.guard import holders, ours_and_others
 from ..store.scripts import STATS
-from .context import Parent
+from .context import Context
 from .exchange import Exchange
 
 #: PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
@@ -36,21 +36,21 @@ _SOON = 1.0
 _SLICE = 0.002
 
 
-class Guarding:
+class Guard:
     """Watches how full the server is; at ``stop`` it engages the brake, so that horses open nothing new.
 
     Args:
-        parent: as the name says.
+        context: as the name says.
         horses: returns the pids of the horses.
         allowed: connections to the server that each horse may have of its own.
     """
 
-    def __init__(self, parent: Parent, horses: Callable[[], Sequence[int]] = list, allowed: int = 0) -> None:
-        self._parent = parent
+    def __init__(self, context: Context, *, horses: Callable[[], Sequence[int]] = list, allowed: int = 0) -> None:
+        self._context = context
         self._horses = horses
         self._allowed = allowed
-        self._settings = parent.settings
-        self._maxclients = parent.settings.guard_maxclients
+        self._settings = context.settings
+        self._maxclients = context.settings.guard_maxclients
         self._level = Level(None, None, "ok")
         self._blind = False
         #: A look is to come soon; the one that is under way is not one of those at the usual interval.
@@ -65,24 +65,24 @@ class Guarding:
         """Look at once, and at each interval."""
         os.register_at_fork(after_in_child=self._end_search)
         self._look()
-        self._parent.loop.call_every(self._settings.guard_interval, self._look)
-        self._parent.brake.on_opening = self._look_soon
+        self._context.loop.call_every(self._settings.guard_interval, self._look)
+        self._context.brake.on_opening = self._look_soon
 
     def _look_soon(self) -> None:
         """Look once more: after a connection was opened, and as long as the server is fuller than it should be."""
         if not self._soon:
             self._soon = True
-            self._parent.loop.call_later(min(_SOON, self._settings.guard_interval), self._look_now)
+            self._context.loop.call_later(min(_SOON, self._settings.guard_interval), self._look_now)
 
     def _look_now(self) -> None:
         self._soon, self._extra = False, True
-        if self._parent.command.connected and not self._blind:
-            self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
+        if self._context.command.connected and not self._blind:
+            self._context.command.submit(Exchange([("INFO", "clients")], self._on_info))
 
     def _look(self) -> None:
-        if self._parent.command.connected and not self._blind:
-            self._parent.command.submit(Exchange([("INFO", "clients")], self._on_info))
-        if self._parent.command.connected and self._search is None:
+        if self._context.command.connected and not self._blind:
+            self._context.command.submit(Exchange([("INFO", "clients")], self._on_info))
+        if self._context.command.connected and self._search is None:
             self._look_for_strays()
 
     def _on_info(self, replies: list[Any]) -> None:
@@ -99,49 +99,46 @@ class Guarding:
             self._maxclients = read_limit(replies[0]) or self._maxclients
             self._judge(connected, self._maxclients)
 
-        self._parent.command.submit(Exchange([ASK_LIMIT], on_config))
+        self._context.command.submit(Exchange([ASK_LIMIT], on_config))
 
     def _judge(self, connected: int | None, maxclients: int | None) -> None:
         before, self._level = self._level, level_of(self._settings, connected, maxclients, self._level.name)
-        if connected is None or not maxclients:  # said at the start already, see Admission
+        # The log said so at the start already, see Admission.
+        if connected is None or not maxclients:
             self._blind = True
-            self._parent.brake.engaged = self._parent.brake.tight = False  # nobody would ever release it
+            # Nothing would ever release it.
+            self._context.brake.engaged = self._context.brake.tight = False
             if before.share is not None:
-                self._parent.log.warning(
-                    "Worker %s: the server does not tell any more how many clients it has: it is not guarded from now "
-                    "on",
-                    self._parent.name,
+                self._context.log.warning(
+                    "the server does not tell any more how many clients it has: it is not guarded from now on"
                 )
             return
         extra, self._extra = self._extra, False
-        if (
-            self._samples and not extra
-        ):  # from the second look on: a worker that works for a moment leaves nothing behind
-            sample = self._parent.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
-            self._parent.command.submit(Exchange([sample]))
-        self._parent.brake.engaged = self._level.name == "stop"
-        self._parent.brake.tight = self._level.name in ("warn", "stop")
-        if self._parent.brake.tight and self._settings.guard_interval > _SOON:
+        # From the second look on: a worker that works for a moment leaves nothing behind.
+        if self._samples and not extra:
+            sample = self._context.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
+            self._context.command.submit(Exchange([sample]))
+        self._context.brake.engaged = self._level.name == "stop"
+        self._context.brake.tight = self._level.name in ("warn", "stop")
+        if self._context.brake.tight and self._settings.guard_interval > _SOON:
             self._look_soon()
         if self._level.name != before.name:
             self._on_change(before.name)
-        if not extra:  # those count looks at the usual interval
+        # Those count looks at the usual interval.
+        if not extra:
             self._look_for_leak(Sample(time.monotonic(), connected, maxclients))
 
     def _on_change(self, before: str) -> None:
-        level, log, name = self._level, self._parent.log, self._parent.name
+        level, log = self._level, self._context.log
         if level.name == "ok":
-            log.info("Worker %s: guard ok: %s", name, level)
+            log.info("guard ok: %s", level)
             self._announce(level.name, None)
         elif level.name == "warn" and before == "stop":
-            log.info("Worker %s: guard warn: %s; connections may be opened again", name, level)
+            log.info("guard warn: %s; connections may be opened again", level)
             self._announce(level.name, None)
         else:
             effect = "; nothing new is opened" if level.name == "stop" else ""
-            self._announce(
-                level.name,
-                lambda held: log.warning("Worker %s: guard %s: %s%s%s", name, level.name, level, effect, held),
-            )
+            self._announce(level.name, lambda held: log.warning("guard %s: %s%s%s", level.name, level, effect, held))
 
     def _look_for_leak(self, sample: Sample) -> None:
         samples = self._samples
@@ -151,13 +148,15 @@ class Guarding:
         grown = trend(samples)
         if grown.steady and not self._leaking:
             left = grown.minutes_left(sample.connected, sample.maxclients)
-            log, name, level = self._parent.log, self._parent.name, self._level
+            log, level = self._context.log, self._level
             self._announce(
                 "leak",
                 lambda held: log.warning(
-                    "Worker %s: guard: the server's connections grow steadily, by %g a minute; %s, full in %g "
-                    "minutes%s",
-                    *(name, grown.per_minute, level, left, held),
+                    "guard: the server's connections grow steadily, by %g a minute; %s, full in %g minutes%s",
+                    grown.per_minute,
+                    level,
+                    left,
+                    held,
                 ),
             )
         self._leaking = grown.steady
@@ -165,7 +164,7 @@ class Guarding:
     # -- connections that jobs open past rq_pooled -----------------------------------------------------------------
 
     def _look_for_strays(self) -> None:
-        server = strays.peer(self._parent.command.fileno())
+        server = strays.peer(self._context.command.fileno())
         if server is not None:
             self._search = strays.look(self._horses(), server)
             self._go_on_searching()
@@ -182,7 +181,7 @@ class Guarding:
             self._search = None
             self._name_strays(end.value)
         else:
-            self._parent.loop.call_later(0, self._go_on_searching)
+            self._context.loop.call_later(0, self._go_on_searching)
 
     def _end_search(self) -> None:
         """Close in a forked child what the search has open."""
@@ -197,10 +196,13 @@ class Guarding:
             return
         self._strays_named = total
         pid = max(over, key=over.__getitem__)
-        self._parent.log.warning(
-            "Worker %s: guard: jobs of horse %d hold %d connection%s of their own to the server (%d in all horses), "
+        self._context.log.warning(
+            "guard: jobs of horse %d hold %d connection%s of their own to the server (%d in all horses), "
             "from clients that they build themselves; use rq_pooled.get_connection() in jobs, see docs/pool.md",
-            *(self._parent.name, pid, over[pid], "s" * (over[pid] > 1), total),
+            pid,
+            over[pid],
+            "s" * (over[pid] > 1),
+            total,
         )
 
     # -- what others hear ----------------------------------------------------------------------------------------
@@ -211,16 +213,16 @@ class Guarding:
         Args:
             say: called with the holders, or "" where another worker names them; None: nothing is to be logged.
         """
-        parent = self._parent
+        context = self._context
         life = max(1, math.ceil(self._settings.guard_interval * 1000))
-        lock = ("SET", f"{_SPEAKER}:{event}", parent.ledger.token, "NX", "PX", life)
+        lock = ("SET", f"{_SPEAKER}:{event}", context.ledger.token, "NX", "PX", life)
 
         def on_lock(replies: list[Any]) -> None:
             if replies[0] != b"OK":
                 if say is not None:
                     say("")
                 return
-            parent.command.submit(Exchange([("CLIENT", "LIST")], on_list, lambda _error: say and say("")))
+            context.command.submit(Exchange([("CLIENT", "LIST")], on_list, lambda _error: say and say("")))
 
         def on_list(replies: list[Any]) -> None:
             rows = client_rows(replies[0])
@@ -234,9 +236,9 @@ class Guarding:
                 "event": event,
                 "connected": self._level.connected,
                 "maxclients": self._level.maxclients,
-                "worker": parent.name,
+                "worker": context.identity.name,
                 "holders": held,
             }
-            parent.command.submit(Exchange([("PUBLISH", EVENTS, json.dumps(message))]))
+            context.command.submit(Exchange([("PUBLISH", EVENTS, json.dumps(message))]))
 
-        parent.command.submit(Exchange([lock], on_lock, lambda _error: say and say("")))
+        context.command.submit(Exchange([lock], on_lock, lambda _error: say and say("")))

@@ -1,92 +1,65 @@
-"""What a worker does for Redis at intervals: heartbeat, promotion of scheduled jobs, maintenance of registries."""
+"""Renews this worker's registration and leases, and tells from the replies whether it may judge other workers."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from ..errors import BudgetExceeded
 from ..multiplexer.multiplexer import Multiplexer
-from ..store.claim import Claim
-from .context import Parent
+from .committer import Committer
+from .complaint import Complaint
+from .context import Context
+from .events import Events
 from .exchange import Exchange
-from .slots import Slots, Task
+from .slots import Slots
 from .statistics import report
 
-#: Seconds until a promotion that the server refused is tried again.
-PROMOTE_RETRY = 15.0
-#: Seconds until what is refused for the same reason is said again.
-SAY_AGAIN = 600.0
 
-
-class Upkeep:
-    """Says what is due, and makes the exchanges.
+class Heartbeat:
+    """Renews slots and claims, and registers again what the server has forgotten.
 
     Args:
-        parent, slots: as the names say.
-        waiting: returns the claims whose outcomes wait to be committed; they are renewed too.
-        suspended: tells whether RQ is suspended, which idle workers show as their state.
-        on_unknown: called when the server has noted claims of which nobody here knows.
-        on_answered: called when a heartbeat has been answered: who could renew a lease has done so now.
-        multiplexer: whose connections are told of in the statistics.
+        context, events, slots: as the names say.
+        committer: its claims, whose outcomes wait, are renewed too.
+        multiplexer: whose connections the statistics tell of.
     """
 
     def __init__(
-        self,
-        parent: Parent,
-        slots: Slots,
-        waiting: Callable[[], list[Claim]],
-        suspended: Callable[[], bool],
-        on_unknown: Callable[[], None],
-        on_answered: Callable[[], None],
-        multiplexer: Multiplexer | None,
+        self, context: Context, events: Events, *, slots: Slots, committer: Committer, multiplexer: Multiplexer | None
     ) -> None:
-        self._parent = parent
+        self._context = context
+        self._events = events
         self._slots = slots
-        self._waiting = waiting
-        self._suspended = suspended
-        self._on_unknown = on_unknown
-        self._on_answered = on_answered
+        self._committer = committer
         self._multiplexer = multiplexer
+        #: The state that workers without a job show.
+        self._idle = "idle"
         #: Since when nothing has kept this worker, and so perhaps others, from renewing leases: by the monotonic clock.
         self._good_since = time.monotonic()
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
         self._answered = 0.0
-        #: What was refused, for which reason, and when that was said.
-        self._said: dict[str, tuple[str, float]] = {}
-        self.heartbeat_due = False
-        self.promote_due = True
-
-    def _complain(self, what: str, error: ResponseError) -> None:
-        """Log what is refused: once for each reason, and again after SAY_AGAIN."""
-        now, text = time.monotonic(), str(error)
-        said, at = self._said.get(what, ("", 0.0))
-        if said != text or now - at >= SAY_AGAIN:
-            self._said[what] = text, now
-            self._parent.log.error("Worker %s: %s: %s", self._parent.name, what, text)
+        self._complaint = Complaint(context.log, "heartbeat refused")
+        self.due = False
+        events.server_back.append(self.beat)
+        events.suspension_changed.append(self._on_suspension)
 
     def start(self) -> None:
-        """Begin: maintenance at once, as RQ, then everything at its interval."""
-        loop = self._parent.loop
-        # RQ's --job-monitoring-interval is its heartbeat while a job runs: whoever wants it shorter gets it.
-        worker, settings = self._parent.worker, self._parent.settings
-        loop.call_every(min(settings.heartbeat_interval, max(1, worker.job_monitoring_interval)), self.beat)
-        self._parent.command.submit(
-            Exchange([report(self._parent, self._slots, self._multiplexer)])
-        )  # at once: who is there
-        self._maintain()
-        loop.call_every(max(1, self._parent.worker.maintenance_interval), self._maintain)
+        """Publish at once who is there, and beat at intervals."""
+        context = self._context
+        # RQ's own interval holds where it is shorter.
+        interval = min(context.settings.heartbeat_interval, context.identity.monitoring_interval)
+        context.loop.call_every(interval, self.beat)
+        context.command.submit(Exchange([report(context, self._slots, self._multiplexer)]))
 
     def settled(self) -> bool:
-        """Tell whether leases of others that are over can be trusted to be: see Stalls."""
-        settings = self._parent.settings
+        """Tell whether leases of others that are over can be trusted to be."""
+        settings = self._context.settings
         # Others may come back later than this worker did, by the longest pause between two attempts.
-        good_for = time.monotonic() - self._good_since if self._parent.command.connected else 0.0
+        good_for = time.monotonic() - self._good_since if self._context.command.connected else 0.0
         return good_for >= settings.heartbeat_ttl + settings.reconnect_cap
 
     def trusted_until(self) -> float | None:
@@ -96,95 +69,71 @@ class Upkeep:
         after an outage or a pause the next heartbeat has to be answered first: only its reply tells how long it was.
         """
         elapsed = time.monotonic() - self._answered
-        if self._answered_at is None or elapsed > self._parent.settings.heartbeat_ttl / 2 or not self.settled():
+        if self._answered_at is None or elapsed > self._context.settings.heartbeat_ttl / 2 or not self.settled():
             return None
-        return self._answered_at + elapsed + self._parent.settings.socket_timeout
+        return self._answered_at + elapsed + self._context.settings.socket_timeout
 
     def _note_answer(self, clock: float) -> None:
         last, self._answered_at, self._answered = self._answered_at, clock, time.monotonic()
         # At least twice the interval: the server was away, this process was stopped, or the whole machine was asleep.
         # Then everybody's leases may be over, not only those of the dead. Before the first answer nothing is known.
-        if last is None or clock - last > self._parent.settings.heartbeat_ttl / 2:
+        if last is None or clock - last > self._context.settings.heartbeat_ttl / 2:
             self._good_since = time.monotonic()
 
     def beat(self) -> None:
         """Have a heartbeat sent with the next exchange."""
-        self.heartbeat_due = True
+        self.due = True
 
-    def heartbeat(self) -> Exchange:
+    def _on_suspension(self, suspended: bool) -> None:
+        self._idle = "suspended" if suspended else "idle"
+        self.beat()
+
+    def exchanges(self) -> list[Exchange]:
         """Return the exchange that renews slots and claims, and registers again what the server has forgotten."""
-        self.heartbeat_due = False
-        now = time.monotonic()
-        idle = "suspended" if self._suspended() else "idle"
+        self.due = False
+        context, now, idle = self._context, time.monotonic(), self._idle
         slots = [
             (slot.name, "" if slot.claim else idle, round(now - slot.since, 3) if slot.claim else 0.0)
             for slot in self._slots.regular()
         ]
         running = self._slots.claims()
-        claims = running + self._waiting()
+        claims = running + self._committer.renewed()
 
         def on_replies(replies: list[Any]) -> None:
-            log, name = self._parent.log, self._parent.name
-            if self._parent.lease is not None and not self._parent.lease.accept(replies[-1]):
-                log.warning("Worker %s: its place in the budget was taken meanwhile; closing its connections", name)
-                self._parent.command.lose(BudgetExceeded("no place in the budget"))
+            log = context.log
+            if context.lease is not None and not context.lease.accept(replies[-1]):
+                log.warning("its place in the budget was taken meanwhile; closing its connections")
+                context.command.lose(BudgetExceeded("no place in the budget"))
                 return
             if isinstance(replies[0], ResponseError):
-                self._complain("heartbeat refused", replies[0])
+                self._complaint.refused(replies[0])
                 return
-            self._said.pop("heartbeat refused", None)
+            self._complaint.allowed()
             forgotten, handed_on, noted, milliseconds = replies[0]
             self._note_answer(milliseconds / 1000)
-            self._on_answered()
+            self._events.heartbeat_answered()
             # Not those whose outcomes wait: the commit, next in line, finds out and says so.
             for claim in (claims[number - 1] for number in handed_on if number <= len(running)):
-                self._parent.counters.lost_claims += 1
+                context.counters.lost_claims += 1
                 log.warning(
-                    "Worker %s: job %s was handed on while this worker could not renew its lease; ending its horse",
-                    claim.worker_name,
+                    "job %s was handed on while this worker could not renew its lease; ending its horse",
                     claim.job_id,
+                    worker=claim.worker_name,
                 )
                 self._slots.hand_on(claim)
             if noted > len(claims):
-                self._on_unknown()
+                self._events.claims_unknown()
             if forgotten:
                 missing = {name.decode() for name in forgotten}
-                log.warning(
-                    "Worker %s: the server has forgotten %s; registering again", name, ", ".join(sorted(missing))
-                )
+                log.warning("the server has forgotten %s; registering again", ", ".join(sorted(missing)))
                 states = {slot.name: "busy" if slot.claim else idle for slot in self._slots.regular()}
                 again = {name: state for name, state in states.items() if name in missing}
-                self._parent.command.submit(Exchange([self._parent.worker.registration(again, again=True)]))
+                context.command.submit(Exchange([context.identity.registration(again, again=True)]))
 
-        renewal = self._parent.ledger.heartbeat(self._parent.worker.worker_ttl + 60, slots, claims)
+        renewal = context.ledger.heartbeat(context.identity.ttl, slots, claims)
         lease = (
-            [self._parent.lease.command(self._multiplexer.places if self._multiplexer else None)]
-            if self._parent.lease is not None
+            [context.lease.command(self._multiplexer.places if self._multiplexer else None)]
+            if context.lease is not None
             else []
         )
-        return Exchange([renewal, report(self._parent, self._slots, self._multiplexer), *lease], on_replies)
-
-    def promotion(self) -> Exchange:
-        """Return the exchange that enqueues scheduled jobs which are due."""
-        self.promote_due = False
-
-        def on_replies(replies: list[Any]) -> None:
-            if isinstance(replies[0], ResponseError):
-                self._complain("cannot enqueue scheduled jobs", replies[0])
-                delay = PROMOTE_RETRY
-            else:
-                self._said.pop("cannot enqueue scheduled jobs", None)
-                _locks, _moved, more, wait = replies[0]
-                delay = 0.0 if more else wait / 1000
-            self._parent.loop.call_later(delay, self._promote)
-
-        return Exchange([self._parent.worker.promotion()], on_replies, lambda _error: self._promote())
-
-    def _promote(self) -> None:
-        self.promote_due = True
-
-    def _maintain(self) -> None:
-        if not any(task.kind == "maintain" for task in self._slots.tasks):
-            keys = [queue.key for queue in self._parent.worker.queues]
-            command = self._parent.scripts.postpone(keys, math.ceil(self._parent.settings.abandon_after))
-            self._slots.tasks.append(Task("maintain", arguments=(tuple(command),)))
+        return [Exchange([renewal, report(context, self._slots, self._multiplexer), *lease], on_replies)]

@@ -8,37 +8,36 @@ from redis.exceptions import ResponseError
 
 from ..config.secrets import message_of
 from ..connection.away import NotSent, is_blamed
-from .context import Parent
+from .context import Context
+from .events import Events
 from .exchange import Exchange
-from .slots import Slot, Slots
+from .slot import Slot
 
 #: How often a read is sent with which the connection was lost: its reply may be the reason.
 MAX_LOSSES = 4
 
 
-class Requests:
-    """Holds requests until they are sent, and answers the horses, which wait.
+class HorseRequests:
+    """Holds requests until they are sent, and answers the horses, which wait."""
 
-    ``slots`` is set once it exists: slots hand their horses' requests to this.
-    """
-
-    slots: Slots
-
-    def __init__(self, parent: Parent) -> None:
-        self._parent = parent
+    def __init__(self, context: Context, events: Events) -> None:
+        self._context = context
         self._waiting: list[Exchange] = []
+        events.server_lost.append(self._on_away)
 
-    def __bool__(self) -> bool:
+    @property
+    def due(self) -> bool:
+        """Tell whether any wait."""
         return bool(self._waiting)
 
-    def take(self) -> list[Exchange]:
+    def exchanges(self) -> list[Exchange]:
         """Return what is to be sent; it is not held any longer."""
         waiting, self._waiting = self._waiting, []
         return waiting
 
-    def on_away(self, error: Exception) -> None:
+    def _on_away(self, error: Exception) -> None:
         """Answer what was not sent yet, as if it had been."""
-        for exchange in reversed(self.take()):
+        for exchange in reversed(self.exchanges()):
             exchange.on_lost(NotSent(str(error)))
 
     def add(self, slot: Slot, kind: str, words: list[list[bytes]]) -> None:
@@ -46,8 +45,9 @@ class Requests:
         task, horse = slot.task, slot.horse
 
         def reply(answer: Any) -> None:
-            if slot.task is task and slot.horse is horse:  # else the one that asked has died
-                self.slots.reply(slot, ("reply", answer))
+            # Else the one that asked has died.
+            if slot.task is task and slot.horse is horse:
+                slot.reply(("reply", answer))
 
         losses = 0
 
@@ -61,7 +61,7 @@ class Requests:
             else:
                 reply(f"the connection was lost {losses} times while it was read: {message_of(error)}")
 
-        commands = [self._parent.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
+        commands = [self._context.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
 
         def on_replies(replies: list[Any]) -> None:
             answer: Any
@@ -72,10 +72,11 @@ class Requests:
             reply(answer)
 
         exchange = Exchange(commands, on_replies)
-        if kind == "read":  # part of an outcome, which waits for the server to come back
+        # Part of an outcome, which waits for the server to come back.
+        if kind == "read":
             exchange.on_lost = ask_again
             self._waiting.append(exchange)
-        elif self._parent.command.connected:
+        elif self._context.command.connected:
             exchange.on_lost = lambda error: reply(str(error))
             self._waiting.append(exchange)
         else:

@@ -11,7 +11,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..config.secrets import message_of, scrub
 from ..delays import reconnect_delays
-from .context import Parent
+from .context import Context
+from .events import Events
 
 #: Seconds between looks whether a reply is overdue.
 DEADLINE_INTERVAL = 0.5
@@ -21,29 +22,29 @@ IMPATIENT = 1.0
 MAX_REASONS = 3
 
 
-class Link:
+class Reconnector:
     """Watches both connections. When one is lost, both are opened anew: they belong to one server.
 
     Args:
-        parent: as the name says.
-        on_message: called with (whether there was a wake-up, control commands) of the listening connection.
-        on_away: called with the error when the server is lost.
-        on_back: called when the server is back.
+        context, events: as the names say.
+        on_wakeup: called after the queues have changed.
+        on_command: called with (channel, payload) of each control command.
         on_given_up: called with the last error after RECONNECT_ATTEMPTS attempts in vain.
     """
 
     def __init__(
         self,
-        parent: Parent,
-        on_message: Callable[[bool, list[tuple[str, dict[str, Any]]]], None],
-        on_away: Callable[[Exception], None],
-        on_back: Callable[[], None],
+        context: Context,
+        events: Events,
+        *,
+        on_wakeup: Callable[[], None],
+        on_command: Callable[[str, dict[str, Any]], None],
         on_given_up: Callable[[Exception], None],
     ) -> None:
-        self._parent = parent
-        self._on_message = on_message
-        self._on_away = on_away
-        self._on_back = on_back
+        self._context = context
+        self._events = events
+        self._on_wakeup = on_wakeup
+        self._on_command = on_command
         self._on_given_up = on_given_up
         self._away_since: float | None = None
         self._delays: Any = None
@@ -54,24 +55,24 @@ class Link:
     def start(self) -> None:
         """Begin to watch connections that are connected already."""
         self._watch()
-        self._parent.loop.call_every(DEADLINE_INTERVAL, self._check_deadline)
+        self._context.loop.call_every(DEADLINE_INTERVAL, self._check_deadline)
 
     def check(self) -> None:
-        """Look whether the command connection was lost by a write of somebody who does not look."""
-        if not self._parent.command.connected and self._away_since is None:
+        """Look whether the command connection was lost by a write whose sender does not look."""
+        if not self._context.command.connected and self._away_since is None:
             self._on_lost(ConnectionError("connection lost"))
 
     def check_lease(self) -> None:
         """After a pause, close the connections before anything is sent: the lease is renewed before they are
         reopened.
         """
-        lease = self._parent.lease
+        lease = self._context.lease
         if lease is not None and lease.overdue and self._away_since is None:
             self._on_lost(RedisTimeoutError("paused for longer than half of its place in the budget lasts"))
 
     def probe(self) -> None:
         """Find out whether a listening connection on which nothing comes is alive."""
-        listen = self._parent.listen
+        listen = self._context.listen
         if not listen.connected:
             return
         try:
@@ -80,82 +81,83 @@ class Link:
             self._on_lost(error)
 
     def _watch(self) -> None:
-        self._parent.loop.watch(self._parent.command, self._on_command_readable)
-        self._parent.loop.watch(self._parent.listen, self._on_listen_readable)
+        self._context.loop.watch(self._context.command, self._on_command_readable)
+        self._context.loop.watch(self._context.listen, self._on_listen_readable)
 
     def _on_command_readable(self) -> None:
-        if self._parent.command.connected and (error := self._parent.command.drain()) is not None:
+        if self._context.command.connected and (error := self._context.command.drain()) is not None:
             self._on_lost(error)
 
     def _on_listen_readable(self) -> None:
-        if not self._parent.listen.connected:
+        if not self._context.listen.connected:
             return
         try:
-            woken, commands = self._parent.listen.drain()
+            woken, commands = self._context.listen.drain()
         except (RedisError, OSError) as error:
             self._on_lost(error)
             return
-        self._on_message(woken, commands)
+        if woken:
+            self._on_wakeup()
+        for channel, payload in commands:
+            self._on_command(channel, payload)
 
     def _check_deadline(self) -> None:
-        if (error := self._parent.command.check_deadline()) is not None:
+        if (error := self._context.command.check_deadline()) is not None:
             self._on_lost(error)
         else:
             self.check()
-        listen = self._parent.listen
-        if listen.connected and listen.silent_for() > self._parent.settings.socket_timeout:
+        listen = self._context.listen
+        if listen.connected and listen.silent_for() > self._context.settings.socket_timeout:
             self._on_lost(RedisTimeoutError("no answer to PING"))
 
     def _on_lost(self, error: Exception) -> None:
-        parent = self._parent
-        parent.loop.unwatch(parent.command)
-        parent.loop.unwatch(parent.listen)
-        parent.command.lose(error)
-        parent.listen.close()
-        self._on_away(error)
+        context = self._context
+        context.loop.unwatch(context.command)
+        context.loop.unwatch(context.listen)
+        context.command.lose(error)
+        context.listen.close()
+        self._events.server_lost(error)
         if self._away_since is None:
             self._away_since = time.monotonic()
             # A server that takes connections, and closes each at the first thing that it is asked, is not back.
-            if self._delays is None or parent.command.answered:
+            if self._delays is None or context.command.answered:
                 self._failures = 0
-                self._delays = reconnect_delays(parent.settings.reconnect_base, parent.settings.reconnect_cap)
-            parent.log.error("Worker %s: lost the server (%s); reconnecting", parent.name, message_of(error))
-            parent.loop.call_later(next(self._delays), self._reconnect)
+                self._delays = reconnect_delays(context.settings.reconnect_base, context.settings.reconnect_cap)
+            context.log.error("lost the server (%s); reconnecting", message_of(error))
+            context.loop.call_later(next(self._delays), self._reconnect)
 
     def _say_reason(self, error: Exception) -> None:
         """Log why the server cannot be reached again, each reason once: a changed password is no passing trouble."""
         text = str(error)
         if text not in self._reasons and len(self._reasons) < MAX_REASONS:
             self._reasons.add(text)
-            self._parent.log.warning("Worker %s: cannot reconnect yet: %s", self._parent.name, scrub(text))
+            self._context.log.warning("cannot reconnect yet: %s", scrub(text))
 
     def _reconnect(self) -> None:
-        parent = self._parent
+        context = self._context
         try:
-            if parent.lease is not None:
-                parent.lease.ensure()
+            if context.lease is not None:
+                context.lease.ensure()
             # A frozen server accepts and says nothing: signals and kill deadlines must not wait for it each time. One
             # that is only slow gets the usual patience each fourth time.
-            patience = None if self._failures % 4 == 3 else min(IMPATIENT, parent.settings.socket_timeout)
-            parent.command.connect(patience)
-            parent.listen.connect(patience)
+            patience = None if self._failures % 4 == 3 else min(IMPATIENT, context.settings.socket_timeout)
+            context.command.connect(patience)
+            context.listen.connect(patience)
         except (RedisError, OSError) as error:
-            parent.command.close()
+            context.command.close()
             self._failures += 1
             self._say_reason(error)
-            if 0 < parent.settings.reconnect_attempts <= self._failures:
-                parent.log.error(
-                    "Worker %s: gave up after %d attempts: %s", parent.name, self._failures, message_of(error)
-                )
+            if 0 < context.settings.reconnect_attempts <= self._failures:
+                context.log.error("gave up after %d attempts: %s", self._failures, message_of(error))
                 self._on_given_up(error)
             else:
-                parent.loop.call_later(next(self._delays), self._reconnect)
+                context.loop.call_later(next(self._delays), self._reconnect)
             return
         self._reasons.clear()
         away = time.monotonic() - (self._away_since or time.monotonic())
         self._away_since = None
-        parent.counters.reconnects += 1
-        parent.counters.outage_seconds += away
+        context.counters.reconnects += 1
+        context.counters.outage_seconds += away
         self._watch()
-        parent.log.info("Worker %s: the server is back after %.1f s", parent.name, away)
-        self._on_back()
+        context.log.info("the server is back after %.1f s", away)
+        self._events.server_back()

@@ -10,9 +10,11 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .context import Parent
+from .context import Context
+from .events import Events
 from .exchange import Exchange
-from .slots import Slots, Task
+from .slot import Task
+from .slots import Slots
 
 #: Seconds between two looks, and life of the lock, which each move renews.
 INTERVAL, LOCK_LIFE = 1.0, 60
@@ -21,22 +23,22 @@ INTERVAL, LOCK_LIFE = 1.0, 60
 class Scheduling:
     """Says when to look, and makes the exchange. Without ``--with-scheduler`` nothing is ever due."""
 
-    def __init__(self, parent: Parent, slots: Slots, wanted: bool) -> None:
-        self._parent = parent
+    def __init__(self, context: Context, events: Events, *, slots: Slots, wanted: bool) -> None:
+        self._context = context
         self._slots = slots
         self._wanted = wanted
         self.due = False
         #: Why looks are refused, as logged; looked once a second, the same reason is not said again.
         self._said = ""
+        events.shutdown_began.append(self._stop)
 
     def start(self) -> None:
         """Look at once, and then at intervals."""
         if self._wanted:
             self._look()
-            self._parent.loop.call_every(INTERVAL, self._look)
+            self._context.loop.call_every(INTERVAL, self._look)
 
-    def stop(self) -> None:
-        """Begin nothing more."""
+    def _stop(self) -> None:
         self._wanted = self.due = False
 
     def _look(self) -> None:
@@ -44,20 +46,20 @@ class Scheduling:
         tasks = [*self._slots.tasks, *(slot.task for slot in self._slots if slot.task is not None)]
         self.due = self._wanted and not any(task.kind == "schedule" for task in tasks)
 
-    def exchange(self) -> Exchange:
+    def exchanges(self) -> list[Exchange]:
         """Return the exchange that takes the lock if a job is due; a horse is given the work then."""
         self.due = False
-        token = f"{self._parent.name}:{self._parent.ledger.token}"
+        token = f"{self._context.identity.name}:{self._context.ledger.token}"
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                name, text = self._parent.name, str(replies[0])
+                text = str(replies[0])
                 if text != self._said:
                     self._said = text
-                    self._parent.log.error("Worker %s: cannot look at rq-scheduler's jobs: %s", name, text)
+                    self._context.log.error("cannot look at rq-scheduler's jobs: %s", text)
                 return
             self._said = ""
             if replies[0]:
                 self._slots.tasks.append(Task("schedule", None, (token, LOCK_LIFE)))
 
-        return Exchange([self._parent.scripts.scheduler_due(token, LOCK_LIFE)], on_replies)
+        return [Exchange([self._context.scripts.scheduler_due(token, LOCK_LIFE)], on_replies)]

@@ -1,11 +1,13 @@
-"""The job slots of a worker: each is one RQ worker to the outside, and at any time has one horse and one task."""
+"""The job slots of a worker: each is one RQ worker to the outside, and at any time has one horse and one task.
+
+It is long since a slot's states and what moves it from one to the next stand beside each other.
+"""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from resource import struct_rusage
 from typing import Any
 
@@ -16,8 +18,10 @@ from ..multiplexer.streams import Guest
 from ..process.channel import ChildChannel
 from ..process.prefork import Horse, Prefork
 from ..store.claim import Claim
-from ..store.ledger import NOTHING, Outcome, packed
-from .context import Parent
+from ..store.ledger import Outcome, packed
+from .context import Context
+from .slot import Slot, Task, send_receipt
+from .task_deaths import TaskDeaths
 
 #: Runs a horse, given its channel and its token for the multiplexer.
 RunHorse = Callable[[ChildChannel, "bytes | None"], None]
@@ -33,110 +37,43 @@ SCHEDULE_TIME = 60.0
 FIRST_HORSES_WAIT = 0.5
 
 
-@dataclass
-class Task:
-    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see
-    horse/process.py.
-    """
-
-    kind: str
-    claim: Claim | None = None
-    arguments: tuple[Any, ...] = ()
-    #: How many horses have died of it.
-    deaths: int = 0
-    #: How often what it relies on had changed when its outcome was to be recorded.
-    changes: int = 0
-    #: The slot, and its task, whose horse waits to hear that the outcome of this task was recorded.
-    receipt_for: tuple[Slot, Task] | None = None
-
-    def message(self) -> tuple[Any, ...]:
-        """Return it as the horse reads it."""
-        return (self.kind, *(() if self.claim is None else (tuple(self.claim),)), *self.arguments)
-
-
-@dataclass(eq=False)
-class Slot:
-    """One slot. ``ready`` means that its horse waits for a task."""
-
-    name: str
-    #: Forked for a task while all others were busy; ends when there are no more.
-    spare: bool = False
-    horse: Horse | None = None
-    ready: bool = False
-    task: Task | None = None
-    #: A claim for it is under way.
-    reserved: bool = False
-    #: The outcome of the task has arrived; the horse is still cleaning up.
-    delivered: bool = False
-    #: A stop-job command ended the horse.
-    stopped: bool = False
-    #: Somebody else has been given its job: nothing of it is to be recorded.
-    handed_on: bool = False
-    #: Its horse was sent SIGKILL: whatever it still says, it is given nothing more.
-    killed: bool = False
-    #: Its horse is to be replaced once it has nothing to do.
-    worn: bool = False
-    since: float = field(default_factory=time.monotonic)
-    #: When its horse is killed, by the monotonic clock.
-    deadline: float | None = None
-    #: Horses in a row that died before they were ever ready.
-    stillborn: int = 0
-    #: Who its horse is to the multiplexer, if jobs use Redis through the parent.
-    guest: Guest | None = None
-    #: One of its horses has been ready.
-    begun: bool = False
-
-    @property
-    def claim(self) -> Claim | None:
-        """The claim whose job it is running and whose outcome has not arrived yet."""
-        if self.task is None or self.delivered or self.handed_on:
-            return None
-        return self.task.claim
-
-    @property
-    def free(self) -> bool:
-        """Tell whether it can be given a task."""
-        return self.ready and not self.reserved
-
-    def end(self) -> None:
-        """Note that the horse has nothing to do any more."""
-        self.task, self.delivered, self.stopped, self.handed_on, self.deadline = None, False, False, False, None
-
-
 class Slots:
     """Keeps every slot supplied with a horse, hands tasks to horses, and passes on what they answer.
 
     Args:
-        parent: as the name says.
-        names: the RQ workers.
+        context: as the name says.
+        tasks: wait for horses.
         run_horse: runs in a forked child until it should end; is given the token for the multiplexer, if there is one.
         multiplexer: lets jobs use Redis; None where each horse has a connection of its own.
         on_outcome: called with each outcome.
-        on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; answer with ``reply``.
+        on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; it answers the slot.
     """
 
     def __init__(
         self,
-        parent: Parent,
-        names: Sequence[str],
+        context: Context,
+        *,
+        tasks: deque[Task],
         run_horse: RunHorse,
         multiplexer: Multiplexer | None,
         on_outcome: Callable[[Outcome], None],
         on_request: Callable[[Slot, str, list[list[bytes]]], None],
     ) -> None:
-        self._parent = parent
+        self._context = context
+        self.tasks = tasks
         self._multiplexer = multiplexer
         self._on_outcome = on_outcome
         self._on_request = on_request
+        self._deaths = TaskDeaths(context, tasks=tasks, on_outcome=on_outcome)
         self._prefork = Prefork(
-            parent.loop,
+            context.loop,
             lambda index, channel: run_horse(channel, _token(self._slots[index])),
             self._close_in_child,
             self._on_message,
             self._on_exit,
             check_message,
         )
-        self._slots = [Slot(name) for name in names]
+        self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
         self._ending = False
         #: By process id: a horse that is replaced may live on for a moment.
         self._guests: dict[int, Guest] = {}
@@ -144,7 +81,6 @@ class Slots:
         self._wait_until = 0.0
         #: Spare horses in a row that died before they were ready, and when the next one may be forked.
         self._spares_died, self._spare_after = 0, 0.0
-        self.tasks: deque[Task] = deque()
 
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots)
@@ -163,7 +99,7 @@ class Slots:
         return sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.created_at)
 
     def forget_maintenance(self) -> None:
-        """Drop waiting tasks that belong to no job: nobody waits for them at the end."""
+        """Drop waiting tasks that belong to no job: they are not waited for at the end."""
         for task in [task for task in self.tasks if task.claim is None]:
             self.tasks.remove(task)
 
@@ -179,8 +115,8 @@ class Slots:
             self._spawn(slot)
         self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
         # Wakes the loop: a horse that hangs sends nothing.
-        self._parent.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
-        self._parent.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
+        self._context.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
+        self._context.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
 
     @property
     def starting(self) -> bool:
@@ -205,27 +141,24 @@ class Slots:
             self._prefork.kill(slot.horse)
 
     def hand_on(self, claim: Claim) -> None:
-        """Kill the horse whose job somebody else has been given, and forget the claim."""
+        """Kill the horse whose job another worker has been given, and forget the claim."""
         for task in [task for task in self.tasks if task.claim is claim]:
             self.tasks.remove(task)
-            self._refuse_receipt(task)
+            send_receipt(task.receipt_for, False)
         for slot in self._slots:
             if slot.claim is claim:
-                self.receive(slot)  # a complete outcome is refused by the fence, and its horse lives
+                # A complete outcome is refused by the fence, and its horse lives.
+                self.receive(slot)
                 if slot.claim is claim and slot.task is not None:
-                    self._refuse_receipt(slot.task)
+                    send_receipt(slot.task.receipt_for, False)
                     slot.handed_on = True
                     self.kill(slot)
-
-    def _refuse_receipt(self, task: Task) -> None:
-        """Tell a horse that waits for the record of this task's outcome that there will be none."""
-        if task.receipt_for is not None and task.receipt_for[0].task is task.receipt_for[1]:
-            self.reply(task.receipt_for[0], ("committed", False))
 
     def interrupt(self) -> list[Claim]:
         """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
         for slot in self._slots:
-            self.receive(slot)  # what has ended has ended
+            # What has ended has ended.
+            self.receive(slot)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
         claims = [slot.claim for slot in interrupted if slot.claim is not None]
         for slot in interrupted:
@@ -259,24 +192,25 @@ class Slots:
         slot.ready = slot.worn = slot.killed = False
         slot.end()
         if self._multiplexer is not None:
-            slot.guest = self._multiplexer.admit(lambda: _describe(slot))
+            slot.guest = self._multiplexer.admit(slot.describe)
         try:
             slot.horse = self._prefork.spawn(self._slots.index(slot))
             if slot.guest is not None:
                 self._guests[slot.horse.pid] = slot.guest
-        except OSError as error:  # no process or memory left: later there may be
+        except OSError as error:
+            # No process or memory left: later there may be.
             if self._multiplexer is not None and slot.guest is not None:
                 self._multiplexer.drop(slot.guest)
-            self._parent.log.error("Worker %s: cannot fork (%s); trying again", slot.name, error)
-            self._parent.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
+            self._context.log.error("cannot fork (%s); trying again", error, worker=slot.name)
+            self._context.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
 
     def _spawn_if_empty(self, slot: Slot) -> None:
         if slot.horse is None:
             self._spawn(slot)
 
     def _close_in_child(self) -> None:
-        self._parent.command.close_in_child()
-        self._parent.listen.close_in_child()
+        self._context.command.close_in_child()
+        self._context.listen.close_in_child()
         if self._multiplexer is not None:
             self._multiplexer.close_in_child()
 
@@ -296,60 +230,35 @@ class Slots:
         slot.end()
         if task is not None and not delivered:
             self._note_run_time(slot, task)
-            self._on_task_died(task, horse.pid, status, rusage, stopped)
+            self._deaths.on_death(task, horse.pid, status, rusage, stopped)
         if slot.spare:
             self._slots.remove(slot)
             if task is None and not was_ready:
                 self._spares_died += 1
                 delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
                 self._spare_after = time.monotonic() + delay
-                self._parent.log.error(
-                    "Worker %s: a spare horse ended before it was ready (status %d)", slot.name, status
-                )
-                self._parent.loop.call_later(delay, lambda: None)  # wakes the loop
+                self._context.log.error("a spare horse ended before it was ready (status %d)", status, worker=slot.name)
+                # Wakes the loop.
+                self._context.loop.call_later(delay, lambda: None)
         elif task is None and not was_ready:
             slot.stillborn += 1
             delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
-            self._parent.log.error("Worker %s: a horse ended before it was ready (status %d)", slot.name, status)
-            self._parent.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
+            self._context.log.error("a horse ended before it was ready (status %d)", status, worker=slot.name)
+            self._context.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
         else:
-            self._parent.counters.horses_replaced += 1
+            self._context.counters.horses_replaced += 1
             self._spawn(slot)
 
     def _note_run_time(self, slot: Slot, task: Task | None) -> None:
         if task is not None and task.kind == "perform":
-            self._parent.counters.run_time.add(time.monotonic() - slot.since)
-
-    def _on_task_died(self, task: Task, pid: int, status: int, rusage: struct_rusage, stopped: bool) -> None:
-        claim, log = task.claim, self._parent.log
-        if claim is None:
-            log.error("Worker %s: horse %d died during %s", self._parent.name, pid, task.kind)
-        elif task.kind == "perform":
-            self.tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped, False)))
-        elif task.deaths == 0:
-            task.deaths = 1
-            # Its user code killed it: the next one does without, see horse/process.py.
-            if task.kind in ("bury", "abandon"):
-                task.arguments = (*task.arguments[:-1], True)
-            self.tasks.append(task)
-        else:
-            reason = f"Work-horse terminated unexpectedly; waitpid returned {status}; so did the one that recorded it"
-            self._give_up(task, claim, str(task.arguments[0]) if task.kind == "abandon" else reason)
-
-    def _give_up(self, task: Task, claim: Claim, reason: str) -> None:
-        """Record of a job what can be recorded without a horse."""
-        if task.kind == "settle":  # the job itself succeeded or failed as recorded: that must not be lost
-            _tolerant, job_status, *commands = task.arguments
-            self._parent.log.error("Worker %s: dependents of job %s were not enqueued", claim.worker_name, claim.job_id)
-            self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
-        else:
-            self._on_outcome(self._parent.ledger.bare_failure(claim, reason))
+            self._context.counters.run_time.add(time.monotonic() - slot.since)
 
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _on_message(self, horse: Horse, message: tuple[Any, ...]) -> None:
         slot = self._slot_of(horse)
-        if slot is None:  # a horse on its way out
+        # A horse on its way out.
+        if slot is None:
             return
         kind, *rest = message
         if kind == "outcome":
@@ -359,7 +268,7 @@ class Slots:
         elif kind == "phase":
             self._set_deadline(slot, *rest)
         elif kind in ("failure", "gone"):
-            self._on_unreadable(slot, *rest)
+            self._on_unreadable_message(slot, *rest)
         elif kind in ("read", "relay"):
             self._on_request(slot, kind, rest[0])
 
@@ -378,26 +287,12 @@ class Slots:
         parts = (packed(guards), packed(commands), packed(dependents))
         self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
 
-    def _on_unreadable(self, slot: Slot, reason: str | None = None) -> None:
-        """Record the end of a job that its horse could not read, since the server does not let it pass or has it no
-        more.
-        """
+    def _on_unreadable_message(self, slot: Slot, reason: str | None = None) -> None:
         claim, task = slot.claim, slot.task
-        if claim is None or task is None:
-            return
-        slot.delivered = True
-        self._set_deadline(slot, CLEAN_UP_TIME)
-        log = self._parent.log
-        if reason is None:
-            log.warning("Worker %s: job %s was deleted before it began", claim.worker_name, claim.job_id)
-            self._on_outcome(Outcome(claim, "canceled", NOTHING, NOTHING))
-            return
-        log.error("Worker %s: job %s: %s; failing it", claim.worker_name, claim.job_id, reason)
-        if task.kind == "bury":
-            reason = f"Work-horse terminated unexpectedly; {reason}"
-        elif task.kind in ("abandon", "fail"):  # why it fails is known already
-            reason = str(task.arguments[0])
-        self._give_up(task, claim, reason)
+        if claim is not None and task is not None:
+            slot.delivered = True
+            self._set_deadline(slot, CLEAN_UP_TIME)
+            self._deaths.on_unreadable(task, claim, reason)
 
     def _on_free(self, slot: Slot, leaving: bool) -> None:
         if self._multiplexer is not None and slot.guest is not None:
@@ -413,15 +308,11 @@ class Slots:
         elif leaving or slot.worn:
             if not leaving and slot.horse is not None:
                 self._prefork.retire(slot.horse)
-            self._parent.counters.horses_replaced += 1
-            self._spawn(slot)  # the old horse ends by itself, and is reaped as a stranger to the slot
+            self._context.counters.horses_replaced += 1
+            # The old horse ends by itself, and is reaped as a stranger to the slot.
+            self._spawn(slot)
         else:
             slot.ready = not slot.killed
-
-    def reply(self, slot: Slot, message: tuple[Any, ...]) -> None:
-        """Send the answer that the slot's horse waits for, if it still lives."""
-        if slot.horse is not None and slot.task is not None:
-            self._prefork.send(slot.horse, message)
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 
@@ -432,11 +323,11 @@ class Slots:
         slot.since = time.monotonic()
         if task.kind == "perform" and task.claim is not None:
             # A horse that has to read large fields first says when the job begins.
-            limit = (
-                -1 if task.claim.left_out else task.claim.time_limit(self._parent.worker.queue_class.DEFAULT_TIMEOUT)
+            self._set_deadline(
+                slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)
             )
-            self._set_deadline(slot, limit)
-        elif task.kind == "schedule":  # it runs what unpickling users' meta runs
+        elif task.kind == "schedule":
+            # It runs what unpickling users' meta runs.
             self._set_deadline(slot, SCHEDULE_TIME)
         self._prefork.send(slot.horse, task.message())
 
@@ -454,13 +345,13 @@ class Slots:
                 self.give(slot, self.tasks.popleft())
         urgent = any(task.claim is not None or task.kind == "schedule" for task in self.tasks)
         if urgent and time.monotonic() >= self._spare_after and all(slot.task is not None for slot in self._slots):
-            spare = Slot(self._parent.name, spare=True)
+            spare = Slot(self._context.identity.name, self._prefork.send, spare=True)
             self._slots.append(spare)
             self._spawn(spare)
 
     def _set_deadline(self, slot: Slot, timeout: float) -> None:
         """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
-        slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._parent.settings.kill_grace
+        slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._context.settings.kill_grace
 
     def _kill_overdue(self) -> None:
         # One look at all slots, not a timer per job, which would stay in the loop's heap long after the job.
@@ -468,19 +359,11 @@ class Slots:
         for slot in self._slots:
             if slot.deadline is not None and slot.deadline <= now:
                 slot.deadline = None
-                self._parent.log.warning(
-                    "Worker %s: killing its horse, %g s past its timeout", slot.name, self._parent.settings.kill_grace
+                self._context.log.warning(
+                    "killing its horse, %g s past its timeout", self._context.settings.kill_grace, worker=slot.name
                 )
                 self.kill(slot)
 
 
 def _token(slot: Slot) -> bytes | None:
     return slot.guest.token if slot.guest is not None else None
-
-
-def _describe(slot: Slot) -> str:
-    """Say what a slot does, for a message about who holds what."""
-    task = slot.task
-    if task is None or task.claim is None:
-        return f"{slot.name}, between jobs" if task is None else f"{slot.name}: {task.kind}"
-    return f"job {task.claim.job_id} of {slot.name} for {time.monotonic() - slot.since:.1f} s"

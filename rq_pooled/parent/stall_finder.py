@@ -1,86 +1,90 @@
-"""Looks for claims that nobody renews any more: of workers that were killed, cut off or stopped; see stalled.lua."""
+"""Looks for claims that are not renewed any more: of workers that were killed, cut off or stopped; see stalled.lua."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
 from typing import Any
 
 from redis.exceptions import ResponseError
 
-from .context import Parent
+from .context import Context
+from .events import Events
 from .exchange import Exchange
-from .slots import Slots, Task
+from .heartbeat import Heartbeat
+from .slot import Task
 
 #: Jobs named in one line of the log.
 _NAMED = 10
 
 
-class Stalls:
-    """Says when a look is due, and makes the exchange.
+class StallFinder:
+    """Looks at intervals, each time right after a heartbeat was answered.
 
     Args:
-        parent, slots: as the names say.
-        beat: has a heartbeat sent, which is to come before each look.
-        trusted_until: tells until when, by the server's clock, this worker may judge others; see Upkeep.
+        context, events: as the names say.
+        heartbeat: comes before each look, and says whether this worker may judge others.
+        tasks: wait for horses; one is added for each job that has stalled too often.
     """
 
-    def __init__(
-        self, parent: Parent, slots: Slots, beat: Callable[[], None], trusted_until: Callable[[], float | None]
-    ) -> None:
-        self._parent = parent
-        self._slots = slots
-        self._beat = beat
-        self._trusted_until = trusted_until
+    def __init__(self, context: Context, events: Events, *, heartbeat: Heartbeat, tasks: deque[Task]) -> None:
+        self._context = context
+        self._heartbeat = heartbeat
+        self._tasks = tasks
         self._wanted = False
         self._due = False
+        self._ended = False
+        events.heartbeat_answered.append(self._on_answered)
+        events.shutdown_began.append(self._on_shutdown)
 
     def start(self) -> None:
         """Begin to look every STALLED_INTERVAL."""
-        self._parent.loop.call_every(self._parent.settings.stalled_interval, self._on_interval)
+        self._context.loop.call_every(self._context.settings.stalled_interval, self._on_interval)
 
     @property
     def due(self) -> bool:
         """Tell whether a look should be sent; asked at that moment, since an outage may have come between."""
-        return self._due and self._trusted_until() is not None
+        return self._due and not self._ended and self._heartbeat.trusted_until() is not None
 
     def _on_interval(self) -> None:
         self._wanted = True
-        self._beat()
+        self._heartbeat.beat()
 
-    def on_answered(self) -> None:
-        """Look now if it is time: a heartbeat was answered, so what this process slept through has been noticed."""
+    def _on_answered(self) -> None:
+        # Look now if it is time: what this process slept through has been noticed.
         self._due, self._wanted = self._due or self._wanted, False
 
-    def exchange(self) -> Exchange:
+    def _on_shutdown(self) -> None:
+        self._ended = True
+
+    def exchanges(self) -> list[Exchange]:
         """Return the exchange that puts stalled jobs back and claims those to be failed."""
         self._due = False
-        parent = self._parent
-        keys = [queue.key for queue in parent.worker.queues]
-        command = parent.ledger.stalled(keys, parent.name, self._trusted_until() or 0.0)
+        context = self._context
+        name = context.identity.name
+        command = context.ledger.stalled(context.identity.queue_keys, name, self._heartbeat.trusted_until() or 0.0)
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                parent.log.error("Worker %s: cannot look for stalled jobs: %s", parent.name, replies[0])
+                context.log.error("cannot look for stalled jobs: %s", replies[0])
                 return
-            stalled = parent.ledger.stalled_reply(replies[0], parent.name)
+            stalled = context.ledger.stalled_reply(replies[0], name)
             self._due = stalled.more
-            parent.counters.stalls += len(stalled.returned) + len(stalled.taken)
+            context.counters.stalls += len(stalled.returned) + len(stalled.taken)
             if stalled.returned:
                 named = ", ".join(
-                    f"{job_id} (stall {stalls} of {parent.settings.max_stalls}, worker {holder or 'unknown'})"
+                    f"{job_id} (stall {stalls} of {context.settings.max_stalls}, worker {holder or 'unknown'})"
                     for job_id, _queue, holder, stalls in stalled.returned[:_NAMED]
                 )
                 more = len(stalled.returned) - _NAMED
-                parent.log.warning(
-                    "Worker %s: put back %d stalled jobs: %s%s",
-                    parent.name,
+                context.log.warning(
+                    "put back %d stalled jobs: %s%s",
                     len(stalled.returned),
                     named,
                     f" and {more} more" if more > 0 else "",
                 )
             for claim, stalls in stalled.taken:
-                reason = f"stalled {stalls} times, more often than MAX_STALLS={parent.settings.max_stalls} allows"
-                parent.log.error("Worker %s: job %s %s; failing it", parent.name, claim.job_id, reason)
-                self._slots.tasks.append(Task("abandon", claim, (reason, False)))
+                reason = f"stalled {stalls} times, more often than MAX_STALLS={context.settings.max_stalls} allows"
+                context.log.error("job %s %s; failing it", claim.job_id, reason)
+                self._tasks.append(Task("abandon", claim, (reason, False)))
 
-        return Exchange([command], on_replies)
+        return [Exchange([command], on_replies)]

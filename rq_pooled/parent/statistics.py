@@ -8,27 +8,27 @@ from ..capacity.clients import process_name
 from ..multiplexer.multiplexer import Multiplexer
 from ..store.statistics import publish
 from ..wire import Command
-from .context import Parent
+from .context import Context
 from .slots import Slots
 
 
-def report(parent: Parent, slots: Slots, multiplexer: Multiplexer | None) -> Command:
+def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> Command:
     """Return the command that publishes this worker's statistics; they last as long as its leases."""
-    counters = parent.counters
+    counters = context.counters
     fields = {
         "kind": "worker",
         "uptime": round(time.time() - counters.started_at, 3),
-        "worker": parent.name,
-        "queues": parent.worker.queue_names(),
-        "concurrency": parent.settings.concurrency,
+        "worker": context.identity.name,
+        "queues": context.identity.queue_names,
+        "concurrency": context.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
         "horses": slots.pids(),
         "connections": {
-            "command": int(parent.command.connected),
-            "listen": int(parent.listen.connected),
+            "command": int(context.command.connected),
+            "listen": int(context.listen.connected),
             **(multiplexer.connections() if multiplexer is not None else {}),
         },
         "rates": counters.rates(),
         **counters.fields(),
     }
-    return publish(parent.scripts, process_name(parent.settings), parent.settings.heartbeat_ttl, fields)
+    return publish(context.scripts, process_name(context.settings), context.settings.heartbeat_ttl, fields)

@@ -10,7 +10,7 @@ limit is changed), or a timer until it may start the next job.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -18,8 +18,10 @@ from redis.exceptions import ResponseError
 from ..process.event_loop import Timer
 from ..store.ledger import Limited
 from ..wire import Command
-from .context import Parent
+from .context import Context
+from .events import Events
 from .exchange import Exchange
+from .refusals import Refusals
 
 #: Seconds between looks at the queues where the server offers no client tracking.
 POLL_INTERVAL = 0.05
@@ -32,14 +34,14 @@ class Wakeup:
     """Awake means that a claim may find something. It begins awake.
 
     Args:
-        parent: as the name says.
-        on_refused: called with the error where the server refuses a look at the queues; it has to plan the next one.
+        context, events: as the names say.
+        refusals: say when to try again where the server refuses.
     """
 
-    def __init__(self, parent: Parent, on_refused: Callable[[ResponseError], None]) -> None:
-        self._parent = parent
-        self._on_refused = on_refused
-        self._keys = [queue.key for queue in parent.worker.queues]
+    def __init__(self, context: Context, events: Events, *, refusals: Refusals) -> None:
+        self._context = context
+        self._refusals = refusals
+        self._keys = context.identity.queue_keys
         self._awake = True
         self._look_due = False
         self._tracking = False
@@ -51,6 +53,7 @@ class Wakeup:
         self._limited: dict[str, str] = {}
         self._token: Timer | None = None
         self.suspended = False
+        events.server_back.append(self.track)
 
     @property
     def awake(self) -> bool:
@@ -63,8 +66,8 @@ class Wakeup:
         return not (self._awake or self._look_due or self._later or self._limited)
 
     @property
-    def look_due(self) -> bool:
-        """Tell whether ``look`` should be sent."""
+    def due(self) -> bool:
+        """Tell whether the queues are to be looked at."""
         return self._look_due and not self._awake
 
     def wake(self) -> None:
@@ -74,7 +77,13 @@ class Wakeup:
     def wake_later(self, delay: float) -> None:
         """Wake ``delay`` seconds from now, unless that is planned already; until then nothing else wakes."""
         if self._later is None:
-            self._later = self._parent.loop.call_later(delay, self._on_later)
+            self._later = self._context.loop.call_later(delay, self._on_later)
+
+    def on_refused(self, error: ResponseError) -> None:
+        """Wake when it is time to try again what the server refused: a claim, or a look at the queues."""
+        delay = self._refusals.add(error)
+        if delay is not None:
+            self.wake_later(delay)
 
     def _on_later(self) -> None:
         self._later = None
@@ -88,7 +97,7 @@ class Wakeup:
             self._token = None
         waits = [queue.wait for queue in limited if queue.wait is not None]
         if waits:
-            self._token = self._parent.loop.call_later(min(waits) + self._herd_delay(), self._on_token)
+            self._token = self._context.loop.call_later(min(waits) + self._herd_delay(), self._on_token)
 
     def _on_token(self) -> None:
         self._token = None
@@ -113,7 +122,7 @@ class Wakeup:
         delay = self._herd_delay()
         self.wake()
         if delay > HERD_STEP and self._timer is None:
-            self._timer = self._parent.loop.call_later(delay, self._on_timer)
+            self._timer = self._context.loop.call_later(delay, self._on_timer)
 
     def _herd_delay(self) -> float:
         return random.uniform(0, min(HERD_DELAY, HERD_STEP * max(0, self._misses - HERD_MISSES)))
@@ -121,7 +130,7 @@ class Wakeup:
     def _on_timer(self) -> None:
         self._timer = None
 
-    def look(self) -> Exchange:
+    def exchanges(self) -> list[Exchange]:
         """Return the exchange that reads whether there are jobs and registers for the next change of that."""
         self._look_due = False
         optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
@@ -134,9 +143,10 @@ class Wakeup:
         def on_replies(replies: list[Any]) -> None:
             answers = replies[len(optin) :: len(optin) + 1]
             refused = next((reply for reply in answers if isinstance(reply, ResponseError)), None)
-            if refused is not None:  # of the look itself, which would be refused at once again
+            # Of the look itself, which would be refused at once again.
+            if refused is not None:
                 if self._later is None:
-                    self._on_refused(refused)
+                    self.on_refused(refused)
                 return
             if any(isinstance(reply, ResponseError) for reply in replies):
                 self._on_tracking(False)
@@ -147,9 +157,9 @@ class Wakeup:
             if self._later is None and (bool(suspended) != self.suspended or ((waiting or changed) and not suspended)):
                 self.wake()
             elif not self._tracking and self._polling is None:
-                self._polling = self._parent.loop.call_later(POLL_INTERVAL, self._poll)
+                self._polling = self._context.loop.call_later(POLL_INTERVAL, self._poll)
 
-        return Exchange(commands, on_replies)
+        return [Exchange(commands, on_replies)]
 
     def _poll(self) -> None:
         self._polling = None
@@ -160,22 +170,21 @@ class Wakeup:
 
         After every connect of either: the registration is the connection's, the redirection names the other's id.
         """
-        if self._parent.listen.client_id is None:
+        if self._context.listen.client_id is None:
             self._on_tracking(False)
             return
         commands: list[Command] = [
             ("CLIENT", "TRACKING", "OFF"),
-            ("CLIENT", "TRACKING", "ON", "REDIRECT", self._parent.listen.client_id, "OPTIN"),
+            ("CLIENT", "TRACKING", "ON", "REDIRECT", self._context.listen.client_id, "OPTIN"),
         ]
-        self._parent.command.submit(
+        self._context.command.submit(
             Exchange(commands, lambda replies: self._on_tracking(not isinstance(replies[1], ResponseError)))
         )
 
     def _on_tracking(self, tracking: bool) -> None:
         self._tracking = tracking
-        self._parent.log.info(
-            "Worker %s: 2 connections: command, and listen for control commands%s",
-            self._parent.name,
+        self._context.log.info(
+            "2 connections: command, and listen for control commands%s",
             " and wake-ups (client tracking)" if tracking else f"; polling every {POLL_INTERVAL * 1000:g} ms",
         )
         self.wake()

@@ -1,30 +1,25 @@
 """Whether a starting worker fits: it looks, reserves, connects, looks again, and otherwise waits its turn.
 
 While it waits it holds no connection. Workers that start together see each other's reservations, so that they do not
-all take the last place; whoever came later gives way.
+all take the last place; those that came later give way.
 """
 
 from __future__ import annotations
 
-import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from ..capacity.budget import Lease
 from ..capacity.clients import client_rows
 from ..capacity.level import ASK_LIMIT, Level, ceiling, level_of, read_info, read_limit
-from ..config.settings import Settings
 from ..connection.away import LOST
 from ..connection.connect_errors import FULL
 from ..delays import reconnect_delays
 from ..errors import BudgetExceeded, NotAdmitted, RQPooledError
 from ..monitoring.guard import holders, ours_and_others
-from ..parent.command_connection import CommandConnection
-from ..process.event_loop import Loop
-from ..store.scripts import Scripts
+from ..parent.context import Context
 from . import startup
 
 #: Seconds between attempts, growing to the second figure, jittered.
@@ -39,42 +34,31 @@ class Admission:
     """Lets a worker connect when there is room for it.
 
     Args:
-        settings: GUARD_STOP, GUARD_WAIT, GUARD_MAXCLIENTS.
-        scripts: known to the server once ``command`` is connected.
-        command: the connection that asks, and stays when the worker is admitted.
+        context: of the worker; its scripts are known to the server once ``command`` is connected, and its lease is
+            asked for before that.
         open_command, open_rest: connect; they raise ``ServerUnreachable`` where that fails.
         close: closes whatever they opened.
-        log, name: for what is said.
-        lease: its place in the budget, asked for before it connects.
     """
 
     def __init__(
         self,
-        settings: Settings,
-        scripts: Scripts,
-        command: CommandConnection,
+        context: Context,
         open_command: Callable[[], None],
         open_rest: Callable[[], None],
         close: Callable[[], None],
-        log: logging.Logger,
-        name: str,
-        lease: Lease | None = None,
     ) -> None:
-        self._settings = settings
-        self._scripts = scripts
-        self._command = command
+        self._context = context
+        self._settings = context.settings
+        self._log = context.log
         self._open_command = open_command
         self._open_rest = open_rest
         self._close = close
-        self._log = log
-        self._name = name
-        self._lease = lease
         self._token = uuid4().hex
         self._table: list[str] = []
         self._warned = False
         self._stopped = False
 
-    def wait(self, loop: Loop, stop_signals: Sequence[signal.Signals], deadline: float) -> bool:
+    def wait(self, stop_signals: Sequence[signal.Signals], deadline: float) -> bool:
         """Connect as soon as there is room; return False if a stop signal came first.
 
         Blocks until the deadline (``time.monotonic()``, the end of GUARD_WAIT) and one attempt more.
@@ -84,7 +68,7 @@ class Admission:
             RQPooledError: the server cannot be used, for another reason.
         """
         for signum in stop_signals:
-            loop.on_signal(signum, self._stop)
+            self._context.loop.on_signal(signum, self._stop)
         for number, delay in enumerate(reconnect_delays(*_DELAYS)):
             left = deadline - time.monotonic()
             reason = self._attempt(last=left <= 0)
@@ -93,34 +77,33 @@ class Admission:
             self._close()
             if left <= 0:
                 for line in self._table:
-                    self._log.error("Worker %s: %s", self._name, line)
+                    self._log.error("%s", line)
                 raise NotAdmitted(
                     f"not admitted within {self._settings.guard_wait:g} s (GUARD_WAIT): {reason}; close connections, "
-                    "raise "
-                    "the server's maxclients, or raise GUARD_STOP"
+                    "raise the server's maxclients, or raise GUARD_STOP"
                 )
             if number == 0:
-                self._log.warning("Worker %s: waiting up to %.0f s for a place: %s", self._name, left, reason)
-            if self._pause(loop, min(delay, left)):
-                self._log.info("Worker %s: stopped while waiting for a place", self._name)
+                self._log.warning("waiting up to %.0f s for a place: %s", left, reason)
+            if self._pause(min(delay, left)):
+                self._log.info("stopped while waiting for a place")
                 return False
         return False
 
     def _stop(self) -> None:
         self._stopped = True
 
-    def _pause(self, loop: Loop, seconds: float) -> bool:
+    def _pause(self, seconds: float) -> bool:
         """Wait, and return whether a stop signal has come."""
         over = time.monotonic() + seconds
         while not self._stopped and (left := over - time.monotonic()) > 0:
-            loop.turn(left)
+            self._context.loop.turn(left)
         return self._stopped
 
     def _attempt(self, last: bool) -> str | None:
         """Connect if there is room; return why not otherwise, and None when everything is open."""
         try:
-            if self._lease is not None:
-                self._lease.ensure()
+            if self._context.lease is not None:
+                self._context.lease.ensure()
             self._open_command()
             before, level = self._look(keep=True)
             if level.maxclients is None or level.connected is None:
@@ -154,11 +137,11 @@ class Admission:
 
     def _look(self, keep: bool) -> tuple[tuple[int, int], Level]:
         """Return how many starting workers came before and after this one, and how full the server is."""
-        reservation = self._scripts.admit(self._token, keep, _RESERVED_FOR)
-        others, info = self._command.execute([reservation, ("INFO", "clients")])
+        reservation = self._context.scripts.admit(self._token, keep, _RESERVED_FOR)
+        others, info = self._context.command.execute([reservation, ("INFO", "clients")])
         connected, maxclients = read_info(info)
         if maxclients is None and self._settings.guard_maxclients is None:
-            (config,) = self._command.execute([ASK_LIMIT])
+            (config,) = self._context.command.execute([ASK_LIMIT])
             maxclients = read_limit(config)
         before, after = (0, 0) if isinstance(others, Exception) else others
         return (before, after), level_of(self._settings, connected, self._settings.guard_maxclients or maxclients)
@@ -167,14 +150,13 @@ class Admission:
         if not self._warned:
             self._warned = True
             self._log.warning(
-                "Worker %s: the server does not tell how many clients it has and allows (INFO and CONFIG GET are "
-                "refused): it is not guarded; set GUARD_MAXCLIENTS, or allow INFO",
-                self._name,
+                "the server does not tell how many clients it has and allows (INFO and CONFIG GET are "
+                "refused): it is not guarded; set GUARD_MAXCLIENTS, or allow INFO"
             )
 
     def _holders(self) -> list[str]:
         """Return a table of who holds the server's connections, or why there is none."""
-        (reply,) = self._command.execute([("CLIENT", "LIST")])
+        (reply,) = self._context.command.execute([("CLIENT", "LIST")])
         rows: list[dict[str, Any]] | None = client_rows(reply)
         if rows is None:
             return ["who holds them is not known: CLIENT LIST is refused"]

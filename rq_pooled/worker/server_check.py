@@ -28,7 +28,8 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, i
         ServerUnsupported: it is older than 6.2, or in cluster mode.
     """
     (reply,) = execute([("INFO",)])
-    if isinstance(reply, ResponseError):  # an ACL: what it cannot do will be said when it is asked to
+    # An ACL: what it cannot do will be said when it is asked to.
+    if isinstance(reply, ResponseError):
         logger.warning("the server does not answer INFO (%s): its version and eviction policy are not checked", reply)
         return OLDEST
     info = info_fields(reply)

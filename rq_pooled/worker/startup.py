@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -17,11 +16,10 @@ from ..connection.connect_errors import explain
 from ..deadline import within
 from ..delays import reconnect_delays
 from ..errors import USAGE, RQPooledError, ServerUnreachable, ServerUnsupported
+from ..log_lines import WorkerLog
 from ..parent.command_connection import CommandConnection
 from ..parent.listen_connection import ListenConnection
 from ..process.event_loop import Loop
-
-log = logging.getLogger("rq.worker")
 
 _LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "NOPERM", "invalid password")
 
@@ -38,7 +36,7 @@ class ServerNotReady(ServerUnreachable):
 
 
 def when_ready(
-    begin: Callable[[float], T], settings: Settings, loop: Loop, signals: Iterable[int], name: str
+    begin: Callable[[float], T], settings: Settings, loop: Loop, signals: Iterable[int], log: WorkerLog
 ) -> T | None:
     """Call ``begin`` until it does not raise ServerNotReady, for GUARD_WAIT seconds; return its result.
 
@@ -72,20 +70,21 @@ def when_ready(
                     f"{error}; tried {failures} time{'s' * (failures > 1)} in {settings.guard_wait - left:.0f} s "
                     f"({'RECONNECT_ATTEMPTS' if given_up else 'GUARD_WAIT'})"
                 ) from None
-            for signum in signals:  # each time: ``begin`` may wait, too, and listen itself
+            # Each time: ``begin`` may wait, too, and listen itself.
+            for signum in signals:
                 loop.on_signal(signum, lambda: stopped.append(True))
             if time.monotonic() >= say_at:
-                log.warning("Worker %s: %s; trying again for up to %.0f s", name, message_of(error), left)
+                log.warning("%s; trying again for up to %.0f s", message_of(error), left)
                 say_at = time.monotonic() + SAY_EVERY
             due = time.monotonic() + min(next(delays), left)
             while not stopped and (rest := due - time.monotonic()) > 0:
                 loop.turn(rest)
             if stopped:
-                log.info("Worker %s: stopping on request", name)
+                log.info("stopping on request")
                 return None
             continue
         if failures:
-            log.info("Worker %s: the server is ready after %.1f s", name, time.monotonic() - started)
+            log.info("the server is ready after %.1f s", time.monotonic() - started)
         return result
 
 
@@ -93,7 +92,7 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
     """Connect for the first time.
 
     Args:
-        found: sentinels say where the server is; one that they name and nobody reaches has just died.
+        found: sentinels say where the server is; one that they name and that cannot be reached has just died.
 
     Raises:
         ServerUnsupported: the password is missing or wrong, the user may not do what a worker does, or URL is wrong.

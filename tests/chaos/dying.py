@@ -33,7 +33,7 @@ class Stock(rq.Worker):
 class Ours(rq_pooled.Worker):
     """Ours; this is called between the claim and its hand-over to a horse."""
 
-    def log_claimed(self, *args: Any, **kwargs: Any) -> None:
+    def reorder_queues(self, *args: Any, **kwargs: Any) -> None:
         """Die, or go on."""
         _die_once()
-        super().log_claimed(*args, **kwargs)
+        super().reorder_queues(*args, **kwargs)

@@ -1,0 +1,42 @@
+"""Enqueues scheduled jobs when they are due, as RQ's scheduler does, and under its lock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from .complaint import Complaint
+from .context import Context
+from .exchange import Exchange
+
+#: Seconds until a promotion that the server refused is tried again.
+PROMOTE_RETRY = 15.0
+
+
+class Promoter:
+    """Asks the server to promote; each reply says when to ask again."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._complaint = Complaint(context.log, "cannot enqueue scheduled jobs")
+        self.due = True
+
+    def exchanges(self) -> list[Exchange]:
+        """Return the exchange that enqueues scheduled jobs which are due."""
+        self.due = False
+
+        def on_replies(replies: list[Any]) -> None:
+            if isinstance(replies[0], ResponseError):
+                self._complaint.refused(replies[0])
+                delay = PROMOTE_RETRY
+            else:
+                self._complaint.allowed()
+                _locks, _moved, more, wait = replies[0]
+                delay = 0.0 if more else wait / 1000
+            self._context.loop.call_later(delay, self._promote)
+
+        return [Exchange([self._context.identity.promotion()], on_replies, lambda _error: self._promote())]
+
+    def _promote(self) -> None:
+        self.due = True

@@ -1,0 +1,131 @@
+"""Finds the claims that the server has noted and whose reply was lost, and puts their jobs back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from redis.exceptions import ResponseError
+
+from ..config.secrets import message_of
+from ..connection.away import is_blamed
+from ..foreign import MAX_VALUE, printable
+from ..store.claim import Claim
+from .committer import Committer
+from .context import Context
+from .events import Events
+from .exchange import Exchange
+from .slots import Slots
+from .wakeup import Wakeup
+
+#: How often the connection may be lost before a claim of a job is answered, and bytes of its data from which on the
+#: answer may be the reason: then the job fails.
+MAX_UNANSWERED, BLAMED_FROM = 4, 64 * 1024
+#: Jobs of which that is counted.
+MAX_COUNTED = 1000
+
+
+class Recovery:
+    """Asks which claims are noted, when some may be that nothing here knows of.
+
+    Args:
+        context, events, wakeup: as the names say.
+        slots, committer: what they hold is known.
+    """
+
+    def __init__(self, context: Context, events: Events, *, slots: Slots, committer: Committer, wakeup: Wakeup) -> None:
+        self._context = context
+        self._slots = slots
+        self._committer = committer
+        self._wakeup = wakeup
+        #: Job -> how often its claim was not answered.
+        self._unanswered: dict[str, int] = {}
+        #: Why the last claim was not answered.
+        self._loss = ""
+        #: So many claims are to take one job each, to find out which one is to blame.
+        self.singly = 0
+        self.due = False
+        events.server_back.append(self._recover)
+        events.claims_unknown.append(self._recover)
+
+    def _recover(self) -> None:
+        self.due = True
+
+    def on_claim_lost(self, error: Exception) -> None:
+        """Note that a claim was not answered: what it took is found here when the server is back."""
+        if is_blamed(error):
+            self._loss = message_of(error)
+        self.due = True
+
+    def on_claim_answered(self) -> None:
+        """Note that a claim was answered, whatever it took."""
+        self.singly = max(0, self.singly - 1)
+
+    def forget(self, job_id: str) -> None:
+        """Note that the claim of a job has been answered."""
+        self._unanswered.pop(job_id, None)
+
+    def push_back(self, claims: Sequence[Claim]) -> None:
+        """Put claimed jobs back that have not begun."""
+        command = self._context.ledger.push_back(claims)
+        self._context.command.submit(Exchange([command], lambda _replies: self._wakeup.wake()))
+
+    def exchanges(self) -> list[Exchange]:
+        """Return the exchange that is due."""
+        return [self.exchange()]
+
+    def exchange(self, more: Sequence[Claim] = ()) -> Exchange:
+        """Return the exchange that puts back what is noted of this worker, and not known here.
+
+        Args:
+            more: claims that are known, too.
+        """
+        self.due = False
+        known = [claim.member for claim in (*self._slots.claims(), *self._committer.claims(), *more)]
+
+        def on_replies(replies: list[Any]) -> None:
+            strange: list[bytes] = []
+            log, ledger = self._context.log, self._context.ledger
+            unknown = [] if isinstance(replies[0], ResponseError) else ledger.unknown(replies[0], known, strange)
+            # Left there, each heartbeat would count them as claims that nothing here knows of.
+            if strange:
+                example = printable(strange[0], MAX_VALUE)
+                log.warning("dropping %d notes that are no claims, such as %s", len(strange), example)
+                self._context.command.submit(Exchange([ledger.drop_notes(strange)]))
+            if unknown:
+                log.warning("putting back %d jobs whose claim was not answered", len(unknown))
+                self._on_unanswered(unknown)
+
+        return Exchange([self._context.ledger.known_claims()], on_replies, lambda _error: self._recover())
+
+    def _on_unanswered(self, claims: Sequence[Claim]) -> None:
+        """Put claims back whose reply was lost, and claim one job at a time until it is known whether one is to
+        blame.
+        """
+        self.singly = len(claims)
+        # Others have claimed them since.
+        if len(self._unanswered) > MAX_COUNTED:
+            self._unanswered.clear()
+        for claim in claims:
+            self._unanswered[claim.job_id] = self._unanswered.get(claim.job_id, 0) + 1
+        first = claims[0]
+        if len(claims) > 1 or self._unanswered[first.job_id] < MAX_UNANSWERED:
+            self.push_back(claims)
+            return
+
+        def on_replies(replies: list[Any]) -> None:
+            size = replies[0] if isinstance(replies[0], int) else 0
+            lost = self._unanswered.pop(first.job_id, 0)
+            if size < BLAMED_FROM:
+                self.push_back(claims)
+                return
+            reason = (
+                f"the connection was lost {lost} times while the job, with {size} bytes of arguments, was read "
+                f"({self._loss}): keep large arguments elsewhere, or raise the server's client-output-buffer-limit"
+            )
+            self._context.log.error("job %s: %s; failing it", first.job_id, reason, worker=first.worker_name)
+            self._committer.add(self._context.ledger.bare_failure(first, reason))
+            self._wakeup.wake()
+
+        question = ("HSTRLEN", f"rq:job:{first.job_id}", "data")
+        self._context.command.submit(Exchange([question], on_replies, lambda _error: self._recover()))

@@ -1,0 +1,106 @@
+"""One slot of a worker, with its horse and the task that it has."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..multiplexer.streams import Guest
+from ..process.prefork import Horse
+from ..store.claim import Claim
+
+
+@dataclass
+class Task:
+    """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see
+    horse/process.py.
+    """
+
+    kind: str
+    claim: Claim | None = None
+    arguments: tuple[Any, ...] = ()
+    #: How many horses have died of it.
+    deaths: int = 0
+    #: How often what it relies on had changed when its outcome was to be recorded.
+    changes: int = 0
+    #: The slot, and its task, whose horse waits to hear that the outcome of this task was recorded.
+    receipt_for: tuple[Slot, Task] | None = None
+
+    def message(self) -> tuple[Any, ...]:
+        """Return it as the horse reads it."""
+        return (self.kind, *(() if self.claim is None else (tuple(self.claim),)), *self.arguments)
+
+
+@dataclass(eq=False)
+class Slot:
+    """One slot. ``ready`` means that its horse waits for a task."""
+
+    name: str
+    #: Sends a message to a horse without waiting.
+    send: Callable[[Horse, tuple[Any, ...]], None]
+    #: Forked for a task while all others were busy; ends when there are no more.
+    spare: bool = False
+    horse: Horse | None = None
+    ready: bool = False
+    task: Task | None = None
+    #: A claim for it is under way.
+    reserved: bool = False
+    #: The outcome of the task has arrived; the horse is still cleaning up.
+    delivered: bool = False
+    #: A stop-job command ended the horse.
+    stopped: bool = False
+    #: Another worker has been given its job: nothing of it is to be recorded.
+    handed_on: bool = False
+    #: Its horse was sent SIGKILL: whatever it still says, it is given nothing more.
+    killed: bool = False
+    #: Its horse is to be replaced once it has nothing to do.
+    worn: bool = False
+    since: float = field(default_factory=time.monotonic)
+    #: When its horse is killed, by the monotonic clock.
+    deadline: float | None = None
+    #: Horses in a row that died before they were ever ready.
+    stillborn: int = 0
+    #: Who its horse is to the multiplexer, if jobs use Redis through the parent.
+    guest: Guest | None = None
+    #: One of its horses has been ready.
+    begun: bool = False
+
+    @property
+    def claim(self) -> Claim | None:
+        """The claim whose job it is running and whose outcome has not arrived yet."""
+        if self.task is None or self.delivered or self.handed_on:
+            return None
+        return self.task.claim
+
+    @property
+    def free(self) -> bool:
+        """Tell whether it can be given a task."""
+        return self.ready and not self.reserved
+
+    def end(self) -> None:
+        """Note that the horse has nothing to do any more."""
+        self.task, self.delivered, self.stopped, self.handed_on, self.deadline = None, False, False, False, None
+
+    def reply(self, message: tuple[Any, ...]) -> None:
+        """Send the answer that the horse waits for, if it still lives."""
+        if self.horse is not None and self.task is not None:
+            self.send(self.horse, message)
+
+    def describe(self) -> str:
+        """Say what it does, for a message about who holds what."""
+        task = self.task
+        if task is None or task.claim is None:
+            return f"{self.name}, between jobs" if task is None else f"{self.name}: {task.kind}"
+        return f"job {task.claim.job_id} of {self.name} for {time.monotonic() - self.since:.1f} s"
+
+
+def send_receipt(receipt_for: tuple[Slot, Task] | None, recorded: bool) -> None:
+    """Tell the horse that waits for the record of an outcome what became of it; one that has died since hears
+    nothing.
+    """
+    if receipt_for is not None:
+        slot, task = receipt_for
+        if slot.task is task:
+            slot.reply(("committed", recorded))

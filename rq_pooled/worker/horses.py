@@ -1,0 +1,83 @@
+"""What a forked child runs to be a horse, made ready before the first fork."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..config.settings import Settings
+from ..connection.defaults import accepted_options
+from ..failed.maintenance import maintenance_policies
+from ..horse.process import HorseProcess
+from ..horse.recorder import make_recorder
+from ..horse.stream import StreamConnection, stream_options
+from ..horse.warmup import warm_up
+from ..horse.worker import HorseMixin
+from ..multiplexer.multiplexer import Multiplexer
+from ..parent.context import Context
+from ..parent.slots import RunHorse
+from ..pool.hooks import LongWaits, StopFlag
+from ..pool.registry import adopt, get_pool
+from ..process.channel import ChildChannel
+
+#: Connections that a worker has of its own: command and listen.
+ROLES = 2
+#: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches
+#: over another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
+_JOB_NEEDS = 2
+#: Streams that one horse may have, for the threads of its job.
+MOST_STREAMS = 64
+
+
+def job_connections(settings: Settings) -> int:
+    """Return how many connections each horse may open for jobs that use Redis, with JOBS_SHARE=no."""
+    return max(_JOB_NEEDS, (settings.max_connections - ROLES) // settings.concurrency)
+
+
+def prepare_horses(
+    worker: Any, context: Context, version: tuple[int, int, int], multiplexer: Multiplexer | None
+) -> RunHorse:
+    """Return what a forked child runs to be a horse until there is a reason to end.
+
+    Everything that can be is made here, once, before the first fork: what a child makes is its own memory, what it
+    inherits is shared.
+
+    Args:
+        worker: becomes a horse in each child.
+        context: of the parent.
+        version: the server's.
+        multiplexer: lets jobs use Redis; None where each horse has connections of its own.
+    """
+    settings, brake = context.settings, context.brake
+    pool = get_pool(settings, "job", client=worker.connection)
+    recorder = make_recorder(type(worker.connection), pool, version)
+    horse_class: Any = type("Horse", (HorseMixin, type(worker)), {})
+    queues = [
+        worker.queue_class.from_queue_key(
+            queue.key,
+            connection=recorder,
+            job_class=queue.job_class,
+            serializer=queue.serializer,
+            death_penalty_class=worker.death_penalty_class,
+        )
+        for queue in worker.queues
+    ]
+    share = job_connections(settings)
+    # Remembered: looking at signatures dirties 2.5 MB, in each horse if done there.
+    accepted_options(StreamConnection)
+    warm_up(recorder)
+    policies = maintenance_policies(settings)
+
+    def run_horse(channel: ChildChannel, token: bytes | None) -> None:
+        if multiplexer is not None and token is not None:
+            door = multiplexer.door(token)
+            pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
+        else:
+            pool.become("job", share, hooks=[StopFlag(brake), LongWaits()])
+        adopt(pool)
+        worker.__class__ = horse_class
+        worker._is_horse = True
+        worker.connection, worker.queues = recorder, queues
+        limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
+        HorseProcess(worker, channel, *limits, policies, multiplexer is not None).run()
+
+    return run_horse

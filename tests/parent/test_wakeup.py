@@ -1,0 +1,100 @@
+"""The wake-up alone: when queues are looked at, and what a look says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from parts import context_of
+from redis.exceptions import ResponseError
+
+from rq_pooled.parent.events import Events
+from rq_pooled.parent.refusals import Refusals
+from rq_pooled.parent.wakeup import POLL_INTERVAL, Wakeup
+from rq_pooled.store.ledger import Limited
+
+
+class Sleeper:
+    """A wake-up that sleeps, with or without client tracking."""
+
+    def __init__(self, tracking: bool = True) -> None:
+        self.context = context_of()
+        self.events = Events()
+        self.wakeup = Wakeup(self.context, self.events, refusals=Refusals(self.context, self.events, burst=False))
+        if tracking:
+            self.wakeup.track()
+            self.context.command.answer(b"OK", b"OK")
+        self.wakeup.sleep()
+
+    def look(self) -> Any:
+        """Return the look that is due."""
+        assert self.wakeup.due and not self.wakeup.awake
+        (exchange,) = self.wakeup.exchanges()
+        return exchange
+
+
+def test_reading_and_registering_are_one_step() -> None:
+    """With client tracking each read of a look asks for the next change of its keys, so that no push is missed."""
+    words = [command[0] for command in Sleeper().look().commands]
+    assert words == ["CLIENT", "EXISTS"] * 2
+    assert [command[0] for command in Sleeper(tracking=False).look().commands] == ["EXISTS"] * 2
+
+
+def test_a_look_wakes_only_for_a_job() -> None:
+    """A look that finds a job wakes; one that finds none sleeps on, and what has changed since wakes."""
+    for found, awake in ((1, True), (0, False)):
+        sleeper = Sleeper()
+        sleeper.look().on_replies([b"OK", 0, b"OK", found])
+        assert sleeper.wakeup.awake == awake == (not sleeper.wakeup.asleep)
+    sleeper.wakeup.on_invalidation()
+    assert sleeper.wakeup.awake
+
+
+def test_without_tracking_the_queues_are_looked_at_again() -> None:
+    """Where the server offers no client tracking, or refuses it later, the next look comes by the clock."""
+    sleeper = Sleeper(tracking=False)
+    sleeper.look().on_replies([0, 0])
+    assert not sleeper.wakeup.due and sleeper.context.loop.fire() == POLL_INTERVAL and sleeper.wakeup.due
+    sleeper = Sleeper()
+    sleeper.look().on_replies([ResponseError("ERR unknown"), 0, b"OK", 0])
+    assert sleeper.wakeup.awake
+    sleeper.wakeup.sleep()
+    assert [command[0] for command in sleeper.look().commands] == ["EXISTS"] * 2
+
+
+def test_a_planned_look_is_not_disturbed() -> None:
+    """Until a later look that was planned nothing wakes: a claim that puts back what it may not take changes the queue
+    itself.
+    """
+    sleeper = Sleeper()
+    sleeper.wakeup.wake_later(1.0)
+    sleeper.wakeup.on_invalidation()
+    sleeper.look().on_replies([b"OK", 0, b"OK", 1])
+    assert not sleeper.wakeup.awake and sleeper.context.loop.fire() == 1.0 and sleeper.wakeup.awake
+
+
+def test_a_look_that_is_refused_is_not_repeated_at_once() -> None:
+    """A look that the server refuses is made again after a second, not in the next turn."""
+    sleeper = Sleeper()
+    sleeper.wakeup._refusals.end()
+    sleeper.look().on_replies([b"OK", ResponseError("OOM command not allowed"), b"OK", 0])
+    assert not sleeper.wakeup.due and not sleeper.wakeup.awake and sleeper.context.loop.fire() == 1.0
+
+
+def test_tracking_is_switched_on_for_each_connection() -> None:
+    """When the server is back, tracking names the new listening connection."""
+    sleeper = Sleeper()
+    sleeper.context.listen.client_id = 8
+    sleeper.events.server_back()
+    assert sleeper.context.command.waiting[0].commands[1][:5] == ("CLIENT", "TRACKING", "ON", "REDIRECT", 8)
+
+
+def test_a_queue_that_may_start_nothing_is_left_out() -> None:
+    """In the place of a queue whose limit is reached stands the key that says when that changes; its end wakes."""
+    sleeper = Sleeper()
+    sleeper.wakeup.leave_out([Limited("rq:queue:default", 5.0, "the watched key")])
+    look = sleeper.look()
+    assert [command[1] for command in look.commands if command[0] == "EXISTS"] == ["rq:suspended", "the watched key"]
+    look.on_replies([b"OK", 0, b"OK", 1])
+    assert not sleeper.wakeup.awake and not sleeper.wakeup.asleep
+    look.on_replies([b"OK", 0, b"OK", 0])
+    assert sleeper.wakeup.awake
