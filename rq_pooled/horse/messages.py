@@ -1,14 +1,32 @@
-"""What a horse may say to its parent, and how the parent looks at it before it believes a word.
+"""What a parent and its horse say to each other, and how the parent looks at what a horse says before it believes it.
 
-======== ======================================================== =====================================================
-free     leaving                                                  the task is over; the horse ends if ``leaving``
-phase    seconds                                                  what begins now takes so long at most; -1 for ever
-read     commands                                                 reads on which an outcome depends
-relay    commands                                                 commands for the parent's connection
-failure  reason                                                   the job, or its outcome, cannot pass: fail it plainly
-gone                                                              the job was deleted before it could be read
-outcome  status, guards, commands, dependents, wants a receipt    see ledger.Outcome; each part is packed, see resp
-======== ======================================================== =====================================================
+To a horse. A claim is the tuple of store/claim.py. What has one is answered by an outcome, a failure or gone; the
+tasks without one have no answer. Each task ends with free.
+
+========= =================================================== =========================================================
+perform   claim                                               task: run the job
+bury      claim, pid, status, usage, stopped, quietly         task: record the end of a job whose horse died
+abandon   claim, reason, quietly                              task: fail a job that has stalled too often
+fail      claim, reason                                       task: fail a job whose outcome the server refused
+settle    claim, tolerant, status, packed commands (3 words)  task: complete the outcome of a job that has dependents
+maintain  command                                             task: do this, then RQ's maintenance, then the sweeps
+schedule  token, life                                         task: move rq-scheduler's due jobs under this lock
+reply     replies, or why there are none                      answers read and relay
+committed recorded                                            answers an outcome with a receipt: was it recorded?
+========= =================================================== =========================================================
+
+From a horse.
+
+======== ==================================================== =========================================================
+free     leaving                                              the task is over; the horse ends if ``leaving``
+phase    seconds                                              what begins now takes so long at most; -1 for ever
+read     commands                                             reads on which an outcome depends
+relay    commands                                             commands for the parent's connection
+failure  reason                                               the job, or its outcome, cannot pass: fail it plainly
+gone                                                          the job was deleted before it could be read
+outcome  status, guards, commands, dependents, receipt        see ``Outcome`` in store/ledger.py; wire.py packs each
+                                                              part. ``receipt`` asks for committed
+======== ==================================================== =========================================================
 """
 
 from __future__ import annotations

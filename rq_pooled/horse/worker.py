@@ -17,12 +17,10 @@ from .. import rq_api
 from ..originals import is_rqs_own
 from ..retry import attempts, backoff
 from .maintenance import maintain_each
-from .recorder import Recorder, Tape
+from .recorder import Recorder
 from .success import ShortWay, is_plain, plain_success, written_by
-
-#: Seconds that what follows a failed job may take (exception handlers; RQ kills a work horse 60 seconds past its
-#: timeout).
-HANDLER_TIME = 60.0
+from .tape import Tape
+from .time_limits import HANDLER_TIME
 
 
 class _Discard:
@@ -49,6 +47,8 @@ class HorseMixin(Worker):
     before: Mapping[str, Any] = {}
     #: The next time limit that is set is the job's own.
     begins: bool = False
+    #: A time limit has struck in this process.
+    alarm_fired: bool = False
     #: Tells the parent how many seconds the phase that begins now may take.
     announce: Callable[[float], None]
     short_way = ShortWay()
@@ -148,3 +148,11 @@ class HorseMixin(Worker):
     def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
         """Keep the value; replaces RQ's write: the heartbeat publishes it."""
         self.current_job_working_time = current_job_working_time
+
+
+def attempt(worker: HorseMixin, job: Job, call: Callable[[], Any]) -> None:
+    """Call what runs user code; an error in it must not keep the job's end from being recorded."""
+    try:
+        call()
+    except BaseException:  # also SystemExit, as RQ does with callbacks
+        worker.log.exception("Worker %s: job %s: a callback or handler failed", worker.name, job.id)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from resource import struct_rusage
 from typing import Any
 
-from ..horse import hooks
+from ..horse import integrations
 from ..horse.messages import check_message
 from ..multiplexer.multiplexer import Multiplexer
 from ..multiplexer.streams import Guest
@@ -255,7 +255,7 @@ class Slots:
         if self._ending or slot not in self._slots:
             return
         slot.horse = None
-        hooks.before_fork()
+        integrations.before_fork()
         slot.ready = slot.worn = slot.killed = False
         slot.end()
         if self._multiplexer is not None:

@@ -47,8 +47,7 @@ from ..errors import (
     WorkerNameTaken,
 )
 from ..failed.policies import maintenance_policies
-from ..horse import hooks
-from ..horse.apps import load_app
+from ..horse import integrations
 from ..horse.process import HorseProcess
 from ..horse.recorder import make_recorder
 from ..horse.stream import StreamConnection, stream_options
@@ -171,7 +170,7 @@ class Worker(rq.worker.Worker):
             for module in settings.preload:
                 _preload(module)
             if settings.app is not None:
-                hooks.use_app(load_app(settings.app))
+                integrations.use_app(integrations.load_app(settings.app))
             with _loop_for_stop_signals() as loop:
                 return self._work(settings, loop, burst, max_jobs, max_idle_time)
         except RQPooledError as error:
