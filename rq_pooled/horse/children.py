@@ -11,7 +11,8 @@ from typing import Any
 
 def has_children() -> bool:
     """Tell whether the job left processes behind, dead or alive, in this one's group or not."""
-    if not hasattr(os, "waitid"):  # macOS before Python 3.13
+    # macOS has none before Python 3.13.
+    if not hasattr(os, "waitid"):
         return False
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -45,7 +46,8 @@ def let_resource_trackers_live() -> None:
         tracker = subprocess.Popen(
             args, executable=path, pass_fds=passfds, restore_signals=False, start_new_session=True
         )
-        tracker.returncode = 0  # who asked for it waits for it
+        # The caller waits for it.
+        tracker.returncode = 0
         return tracker.pid
 
     multiprocessing.util.spawnv_passfds = spawn_apart

@@ -86,14 +86,16 @@ class Surroundings:
         handlers = [_getsignal(signum) for signum in _SIGNALS]
         if handlers != self._handlers:
             for signum, before, after in zip(_SIGNALS, self._handlers, handlers):
-                if before != after and before is not None:  # None is a handler that Python did not set
+                # None is a handler that Python did not set.
+                if before != after and before is not None:
                     signal.signal(signum, before)
         os.umask(self._umask)
         if self._directory is not None and _directory() != self._directory:
             with self._or_spoilt():
                 os.chdir(self._directory)
         self._restore_limits()
-        if sys.getrecursionlimit() < self._recursion_limit:  # a higher one may be a module's, set at its import
+        # A higher one may be a module's, set at its import.
+        if sys.getrecursionlimit() < self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
         if (sys.gettrace(), sys.getprofile()) != self._hooks:
             sys.settrace(self._hooks[0])
@@ -145,7 +147,8 @@ class Surroundings:
             self._spoilt = True
 
     def _unblock(self) -> None:
-        for signum in signal.sigpending():  # it was for the job that blocked it: ignoring a signal discards it
+        # What is pending was for the job that blocked it: ignoring a signal discards it.
+        for signum in signal.sigpending():
             handler = signal.getsignal(signum)
             signal.signal(signum, signal.SIG_IGN)
             signal.signal(signum, handler)
@@ -175,17 +178,20 @@ def _seed_generators() -> None:
     _random.Random.seed(random._inst, int.from_bytes(os.urandom(32), "big"))
     random._inst.gauss_next = None  # type: ignore[attr-defined]
     if numpy_random := sys.modules.get("numpy.random"):
-        with contextlib.suppress(Exception):  # likewise: without an argument it takes 80 us, so 10
+        # Likewise: this takes 10 us, without an argument 80.
+        with contextlib.suppress(Exception):
             numpy_random.seed(struct.unpack("4I", os.urandom(16)))
     if torch := sys.modules.get("torch"):
-        with contextlib.suppress(Exception):  # the processor's; those of graphics cards do not survive a fork
+        # Only the processor's generator: those of graphics cards do not survive a fork.
+        with contextlib.suppress(Exception):
             torch.default_generator.manual_seed(int.from_bytes(os.urandom(7), "big"))
 
 
 def _directory() -> str | None:
     try:
         return os.getcwd()
-    except OSError:  # removed under us
+    except OSError:
+        # The job has removed it.
         return None
 
 

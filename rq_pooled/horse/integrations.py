@@ -72,7 +72,8 @@ def before_fork() -> None:
     """Close what a fork must not share: all of Django's database connections, where Django is loaded."""
     database = sys.modules.get("django.db")
     if database is not None:
-        with contextlib.suppress(Exception):  # settings may not be configured; then nothing is open
+        # Without configured settings it raises, and nothing is open.
+        with contextlib.suppress(Exception):
             database.connections.close_all()
 
 
@@ -95,7 +96,8 @@ def _app_context() -> Iterator[None]:
         yield
     finally:
         try:
-            context.pop(None)  # RQ has recorded what the job raised; to Flask it is handled
+            # RQ has recorded what the job raised; to Flask it is handled.
+            context.pop(None)
         except Exception:
             logger.exception("a teardown function of the Flask application failed")
 
@@ -105,6 +107,8 @@ def _forget_inherited_engines(app: Any) -> None:
     if os.getpid() in _forgotten_in:
         return
     _forgotten_in.add(os.getpid())
-    with contextlib.suppress(Exception):  # no Flask-SQLAlchemy, or an old one
+    # There may be no Flask-SQLAlchemy, or an old one.
+    with contextlib.suppress(Exception):
         for engine in app.extensions["sqlalchemy"].engines.values():
-            engine.dispose(close=False)  # closing would end the siblings' conversations
+            # Closing would end the conversations of the other horses.
+            engine.dispose(close=False)

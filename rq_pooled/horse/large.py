@@ -2,7 +2,7 @@
 
 The claim of a large job leaves its large fields out, see read_job.lua. The horse reads them over a connection that it
 is lent, before the job begins. Large values of its outcome are put aside over such a connection, see aside.lua; the
-outcome that the parent sends only names them. Nobody else waits for either, however slow the line is.
+outcome that the parent sends only names them. No other job waits for either, however slow the line is.
 """
 
 from __future__ import annotations
@@ -80,13 +80,15 @@ def _is_same(field: bytes, value: bytes, known: bytes | None) -> bool:
 def _unpacked(data: bytes) -> bytes:
     try:
         return zlib.decompress(data)
-    except zlib.error:  # RQ takes it as it is, too
+    except zlib.error:
+        # RQ takes it as it is, too.
         return data
 
 
 def set_apart(commands: Sequence[Sequence[Any]]) -> tuple[list[Sequence[Any]], list[tuple[str, Word]]]:
     """Return commands with names in the place of large values, as commit.lua takes them, and these values by name."""
-    mark = uuid4().hex  # what an earlier attempt has put aside must not be taken for this
+    # What an earlier attempt has put aside must not be taken for this.
+    mark = uuid4().hex
     light: list[Sequence[Any]] = []
     values: list[tuple[str, Word]] = []
     for words in commands:
@@ -209,7 +211,8 @@ class LargeValues:
         while True:
             try:
                 return attempt()
-            except RedisUnavailable as error:  # nothing was sent
+            except RedisUnavailable as error:
+                # Nothing was sent.
                 if not said:
                     self._log.warning("a job's large values wait for a connection: %s", message_of(error))
                 said = True

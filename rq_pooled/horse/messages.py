@@ -93,7 +93,8 @@ def _check_part(part: Any, before: int) -> None:
     if type(runs) is not int or type(words) is not int or type(data) is not bytes:
         raise ValueError("a part of an outcome is two numbers and bytes")
     position, end, found, begun = 0, len(data), 0, 0
-    due = before  # words until the next one that tells how many belong to its run
+    # Words until the next one that tells how many belong to its run.
+    due = before
     index, lengths = data.index, _LENGTHS
     try:
         while position < end:

@@ -100,7 +100,8 @@ class Outcomes:
         Raises:
             Refused: its large values cannot be put aside.
         """
-        if STALLS in self._worker.raw:  # whatever became of it, it has come to an end
+        # The job has come to an end, so its stalls count no more.
+        if STALLS in self._worker.raw:
             tape.write([b"HDEL", self._worker.raw_key, STALLS])
         if commands is None:
             tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)

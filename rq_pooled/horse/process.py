@@ -83,7 +83,8 @@ class HorseProcess:
                 outbox.append(("failure", str(error)))
             except Gone:
                 outbox.append(("gone",))
-            if os.getpid() != horse:  # a copy that user code made by os.fork, and let return
+            # This is a copy that user code made by os.fork, and let return.
+            if os.getpid() != horse:
                 os._exit(0)
             try:
                 leaving = self._clean_up()

@@ -130,7 +130,8 @@ class Recorder(Redis):
         callback = self.response_callbacks.get(args[0])
         if callback is None:
             return reply
-        options.pop("keys", None)  # for redis-py's own client-side cache
+        # redis-py's own client-side cache reads them, its callbacks do not.
+        options.pop("keys", None)
         return callback(reply, **options)
 
 

@@ -202,7 +202,8 @@ class Tasks:
                     check_unreadable(error)
                     screen_groups(worker, error)
             sweep_in_maintenance(worker.queue_names(), self._policies, relay.execute, worker.log)
-        except (RedisError, Refused) as error:  # lost, or refused by an access control list
+        except (RedisError, Refused) as error:
+            # The server was lost, or an access control list refuses a command.
             worker.log.warning("Worker %s: maintenance given up: %s", worker.name, message_of(error))
 
     def schedule(self, token: str, life: int) -> None:

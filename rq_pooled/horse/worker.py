@@ -60,13 +60,15 @@ class HorseMixin(Worker):
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
         job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
-        self.procline(f"Processing {job.func_name} from {job.origin}")  # fails where the job cannot be read
+        # Fails where the job cannot be read.
+        self.procline(f"Processing {job.func_name} from {job.origin}")
         self.begins = True
 
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         """Set the times; replaces RQ's write of the heartbeat: each handler that follows saves the job."""
         job.ended_at = job.last_heartbeat = now()
-        if sys.exc_info()[0] is not None:  # RQ calls this while it handles what the job raised: handlers follow
+        # RQ calls this while it handles what the job raised: handlers follow.
+        if sys.exc_info()[0] is not None:
             self.announce(HANDLER_TIME)
 
     def cleanup_execution(self, job: Job, pipeline: Any, execution: Any = None) -> None:
@@ -115,7 +117,7 @@ class HorseMixin(Worker):
             self.tape.ask_for_dependents()
 
     def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
-        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once.
+        """As RQ, recorded; during maintenance, which finds jobs without a claim, written at once.
 
         Passes its arguments on as it was given them, since instrumentations tell keywords from places.
         """
@@ -154,5 +156,6 @@ def attempt(worker: HorseMixin, job: Job, call: Callable[[], Any]) -> None:
     """Call what runs user code; an error in it must not keep the job's end from being recorded."""
     try:
         call()
-    except BaseException:  # also SystemExit, as RQ does with callbacks
+    except BaseException:
+        # SystemExit, too, as RQ does with callbacks.
         worker.log.exception("Worker %s: job %s: a callback or handler failed", worker.name, job.id)

@@ -12,7 +12,8 @@ from ..config.settings import Settings, scrub
 from ..connection.place import Place
 from ..delays import jittered_delay
 from ..process.event_loop import Loop
-from .upstream import Dialer, Upstream
+from .dialer import Dialer
+from .upstream import Upstream
 
 #: Seconds between looks whether what stood in the way does so still.
 _LOOK_AGAIN = 0.05
@@ -120,7 +121,8 @@ class Opener:
         settings = self._settings
         self.reason = scrub(reason)
         now = time.monotonic()
-        if now < self._not_before:  # several were tried at once, and the server has refused once
+        # Several were tried at once, and the server has refused once.
+        if now < self._not_before:
             return
         delay = jittered_delay(self._failures, settings.reconnect_base, settings.reconnect_cap)
         self._failures += 1

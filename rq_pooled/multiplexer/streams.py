@@ -12,7 +12,7 @@ from ..horse.stream import ERROR
 from ..process.event_loop import Loop
 
 if TYPE_CHECKING:
-    from .lending import Loan
+    from .loan import Loan
 
 #: Bytes of one command, and of commands that wait for replies on the shared connection, beyond which a stream is lent a
 #: connection: what one sends must not hold up the others.

@@ -41,7 +41,8 @@ def _die_with_parent(parent: int) -> None:
         armed = libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0
     except (OSError, AttributeError):
         armed = False
-    if os.getppid() != parent:  # it died before the kernel was told
+    # The parent died before the kernel was told.
+    if os.getppid() != parent:
         os._exit(1)
     if not armed:
         threading.Thread(target=_watch_parent, args=(parent,), name="rq_pooled-parent-watch", daemon=True).start()
@@ -73,7 +74,8 @@ def _set_copies_free(channel: ChildChannel) -> None:
         for signum in passing:
             signal.signal(signum, signal.SIG_DFL)
         unblock()
-        if signal.SIGINT in passing:  # last, since Python drops a KeyboardInterrupt that is raised in here
+        # Last, since Python drops a KeyboardInterrupt that is raised in here.
+        if signal.SIGINT in passing:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from ..errors import PlatformUnsupported
 from .channel import ChildChannel, ParentChannel
 from .child import become_horse
+from .deaths import kill_group, pidfd_works, wait_for
 from .event_loop import Loop
 
 logger = logging.getLogger("rq_pooled.prefork")
@@ -72,7 +73,7 @@ class Prefork:
         self._check = check
         self.horses: dict[int, Horse] = {}
         self._named_threads: set[str] = set()
-        self._has_pidfd = _pidfd_works()
+        self._has_pidfd = pidfd_works()
         if not self._has_pidfd:
             loop.on_signal(signal.SIGCHLD, self.reap)
         elif os.getpid() == 1:
@@ -143,8 +144,10 @@ class Prefork:
                 for stream in (sys.stdout, sys.stderr):
                     with contextlib.suppress(Exception):
                         stream.flush()
-            finally:  # whatever happened: a child that went on from here would be a second parent
-                os._exit(status & 0xFF)  # as the kernel shortens it; a larger number would raise
+            finally:
+                # A child that went on from here would be a second parent.
+                # The kernel shortens it so, too; os._exit raises for a larger number.
+                os._exit(status & 0xFF)
 
     def _warn_about_threads(self) -> None:
         """Name the threads that user modules started in the parent: a fork copies their locks, but not them."""
@@ -175,7 +178,8 @@ class Prefork:
             self._loop.watch(horse.channel, lambda: self._on_readable(horse))
 
     def _on_readable(self, horse: Horse) -> None:
-        if horse.pid not in self.horses:  # reaped earlier in the same turn
+        # Reaped earlier in the same turn.
+        if horse.pid not in self.horses:
             return
         self.receive(horse)
         if horse.channel.at_eof:
@@ -206,7 +210,7 @@ class Prefork:
         """Send ``signum`` to the horse and to every process of its group. A horse that is gone is ignored."""
         if horse.pid not in self.horses:
             return
-        _kill_group(horse.pid, signum)
+        kill_group(horse.pid, signum)
 
     def retire(self, horse: Horse) -> None:
         """Close the channel of an idle horse, which exits when it sees that; its death is reported as any other."""
@@ -225,11 +229,12 @@ class Prefork:
     def _reap(self, horse: Horse) -> None:
         if horse.pid not in self.horses:
             return
-        ended = _wait(horse.pid)
+        ended = wait_for(horse.pid)
         if ended is None:
             return
         if not horse.retiring:
-            self.receive(horse)  # an outcome that was complete before the death counts
+            # An outcome that was complete before the death counts.
+            self.receive(horse)
         del self.horses[horse.pid]
         self._loop.unwatch(horse.channel)
         horse.channel.close()
@@ -245,7 +250,8 @@ class Prefork:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None or found.si_pid in self.horses:  # a horse of ours is reported through its pidfd
+            # A horse is reported through its pidfd.
+            if found is None or found.si_pid in self.horses:
                 return
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(found.si_pid, os.WNOHANG)
@@ -264,36 +270,3 @@ class Prefork:
         while self.horses:
             self._loop.turn(timeout=0.05)
             self.reap()
-
-
-def _pidfd_works() -> bool:
-    """Tell whether deaths can be waited for as descriptors: Linux 5.3, and no sandbox that forbids it."""
-    if not hasattr(os, "pidfd_open"):
-        return False
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError:
-        return False
-    return True
-
-
-def _wait(pid: int) -> tuple[int, resource.struct_rusage] | None:
-    """Return (wait status, rusage) of a child that has ended, and end what it left behind; None while it lives."""
-    try:
-        if not hasattr(os, "waitid"):  # macOS before Python 3.13
-            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
-            if reaped == 0:
-                return None
-            _kill_group(pid)
-            return status, rusage
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return None
-        _kill_group(pid)  # while it is not waited for, no other process can have its number
-        return os.wait4(pid, 0)[1:]
-    except ChildProcessError:  # other code waited for it: the cause is unknown, the death is certain
-        return int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
-
-
-def _kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signum)

@@ -54,8 +54,8 @@ from ..horse.stream import StreamConnection, stream_options
 from ..horse.warmup import warm_up
 from ..horse.worker import HorseMixin
 from ..log_lines import keep_lines
+from ..multiplexer.dialer import Dialer
 from ..multiplexer.multiplexer import Multiplexer
-from ..multiplexer.upstream import Dialer
 from ..parent.arbiter import Arbiter
 from ..parent.command_connection import CommandConnection
 from ..parent.context import Parent
