@@ -421,7 +421,7 @@ def test_what_was_not_sent_when_the_connection_was_lost_is_not_sent_later(hub: H
 def test_refusals_of_another_day_do_not_delay_a_connection(hub: Hub) -> None:
     """The pause before the next try grows from refusal to refusal, and begins anew after a connection was opened."""
     settings = Settings(url=hub.settings.url, reconnect_base=0.01, reconnect_cap=10)
-    opener = Opener(hub.loop, settings, hub.dialer, hub.command.place, Brake())
+    opener = Opener(hub.loop, settings, hub.dialer, hub.command.place, Brake(), lambda *_: None)
     opened: list[Any] = []
 
     def refused() -> float:

@@ -1,6 +1,4 @@
-"""What libraries that hold connections per process need around a job and before a fork, and the context of a Flask
-app.
-"""
+"""What Flask and Django need around a job: an application context, and no connection that a fork would share."""
 
 from __future__ import annotations
 
@@ -70,16 +68,14 @@ def around_job() -> Iterator[None]:
 
 def before_fork() -> None:
     """Close what a fork must not share: all of Django's database connections, where Django is loaded."""
-    database = sys.modules.get("django.db")
-    if database is not None:
+    if database := sys.modules.get("django.db"):
         # Without configured settings it raises, and nothing is open.
         with contextlib.suppress(Exception):
             database.connections.close_all()
 
 
 def _close_old_django_connections() -> None:
-    database = sys.modules.get("django.db")
-    if database is not None:
+    if database := sys.modules.get("django.db"):
         with contextlib.suppress(Exception):
             database.close_old_connections()
 

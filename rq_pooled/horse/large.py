@@ -146,8 +146,9 @@ class LargeValues:
         return fields
 
     def complete(self, reply: list[bytes], key: bytes, left_out: Sequence[bytes]) -> list[bytes]:
-        """Return the reply to a job's HGETALL with the fields that were left out of it; nothing if it was deleted
-        since.
+        """Return the reply to a job's HGETALL with the fields that were left out of it.
+
+        It is empty if the job was deleted since.
 
         Raises: as ``read``, but for Gone.
         """
@@ -226,9 +227,7 @@ class LargeValues:
             time.sleep(next(delays))
 
     def _parent_is_answered(self) -> bool:
-        """Tell whether the server answers over the parent's connection: then what was lost was not lost in an
-        outage.
-        """
+        """Tell whether the server answers over the parent's connection: if so, the loss was no outage."""
         try:
             self._ask([("PING",)])
         except RedisConnectionError:
@@ -236,9 +235,7 @@ class LargeValues:
         return True
 
     def _talk(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands over one connection, in pieces, and return their replies. Raises the first error among
-        these.
-        """
+        """Send commands over one connection, in pieces, and return their replies; raise the first error of them."""
         connection = self._pool.get_connection("LARGE")
         try:
             data = memoryview(pack_commands(commands))

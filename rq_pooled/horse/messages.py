@@ -34,6 +34,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+#: The types of what follows the kind of a message, where that says all.
+_SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "failure": (str,), "gone": ()}
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
@@ -58,19 +60,13 @@ def check_message(message: Any) -> None:
         _check_part(message[2], 1)
         _check_part(message[3], 0)
         _check_part(message[4], 0)
-    elif kind == "free":
-        if size != 2 or type(message[1]) is not bool:
-            raise ValueError("free says whether the horse leaves")
     elif kind == "phase":
         # A float has an end, a whole number has none: arithmetic with it raises.
         if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:
             raise ValueError("a phase is a number of seconds")
-    elif kind == "failure":
-        if size != 2 or type(message[1]) is not str:
-            raise ValueError("a failure is a reason")
-    elif kind == "gone":
-        if size != 1:
-            raise ValueError("gone is all there is to say")
+    elif kind in _SHAPES:
+        if tuple(map(type, message[1:])) != _SHAPES[kind]:
+            raise ValueError(f"what follows {kind} is not of the types {[one.__name__ for one in _SHAPES[kind]]}")
     elif kind in ("read", "relay"):
         if size != 2 or type(message[1]) is not list:
             raise ValueError(f"{kind} is followed by a list of commands")

@@ -59,7 +59,7 @@ class HorseProcess:
         due.use_in_jobs()
         self._large = LargeValues(self._recorder.connection_pool, Relay(channel, self._recorder).execute, worker.log)
         self._outcomes = Outcomes(worker, channel, self._large)
-        self._tasks = Tasks(worker, self._outcomes, channel, self._large, policies)
+        self._tasks = Tasks(worker, self._outcomes, Relay(channel, self._recorder, self._large), policies)
         worker.announce = lambda seconds: channel.send(("phase", seconds))
         worker.death_penalty_class = announcing(worker.death_penalty_class, worker)
         # RQ's maintenance would fork the scheduler's own process from here; the parent promotes what is due.

@@ -105,8 +105,9 @@ class Recorder(Redis):
         return [] if words[0] == b"EVALSHA" else 1
 
     def play(self, stack: list[tuple[Sequence[Any], dict[str, Any]]]) -> list[Any]:
-        """Record what a pipeline has queued; its reads are asked for together, for RQ queues one for each
-        dependency.
+        """Record what a pipeline has queued.
+
+        Its reads are asked for together, since RQ queues one for each dependency.
         """
         assert self.tape is not None
         reads = [self.encode(args) for args, _ in stack if self.encode(args[:1])[0] in READS]

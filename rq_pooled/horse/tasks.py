@@ -21,11 +21,10 @@ from .. import rq_api
 from ..config.settings import message_of
 from ..failed.policies import Policy
 from ..failed.sweeper import sweep_in_maintenance
-from ..process.channel import ChildChannel
 from ..store import once
 from ..store.claim import Claim
 from . import integrations
-from .large import LargeValues, Refused
+from .large import Refused
 from .maintenance import check_unreadable, screen_groups
 from .outcome import Outcomes
 from .relay import Relay
@@ -39,23 +38,14 @@ class Tasks:
     Args:
         worker: the forked copy of the parent's worker, with the recorder as its connection.
         outcomes: takes claims, and what becomes of them.
-        channel: to the parent.
-        large: reads and writes large values.
+        relay: to the parent's connection, for what is no outcome.
         policies: what maintenance does to failed jobs.
     """
 
-    def __init__(
-        self,
-        worker: HorseMixin,
-        outcomes: Outcomes,
-        channel: ChildChannel,
-        large: LargeValues,
-        policies: Sequence[Policy],
-    ) -> None:
+    def __init__(self, worker: HorseMixin, outcomes: Outcomes, relay: Relay, policies: Sequence[Policy]) -> None:
         self._worker = worker
         self._outcomes = outcomes
-        self._channel = channel
-        self._large = large
+        self._relay = relay
         self._policies = policies
         #: How many jobs this process has begun.
         self.jobs = 0
@@ -192,7 +182,7 @@ class Tasks:
 
         ``first`` is a command that has to be done right before, see postpone.lua.
         """
-        worker, relay = self._worker, Relay(self._channel, self._worker.connection, self._large)
+        worker, relay = self._worker, self._relay
         try:
             relay.execute([first])
             with integrations.around_job(), relay.carry():
@@ -212,12 +202,12 @@ class Tasks:
         from ..scheduler.mover import BATCH, Mover, ScheduleLock
         from ..store.scripts import SCHEDULER_LOCK, shared_scripts
 
-        worker, recorder = self._worker, self._worker.connection
-        relay = Relay(self._channel, recorder, self._large)
+        worker, relay = self._worker, self._relay
         try:
             with relay.carry():
                 scripts = shared_scripts()
-                mover = Mover(recorder, relay.run_script, scripts, worker.job_class, worker.queue_class, worker.log)
+                classes = worker.job_class, worker.queue_class
+                mover = Mover(worker.connection, relay.run_script, scripts, *classes, worker.log)
                 moved = mover.move_due(ScheduleLock(token, life), 5 * BATCH)
                 relay.run_script(scripts.unlock(SCHEDULER_LOCK, token))
             worker.log.info("Worker %s: enqueued %d jobs of rq-scheduler", worker.name, len(moved))

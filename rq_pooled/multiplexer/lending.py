@@ -1,7 +1,4 @@
-"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one.
-
-It has more than 300 lines since all of it works on one book: who has which connection, since when.
-"""
+"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ from .loan import Loan
 from .opener import Opener
 from .refit import Refit
 from .streams import MOST_UNREAD, Stream
-from .upstream import Queue, Upstream
+from .upstream import Upstream
 
 ROLE = "exclusive"
 #: Seconds that a stream waits for one that is lent, before another is opened.
@@ -35,7 +32,6 @@ class Lending:
 
     Args:
         loop, settings, opener: as the names say.
-        queue: has a function called with something that is to be read, when it is its turn.
         reservation: keeps a place in the budget for each.
         plain: by name, whether a command leaves nothing behind on a connection; see CommandTable.
         brake: whether others may be waiting for a connection to the server.
@@ -47,7 +43,6 @@ class Lending:
         loop: Loop,
         settings: Settings,
         opener: Opener,
-        queue: Queue,
         reservation: Reservation,
         plain: Mapping[bytes, bool | None],
         brake: Brake,
@@ -56,7 +51,6 @@ class Lending:
         self._loop = loop
         self._settings = settings
         self._opener = opener
-        self._queue = queue
         self._reservation = reservation
         self._plain = plain
         self._brake = brake
@@ -117,7 +111,7 @@ class Lending:
             upstream = self._opener.open(
                 ROLE,
                 self._take_back,
-                self._on_readable,
+                self._hand_out,
                 self._lost,
                 self._drained,
                 self._serve,
@@ -162,19 +156,6 @@ class Lending:
             stream.read_on(True)
 
     # -- what the server sends -----------------------------------------------------------------------------------
-
-    def _on_readable(self, upstream: Upstream) -> None:
-        self._queue(upstream, self._serve_upstream)
-
-    def _serve_upstream(self, upstream: Upstream) -> None:
-        if upstream.closed or upstream.paused:
-            return
-        try:
-            data = upstream.receive()
-            if data is not None:
-                self._hand_out(upstream, data)
-        except Exception as error:  # noqa: BLE001 - which stream is owed what is unknown now
-            upstream.lose(error)
 
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:
         if upstream not in self._lent:
@@ -255,8 +236,9 @@ class Lending:
     # -- looking after -------------------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> list[Stream]:
-        """Return the streams for which the server has done nothing for longer than it may; close what is not fit by
-        then.
+        """Return the streams for which the server has done nothing for too long.
+
+        A connection that is not fit for the next stream by then is closed.
         """
         late = []
         for upstream, (stream, since) in list(self._lent.items()):

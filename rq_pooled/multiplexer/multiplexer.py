@@ -68,12 +68,11 @@ class Multiplexer:
         self._warn = warn
         self._dialer = dialer
         self._reservation = Reservation(lease, ask)
-        opener = Opener(loop, settings, dialer, place, brake)
-        self._shared = Shared(loop, settings, warn, opener, self._queue, self._go_on, answered_at)
+        opener = Opener(loop, settings, dialer, place, brake, self._queue)
+        self._shared = Shared(loop, settings, warn, opener, self._go_on, answered_at)
         self._sharing = Sharing(loop, self._shared, ask, self._on_readable, self._go_on)
         self._lending = Lending(
-            *(loop, settings, opener, self._queue),
-            *(self._reservation, self._sharing.known, brake, self._on_readable),
+            loop, settings, opener, self._reservation, self._sharing.known, brake, self._on_readable
         )
         self._patience = Patience(settings, opener, self._shared, self._sharing, self._lending)
         #: What has something to be read, and what reads it.
@@ -140,9 +139,7 @@ class Multiplexer:
         return bool(self._ready)
 
     def turn(self) -> None:
-        """Serve the streams and connections that have sent something, each once and for ``TURN`` seconds in all; then
-        write.
-        """
+        """Serve what has sent something, each source once, for ``TURN`` seconds in all; then write."""
         if self._ready:
             until = time.monotonic() + TURN
             for _ in range(len(self._ready)):

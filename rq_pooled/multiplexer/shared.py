@@ -13,7 +13,7 @@ from ..process.event_loop import Loop, Timer
 from .framing import Malformed
 from .opener import Opener
 from .streams import LONG_REPLY, MOST_UNREAD, Guest, Stream
-from .upstream import Queue, Upstream
+from .upstream import Upstream
 
 ROLE = "jobs"
 #: Seconds for which it is not read because one horse does not read.
@@ -36,7 +36,6 @@ class Shared:
     Args:
         loop, settings, opener: as the names say.
         warn: logs, as ``Logger.warning``.
-        queue: has a function called with something that is to be read, when it is its turn.
         go_on: called with each stream that waits for this no more.
         answered_at: returns when the command connection was last answered.
     """
@@ -47,7 +46,6 @@ class Shared:
         settings: Settings,
         warn: Callable[..., None],
         opener: Opener,
-        queue: Queue,
         go_on: Callable[[Stream], None],
         answered_at: Callable[[], float],
     ) -> None:
@@ -55,7 +53,6 @@ class Shared:
         self._settings = settings
         self._warn = warn
         self._opener = opener
-        self._queue = queue
         self._go_on = go_on
         self._answered_at = answered_at
         self._upstream: Upstream | None = None
@@ -93,7 +90,7 @@ class Shared:
     def _open(self) -> None:
         if self._upstream is None and self.waiting:
             self._upstream = self._opener.open(
-                ROLE, self._opened, self._on_readable, self._lost, lambda _upstream: None, self._open
+                ROLE, self._opened, self._hand_out, self._lost, lambda _upstream: None, self._open
             )
 
     def _opened(self, _upstream: Upstream) -> None:
@@ -119,21 +116,10 @@ class Shared:
 
     # -- replies -------------------------------------------------------------------------------------------------
 
-    def _on_readable(self, upstream: Upstream) -> None:
-        self._queue(upstream, self._serve)
-
-    def _serve(self, upstream: Upstream) -> None:
-        if upstream.closed or upstream.paused:
-            return
-        try:
-            data = upstream.receive()
-            if data:
-                self._hand_out(upstream, self._rest + data if self._rest else data)
-        except Exception as error:  # noqa: BLE001 - which stream is owed what is unknown now
-            upstream.lose(error)
-
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:
         """Give each stream the replies in ``data`` that are its own."""
+        if self._rest:
+            data = self._rest + data
         owed, cutter, size, find = self._owed, upstream.cutter, len(data), data.find
         cut = cutter.cut
         self._heard = True

@@ -35,8 +35,9 @@ class Upstream:
 
     Args:
         loop, dialer, role, place: as the names say.
-        on_open, on_readable, on_lost, on_drained: called from the loop with this, when it may be used; when there is
-            something to ``receive``; when it is closed, with the reason; when all that was sent is on its way.
+        queue: has this served when it is its turn.
+        on_open, on_data, on_lost, on_drained: called with this: when it may be used; in its turn, with what the server
+            has sent; when it is closed, with the reason; when all that was sent is on its way.
 
     Raises:
         OSError, redis.exceptions.RedisError: it cannot even be begun.
@@ -48,14 +49,16 @@ class Upstream:
         dialer: Dialer,
         role: str,
         place: Place,
+        queue: Queue,
         on_open: Callable[[Upstream], None],
-        on_readable: Callable[[Upstream], None],
+        on_data: Callable[[Upstream, bytes], None],
         on_lost: Callable[[Upstream, str], None],
         on_drained: Callable[[Upstream], None],
     ) -> None:
         self._loop = loop
         self._on_open = on_open
-        self._on_readable = on_readable
+        self._queue = queue
+        self._on_data = on_data
         self._on_lost = on_lost
         self._on_drained = on_drained
         self.is_open = self.was_open = self.closed = False
@@ -130,14 +133,24 @@ class Upstream:
 
     def _watch(self) -> None:
         if self._reading or self._unsent:
-            readable = self._readable if self._reading else _nothing
+            readable = self._readable if self._reading else None
             self._loop.watch(self._socket, readable, self._flush_now if self._unsent else None)
         else:
             self._loop.unwatch(self._socket)
 
     def _readable(self) -> None:
         self._loop.minor_calls += 1
-        self._on_readable(self)
+        self._queue(self, Upstream._serve)
+
+    def _serve(self) -> None:
+        if self.closed or self.paused:
+            return
+        try:
+            data = self.receive()
+            if data is not None:
+                self._on_data(self, data)
+        except Exception as error:  # noqa: BLE001 - which stream is owed what is unknown now
+            self.lose(error)
 
     def pause(self) -> None:
         """Do not read for now: what is read could not be passed on."""
@@ -229,7 +242,3 @@ class Upstream:
         """Close a forked copy of the descriptor, leaving the parent's connection as it is."""
         with contextlib.suppress(OSError):
             self._socket.close()
-
-
-def _nothing() -> None:
-    """Do not read."""

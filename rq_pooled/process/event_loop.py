@@ -62,14 +62,14 @@ class Loop:
 
     # -- descriptors ---------------------------------------------------------------------------------------------
 
-    def watch(self, source: Any, on_readable: Callback, on_writable: Callback | None = None) -> None:
-        """Call ``on_readable`` (and ``on_writable``) when ``source``, a descriptor or an object with ``fileno``, is.
+    def watch(self, source: Any, on_readable: Callback | None, on_writable: Callback | None = None) -> None:
+        """Call ``on_readable`` and ``on_writable`` when ``source``, a descriptor or an object with ``fileno``, is.
 
-        Watching a source again replaces what was there.
+        One of the two is given at least. Watching a source again replaces what was there.
         """
         self.unwatch(source)
         fd = source if isinstance(source, int) else source.fileno()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0)
+        events = (selectors.EVENT_READ if on_readable else 0) | (selectors.EVENT_WRITE if on_writable else 0)
         # The last source with this number was closed without unwatch.
         with contextlib.suppress(KeyError):
             self._selector.unregister(fd)
@@ -147,7 +147,7 @@ class Loop:
             on_readable, on_writable = key.data
             if events & selectors.EVENT_WRITE and on_writable:
                 self._call(on_writable)
-            if events & selectors.EVENT_READ:
+            if events & selectors.EVENT_READ and on_readable:
                 self._call(on_readable)
         self._run_due_timers()
         return 0 < self._calls == self.minor_calls
