@@ -13,7 +13,7 @@ from redis import Redis
 
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.multiplexer.framing import ReplyCutter
-from rq_pooled.multiplexer.lending import Loan
+from rq_pooled.multiplexer.loan import Loan
 from rq_pooled.wire import pack_commands
 
 COMMANDS: list[tuple[bytes, ...]] = [

@@ -57,7 +57,7 @@ class Stable:
 def make(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stable]]:
     """A function that makes stables; with deaths seen by pidfd, and as where there is none."""
     if not request.param:
-        monkeypatch.setattr(prefork_module, "_pidfd_works", lambda: False)
+        monkeypatch.setattr(prefork_module, "pidfd_works", lambda: False)
     stables: list[Stable] = []
 
     def make(main: Main, **kwargs: Any) -> Stable:

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from rq_pooled.horse.recorder import Recorder, Tape, make_recorder
+from rq_pooled.horse.recorder import Recorder, make_recorder
 from rq_pooled.horse.relay import Relay
+from rq_pooled.horse.tape import Tape
 from rq_pooled.pool import Pool
 
 

@@ -22,7 +22,7 @@ from support import running_worker, wait_until
 from test_connections import Sampler, by_role, finished, of_worker, received
 
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.multiplexer import multiplexer
+from rq_pooled.multiplexer.listener import Listener, remove_stale_folders
 from rq_pooled.wire import pack_commands
 
 pytestmark = pytest.mark.timeout(150)
@@ -693,12 +693,12 @@ def test_workers_that_start_at_once_leave_each_other_s_folders(tmp_path: Path, m
 
     def look() -> None:
         while not over.is_set():
-            multiplexer._remove_stale_folders()
+            remove_stale_folders()
 
     others = [context.Process(target=look, daemon=True) for _ in range(2)]
     for other in others:
         other.start()
-    owner = multiplexer.Multiplexer.__new__(multiplexer.Multiplexer)
+    owner = Listener.__new__(Listener)
     until = time.monotonic() + 4
     while time.monotonic() < until:
         owner._folder = None

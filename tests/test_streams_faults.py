@@ -21,14 +21,16 @@ from test_connections import by_role
 from rq_pooled.capacity.stop_flag import Brake
 from rq_pooled.config import Settings
 from rq_pooled.connection.options import make_connection
+from rq_pooled.connection.place import Place
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.multiplexer import multiplexer
+from rq_pooled.multiplexer import admission, listener
+from rq_pooled.multiplexer.dialer import Dialer
 from rq_pooled.multiplexer.framing import ReplyCutter
-from rq_pooled.multiplexer.lending import _MOST_UNSENT, Loan
+from rq_pooled.multiplexer.lending import _MOST_UNSENT
+from rq_pooled.multiplexer.loan import Loan
 from rq_pooled.multiplexer.multiplexer import Multiplexer
 from rq_pooled.multiplexer.opener import Opener
 from rq_pooled.multiplexer.streams import LONG_REPLY, LONG_REQUEST, MOST_UNREAD, Guest
-from rq_pooled.multiplexer.upstream import Dialer, Place
 from rq_pooled.parent.command_connection import CommandConnection
 from rq_pooled.parent.exchange import Exchange
 from rq_pooled.process.event_loop import Loop
@@ -360,7 +362,7 @@ def test_a_server_that_takes_nothing_makes_the_sender_wait(hubs: Callable[..., H
 
 def test_strangers_are_few_and_do_not_stay(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not say whose stream it is costs no more than 100 descriptors, and those for a moment only."""
-    monkeypatch.setattr(multiplexer, "_STRANGER_TIME", 1.0)
+    monkeypatch.setattr(admission, "_STRANGER_TIME", 1.0)
     own = hub.client()
     assert own.ask("PING") == b"+PONG\r\n"
     strangers = [socket.socket(socket.AF_UNIX) for _ in range(120)]
@@ -373,7 +375,7 @@ def test_strangers_are_few_and_do_not_stay(hub: Hub, monkeypatch: pytest.MonkeyP
             stranger.connect(hub.mux.path)
             hub.turn()
         hub.until(lambda: sum(map(is_closed, strangers)) >= 20)
-        assert sum(map(is_closed, strangers)) == 20 and len(hub.mux._strangers) == 100
+        assert sum(map(is_closed, strangers)) == 20 and len(hub.mux._admission.strangers) == 100
         hub.until(lambda: all(map(is_closed, strangers)))
         assert own.ask("PING") == b"+PONG\r\n" == hub.client().ask("PING")
     finally:
@@ -386,7 +388,7 @@ def test_a_full_server_is_left_all_lent_connections_but_one(hub: Hub) -> None:
     watching = [hub.client() for _ in range(3)]
     assert [client.ask("WATCH", "key") for client in watching] == [b"+OK\r\n"] * 3
     assert hub.mux.connections()["exclusive"] == 3
-    hub.mux._brake.engaged = True
+    hub.mux._lending._brake.engaged = True
     assert [client.ask("UNWATCH") for client in watching] == [b"+OK\r\n"] * 3
     hub.until(lambda: hub.mux.connections()["exclusive"] == 1)
     assert watching[0].ask("WATCH", "key") == b"+OK\r\n"
@@ -435,7 +437,7 @@ def test_what_was_not_sent_when_the_connection_was_lost_is_not_sent_later(hub: H
 def test_refusals_of_another_day_do_not_delay_a_connection(hub: Hub) -> None:
     """The pause before the next try grows from refusal to refusal, and begins anew after a connection was opened."""
     settings = Settings(url=hub.settings.url, reconnect_base=0.01, reconnect_cap=10)
-    opener = Opener(hub.loop, settings, hub.dialer, hub.command.place, Brake())
+    opener = Opener(hub.loop, settings, hub.dialer, hub.command.place, Brake(), lambda *_: None)
     opened: list[Any] = []
 
     def refused() -> float:
@@ -678,7 +680,7 @@ def test_workers_that_start_together_leave_each_other_s_socket(tmp_path: Path, s
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(tmp_path))
-        patch.setattr(multiplexer.socket, "socket", Slow)
+        patch.setattr(listener.socket, "socket", Slow)
         Hub(server.url).close()
     assert seen == [[]]
 

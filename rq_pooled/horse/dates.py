@@ -18,7 +18,8 @@ _LENGTH = len("2026-11-21T09:42:00.000000")
 
 def write_date(date: datetime) -> str:
     """Return a date as ``rq.utils.utcformat`` does."""
-    if type(date) is datetime and date.year >= 1000:  # others' classes may write themselves in other ways
+    # Subclasses of datetime may write themselves in other ways.
+    if type(date) is datetime and date.year >= 1000:
         return date.isoformat(timespec="microseconds")[:_LENGTH] + "Z"
     return utcformat(date)
 
@@ -31,7 +32,8 @@ def read_date(text: Any) -> datetime:
             date = datetime.fromisoformat(form)
         except ValueError:
             return str_to_date(text)
-        if date.isoformat(timespec="microseconds") == form:  # fromisoformat takes more forms than RQ does
+        # datetime.fromisoformat takes more forms than RQ does.
+        if date.isoformat(timespec="microseconds") == form:
             return date
     return str_to_date(text)
 
@@ -39,5 +41,6 @@ def read_date(text: Any) -> datetime:
 def use_in_jobs() -> None:
     """Have ``rq.job.Job`` of this process read and write its dates with these; for a horse, whose process is ours."""
     for name, ours in (("str_to_date", read_date), ("utcformat", write_date)):
-        if hasattr(rq.job, name):  # else this version of RQ does it in another way
+        # Where it is missing, this version of RQ has another way.
+        if hasattr(rq.job, name):
             setattr(rq.job, name, ours)

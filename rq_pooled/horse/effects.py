@@ -128,8 +128,9 @@ class Effects:
 
 
 def _id_of_entry(words: Sequence[bytes]) -> int:
-    """Return where the id stands in XADD key [NOMKSTREAM] [MAXLEN|MINID [=|~] threshold [LIMIT count]] id field
-    value …
+    """Return where the id stands in a command.
+
+    XADD key [NOMKSTREAM] [MAXLEN|MINID [=|~] threshold [LIMIT count]] id field value …
     """
     at = 2
     while words[at].upper() in (b"NOMKSTREAM", b"MAXLEN", b"MINID", b"LIMIT"):

@@ -2,7 +2,7 @@
 
 The claim of a large job leaves its large fields out, see read_job.lua. The horse reads them over a connection that it
 is lent, before the job begins. Large values of its outcome are put aside over such a connection, see aside.lua; the
-outcome that the parent sends only names them. Nobody else waits for either, however slow the line is.
+outcome that the parent sends only names them. No other job waits for either, however slow the line is.
 """
 
 from __future__ import annotations
@@ -79,13 +79,15 @@ def _is_same(field: bytes, value: bytes, known: bytes | None) -> bool:
 def _unpacked(data: bytes) -> bytes:
     try:
         return zlib.decompress(data)
-    except zlib.error:  # RQ takes it as it is, too
+    except zlib.error:
+        # RQ takes it as it is, too.
         return data
 
 
 def set_apart(commands: Sequence[Sequence[Any]]) -> tuple[list[Sequence[Any]], list[tuple[str, Word]]]:
     """Return commands with names in the place of large values, as commit.lua takes them, and these values by name."""
-    mark = uuid4().hex  # what an earlier attempt has put aside must not be taken for this
+    # What an earlier attempt has put aside must not be taken for this.
+    mark = uuid4().hex
     light: list[Sequence[Any]] = []
     values: list[tuple[str, Word]] = []
     for words in commands:
@@ -143,8 +145,9 @@ class LargeValues:
         return fields
 
     def complete(self, reply: list[bytes], key: bytes, left_out: Sequence[bytes]) -> list[bytes]:
-        """Return the reply to a job's HGETALL with the fields that were left out of it; nothing if it was deleted
-        since.
+        """Return the reply to a job's HGETALL with the fields that were left out of it.
+
+        It is empty if the job was deleted since.
 
         Raises: as ``read``, but for Gone.
         """
@@ -208,7 +211,8 @@ class LargeValues:
         while True:
             try:
                 return attempt()
-            except RedisUnavailable as error:  # nothing was sent
+            except RedisUnavailable as error:
+                # Nothing was sent.
                 if not said:
                     self._log.warning("a job's large values wait for a connection: %s", message_of(error))
                 said = True
@@ -222,9 +226,7 @@ class LargeValues:
             time.sleep(next(delays))
 
     def _parent_is_answered(self) -> bool:
-        """Tell whether the server answers over the parent's connection: then what was lost was not lost in an
-        outage.
-        """
+        """Tell whether the server answers over the parent's connection: if so, the loss was no outage."""
         try:
             self._ask([("PING",)])
         except RedisConnectionError:
@@ -232,9 +234,7 @@ class LargeValues:
         return True
 
     def _talk(self, commands: Sequence[Command]) -> list[Any]:
-        """Send commands over one connection, in pieces, and return their replies. Raises the first error among
-        these.
-        """
+        """Send commands over one connection, in pieces, and return their replies; raise the first error of them."""
         connection = self._pool.get_connection("LARGE")
         try:
             data = memoryview(pack_commands(commands))

@@ -40,7 +40,7 @@ def maintain_each(worker: Any, maintain: Callable[[], Any]) -> None:
 
 
 def check_unreadable(error: Exception) -> None:
-    """Raise the error again if it is not about what somebody has written."""
+    """Raise the error again if it is not about an entry that RQ cannot read."""
     if isinstance(error, (RedisError, Refused)) and not is_wrong_type(error):
         raise error
 
@@ -49,7 +49,8 @@ def _again(worker: Any, queue: Queue, maintain: Callable[[], Any]) -> None:
     """Look through what is to be cleaned, drop what RQ cannot read, and call ``maintain`` again."""
     try:
         _screen_started(worker, queue)
-        queue.release_maintenance_lock()  # RQ took it, and did not come to give it back
+        # RQ took the lock, and failed before it gave it back.
+        queue.release_maintenance_lock()
         maintain()
     except Exception as error:  # noqa: BLE001 - as above
         check_unreadable(error)

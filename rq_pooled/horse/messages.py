@@ -1,14 +1,32 @@
-"""What a horse may say to its parent, and how the parent looks at it before it believes a word.
+"""What a parent and its horse say to each other, and how the parent looks at what a horse says before it believes it.
 
-======== ======================================================== =====================================================
-free     leaving                                                  the task is over; the horse ends if ``leaving``
-phase    seconds                                                  what begins now takes so long at most; -1 for ever
-read     commands                                                 reads on which an outcome depends
-relay    commands                                                 commands for the parent's connection
-failure  reason                                                   the job, or its outcome, cannot pass: fail it plainly
-gone                                                              the job was deleted before it could be read
-outcome  status, guards, commands, dependents, wants a receipt    see ledger.Outcome; each part is packed, see resp
-======== ======================================================== =====================================================
+To a horse. A claim is the tuple of store/claim.py. What has one is answered by an outcome, a failure or gone; the
+tasks without one have no answer. Each task ends with free.
+
+========= =================================================== =========================================================
+perform   claim                                               task: run the job
+bury      claim, pid, status, usage, stopped, quietly         task: record the end of a job whose horse died
+abandon   claim, reason, quietly                              task: fail a job that has stalled too often
+fail      claim, reason                                       task: fail a job whose outcome the server refused
+settle    claim, tolerant, status, packed commands (3 words)  task: complete the outcome of a job that has dependents
+maintain  command                                             task: do this, then RQ's maintenance, then the sweeps
+schedule  token, life                                         task: move rq-scheduler's due jobs under this lock
+reply     replies, or why there are none                      answers read and relay
+committed recorded                                            answers an outcome with a receipt: was it recorded?
+========= =================================================== =========================================================
+
+From a horse.
+
+======== ==================================================== =========================================================
+free     leaving                                              the task is over; the horse ends if ``leaving``
+phase    seconds                                              what begins now takes so long at most; -1 for ever
+read     commands                                             reads on which an outcome depends
+relay    commands                                             commands for the parent's connection
+failure  reason                                               the job, or its outcome, cannot pass: fail it plainly
+gone                                                          the job was deleted before it could be read
+outcome  status, guards, commands, dependents, receipt        see ``Outcome`` in store/ledger.py; wire.py packs each
+                                                              part. ``receipt`` asks for committed
+======== ==================================================== =========================================================
 """
 
 from __future__ import annotations
@@ -18,6 +36,8 @@ from typing import Any
 
 from ..connection.command_table import is_harmless
 
+#: The types of what follows the kind of a message, where that says all.
+_SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "failure": (str,), "gone": ()}
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
@@ -44,19 +64,13 @@ def check_message(message: Any) -> None:
         _check_part(message[2], 1)
         _check_part(message[3], 0)
         _check_part(message[4], 0)
-    elif kind == "free":
-        if size != 2 or type(message[1]) is not bool:
-            raise ValueError("free says whether the horse leaves")
     elif kind == "phase":
         # A float has an end, a whole number has none: arithmetic with it raises.
         if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:
             raise ValueError("a phase is a number of seconds")
-    elif kind == "failure":
-        if size != 2 or type(message[1]) is not str:
-            raise ValueError("a failure is a reason")
-    elif kind == "gone":
-        if size != 1:
-            raise ValueError("gone is all there is to say")
+    elif kind in _SHAPES:
+        if tuple(map(type, message[1:])) != _SHAPES[kind]:
+            raise ValueError(f"what follows {kind} is not of the types {[one.__name__ for one in _SHAPES[kind]]}")
     elif kind in ("read", "relay"):
         if size != 2 or type(message[1]) is not list:
             raise ValueError(f"{kind} is followed by a list of commands")
@@ -89,7 +103,8 @@ def _check_part(part: Any, before: int) -> None:
     if type(runs) is not int or type(words) is not int or type(data) is not bytes:
         raise ValueError("a part of an outcome is two numbers and bytes")
     position, end, found, begun = 0, len(data), 0, 0
-    due = before  # words until the next one that tells how many belong to its run
+    # Words until the next one that tells how many belong to its run.
+    due = before
     index, lengths = data.index, _LENGTHS
     try:
         while position < end:

@@ -1,4 +1,4 @@
-"""A redis-py pipeline that never uses a connection: what is queued is handed to somebody else."""
+"""A redis-py pipeline that never uses a connection: it hands what is queued to a backend."""
 
 from __future__ import annotations
 

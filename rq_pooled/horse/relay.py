@@ -93,7 +93,8 @@ class Relay:
         words = [self._recorder.encode(args) for args, _ in stack]
         replies = self._execute([[b"MULTI"], *words, [b"EXEC"]])[-1]
         if self._large is not None:
-            self._large.known.clear()  # RQ reads jobs, then writes them in one transaction
+            # RQ reads jobs, then writes them in one transaction.
+            self._large.known.clear()
         if isinstance(replies, Exception):
             raise replies
         if replies is None:

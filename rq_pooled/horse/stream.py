@@ -95,8 +95,7 @@ class StreamConnection(UnixDomainSocketConnection):
     """redis-py's connection over a Unix socket that raises what the parent has to say."""
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
-        """Send a command as redis-py does; blocks until there is an answer to one that subscribes, which is not read
-        here.
+        """Send a command as redis-py does; after one that subscribes, wait for the answer without reading it.
 
         Nothing else makes redis-py wait for it. What the job sends next over another connection, such as the PUBLISH
         that it wants to hear, would overtake it: the parent has to find a connection for the subscriber first.
@@ -130,8 +129,9 @@ class StreamConnection(UnixDomainSocketConnection):
 
 
 def stream_options(options: Mapping[str, Any], door: Door, role: str) -> dict[str, Any]:
-    """Return a connection's keyword arguments for streams: as ``options``, those of one to the server, where they mean
-    the same.
+    """Return the keyword arguments of a stream's connection.
+
+    They are ``options``, those of a connection to the server, as far as they mean the same.
     """
     known = accepted_options(StreamConnection)
     same = {name: value for name, value in options.items() if name in known and name not in _NOT_OURS}

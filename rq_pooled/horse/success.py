@@ -130,8 +130,9 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
 
 
 def written_by(command: list[Any], job_key: str, results_key: str, execution_id: str) -> list[list[Any]]:
-    """Return what ``plain_success`` stands for, as far as it can be read of the job: see commit.lua, which writes
-    it.
+    """Return what ``plain_success`` stands for, as far as it can be read of the job.
+
+    commit.lua writes it.
     """
     _name, worker_name, _origin, started_at, ended_at, heartbeat, began, ended, _time, _score, result_ttl, *result = (
         command

@@ -41,7 +41,7 @@ def warm_up(recorder: Recorder) -> None:
     """Rebuild, perform and record a job of our own that exists nowhere; sends nothing, runs no user code.
 
     RQ's own classes are used throughout, not the worker's: those may be the user's. Where something wraps one of their
-    functions, an instrumentation that would tell of jobs that nobody enqueued, RQ's own below it is used; or nothing.
+    functions, RQ's own below it is used, or nothing: an instrumentation would tell of jobs that were never enqueued.
     """
     perform = rqs_own(Job, "perform")
     used = [inspect.getattr_static(owner, name) for owner, names in _USED.items() for name in names]

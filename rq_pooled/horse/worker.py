@@ -17,12 +17,10 @@ from .. import rq_api
 from ..originals import is_rqs_own
 from ..retry import attempts, backoff
 from .maintenance import maintain_each
-from .recorder import Recorder, Tape
+from .recorder import Recorder
 from .success import ShortWay, is_plain, plain_success, written_by
-
-#: Seconds that what follows a failed job may take (exception handlers; RQ kills a work horse 60 seconds past its
-#: timeout).
-HANDLER_TIME = 60.0
+from .tape import Tape
+from .time_limits import HANDLER_TIME
 
 
 class _Discard:
@@ -49,6 +47,8 @@ class HorseMixin(Worker):
     before: Mapping[str, Any] = {}
     #: The next time limit that is set is the job's own.
     begins: bool = False
+    #: A time limit has struck in this process.
+    alarm_fired: bool = False
     #: Tells the parent how many seconds the phase that begins now may take.
     announce: Callable[[float], None]
     short_way = ShortWay()
@@ -60,13 +60,15 @@ class HorseMixin(Worker):
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
         job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
-        self.procline(f"Processing {job.func_name} from {job.origin}")  # fails where the job cannot be read
+        # Fails where the job cannot be read.
+        self.procline(f"Processing {job.func_name} from {job.origin}")
         self.begins = True
 
     def handle_execution_ended(self, job: Job, queue: Queue, heartbeat_ttl: int) -> None:
         """Set the times; replaces RQ's write of the heartbeat: each handler that follows saves the job."""
         job.ended_at = job.last_heartbeat = now()
-        if sys.exc_info()[0] is not None:  # RQ calls this while it handles what the job raised: handlers follow
+        # RQ calls this while it handles what the job raised: handlers follow.
+        if sys.exc_info()[0] is not None:
             self.announce(HANDLER_TIME)
 
     def cleanup_execution(self, job: Job, pipeline: Any, execution: Any = None) -> None:
@@ -115,7 +117,7 @@ class HorseMixin(Worker):
             self.tape.ask_for_dependents()
 
     def handle_job_failure(self, *args: Any, **kwargs: Any) -> None:
-        """As RQ, recorded; during maintenance, which finds jobs that nobody has claimed, written at once.
+        """As RQ, recorded; during maintenance, which finds jobs without a claim, written at once.
 
         Passes its arguments on as it was given them, since instrumentations tell keywords from places.
         """
@@ -148,3 +150,12 @@ class HorseMixin(Worker):
     def set_current_job_working_time(self, current_job_working_time: float, pipeline: Any = None) -> None:
         """Keep the value; replaces RQ's write: the heartbeat publishes it."""
         self.current_job_working_time = current_job_working_time
+
+
+def attempt(worker: HorseMixin, job: Job, call: Callable[[], Any]) -> None:
+    """Call what runs user code; an error in it must not keep the job's end from being recorded."""
+    try:
+        call()
+    except BaseException:
+        # SystemExit, too, as RQ does with callbacks.
+        worker.log.exception("Worker %s: job %s: a callback or handler failed", worker.name, job.id)

@@ -168,7 +168,8 @@ class ReplyCutter:
                     raise Malformed("a line has no end")
                 break
             kind = data[position]
-            if kind == _DOLLAR or kind == 61 or kind == 33:  # $ = !
+            # These are $, = and !.
+            if kind == _DOLLAR or kind == 61 or kind == 33:
                 length = int(data[position + 1 : end])
                 position = end + 2
                 if length >= 0:
@@ -182,7 +183,8 @@ class ReplyCutter:
                 position = end + 2
                 if count > 0:
                     todo += count * (2 if kind in b"%|" else 1)
-                todo += kind == 124  # attributes stand before the value that they are about
+                # Attributes stand before the value that they are about.
+                todo += kind == 124
             else:
                 raise Malformed(f"a reply begins with {data[position : position + 1]!r}")
             todo -= 1

@@ -13,7 +13,8 @@ from ..config.settings import Settings
 from ..connection.place import Place
 from ..delays import jittered_delay
 from ..process.event_loop import Loop
-from .upstream import Dialer, Upstream
+from .dialer import Dialer
+from .upstream import Queue, Upstream
 
 #: Seconds between looks whether what stood in the way does so still.
 _LOOK_AGAIN = 0.05
@@ -29,6 +30,7 @@ class Opener:
         dialer: what they are like.
         place: returns where the command connection leads, None while that is not connected.
         brake: whether anything may be opened.
+        queue: has a connection served that is to be read, when it is its turn.
     """
 
     def __init__(
@@ -38,11 +40,13 @@ class Opener:
         dialer: Dialer,
         place: Callable[[], Place | None],
         brake: Brake,
+        queue: Queue,
     ) -> None:
         self._loop = loop
         self._settings = settings
         self._place = place
         self._brake = brake
+        self._queue = queue
         #: Who is to be called again, each once.
         self._again: set[Callable[[], None]] = set()
         self._failures = 0
@@ -55,7 +59,7 @@ class Opener:
         self,
         role: str,
         on_open: Callable[[Upstream], None],
-        on_readable: Callable[[Upstream], None],
+        on_data: Callable[[Upstream, bytes], None],
         on_lost: Callable[[Upstream, str], None],
         on_drained: Callable[[Upstream], None],
         again: Callable[[], None],
@@ -64,7 +68,7 @@ class Opener:
         """Begin to open a connection and return it; None if that cannot be now: ``again`` is called when it may be.
 
         Args:
-            role, on_open, on_readable, on_lost, on_drained: see Upstream.
+            role, on_open, on_data, on_lost, on_drained: see Upstream.
             again: called once; it may ask again.
             may_have: tells whether there is a place for it in the budget.
         """
@@ -93,7 +97,7 @@ class Opener:
 
         made: Upstream | None = None
         try:
-            made = Upstream(self._loop, self.dialer, role, place, opened, on_readable, lost, on_drained)
+            made = Upstream(self._loop, self.dialer, role, place, self._queue, opened, on_data, lost, on_drained)
         except (OSError, RedisError) as error:
             self._note_failure(str(error) or type(error).__name__)
             self._later(self._not_before - now, again)
@@ -121,7 +125,8 @@ class Opener:
         settings = self._settings
         self.reason = scrub(reason)
         now = time.monotonic()
-        if now < self._not_before:  # several were tried at once, and the server has refused once
+        # Several were tried at once, and the server has refused once.
+        if now < self._not_before:
             return
         delay = jittered_delay(self._failures, settings.reconnect_base, settings.reconnect_cap)
         self._failures += 1

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import takewhile
 
+from ..config.settings import Settings
+from ..process.event_loop import Loop, Timer
 from .framing import Malformed
 from .opener import Opener
 from .streams import LONG_REPLY, MOST_UNREAD, Guest, Stream
-from .upstream import Queue, Upstream
+from .upstream import Upstream
 
 ROLE = "jobs"
+#: Seconds for which it is not read because one horse does not read.
+_STUCK_TIME = 1.0
 _DOLLAR, _MINUS = b"$-"
 
 
@@ -29,26 +34,27 @@ class Shared:
     """Opens it with the first command, and counts who is owed how many replies.
 
     Args:
-        opener: opens connections.
-        queue: has a function called with something that is to be read, when it is its turn.
-        on_open: called when it may be used.
-        on_answered: called with each stream that is owed nothing any more.
-        on_stuck: called with a guest that leaves too much unread: nothing is read for anybody until ``resume``.
+        loop, settings, opener: as the names say.
+        warn: logs, as ``Logger.warning``.
+        go_on: called with each stream that waits for this no more.
+        answered_at: returns when the command connection was last answered.
     """
 
     def __init__(
         self,
+        loop: Loop,
+        settings: Settings,
+        warn: Callable[..., None],
         opener: Opener,
-        queue: Queue,
-        on_open: Callable[[], None],
-        on_answered: Callable[[Stream], None],
-        on_stuck: Callable[[Guest], None],
+        go_on: Callable[[Stream], None],
+        answered_at: Callable[[], float],
     ) -> None:
+        self._loop = loop
+        self._settings = settings
+        self._warn = warn
         self._opener = opener
-        self._queue = queue
-        self._on_open = on_open
-        self._on_answered = on_answered
-        self._on_stuck = on_stuck
+        self._go_on = go_on
+        self._answered_at = answered_at
         self._upstream: Upstream | None = None
         #: In the order in which the replies will come.
         self._owed: deque[_Debt] = deque()
@@ -56,10 +62,14 @@ class Shared:
         self._rest = b""
         #: Bytes of the reply that is being passed on in pieces.
         self._long = 0
-        #: The server has sent something since this was last set to False.
-        self.heard = False
-        #: Somebody has asked for it and it is not open yet.
-        self._wanted = False
+        #: The server has sent something since the last look; when it had, and when a reply was last missing, at a look.
+        self._heard = False
+        self._heard_at = self._needed_at = time.monotonic()
+        #: Streams that wait until it is open.
+        self.waiting: set[Stream] = set()
+        #: The horse for which it is not read.
+        self._stuck: Guest | None = None
+        self._stuck_timer: Timer | None = None
 
     @property
     def usable(self) -> bool:
@@ -71,26 +81,22 @@ class Shared:
         """Tell whether there is a connection, open or being opened."""
         return self._upstream is not None
 
-    @property
-    def owes(self) -> bool:
-        """Tell whether anybody waits for a reply."""
-        return bool(self._owed)
+    def want(self, stream: Stream) -> None:
+        """Have a stream wait until it is open."""
+        stream.wait("the shared connection", time.monotonic())
+        self.waiting.add(stream)
+        self._open()
 
-    def want(self) -> None:
-        """Have it opened; ``on_open`` is called then."""
-        self._wanted = True
-        if self._upstream is None:
+    def _open(self) -> None:
+        if self._upstream is None and self.waiting:
             self._upstream = self._opener.open(
-                ROLE, self._opened, self._on_readable, self._lost, lambda _upstream: None, self._again
+                ROLE, self._opened, self._hand_out, self._lost, lambda _upstream: None, self._open
             )
 
-    def _again(self) -> None:
-        if self._wanted and self._upstream is None:
-            self.want()
-
     def _opened(self, _upstream: Upstream) -> None:
-        self._wanted = False
-        self._on_open()
+        waiting, self.waiting = self.waiting, set()
+        for stream in waiting:
+            self._go_on(stream)
 
     # -- commands ------------------------------------------------------------------------------------------------
 
@@ -110,40 +116,31 @@ class Shared:
 
     # -- replies -------------------------------------------------------------------------------------------------
 
-    def _on_readable(self, upstream: Upstream) -> None:
-        self._queue(upstream, self._serve)
-
-    def _serve(self, upstream: Upstream) -> None:
-        if upstream.closed or upstream.paused:
-            return
-        try:
-            data = upstream.receive()
-            if data:
-                self._hand_out(upstream, self._rest + data if self._rest else data)
-        except Exception as error:  # noqa: BLE001 - who is owed what is not known any more
-            upstream.lose(str(error) or type(error).__name__)
-
     def _hand_out(self, upstream: Upstream, data: bytes) -> None:
         """Give each stream the replies in ``data`` that are its own."""
+        if self._rest:
+            data = self._rest + data
         owed, cutter, size, find = self._owed, upstream.cutter, len(data), data.find
         cut = cutter.cut
-        self.heard = True
+        self._heard = True
         start = position = 0
         done = True
         while done and position < size:
             if not owed:
-                raise Malformed("the server sent what nobody asked for")
+                raise Malformed("the server sent what no command asked for")
             debt = owed[0]
             stream, left = debt.stream, debt.count
             while left and position < size:
-                if data[position] == _DOLLAR and cutter.fresh:  # a whole string, as most replies are: the shorter way
+                # The shorter way of a whole string, as most replies are.
+                if data[position] == _DOLLAR and cutter.fresh:
                     line = find(b"\r\n", position)
                     end = line + 4 + int(data[position + 1 : line]) if line > 0 and data[position + 1] != _MINUS else 0
                     if 0 < end <= size:
                         position, left = end, left - 1
                         continue
                 end, done = cut(data, position)
-                if cutter.push and done:  # nobody who shares a connection has asked for it
+                # No stream that shares a connection has asked for it.
+                if cutter.push and done:
                     stream.deliver(data[start:position])
                     start = position = end
                     continue
@@ -164,10 +161,11 @@ class Shared:
                 guest = stream.guest
                 if stream.unread and guest is not None and guest.unread > MOST_UNREAD and not upstream.paused:
                     upstream.pause()
-                    self._on_stuck(guest)
+                    self._wait_for(guest)
             if not stream.pending:
                 stream.under_way = 0
-                self._on_answered(stream)
+                if stream.waits_for == "replies":
+                    self._go_on(stream)
         self._rest = data[position:]
 
     def _note_long(self, stream: Stream, size: int, done: bool) -> None:
@@ -177,10 +175,52 @@ class Shared:
                 stream.exclusive = True
             self._long = 0
 
-    def resume(self) -> None:
-        """Read again."""
+    # -- a horse that does not read ------------------------------------------------------------------------------
+
+    def _wait_for(self, guest: Guest) -> None:
+        """Give a horse up that does not read, unless it begins to within a moment: all others wait for it."""
+        self._stuck = guest
+        for stream in guest.streams:
+            # It may be about to send the last of its commands, before it reads.
+            if stream.unread:
+                stream.read_on(True)
+        self._stuck_timer = self._loop.call_later(_STUCK_TIME, lambda: self._give_up_on(guest))
+
+    def _give_up_on(self, guest: Guest) -> None:
+        if guest.unread > MOST_UNREAD and guest.streams:
+            self._warn("%s does not read its replies: closing its connection", guest.describe())
+            max(guest.streams, key=lambda stream: stream.unread).close()
+        if self._stuck is guest:
+            self._read_on()
+
+    def on_flushed(self, stream: Stream) -> None:
+        """Read again if this is where it was stuck: the stream has taken some of its replies, or is closed."""
+        if self._stuck is not None and self._stuck is stream.guest and self._stuck.unread <= MOST_UNREAD // 2:
+            self._read_on()
+
+    def _read_on(self) -> None:
+        self._stuck = None
+        if self._stuck_timer is not None:
+            self._stuck_timer.cancel()
         if self._upstream is not None:
             self._upstream.resume()
+
+    # -- looking after -------------------------------------------------------------------------------------------
+
+    def look_after(self, now: float) -> None:
+        """Close it when it is idle; give it up when the server answers over the other connection only."""
+        idle = self._settings.max_idle
+        if self._heard:
+            self._heard, self._heard_at = False, now
+        if self._owed:
+            self._needed_at = now
+            # An answer that came later than SOCKET_TIMEOUT after this silence began was to something that was asked
+            # later: a firewall has forgotten this connection.
+            silent_since = max(self._owed[0].since, self._heard_at)
+            if self._stuck is None and self._answered_at() - silent_since > self._settings.socket_timeout:
+                self.give_up("the server does not answer on it, but on others")
+        elif idle and self.usable and now - max(self._needed_at, self._heard_at) > idle:
+            self.close()
 
     def overdue(self, before: float) -> list[Stream]:
         """Return the streams that were owed a reply before then and have not got it."""
@@ -188,11 +228,6 @@ class Shared:
             return []
         late = takewhile(lambda debt: debt.since < before, self._owed)
         return list(dict.fromkeys(debt.stream for debt in late if not debt.stream.closed))
-
-    @property
-    def waiting_since(self) -> float | None:
-        """Return when the oldest reply that has not come was asked for."""
-        return self._owed[0].since if self._owed else None
 
     # -- the end -------------------------------------------------------------------------------------------------
 
@@ -205,8 +240,7 @@ class Shared:
         owed, self._owed = self._owed, deque()
         for debt in owed:
             debt.stream.refuse("LOST", reason)
-        if self._wanted:
-            self.want()
+        self._open()
 
     def give_up(self, reason: str) -> None:
         """Close it: what was sent and is not answered fails."""
@@ -214,7 +248,7 @@ class Shared:
             self._upstream.lose(reason)
 
     def close(self) -> None:
-        """Close it while nobody is owed anything."""
+        """Close it while no stream is owed anything."""
         if self._upstream is not None:
             upstream, self._upstream = self._upstream, None
             self._rest = b""

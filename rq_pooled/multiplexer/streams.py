@@ -12,7 +12,7 @@ from ..horse.stream import ERROR
 from ..process.event_loop import Loop
 
 if TYPE_CHECKING:
-    from .lending import Loan
+    from .loan import Loan
 
 #: Bytes of one command, and of commands that wait for replies on the shared connection, beyond which a stream is lent a
 #: connection: what one sends must not hold up the others.
@@ -94,7 +94,7 @@ class Stream:
         if self.closed:
             return
         if self._reading or self._replies:
-            readable = self._readable if self._reading else _nothing
+            readable = self._readable if self._reading else None
             self._loop.watch(self._socket, readable, self._flush if self._replies else None)
         else:
             self._loop.unwatch(self._socket)
@@ -214,7 +214,3 @@ class Stream:
         """Close a forked copy of the descriptor."""
         with contextlib.suppress(OSError):
             self._socket.close()
-
-
-def _nothing() -> None:
-    """Do not read."""

@@ -1,13 +1,11 @@
-"""A connection of the parent to the server that carries other processes' bytes; nobody waits for anything.
+"""A connection of the parent to the server that carries the bytes of its horses, and never makes the parent wait.
 
-It is opened beside the command connection: to the same address, which has been looked up already, with the same context
-of TLS. redis-py could open it, but would wait for the network with the parent's loop standing still.
+The dialer begins it; what follows, up to the greeting, goes on as far as the network lets it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import socket
 import ssl
@@ -15,14 +13,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from redis.credentials import UsernamePasswordCredentialProvider
 from redis.exceptions import RedisError
 
-from ..config.settings import Settings
-from ..connection.names import Introduce, client_name
 from ..connection.place import Place
 from ..process.event_loop import Loop
-from ..wire import Command, pack_commands
+from .dialer import Dialer
 from .framing import Malformed, ReplyCutter
 
 #: Bytes that are read at once: of the smallest commands and replies these are some milliseconds. More where a long
@@ -30,89 +25,9 @@ from .framing import Malformed, ReplyCutter
 CHUNK, LONG_CHUNK = 32 * 1024, 256 * 1024
 #: What a server at its limit says to a new connection.
 FULL = b"max number of clients"
-#: What a connection class may do in its own way when it connects, and the modules whose ways are known here.
-_OPENS = ("_connect", "connect", "connect_check_health", "on_connect", "on_connect_check_health")
-_KNOWN = ("redis.", __name__)
 #: Has a function called with a source, once, when it is the source's turn.
 Queue = Callable[[Any, Callable[[Any], None]], None]
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
-
-
-class Dialer:
-    """Makes what opens connections of one role.
-
-    Args:
-        settings: the time to connect, and the name of the application.
-        make: returns a new redis-py connection object, not connected, with the credentials and options that count.
-    """
-
-    def __init__(self, settings: Settings, make: Callable[[str], Any]) -> None:
-        self._settings = settings
-        self._make = make
-        sample = make("jobs")
-        #: The protocol and the database that every stream has unless it asks for another.
-        self.protocol, self.db = int(getattr(sample, "protocol", 2) or 2), int(getattr(sample, "db", 0) or 0)
-        introduce = getattr(sample, "redis_connect_func", None)
-        own_way = isinstance(introduce, Introduce) and introduce.before is not None
-        # What a user's class does to connect (a proxy, a tunnel, a handshake of its own) only that class knows.
-        own = [name for name in _OPENS if not getattr(type(sample), name, _nothing).__module__.startswith(_KNOWN)]
-        self._plain = not own and not own_way
-
-    def open(self, role: str, place: Place) -> tuple[Any, bytes, int]:
-        """Begin to connect; return the socket, what is to be sent first, and how many replies that has.
-
-        Only for a connection class of the user's own this waits, for at most SOCKET_CONNECT_TIMEOUT.
-
-        Raises:
-            OSError, redis.exceptions.RedisError: it cannot be.
-        """
-        connection = self._make(role)
-        if not self._plain:
-            connection.connect()
-            connected, connection._sock = connection._sock, None
-            connected.setblocking(False)
-            return connected, b"", 0
-        commands = self._greeting(connection, role)
-        return _begin(place, connection), pack_commands(commands), len(commands)
-
-    def _greeting(self, connection: Any, role: str) -> list[Command]:
-        """Return what redis-py sends first; only the reply to the last command may be an error."""
-        provider = connection.credential_provider
-        if provider is None and (connection.username or connection.password):
-            provider = UsernamePasswordCredentialProvider(connection.username, connection.password)
-        login = tuple(provider.get_credentials()) if provider is not None else ()
-        commands: list[Command] = []
-        if self.protocol == 3:
-            full = login if len(login) != 1 else ("default", *login)
-            commands.append(("HELLO", 3, *(("AUTH", *full) if full else ())))
-        elif login:
-            commands.append(("AUTH", *login))
-        if self.db:
-            commands.append(("SELECT", self.db))
-        commands.append(("CLIENT", "SETNAME", client_name(self._settings, role)))
-        return commands
-
-
-def _begin(place: Place, connection: Any) -> Any:
-    """Return a socket that is being connected."""
-    made: Any = socket.socket(place.family, socket.SOCK_STREAM)
-    try:
-        made.setblocking(False)
-        if place.family != socket.AF_UNIX:
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if getattr(connection, "socket_keepalive", False):
-                made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                for option, value in (connection.socket_keepalive_options or {}).items():
-                    made.setsockopt(socket.IPPROTO_TCP, option, value)
-        if place.context is not None:
-            made = place.context.wrap_socket(made, server_hostname=place.server_hostname, do_handshake_on_connect=False)
-        code = made.connect_ex(place.address)
-        if code not in (0, errno.EINPROGRESS):
-            raise OSError(code, os.strerror(code))
-    except BaseException:
-        made.close()
-        raise
-    return made
 
 
 class Upstream:
@@ -120,8 +35,9 @@ class Upstream:
 
     Args:
         loop, dialer, role, place: as the names say.
-        on_open, on_readable, on_lost, on_drained: called from the loop with this, when it may be used; when there is
-            something to ``receive``; when it is closed, with the reason; when all that was sent is on its way.
+        queue: has this served when it is its turn.
+        on_open, on_data, on_lost, on_drained: called with this: when it may be used; in its turn, with what the server
+            has sent; when it is closed, with the reason; when all that was sent is on its way.
 
     Raises:
         OSError, redis.exceptions.RedisError: it cannot even be begun.
@@ -133,17 +49,18 @@ class Upstream:
         dialer: Dialer,
         role: str,
         place: Place,
+        queue: Queue,
         on_open: Callable[[Upstream], None],
-        on_readable: Callable[[Upstream], None],
+        on_data: Callable[[Upstream, bytes], None],
         on_lost: Callable[[Upstream, str], None],
         on_drained: Callable[[Upstream], None],
     ) -> None:
         self._loop = loop
         self._on_open = on_open
-        self._on_readable = on_readable
+        self._queue = queue
+        self._on_data = on_data
         self._on_lost = on_lost
         self._on_drained = on_drained
-        self.role = role
         self.is_open = self.was_open = self.closed = False
         #: It is among what is to be read.
         self.queued = False
@@ -186,7 +103,7 @@ class Upstream:
         except ssl.SSLWantWriteError:
             self._loop.watch(self._socket, self._advance, self._advance)
         except (OSError, RedisError, Malformed) as error:
-            self.lose(str(error) or type(error).__name__)
+            self.lose(error)
 
     def _read_answers(self) -> None:
         data = self.receive()
@@ -216,14 +133,24 @@ class Upstream:
 
     def _watch(self) -> None:
         if self._reading or self._unsent:
-            readable = self._readable if self._reading else _nothing
+            readable = self._readable if self._reading else None
             self._loop.watch(self._socket, readable, self._flush_now if self._unsent else None)
         else:
             self._loop.unwatch(self._socket)
 
     def _readable(self) -> None:
         self._loop.minor_calls += 1
-        self._on_readable(self)
+        self._queue(self, Upstream._serve)
+
+    def _serve(self) -> None:
+        if self.closed or self.paused:
+            return
+        try:
+            data = self.receive()
+            if data is not None:
+                self._on_data(self, data)
+        except Exception as error:  # noqa: BLE001 - which stream is owed what is unknown now
+            self.lose(error)
 
     def pause(self) -> None:
         """Do not read for now: what is read could not be passed on."""
@@ -272,7 +199,7 @@ class Upstream:
         except _AGAIN:
             sent = 0
         except OSError as error:
-            self.lose(str(error))
+            self.lose(error)
             return
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
@@ -290,17 +217,17 @@ class Upstream:
         try:
             self._flush()
         except OSError as error:
-            self.lose(str(error))
+            self.lose(error)
             return
         if not self._unsent:
             self._watch()
             self._on_drained(self)
 
-    def lose(self, reason: str) -> None:
+    def lose(self, reason: str | Exception) -> None:
         """Close, and say so."""
         if not self.closed:
             self.close()
-            self._on_lost(self, reason)
+            self._on_lost(self, str(reason) or type(reason).__name__)
 
     def close(self) -> None:
         """Close without a word."""
@@ -315,7 +242,3 @@ class Upstream:
         """Close a forked copy of the descriptor, leaving the parent's connection as it is."""
         with contextlib.suppress(OSError):
             self._socket.close()
-
-
-def _nothing() -> None:
-    """Do not read."""

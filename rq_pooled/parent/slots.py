@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from resource import struct_rusage
 from typing import Any
 
-from ..horse import hooks
+from ..horse import integrations
 from ..horse.messages import check_message
 from ..multiplexer.multiplexer import Multiplexer
 from ..multiplexer.streams import Guest
@@ -188,7 +188,7 @@ class Slots:
         if self._ending or slot not in self._slots:
             return
         slot.horse = None
-        hooks.before_fork()
+        integrations.before_fork()
         slot.ready = slot.worn = slot.killed = False
         slot.end()
         if self._multiplexer is not None:

@@ -57,7 +57,8 @@ def check(body: bytes) -> None:
                 position += 5
                 missing += count
                 objects += count
-                if missing > end - position or objects > MAX_OBJECTS:  # each has a byte at least
+                # Each object has a byte at least.
+                if missing > end - position or objects > MAX_OBJECTS:
                     raise ValueError(f"{count} objects were announced in a message of {end} bytes")
             elif kind == _LONG:
                 (digits,) = struct.unpack_from("<i", body, position + 1)
@@ -118,8 +119,8 @@ class ChildChannel:
         self._pid = os.getpid()
         self._socket = sock
         self._socket.setblocking(True)
-        # Linux wakes whoever sleeps in recv, for nothing, whenever the parent has read what was sent before; whoever
-        # sleeps in poll it does not. Without this a horse woke up 1.7 times per job.
+        # Linux wakes a process that sleeps in recv, for nothing, whenever the parent has read what was sent before; not
+        # one that sleeps in poll. Without this a horse woke up 1.7 times per job.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._inbox = Inbox(wary=False)
@@ -146,8 +147,8 @@ class ChildChannel:
     def ask(self, message: Any) -> Any:
         """Send ``message`` and return the answer.
 
-        A time limit that strikes meanwhile is kept back until then: interrupted, the answer would reach whoever asks
-        next.
+        A time limit that strikes meanwhile is kept back until then: interrupted, the answer would be taken for that of
+        the next message.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
         try:

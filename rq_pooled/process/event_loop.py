@@ -45,12 +45,13 @@ class Loop:
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        self._descriptors: dict[Any, int] = {}  # by source: a closed one no longer knows its number
+        # By source, since a closed one no longer knows its number.
+        self._descriptors: dict[Any, int] = {}
         self._timers: list[tuple[float, int, Timer]] = []
-        #: Callbacks called, and those of them that have said that they were minor: nothing that others wait for came of
-        #: them.
+        #: Callbacks called, and those of them that counted themselves as minor: no duty became due by them.
         self._calls = self.minor_calls = 0
-        self._sequence = itertools.count()  # keeps timers of the same instant in order and out of comparison
+        # Keeps timers of the same instant in order and out of comparison.
+        self._sequence = itertools.count()
         self._signals: dict[int, Callback] = {}
         self._previous_handlers: dict[int, Any] = {}
         self._wakeup, self._wakeup_sender = socket.socketpair()
@@ -61,15 +62,16 @@ class Loop:
 
     # -- descriptors ---------------------------------------------------------------------------------------------
 
-    def watch(self, source: Any, on_readable: Callback, on_writable: Callback | None = None) -> None:
-        """Call ``on_readable`` (and ``on_writable``) when ``source``, a descriptor or an object with ``fileno``, is.
+    def watch(self, source: Any, on_readable: Callback | None, on_writable: Callback | None = None) -> None:
+        """Call ``on_readable`` and ``on_writable`` when ``source``, a descriptor or an object with ``fileno``, is.
 
-        Watching a source again replaces what was there.
+        One of the two is given at least. Watching a source again replaces what was there.
         """
         self.unwatch(source)
         fd = source if isinstance(source, int) else source.fileno()
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if on_writable else 0)
-        with contextlib.suppress(KeyError):  # whoever had this number before closed it without a word
+        events = (selectors.EVENT_READ if on_readable else 0) | (selectors.EVENT_WRITE if on_writable else 0)
+        # The last source with this number was closed without unwatch.
+        with contextlib.suppress(KeyError):
             self._selector.unregister(fd)
         self._selector.register(fd, events, (on_readable, on_writable))
         self._descriptors[source] = fd
@@ -135,7 +137,7 @@ class Loop:
     def turn(self, timeout: float | None = None) -> bool:
         """Wait until something is ready, at most ``timeout`` seconds (None: for ever), and serve all that is.
 
-        Returns whether anything was served and all of it was minor: then nobody need look what is due now.
+        Returns whether anything was served and all of it was minor: then the caller need not look what is due now.
         """
         self._calls = self.minor_calls = 0
         next_timer = self._time_to_next_timer()
@@ -145,7 +147,7 @@ class Loop:
             on_readable, on_writable = key.data
             if events & selectors.EVENT_WRITE and on_writable:
                 self._call(on_writable)
-            if events & selectors.EVENT_READ:
+            if events & selectors.EVENT_READ and on_readable:
                 self._call(on_readable)
         self._run_due_timers()
         return 0 < self._calls == self.minor_calls

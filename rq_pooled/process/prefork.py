@@ -6,7 +6,6 @@ It knows neither Redis nor RQ. The parent is single-threaded; a horse never outl
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -21,33 +20,26 @@ from typing import Any, NoReturn
 
 from ..errors import PlatformUnsupported
 from .channel import ChildChannel, ParentChannel
+from .child import become_horse
+from .deaths import kill_group, pidfd_works, wait_for
 from .event_loop import Loop
 
 logger = logging.getLogger("rq_pooled.prefork")
 
-_PR_SET_PDEATHSIG = 1  # from <linux/prctl.h>
 #: Seconds that a horse whose channel is closed may go on living before it is killed.
 _EOF_GRACE = 1.0
-#: Signals that are the parent's affair, and pass without effect in a horse.
-_PASSING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Horse:
     """One forked child as the parent sees it."""
 
-    def __init__(self, pid: int, slot: int, channel: ParentChannel) -> None:
+    def __init__(self, pid: int, channel: ParentChannel) -> None:
         self.pid = pid
-        self.slot = slot
         self.channel = channel
         self.pidfd: int | None = None
-        self.started = time.monotonic()
-        self.jobs = 0
         self.retiring = False
         #: It sent garbage.
         self.distrusted = False
-
-    def __repr__(self) -> str:
-        return f"Horse(pid={self.pid}, slot={self.slot})"
 
 
 class Prefork:
@@ -81,7 +73,7 @@ class Prefork:
         self._check = check
         self.horses: dict[int, Horse] = {}
         self._named_threads: set[str] = set()
-        self._has_pidfd = _pidfd_works()
+        self._has_pidfd = pidfd_works()
         if not self._has_pidfd:
             loop.on_signal(signal.SIGCHLD, self.reap)
         elif os.getpid() == 1:
@@ -93,11 +85,13 @@ class Prefork:
         """Fork a horse for ``slot``. Only from the main thread; raises OSError when the system has no room."""
         self._warn_about_threads()
         parent_end, child_end = socket.socketpair()
-        for stream in (sys.stdout, sys.stderr):  # what is buffered now would be written twice
+        # What is buffered now would be written twice.
+        for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
+        # Keeps the collector from dirtying pages that parent and horses share; once is enough.
         if not self.horses:
-            gc.freeze()  # keeps the collector from dirtying pages that parent and horses share; once is enough
+            gc.freeze()
         parent = os.getpid()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
@@ -108,9 +102,10 @@ class Prefork:
             # In the parent only: the child never leaves _run_child.
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         child_end.close()
-        with contextlib.suppress(OSError):  # both sides set it: whoever comes first, the group exists when needed
+        # Both sides set it: the group exists when either needs it.
+        with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
-        horse = Horse(pid, slot, ParentChannel(parent_end))
+        horse = Horse(pid, ParentChannel(parent_end))
         self.horses[pid] = horse
         self._loop.watch(horse.channel, lambda: self._on_readable(horse))
         if self._has_pidfd:
@@ -119,16 +114,11 @@ class Prefork:
         return horse
 
     def _run_child(
-        self,
-        parent: int,
-        slot: int,
-        parent_end: socket.socket,
-        child_end: socket.socket,
-        mask: set[int | signal.Signals],
+        self, parent: int, slot: int, parent_end: socket.socket, child_end: socket.socket, mask: set[Any]
     ) -> NoReturn:
         status = 1
         try:
-            # Closing comes first: an end of somebody else's channel kept here would hide that one's EOF from the
+            # Closing comes first: an end of another horse's channel kept here would hide that one's EOF from the
             # parent, and a Redis socket kept here would keep the server's side open after the parent closed it.
             parent_end.close()
             for horse in self.horses.values():
@@ -137,24 +127,16 @@ class Prefork:
                     os.close(horse.pidfd)
             self._close_in_child()
             self._loop.close_in_child()
-            os.setpgid(0, 0)
-            _die_with_parent(parent)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            # No-op handlers, not SIG_IGN, which the job's own subprocesses would inherit: platforms send SIGTERM to
-            # every process of a container, and only the parent decides what that means for a running job.
-            signal.signal(signal.SIGTERM, _no_op)
-            signal.signal(signal.SIGINT, _no_op)
-            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # the parent's affair, too
-                signal.signal(signal.SIGHUP, _no_op)
             channel = ChildChannel(child_end)
-            _set_copies_free(channel)
+            become_horse(parent, channel)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._main(slot, channel)
             status = 0
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            pass  # the parent has closed the channel while this horse was at something: nobody waits for the answer
+            # The parent has closed the channel while this horse was at something, and waits for no answer.
+            pass
         except BaseException:
             logger.exception("horse %d: error outside of a job", os.getpid())
         finally:
@@ -162,8 +144,10 @@ class Prefork:
                 for stream in (sys.stdout, sys.stderr):
                     with contextlib.suppress(Exception):
                         stream.flush()
-            finally:  # whatever happened: a child that went on from here would be a second parent
-                os._exit(status & 0xFF)  # as the kernel shortens it; a larger number would raise
+            finally:
+                # A child that went on from here would be a second parent.
+                # The kernel shortens it so, too; os._exit raises for a larger number.
+                os._exit(status & 0xFF)
 
     def _warn_about_threads(self) -> None:
         """Name the threads that user modules started in the parent: a fork copies their locks, but not them."""
@@ -194,7 +178,8 @@ class Prefork:
             self._loop.watch(horse.channel, lambda: self._on_readable(horse))
 
     def _on_readable(self, horse: Horse) -> None:
-        if horse.pid not in self.horses:  # reaped earlier in the same turn
+        # Reaped earlier in the same turn.
+        if horse.pid not in self.horses:
             return
         self.receive(horse)
         if horse.channel.at_eof:
@@ -225,7 +210,7 @@ class Prefork:
         """Send ``signum`` to the horse and to every process of its group. A horse that is gone is ignored."""
         if horse.pid not in self.horses:
             return
-        _kill_group(horse.pid, signum)
+        kill_group(horse.pid, signum)
 
     def retire(self, horse: Horse) -> None:
         """Close the channel of an idle horse, which exits when it sees that; its death is reported as any other."""
@@ -235,7 +220,7 @@ class Prefork:
         self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
 
     def reap(self) -> None:
-        """Collect every horse that has died. Only own pids are waited for, never somebody else's children."""
+        """Collect every horse that has died. Only own pids are waited for, never other children."""
         for horse in list(self.horses.values()):
             self._reap(horse)
         if os.getpid() == 1:
@@ -244,11 +229,12 @@ class Prefork:
     def _reap(self, horse: Horse) -> None:
         if horse.pid not in self.horses:
             return
-        ended = _wait(horse.pid)
+        ended = wait_for(horse.pid)
         if ended is None:
             return
         if not horse.retiring:
-            self.receive(horse)  # an outcome that was complete before the death counts
+            # An outcome that was complete before the death counts.
+            self.receive(horse)
         del self.horses[horse.pid]
         self._loop.unwatch(horse.channel)
         horse.channel.close()
@@ -264,7 +250,8 @@ class Prefork:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             except ChildProcessError:
                 return
-            if found is None or found.si_pid in self.horses:  # a horse of ours is reported through its pidfd
+            # A horse is reported through its pidfd.
+            if found is None or found.si_pid in self.horses:
                 return
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(found.si_pid, os.WNOHANG)
@@ -283,85 +270,3 @@ class Prefork:
         while self.horses:
             self._loop.turn(timeout=0.05)
             self.reap()
-
-
-def _pidfd_works() -> bool:
-    """Tell whether deaths can be waited for as descriptors: Linux 5.3, and no sandbox that forbids it."""
-    if not hasattr(os, "pidfd_open"):
-        return False
-    try:
-        os.close(os.pidfd_open(os.getpid()))
-    except OSError:
-        return False
-    return True
-
-
-def _wait(pid: int) -> tuple[int, resource.struct_rusage] | None:
-    """Return (wait status, rusage) of a child that has ended, and end what it left behind; None while it lives."""
-    try:
-        if not hasattr(os, "waitid"):  # macOS before Python 3.13
-            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
-            if reaped == 0:
-                return None
-            _kill_group(pid)
-            return status, rusage
-        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
-            return None
-        _kill_group(pid)  # while it is not waited for, nobody else can have its number
-        return os.wait4(pid, 0)[1:]
-    except ChildProcessError:  # somebody else waited for it: the cause is unknown, the death is certain
-        return int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
-
-
-def _kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signum)
-
-
-def _die_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent dies: a job must not run on while another is given it."""
-    try:
-        libc = ctypes.CDLL(None, use_errno=True)
-        armed = libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0
-    except (OSError, AttributeError):
-        armed = False
-    if os.getppid() != parent:  # it died before the kernel was told
-        os._exit(1)
-    if not armed:
-        threading.Thread(target=_watch_parent, args=(parent,), name="rq_pooled-parent-watch", daemon=True).start()
-
-
-def _watch_parent(parent: int) -> NoReturn:
-    while os.getppid() == parent:
-        time.sleep(0.2)
-    os._exit(1)
-
-
-def _set_copies_free(channel: ChildChannel) -> None:
-    """Let the processes that a job forks from here end by signals like any program, and stay off ``channel``.
-
-    A process that a job starts by exec needs neither: the kernel gives it default handlers, Python closes the channel.
-    """
-    before = threading.local()
-
-    def block() -> None:
-        # A signal that reaches the copy before its handlers are reset would pass without effect.
-        before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSING)
-
-    def unblock() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before.mask)
-
-    def reset() -> None:
-        channel.close_in_copy()
-        passing = [signum for signum in _PASSING if signal.getsignal(signum) is _no_op]
-        for signum in passing:
-            signal.signal(signum, signal.SIG_DFL)
-        unblock()
-        if signal.SIGINT in passing:  # last, since Python drops a KeyboardInterrupt that is raised in here
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    os.register_at_fork(before=block, after_in_parent=unblock, after_in_child=reset)
-
-
-def _no_op(_signum: int, _frame: Any) -> None:
-    """Let a signal pass without effect and without being inherited as ignored."""

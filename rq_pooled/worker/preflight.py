@@ -17,8 +17,7 @@ from ..config.settings import Settings
 from ..config.typos import misspelt
 from ..config.user_code import user_code
 from ..errors import ConfigurationError, PlatformUnsupported
-from ..horse import hooks
-from ..horse.apps import load_app
+from ..horse.integrations import load_app, use_app
 from ..log_lines import WorkerLog
 from ..rq_version import TESTED, check_handlers, check_keys, check_rq, is_tested
 from .horses import ROLES, job_connections
@@ -57,7 +56,7 @@ def load_modules(settings: Settings) -> None:
         with user_code(f"PRELOAD names the module {module!r}, which cannot be imported"):
             importlib.import_module(module)
     if settings.app is not None:
-        hooks.use_app(load_app(settings.app))
+        use_app(load_app(settings.app))
 
 
 def settings_module() -> dict[str, Any]:

@@ -29,8 +29,8 @@ from ..connection.sentinel import beside, is_watched
 from ..connection.sockets import close_idle
 from ..errors import ConfigurationError, RQPooledError, ServerUnreachable
 from ..log_lines import WorkerLog, keep_lines
+from ..multiplexer.dialer import Dialer
 from ..multiplexer.multiplexer import Multiplexer
-from ..multiplexer.upstream import Dialer
 from ..parent.arbiter import Arbiter
 from ..parent.command_connection import CommandConnection
 from ..parent.context import Context

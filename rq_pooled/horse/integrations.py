@@ -1,21 +1,43 @@
-"""What libraries that hold connections per process need around a job and before a fork, and the context of a Flask
-app.
-"""
+"""What Flask and Django need around a job: an application context, and no connection that a fork would share."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import sys
 from collections.abc import Iterator
+from functools import reduce
 from typing import Any
+
+from ..config.user_code import user_code
+from ..errors import ConfigurationError
 
 logger = logging.getLogger("rq.worker")
 
 #: The Flask application of APP, at most one, and the processes in which its inherited connections were forgotten.
 _apps: list[Any] = []
 _forgotten_in: set[int] = set()
+
+
+def load_app(target: str) -> Any:
+    """Import ``module:app`` or ``module:factory`` and return the application; a factory is called without arguments.
+
+    Raises:
+        ConfigurationError: it cannot be imported, the factory fails, or what came of it is no Flask application.
+    """
+    module, _, path = target.partition(":")
+    with user_code(f"APP is {target!r}, which cannot be imported"):
+        found = reduce(getattr, path.removesuffix("()").split("."), importlib.import_module(module))
+    if not hasattr(found, "app_context") and callable(found):
+        with user_code(f"APP is {target!r}, which failed"):
+            found = found()
+    if not hasattr(found, "app_context"):
+        raise ConfigurationError(
+            f"APP is {target!r}, which is a {type(found).__name__} and no Flask application or factory: name one"
+        )
+    return found
 
 
 def use_app(app: Any) -> None:
@@ -41,15 +63,14 @@ def around_job() -> Iterator[None]:
 
 def before_fork() -> None:
     """Close what a fork must not share: all of Django's database connections, where Django is loaded."""
-    database = sys.modules.get("django.db")
-    if database is not None:
-        with contextlib.suppress(Exception):  # settings may not be configured; then nothing is open
+    if database := sys.modules.get("django.db"):
+        # Without configured settings it raises, and nothing is open.
+        with contextlib.suppress(Exception):
             database.connections.close_all()
 
 
 def _close_old_django_connections() -> None:
-    database = sys.modules.get("django.db")
-    if database is not None:
+    if database := sys.modules.get("django.db"):
         with contextlib.suppress(Exception):
             database.close_old_connections()
 
@@ -66,7 +87,8 @@ def _app_context() -> Iterator[None]:
         yield
     finally:
         try:
-            context.pop(None)  # RQ has recorded what the job raised; to Flask it is handled
+            # RQ has recorded what the job raised; to Flask it is handled.
+            context.pop(None)
         except Exception:
             logger.exception("a teardown function of the Flask application failed")
 
@@ -76,6 +98,8 @@ def _forget_inherited_engines(app: Any) -> None:
     if os.getpid() in _forgotten_in:
         return
     _forgotten_in.add(os.getpid())
-    with contextlib.suppress(Exception):  # no Flask-SQLAlchemy, or an old one
+    # There may be no Flask-SQLAlchemy, or an old one.
+    with contextlib.suppress(Exception):
         for engine in app.extensions["sqlalchemy"].engines.values():
-            engine.dispose(close=False)  # closing would end the siblings' conversations
+            # Closing would end the conversations of the other horses.
+            engine.dispose(close=False)

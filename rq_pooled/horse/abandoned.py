@@ -1,0 +1,56 @@
+"""Jobs that RQ's maintenance gives up: one that fails there stops no other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from rq.exceptions import AbandonedJobError
+from rq.job import Job
+from rq.queue import Queue
+
+from .. import rq_api
+from ..retry import attempts
+from ..retry.backoff import Rules
+from .worker import HorseMixin, attempt
+
+
+def use_in_maintenance(worker: HorseMixin) -> None:
+    """Have RQ's maintenance call failure callbacks one by one, each with a time limit that the parent knows.
+
+    RQ lets an error in a callback end the clean-up of all registries, each time again, and takes its own time limit.
+    """
+    penalty = worker.death_penalty_class
+    # RQ 3 calls a function; the job's method, which ``_abandoned`` replaces, is RQ 2's.
+    if rq_api.RQ3:
+        rq_api.on_abandoned(lambda job, run: _call_back(worker, job, lambda: run(penalty)))
+    # The worker's own queues are used by maintenance only.
+    for queue in worker.queues:
+        queue.job_class = _abandoned(queue.job_class, worker, penalty)
+
+
+def _abandoned(job_class: type[Job], worker: HorseMixin, penalty: Any) -> type[Job]:
+    class Abandoned(job_class):  # type: ignore[misc, valid-type]
+        def restore(self, raw_data: Any) -> None:
+            super().restore(raw_data)
+            self._raw = raw_data
+
+        def retry(self, queue: Queue, pipeline: Any) -> None:
+            already = len(pipeline.command_stack)
+            attempts.retry_in_one_step(super().retry, self, queue, pipeline)
+            written = [worker.connection.encode(args) for args, _ in pipeline.command_stack[already:]]
+            next_at = Rules.read(self._raw) and attempts.next_try(self, written)
+            if next_at:
+                text = "Tried again, due to AbandonedJobError, which RQ's clean-up found"
+                attempts.note(self, text, next_at, "", None, pipeline)
+
+        def execute_failure_callback(self, _penalty: Any, *exc_info: Any) -> None:
+            _call_back(worker, self, lambda: super(Abandoned, self).execute_failure_callback(penalty, *exc_info))
+
+    return Abandoned
+
+
+def _call_back(worker: HorseMixin, job: Any, call: Callable[[], Any]) -> None:
+    attempts.decide(job, job._raw, AbandonedJobError)
+    attempt(worker, job, call)
+    worker.announce(-1)

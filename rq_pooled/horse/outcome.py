@@ -1,0 +1,152 @@
+"""A claim becomes a job, and what RQ's handlers have written of it becomes the outcome that the parent records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from redis.exceptions import ResponseError
+from rq.executions import Execution
+from rq.job import Job
+from rq.queue import Queue
+from rq.serializers import DefaultSerializer
+
+from .. import rq_api
+from ..process.channel import ChildChannel
+from ..store import once
+from ..store.claim import STALLS, Claim
+from ..wire import Word, pack, pack_runs
+from .large import LARGE, LargeValues, set_apart, without_known
+from .success import snapshot
+from .tape import Tape
+from .time_limits import HANDLER_TIME
+from .worker import HorseMixin
+
+#: No commands, packed.
+_NOTHING = (0, 0, b"")
+
+
+class Outcomes:
+    """Makes the outcomes of one horse, one after the other.
+
+    Args:
+        worker: runs the jobs, with the recorder as its connection.
+        channel: to the parent.
+        large: reads and writes large values.
+    """
+
+    def __init__(self, worker: HorseMixin, channel: ChildChannel, large: LargeValues) -> None:
+        self._worker = worker
+        self._recorder = worker.connection
+        self._channel = channel
+        self._large = large
+        # RQ asks a serializer whether it is one each time it is given one, which is slow; None is its default.
+        self._serializer = None if worker.serializer is DefaultSerializer else worker.serializer
+        # By key. Not the worker's own queues: RQ gives a popped job a queue with the worker's serializer.
+        self._queues: dict[str, Queue] = {}
+        self._webhooks: list[tuple[Job, str, str | None]] = []
+        #: What leaves together with the message that this process is free again.
+        self.outbox: list[tuple[Any, ...]] = []
+        #: The last one that was begun, whole.
+        self.claim: Claim
+
+    def begin(self, claim: Claim) -> tuple[Job, Queue, Tape]:
+        """Rebuild the job of a claim, and give the worker a tape for what its handlers write.
+
+        Raises:
+            Refused, Gone: large fields of the job cannot be read; the job was deleted.
+        """
+        worker, recorder = self._worker, self._recorder
+        worker.name = claim.worker_name
+        if claim.left_out:
+            large = self._large.read(Job.key_for(claim.job_id), claim.left_out)
+            claim = claim._replace(raw={**claim.raw, **large}, left_out=())
+        self.claim = claim
+        execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
+        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(claim.created_at, tz=timezone.utc)
+        rq_api.hold(worker, execution)
+        worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
+        job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
+        job.restore(claim.raw)
+        worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
+        recorder.running, recorder.outcome = job.key, worker.tape
+        self._webhooks.clear()
+        if job.webhooks:
+            # On the object, since job classes are the user's: sent once the outcome is known to be recorded.
+            job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
+                (job, status, exc_string)
+            )
+        return job, self._queue(claim.queue_key), worker.tape
+
+    def _queue(self, key: str) -> Queue:
+        queue = self._queues.get(key)
+        if queue is None:
+            worker = self._worker
+            queue = self._queues[key] = worker.queue_class.from_queue_key(
+                key,
+                connection=self._recorder,
+                job_class=worker.job_class,
+                serializer=worker.serializer,
+                death_penalty_class=worker.death_penalty_class,
+            )
+        return queue
+
+    def deliver(self, tape: Tape, commands: tuple[Any, ...] | None = None) -> None:
+        """Put the outcome into the outbox, packed for the server; with ``commands``, the tape's own are of dependents.
+
+        It is not recorded yet; only webhooks wait for that.
+
+        Raises:
+            Refused: its large values cannot be put aside.
+        """
+        # The job has come to an end, so its stalls count no more.
+        if STALLS in self._worker.raw:
+            tape.write([b"HDEL", self._worker.raw_key, STALLS])
+        if commands is None:
+            tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
+            tape.commands += rq_api.closing_commands(self._worker.raw, tape.job_id, tape.status)
+        words: list[Word] = []
+        for digest, read in tape.guards:
+            words += [digest, len(read), *read]
+        guards = (len(tape.guards), *pack(words))
+        tape.delivered = True
+        mine = self._packed(tape.commands)
+        parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
+        self.outbox.append(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))
+        if self._webhooks:
+            self._channel.send(*self.outbox)
+            self.outbox.clear()
+            webhooks, self._webhooks = self._webhooks, []
+            if self._channel.receive() == ("committed", True):
+                self._recorder.outcome = None
+                for job, status, exc_string in webhooks:
+                    type(job).send_webhooks(job, status, exc_string=exc_string)
+
+    def _packed(self, commands: Sequence[Sequence[Word]]) -> tuple[int, int, bytes]:
+        """Return commands as they travel; large values in them go ahead, over a connection that has nothing else."""
+        packed = pack_runs(commands)
+        if len(packed.data) > LARGE and self._large.known:
+            commands = without_known(commands, self._large.known)
+            packed = pack_runs(commands)
+        if len(packed.data) > LARGE:
+            commands, values = set_apart(commands)
+            packed = pack_runs(commands)
+            if values:
+                self._worker.announce(-1)
+                self._large.put_aside(self.claim, values)
+        return (len(commands), *packed)
+
+    def _read(self, commands: Sequence[Sequence[bytes]]) -> list[tuple[bytes, Any]]:
+        """Have the parent answer reads on which the outcome depends."""
+        _kind, replies = self._channel.ask(("read", [list(words) for words in commands]))
+        if isinstance(replies, str):
+            raise ResponseError(f"the server refused a read on which an outcome depends: {replies}")
+        answers = []
+        for words, (digest, reply, *left_out) in zip(commands, replies):
+            if left_out:
+                self._worker.announce(-1)
+                reply = self._large.complete(reply, words[1], *left_out)
+                self._worker.announce(HANDLER_TIME)
+            answers.append((digest, reply))
+        return answers

@@ -1,0 +1,88 @@
+"""Who may open streams: the horses, and what they fork. A stream begins with its horse's token."""
+
+from __future__ import annotations
+
+import hmac
+import socket
+import time
+from collections.abc import Callable
+
+from .streams import Guest, Stream
+
+#: Streams that have not said whose they are, and seconds that they have for it.
+_MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
+#: The longest word that may be a token.
+_MAX_TOKEN = 64
+
+
+class Admission:
+    """Knows the horses and their streams.
+
+    Args:
+        make: makes a stream of a socket, with the time at which it came.
+    """
+
+    def __init__(self, make: Callable[[socket.socket, float], Stream]) -> None:
+        self._make = make
+        self._guests: dict[bytes, Guest] = {}
+        self._streams: set[Stream] = set()
+        #: Those of them that have not said whose they are.
+        self.strangers: set[Stream] = set()
+
+    def admit(self, describe: Callable[[], str]) -> Guest:
+        """Return a guest, who may open streams with its token until ``drop``."""
+        guest = Guest(describe)
+        self._guests[guest.token] = guest
+        return guest
+
+    def drop(self, guest: Guest) -> None:
+        """Close all that a horse has opened, which has ended; its token opens nothing from then on."""
+        self._guests.pop(guest.token, None)
+        for stream in list(guest.streams):
+            stream.close()
+
+    def accept(self, accepted: socket.socket) -> Stream | None:
+        """Return the stream of a socket that has connected; None where too many strangers have."""
+        if len(self.strangers) >= _MOST_STRANGERS:
+            accepted.close()
+            return None
+        stream = self._make(accepted, time.monotonic())
+        self._streams.add(stream)
+        self.strangers.add(stream)
+        return stream
+
+    def introduce(self, stream: Stream) -> bool:
+        """Find out whose stream it is; return whether that is known now."""
+        token, end, rest = stream.data.partition(b"\n")
+        if not end:
+            if len(token) > _MAX_TOKEN:
+                stream.close()
+            return False
+        guest = next((guest for own, guest in self._guests.items() if hmac.compare_digest(own, token)), None)
+        if guest is None:
+            stream.close()
+            return False
+        self.strangers.discard(stream)
+        stream.guest, stream.data = guest, rest
+        guest.streams.add(stream)
+        return True
+
+    def forget(self, stream: Stream) -> None:
+        """Know a stream no more, which is closed."""
+        self._streams.discard(stream)
+        self.strangers.discard(stream)
+
+    def close_strangers(self, now: float) -> None:
+        """Close the streams that have not said in time whose they are."""
+        for stream in [one for one in self.strangers if now - one.since > _STRANGER_TIME]:
+            stream.close()
+
+    def close(self) -> None:
+        """Close all streams."""
+        for stream in list(self._streams):
+            stream.close()
+
+    def close_in_child(self) -> None:
+        """Close forked copies of their descriptors."""
+        for stream in self._streams:
+            stream.close_in_child()

@@ -1,0 +1,152 @@
+"""Where the streams of jobs arrive: a Unix socket in a folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Callable
+from glob import glob
+
+from ..errors import PlatformUnsupported
+from ..process.event_loop import Loop
+
+_PREFIX, _BACKLOG = "rq_pooled-", 1024
+#: Seconds between looks whether the socket's folder is still there.
+_LOOK_AT_FOLDER = 2.0
+
+
+class Listener:
+    """Listens until it is closed.
+
+    Args:
+        loop: watches it.
+        warn: logs, as ``Logger.warning``.
+        on_accepted: called with the socket of each process of this user that connects.
+
+    Raises:
+        PlatformUnsupported: no socket can be made.
+    """
+
+    def __init__(self, loop: Loop, warn: Callable[..., None], on_accepted: Callable[[socket.socket], None]) -> None:
+        self._loop = loop
+        self._warn = warn
+        self._on_accepted = on_accepted
+        self._folder: str | None = None
+        self._listener, self.path = self._listen()
+        loop.watch(self._listener, self._accept)
+        loop.call_every(_LOOK_AT_FOLDER, self._look_at_folder)
+
+    def _listen(self) -> tuple[socket.socket, str]:
+        """Return a listening socket and its path; without a folder that can be written to it has an abstract name."""
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        remove_stale_folders()
+        try:
+            self._folder = tempfile.mkdtemp(prefix=_PREFIX)
+            path = os.path.join(self._folder, "jobs.sock")
+            _bind(listener, path)
+        except OSError as error:
+            self._remove_folder()
+            listener.close()
+            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            path = f"\0{_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
+            try:
+                listener.bind(path)
+                listener.listen(_BACKLOG)
+            except OSError:
+                listener.close()
+                raise PlatformUnsupported(
+                    f"no Unix socket for jobs can be made ({error}): let TMPDIR name a folder that can be written to "
+                    "and has a short path, or set JOBS_SHARE=no"
+                ) from None
+        listener.setblocking(False)
+        return listener, path
+
+    def _look_at_folder(self) -> None:
+        """Make the folder again where something that cleans up has removed it: horses know only its path."""
+        if self._folder is None or os.path.exists(self.path):
+            return
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.setblocking(False)
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(self._folder, 0o700)
+            if os.lstat(self._folder).st_uid != os.geteuid():
+                raise PermissionError(f"{self._folder} has another owner now")
+            os.chmod(self._folder, 0o700)
+            _bind(listener, self.path)
+        except OSError as error:
+            listener.close()
+            self._warn("the socket for jobs is gone, and cannot be made again: %s", error)
+            return
+        self._warn("the socket for jobs, %s, was removed; it is made again: keep what cleans up from it", self.path)
+        self._loop.unwatch(self._listener)
+        self._listener.close()
+        self._listener = listener
+        self._loop.watch(listener, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                self._warn("no further connection of a job can be taken (%s): raise the limit of open files", error)
+                self._loop.unwatch(self._listener)
+                self._loop.call_later(1.0, lambda: self._loop.watch(self._listener, self._accept))
+            return
+        if not _is_own(accepted):
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        self._on_accepted(accepted)
+
+    def close(self) -> None:
+        """Close it, and remove its folder."""
+        self._loop.unwatch(self._listener)
+        self._listener.close()
+        self._remove_folder()
+
+    def close_in_child(self) -> None:
+        """Close a forked copy of the descriptor."""
+        self._listener.close()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+
+def _is_own(accepted: socket.socket) -> bool:
+    """Tell whether the other end has our user id, where the system says so; elsewhere the folder keeps others out."""
+    option = getattr(socket, "SO_PEERCRED", None)
+    if option is None:
+        return True
+    _pid, uid, _gid = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
+    return bool(uid == os.geteuid())
+
+
+def _bind(listener: socket.socket, path: str) -> None:
+    """Listen at a path, which exists only from then on: without a listener it would look like a dead worker's."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path + "~")
+    listener.bind(path + "~")
+    listener.listen(_BACKLOG)
+    os.rename(path + "~", path)
+
+
+def remove_stale_folders() -> None:
+    """Remove what workers have left that were killed: no process listens there any more."""
+    for folder in glob(os.path.join(tempfile.gettempdir(), _PREFIX + "*")):
+        with contextlib.suppress(OSError):
+            if os.stat(folder).st_uid != os.geteuid():
+                continue
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+                probe.settimeout(0.1)
+                try:
+                    probe.connect(os.path.join(folder, "jobs.sock"))
+                except ConnectionRefusedError:
+                    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,45 @@
+"""How a horse is ended, and how its death is noticed: with all that it has left in its process group."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+
+
+def pidfd_works() -> bool:
+    """Tell whether deaths can be waited for as descriptors: Linux 5.3, and no sandbox that forbids it."""
+    if not hasattr(os, "pidfd_open"):
+        return False
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError:
+        return False
+    return True
+
+
+def wait_for(pid: int) -> tuple[int, resource.struct_rusage] | None:
+    """Return (wait status, rusage) of a child that has ended, and end what it left behind; None while it lives."""
+    try:
+        # macOS has none before Python 3.13.
+        if not hasattr(os, "waitid"):
+            reaped, status, rusage = os.wait4(pid, os.WNOHANG)
+            if reaped == 0:
+                return None
+            kill_group(pid)
+            return status, rusage
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        # While it is not waited for, no other process can have its number.
+        kill_group(pid)
+        return os.wait4(pid, 0)[1:]
+    except ChildProcessError:
+        # Other code waited for it: the cause is unknown, the death is certain.
+        return int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
+
+
+def kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
+    """Send ``signum`` to every process of a horse's group, as far as there are any."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signum)
