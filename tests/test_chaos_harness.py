@@ -27,7 +27,7 @@ def test_the_harness_sees_a_missing_fence(_server_available: None, tmp_path: Pat
     engine = tmp_path / "engine"
     shutil.copytree(Path(rq_pooled.__file__).parent, engine / "rq_pooled")
     for name, guard, instead in (
-        ("commit.lua", "result = 'lost'", "result = 'ok'"),
+        ("commit.lua", "or 'lost'", "or 'ok'"),
         ("heartbeat.lua", "handed_on[#handed_on + 1] = number", ""),
     ):
         script = engine / "rq_pooled" / "store" / "lua" / name

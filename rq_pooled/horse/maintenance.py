@@ -77,7 +77,13 @@ def screen_groups(worker: Any, error: Exception) -> None:
     """Drop groups, and entries of groups, that RQ cannot read: its next maintenance cleans the others."""
     _say(worker, "RQ's groups cannot be cleaned, dropping what is no text", error)
     connection: Any = worker.connection
-    for group in connection.smembers("rq:groups"):
+    try:
+        groups = connection.smembers("rq:groups")
+    except RedisError as refused:
+        # The set of groups is of another type: there is nothing to look through.
+        check_unreadable(refused)
+        return
+    for group in groups:
         if not _is_text(group):
             connection.srem("rq:groups", group)
             continue
