@@ -273,7 +273,7 @@ def test_a_transaction_without_a_sure_end_is_not_shared(hub: Hub, end: tuple[str
     client = hub.client()
     assert client.ask("SET", "k", "1") == b"+OK\r\n"  # what the command is like is known from here on
     data = pack_commands([("MULTI",), ("SET", "k", "1"), end])
-    assert hub.mux._transaction(data, 0) == (len(data), number, None)
+    assert hub.mux._sharing._transaction(data, 0) == (len(data), number, None)
 
 
 # -- order, and what a job leaves --------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from ..store.claim import Claim
 @dataclass
 class Task:
     """Something for a horse to do: ``perform``, ``bury``, ``settle``, ``fail``, ``maintain`` or ``schedule``; see
-    horse/process.py.
+    horse/messages.py.
     """
 
     kind: str

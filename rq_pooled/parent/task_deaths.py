@@ -41,7 +41,7 @@ class TaskDeaths:
             self._tasks.append(Task("bury", claim, (pid, status, tuple(rusage), stopped, False)))
         elif task.deaths == 0:
             task.deaths = 1
-            # Its user code killed it: the next one does without, see horse/process.py.
+            # Its user code killed it: the next one does without, see horse/tasks.py.
             if task.kind in ("bury", "abandon"):
                 task.arguments = (*task.arguments[:-1], True)
             self._tasks.append(task)
