@@ -39,7 +39,7 @@ class RetryAfter(Exception):
 
     Args:
         seconds: from now, or a timedelta; at least 0 and at most a year.
-        reason: for whoever reads the history of the job.
+        reason: shown in the history of the job.
     """
 
     def __init__(self, seconds: float | timedelta, reason: str = "") -> None:
@@ -58,7 +58,7 @@ class GiveUp(Exception):
     """Raised by a job that cannot succeed, whatever is tried: it fails at once, and its other tries are not used.
 
     Args:
-        reason: for whoever finds it in the failed registry.
+        reason: kept with the job in the failed registry.
     """
 
     def __init__(self, reason: str = "") -> None:
@@ -154,7 +154,8 @@ class Rules(NamedTuple):
         try:
             fields = json.loads(text)
             return cls(int(fields["max"]), tuple(fields.get("on", ())), tuple(fields.get("give_up_on", ())))
-        except (ValueError, TypeError, KeyError):  # written by somebody else: RQ's own fields still count
+        # Written by other code: RQ's own fields still count.
+        except (ValueError, TypeError, KeyError):
             return None
 
     def allow(self, raised: type[BaseException]) -> bool:

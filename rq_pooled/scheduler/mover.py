@@ -131,7 +131,7 @@ class Mover:
                 job, verdict = self.move_id(text(word), score, now, lock, move or self.move)
                 self.left += verdict == "left"
                 if verdict == "locked":
-                    self._log.warning("rq-scheduler's lock was taken over by somebody else; going on later")
+                    self._log.warning("rq-scheduler's lock was taken over by another scheduler; going on later")
                     return moved
                 if job is not None and verdict in MOVED:
                     moved.append(job)
@@ -178,7 +178,7 @@ class Mover:
         Args:
             due: the time that it had when it was read; nothing is done if it has another one now. None: whatever it is.
             now: the server's time, from which an interval counts.
-            lock: as the caller holds it; nothing is done if somebody else does. None: without it.
+            lock: as the caller holds it; nothing is done if another scheduler does. None: without it.
         """
         queue = self._choose_queue(job)
         next_time = _next_time(job, now)

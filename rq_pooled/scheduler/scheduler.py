@@ -223,7 +223,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     def enqueue_jobs(self) -> list[Job]:
         """Move the jobs that are due; return them. While the lock is held, see ``acquire_lock``, a lost one ends it.
 
-        A job is moved once, whoever else is at it: if somebody was faster, nothing is done.
+        A job is moved once: if another scheduler was faster, nothing is done.
         """
         moved: list[Job] = []
         # A caller without the lock is let do as in rq-scheduler: it may have one of its own.
