@@ -30,7 +30,8 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
 from rq_pooled.pool import Pool
 from rq_pooled.pool.budgeted import Budgeted
-from rq_pooled.store.scripts import budget_keys, shared_scripts
+from rq_pooled.store.keys import budget_keys
+from rq_pooled.store.scripts import shared_scripts
 
 LEASES, HELD, ORDER, WAITING = budget_keys("shop")
 

@@ -14,7 +14,8 @@ from redis import Redis
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.flask.chart import HEIGHT, WIDTH, chart
 from rq_pooled.flask.page import number, span
-from rq_pooled.store.scripts import SAMPLES, Scripts
+from rq_pooled.store.keys import SAMPLES
+from rq_pooled.store.scripts import Scripts
 
 NOW = 1_800_000_000.0
 SAMPLE = st.builds(

@@ -33,9 +33,10 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
 from rq_pooled.log_lines import WorkerLog
 from rq_pooled.parent.command_connection import CommandConnection
-from rq_pooled.parent.guard import EVENTS, Guard
+from rq_pooled.parent.guard import Guard
 from rq_pooled.pool import Pool
-from rq_pooled.store.scripts import STARTING, Scripts
+from rq_pooled.store.keys import EVENTS, STARTING
+from rq_pooled.store.scripts import Scripts
 from rq_pooled.worker.admission import Admission
 
 FAST = {"RQ_POOLED_GUARD_INTERVAL": "0.1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}

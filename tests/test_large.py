@@ -34,8 +34,8 @@ from rq_pooled.horse import large
 from rq_pooled.horse.large import MAX_LOSSES, LargeValues, Refused, set_apart, without_known
 from rq_pooled.pool import Pool
 from rq_pooled.store.claim import Claim
+from rq_pooled.store.keys import aside_key
 from rq_pooled.store.ledger import Outcome
-from rq_pooled.store.scripts import aside_key
 
 MB = 1024 * 1024
 #: Of the line to the worker, per second, and of what is large: it takes four seconds, more than two leases.

@@ -22,7 +22,8 @@ import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.rq_api import RQ3
 from rq_pooled.store import scripts
-from rq_pooled.store.scripts import SweepLock, budget_keys, commands_of
+from rq_pooled.store.keys import budget_keys
+from rq_pooled.store.scripts import SweepLock, commands_of
 from rq_pooled.wire import Command, pack_runs
 
 LOCK = SweepLock("rq_pooled:sweep:q", "", 30)

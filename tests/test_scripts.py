@@ -12,7 +12,8 @@ from redis import Redis
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.store.scripts import Scripts, SweepLock, budget_keys, claims_key, leases_key
+from rq_pooled.store.keys import budget_keys, claims_key, leases_key
+from rq_pooled.store.scripts import Scripts, SweepLock
 
 LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
 FILES = sorted((Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua"))

@@ -25,7 +25,8 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.pool import Pool
 from rq_pooled.store.counters import BOUNDS, Counters, Histogram
-from rq_pooled.store.scripts import STATS, Scripts
+from rq_pooled.store.keys import STATS
+from rq_pooled.store.scripts import Scripts
 from rq_pooled.store.statistics import publish
 
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}

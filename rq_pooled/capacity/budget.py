@@ -26,7 +26,8 @@ from ..config.secrets import scrub
 from ..config.settings import Settings
 from ..deadline import clipped
 from ..errors import BudgetExceeded
-from ..store.scripts import budget_keys, shared_scripts
+from ..store.keys import budget_keys
+from ..store.scripts import shared_scripts
 from ..wire import Command
 from .clients import connected_processes, process_name
 

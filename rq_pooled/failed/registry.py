@@ -19,7 +19,8 @@ from rq.registry import FailedJobRegistry
 from rq.utils import now, utcformat
 
 from ..errors import SweepUnderWay, UnknownQueue
-from ..store.scripts import SweepLock, dead_letters_key, shared_scripts, sweep_lock_key
+from ..store.keys import dead_letters_key, sweep_lock_key
+from ..store.scripts import SweepLock, shared_scripts
 from ..wire import Command, encoded, text
 from .selection import FailedJob, Selection
 

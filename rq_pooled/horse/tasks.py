@@ -200,7 +200,8 @@ class Tasks:
         """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
         # Here, since a worker without a scheduler needs none of this.
         from ..scheduler.mover import BATCH, Mover, ScheduleLock
-        from ..store.scripts import SCHEDULER_LOCK, shared_scripts
+        from ..store.keys import SCHEDULER_LOCK
+        from ..store.scripts import shared_scripts
 
         worker, relay = self._worker, self._relay
         try:

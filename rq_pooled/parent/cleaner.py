@@ -12,6 +12,7 @@ from redis.exceptions import ResponseError
 from rq.utils import now, utcformat
 
 from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..store.keys import registry_key
 from ..wire import Command
 from .context import Context
 from .exchange import Exchange
@@ -112,7 +113,7 @@ class Cleaner:
         lock_ttl = max(2, int(self._context.identity.maintenance_interval * 0.9))
         for queue in self._context.identity.queue_names:
             for name in REGISTRIES:
-                registry, self._cursor = f"rq:{name}:{queue}", ""
+                registry, self._cursor = registry_key(name, queue), ""
                 while self._cursor not in ENDS:
                     cursor = self._cursor or "0"
                     self._prepare(scripts.ghosts(registry, cursor, PAGE, owner, lock_ttl))

@@ -19,11 +19,12 @@ from ..connection.away import NotSent, check_away
 from ..connection.place import Place
 from ..connection.sockets import close_copy, patient
 from ..deadline import clipped
+from ..store.keys import NONE
 from ..wire import Command, pack_commands
 from .exchange import Exchange
 
 #: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
-_WRITE_PROBE: Command = ("DEL", "rq_pooled:none")
+_WRITE_PROBE: Command = ("DEL", NONE)
 
 
 class CommandConnection:

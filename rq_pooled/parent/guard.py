@@ -21,14 +21,10 @@ from ..capacity.clients import client_rows
 from ..capacity.level import ASK_LIMIT, Level, level_of, read_info, read_limit
 from ..capacity.trend import TREND_SECONDS, Sample, trend
 from ..monitoring.guard import holders, ours_and_others
-from ..store.scripts import STATS
+from ..store.keys import EVENTS, speaker_key
 from .context import Context
 from .exchange import Exchange
 
-#: PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
-EVENTS = "rq_pooled:events"
-#: Who may ask for CLIENT LIST and announce now.
-_SPEAKER = f"{STATS}:speaker"
 _SHOWN = 5
 #: Seconds until the next look while the server is fuller than it should be; a look costs it 0.03 ms.
 _SOON = 1.0
@@ -215,7 +211,7 @@ class Guard:
         """
         context = self._context
         life = max(1, math.ceil(self._settings.guard_interval * 1000))
-        lock = ("SET", f"{_SPEAKER}:{event}", context.ledger.token, "NX", "PX", life)
+        lock = ("SET", speaker_key(event), context.ledger.token, "NX", "PX", life)
 
         def on_lock(replies: list[Any]) -> None:
             if replies[0] != b"OK":

@@ -9,6 +9,7 @@ from rq.utils import now, utcformat
 from rq.worker import Worker
 
 from ..store.claim import Claim
+from ..store.keys import worker_key
 from ..store.ledger import Ledger
 from ..store.scripts import Scripts
 from ..wire import Command
@@ -84,4 +85,4 @@ class Identity:
         self._worker._shutdown_requested_date = now()
         self._worker.handle_warm_shutdown_request()
         date = utcformat(self._worker._shutdown_requested_date)
-        return [("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy]
+        return [("HSET", worker_key(name), "shutdown_requested_date", date) for name in busy]

@@ -11,6 +11,7 @@ from ..config.secrets import message_of
 from ..connection.away import is_blamed
 from ..foreign import MAX_VALUE, printable
 from ..store.claim import Claim
+from ..store.keys import job_key
 from .committer import Committer
 from .context import Context
 from .events import Events
@@ -127,5 +128,5 @@ class Recovery:
             self._committer.add(self._context.ledger.bare_failure(first, reason))
             self._wakeup.wake()
 
-        question = ("HSTRLEN", f"rq:job:{first.job_id}", "data")
+        question = ("HSTRLEN", job_key(first.job_id), "data")
         self._context.command.submit(Exchange([question], on_replies, lambda _error: self._recover()))

@@ -15,7 +15,8 @@ from redis import Redis
 from ..durations import parse_duration, show_duration
 from ..errors import ConfigurationError
 from ..store.client_scripts import run_script
-from ..store.scripts import LIMITS, shared_scripts
+from ..store.keys import LIMITS
+from ..store.scripts import shared_scripts
 from ..wire import text as text_of
 
 #: Starts that are remembered per queue, and the longest time for which.

@@ -12,7 +12,7 @@ from rq.utils import as_text, utcformat
 
 from ..errors import QueueFull
 from ..store.client_scripts import run_script
-from ..store.once import once_key
+from ..store.keys import once_key
 from ..store.scripts import shared_scripts
 from .admission import Admission
 from .unique import call_key

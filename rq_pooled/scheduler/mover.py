@@ -25,7 +25,8 @@ from rq.utils import import_attribute
 
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..store.inert_jobs import fetch_inert
-from ..store.scripts import SCHEDULED_JOBS, Scripts
+from ..store.keys import SCHEDULED_JOBS
+from ..store.scripts import Scripts
 from ..wire import Command, raw, text
 
 #: Jobs that are read at once.

@@ -30,7 +30,8 @@ from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
 from ..store.client_scripts import run_script
 from ..store.due import add_fraction
-from ..store.scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
+from ..store.keys import SCHEDULED_JOBS, SCHEDULER_LOCK
+from ..store.scripts import shared_scripts
 from ..wire import raw, text
 from .mover import BATCH, MOVED, Mover, ScheduleLock, next_cron_time
 

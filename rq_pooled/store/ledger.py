@@ -26,7 +26,8 @@ from ..durations import LONGEST
 from ..rq_api import release_commands
 from ..wire import Command, Packed, Word, pack_runs, text
 from .claim import STALLS, Claim
-from .scripts import Scripts, claims_key
+from .keys import claims_key, job_key, worker_key
+from .scripts import Scripts
 
 #: Bytes of job data after which one claim takes no further job.
 MAX_CLAIM_BYTES = 1024 * 1024
@@ -250,7 +251,7 @@ class Ledger:
         Only for jobs whose hash makes every horse fail that rebuilds it: without this, they would be claimed and
         buried for ever. Written as RQ writes a failed job, but for the fields that only a Job could compute.
         """
-        job, registry = f"rq:job:{claim.job_id}", FailedJobRegistry.key_template.format(claim.queue)
+        job, registry = job_key(claim.job_id), FailedJobRegistry.key_template.format(claim.queue)
         ended = utcformat(now())
         error = zlib.compress(reason.encode(errors="backslashreplace"))
         commands: list[tuple[Word, ...]] = [
@@ -258,7 +259,7 @@ class Ledger:
             ("ZADD", registry, _failure_score(claim.raw), claim.job_id),
             ("XADD", Result.get_key(claim.job_id), "MAXLEN", "~", 10, "*", "type", Result.Type.FAILED.value)
             + ("worker_name", claim.worker_name, "exc_string", b64encode(error)),
-            ("HINCRBY", f"rq:worker:{claim.worker_name}", "failed_job_count", 1),
+            ("HINCRBY", worker_key(claim.worker_name), "failed_job_count", 1),
             ("HDEL", job, STALLS),
             *release_commands(claim.raw, claim.job_id, ended),
         ]

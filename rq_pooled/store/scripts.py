@@ -1,4 +1,4 @@
-"""The Lua scripts, one typed method each, and the names of our own keys.
+"""The Lua scripts, one typed method each.
 
 A method only builds the command (a tuple of words for one EVALSHA); who sends it, and when, is the caller's affair:
 several can travel in one round trip.
@@ -16,30 +16,29 @@ from typing import NamedTuple
 from .. import rq_api
 from ..durations import LONGEST
 from ..wire import Command, Packed, Word, pack_runs
+from .keys import (
+    DECLARED_LIMITS,
+    LIMITS,
+    RIGHTS,
+    RIGHTS_OF_OURS,
+    RIGHTS_OF_RQ,
+    SAMPLES,
+    SCHEDULED_JOBS,
+    SCHEDULER_LOCK,
+    STARTING,
+    aside_key,
+    claims_key,
+    registry_key,
+)
 
 RawCommand = Sequence[bytes]
 
 _FOLDER = Path(__file__).parent / "lua"
 _NAMES = tuple(sorted(path.stem for path in _FOLDER.glob("*.lua")))
 
-#: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
-STATS = "rq_pooled:stats"
-#: The list of samples of the number of clients, newest first. Its name begins as that of the statistics: neither
-#: belongs to a job.
-SAMPLES = "rq_pooled:stats:samples"
-#: The sorted set of workers that are starting, in the order in which they came.
-STARTING = "rq_pooled:stats:starting"
-#: Queue -> its limit, and the one that code declares, see queue/limits.py.
-LIMITS, DECLARED_LIMITS = "rq_pooled:limits", "rq_pooled:limits:code"
-#: Keys of rq-scheduler: job -> when it is due, and its lock.
-SCHEDULED_JOBS, SCHEDULER_LOCK = "rq:scheduler:scheduled_jobs", "rq:scheduler_lock"
-
-
 #: Scripts without which a worker is no worker, and what RQ's own handlers write besides.
 _WORKING = ("admit", "aside", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled")
 _OF_RQ = {"XADD"}
-#: The key on which commands are tried, a text.
-_RIGHTS_KEY = "rq_pooled:stats:rights"
 #: Command -> whether it takes a key, and how many words behind it make the server look at the user's rights.
 _WORDS: dict[str, tuple[bool, int]] = {
     "TIME": (False, 0),
@@ -54,40 +53,6 @@ _WORDS: dict[str, tuple[bool, int]] = {
     **dict.fromkeys(("EXPIREAT", "HMSET", "HSETNX", "XTRIM", "ZINCRBY"), (True, 2)),
     "XADD": (True, 3),
 }
-
-
-def claims_key(token: str) -> str:
-    """Return the hash in which the worker with this process token has its claims noted.
-
-    Claim -> its queue, the key of the queue that it was popped from and its worker's name, a line each.
-    """
-    return f"rq_pooled:claims:{token}"
-
-
-def aside_key(member: str) -> str:
-    """Return the hash of the large values of a claim's outcome, see aside.lua."""
-    return f"rq_pooled:aside:{member}"
-
-
-def budget_keys(name: str) -> tuple[str, str, str, str]:
-    """Return the leases of a budget, what each holds, the order of their commands, and who waits; see budget.lua."""
-    leases = f"rq_pooled:budget:{name}"
-    return leases, f"{leases}:held", f"{leases}:order", f"{leases}:waiting"
-
-
-def leases_key(queue: str) -> str:
-    """Return the sorted set of the leases of a queue's claims: claim -> server time at which it ends."""
-    return f"rq_pooled:leases:{queue}"
-
-
-def sweep_lock_key(queue: str) -> str:
-    """Return the lock under which one sweep at a time works on a queue's failed jobs; its value is the owner."""
-    return f"rq_pooled:sweep:{queue}"
-
-
-def dead_letters_key(queue: str) -> str:
-    """Return the sorted set of a queue's dead letters: job id -> when it is deleted, seconds since the epoch."""
-    return f"rq_pooled:dead:{queue}"
 
 
 class SweepLock(NamedTuple):
@@ -135,8 +100,9 @@ def _ask_rights(text: str, more: str = "") -> str:
         chosen = line[1].split() if line[1] else every
         every = every if line[2] else chosen
         # One question for our own keys; all others are for RQ's.
-        questions = [f"may('{name}', 'rq:rights')" for name in chosen] + [f"may('{chosen[0]}', 'rq_pooled:rights')"]
-        tries = [_try(name, "rq:rights") for name in every] + [_try(chosen[0], "rq_pooled:rights")]
+        ours = (chosen[0], RIGHTS_OF_OURS)
+        questions = [f"may('{name}', '{key}')" for name, key in [*((name, RIGHTS_OF_RQ) for name in chosen), ours]]
+        tries = [_try(name, key) for name, key in [*((name, RIGHTS_OF_RQ) for name in every), ours]]
         filled = asked.replace("QUESTIONS", " and ".join(questions)).replace("COMMANDS", ", ".join(tries))
         return filled.replace("NOW_AND_THEN", line[2] or "nil")
 
@@ -194,7 +160,7 @@ class Scripts:
     def aside(self, member: str, queue: str, life: int, values: Iterable[tuple[str, Word]]) -> Command:
         """Put large values of a claim's outcome aside, each (field, value), for so many seconds."""
         words = [word for value in values for word in value]
-        return self._call("aside", (aside_key(member), f"rq:wip:{queue}"), member, life, *words)
+        return self._call("aside", (aside_key(member), registry_key("wip", queue)), member, life, *words)
 
     def reads(self, commands: Iterable[RawCommand]) -> Command:
         """Read, with a digest per reply."""
@@ -228,7 +194,7 @@ class Scripts:
         fields: Mapping[str, str],
     ) -> Command:
         """Move due scheduled jobs of these queues, as the scheduler with this name and these hash fields."""
-        keys = [f"rq:scheduled:{queue}" for queue in queues]
+        keys = [registry_key("scheduled", queue) for queue in queues]
         words = [word for field in fields.items() for word in field]
         return self._call("promote", keys, name, lock_ttl, now, default_timeout, limit, *words)
 
@@ -245,9 +211,9 @@ class Scripts:
         words: list[Word] = []
         for command in self.needed():
             filler = ["1"] * _WORDS[command][1]
-            tried = [*([_RIGHTS_KEY] if _WORDS[command][0] else []), *filler]
+            tried = [*([RIGHTS] if _WORDS[command][0] else []), *filler]
             words += [command, len(tried), *tried]
-        return self._call("rights", [_RIGHTS_KEY], *words)
+        return self._call("rights", [RIGHTS], *words)
 
     def needed(self) -> list[str]:
         """Return the commands that a worker's scripts run, in order; DEL last, which ends the key they are tried on."""

@@ -41,6 +41,7 @@ from ..pool.registry import get_connection
 from ..process.event_loop import Loop
 from ..queue import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once, before the horses are forked
 from ..store.counters import Counters
+from ..store.keys import commands_channel
 from ..store.ledger import Ledger
 from ..store.scripts import shared_scripts
 from ..wire import Command
@@ -189,7 +190,7 @@ class Worker(rq.worker.Worker):
         command = CommandConnection(self._connector(settings, "command"), scripts.load(), settings.socket_timeout)
         make_listen = self._connector(settings, "listen")
         listen = ListenConnection(
-            lambda: beside(make_listen(), command.server), [f"rq:pubsub:{name}" for name in identity.names]
+            lambda: beside(make_listen(), command.server), [commands_channel(name) for name in identity.names]
         )
         log, lease = WorkerLog(self.log, self.name), self._lease_of(settings)
         return Context(identity, settings, scripts, ledger, command, listen, loop, log, lease=lease)
