@@ -20,6 +20,7 @@ from ..connection.place import Place
 from ..connection.sockets import close_copy, patient
 from ..deadline import clipped
 from ..store.keys import NONE
+from ..store.scripts import is_unknown
 from ..wire import Command, pack_commands
 from .exchange import Exchange
 
@@ -134,7 +135,7 @@ class CommandConnection:
         return None
 
     def _finish(self, exchange: Exchange) -> None:
-        unknown = [i for i, reply in enumerate(exchange.replies) if _is_noscript(reply)]
+        unknown = [i for i, reply in enumerate(exchange.replies) if is_unknown(reply)]
         if not unknown:
             exchange.on_replies(exchange.replies)
             return
@@ -220,7 +221,3 @@ class CommandConnection:
         """Close a forked copy of the descriptor, leaving the parent's connection as it is."""
         close_copy(self._connection)
         self._connection = None
-
-
-def _is_noscript(reply: Any) -> bool:
-    return isinstance(reply, ResponseError) and ("NOSCRIPT" in str(reply) or type(reply).__name__ == "NoScriptError")

@@ -16,8 +16,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..process.event_loop import Timer
+from ..store.claim import Limited
 from ..store.keys import SUSPENDED
-from ..store.ledger import Limited
 from ..wire import Command
 from .context import Context
 from .events import Events

@@ -9,9 +9,9 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..foreign import is_wrong_type, seconds_of
-from ..store.client_scripts import run_script
 from ..store.keys import JOB, QUEUES, job_key
-from ..store.scripts import shared_scripts
+from ..store.repair import rescue_jobs
+from ..store.scripts import run_script
 from ..wire import raw, text
 
 #: Ids or keys of one command.
@@ -93,7 +93,7 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
     """
     back = set()
     for start in range(0, len(lost), FEW):
-        command = shared_scripts().rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
+        command = rescue_jobs(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
         back |= {text(job_id) for job_id in run_script(connection, command)}
     return [job for job in lost if job.id in back]
 
