@@ -530,7 +530,7 @@ def test_unique_needs_an_id(redis: Redis) -> None:
     assert not redis.keys("rq:*")
 
 
-@pytest.mark.parametrize("refused", ["-@scripting", "-evalsha", "-eval"])
+@pytest.mark.parametrize("refused", ["-@scripting", "-evalsha", "-script"])
 def test_enqueueing_where_scripts_are_refused(
     start_server: Any, caplog: pytest.LogCaptureFixture, refused: str
 ) -> None:

@@ -39,7 +39,7 @@ def refuses_scripts(connection: Redis, error: Exception | None = None) -> bool:
     _refusing.add(pool)
     log.warning(
         "the server refuses scripts (%s): jobs are enqueued in RQ's own way, and an enqueue that is repeated after a "
-        "lost reply may double its job; allow EVAL and EVALSHA",
+        "lost reply may double its job; allow EVAL, EVALSHA and SCRIPT LOAD",
         message_of(error),
     )
     return True

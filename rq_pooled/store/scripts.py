@@ -73,7 +73,7 @@ def load() -> list[Command]:
 
 
 def with_text(command: Command) -> Command:
-    """Return a call with the script's text in the place of its hash, for a server that may not know it."""
+    """Return a call with the script's text in the place of its hash, where the reply may not be waited for."""
     return ("EVAL", _texts()[command[1]], *command[2:])
 
 
@@ -85,7 +85,7 @@ def is_unknown(reply: Any) -> bool:
 
 
 def run(send: Callable[[Command], Any], command: Command) -> Any:
-    """Return the reply to the call of a script; one round trip where the server knows it.
+    """Return the reply to the call of a script: one round trip where the server knows it, else three.
 
     Args:
         send: sends a command and waits for its reply; raises an error of the server.
@@ -95,7 +95,8 @@ def run(send: Callable[[Command], Any], command: Command) -> Any:
     except ResponseError as error:
         if not is_unknown(error):
             raise
-    return send(with_text(command))
+    send(("SCRIPT", "LOAD", _texts()[command[1]]))
+    return send(command)
 
 
 def run_script(client: Redis, command: Command) -> Any:
