@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from engine import engine
 from redis import Redis
+from redis.exceptions import NoScriptError, ResponseError
 from rq import Queue
 
 import rq_pooled
@@ -29,7 +30,7 @@ from rq_pooled.store import (
     workers,
 )
 from rq_pooled.store.keys import budget_keys, claims_key, leases_key
-from rq_pooled.store.scripts import load, needed, rights, scripts
+from rq_pooled.store.scripts import load, needed, rights, run, run_script, scripts
 from rq_pooled.wire import Command
 
 LOCK = locks.SweepLock("rq_pooled:sweep:q", "", 30)
@@ -168,6 +169,36 @@ def test_survive_script_flush(redis: Redis, server: Any) -> None:
         assert replies[0] == b"PONG" and replies[2] == b"x"
         assert [one.job_id for one in request.read(replies[1]).claims] == ["a"]
         assert redis.script_exists(*[command[1] for command, _ in calls().values()]) == [True] * len(FILES)
+
+
+def test_a_client_loads_the_one_script_that_the_server_lacks(redis: Redis) -> None:
+    """Where code can wait, a call that the server does not know is done once, whatever error the client makes of it."""
+    command = limits.change_limit("q", "operator", "1 1000000 0")
+    redis.script_flush()
+    sent: list[Any] = []
+
+    def send(words: Command) -> Any:
+        sent.append(words[0])
+        try:
+            return redis.execute_command(*words)
+        except NoScriptError as error:
+            # As a horse hears it from its parent.
+            raise ResponseError(f"NOSCRIPT {error}") from None
+
+    assert run(send, command) == run_script(redis, command)
+    assert sent == ["EVALSHA", "SCRIPT", "EVALSHA"]
+    assert redis.script_exists(*(script.sha1 for script in scripts().values())).count(True) == 1
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        redis.set("rq_pooled:stats:samples", "a text")
+        run(send, statistics.note_clients(1, 10, 15))
+    assert sent[3:] == ["EVALSHA", "SCRIPT", "EVALSHA"], "another error is not taken for an unknown script"
+
+
+def test_one_module_knows_what_an_unknown_script_is() -> None:
+    """The cure for NOSCRIPT stands in one place, so that no caller lacks a part of it."""
+    package = Path(rq_pooled.__file__).parent
+    knowing = {path for path in package.rglob("*.py") if "NoScriptError" in path.read_text()}
+    assert knowing == {package / "store" / "scripts.py"}
 
 
 def test_own_keys_have_one_prefix() -> None:

@@ -13,7 +13,7 @@ PACKAGE = Path(rq_pooled.__file__).parent
 DOCS = PACKAGE.parent / "docs"
 WORDS = re.compile(r"\b(whoever|somebody|nobody|somehow)\b", re.IGNORECASE)
 #: Packages that are clean, and "" for the modules at the root; those that are not yet are to be added here.
-CLEAN = ("", "config", "connection", "monitoring", "flask", "cli", "pool", "capacity", "queue", "failed")
+CLEAN = ("", "config", "connection", "store", "monitoring", "flask", "cli", "pool", "capacity", "queue", "failed")
 SUFFIXES = {".py", ".lua", ".html", ".js", ".css"}
 
 
