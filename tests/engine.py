@@ -1,4 +1,4 @@
-"""The ledger on a connection of its own, without a worker around it, and what the server holds."""
+"""Claims and commits on a connection of its own, without a worker around it, and what the server holds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from redis import Redis
 from rq_pooled.config import Settings
 from rq_pooled.connection.options import make_connection
 from rq_pooled.parent.command_connection import CommandConnection
-from rq_pooled.store.claim import Claim
-from rq_pooled.store.ledger import Claimed, Ledger, Outcome
-from rq_pooled.store.scripts import Scripts
+from rq_pooled.store.claim import Claim, Claimed, claim_jobs
+from rq_pooled.store.commit import Outcome, commit_outcomes
+from rq_pooled.store.scripts import load
+from rq_pooled.store.workers import register_workers
 from rq_pooled.wire import Command, pack, pack_runs
 
 
@@ -22,10 +23,9 @@ class Engine:
 
     def __init__(self, url: str, token: str = "token", **settings: Any) -> None:
         self.settings = Settings(url=url, **settings)
-        self.scripts = Scripts()
-        self.ledger = Ledger(self.scripts, self.settings, token)
+        self.token = token
         self.command = CommandConnection(
-            lambda: make_connection(self.settings, "command"), self.scripts.load(), self.settings.socket_timeout
+            lambda: make_connection(self.settings, "command"), load(), self.settings.socket_timeout
         )
 
     def run(self, command: Command) -> Any:
@@ -39,7 +39,7 @@ class Engine:
         """Register workers with the fields that the tests look at."""
         fields = {"birth": "b", "state": "idle", "hostname": "here", "pid": "1", "last_heartbeat": "h"}
         return self.run(
-            self.scripts.register(
+            register_workers(
                 options.get("ttl", 480),
                 options.get("again", False),
                 options.get("dead", ("", 0)),
@@ -50,12 +50,14 @@ class Engine:
 
     def claim(self, *names: str, queues: Sequence[str] = ("default",), strategy: str = "default") -> Claimed:
         """Claim one job for each name."""
-        command, request = self.ledger.claim([f"rq:queue:{queue}" for queue in queues], strategy, names)
+        command, request = claim_jobs(
+            self.settings, self.token, [f"rq:queue:{queue}" for queue in queues], strategy, names
+        )
         return request.read(self.run(command))
 
     def commit(self, *outcomes: Outcome) -> list[str]:
         """Return commit's word for each outcome."""
-        return [word.decode() for word in self.run(self.ledger.commit(outcomes))]
+        return [word.decode() for word in self.run(commit_outcomes(self.token, outcomes))]
 
 
 def finished(claim: Claim, *more: Sequence[Any], guards: Sequence[Any] = ()) -> Outcome:

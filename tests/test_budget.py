@@ -30,7 +30,8 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
 from rq_pooled.pool import Pool
 from rq_pooled.pool.budgeted import Budgeted
-from rq_pooled.store.scripts import budget_keys, shared_scripts
+from rq_pooled.store.keys import budget_keys
+from rq_pooled.store.scripts import scripts
 
 LEASES, HELD, ORDER, WAITING = budget_keys("shop")
 
@@ -443,7 +444,7 @@ def test_a_worker_reserves_one_place_after_the_other_and_gives_them_back(redis: 
 
     def answer() -> bytes:
         (command, accept), asked[:] = asked[0], asked[1:]
-        text = shared_scripts().text("budget")
+        text = scripts()["budget"].text
         accept(redis.execute_command("EVAL", text, *command[2:]))
         return redis.hvals(HELD)[0]
 

@@ -29,7 +29,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ServerFull
 from rq_pooled.pool import Pool
 from rq_pooled.pool.places import Places, owing
-from rq_pooled.store.scripts import shared_scripts
+from rq_pooled.store.scripts import scripts
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -225,7 +225,7 @@ def test_a_connection_that_is_lost_ahead_of_a_reply_is_lost() -> None:
 
 def by_text(command: Any) -> list[Any]:
     """Return a command with its script instead of the hash."""
-    return ["EVAL", shared_scripts().text("budget"), *command[2:]]
+    return ["EVAL", scripts()["budget"].text, *command[2:]]
 
 
 def test_the_next_place_is_for_one_that_has_none(redis: Redis, server: EmbeddedServer) -> None:

@@ -14,7 +14,9 @@ from redis import Redis
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.flask.chart import HEIGHT, WIDTH, chart
 from rq_pooled.flask.page import number, span
-from rq_pooled.store.scripts import SAMPLES, Scripts
+from rq_pooled.store.keys import SAMPLES
+from rq_pooled.store.scripts import load
+from rq_pooled.store.statistics import note_clients
 
 NOW = 1_800_000_000.0
 SAMPLE = st.builds(
@@ -58,11 +60,10 @@ def test_samples_hold_the_roles_that_processes_published(redis: Redis) -> None:
         redis.zadd("rq_pooled:stats", {f"rq_pooled:stats:{name}": 9e12})
         if held:
             redis.hset(f"rq_pooled:stats:{name}", "connections", held)
-    scripts = Scripts()
-    for words in scripts.load():
+    for words in load():
         redis.execute_command(*words)
-    assert redis.execute_command(*scripts.sample(40, 100, 15)) == 1
-    assert redis.execute_command(*scripts.sample(41, 100, 15)) == 0
+    assert redis.execute_command(*note_clients(40, 100, 15)) == 1
+    assert redis.execute_command(*note_clients(41, 100, 15)) == 0
     (sample,) = read_samples(redis)
     assert (sample.connected, sample.maxclients, dict(sample.roles)) == (40, 100, {"web": 5, "command": 1})
     redis.rpush(SAMPLES, json.dumps([1.0, 2, 3]))  # as it was written before roles were

@@ -22,7 +22,10 @@ from support import running_worker, wait_until
 
 from rq_pooled.durations import LONGEST
 from rq_pooled.rq_api import RQ3
-from rq_pooled.store.claim import Claim
+from rq_pooled.store.claim import Claim, drop_notes, known_claims, unknown_claims
+from rq_pooled.store.commit import bare_failure, guarded_reads
+from rq_pooled.store.leases import heartbeat, push_back
+from rq_pooled.store.workers import unregister_workers
 from rq_pooled.wire import pack_runs, raw
 
 
@@ -69,7 +72,7 @@ def test_sent_twice_counts_once(ours: Engine, redis: Redis) -> None:
 def test_outcome_of_a_claim_that_another_has_taken_over_records_nothing(ours: Engine, redis: Redis) -> None:
     """Who lost the claim records nothing, and does not touch the execution that has taken its place."""
     old = claim_one(ours, redis)
-    ours.run(ours.ledger.push_back([old]))
+    ours.run(push_back(ours.settings, ours.token, [old]))
     (new,) = ours.claim("x").claims
     assert new.job_id == old.job_id and new.execution_id != old.execution_id
     before = key_space(redis)
@@ -125,7 +128,7 @@ def test_a_plain_success_that_cannot_be_read_harms_only_itself(ours: Engine, red
 def test_a_bare_failure_is_kept_as_long_as_the_job_says(ours: Engine, redis: Redis, ttl: int | None) -> None:
     """RQ's next clean-up leaves a job that even RQ's code could not be given, for its failure_ttl: -1 is for ever."""
     claim = claim_one(ours, redis, failure_ttl=ttl)
-    assert ours.commit(ours.ledger.bare_failure(claim, "why")) == ["ok"]
+    assert ours.commit(bare_failure(claim, "why")) == ["ok"]
     assert FailedJobRegistry(connection=redis).get_job_ids() == ["a"]
     score = redis.zscore("rq:failed:default", "a")
     kept = DEFAULT_FAILURE_TTL if ttl is None else min(ttl, LONGEST)
@@ -135,7 +138,7 @@ def test_a_bare_failure_is_kept_as_long_as_the_job_says(ours: Engine, redis: Red
 def test_a_bare_failure_says_any_reason(ours: Engine, redis: Redis) -> None:
     """An error that quotes bytes which are no text is recorded, with these shown as escapes."""
     claim = claim_one(ours, redis)
-    assert ours.commit(ours.ledger.bare_failure(claim, "no \udcff, no \ud800")) == ["ok"]
+    assert ours.commit(bare_failure(claim, "no \udcff, no \ud800")) == ["ok"]
     assert r"no \udcff, no \ud800" in Job.fetch("a", connection=redis).latest_result().exc_string
 
 
@@ -305,7 +308,7 @@ def test_guards_know_every_kind_of_reply(ours: Engine, redis: Redis, read: Any, 
     redis.sadd("k:set", "a", "b"), redis.rpush("k:list", "a"), redis.hset("k:hash", "field", "\xff")
     redis.zadd("k:zset", {"m": 1.5}), redis.xadd("k:stream", {"f": "v"}, id="1-1")
     words = [str(word).encode() for word in read]
-    ((digest, reply),) = ours.run(ours.scripts.reads([words]))
+    ((digest, reply),) = ours.run(guarded_reads([words]))
     raw = ours.run(tuple(words))
     assert reply == raw
     guard = (digest if isinstance(digest, bytes) else str(digest).encode(), words)
@@ -331,7 +334,7 @@ def test_of_another_job_only_its_end_changes_an_outcome(ours: Engine, redis: Red
     claim = claim_one(ours, redis)
     redis.hset("rq:job:other", "status", "queued")
     read = [b"HGET", b"rq:job:other", b"status"]
-    ((digest, reply),) = ours.run(ours.scripts.reads([read]))
+    ((digest, reply),) = ours.run(guarded_reads([read]))
     assert reply == b"queued"
     redis.execute_command(*change)
     assert ours.commit(finished(claim, guards=[(digest, read)])) == [result]
@@ -355,14 +358,14 @@ def test_push_back_undoes_everything_that_the_claim_wrote(ours: Engine, redis: R
     before |= {key: value for key, value in key_space(redis).items() if ":worker" in key}
     claims = ours.claim(*names, queues=queues).claims
     assert len(claims) == 8 and redis.llen("rq:queue:q3") == 1 and redis.ttl("rq:job:default-1") == -1
-    assert ours.run(ours.ledger.push_back(claims)) == 8
+    assert ours.run(push_back(ours.settings, ours.token, claims)) == 8
     after = key_space(redis)
     for name in names:
         worker = after[f"rq:worker:{name}"][0]
         before[f"rq:worker:{name}"][0][b"last_heartbeat"] = worker[b"last_heartbeat"]
         assert worker.pop(b"current_job_working_time", None) == (None if RQ3 else b"0")
     assert after == before
-    assert ours.run(ours.ledger.push_back(claims)) == 0, "a second time it finds no claims"
+    assert ours.run(push_back(ours.settings, ours.token, claims)) == 0, "a second time it finds no claims"
     assert redis.llen("rq:queue:default") == 3
 
 
@@ -371,7 +374,7 @@ def test_push_back_of_a_deleted_job_clears_without_queueing(ours: Engine, redis:
     first, second = claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b", "x")
     Job.fetch("a", redis).cancel()
     Job.fetch("b", redis).delete()
-    assert ours.run(ours.ledger.push_back([first, second])) == 0
+    assert ours.run(push_back(ours.settings, ours.token, [first, second])) == 0
     assert redis.llen("rq:queue:default") == 0 and residue(redis) == []
     assert redis.hget("rq:job:a", "status") == b"canceled" and not redis.exists("rq:job:b")
 
@@ -380,17 +383,17 @@ def test_push_back_of_a_job_without_data_queues_nothing(ours: Engine, redis: Red
     """A job whose hash has expired or was evicted while it was claimed is no job: its claim is cleared, not queued."""
     claim = claim_one(ours, redis)
     redis.delete("rq:job:a")
-    assert ours.run(ours.ledger.push_back([claim])) == 0
+    assert ours.run(push_back(ours.settings, ours.token, [claim])) == 0
     assert not redis.exists("rq:job:a", "rq:queue:default") and residue(redis) == []
 
 
 def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> None:
     """The worker's claims hash names exactly what it holds, with all that is needed to put it back."""
     known, lost = claim_one(ours, redis, "a", "w"), claim_one(ours, redis, "b-b", "x")
-    reply = ours.run(ours.ledger.known_claims())
-    (found,) = ours.ledger.unknown(reply, [known.member])
+    reply = ours.run(known_claims(ours.token))
+    (found,) = unknown_claims(reply, [known.member])
     assert found[:5] == lost[:5]
-    assert ours.run(ours.ledger.push_back([found])) == 1
+    assert ours.run(push_back(ours.settings, ours.token, [found])) == 1
     assert redis.lrange("rq:queue:default", 0, -1) == [b"b-b"]
 
 
@@ -398,11 +401,11 @@ def test_claims_whose_reply_was_lost_are_found(ours: Engine, redis: Redis) -> No
 def test_a_note_that_is_no_claim_hides_no_lost_one(ours: Engine, redis: Redis, note: bytes) -> None:
     """What no claim has written into the worker's claims is told apart and can be dropped; a lost claim is found."""
     lost = claim_one(ours, redis)
-    ours.run(("HSET", ours.ledger.known_claims()[1], b"\xff\n", note))
+    ours.run(("HSET", known_claims(ours.token)[1], b"\xff\n", note))
     strange: list[bytes] = []
-    (found,) = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), [], strange)
+    (found,) = unknown_claims(ours.run(known_claims(ours.token)), [], strange)
     assert found[:5] == lost[:5] and strange == [b"\xff\n"]
-    assert ours.run(ours.ledger.drop_notes(strange)) == 1
+    assert ours.run(drop_notes(ours.token, strange)) == 1
 
 
 @pytest.mark.parametrize(("queue", "name"), [("a\nb", "w"), ("q", "w\n1"), ("\udcff 3", "2 w")])
@@ -412,9 +415,9 @@ def test_claims_of_any_name_are_found(ours: Engine, redis: Redis, queue: str, na
     redis.hset("rq:job:a", mapping={"data": "x", "status": "queued", "origin": raw(queue)})
     redis.rpush(key, "a")
     (lost,) = ours.claim(name, queues=[queue]).claims
-    (found,) = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), [])
+    (found,) = unknown_claims(ours.run(known_claims(ours.token)), [])
     assert found[:5] == lost[:5]
-    assert ours.run(ours.ledger.push_back([found])) == 1
+    assert ours.run(push_back(ours.settings, ours.token, [found])) == 1
     assert redis.lrange(key, 0, -1) == [b"a"]
 
 
@@ -431,7 +434,9 @@ def test_heartbeat_renews_and_never_recreates(ours: Engine, redis: Redis) -> Non
     redis.delete("rq:job:y", f"rq:execution:{deleted.member}", "rq:worker:y")
     before = set(redis.keys("*"))
     slots = [(name, "", 1.5) for name in "wxy"]
-    missing, handed_on, noted, clock = ours.run(ours.ledger.heartbeat(480, slots, [kept, cancelled, deleted]))
+    missing, handed_on, noted, clock = ours.run(
+        heartbeat(ours.settings, ours.token, 480, slots, [kept, cancelled, deleted])
+    )
     assert (missing, handed_on, noted) == ([b"y"], [], 3)
     assert abs(clock / 1000 - redis.time()[0]) < 5
     assert set(redis.keys("*")) == before
@@ -451,7 +456,7 @@ def test_heartbeat_renews_the_notes_of_a_claim(ours: Engine, redis: Redis) -> No
     (claims,) = redis.keys("rq_pooled:claims*")
     for key in ("rq:executions:a", claims):
         redis.expire(key, 5)
-    ours.run(ours.ledger.heartbeat(480, [("w", "", 1.0)], [claim]))
+    ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "", 1.0)], [claim]))
     assert redis.ttl("rq:executions:a") > 800 and redis.ttl(claims) > 800
 
 
@@ -468,7 +473,7 @@ def test_a_claim_lets_nothing_expire_too_early(ours: Engine, redis: Redis) -> No
     assert horizon + 55 < redis.ttl(claims) <= horizon + 60
     for key, member in (("rq:wip:default", claim.member), ("rq:executions:a", claim.execution_id)):
         assert redis.zscore(key, member) - redis.time()[0] > horizon - 5, key  # else RQ's clean-up takes it for over
-    ours.run(ours.ledger.push_back([claim]))
+    ours.run(push_back(ours.settings, ours.token, [claim]))
     assert 0 < redis.ttl("rq:job:a") <= 5
 
 
@@ -545,7 +550,7 @@ def test_heartbeat_of_an_idle_worker_shows_no_job(ours: Engine, redis: Redis) ->
     """A job that was handed on does not stay the current one of who had it; that of a busy worker stays."""
     for name in "wx":
         redis.hset(f"rq:worker:{name}", "current_job", "a")
-    ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0), ("x", "", 1.0)], []))
+    ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "idle", 0.0), ("x", "", 1.0)], []))
     assert redis.hget("rq:worker:w", "current_job") is None and redis.hget("rq:worker:w", "state") == b"idle"
     assert redis.hget("rq:worker:x", "current_job") == b"a"
 
@@ -553,7 +558,9 @@ def test_heartbeat_of_an_idle_worker_shows_no_job(ours: Engine, redis: Redis) ->
 def test_heartbeat_names_a_worker_that_was_buried(ours: Engine, redis: Redis) -> None:
     """A worker that somebody has declared dead is named, so that it registers again; one that lives is not."""
     redis.hset("rq:worker:w", "death", "now")
-    assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0), ("x", "idle", 0.0)], []))[0] == [b"w"]
+    assert ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "idle", 0.0), ("x", "idle", 0.0)], []))[0] == [
+        b"w"
+    ]
 
 
 def test_heartbeat_forgets_a_claim_that_was_handed_on(ours: Engine, redis: Redis) -> None:
@@ -561,7 +568,7 @@ def test_heartbeat_forgets_a_claim_that_was_handed_on(ours: Engine, redis: Redis
     claim = claim_one(ours, redis)
     redis.zrem("rq:wip:default", claim.member)
     redis.hset("rq:job:a", "status", "queued")
-    assert ours.run(ours.ledger.heartbeat(480, [("w", "", 1.0)], [claim]))[1:3] == [[1], 0]
+    assert ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "", 1.0)], [claim]))[1:3] == [[1], 0]
 
 
 def test_register_all_or_none(ours: Engine, redis: Redis) -> None:
@@ -574,7 +581,7 @@ def test_register_all_or_none(ours: Engine, redis: Redis) -> None:
     assert ours.register("n1", "w", dead=("elsewhere", 1)) == [b"w", b"here", b"1"]
     assert ours.register("n1", "w", dead=("here", 1)) == []
     assert redis.smembers("rq:workers") == {f"rq:worker:{name}".encode() for name in ("w", "x", "y", "n1")}
-    ours.run(ours.scripts.unregister("now", "none", ["default"], ["x"]))
+    ours.run(unregister_workers("now", "none", ["default"], ["x"]))
     assert ours.register("x") == [] and not redis.hexists("rq:worker:x", "death")
 
 
@@ -584,15 +591,15 @@ def test_register_again_keeps_what_a_worker_has_counted(ours: Engine, redis: Red
     """
     ours.commit(finished(claim_one(ours, redis)))
     redis.srem("rq:workers", "rq:worker:w")
-    assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0)], []))[0] == [b"w"]
+    assert ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "idle", 0.0)], []))[0] == [b"w"]
     assert ours.register("w", again=True) == [] and counted(redis) == 1
-    assert ours.run(ours.ledger.heartbeat(480, [("w", "idle", 0.0)], []))[0] == []
+    assert ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "idle", 0.0)], []))[0] == []
 
 
 def test_unregister_takes_all_slots_out_of_every_list(ours: Engine, redis: Redis) -> None:
     """Death is written for each slot, visible for a minute, and only our own scheduler's locks are given back."""
     redis.mset({"rq:scheduler-lock:default": "mine", "rq:scheduler-lock:q2": "theirs", "rq:scheduler:mine": "x"})
-    assert ours.run(ours.scripts.unregister("now", "mine", ["default", "q2"], ["w", "x", "y"])) == 3
+    assert ours.run(unregister_workers("now", "mine", ["default", "q2"], ["w", "x", "y"])) == 3
     assert not redis.exists("rq:workers", "rq:workers:default", "rq:scheduler-lock:default", "rq:scheduler:mine")
     assert redis.get("rq:scheduler-lock:q2") == b"theirs"
     assert {redis.hget(f"rq:worker:{name}", "death") for name in "wxy"} == {b"now"}
@@ -636,10 +643,10 @@ def test_out_of_memory_commits_go_on_and_claims_stop(start_server: Any) -> None:
             ours.claim("w")
         assert redis.lrange("rq:queue:default", 0, -1) == [b"c"]
         redis.expire("rq:worker:w", 5)
-        assert ours.run(ours.ledger.heartbeat(480, [("w", "", 0.0)], [first, second]))[:3] == [[], [], 2]
+        assert ours.run(heartbeat(ours.settings, ours.token, 480, [("w", "", 0.0)], [first, second]))[:3] == [[], [], 2]
         assert redis.ttl("rq:worker:w") > 400
         assert ours.commit(finished(first)) == ["ok"]
-        assert ours.run(ours.ledger.push_back([second])) == 1
+        assert ours.run(push_back(ours.settings, ours.token, [second])) == 1
         assert redis.lrange("rq:queue:default", 0, -1) == [b"b", b"c"]
         empty(redis)
         assert [claim.job_id for claim in ours.claim("w", "x").claims] == ["b", "c"]

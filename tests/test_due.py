@@ -21,6 +21,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.retry import Backoff
 from rq_pooled.scheduler.scheduler import Scheduler
 from rq_pooled.store.due import due_at, fraction_of
+from rq_pooled.store.scheduled import promote
 
 
 @pytest.mark.parametrize("microseconds", [0, 1, 999, 1000, 1001, 500_000, 998_999, 999_000, 999_001, 999_999])
@@ -50,11 +51,11 @@ def test_promotion_is_never_early(server: EmbeddedServer, redis: Redis) -> None:
             "later": now + 1.5,
         }
         redis.zadd("rq:scheduled:default", scores)
-        *_, wait = ours.run(ours.ledger.promote(["default"], "us", {"name": "us"}))
+        *_, wait = ours.run(promote(["default"], "us", {"name": "us"}))
         assert redis.lrange("rq:queue:default", 0, -1) == [b"whole-before", b"fraction"]
         assert 0 < wait <= 580
         wait_until(lambda: redis.time()[0] > now)
-        ours.run(ours.ledger.promote(["default"], "us", {"name": "us"}))
+        ours.run(promote(["default"], "us", {"name": "us"}))
         assert redis.lrange("rq:queue:default", 0, -1)[2:] == [b"whole-now", b"soon"]
 
 

@@ -33,9 +33,11 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import PoolExhausted
 from rq_pooled.log_lines import WorkerLog
 from rq_pooled.parent.command_connection import CommandConnection
-from rq_pooled.parent.guard import EVENTS, Guard
+from rq_pooled.parent.guard import Guard
 from rq_pooled.pool import Pool
-from rq_pooled.store.scripts import STARTING, Scripts
+from rq_pooled.store.keys import EVENTS, STARTING
+from rq_pooled.store.scripts import load
+from rq_pooled.store.workers import admit
 from rq_pooled.worker.admission import Admission
 
 FAST = {"RQ_POOLED_GUARD_INTERVAL": "0.1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
@@ -150,12 +152,11 @@ def test_of_two_that_took_the_last_place_the_later_gives_way(
     """At its second look a starting worker passes over the connection of one that came later, and of no other."""
     server = start_server({"maxclients": 20})
     settings = Settings(url=server.url, guard_warn=0.4, guard_stop=0.5)
-    scripts = Scripts()
-    command = CommandConnection(lambda: make_connection(settings, "command"), scripts.load(), 5)
+    command = CommandConnection(lambda: make_connection(settings, "command"), load(), 5)
     other = server.client()
 
     def reserve() -> None:
-        other.execute_command(*scripts.admit("another worker", True, 30.0))
+        other.execute_command(*admit("another worker", True, 30.0))
 
     with Crowd(server.url) as crowd:
 
@@ -166,7 +167,7 @@ def test_of_two_that_took_the_last_place_the_later_gives_way(
             crowd.grow(10 - other.info("clients")["connected_clients"] + 1)
 
         log = WorkerLog(logging.getLogger("test"), "w")
-        context: Any = SimpleNamespace(settings=settings, scripts=scripts, command=command, log=log, lease=None)
+        context: Any = SimpleNamespace(settings=settings, command=command, log=log, lease=None)
         admission = Admission(context, command.connect, open_rest, command.close)
         command.connect()
         if not came_first:
@@ -179,12 +180,12 @@ def test_of_two_that_took_the_last_place_the_later_gives_way(
 
 def test_a_worker_that_died_while_it_started_is_forgotten(redis: Redis, server: EmbeddedServer) -> None:
     """A reservation that nobody gives back holds up no other worker for longer than its life, whoever else starts."""
-    scripts, settings = Scripts(), Settings(url=server.url)
-    command = CommandConnection(lambda: make_connection(settings, "command"), scripts.load(), 5)
+    settings = Settings(url=server.url)
+    command = CommandConnection(lambda: make_connection(settings, "command"), load(), 5)
     command.connect()
-    assert command.execute([scripts.admit("dead", True, 30.0)]) == [[0, 0]]
-    assert command.execute([scripts.admit("next", True, 30.0)]) == [[1, 0]]
-    wait_until(lambda: command.execute([scripts.admit("last", True, 0.3)]) == [[0, 0]], 5, "both to be forgotten")
+    assert command.execute([admit("dead", True, 30.0)]) == [[0, 0]]
+    assert command.execute([admit("next", True, 30.0)]) == [[1, 0]]
+    wait_until(lambda: command.execute([admit("last", True, 0.3)]) == [[0, 0]], 5, "both to be forgotten")
     command.close()
 
 
@@ -494,8 +495,7 @@ def test_the_brake_is_engaged_at_stop_and_released_below() -> None:
         log=WorkerLog(logging.getLogger("rq.worker"), "w"),
         loop=SimpleNamespace(call_later=lambda *_: None),
         command=SimpleNamespace(submit=lambda *_: None),
-        scripts=Scripts(),
-        ledger=SimpleNamespace(token="token"),
+        token="token",
     )
     guarding = Guard(parent)
     for connected, engaged, tight in ((50, False, False), (85, False, True), (97, True, True), (50, False, False)):

@@ -28,7 +28,13 @@ from rq_pooled.durations import LONGEST
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.scheduler.mover import Mover, ScheduleLock
-from rq_pooled.store.scripts import SweepLock
+from rq_pooled.store.commit import bare_failure
+from rq_pooled.store.enqueue import enqueue_jobs
+from rq_pooled.store.failed import failed_bury, failed_purge, failed_requeue
+from rq_pooled.store.leases import heartbeat, push_back
+from rq_pooled.store.locks import SweepLock
+from rq_pooled.store.repair import rescue_intermediate
+from rq_pooled.store.scheduled import promote
 
 #: What a field with a number may hold that others have written.
 NUMBERS = (sys.maxsize, 10**400, "1e300", "inf", "-inf", "nan", "12.5", "soon", "", "-1", "0x10")
@@ -119,7 +125,7 @@ def test_claims_are_undone_beside_an_odd_one(ours: Engine, redis: Redis, queue: 
     """Whatever one job's hash or keys hold, all claims that are pushed back are queued again, in their order."""
     claims = ours.claim(*"vwxyz").claims
     spoil(redis)
-    assert ours.run(ours.ledger.push_back(claims, begun=True)) == 5
+    assert ours.run(push_back(ours.settings, ours.token, claims, begun=True)) == 5
     assert texts(redis) == list(IDS)
     assert redis.zcard("rq:wip:default") == 0
 
@@ -130,7 +136,7 @@ def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis
     """
     (claim,) = ours.claim("v").claims
     replace(redis, "rq:queue:default")
-    assert ours.run(ours.ledger.push_back([claim])) == 0
+    assert ours.run(push_back(ours.settings, ours.token, [claim])) == 0
     redis.delete("rq:queue:default")
     assert [job_id for job_id, *_ in look(ours).returned] == ["a"]
 
@@ -150,7 +156,7 @@ def test_a_withdrawn_right_loses_no_claimed_job(
             redis.execute_command("ACL", "SETUSER", "limited", rule)
             redis.delete("rq_pooled:lock:stalled")
             with contextlib.suppress(ResponseError):
-                look(one) if way == "stalled" else one.run(one.ledger.push_back(claims))
+                look(one) if way == "stalled" else one.run(push_back(one.settings, one.token, claims))
             back, claimed = len(texts(redis)), redis.zcard("rq:wip:default")
             assert back + claimed == 5
     redis.acl_deluser("limited")
@@ -178,7 +184,7 @@ def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, 
     replace(redis, "rq:scheduled:text")
     replace(redis, "rq:scheduler:us")
     names = ("spoilt", "text", "default", "other")
-    locks, moved, more, _ = ours.run(ours.ledger.promote(names, "us", {"name": "us"}))
+    locks, moved, more, _ = ours.run(promote(names, "us", {"name": "us"}))
     odd = redis.type("rq:job:odd") == b"hash"
     assert (locks, moved, more) == (2, 5 + odd, 0)
     assert sorted(texts(redis)) == sorted(set(IDS) - (set() if odd else {"odd"})) and texts(
@@ -206,9 +212,7 @@ def test_failed_jobs_are_requeued_beside_an_odd_one(ours: Engine, redis: Redis, 
         redis.zadd("rq:failed:default", {job_id: 2e9})
     spoil(redis)
     chosen = [(job_id, "any", "") for job_id in IDS]
-    command = ours.scripts.failed_requeue(
-        "rq:failed:default", NO_LOCK, "now", b"", 180, False, 3, "default", None, chosen
-    )
+    command = failed_requeue("rq:failed:default", NO_LOCK, "now", b"", 180, False, 3, "default", None, chosen)
     assert ours.run(command) == [b"ok", [b"done"] * 5]
     assert texts(redis) == list(IDS) and not redis.exists("rq:failed:default")
 
@@ -226,12 +230,12 @@ def test_failed_jobs_stay_listed_where_a_key_is_of_another_type(
     failed = "rq:failed:default"
     if key == "rq:queues":
         chosen = [("a", "any", "")]
-        command = ours.scripts.failed_requeue(failed, NO_LOCK, "now", b"", 1, False, None, "default", None, chosen)
+        command = failed_requeue(failed, NO_LOCK, "now", b"", 1, False, None, "default", None, chosen)
         assert ours.run(command) == [b"ok", [b"changed"]]
     elif key == "rq:dead":
-        assert ours.run(ours.scripts.failed_bury(failed, NO_LOCK, key, 60, jobs_of)) == [b"ok", [b"changed"]]
+        assert ours.run(failed_bury(failed, NO_LOCK, key, 60, jobs_of)) == [b"ok", [b"changed"]]
     else:
-        assert ours.run(ours.scripts.failed_purge(failed, NO_LOCK, jobs_of)) == [b"ok", [b"done"]]
+        assert ours.run(failed_purge(failed, NO_LOCK, jobs_of)) == [b"ok", [b"done"]]
         assert not redis.exists("rq:job:a")
     assert (redis.zscore(failed, "a") is None) == (not redis.exists("rq:job:a"))
 
@@ -256,7 +260,7 @@ def mover_of(ours: Engine, redis: Redis) -> Mover:
     import logging
 
     redis.set("rq:scheduler_lock", "t")
-    return Mover(redis, ours.run, ours.scripts, Job, Queue, logging.getLogger("rq.worker"))
+    return Mover(redis, ours.run, Job, Queue, logging.getLogger("rq.worker"))
 
 
 @pytest.mark.parametrize("key", ["rq:queue:default", "rq:queues", "interval"])
@@ -344,7 +348,7 @@ def test_leases_are_renewed_beside_an_odd_key(ours: Engine, redis: Redis, queue:
     end_lease(redis, *(claim.member for claim in claims[1:]))
     replace(redis, key)
     slots = [(name, "", 1.0) for name in "vwxyz"]
-    _missing, handed_on, noted, _clock = ours.run(ours.ledger.heartbeat(480, slots, claims))
+    _missing, handed_on, noted, _clock = ours.run(heartbeat(ours.settings, ours.token, 480, slots, claims))
     assert (handed_on, noted) == ([], 5)
     assert ids == ["other", "a", "b", "odd", "c"]
     assert redis.zcount("rq_pooled:leases:default", 1e9, "inf") == 4
@@ -361,7 +365,7 @@ def test_intermediate_ids_are_rescued_beside_an_odd_key(ours: Engine, redis: Red
     replace(redis, key)
     keys = ["rq:queue:first", "rq:queue:default"]
     for _ in range(2):
-        ours.run(ours.scripts.intermediate(keys, 0))
+        ours.run(rescue_intermediate(keys, 0))
     assert texts(redis) == (["b"] if key == "rq:job:a" else ["b", "a"])
 
 
@@ -407,7 +411,7 @@ def test_the_barest_failure_is_kept_as_long_as_rq_keeps_it(
     """
     redis.hset("rq:job:a", "failure_ttl", ttl)
     (claim,) = ours.claim("v").claims
-    assert ours.commit(ours.ledger.bare_failure(claim, "reason")) == ["ok"]
+    assert ours.commit(bare_failure(claim, "reason")) == ["ok"]
     FailedJobRegistry(connection=redis).cleanup()
     found = redis.zscore("rq:failed:default", "a")
     kept = {"60": 60, "soon": DEFAULT_FAILURE_TTL, "-1": 0}.get(ttl, LONGEST)
@@ -436,10 +440,10 @@ def test_an_enqueue_writes_all_or_nothing(ours: Engine, redis: Redis) -> None:
     replace(redis, "rq:job:b")
     two = [(job_id, False, sys.maxsize, ["data", b"", "status", "queued"], ("", 0)) for job_id in "ab"]
     with pytest.raises(ResponseError, match="WRONGTYPE rq:job:b is no hash"):
-        ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two))
+        ours.run(enqueue_jobs("rq:queue:q", 9, True, None, None, 1.0, "now", two))
     assert not redis.exists("rq:job:a", "rq:queue:q")
     redis.delete("rq:job:b")
-    assert ours.run(ours.scripts.enqueue("rq:queue:q", 9, True, None, None, 1.0, "now", two)) == [
+    assert ours.run(enqueue_jobs("rq:queue:q", 9, True, None, None, 1.0, "now", two)) == [
         b"ok",
         b"queued",
         b"queued",
@@ -512,6 +516,6 @@ def test_a_job_that_cannot_be_scheduled_stays_failed(ours: Engine, redis: Redis,
 def test_a_dead_letter_is_kept_for_a_time_that_redis_takes(ours: Engine, redis: Redis, age: Any) -> None:
     """Whatever the age of dead letters is, a burial leaves no job between two registries, and none for ever."""
     put_into_failed(redis, "a")
-    command = ours.scripts.failed_bury("rq:failed:default", NO_LOCK, "rq_pooled:dead:default", age, [("a", "any")])
+    command = failed_bury("rq:failed:default", NO_LOCK, "rq_pooled:dead:default", age, [("a", "any")])
     assert ours.run(command) == [b"ok", [b"done"]]
     assert redis.zrange("rq_pooled:dead:default", 0, -1) == [b"a"] and redis.ttl("rq:job:a") <= LONGEST

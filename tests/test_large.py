@@ -34,8 +34,9 @@ from rq_pooled.horse import large
 from rq_pooled.horse.large import MAX_LOSSES, LargeValues, Refused, set_apart, without_known
 from rq_pooled.pool import Pool
 from rq_pooled.store.claim import Claim
-from rq_pooled.store.ledger import Outcome
-from rq_pooled.store.scripts import aside_key
+from rq_pooled.store.commit import Outcome, bare_failure, set_aside
+from rq_pooled.store.keys import aside_key
+from rq_pooled.store.leases import find_stalled, push_back, stalled_of
 
 MB = 1024 * 1024
 #: Of the line to the worker, per second, and of what is large: it takes four seconds, more than two leases.
@@ -214,8 +215,10 @@ def test_a_stalled_large_job_is_taken_without_its_data(ours: Engine, redis: Redi
     Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(2 * MB), job_id="a")
     (claim,) = ours.claim("w").claims
     redis.zadd("rq_pooled:leases:default", {claim.member: 1})
-    reply = ours.run(ours.ledger.stalled(["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5))
-    ((taken, stalls),) = ours.ledger.stalled_reply(reply, "x").taken
+    reply = ours.run(
+        find_stalled(ours.settings, ours.token, ["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5)
+    )
+    ((taken, stalls),) = stalled_of(reply, "x").taken
     assert taken.left_out == (b"data",) and b"data" not in taken.raw and stalls == 1 and taken.raw[b"timeout"] == b"180"
 
 
@@ -304,9 +307,7 @@ def test_a_job_that_is_deleted_before_it_is_read(
 
 def put_aside(ours: Engine, claim: Claim, *values: bytes) -> Any:
     """Put values aside as a horse does; the fields are 0, 1 …"""
-    return ours.run(
-        ours.scripts.aside(claim.member, claim.queue, 60, [(str(i), value) for i, value in enumerate(values)])
-    )
+    return ours.run(set_aside(claim.member, claim.queue, 60, [(str(i), value) for i, value in enumerate(values)]))
 
 
 def naming(claim: Claim, *more: tuple[Any, ...]) -> Outcome:
@@ -355,12 +356,14 @@ def test_what_was_put_aside_goes_with_its_claim(ours: Engine, redis: Redis) -> N
             redis.zrem("rq:wip:default", claim.member)
             assert ours.commit(naming(claim)) == ["lost"]
         elif end == "bury":
-            assert ours.commit(ours.ledger.bare_failure(claim, "its horse died")) == ["ok"]
+            assert ours.commit(bare_failure(claim, "its horse died")) == ["ok"]
         elif end == "stall":
             redis.zadd("rq_pooled:leases:default", {claim.member: 1})
-            ours.run(ours.ledger.stalled(["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5))
+            ours.run(
+                find_stalled(ours.settings, ours.token, ["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5)
+            )
         else:
-            assert ours.run(ours.ledger.push_back([claim])) == 1
+            assert ours.run(push_back(ours.settings, ours.token, [claim])) == 1
         assert not redis.exists(aside_key(claim.member)), end
         assert put_aside(ours, claim, b"late") == 0 and not redis.exists(aside_key(claim.member))
 

@@ -18,7 +18,8 @@ from redis import Redis
 from rq.job import Job
 from two_workers import MAX_STALLS, SLOTS, TwoWorkers, answered, run_machine, workers
 
-from rq_pooled.store.claim import Claim
+from rq_pooled.store.claim import Claim, known_claims, unknown_claims
+from rq_pooled.store.leases import find_stalled, heartbeat, push_back, stalled_of
 
 #: Few, so that things happen to the same job.
 IDS = ("a", "b")
@@ -175,7 +176,7 @@ class Lifecycle(TwoWorkers):
     def give_back(self, worker: str, claim: Claim, begun: bool, answered: bool) -> None:
         ours, stands = self.engines[worker], claim.member in self.standing
         too_often = stands and self.stalls[claim.job_id] + begun > MAX_STALLS
-        assert ours.run(ours.ledger.push_back([claim], begun)) == (stands and not too_often)
+        assert ours.run(push_back(ours.settings, ours.token, [claim], begun)) == (stands and not too_often)
         if too_often:  # stays claimed until somebody looks for stalled claims and fails it
             self.lapse(claim.member)
             self.noted[worker].discard(claim.member)
@@ -201,7 +202,7 @@ class Lifecycle(TwoWorkers):
     def recover(self, worker: str) -> None:
         """Put back what the claims hash holds and the worker does not know of."""
         ours, known = self.engines[worker], self.known[worker]
-        unknown = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), known)
+        unknown = unknown_claims(ours.run(known_claims(ours.token)), known)
         assert {claim.member for claim in unknown} == self.noted[worker] - set(known)
         for claim in sorted(unknown, key=self.age):
             known[claim.member] = claim
@@ -213,7 +214,7 @@ class Lifecycle(TwoWorkers):
         """Renew all leases that the worker knows of, and hear which claims others have been given."""
         ours, claims = self.engines[worker], list(self.known[worker].values())
         slots = [(name, "", 0.0) for name in SLOTS[worker]]
-        missing, handed_on, noted, _clock = ours.run(ours.ledger.heartbeat(480, slots, claims))
+        missing, handed_on, noted, _clock = ours.run(heartbeat(ours.settings, ours.token, 480, slots, claims))
         gone = [(i, claim) for i, claim in enumerate(claims, 1) if claim.member not in self.standing]
         status = {i: self.redis.hget(f"rq:job:{claim.job_id}", "status") for i, claim in gone}
         assert handed_on == [i for i, _ in gone if status[i] not in (None, b"canceled", b"stopped")]
@@ -263,8 +264,10 @@ class Lifecycle(TwoWorkers):
         if locked:
             self.redis.set("rq_pooled:lock:stalled", "somebody")
         seconds = self.redis.time()[0]
-        command = ours.ledger.stalled([self.queue.key], SLOTS[worker][0], seconds - 5 if late else seconds + 3600)
-        stalled = ours.ledger.stalled_reply(ours.run(command), SLOTS[worker][0])
+        command = find_stalled(
+            ours.settings, ours.token, [self.queue.key], SLOTS[worker][0], seconds - 5 if late else seconds + 3600
+        )
+        stalled = stalled_of(ours.run(command), SLOTS[worker][0])
         assert not stalled.more
         returned: list[str] = []
         taken: list[str] = []

@@ -26,6 +26,7 @@ from test_scheduler import PAST
 from rq_pooled import Scheduler, Sweeper
 from rq_pooled.failed import Bury, DeadLetterRegistry
 from rq_pooled.rq_api import RQ3
+from rq_pooled.store.leases import find_stalled, push_back
 
 pytestmark = pytest.mark.skipif(not RQ3, reason="of RQ 3")
 
@@ -148,7 +149,7 @@ def stall(ours: Engine) -> None:
     with Redis.from_url(ours.settings.url) as client:
         for member in client.zrange("rq_pooled:leases:default", 0, -1):
             client.zadd("rq_pooled:leases:default", {member: 1})
-    ours.run(ours.ledger.stalled(["rq:queue:default"], "w", time.time() + 3600))
+    ours.run(find_stalled(ours.settings, ours.token, ["rq:queue:default"], "w", time.time() + 3600))
 
 
 @pytest.mark.parametrize("how", ["push-back", "push-back of a begun one", "stall"])
@@ -162,7 +163,7 @@ def test_a_job_that_goes_back_keeps_its_slot(server: Any, redis: Redis, how: str
         if how == "stall":
             stall(ours)
         else:
-            ours.run(ours.ledger.push_back([claim], how != "push-back"))
+            ours.run(push_back(ours.settings, ours.token, [claim], how != "push-back"))
         found = read()
     assert Queue(connection=redis).job_ids == ["a"]
     assert (redis.zrange(ALLOWED, 0, -1), redis.zrange(WAITING, 0, -1)) == ([b"a"], [b"b"])

@@ -20,7 +20,10 @@ from rq.utils import now, utcformat
 from two_workers import SLOTS, TwoWorkers, answered, run_machine, workers
 
 from rq_pooled.rq_api import RQ3, release_commands
-from rq_pooled.store.claim import Claim
+from rq_pooled.store.claim import Claim, known_claims, unknown_claims
+from rq_pooled.store.leases import find_stalled, push_back, stalled_of
+from rq_pooled.store.repair import queue_ready
+from rq_pooled.store.scheduled import promote
 
 IDS = ("a", "b", "c", "d", "e")
 CONCURRENCY = 2
@@ -123,22 +126,22 @@ class LimitedLifecycle(TwoWorkers):
     def push_back(self, data: Any, begun: bool, answered: bool) -> None:
         worker, claim = self.one_of(data)
         ours = self.engines[worker]
-        ours.run(ours.ledger.push_back([claim], begun))
+        ours.run(push_back(ours.settings, ours.token, [claim], begun))
         if answered:
             del self.known[worker][claim.member]
 
     @rule(worker=workers)
     def promote(self, worker: str) -> None:
         ours = self.engines[worker]
-        ours.run(ours.ledger.promote(["default"], worker, {"name": worker}))
+        ours.run(promote(["default"], worker, {"name": worker}))
 
     @rule(worker=workers)
     def recover(self, worker: str) -> None:
         """Put back what the claims hash holds and the worker does not know of."""
         ours, known = self.engines[worker], self.known[worker]
-        unknown = ours.ledger.unknown(ours.run(ours.ledger.known_claims()), known)
+        unknown = unknown_claims(ours.run(known_claims(ours.token)), known)
         if unknown:
-            ours.run(ours.ledger.push_back(unknown, False))
+            ours.run(push_back(ours.settings, ours.token, unknown, False))
 
     @rule(worker=workers, dies=st.sampled_from([None, *sorted(SLOTS)]))
     def look_for_stalled(self, worker: str, dies: str | None) -> None:
@@ -149,8 +152,10 @@ class LimitedLifecycle(TwoWorkers):
         for member in self.redis.zrange("rq_pooled:leases:default", 0, -1):
             self.redis.zadd("rq_pooled:leases:default", {member: 1})
         self.redis.delete("rq_pooled:lock:stalled")
-        command = ours.ledger.stalled([self.queue.key], SLOTS[worker][0], self.redis.time()[0] + 3600)
-        stalled = ours.ledger.stalled_reply(ours.run(command), SLOTS[worker][0])
+        command = find_stalled(
+            ours.settings, ours.token, [self.queue.key], SLOTS[worker][0], self.redis.time()[0] + 3600
+        )
+        stalled = stalled_of(ours.run(command), SLOTS[worker][0])
         for claim, _ in stalled.taken:
             self.known[worker][claim.member] = claim
 
@@ -158,7 +163,7 @@ class LimitedLifecycle(TwoWorkers):
     def look_for_free_slots(self, worker: str) -> None:
         """What each worker does every 15 seconds."""
         ours = self.engines[worker]
-        ours.run(ours.scripts.ready([self.queue.key], 0, utcformat(now())))
+        ours.run(queue_ready([self.queue.key], 0, utcformat(now())))
         self.expired = False
 
     # -- what always holds ---------------------------------------------------------------------------------------

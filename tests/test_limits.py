@@ -23,7 +23,8 @@ from support import TESTS, running_worker, wait_until
 
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.queue.limits import Limit, clear_limit, declare_limit, limits_in_force, make_limit, set_limit
-from rq_pooled.store.scripts import Scripts
+from rq_pooled.store.leases import push_back
+from rq_pooled.store.scripts import scripts
 
 
 class Monitor:
@@ -190,7 +191,7 @@ def test_running_jobs_are_counted_by_the_claims_that_stand(server: Any, redis: R
         assert not redis.exists("rq_pooled:full:q"), "who waits for a place is told"
         (third,) = ours.claim("c", "d", queues=("q",)).claims
         assert redis.exists("rq_pooled:full:q")
-        ours.run(ours.ledger.push_back([third]))
+        ours.run(push_back(ours.settings, ours.token, [third]))
         assert not redis.exists("rq_pooled:full:q")
         (again,) = ours.claim("c", "d", queues=("q",)).claims
         assert again.job_id == third.job_id
@@ -233,8 +234,7 @@ def test_waiting_costs_no_commands(server: Any, redis: Redis, tmp_path: Path) ->
     one that waits wake the others."""
     queue, notes = Queue("q", redis), tmp_path / "notes"
     set_limit(redis, "q", make_limit("2/12s"))  # far more than the silence takes on a busy machine
-    ours = Scripts()._hashes
-    usual = {ours["heartbeat"], ours["promote"]}
+    usual = {scripts()["heartbeat"].sha1, scripts()["promote"].sha1}
     with (
         running_worker(server.url, "q", "other", log=tmp_path / "a", concurrency=3),
         running_worker(server.url, "q", "other", log=tmp_path / "b", concurrency=3),
@@ -258,7 +258,7 @@ def test_waiting_for_a_place_costs_no_commands_and_ends_at_once(server: Any, red
     """A worker that waits for a job of another worker to end is silent until then, and starts the next one then."""
     queue, gate = Queue("q", redis), tmp_path / "gate"
     set_limit(redis, "q", make_limit(None, 1))
-    usual = {Scripts()._hashes["heartbeat"], Scripts()._hashes["promote"]}
+    usual = {scripts()["heartbeat"].sha1, scripts()["promote"].sha1}
     with (
         running_worker(server.url, "q", log=tmp_path / "a") as first,
         running_worker(server.url, "q", log=tmp_path / "b") as second,

@@ -27,6 +27,7 @@ from rq_pooled import Queue
 from rq_pooled.config import Settings
 from rq_pooled.errors import AlreadySpent, ConfigurationError
 from rq_pooled.pool import Pool
+from rq_pooled.store.leases import push_back
 
 KEY = "rq_pooled:once:order-42"
 
@@ -166,7 +167,7 @@ def test_worker_that_dies_holds_the_key_no_longer_than_its_claim(server: Any, re
         with engine(server.url, token="alive") as alive:
             claimed = alive.claim("alive")
             assert (claimed.held, claimed.claims) == (1, [])
-        dead.run(dead.ledger.push_back([claim]))  # what whoever finds the expired lease does
+        dead.run(push_back(dead.settings, dead.token, [claim]))  # what whoever finds the expired lease does
         run_all(server, tmp_path)
         assert redis.get(KEY) == b"first"
         late = finished(claim, ("SET", KEY, "late", "NX"), ("DEL", "rq_pooled:once-running:order-42"))

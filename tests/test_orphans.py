@@ -23,6 +23,7 @@ from support import running_worker, wait_until
 import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.parent import cleaner as orphans
+from rq_pooled.store.repair import remove_executions, remove_ghosts, rescue_intermediate, rescue_jobs
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_only_what_stays_is_rescued(ours: Engine, redis: Redis) -> None:
     job = queue.enqueue(jobs.nothing)
 
     def look(age: float = 1000) -> list[tuple[bytes, bytes, int]]:
-        return [tuple(found) for found in ours.run(ours.scripts.intermediate([queue.key], age))]
+        return [tuple(found) for found in ours.run(rescue_intermediate([queue.key], age))]
 
     leave(redis, job)
     assert look() == look() == [] and redis.llen(f"{queue.key}:intermediate") == 1
@@ -94,7 +95,7 @@ def test_a_job_that_a_stock_worker_registered_but_did_not_begin_is_rescued(ours:
         pipeline.zadd("rq:wip:default", {execution.composite_key: time.time() + 100})
         pipeline.execute()
     redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
-    assert ours.run(ours.scripts.intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 1]]
+    assert ours.run(rescue_intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 1]]
     assert queue.job_ids == [job.id]
     assert not redis.exists("rq:wip:default", *redis.keys("rq:execution*"))
 
@@ -113,7 +114,7 @@ def test_what_need_not_run_is_only_removed(ours: Engine, redis: Redis, state: st
         job.delete() if state == "gone" else job.set_status(JobStatus.FINISHED)
     redis.rpush(f"{queue.key}:intermediate", job.id)
     redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
-    assert ours.run(ours.scripts.intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 0]]
+    assert ours.run(rescue_intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 0]]
     assert redis.llen(queue.key) == 0
     assert redis.keys("*intermediate*") == []
 
@@ -141,7 +142,7 @@ def test_what_others_wrote_keeps_no_left_id_from_its_queue(ours: Engine, redis: 
         elif broken == "queue":
             redis.hset("rq:job:odd", "origin", b"\xff")
     redis.zadd("rq_pooled:intermediate:default", marks)
-    found = ours.run(ours.scripts.intermediate([queue.key], 1))
+    found = ours.run(rescue_intermediate([queue.key], 1))
     assert [job.id.encode(), queue.key.encode(), 1] in found
     assert job.id.encode() in redis.lrange(queue.key, 0, -1)
 
@@ -195,7 +196,7 @@ def test_executions_that_somebody_holds_are_left_alone(ours: Engine, redis: Redi
     redis.hset("rq:execution:nobody:1", mapping={"id": "1", "created_at": "1"})
     with pytest.raises(KeyError):  # what a half does to RQ
         Job.fetch("b", redis).delete()
-    cursor, removed = ours.run(ours.scripts.executions("0", 10_000, "t", 10))
+    cursor, removed = ours.run(remove_executions("0", 10_000, "t", 10))
     assert (cursor, removed) == (b"0", 2)
     assert redis.keys("rq:execution:*") == [f"rq:execution:{held.member}".encode()]
     Job.fetch("b", redis).delete()
@@ -205,9 +206,9 @@ def test_one_worker_at_a_time_looks_for_ghosts(ours: Engine, redis: Redis) -> No
     """While one worker goes through the registries, others find the lock and do nothing."""
     redis.zadd("rq:failed:default", {"ghost": 1})
     redis.set("rq_pooled:lock:ghosts", "other", ex=10)
-    assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"-1", 0]
+    assert ours.run(remove_ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"-1", 0]
     redis.delete("rq_pooled:lock:ghosts")
-    assert ours.run(ours.scripts.ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 1]
+    assert ours.run(remove_ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 1]
     assert redis.get("rq_pooled:lock:ghosts") == b"me"
 
 
@@ -260,7 +261,7 @@ def test_a_job_that_was_enqueued_meanwhile_is_not_put_back(ours: Engine, redis: 
     job = lose(redis, Queue(connection=redis), "lost")
     written = str(redis.hget(job.key, "enqueued_at").decode())
     for seen, found in (("2020-01-01T00:00:00.000000Z", []), (written, [b"lost"])):
-        assert ours.run(ours.scripts.rescue(True, [(job.id, seen)])) == found
+        assert ours.run(rescue_jobs(True, [(job.id, seen)])) == found
     assert redis.lrange("rq:queue:default", 0, -1) == [b"lost"]
 
 

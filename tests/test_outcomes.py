@@ -39,9 +39,9 @@ class NoSlots(list[Slot]):
 
 
 def parent_of(ours: Engine) -> Any:
-    """What a committer needs of the parent: the real ledger and connection, without loop and horses."""
+    """What a committer needs of the parent: the real connection, without loop and horses."""
     return SimpleNamespace(
-        ledger=ours.ledger,
+        token=ours.token,
         command=ours.command,
         settings=ours.settings,
         counters=Counters(),
@@ -109,7 +109,7 @@ def test_claims_whose_outcomes_wait_are_renewed(ours: Engine, redis: Redis) -> N
     (claim,) = ours.claim("w").claims
     redis.zadd("rq_pooled:leases:default", {claim.member: 1})
     parent = parent_of(ours)
-    parent.lease, parent.scripts, parent.listen = None, ours.scripts, SimpleNamespace(connected=True)
+    parent.lease, parent.listen = None, SimpleNamespace(connected=True)
     parent.identity = SimpleNamespace(name="w", ttl=480, queue_names=[])
     slots: Any = NoSlots()
     events, unknown = Events(), list[int]()

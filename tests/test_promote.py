@@ -20,6 +20,7 @@ from rq.scheduler import RQScheduler
 from support import running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.store import scheduled
 
 QUEUES = ("default", "q2")
 PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
@@ -30,7 +31,7 @@ def promote(ours: Engine, redis: Redis, queues: Any = QUEUES, name: str = "us") 
     """Promote as the scheduler ``name``."""
     scheduler = RQScheduler(queues, redis, name=name)
     scheduler.pid, scheduler.last_heartbeat = 1234, datetime.now(timezone.utc)
-    command = ours.ledger.promote(queues, name, scheduler.to_dict())
+    command = scheduled.promote(queues, name, scheduler.to_dict())
     *counts, wait = ours.run(command)
     assert 0 < wait <= 15_000
     return counts

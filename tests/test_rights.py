@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,17 @@ from test_stalls import end_lease
 import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.rq_api import RQ3
-from rq_pooled.store import scripts
-from rq_pooled.store.scripts import SweepLock, budget_keys, commands_of
+from rq_pooled.store import failed, leases, rq_scheduler, scheduled, statistics, workers
+from rq_pooled.store import scripts as loader
+from rq_pooled.store.budget import reserve
+from rq_pooled.store.claim import claim_jobs
+from rq_pooled.store.commit import commit_outcomes, set_aside
+from rq_pooled.store.enqueue import enqueue_jobs
+from rq_pooled.store.keys import budget_keys
+from rq_pooled.store.limits import change_limit
+from rq_pooled.store.locks import SweepLock
+from rq_pooled.store.repair import queue_ready, remove_executions, remove_ghosts, rescue_intermediate, rescue_jobs
+from rq_pooled.store.scripts import commands_of
 from rq_pooled.wire import Command, pack_runs
 
 LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
@@ -69,7 +79,7 @@ def claim_two(ours: Engine, redis: Redis, **fields: Any) -> list[Any]:
 
 def claiming(ours: Engine) -> Command:
     """A claim for three workers."""
-    return ours.ledger.claim(["rq:queue:default"], "default", ["v", "w", "x"])[0]
+    return claim_jobs(ours.settings, ours.token, ["rq:queue:default"], "default", ["v", "w", "x"])[0]
 
 
 @scene
@@ -96,7 +106,7 @@ def claim_once(ours: Engine, redis: Redis) -> Command:
 
 @scene
 def claim_limited(ours: Engine, redis: Redis) -> Command:
-    ours.run(ours.scripts.limit("default", "operator", "2 60000000 2"))
+    ours.run(change_limit("default", "operator", "2 60000000 2"))
     enqueue(redis, "a", "b", "c")
     return claiming(ours)
 
@@ -123,7 +133,7 @@ def claim_of_another_queue(ours: Engine, redis: Redis) -> Command:
 
 @scene
 def commit(ours: Engine, redis: Redis) -> Command:
-    return ours.ledger.commit([finished(one) for one in claim_two(ours, redis)])
+    return commit_outcomes(ours.token, [finished(one) for one in claim_two(ours, redis)])
 
 
 @scene
@@ -132,30 +142,30 @@ def commit_plain(ours: Engine, redis: Redis) -> Command:
     for outcome in outcomes:
         words = ("v", "default", "s", "e", "h", 1, 2, 0.5, 2e9, 500, b"result")
         outcome.commands = (1, pack_runs([("PLAIN_SUCCESS", *words)]))
-    return ours.ledger.commit(outcomes)
+    return commit_outcomes(ours.token, outcomes)
 
 
 @scene
 def commit_kept_for_ever(ours: Engine, redis: Redis) -> Command:
     (outcome, _) = [finished(one) for one in claim_two(ours, redis)]
     outcome.commands = (1, pack_runs([("PLAIN_SUCCESS", "v", "default", "s", "e", "h", 1, 2, 0.5, 2e9, -1)]))
-    return ours.ledger.commit([outcome])
+    return commit_outcomes(ours.token, [outcome])
 
 
 @scene
 def commit_aside(ours: Engine, redis: Redis) -> Command:
     (one, _) = claim_two(ours, redis)
-    ours.run(ours.scripts.aside(one.member, "default", 60, [("f", b"large")]))
+    ours.run(set_aside(one.member, "default", 60, [("f", b"large")]))
     outcome = finished(one)
     outcome.commands = (1, pack_runs([("ASIDE", 1, 4, "f", "HSET", f"rq:job:{one.job_id}", "result", "")]))
-    return ours.ledger.commit([outcome])
+    return commit_outcomes(ours.token, [outcome])
 
 
 @scene
 def commit_retry(ours: Engine, redis: Redis) -> Command:
     (one, _) = claim_two(ours, redis)
     more = [("HDEL", "rq:job:a", "ended_at"), ("LPUSH", "rq:queue:default", "a"), ("EXPIRE", "rq:job:a", "50")]
-    return ours.ledger.commit([finished(one, *more, ("SADD", "rq:queues", "rq:queue:default"))])
+    return commit_outcomes(ours.token, [finished(one, *more, ("SADD", "rq:queues", "rq:queue:default"))])
 
 
 @scene
@@ -164,17 +174,17 @@ def commit_lost(ours: Engine, redis: Redis) -> Command:
     redis.zrem("rq:wip:default", one.member, other.member)
     redis.zadd("rq:canceled:default", {"a": 1})
     redis.hdel("rq:job:b", "data")
-    return ours.ledger.commit([finished(one), finished(other)])
+    return commit_outcomes(ours.token, [finished(one), finished(other)])
 
 
 @scene
 def push_back(ours: Engine, redis: Redis) -> Command:
-    return ours.ledger.push_back(claim_two(ours, redis, ttl=900))
+    return leases.push_back(ours.settings, ours.token, claim_two(ours, redis, ttl=900))
 
 
 @scene
 def push_back_begun(ours: Engine, redis: Redis) -> Command:
-    return ours.ledger.push_back(claim_two(ours, redis), begun=True)
+    return leases.push_back(ours.settings, ours.token, claim_two(ours, redis), begun=True)
 
 
 @scene
@@ -182,7 +192,7 @@ def stalled(ours: Engine, redis: Redis) -> Command:
     claims = claim_two(ours, redis, ttl=900)
     redis.hset("rq:job:b", "rq_pooled_stalls", 9)
     end_lease(redis, *(one.member for one in claims))
-    return ours.ledger.stalled(["rq:queue:default"], "v", 9e9)
+    return leases.find_stalled(ours.settings, ours.token, ["rq:queue:default"], "v", 9e9)
 
 
 @scene
@@ -190,7 +200,7 @@ def stalled_deleted(ours: Engine, redis: Redis) -> Command:
     claims = claim_two(ours, redis)
     redis.delete("rq:job:a")
     end_lease(redis, *(one.member for one in claims))
-    return ours.ledger.stalled(["rq:queue:default"], "v", 9e9)
+    return leases.find_stalled(ours.settings, ours.token, ["rq:queue:default"], "v", 9e9)
 
 
 @scene
@@ -198,7 +208,7 @@ def promote(ours: Engine, redis: Redis) -> Command:
     schedule(redis, "a", "b", enqueue_at_front=1)
     schedule(redis, "c", "gone")
     redis.delete("rq:job:gone")
-    return ours.ledger.promote(["default"], "us", {"name": "us"})
+    return scheduled.promote(["default"], "us", {"name": "us"})
 
 
 @scene
@@ -207,7 +217,7 @@ def promote_from_another(ours: Engine, redis: Redis) -> Command:
     redis.set("rq:scheduler-lock:default", "other", ex=60)
     redis.hset("rq:scheduler:other", "rq_pooled", "1")
     redis.pexpire("rq:scheduler-lock:default", 30000)
-    return ours.ledger.promote(["default"], "us", {"name": "us"})
+    return scheduled.promote(["default"], "us", {"name": "us"})
 
 
 def moving(ours: Engine, redis: Redis, next_time: int | None, depends_on: list[str]) -> Command:
@@ -217,7 +227,7 @@ def moving(ours: Engine, redis: Redis, next_time: int | None, depends_on: list[s
     redis.zadd("rq:scheduler:scheduled_jobs", {"a": 1000})
     redis.set("rq:scheduler_lock", "us", ex=60)
     fields = ["status", "queued", "enqueued_at", "now"]
-    return ours.scripts.move("rq:queue:default", ("us", 60), "a", 1000.0, next_time, False, 900, depends_on, fields)
+    return rq_scheduler.move_job("rq:queue:default", ("us", 60), "a", 1000.0, next_time, False, 900, depends_on, fields)
 
 
 @scene
@@ -246,7 +256,7 @@ def move_gone(ours: Engine, redis: Redis) -> Command:
 def requeue(ours: Engine, due: str, lock: SweepLock = LOCK) -> Command:
     """A requeue of two failed jobs."""
     words = ("now", b"", 180, True, 3, "default", None, [("a", "any", due), ("b", "any", due)])
-    return ours.scripts.failed_requeue("rq:failed:default", lock, *words)
+    return failed.failed_requeue("rq:failed:default", lock, *words)
 
 
 @scene
@@ -273,7 +283,7 @@ def failed_requeue_ghost(ours: Engine, redis: Redis) -> Command:
 def failed_bury(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b")
     redis.zadd("rq:scheduler:scheduled_jobs", {"b": 1})
-    return ours.scripts.failed_bury("rq:failed:default", LOCK, "rq_pooled:dead:q", 60, [("a", "any"), ("b", "any")])
+    return failed.failed_bury("rq:failed:default", LOCK, "rq_pooled:dead:q", 60, [("a", "any"), ("b", "any")])
 
 
 @scene
@@ -282,21 +292,21 @@ def failed_purge(ours: Engine, redis: Redis) -> Command:
     redis.sadd("rq:group:g", "a")
     redis.zadd("rq:executions:a", {"x": 1})
     redis.zadd("rq:scheduler:scheduled_jobs", {"b": 1})
-    return ours.scripts.failed_purge("rq:failed:default", LOCK, [("a", "any"), ("b", "any")])
+    return failed.failed_purge("rq:failed:default", LOCK, [("a", "any"), ("b", "any")])
 
 
 @scene
 def failed_ghosts(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b")
     redis.delete("rq:job:a")
-    return ours.scripts.failed_ghosts("rq:failed:default", LOCK, 0, 10, False)
+    return failed.failed_ghosts("rq:failed:default", LOCK, 0, 10, False)
 
 
 def enqueueing(ours: Engine, limit: tuple[str, int] = ("", 0), **options: Any) -> Command:
     """An enqueue of two jobs."""
     fields = ["data", b"x", "status", "queued", "created_at", "then", "origin", "default", "timeout", "5"]
     one = [(name, name == "a", 900, fields, limit) for name in "ab"]
-    return ours.scripts.enqueue("rq:queue:default", 9, False, options.get("once"), options.get("unique"), 9, "now", one)
+    return enqueue_jobs("rq:queue:default", 9, False, options.get("once"), options.get("unique"), 9, "now", one)
 
 
 @scene
@@ -314,7 +324,7 @@ def enqueue_unique(ours: Engine, redis: Redis) -> Command:
 def rescue(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b")
     redis.delete("rq:queue:default", "rq:queues")
-    return ours.scripts.rescue(True, [(name, redis.hget(f"rq:job:{name}", "enqueued_at").decode()) for name in "ab"])
+    return rescue_jobs(True, [(name, redis.hget(f"rq:job:{name}", "enqueued_at").decode()) for name in "ab"])
 
 
 @scene
@@ -322,7 +332,7 @@ def intermediate(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b")
     redis.rename("rq:queue:default", "rq:queue:default:intermediate")
     redis.zadd("rq_pooled:intermediate:default", {"a": 1, "b": 2, "c": 3})
-    return ours.scripts.intermediate(["rq:queue:default"], 20)
+    return rescue_intermediate(["rq:queue:default"], 20)
 
 
 @scene
@@ -330,86 +340,86 @@ def ready(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b", status="ready_to_enqueue")
     redis.delete("rq:queue:default", "rq:queues")
     redis.zadd("rq:ready:default", {"a": 1, "b": 2, "c": 3})
-    return ours.scripts.ready(["rq:queue:default"], 20, "now")
+    return queue_ready(["rq:queue:default"], 20, "now")
 
 
 @scene
 def limit(ours: Engine, redis: Redis) -> Command:
-    ours.run(ours.scripts.limit("default", "operator", "2 60000000 2"))
-    return ours.scripts.limit("default", "code", "1 1 1")
+    ours.run(change_limit("default", "operator", "2 60000000 2"))
+    return change_limit("default", "code", "1 1 1")
 
 
 @scene
 def limit_cleared(ours: Engine, redis: Redis) -> Command:
-    ours.run(ours.scripts.limit("default", "code", "1 1 1"))
+    ours.run(change_limit("default", "code", "1 1 1"))
     redis.lpush("rq_pooled:starts:default", "1")
-    return ours.scripts.limit("default", "clear", "")
+    return change_limit("default", "clear", "")
 
 
 @scene
 def admit(ours: Engine, redis: Redis) -> Command:
-    return ours.scripts.admit("token", True, 30)
+    return workers.admit("token", True, 30)
 
 
 @scene
 def publish(ours: Engine, redis: Redis) -> Command:
-    return ours.scripts.publish("rq_pooled:stats:x", 60, {"kind": "worker"})
+    return statistics.publish("x", 60, {"kind": "worker"})
 
 
 @scene
 def postpone(ours: Engine, redis: Redis) -> Command:
     for one in claim_two(ours, redis):
         redis.zadd("rq:wip:default", {one.member: 1})
-    return ours.scripts.postpone(["rq:queue:default"], 900)
+    return leases.postpone(["rq:queue:default"], 900)
 
 
 @scene
 def aside(ours: Engine, redis: Redis) -> Command:
     (one, _) = claim_two(ours, redis)
-    return ours.scripts.aside(one.member, "default", 60, [("f", b"large"), ("g", b"larger")])
+    return set_aside(one.member, "default", 60, [("f", b"large"), ("g", b"larger")])
 
 
 @scene
 def register(ours: Engine, redis: Redis) -> Command:
     redis.hset("rq:worker:v", mapping={"birth": "b", "death": "d"})
     slots = [(name, {"birth": "c", "state": "idle"}) for name in "vw"]
-    return ours.scripts.register(480, False, ("", 0), ["default", "low"], slots)
+    return workers.register_workers(480, False, ("", 0), ["default", "low"], slots)
 
 
 @scene
 def budget(ours: Engine, redis: Redis) -> Command:
     keys = budget_keys("shop")
-    ours.run(ours.scripts.budget(keys, "u", 1, 2, 1, 20, 60, 6, []))
+    ours.run(reserve(keys, "u", 1, 2, 1, 20, 60, 6, []))
     redis.zadd(keys[0], {"u": 1})
-    return ours.scripts.budget(keys, "t", 1, 2, 1, 20, 60, 6, ["u"])
+    return reserve(keys, "t", 1, 2, 1, 20, 60, 6, ["u"])
 
 
 @scene
 def sample(ours: Engine, redis: Redis) -> Command:
-    return ours.scripts.sample(1, 10, 15)
+    return statistics.note_clients(1, 10, 15)
 
 
 @scene
 def ghosts(ours: Engine, redis: Redis) -> Command:
     redis.zadd("rq:finished:default", {"a": 1, "b": 2})
-    return ours.scripts.ghosts("rq:finished:default", "0", 10, "t", 10)
+    return remove_ghosts("rq:finished:default", "0", 10, "t", 10)
 
 
 @scene
 def executions(ours: Engine, redis: Redis) -> Command:
     redis.hset("rq:execution:a:x", "id", "x")
     redis.zadd("rq:executions:a", {"x": 1, "y": 2})
-    return ours.scripts.executions("0", 100, "t", 10)
+    return remove_executions("0", 100, "t", 10)
 
 
 @scene
 def scheduler_due(ours: Engine, redis: Redis) -> Command:
     redis.zadd("rq:scheduler:scheduled_jobs", {"a": 1})
-    return ours.scripts.scheduler_due("t", 60)
+    return rq_scheduler.scheduler_due("t", 60)
 
 
 #: Scripts that try each command alone, and those that do one thing.
-APART = {"heartbeat", "unregister", "rights", "reads", "failed_page", "failed_unlock", "unlock"}
+APART = {"heartbeat", "unregister", "rights", "reads", "failed_page", "unlock"}
 
 
 SCRIPTS = {path.stem for path in (Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua")}
@@ -431,8 +441,9 @@ def state(redis: Redis) -> str:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scripts as they are, and as they are on a server before 7.0, which knows no acl_check_cmd."""
     if request.param == "tries":
-        whole = scripts._text
-        monkeypatch.setattr(scripts, "_text", lambda name: whole(name).replace("redis.acl_check_cmd", "nil"))
+        whole, known = loader._text, cache(loader.scripts.__wrapped__)
+        monkeypatch.setattr(loader, "_text", lambda name: whole(name).replace("redis.acl_check_cmd", "nil"))
+        monkeypatch.setattr(loader, "scripts", known)
 
 
 @pytest.fixture
@@ -452,7 +463,7 @@ def test_a_step_happens_whole_or_not_at_all(server: EmbeddedServer, redis: Redis
         prepare = SCENES[name]
         ours.run(prepare(ours, redis))
         whole = state(redis)
-        for right in commands_of(ours.scripts.text(script_of(name))):
+        for right in commands_of(loader.scripts()[script_of(name)].text):
             redis.flushall()
             call = prepare(ours, redis)
             for key in redis.keys("rq_pooled:stats:rights*"):
@@ -473,7 +484,7 @@ def test_a_step_happens_whole_or_not_at_all(server: EmbeddedServer, redis: Redis
 @pytest.mark.skipif(not RQ3, reason="of RQ 3")
 def test_a_job_with_a_limit_waits_for_the_right_to_pass_it(redis: Redis, limited: Engine) -> None:
     """Whichever right is withdrawn, jobs that are enqueued with a limit stand in the queue, wait, or are refused."""
-    for right in (*commands_of(limited.scripts.text("enqueue")), "ZPOPMIN"):
+    for right in (*commands_of(loader.scripts()["enqueue"].text), "ZPOPMIN"):
         redis.flushall()
         redis.execute_command("ACL", "SETUSER", "limited", f"-{right}")
         (reply,) = limited.command.execute([enqueueing(limited, ("key", 1))])

@@ -30,6 +30,9 @@ from rq_pooled.errors import ConfigurationError, QueueFull
 from rq_pooled.failed import DeadLetterRegistry, Sweeper
 from rq_pooled.health import queues
 from rq_pooled.rq_api import RQ3
+from rq_pooled.store.commit import bare_failure
+from rq_pooled.store.repair import queue_ready
+from rq_pooled.store.scheduled import promote
 
 only_3 = pytest.mark.skipif(not RQ3, reason="of RQ 3")
 
@@ -192,7 +195,7 @@ def test_a_bare_failure_frees_its_slot(server: Any, redis: Redis) -> None:
         limited(redis, jobs.add, 1, 2, job_id="a")
         second = limited(redis, jobs.add, 1, 2, job_id="b")
         (claim,) = ours.claim("w").claims
-        assert ours.commit(ours.ledger.bare_failure(claim, "unreadable")) == ["ok"]
+        assert ours.commit(bare_failure(claim, "unreadable")) == ["ok"]
         assert second.get_status() == JobStatus.QUEUED
         assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
 
@@ -371,7 +374,7 @@ def test_a_waiting_job_that_cannot_be_queued_stops_no_other(server: Any, redis: 
     with engine(server.url) as ours:
         ours.register("w")
         (claim,) = ours.claim("w").claims
-        assert ours.commit(ours.ledger.bare_failure(claim, "unreadable")) == ["ok"]
+        assert ours.commit(bare_failure(claim, "unreadable")) == ["ok"]
     assert last.get_status() == JobStatus.QUEUED
     assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"d"]
     assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"]
@@ -386,7 +389,7 @@ def test_a_limit_that_is_no_number_is_none(server: Any, redis: Redis, concurrenc
     redis.hset(held.key, mapping={"rate_limit_key": "k", "rate_limit_concurrency": concurrency})
     redis.zadd("rq:scheduled:default", {"held": 1, "plain": 2})
     with engine(server.url) as ours:
-        ours.run(ours.ledger.promote(["default"], "s", {"x": "y"}))
+        ours.run(promote(["default"], "s", {"x": "y"}))
     assert sorted(queue.get_job_ids()) == ["held", "plain"]
     assert redis.hget(held.key, "status") == plain.get_status().value.encode() == b"queued"
 
@@ -404,12 +407,12 @@ def test_a_due_job_of_a_spoilt_limit_is_queued(server: Any, redis: Redis, key: s
     redis.zadd("rq:scheduled:default", {"due": 1})
     redis.set(key, "spoilt")
     with engine(server.url) as ours:
-        ours.run(ours.ledger.promote(["default"], "s", {"x": "y"}))
+        ours.run(promote(["default"], "s", {"x": "y"}))
         assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
         redis.delete(queue.key, *{"rq:rl:k:allowed", "rq:rl:k:rate_limited"} - {key})
         due.set_status(JobStatus.READY_TO_ENQUEUE)
         redis.zadd("rq:ready:default", {"due": 1})
-        ours.run(ours.scripts.ready([queue.key], 1, "now"))
+        ours.run(queue_ready([queue.key], 1, "now"))
         assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
     redis.delete(queue.key, *{"rq:rl:k:allowed", "rq:rl:k:rate_limited"} - {key})
     due.set_status(JobStatus.FAILED)
@@ -430,7 +433,7 @@ def test_ready_entries_that_are_odd_stop_nothing(server: Any, redis: Redis) -> N
     redis.zadd("rq:ready:b", {b"\xff\xfe": 1, "spoilt": 1, "gone": 1, "a": 2})
     redis.hset(b"rq:job:\xff\xfe", "status", "ready_to_enqueue")
     with engine(server.url) as ours:
-        ours.run(ours.scripts.ready(["rq:queue:a", "rq:queue:b"], 60, "now"))
+        ours.run(queue_ready(["rq:queue:a", "rq:queue:b"], 60, "now"))
     assert redis.lrange("rq:queue:b", 0, -1) == [b"\xff\xfe", b"a"]
     assert not redis.exists("rq:ready:b")
 
@@ -449,8 +452,8 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
     redis.zadd("rq:rl:k:allowed", {"other": 1})
     redis.hset("rq:job:other", "status", "started")
     with engine(server.url) as ours:
-        assert ours.run(ours.scripts.ready([queue.key], 100, "now")) == []
-        found = ours.run(ours.scripts.ready([queue.key], -1, "2026-01-01T00:00:00.000000Z"))
+        assert ours.run(queue_ready([queue.key], 100, "now")) == []
+        found = ours.run(queue_ready([queue.key], -1, "2026-01-01T00:00:00.000000Z"))
     assert sorted(found) == [[b"held", b"rq:queue:default", 1], [b"plain", b"rq:queue:default", 1]]
     assert (plain.get_status(), held.get_status()) == (JobStatus.QUEUED, JobStatus.RATE_LIMITED)
     assert queue.get_job_ids() == ["plain"] and redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"held"]
@@ -474,7 +477,7 @@ def test_an_odd_key_of_an_admitted_job_stops_no_other_limit(server: Any, redis: 
         redis.delete(f"rq:rl:{name}:allowed")
         redis.zadd(f"rq:rl:{name}:allowed", {"odd" if name == "k" else "gone": 1})
     with engine(server.url) as ours:
-        ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now"))
+        ours.run(queue_ready(["rq:queue:default"], 100, "now"))
     assert redis.zrank("rq:rl:k:rate_limited", "-stuck") == 0
     assert waiting[1].get_status() == JobStatus.QUEUED and redis.zrange("rq:rl:l:allowed", 0, -1) == [
         waiting[1].id.encode()
@@ -493,10 +496,10 @@ def test_free_slots_are_filled_between_maintenances(server: Any, redis: Redis) -
     redis.set("rq:rl:spoilt", 1)
     first.set_status(JobStatus.FINISHED)
     with engine(server.url) as ours:
-        assert ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now")) == []
+        assert ours.run(queue_ready(["rq:queue:default"], 100, "now")) == []
         assert (second.get_status(), Queue(connection=redis).job_ids) == (JobStatus.QUEUED, ["b"])
         third = limited(redis, jobs.add, 1, 2, job_id="c")
-        ours.run(ours.scripts.ready(["rq:queue:default"], 100, "now"))
+        ours.run(queue_ready(["rq:queue:default"], 100, "now"))
     assert third.get_status() == JobStatus.RATE_LIMITED and redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
 
 

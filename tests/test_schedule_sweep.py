@@ -16,7 +16,7 @@ from rq import Queue
 from rq.job import Job, JobStatus
 from support import TESTS, running_worker, wait_until
 
-from rq_pooled.store.scripts import SCHEDULED_JOBS
+from rq_pooled.store.keys import SCHEDULED_JOBS
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 TEN = ("--cron", "*/10 * * * *")

@@ -33,7 +33,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.queue import Queue
 from rq_pooled.scheduler.mover import ScheduleLock, next_cron_time
 from rq_pooled.scheduler.scheduler import Scheduler
-from rq_pooled.store.scripts import SCHEDULED_JOBS, SCHEDULER_LOCK
+from rq_pooled.store.keys import SCHEDULED_JOBS, SCHEDULER_LOCK
 
 PAST = datetime(2020, 1, 1, tzinfo=timezone.utc)
 

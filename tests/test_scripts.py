@@ -9,12 +9,31 @@ from typing import Any
 import pytest
 from engine import engine
 from redis import Redis
+from redis.exceptions import NoScriptError, ResponseError
 from rq import Queue
 
 import rq_pooled
-from rq_pooled.store.scripts import Scripts, SweepLock, budget_keys, claims_key, leases_key
+from rq_pooled.config import Settings
+from rq_pooled.store import (
+    budget,
+    claim,
+    commit,
+    enqueue,
+    failed,
+    leases,
+    limits,
+    locks,
+    repair,
+    rq_scheduler,
+    scheduled,
+    statistics,
+    workers,
+)
+from rq_pooled.store.keys import budget_keys, claims_key, leases_key
+from rq_pooled.store.scripts import load, needed, rights, run, run_script, scripts
+from rq_pooled.wire import Command
 
-LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
+LOCK = locks.SweepLock("rq_pooled:sweep:q", "", 30)
 FILES = sorted((Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua"))
 assert FILES
 #: SCAN and ZSCAN are allowed: one page each.
@@ -32,47 +51,49 @@ def split(path: Path) -> tuple[str, str]:
     return "\n".join(lines[:first]), "\n".join(re.sub(r"--.*", "", line) for line in lines[first:])
 
 
-def calls(scripts: Scripts) -> dict[str, tuple[tuple[Any, ...], int]]:
+def calls() -> dict[str, tuple[Command, int]]:
     """An EVALSHA of every script, and how many keys it has to name."""
+    ours = Settings()
     return {
-        "admit": (scripts.admit("t", True, 30), 1),
-        "aside": (scripts.aside("a:b", "q", 9, [("f", b"v")]), 2),
-        "budget": (scripts.budget(budget_keys("shop"), "t", 1, 2, 1, 20, 60, 6, ["u"]), 4),
+        "admit": (workers.admit("t", True, 30), 1),
+        "aside": (commit.set_aside("a:b", "q", 9, [("f", b"v")]), 2),
+        "budget": (budget.reserve(budget_keys("shop"), "t", 1, 2, 1, 20, 60, 6, ["u"]), 4),
         "claim": (
-            scripts.claim(["rq:queue:a", "rq:queue:b"], "now", 1.0, 60, 900, 10, "default", 1, "t", [("w", "e")]),
+            claim.claim_jobs(ours, "t", ["rq:queue:a", "rq:queue:b"], "default", ["w"])[0],
             2,
         ),
-        "commit": (scripts.commit("now", "t", []), 0),
+        "commit": (commit.commit_outcomes("t", []), 0),
         "enqueue": (
-            scripts.enqueue("rq:queue:a", 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]),
+            enqueue.enqueue_jobs(
+                "rq:queue:a", 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]
+            ),
             1,
         ),
-        "executions": (scripts.executions("0", 10, "t", 10), 0),
-        "ghosts": (scripts.ghosts("rq:failed:a", "0", 10, "t", 10), 1),
-        "heartbeat": (scripts.heartbeat("now", 1.0, 60, 900, 480, "t", [], []), 0),
-        "intermediate": (scripts.intermediate(["rq:queue:a"], 20), 1),
-        "limit": (scripts.limit("a", "operator", "1 1000000 0"), 2),
-        "move": (scripts.move("rq:queue:a", ("t", 9), "j", 1.0, None, False, None, [], ["data", b""]), 3),
-        "postpone": (scripts.postpone(["rq:queue:a"], 900), 1),
-        "promote": (scripts.promote(["a", "b"], "name", 61, "now", 180, 100, {"name": "name"}), 2),
-        "publish": (scripts.publish("rq_pooled:stats:a", 60, {"name": "value"}), 1),
-        "push_back": (scripts.push_back("now", "t", 3, False, []), 0),
-        "ready": (scripts.ready(["rq:queue:a"], 20, "now"), 1),
-        "reads": (scripts.reads([]), 0),
-        "register": (scripts.register(480, False, ("", 0), [], []), 0),
-        "rescue": (scripts.rescue(True, []), 0),
-        "rights": (scripts.rights(), 1),
-        "sample": (scripts.sample(1, 10, 15), 1),
-        "scheduler_due": (scripts.scheduler_due("t", 60), 2),
-        "stalled": (scripts.stalled(["rq:queue:a"], "now", 1.0, 60, 900, 3, 30.0, "t", "w", 10, 9e9, ["e"]), 1),
-        "failed_bury": (scripts.failed_bury("r", LOCK, "d", 60, [("a", "any")]), 3),
-        "failed_ghosts": (scripts.failed_ghosts("r", LOCK, 0, 10, False), 2),
-        "failed_page": (scripts.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
-        "failed_purge": (scripts.failed_purge("r", LOCK, [("a", "any")]), 2),
-        "failed_requeue": (scripts.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "any", "")]), 2),
-        "failed_unlock": (scripts.failed_unlock(LOCK), 1),
-        "unlock": (scripts.unlock("rq:scheduler_lock", "t"), 1),
-        "unregister": (scripts.unregister("now", "name", [], []), 0),
+        "executions": (repair.remove_executions("0", 10, "t", 10), 0),
+        "ghosts": (repair.remove_ghosts("rq:failed:a", "0", 10, "t", 10), 1),
+        "heartbeat": (leases.heartbeat(ours, "t", 480, [], []), 0),
+        "intermediate": (repair.rescue_intermediate(["rq:queue:a"], 20), 1),
+        "limit": (limits.change_limit("a", "operator", "1 1000000 0"), 2),
+        "move": (rq_scheduler.move_job("rq:queue:a", ("t", 9), "j", 1.0, None, False, None, [], ["data", b""]), 3),
+        "postpone": (leases.postpone(["rq:queue:a"], 900), 1),
+        "promote": (scheduled.promote(["a", "b"], "name", {"name": "name"}), 2),
+        "publish": (statistics.publish("a", 60, {"name": "value"}), 1),
+        "push_back": (leases.push_back(ours, "t", []), 0),
+        "ready": (repair.queue_ready(["rq:queue:a"], 20, "now"), 1),
+        "reads": (commit.guarded_reads([]), 0),
+        "register": (workers.register_workers(480, False, ("", 0), [], []), 0),
+        "rescue": (repair.rescue_jobs(True, []), 0),
+        "rights": (rights(), 1),
+        "sample": (statistics.note_clients(1, 10, 15), 1),
+        "scheduler_due": (rq_scheduler.scheduler_due("t", 60), 2),
+        "stalled": (leases.find_stalled(ours, "t", ["rq:queue:a"], "w", 9e9), 1),
+        "failed_bury": (failed.failed_bury("r", LOCK, "d", 60, [("a", "any")]), 3),
+        "failed_ghosts": (failed.failed_ghosts("r", LOCK, 0, 10, False), 2),
+        "failed_page": (failed.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
+        "failed_purge": (failed.failed_purge("r", LOCK, [("a", "any")]), 2),
+        "failed_requeue": (failed.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "any", "")]), 2),
+        "unlock": (locks.unlock("rq:scheduler_lock", "t"), 1),
+        "unregister": (workers.unregister_workers("now", "name", [], []), 0),
     }
 
 
@@ -113,7 +134,7 @@ def test_every_function_is_defined_before_it_is_called(path: Path) -> None:
     """Lua looks a name up when the line runs: a shared function that is taken in too late ends the script half-way."""
     defined = {"pcall", "pairs", "ipairs", "unpack", "next", "tonumber", "tostring", "type"}
     defined |= {"and", "or", "not", "if", "elseif", "in", "return", "function", "while", "until"}
-    for line in Scripts().text(path.stem).splitlines():
+    for line in scripts()[path.stem].text.splitlines():
         code = re.sub(r"'[^']*'", "''", re.sub(r"--.*", "", line))
         for names in re.findall(r"\b(?:local function|local|for|function)\b\s*\(?([\w, ]+)", code):
             defined |= set(re.findall(r"\w+", names))
@@ -121,14 +142,20 @@ def test_every_function_is_defined_before_it_is_called(path: Path) -> None:
         assert called <= defined, line
 
 
-def test_every_file_has_a_method_and_names_its_keys(redis: Redis, server: Any) -> None:
-    """Each file is called by one method of Scripts, with as many declared keys as its header says, and runs."""
-    scripts = Scripts()
-    assert sorted(calls(scripts)) == [path.stem for path in FILES]
+def test_every_file_has_a_function_and_names_its_keys(redis: Redis, server: Any) -> None:
+    """Each file is called by one function of the store, with as many declared keys as its header says, and runs."""
+    assert sorted(calls()) == [path.stem for path in FILES]
     with engine(server.url) as ours:
-        for name, (command, keys) in calls(scripts).items():
+        for name, (command, keys) in calls().items():
             assert command[2] == keys, name
             ours.run(command)
+
+
+def test_every_file_is_called_in_one_place() -> None:
+    """One line of the store names a script, so that its keys and words are put together by one function."""
+    store = Path(rq_pooled.__file__).parent / "store"
+    text = "".join(path.read_text() for path in store.glob("*.py"))
+    assert sorted(re.findall(r'\bcall\(\s*"(\w+)"', text)) == [path.stem for path in FILES]
 
 
 def test_survive_script_flush(redis: Redis, server: Any) -> None:
@@ -137,11 +164,41 @@ def test_survive_script_flush(redis: Redis, server: Any) -> None:
     queue.enqueue("math.factorial", 3, job_id="a")
     with engine(server.url) as ours:
         redis.script_flush()
-        command, request = ours.ledger.claim([queue.key], "default", ["w"])
+        command, request = claim.claim_jobs(ours.settings, ours.token, [queue.key], "default", ["w"])
         replies = ours.command.execute([("PING",), command, ("ECHO", "x")])
         assert replies[0] == b"PONG" and replies[2] == b"x"
-        assert [claim.job_id for claim in request.read(replies[1]).claims] == ["a"]
-        assert redis.script_exists(*[command[1] for command, _ in calls(ours.scripts).values()]) == [True] * len(FILES)
+        assert [one.job_id for one in request.read(replies[1]).claims] == ["a"]
+        assert redis.script_exists(*[command[1] for command, _ in calls().values()]) == [True] * len(FILES)
+
+
+def test_a_client_loads_the_one_script_that_the_server_lacks(redis: Redis) -> None:
+    """Where code can wait, a call that the server does not know is done once, whatever error the client makes of it."""
+    command = limits.change_limit("q", "operator", "1 1000000 0")
+    redis.script_flush()
+    sent: list[Any] = []
+
+    def send(words: Command) -> Any:
+        sent.append(words[0])
+        try:
+            return redis.execute_command(*words)
+        except NoScriptError as error:
+            # As a horse hears it from its parent.
+            raise ResponseError(f"NOSCRIPT {error}") from None
+
+    assert run(send, command) == run_script(redis, command)
+    assert sent == ["EVALSHA", "SCRIPT", "EVALSHA"]
+    assert redis.script_exists(*(script.sha1 for script in scripts().values())).count(True) == 1
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        redis.set("rq_pooled:stats:samples", "a text")
+        run(send, statistics.note_clients(1, 10, 15))
+    assert sent[3:] == ["EVALSHA", "SCRIPT", "EVALSHA"], "another error is not taken for an unknown script"
+
+
+def test_one_module_knows_what_an_unknown_script_is() -> None:
+    """The cure for NOSCRIPT stands in one place, so that no caller lacks a part of it."""
+    package = Path(rq_pooled.__file__).parent
+    knowing = {path for path in package.rglob("*.py") if "NoScriptError" in path.read_text()}
+    assert knowing == {package / "store" / "scripts.py"}
 
 
 def test_own_keys_have_one_prefix() -> None:
@@ -155,27 +212,26 @@ def test_own_keys_have_one_prefix() -> None:
 
 def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:
     """A command that a worker's script begins to use is asked for at the start, whatever its arguments are called."""
-    scripts = Scripts()
     # ASIDE, what errors begin with, and EVALSHA, a word that an outcome holds: the script runs what it names itself.
     options = {"ASIDE", "MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE", "EVALSHA"}
     for name in ("admit", "aside", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
-        used = set(re.findall(r"'([A-Z]{3,})'", scripts.text(name))) - options
-        assert used <= set(scripts.needed()), name
+        used = set(re.findall(r"'([A-Z]{3,})'", scripts()[name].text)) - options
+        assert used <= set(needed()), name
 
 
 def load_all(redis: Redis) -> None:
     """Have the server know all scripts."""
-    for command in Scripts().load():
+    for command in load():
         redis.execute_command(*command)
 
 
 def test_rights_tells_what_is_refused_and_changes_nothing(redis: Redis, server: Any) -> None:
     """Each command that the user may not run is named, no other is, and no key stays."""
     load_all(redis)
-    for command in Scripts().needed():
+    for command in needed():
         redis.execute_command("ACL", "SETUSER", "app", "reset", "on", ">pw", "~*", "+@all", f"-{command}")
         with Redis(server.host, server.port, username="app", password="pw") as client:
-            refused = client.execute_command(*Scripts().rights())
+            refused = client.execute_command(*rights())
             assert [word.decode() for word in refused[::2]] == [command]
     redis.execute_command("ACL", "DELUSER", "app")
-    assert redis.execute_command(*Scripts().rights()) == [] and not redis.keys("*")
+    assert redis.execute_command(*rights()) == [] and not redis.keys("*")

@@ -20,8 +20,8 @@ from rq_pooled.parent.slots import Slots
 from rq_pooled.process.channel import ChildChannel
 from rq_pooled.process.event_loop import Loop
 from rq_pooled.store.claim import Claim
+from rq_pooled.store.commit import Outcome
 from rq_pooled.store.counters import Counters
-from rq_pooled.store.ledger import Outcome
 
 NONE = (0, 0, b"")
 

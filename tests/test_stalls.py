@@ -20,6 +20,7 @@ from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.store.leases import find_stalled, postpone, stalled_of
 
 #: A worker that notices within seconds what it would within a minute.
 QUICK = {
@@ -43,7 +44,7 @@ def look(ours: Engine, name: str = "y", unlock: bool = True, valid_for: float = 
     if unlock:
         ours.run(("DEL", "rq_pooled:lock:stalled"))
     valid_until = int(ours.run(("TIME",))[0]) + valid_for
-    return ours.ledger.stalled_reply(ours.run(ours.ledger.stalled(["rq:queue:default"], name, valid_until)), name)
+    return stalled_of(ours.run(find_stalled(ours.settings, ours.token, ["rq:queue:default"], name, valid_until)), name)
 
 
 def end_lease(redis: Redis, *members: str, queue: str = "default") -> None:
@@ -172,7 +173,7 @@ def test_a_claim_whose_worker_is_long_gone_is_not_postponed_again(ours: Engine, 
     for behind, postponed in ((960, 0), (899, 1)):
         redis.zadd("rq:wip:default", {claim.member: clock + 30})
         redis.zadd("rq_pooled:leases:default", {claim.member: clock + 30 - behind})
-        assert ours.run(ours.scripts.postpone([queue.key], 900)) == postponed
+        assert ours.run(postpone([queue.key], 900)) == postponed
 
 
 def test_cancelled_and_deleted_jobs_do_not_come_back(ours: Engine, redis: Redis) -> None:
@@ -362,12 +363,12 @@ def test_rq_s_clean_up_leaves_leased_claims_alone_once(ours: Engine, redis: Redi
     (claim,) = ours.claim("w").claims
     redis.zadd("rq:wip:default", {claim.member: 900, "stock:1": 900})
     redis.zadd("rq_pooled:leases:default", {claim.member: 60})
-    postpone = ours.scripts.postpone([queue.key], 900)
-    assert ours.run(postpone) == 1
+    command = postpone([queue.key], 900)
+    assert ours.run(command) == 1
     assert redis.zscore("rq:wip:default", "stock:1") == 900, "claims of stock workers get RQ's rule"
     assert redis.zscore("rq:wip:default", claim.member) > redis.time()[0] + 900
     redis.zadd("rq:wip:default", {claim.member: redis.time()[0]})  # nobody came
-    assert ours.run(postpone) == 0
+    assert ours.run(command) == 0
 
 
 def test_a_job_of_last_night_is_put_back(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

@@ -25,7 +25,8 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.pool import Pool
 from rq_pooled.store.counters import BOUNDS, Counters, Histogram
-from rq_pooled.store.scripts import STATS, Scripts
+from rq_pooled.store.keys import STATS
+from rq_pooled.store.scripts import load
 from rq_pooled.store.statistics import publish
 
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
@@ -225,13 +226,12 @@ def test_a_short_user_of_a_pool_publishes_nothing(redis: Redis, server: Embedded
 
 def test_silent_processes_are_forgotten(redis: Redis, server: EmbeddedServer) -> None:
     """The list of processes does not grow with those that ended without a word."""
-    scripts = Scripts()
-    for command in scripts.load():
+    for command in load():
         redis.execute_command(*command)
     for i in range(10):
-        redis.execute_command(*publish(scripts, f"app:host:{i}", 0.05, {"kind": "web"}))
+        redis.execute_command(*publish(f"app:host:{i}", 0.05, {"kind": "web"}))
     wait_until(lambda: not health.processes(redis))
-    redis.execute_command(*publish(scripts, "app:host:99", 60, {"kind": "web"}))
+    redis.execute_command(*publish("app:host:99", 60, {"kind": "web"}))
     assert redis.zcard(STATS) == 1
     assert [one["name"] for one in health.processes(redis)] == ["app:host:99"]
 

@@ -104,7 +104,7 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
 def outcomes_of(ours: Engine, tasks: deque[Task]) -> Committer:
     """The outcomes of a parent without loop and horses."""
     parent: Any = SimpleNamespace(
-        ledger=ours.ledger,
+        token=ours.token,
         command=ours.command,
         settings=ours.settings,
         counters=Counters(),

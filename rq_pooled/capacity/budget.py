@@ -19,14 +19,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..config.secrets import scrub
 from ..config.settings import Settings
 from ..deadline import clipped
 from ..errors import BudgetExceeded
-from ..store.scripts import budget_keys, shared_scripts
+from ..store.budget import reserve
+from ..store.keys import budget_keys
+from ..store.scripts import is_unknown, run, with_text
 from ..wire import Command
 from .clients import connected_processes, process_name
 
@@ -77,7 +79,6 @@ class Lease:
         self._wanted = wanted
         self._least = least
         self._make_probe = make_probe
-        self._scripts = shared_scripts()
         self._keys = budget_keys(settings.budget_name or "")
         self._process = process_name(settings)
         self._token = f"{self._process}:{uuid4().hex[:12]}"
@@ -189,10 +190,8 @@ class Lease:
             settings, numbers = self._settings, (self._number, wanted, self._least)
             unknown, self._script_unknown = self._script_unknown, False
             gone = [*gone, *self._gone_here]
-        words = self._scripts.budget(
-            self._keys, self._token, *numbers, settings.budget or 0, settings.heartbeat_ttl, wish, gone
-        )
-        return self._with_text(words) if unknown else words
+        words = reserve(self._keys, self._token, *numbers, settings.budget or 0, settings.heartbeat_ttl, wish, gone)
+        return with_text(words) if unknown else words
 
     def accept(self, reply: Any) -> bool:
         """Read the reply to a ``command``, an exception if it was an error; return whether the lease stands.
@@ -202,7 +201,7 @@ class Lease:
         True with a smaller ``granted``: close what is beyond it. Wanting more and getting it not is no loss.
         """
         if isinstance(reply, Exception):
-            self._script_unknown = self._script_unknown or isinstance(reply, NoScriptError)
+            self._script_unknown = self._script_unknown or is_unknown(reply)
             # No process took it away.
             return self.granted > 0
         granted, hunger, number = int(reply[0]), int(reply[2]), int(reply[3])
@@ -229,7 +228,7 @@ class Lease:
             self._reserved, self._renewed_at = 0, float("-inf")
             self._unanswered.clear()
             # With its text: where the server has forgotten the script, it would not be sent again.
-            return [self._with_text(self.command(0, wish=0.0))]
+            return [with_text(self.command(0, wish=0.0))]
 
     def ask(self, execute: Execute, wanted: int | None = None) -> None:
         """Send ``command(wanted)`` and accept its reply; blocks for a round trip, or three where it is refused.
@@ -260,15 +259,8 @@ class Lease:
         """Return how many connections are wanted where the caller does not say."""
         return self._wanted
 
-    def _with_text(self, words: Command) -> Command:
-        return ("EVAL", self._scripts.text("budget"), *words[2:])
-
     def _call(self, execute: Execute, wanted: int | None, gone: Sequence[str] = ()) -> Any:
-        command = self.command(wanted, gone)
-        try:
-            return execute(*command)
-        except NoScriptError:
-            return execute(*self._with_text(command))
+        return run(lambda command: execute(*command), self.command(wanted, gone))
 
     def _gone(self, execute: Execute, ended: Sequence[str]) -> list[str]:
         """Return those of the ended leases whose process has no connection: all, where the server does not tell."""

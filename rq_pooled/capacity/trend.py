@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 
 from ..foreign import is_number, plain
-from ..store.scripts import SAMPLES
+from ..store.keys import SAMPLES
 
 #: Seconds of samples that count for the trend, and how many it takes at least.
 TREND_SECONDS, TREND_SAMPLES = 600.0, 20

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..queue.limits import Limit, LimitInForce, clear_limit, limits_in_force, make_limit, set_limit
+from ..store.keys import QUEUES, queue_key
 from ..wire import raw
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -53,8 +54,8 @@ def limit(
     elif cleared:
         say(f"{queue}: no limit any more")
     else:
-        key: Any = raw(f"rq:queue:{queue}")
-        known = queue is None or connection.sismember("rq:queues", key)
+        key: Any = raw(queue_key(queue or ""))
+        known = queue is None or connection.sismember(QUEUES, key)
         unknown = "" if known else " (and no queue of this name has ever been used)"
         say("no queue has a limit" if queue is None else f"{queue}: no limit{unknown}")
 

@@ -13,7 +13,7 @@ from rq.registry import FailedJobRegistry
 from ..failed.policies import Requeue
 from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, is_wrong_type, printable
-from ..store.scripts import dead_letters_key
+from ..store.keys import dead_letters_key
 from ..wire import raw, text
 from .options import dead_option, dry_run_option, open_server, selection_options, server_options
 from .printing import say, say_json

@@ -18,7 +18,7 @@ from ..durations import show_duration
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.policies import Policy
 from ..foreign import replies_of
-from ..store.scripts import SCHEDULED_JOBS
+from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
 from .options import open_server, server_options
@@ -74,7 +74,7 @@ def schedule_sweep(
     policy = policy_of(options)
     connection = open_server(url)
     for queue in queues:
-        if not connection.sismember("rq:queues", raw(f"rq:queue:{queue}")):  # type: ignore[arg-type] # it takes bytes, too
+        if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
     job_id = _register(connection, cron, name, in_queue, queues, policy)
     _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
@@ -127,7 +127,7 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
     """Return what is registered; what has lost its job is forgotten."""
     found = []
     for word, due in sorted(connection.zscan_iter(SCHEDULED_JOBS, match=f"{PREFIX}*")):
-        key = b"rq:job:" + raw(word)
+        key = raw(job_key(text(word)))
         with connection.pipeline(transaction=False) as pipe:
             pipe.hexists(key, "data")
             pipe.hmget(key, "meta", "description", "origin", "status")

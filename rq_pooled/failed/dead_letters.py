@@ -14,7 +14,7 @@ from rq.utils import as_text
 
 from ..pool.registry import get_connection
 from ..rq_version import check_rq
-from ..store.scripts import dead_letters_key
+from ..store.keys import dead_letters_key, results_key
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
 from .report import Report
 from .selection import Selection
@@ -58,7 +58,7 @@ class DeadLetterRegistry(BaseRegistry):
         """Bury a failed job by hand: move it here from the failed registry for ``ttl`` seconds (-1: for ever)."""
         pipe = self.connection.pipeline() if pipeline is None else pipeline
         FailedJobRegistry(self.name, connection=pipe).remove(job, pipeline=pipe)
-        for key in (job.key, job.dependents_key, job.dependencies_key, f"rq:results:{job.id}"):
+        for key in (job.key, job.dependents_key, job.dependencies_key, results_key(job.id)):
             if ttl < 0:
                 pipe.persist(key)
             else:

@@ -14,6 +14,7 @@ from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
+from ..store.keys import QUEUE, QUEUES, job_key
 from ..wire import raw, text
 from .tracebacks import exception_of
 
@@ -61,9 +62,7 @@ def failed_jobs(
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
-    known = (
-        [queue] if queue is not None else [text(key).removeprefix("rq:queue:") for key in client.smembers("rq:queues")]
-    )
+    known = [queue] if queue is not None else [text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)]
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
     total, unreadable, entries = _entries(client, sorted(set(known)), offset, scanned)
     jobs: list[dict[str, Any]] = []
@@ -139,7 +138,7 @@ def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
 def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     pipeline: Any = client.pipeline(transaction=False)
     for _queue, job_id in entries:
-        key = raw(f"rq:job:{job_id}")
+        key = raw(job_key(job_id))
         pipeline.hmget(key, ("ended_at", "enqueued_at", "retries_left"))
         pipeline.hexists(key, "data")
         for name in ("description", "exc_info"):
@@ -150,7 +149,7 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
     pipeline = client.pipeline(transaction=False)
     for (_queue, job_id), _dates, _exists, *sizes, memory in rows:
         wanted = [name if size and size <= MAX_FIELD else "" for name, size in zip(("description", "exc_info"), sizes)]
-        pipeline.hmget(raw(f"rq:job:{job_id}"), wanted)
+        pipeline.hmget(raw(job_key(job_id)), wanted)
         if memory <= MAX_RESULTS:
             pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
     more = iter(replies_of(pipeline) if rows else [])

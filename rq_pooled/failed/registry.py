@@ -14,12 +14,14 @@ from typing import Any
 from uuid import uuid4
 
 import rq
-from redis.exceptions import NoScriptError, ResponseError
 from rq.registry import FailedJobRegistry
 from rq.utils import now, utcformat
 
 from ..errors import SweepUnderWay, UnknownQueue
-from ..store.scripts import SweepLock, dead_letters_key, shared_scripts, sweep_lock_key
+from ..store.failed import failed_bury, failed_ghosts, failed_page, failed_purge, failed_requeue
+from ..store.keys import dead_letters_key, sweep_lock_key
+from ..store.locks import SweepLock, unlock
+from ..store.scripts import run
 from ..wire import Command, encoded, text
 from .selection import FailedJob, Selection
 
@@ -55,7 +57,6 @@ class FailedJobs:
     def __init__(self, execute: Execute, dead: bool = False) -> None:
         self._execute = execute
         self._dead = dead
-        self._scripts = shared_scripts()
 
     def registry(self, queue: str) -> str:
         """Return the registry's key."""
@@ -102,7 +103,7 @@ class FailedJobs:
         try:
             yield lock
         finally:
-            self._one(self._scripts.failed_unlock(lock))
+            self._one(unlock(lock.key, lock.owner))
 
     # -- reading -------------------------------------------------------------------------------------------------
 
@@ -116,7 +117,7 @@ class FailedJobs:
         score, seen, last = "", 0, ""
         registry = self.registry(queue)
         while True:
-            command = self._scripts.failed_page(registry, lock, (score, seen, last), PAGE, PAGE_BYTES, with_data)
+            command = failed_page(registry, lock, (score, seen, last), PAGE, PAGE_BYTES, with_data)
             _, clock, seen, entries = self._fenced(command, queue)
             page = [FailedJob.read(entry) for entry in entries]
             if not page:
@@ -156,23 +157,21 @@ class FailedJobs:
     ) -> list[str]:
         """Put jobs back, each (id, its ended_at or ANY, when it is due or '' for now)."""
         registry, began = self.registry(queue), utcformat(now())
-        command = self._scripts.failed_requeue(
-            registry, lock, began, _EMPTY, DEFAULT_TIMEOUT, at_front, times, queue, retries, jobs
-        )
+        command = failed_requeue(registry, lock, began, _EMPTY, DEFAULT_TIMEOUT, at_front, times, queue, retries, jobs)
         return self._words(command, queue)
 
     def bury(self, queue: str, lock: SweepLock, jobs: Sequence[Fenced], max_age: float) -> list[str]:
         """Move jobs to the dead letters for ``max_age`` seconds."""
         dead = dead_letters_key(queue)
-        return self._words(self._scripts.failed_bury(self.registry(queue), lock, dead, int(max_age), jobs), queue)
+        return self._words(failed_bury(self.registry(queue), lock, dead, int(max_age), jobs), queue)
 
     def purge(self, queue: str, lock: SweepLock, jobs: Sequence[Fenced]) -> list[str]:
         """Delete jobs."""
-        return self._words(self._scripts.failed_purge(self.registry(queue), lock, jobs), queue)
+        return self._words(failed_purge(self.registry(queue), lock, jobs), queue)
 
     def ghosts(self, queue: str, lock: SweepLock, start: int, dry_run: bool) -> tuple[int, int]:
         """Drop ghosts from rank ``start`` on; return (entries looked at, ghosts)."""
-        command = self._scripts.failed_ghosts(self.registry(queue), lock, start, GHOST_PAGE, dry_run)
+        command = failed_ghosts(self.registry(queue), lock, start, GHOST_PAGE, dry_run)
         _, looked_at, ghosts = self._fenced(command, queue)
         return looked_at, ghosts
 
@@ -206,21 +205,14 @@ class FailedJobs:
         return reply
 
     def _one(self, command: Command) -> Any:
-        return self._many([command])[0]
+        return run(lambda command: self._many([command])[0], command)
 
     def _many(self, commands: Sequence[Command]) -> list[Any]:
         replies = self._execute(commands)
-        if any(_is_unknown_script(reply) for reply in replies):
-            self._execute(self._scripts.load())
-            replies = self._execute(commands)
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
         return replies
-
-
-def _is_unknown_script(reply: Any) -> bool:
-    return isinstance(reply, NoScriptError) or (isinstance(reply, ResponseError) and "NOSCRIPT" in str(reply))
 
 
 def through(connection: Any) -> Execute:

@@ -21,7 +21,7 @@ from ..errors import ConfigurationError, SweepUnderWay
 from ..pool.registry import get_connection
 from ..rq_version import check_rq
 from ..store.due import due_at
-from ..store.scripts import SweepLock
+from ..store.locks import SweepLock
 from .policies import POLICIES, Bury, Ghosts, Policy, Purge, Requeue
 from .registry import ANY, GHOST_PAGE, PAGE, Execute, FailedJobs, through
 from .report import Report

@@ -9,6 +9,8 @@ from typing import Any
 
 from redis import Redis
 
+from ..store.keys import notice_key
+
 #: Seconds for which it is kept: the browser asks for the page at once.
 _KEPT = 60
 _TOKEN = re.compile(r"[0-9a-f]{32}")
@@ -17,7 +19,7 @@ _TOKEN = re.compile(r"[0-9a-f]{32}")
 def tell(client: Redis, did: str, queue: str, count: int, more: bool) -> str:
     """Note what was done and return the word under which ``told`` finds it. Blocks for a round trip."""
     token = token_hex(16)
-    client.set(f"rq_pooled:notice:{token}", json.dumps([did, queue, count, more]), ex=_KEPT)
+    client.set(notice_key(token), json.dumps([did, queue, count, more]), ex=_KEPT)
     return token
 
 
@@ -25,7 +27,7 @@ def told(client: Redis, token: str) -> dict[str, Any]:
     """Return ``did``, ``queue``, ``count`` and ``more``, nothing where it was not noted. Blocks for a round trip, if at
     all.
     """
-    note: Any = client.get(f"rq_pooled:notice:{token}") if _TOKEN.fullmatch(token) else None
+    note: Any = client.get(notice_key(token)) if _TOKEN.fullmatch(token) else None
     try:
         did, queue, count, more = json.loads(note or "")
     except (TypeError, ValueError):

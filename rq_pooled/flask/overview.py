@@ -17,6 +17,7 @@ from ..foreign import is_number, plain, replies_of, whole_number
 from ..monitoring.guard import connections
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from ..store.keys import job_key
 from ..wire import raw, text
 
 #: Failed jobs that are looked at to group them, and scheduled jobs that are shown.
@@ -119,12 +120,12 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
     )[:UPCOMING]
     pipeline = client.pipeline(transaction=False)
     for _due, _name, job_id in rows:
-        pipeline.hstrlen(raw(f"rq:job:{job_id}"), "description")
+        pipeline.hstrlen(raw(job_key(job_id)), "description")
     sizes = replies_of(pipeline)
     pipeline = client.pipeline(transaction=False)
     for (_due, _name, job_id), size in zip(rows, sizes):
         description = "description" if size and size <= MAX_FIELD else ""
-        pipeline.hmget(raw(f"rq:job:{job_id}"), (description, "retries_left", "started_at", "repeats_left"))
+        pipeline.hmget(raw(job_key(job_id)), (description, "retries_left", "started_at", "repeats_left"))
     found = [fields or [None] * 4 for fields in replies_of(pipeline)]
     return [
         {

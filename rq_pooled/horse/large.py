@@ -16,14 +16,15 @@ from typing import Any
 from uuid import uuid4
 
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from ..config.secrets import message_of
 from ..connection.away import LOST, is_away, is_blamed
 from ..delays import reconnect_delays
 from ..errors import RedisUnavailable
 from ..store.claim import Claim
-from ..store.scripts import shared_scripts
+from ..store.commit import set_aside
+from ..store.scripts import run
 from ..wire import Command, Word, pack_commands, text
 
 #: Bytes of an outcome from which on its large values are put aside, and of a value that is large; as in read_job.lua.
@@ -170,7 +171,9 @@ class LargeValues:
         Raises:
             Refused: the server closes the connection, or answers with an error, each time.
         """
-        return self._persist(lambda: self._talk([command]), lambda said: f"while a large command was sent ({said})")[0]
+        return self._persist(
+            lambda: [run(self._send, command)], lambda said: f"while a large command was sent ({said})"
+        )[0]
 
     def put_aside(self, claim: Claim, values: Sequence[tuple[str, Word]]) -> None:
         """Write large values of a claim's outcome where commit.lua finds them; not where the claim is gone.
@@ -178,17 +181,8 @@ class LargeValues:
         Raises:
             Refused: the server closes the connection, or answers with an error, each time.
         """
-        scripts = shared_scripts()
-        command = scripts.aside(claim.member, claim.queue, LIFE, values)
+        command = set_aside(claim.member, claim.queue, LIFE, values)
         size = sum(len(value) for _, value in values if isinstance(value, (bytes, str)))
-
-        def attempt() -> list[Any]:
-            try:
-                return self._talk([command])
-            except NoScriptError:
-                pass
-            self._ask([("SCRIPT", "LOAD", scripts.text("aside"))])
-            return self._talk([command])
 
         def reason(said: str) -> str:
             return (
@@ -196,7 +190,7 @@ class LargeValues:
                 "client-query-buffer-limit and proto-max-bulk-len"
             )
 
-        self._persist(attempt, reason)
+        self._persist(lambda: [run(self._send, command)], reason)
 
     def _size(self, key: str) -> int:
         try:
@@ -232,6 +226,9 @@ class LargeValues:
         except RedisConnectionError:
             return False
         return True
+
+    def _send(self, command: Command) -> Any:
+        return self._talk([command])[0]
 
     def _talk(self, commands: Sequence[Command]) -> list[Any]:
         """Send commands over one connection, in pieces, and return their replies; raise the first error of them."""

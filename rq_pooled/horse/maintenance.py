@@ -16,7 +16,8 @@ from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
 from ..foreign import MAX_VALUE, is_wrong_type, printable
-from ..wire import raw
+from ..store.keys import GROUPS, group_key
+from ..wire import raw, text
 from .large import Refused
 
 
@@ -78,21 +79,21 @@ def screen_groups(worker: Any, error: Exception) -> None:
     _say(worker, "RQ's groups cannot be cleaned, dropping what is no text", error)
     connection: Any = worker.connection
     try:
-        groups = connection.smembers("rq:groups")
+        groups = connection.smembers(GROUPS)
     except RedisError as refused:
         # The set of groups is of another type: there is nothing to look through.
         check_unreadable(refused)
         return
     for group in groups:
         if not _is_text(group):
-            connection.srem("rq:groups", group)
+            connection.srem(GROUPS, group)
             continue
-        key = b"rq:group:" + raw(group)
+        key = raw(group_key(text(group)))
         try:
             strange = [entry for entry in connection.smembers(key) if not _is_text(entry)]
         except RedisError as refused:
             check_unreadable(refused)
-            connection.srem("rq:groups", group)
+            connection.srem(GROUPS, group)
             continue
         for entry in strange:
             connection.srem(key, entry)

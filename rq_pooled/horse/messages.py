@@ -24,7 +24,7 @@ read     commands                                             reads on which an 
 relay    commands                                             commands for the parent's connection
 failure  reason                                               the job, or its outcome, cannot pass: fail it plainly
 gone                                                          the job was deleted before it could be read
-outcome  status, guards, commands, dependents, receipt        see ``Outcome`` in store/ledger.py; wire.py packs each
+outcome  status, guards, commands, dependents, receipt        see ``Outcome`` in store/commit.py; wire.py packs each
                                                               part. ``receipt`` asks for committed
 ======== ==================================================== =========================================================
 """

@@ -17,7 +17,7 @@ from rq.job import Job
 
 from ..process.channel import ChildChannel
 from ..rq_api import RATE_LIMIT_HASHES
-from ..store.scripts import shared_scripts
+from ..store.commit import guarded_reads
 from ..wire import Command, pack_commands
 from .large import LARGE, LargeValues
 from .recorder import READS, Recorder
@@ -72,7 +72,7 @@ class Relay:
 
     def _read_job(self, words: list[bytes], large: LargeValues) -> Any:
         """Return a job's hash, its large fields over another connection."""
-        evalsha, script, *_ = shared_scripts().reads(())
+        evalsha, script, *_ = guarded_reads(())
         (reply,) = self._execute([self._recorder.encode([evalsha, script, 0, len(words), *words])])
         if isinstance(reply, Exception):
             raise reply
@@ -80,7 +80,7 @@ class Relay:
         return large.complete(found, words[1], *left_out) if left_out else found
 
     def run_script(self, command: Command) -> Any:
-        """Have the parent send a command of ``Scripts``; one that is large goes another way, and may be done twice."""
+        """Have the parent send the call of a script; one that is large goes another way, and may be done twice."""
         if self._large is not None and len(pack_commands([command])) > LARGE:
             return self._large.run(command)
         (reply,) = self._execute([self._recorder.encode(command)])

@@ -9,6 +9,7 @@ from typing import Any
 from rq.job import Job
 from rq.results import Result
 
+from ..store.keys import execution_key, executions_key
 from .effects import Effects
 
 #: Answers reads on behalf of a recording: takes encoded commands, returns (digest, raw reply) for each.
@@ -68,11 +69,11 @@ class Tape:
     @cached_property
     def _known(self) -> dict[tuple[bytes, ...], Any]:
         """The replies to reads that need not be sent; made when there is a first read, since most jobs need none."""
-        job_id, execution_id = self.job_id.encode(), self._execution_id.encode()
+        job_id, execution_id = self.job_id, self._execution_id
         flat = [part.encode() for field in self._execution().items() for part in map(str, field)]
         return {
-            (b"ZRANGE", b"rq:executions:" + job_id, b"0", b"-1"): [execution_id],
-            (b"HGETALL", b"rq:execution:" + job_id + b":" + execution_id): flat,
+            (b"ZRANGE", executions_key(job_id).encode(), b"0", b"-1"): [execution_id.encode()],
+            (b"HGETALL", execution_key(job_id, execution_id).encode()): flat,
             # Dependents are enqueued in a step of their own, see expect_dependents: here there are none, and the commit
             # looks whether that is true.
             (b"SMEMBERS", self._dependents_key): [],

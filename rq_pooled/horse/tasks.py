@@ -200,16 +200,16 @@ class Tasks:
         """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
         # Here, since a worker without a scheduler needs none of this.
         from ..scheduler.mover import BATCH, Mover, ScheduleLock
-        from ..store.scripts import SCHEDULER_LOCK, shared_scripts
+        from ..store.keys import SCHEDULER_LOCK
+        from ..store.locks import unlock
 
         worker, relay = self._worker, self._relay
         try:
             with relay.carry():
-                scripts = shared_scripts()
                 classes = worker.job_class, worker.queue_class
-                mover = Mover(worker.connection, relay.run_script, scripts, *classes, worker.log)
+                mover = Mover(worker.connection, relay.run_script, *classes, worker.log)
                 moved = mover.move_due(ScheduleLock(token, life), 5 * BATCH)
-                relay.run_script(scripts.unlock(SCHEDULER_LOCK, token))
+                relay.run_script(unlock(SCHEDULER_LOCK, token))
             worker.log.info("Worker %s: enqueued %d jobs of rq-scheduler", worker.name, len(moved))
         except (RedisError, Refused) as error:
             worker.log.warning("Worker %s: moving jobs of rq-scheduler given up: %s", worker.name, message_of(error))

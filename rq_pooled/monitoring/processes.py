@@ -12,7 +12,7 @@ from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, whole_
 from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
-from ..store.scripts import STATS
+from ..store.keys import STATS, stats_key
 from ..wire import text
 
 #: Hashes read in one pipeline.
@@ -71,7 +71,7 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
             except (AttributeError, ValueError, RecursionError):
                 # It is no hash, no JSON, or JSON of another shape.
                 if unreadable is not None:
-                    unreadable.append(printable(text(key).removeprefix(f"{STATS}:"), MAX_VALUE))
+                    unreadable.append(printable(text(key).removeprefix(stats_key("")), MAX_VALUE))
     return found
 
 

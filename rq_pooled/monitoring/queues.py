@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
-from rq import Queue
 from rq.registry import (
     BaseRegistry,
     CanceledJobRegistry,
@@ -21,6 +20,17 @@ from rq.registry import (
 from ..foreign import plain, replies_of, seconds_of
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
+from ..store.keys import (
+    QUEUE,
+    QUEUES,
+    RATE_LIMITS,
+    SUSPENDED,
+    job_key,
+    queue_key,
+    registry_key,
+    waiting_key,
+    workers_key,
+)
 from ..wire import raw, text
 
 _REGISTRIES: dict[str, type[BaseRegistry]] = {
@@ -54,18 +64,18 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     """
     check_prefix()
     client = connection or get_connection()
-    names = sorted({text(key).removeprefix(Queue.redis_queue_namespace_prefix) for key in client.smembers("rq:queues")})
+    names = sorted({text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)})
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
-    pipeline.exists("rq:suspended")
+    pipeline.exists(SUSPENDED)
     for name in names:
-        pipeline.llen(raw(f"rq:queue:{name}"))
-        pipeline.lrange(raw(f"rq:queue:{name}"), 0, _HEAD - 1)
-        pipeline.scard(raw(f"rq:workers:{name}"))
+        pipeline.llen(raw(queue_key(name)))
+        pipeline.lrange(raw(queue_key(name)), 0, _HEAD - 1)
+        pipeline.scard(raw(workers_key(name)))
         for registry in _REGISTRIES.values():
             pipeline.zcard(raw(registry.key_template.format(name)))
-        pipeline.zcard(raw(f"rq:ready:{name}"))
-    pipeline.srandmember("rq:rl-keys", _LIMITS)
+        pipeline.zcard(raw(registry_key("ready", name)))
+    pipeline.srandmember(RATE_LIMITS, _LIMITS)
     (seconds, microseconds), suspended, *replies, limits = replies_of(pipeline)
     held = _held_back(client, limits or ())
     now, width = seconds + microseconds / 1e6, 4 + len(_REGISTRIES)
@@ -96,10 +106,10 @@ def _held_back(client: Redis, limits: Sequence[bytes]) -> Counter[str]:
     """Return how many jobs of each queue wait at these rate limits: RQ keeps them by limit."""
     pipeline = client.pipeline(transaction=False)
     for limit in limits:
-        pipeline.zrange(b"rq:rl:" + raw(limit) + b":rate_limited", 0, _COUNTED - 1)
+        pipeline.zrange(raw(waiting_key(text(limit))), 0, _COUNTED - 1)
     waiting = [job_id for ids in (replies_of(pipeline) if limits else ()) for job_id in ids or ()]
     for job_id in waiting:
-        pipeline.hget(b"rq:job:" + raw(job_id), "origin")
+        pipeline.hget(raw(job_key(text(job_id))), "origin")
     return Counter(text(origin) for origin in (replies_of(pipeline) if waiting else ()) if origin is not None)
 
 
@@ -107,7 +117,7 @@ def _queued_for(client: Redis, heads: Sequence[Sequence[Any]], now: float) -> li
     pipeline = client.pipeline(transaction=False)
     for head in heads:
         for job_id in head:
-            pipeline.hget(b"rq:job:" + raw(job_id), "enqueued_at")
+            pipeline.hget(raw(job_key(text(job_id))), "enqueued_at")
     replies = iter(replies_of(pipeline) if any(heads) else ())
     ages: list[float | None] = []
     for head in heads:

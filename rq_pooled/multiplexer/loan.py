@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..connection import command_table
+from ..store.keys import NONE
 from ..wire import pack_commands
 from .framing import Passage, ReplyCutter, cut_command, words_of
 from .streams import LONG_REQUEST
@@ -15,7 +16,7 @@ _UNDER_WAY = 30.0
 #: Of shard channels.
 _OF_SHARDS = frozenset((b"SSUBSCRIBE", b"SUNSUBSCRIBE"))
 #: Goes to replicas like a write, and changes nothing.
-_MARK = pack_commands([("PUBLISH", "rq_pooled:none", "")])
+_MARK = pack_commands([("PUBLISH", NONE, "")])
 #: Bytes of whole commands that are passed on in one step: some hundred of the smallest.
 _AT_ONCE = 16 * 1024
 #: Words of a long command that are looked at.

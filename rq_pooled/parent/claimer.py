@@ -6,8 +6,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
-from ..store.claim import Claim
-from ..store.ledger import MAX_CLAIM_JOBS, Claimed, ClaimRequest
+from ..store.claim import MAX_CLAIM_JOBS, Claim, Claimed, ClaimRequest, claim_jobs
 from .committer import Committer
 from .context import Context
 from .events import Events
@@ -87,7 +86,9 @@ class Claimer:
         """Return the exchange that claims up to one job for each free slot."""
         slots = self._free_slots()
         keys, strategy = self._context.identity.order()
-        command, request = self._context.ledger.claim(keys, strategy, [slot.name for slot in slots])
+        command, request = claim_jobs(
+            self._context.settings, self._context.token, keys, strategy, [slot.name for slot in slots]
+        )
         for slot in slots:
             slot.reserved = True
 

@@ -12,6 +12,8 @@ from redis.exceptions import ResponseError
 from rq.utils import now, utcformat
 
 from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..store.keys import registry_key
+from ..store.repair import queue_ready, remove_executions, remove_ghosts, rescue_intermediate
 from ..wire import Command
 from .context import Context
 from .exchange import Exchange
@@ -93,8 +95,8 @@ class Cleaner:
                     words = (printable(job_id, MAX_VALUE), printable(key, MAX_VALUE))
                     context.log.warning("dependent job %s was left ready; put into %s", *words)
 
-        ready = context.scripts.ready(keys, INTERMEDIATE_AGE, utcformat(now()))
-        return Exchange([context.scripts.intermediate(keys, INTERMEDIATE_AGE), ready], on_replies)
+        ready = queue_ready(keys, INTERMEDIATE_AGE, utcformat(now()))
+        return Exchange([rescue_intermediate(keys, INTERMEDIATE_AGE), ready], on_replies)
 
     # -- entries without a job -----------------------------------------------------------------------------------
 
@@ -107,18 +109,18 @@ class Cleaner:
 
     def _round(self) -> Iterator[None]:
         """Prepare one page after the other; each ends when its reply has come."""
-        scripts, owner = self._context.scripts, self._context.ledger.token
+        owner = self._context.token
         # Longer than any pause between two pages; it keeps others from beginning a round of their own, too.
         lock_ttl = max(2, int(self._context.identity.maintenance_interval * 0.9))
         for queue in self._context.identity.queue_names:
             for name in REGISTRIES:
-                registry, self._cursor = f"rq:{name}:{queue}", ""
+                registry, self._cursor = registry_key(name, queue), ""
                 while self._cursor not in ENDS:
                     cursor = self._cursor or "0"
-                    self._prepare(scripts.ghosts(registry, cursor, PAGE, owner, lock_ttl))
+                    self._prepare(remove_ghosts(registry, cursor, PAGE, owner, lock_ttl))
                     yield
         for _ in range(MAX_KEY_PAGES):
-            self._prepare(scripts.executions(self._keys_cursor, KEYS_PAGE, owner, lock_ttl))
+            self._prepare(remove_executions(self._keys_cursor, KEYS_PAGE, owner, lock_ttl))
             yield
             if self._cursor == "-1":
                 break

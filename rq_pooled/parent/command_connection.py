@@ -19,11 +19,13 @@ from ..connection.away import NotSent, check_away
 from ..connection.place import Place
 from ..connection.sockets import close_copy, patient
 from ..deadline import clipped
+from ..store.keys import NONE
+from ..store.scripts import is_unknown
 from ..wire import Command, pack_commands
 from .exchange import Exchange
 
 #: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
-_WRITE_PROBE: Command = ("DEL", "rq_pooled:none")
+_WRITE_PROBE: Command = ("DEL", NONE)
 
 
 class CommandConnection:
@@ -133,7 +135,7 @@ class CommandConnection:
         return None
 
     def _finish(self, exchange: Exchange) -> None:
-        unknown = [i for i, reply in enumerate(exchange.replies) if _is_noscript(reply)]
+        unknown = [i for i, reply in enumerate(exchange.replies) if is_unknown(reply)]
         if not unknown:
             exchange.on_replies(exchange.replies)
             return
@@ -219,7 +221,3 @@ class CommandConnection:
         """Close a forked copy of the descriptor, leaving the parent's connection as it is."""
         close_copy(self._connection)
         self._connection = None
-
-
-def _is_noscript(reply: Any) -> bool:
-    return isinstance(reply, ResponseError) and ("NOSCRIPT" in str(reply) or type(reply).__name__ == "NoScriptError")

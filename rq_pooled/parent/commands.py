@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from ..store.keys import commands_channel
 from .context import Context
 from .slot import Slot
 from .slots import Slots
@@ -34,7 +35,7 @@ class Commands:
             payload: as rq.command made it.
         """
         log, name = self._context.log.logger, payload.get("command")
-        slots = [slot for slot in self._slots.regular() if channel == f"rq:pubsub:{slot.name}"]
+        slots = [slot for slot in self._slots.regular() if channel == commands_channel(slot.name)]
         if name == "shutdown":
             log.info("Received shutdown command")
             self._stop()

@@ -10,8 +10,8 @@ from redis.exceptions import ResponseError
 
 from ..config.secrets import message_of
 from ..connection.away import is_blamed, is_forbidden
-from ..store.claim import Claim
-from ..store.ledger import Outcome, flat
+from ..store.claim import Claim, forget
+from ..store.commit import Outcome, bare_failure, commit_outcomes, flat
 from .context import Context
 from .events import Events
 from .exchange import Exchange
@@ -167,7 +167,7 @@ class Committer:
             else:
                 self._waiting.extendleft(reversed(batch))
 
-        return Exchange([self._context.ledger.commit(batch)], on_replies, on_lost)
+        return Exchange([commit_outcomes(self._context.token, batch)], on_replies, on_lost)
 
     def _on_forbidden(self, refused: list[Outcome], reason: str) -> None:
         """Keep outcomes until the user may record them, and take no jobs meanwhile, unless the worker ends."""
@@ -186,7 +186,7 @@ class Committer:
             worker=claim.worker_name,
         )
         # Otherwise it would be taken for a claim whose reply was lost, and put back at once, again and again.
-        self._context.command.submit(Exchange([self._context.ledger.forget(claim)]))
+        self._context.command.submit(Exchange([forget(self._context.token, claim)]))
         self._events.job_done()
 
     def _on_lost(self, batch: list[Outcome], error: Exception) -> None:
@@ -262,7 +262,7 @@ class Committer:
         if outcome.refusals >= MAX_REFUSALS:
             self._give_up(claim)
         elif outcome.status == "failed":
-            bare = self._context.ledger.bare_failure(claim, text)
+            bare = bare_failure(claim, text)
             bare.refusals = outcome.refusals
             self._waiting.append(bare)
         else:

@@ -10,8 +10,6 @@ from ..config.settings import Settings
 from ..log_lines import WorkerLog
 from ..process.event_loop import Loop
 from ..store.counters import Counters
-from ..store.ledger import Ledger
-from ..store.scripts import Scripts
 from .command_connection import CommandConnection
 from .identity import Identity
 from .listen_connection import ListenConnection
@@ -23,8 +21,8 @@ class Context:
 
     identity: Identity
     settings: Settings
-    scripts: Scripts
-    ledger: Ledger
+    #: Of this process: it names the hash of its claims, and the locks that it holds.
+    token: str
     command: CommandConnection
     listen: ListenConnection
     loop: Loop

@@ -21,14 +21,11 @@ from ..capacity.clients import client_rows
 from ..capacity.level import ASK_LIMIT, Level, level_of, read_info, read_limit
 from ..capacity.trend import TREND_SECONDS, Sample, trend
 from ..monitoring.guard import holders, ours_and_others
-from ..store.scripts import STATS
+from ..store.keys import EVENTS, speaker_key
+from ..store.statistics import note_clients
 from .context import Context
 from .exchange import Exchange
 
-#: PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
-EVENTS = "rq_pooled:events"
-#: Who may ask for CLIENT LIST and announce now.
-_SPEAKER = f"{STATS}:speaker"
 _SHOWN = 5
 #: Seconds until the next look while the server is fuller than it should be; a look costs it 0.03 ms.
 _SOON = 1.0
@@ -116,7 +113,7 @@ class Guard:
         extra, self._extra = self._extra, False
         # From the second look on: a worker that works for a moment leaves nothing behind.
         if self._samples and not extra:
-            sample = self._context.scripts.sample(connected, maxclients, 0.9 * self._settings.guard_interval)
+            sample = note_clients(connected, maxclients, 0.9 * self._settings.guard_interval)
             self._context.command.submit(Exchange([sample]))
         self._context.brake.engaged = self._level.name == "stop"
         self._context.brake.tight = self._level.name in ("warn", "stop")
@@ -215,7 +212,7 @@ class Guard:
         """
         context = self._context
         life = max(1, math.ceil(self._settings.guard_interval * 1000))
-        lock = ("SET", f"{_SPEAKER}:{event}", context.ledger.token, "NX", "PX", life)
+        lock = ("SET", speaker_key(event), context.token, "NX", "PX", life)
 
         def on_lock(replies: list[Any]) -> None:
             if replies[0] != b"OK":

@@ -9,6 +9,7 @@ from redis.exceptions import ResponseError
 
 from ..errors import BudgetExceeded
 from ..multiplexer.multiplexer import Multiplexer
+from ..store.leases import heartbeat
 from .committer import Committer
 from .complaint import Complaint
 from .context import Context
@@ -130,7 +131,7 @@ class Heartbeat:
                 again = {name: state for name, state in states.items() if name in missing}
                 context.command.submit(Exchange([context.identity.registration(again, again=True)]))
 
-        renewal = context.ledger.heartbeat(context.identity.ttl, slots, claims)
+        renewal = heartbeat(context.settings, context.token, context.identity.ttl, slots, claims)
         lease = (
             [context.lease.command(self._multiplexer.places if self._multiplexer else None)]
             if context.lease is not None

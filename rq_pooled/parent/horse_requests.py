@@ -8,6 +8,7 @@ from redis.exceptions import ResponseError
 
 from ..config.secrets import message_of
 from ..connection.away import NotSent, is_blamed
+from ..store.commit import guarded_reads
 from .context import Context
 from .events import Events
 from .exchange import Exchange
@@ -61,7 +62,7 @@ class HorseRequests:
             else:
                 reply(f"the connection was lost {losses} times while it was read: {message_of(error)}")
 
-        commands = [self._context.scripts.reads(words)] if kind == "read" else [tuple(command) for command in words]
+        commands = [guarded_reads(words)] if kind == "read" else [tuple(command) for command in words]
 
         def on_replies(replies: list[Any]) -> None:
             answer: Any

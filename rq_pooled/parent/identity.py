@@ -9,8 +9,9 @@ from rq.utils import now, utcformat
 from rq.worker import Worker
 
 from ..store.claim import Claim
-from ..store.ledger import Ledger
-from ..store.scripts import Scripts
+from ..store.keys import worker_key
+from ..store.scheduled import promote
+from ..store.workers import register_workers
 from ..wire import Command
 
 
@@ -19,14 +20,11 @@ class Identity:
 
     Args:
         worker: of RQ's class; its scheduler only says what a scheduler's hash looks like.
-        scripts, ledger: make the commands.
         concurrency: how many slots there are.
     """
 
-    def __init__(self, worker: Worker, scripts: Scripts, ledger: Ledger, concurrency: int) -> None:
+    def __init__(self, worker: Worker, concurrency: int) -> None:
         self._worker = worker
-        self._scripts = scripts
-        self._ledger = ledger
         self.name = worker.name
         #: The names of the slots. Each is an RQ worker to the outside.
         self.names = [worker.name, *(f"{worker.name}-{number}" for number in range(1, concurrency))]
@@ -68,7 +66,7 @@ class Identity:
         self._worker.last_heartbeat = now()
         fields = {key: value or "" for key, value in self._worker.serialize().items()}
         slots = [(name, {**fields, "state": state}) for name, state in states.items()]
-        return self._scripts.register(self.ttl, again, dead, self.queue_names, slots)
+        return register_workers(self.ttl, again, dead, self.queue_names, slots)
 
     def promotion(self) -> Command:
         """Return the command that enqueues due scheduled jobs."""
@@ -77,11 +75,11 @@ class Identity:
         scheduler.last_heartbeat = now()
         # Others of ours know by it whose lock it is.
         fields = {**scheduler.to_dict(), "rq_pooled": "1"}
-        return self._ledger.promote(self.queue_names, scheduler.name, fields)
+        return promote(self.queue_names, scheduler.name, fields)
 
     def warm_shutdown(self, busy: Sequence[str]) -> list[Command]:
         """Log a warm shutdown, and return the commands that note it in the hashes of busy workers as RQ does."""
         self._worker._shutdown_requested_date = now()
         self._worker.handle_warm_shutdown_request()
         date = utcformat(self._worker._shutdown_requested_date)
-        return [("HSET", f"rq:worker:{name}", "shutdown_requested_date", date) for name in busy]
+        return [("HSET", worker_key(name), "shutdown_requested_date", date) for name in busy]

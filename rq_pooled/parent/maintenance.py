@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 
+from ..store.leases import postpone
 from .context import Context
 from .slot import Task
 
@@ -24,5 +25,5 @@ class Maintenance:
     def _add_task(self) -> None:
         if not any(task.kind == "maintain" for task in self._tasks):
             context = self._context
-            command = context.scripts.postpone(context.identity.queue_keys, math.ceil(context.settings.abandon_after))
+            command = postpone(context.identity.queue_keys, math.ceil(context.settings.abandon_after))
             self._tasks.append(Task("maintain", arguments=(tuple(command),)))

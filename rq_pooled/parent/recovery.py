@@ -10,7 +10,10 @@ from redis.exceptions import ResponseError
 from ..config.secrets import message_of
 from ..connection.away import is_blamed
 from ..foreign import MAX_VALUE, printable
-from ..store.claim import Claim
+from ..store.claim import Claim, drop_notes, known_claims, unknown_claims
+from ..store.commit import bare_failure
+from ..store.keys import job_key
+from ..store.leases import push_back
 from .committer import Committer
 from .context import Context
 from .events import Events
@@ -67,7 +70,7 @@ class Recovery:
 
     def push_back(self, claims: Sequence[Claim]) -> None:
         """Put claimed jobs back that have not begun."""
-        command = self._context.ledger.push_back(claims)
+        command = push_back(self._context.settings, self._context.token, claims)
         self._context.command.submit(Exchange([command], lambda _replies: self._wakeup.wake()))
 
     def exchanges(self) -> list[Exchange]:
@@ -85,18 +88,18 @@ class Recovery:
 
         def on_replies(replies: list[Any]) -> None:
             strange: list[bytes] = []
-            log, ledger = self._context.log, self._context.ledger
-            unknown = [] if isinstance(replies[0], ResponseError) else ledger.unknown(replies[0], known, strange)
+            log, token = self._context.log, self._context.token
+            unknown = [] if isinstance(replies[0], ResponseError) else unknown_claims(replies[0], known, strange)
             # Left there, each heartbeat would count them as claims that nothing here knows of.
             if strange:
                 example = printable(strange[0], MAX_VALUE)
                 log.warning("dropping %d notes that are no claims, such as %s", len(strange), example)
-                self._context.command.submit(Exchange([ledger.drop_notes(strange)]))
+                self._context.command.submit(Exchange([drop_notes(token, strange)]))
             if unknown:
                 log.warning("putting back %d jobs whose claim was not answered", len(unknown))
                 self._on_unanswered(unknown)
 
-        return Exchange([self._context.ledger.known_claims()], on_replies, lambda _error: self._recover())
+        return Exchange([known_claims(self._context.token)], on_replies, lambda _error: self._recover())
 
     def _on_unanswered(self, claims: Sequence[Claim]) -> None:
         """Put claims back whose reply was lost, and claim one job at a time until it is known whether one is to
@@ -124,8 +127,8 @@ class Recovery:
                 f"({self._loss}): keep large arguments elsewhere, or raise the server's client-output-buffer-limit"
             )
             self._context.log.error("job %s: %s; failing it", first.job_id, reason, worker=first.worker_name)
-            self._committer.add(self._context.ledger.bare_failure(first, reason))
+            self._committer.add(bare_failure(first, reason))
             self._wakeup.wake()
 
-        question = ("HSTRLEN", f"rq:job:{first.job_id}", "data")
+        question = ("HSTRLEN", job_key(first.job_id), "data")
         self._context.command.submit(Exchange([question], on_replies, lambda _error: self._recover()))

@@ -10,6 +10,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ..store.rq_scheduler import scheduler_due
 from .context import Context
 from .events import Events
 from .exchange import Exchange
@@ -49,7 +50,7 @@ class Scheduling:
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that takes the lock if a job is due; a horse is given the work then."""
         self.due = False
-        token = f"{self._context.identity.name}:{self._context.ledger.token}"
+        token = f"{self._context.identity.name}:{self._context.token}"
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
@@ -62,4 +63,4 @@ class Scheduling:
             if replies[0]:
                 self._slots.tasks.append(Task("schedule", None, (token, LOCK_LIFE)))
 
-        return [Exchange([self._context.scripts.scheduler_due(token, LOCK_LIFE)], on_replies)]
+        return [Exchange([scheduler_due(token, LOCK_LIFE)], on_replies)]

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 from ..config.secrets import scrub
 from ..errors import TRY_AGAIN
 from ..store.claim import Claim
+from ..store.leases import push_back
 from .committer import Committer
 from .context import Context
 from .events import Events
@@ -130,7 +131,8 @@ class Shutdown:
             # What was under way before is answered before this; it also tells what a lost claim took.
             self._await(self._recovery.exchange(again))
             if again:
-                self._await(Exchange([context.ledger.push_back(again, begun=True)], self._on_pushed_back))
+                command = push_back(context.settings, context.token, again, begun=True)
+                self._await(Exchange([command], self._on_pushed_back))
             back = "1 job goes back to its queue" if len(again) == 1 else f"{len(again)} jobs go back to their queues"
             context.log.warning("cold shut down; %s", back)
         except (RedisError, OSError) as error:

@@ -18,7 +18,7 @@ from ..multiplexer.streams import Guest
 from ..process.channel import ChildChannel
 from ..process.prefork import Horse, Prefork
 from ..store.claim import Claim
-from ..store.ledger import Outcome, packed
+from ..store.commit import Outcome, packed
 from .context import Context
 from .slot import Slot, Task, send_receipt
 from .task_deaths import TaskDeaths

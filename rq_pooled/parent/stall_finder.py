@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ..store.leases import find_stalled, stalled_of
 from .context import Context
 from .events import Events
 from .exchange import Exchange
@@ -61,13 +62,15 @@ class StallFinder:
         self._due = False
         context = self._context
         name = context.identity.name
-        command = context.ledger.stalled(context.identity.queue_keys, name, self._heartbeat.trusted_until() or 0.0)
+        command = find_stalled(
+            context.settings, context.token, context.identity.queue_keys, name, self._heartbeat.trusted_until() or 0.0
+        )
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
                 context.log.error("cannot look for stalled jobs: %s", replies[0])
                 return
-            stalled = context.ledger.stalled_reply(replies[0], name)
+            stalled = stalled_of(replies[0], name)
             self._due = stalled.more
             context.counters.stalls += len(stalled.returned) + len(stalled.taken)
             if stalled.returned:

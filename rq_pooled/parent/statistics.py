@@ -31,4 +31,4 @@ def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> C
         "rates": counters.rates(),
         **counters.fields(),
     }
-    return publish(context.scripts, process_name(context.settings), context.settings.heartbeat_ttl, fields)
+    return publish(process_name(context.settings), context.settings.heartbeat_ttl, fields)

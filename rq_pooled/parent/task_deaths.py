@@ -7,7 +7,7 @@ from collections.abc import Callable
 from resource import struct_rusage
 
 from ..store.claim import Claim
-from ..store.ledger import NOTHING, Outcome, packed
+from ..store.commit import NOTHING, Outcome, bare_failure, packed
 from .context import Context
 from .slot import Task
 
@@ -77,4 +77,4 @@ class TaskDeaths:
             self._context.log.error("dependents of job %s were not enqueued", claim.job_id, worker=claim.worker_name)
             self._on_outcome(Outcome(claim, job_status, NOTHING, packed(commands), receipt_for=task.receipt_for))
         else:
-            self._on_outcome(self._context.ledger.bare_failure(claim, reason))
+            self._on_outcome(bare_failure(claim, reason))

@@ -16,7 +16,8 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..process.event_loop import Timer
-from ..store.ledger import Limited
+from ..store.claim import Limited
+from ..store.keys import SUSPENDED
 from ..wire import Command
 from .context import Context
 from .events import Events
@@ -136,7 +137,7 @@ class Wakeup:
         optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
         keys = [key for key in self._keys if key not in self._limited]
         watched = list(self._limited.values())
-        reads: list[Command] = [("EXISTS", "rq:suspended")]
+        reads: list[Command] = [("EXISTS", SUSPENDED)]
         reads += [("EXISTS", *some) for some in (keys, watched) if some]
         commands = [command for read in reads for command in (*optin, read)]
 

@@ -11,13 +11,13 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import NoPermissionError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
 from ..capacity.clients import process_name
 from ..capacity.level import level_of, read_info
 from ..config.secrets import message_of
 from ..config.settings import Settings
-from ..store.scripts import shared_scripts
+from ..store.scripts import run
 from ..store.statistics import WEB_TTL, publish, withdraw
 from ..wire import Command
 from .book import is_open
@@ -56,13 +56,9 @@ class Reporter(Hook):
         if now < self._at or not is_open(connection):
             return
         self._at = now + self._settings.heartbeat_interval
-        scripts = shared_scripts()
         try:
-            words = publish(scripts, process_name(self._settings), WEB_TTL, _fields(pool.address))
-            try:
-                _execute(connection, *words)
-            except NoScriptError:
-                _execute(connection, "EVAL", scripts.text("publish"), *words[2:])
+            words = publish(process_name(self._settings), WEB_TTL, _fields(pool.address))
+            run(lambda command: _execute(connection, *command), words)
             self._published = True
             self._look(pool, connection)
         except ResponseError as error:

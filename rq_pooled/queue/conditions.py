@@ -27,7 +27,7 @@ from ..rq_api import RQ3
 from ..rq_version import check_keys
 from ..store.due import add_fraction
 from ..store.inert_jobs import fetch_inert
-from ..store.once import once_key
+from ..store.keys import once_key
 from .admission import Admission, asked_by, asking, attach_asked, check_times
 from .limits import Limit, declare_limit, make_limit
 from .verdict import ask, full, note_status

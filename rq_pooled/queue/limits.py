@@ -14,8 +14,9 @@ from redis import Redis
 
 from ..durations import parse_duration, show_duration
 from ..errors import ConfigurationError
-from ..store.client_scripts import run_script
-from ..store.scripts import LIMITS, shared_scripts
+from ..store.keys import LIMITS
+from ..store.limits import change_limit
+from ..store.scripts import run_script
 from ..wire import text as text_of
 
 #: Starts that are remembered per queue, and the longest time for which.
@@ -80,7 +81,7 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
     """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
-    found = _read(run_script(connection, shared_scripts().limit(queue, "code", limit.written())))
+    found = _read(run_script(connection, change_limit(queue, "code", limit.written())))
     # A limit that cannot be read does not stand in the way.
     assert found is not None
     return found
@@ -88,12 +89,12 @@ def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
 
 def set_limit(connection: Redis, queue: str, limit: Limit) -> None:
     """Have ``limit`` hold for the queue, whatever code declares, until it is cleared. Waits for Redis."""
-    run_script(connection, shared_scripts().limit(queue, "operator", limit.written()))
+    run_script(connection, change_limit(queue, "operator", limit.written()))
 
 
 def clear_limit(connection: Redis, queue: str) -> LimitInForce | None:
     """Remove an operator's limit, or else the declared one; return what is in force then. Waits for Redis."""
-    return _read(run_script(connection, shared_scripts().limit(queue, "clear", "")))
+    return _read(run_script(connection, change_limit(queue, "clear", "")))
 
 
 def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None) -> dict[str, LimitInForce]:

@@ -36,10 +36,10 @@ from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
-from ..store.client_scripts import refuses_scripts
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
+from .refused_scripts import refuses_scripts
 
 
 class Queue(AdmittingQueue):

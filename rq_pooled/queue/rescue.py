@@ -9,8 +9,9 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..foreign import is_wrong_type, seconds_of
-from ..store.client_scripts import run_script
-from ..store.scripts import shared_scripts
+from ..store.keys import JOB, QUEUES, job_key
+from ..store.repair import rescue_jobs
+from ..store.scripts import run_script
 from ..wire import raw, text
 
 #: Ids or keys of one command.
@@ -55,14 +56,14 @@ def find_lost(
     now = connection.time()[0]
     cursor = 0
     while True:
-        cursor, keys = connection.scan(cursor, match="rq:job:*", count=PAGE)
-        ids = [text(key).removeprefix("rq:job:") for key in keys]
+        cursor, keys = connection.scan(cursor, match=f"{JOB}*", count=PAGE)
+        ids = [text(key).removeprefix(JOB) for key in keys]
         ids = [
             job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))
         ]
         with connection.pipeline(transaction=False) as pipeline:
             for job_id in ids:
-                pipeline.hmget(raw(f"rq:job:{job_id}"), "status", "origin", "enqueued_at", "description", "worker_name")
+                pipeline.hmget(raw(job_key(job_id)), "status", "origin", "enqueued_at", "description", "worker_name")
             replies = pipeline.execute(raise_on_error=False)
         for job_id, reply in zip(ids, replies):
             if isinstance(reply, Exception) or not reply[1] or not reply[2]:
@@ -92,14 +93,14 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
     """
     back = set()
     for start in range(0, len(lost), FEW):
-        command = shared_scripts().rescue(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
+        command = rescue_jobs(apply, ((job.id, job.enqueued_at) for job in lost[start : start + FEW]))
         back |= {text(job_id) for job_id in run_script(connection, command)}
     return [job for job in lost if job.id in back]
 
 
 def _listed(connection: Redis) -> Iterator[str]:
     """Yield the ids in all queues and intermediate lists."""
-    for queue in map(raw, connection.smembers("rq:queues")):
+    for queue in map(raw, connection.smembers(QUEUES)):
         for key in (queue, queue + b":intermediate"):
             start = 0
             # Overlapping pages: what others pop meanwhile moves the rest to the front.

@@ -15,6 +15,7 @@ from typing import Any
 from rq.job import Job
 
 from ..errors import ConfigurationError
+from ..store.keys import unique_key
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, bytearray)
 _DEEPEST = 50
@@ -36,7 +37,7 @@ def call_key(job: Job) -> str:
             f"unique_for compares calls of {job.func_name} by their arguments, and one of them cannot be described "
             f"({error}): pass ids, texts, numbers, or objects that can be pickled"
         ) from None
-    return f"rq_pooled:unique:{digest.hexdigest()}"
+    return unique_key(digest.hexdigest())
 
 
 def _parts(value: Any, depth: int) -> Iterator[bytes]:

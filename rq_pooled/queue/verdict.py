@@ -11,9 +11,9 @@ from rq.scripts import _build_hset_args
 from rq.utils import as_text, utcformat
 
 from ..errors import QueueFull
-from ..store.client_scripts import run_script
-from ..store.once import once_key
-from ..store.scripts import shared_scripts
+from ..store.enqueue import enqueue_jobs
+from ..store.keys import once_key
+from ..store.scripts import run_script
 from .admission import Admission
 from .unique import call_key
 
@@ -22,7 +22,7 @@ def ask(
     queue: rq.Queue, admission: Admission, jobs: list[tuple[Job, bool]], replace: bool, moment: datetime
 ) -> tuple[str, list[str]]:
     """Run enqueue.lua for jobs, each with whether it goes to the front; return its verdict and what belongs to it."""
-    command = shared_scripts().enqueue(
+    command = enqueue_jobs(
         queue.key,
         admission.max_length,
         replace,

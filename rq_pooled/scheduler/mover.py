@@ -25,7 +25,8 @@ from rq.utils import import_attribute
 
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..store.inert_jobs import fetch_inert
-from ..store.scripts import SCHEDULED_JOBS, Scripts
+from ..store.keys import SCHEDULED_JOBS
+from ..store.rq_scheduler import move_job
 from ..wire import Command, raw, text
 
 #: Jobs that are read at once.
@@ -76,7 +77,6 @@ class Mover:
     Args:
         connection: for reading.
         run: sends the scripts, see ``Run``.
-        scripts: the scripts.
         job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the
         latter.
         log: hears of jobs that cannot be moved.
@@ -89,7 +89,6 @@ class Mover:
         self,
         connection: Redis,
         run: Run,
-        scripts: Scripts,
         job_class: type[Job],
         queue_class: type[Queue],
         log: logging.Logger,
@@ -98,7 +97,6 @@ class Mover:
     ) -> None:
         self._connection = connection
         self._run = run
-        self._scripts = scripts
         self._job_class = job_class
         self._queue_class = queue_class
         self._log = log
@@ -183,7 +181,7 @@ class Mover:
         queue = self._choose_queue(job)
         next_time = _next_time(job, now)
         queue._prepare_for_queue(job)
-        command = self._scripts.move(
+        command = move_job(
             queue.key,
             lock,
             job.id,

@@ -28,9 +28,10 @@ from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
-from ..store.client_scripts import run_script
 from ..store.due import add_fraction
-from ..store.scripts import SCHEDULED_JOBS, SCHEDULER_LOCK, shared_scripts
+from ..store.keys import SCHEDULED_JOBS, SCHEDULER_LOCK
+from ..store.locks import unlock
+from ..store.scripts import run_script
 from ..wire import raw, text
 from .mover import BATCH, MOVED, Mover, ScheduleLock, next_cron_time
 
@@ -93,7 +94,6 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         self._mover = Mover(
             self.connection,
             lambda command: run_script(self.connection, command),
-            shared_scripts(),
             self.job_class,
             self.queue_class,
             self.log,
@@ -280,7 +280,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         """Give the lock back, if it is ours still."""
         if self._lock_acquired:
             self._lock_acquired = False
-            run_script(self.connection, shared_scripts().unlock(SCHEDULER_LOCK, self._lock.token))
+            run_script(self.connection, unlock(SCHEDULER_LOCK, self._lock.token))
 
     def register_birth(self) -> None:
         """Say that this scheduler begins. Raises ValueError if another one has its name."""

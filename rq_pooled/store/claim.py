@@ -1,13 +1,29 @@
-"""What a claim is: one job, popped and marked started by one script, and fenced by its execution id."""
+"""What a claim is, how jobs are claimed, and how the server notes it.
+
+A claim is one job, popped and marked started by one script, and fenced by its execution id.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import NamedTuple
+import random
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
 
+from rq.utils import now, utcformat
+
+from ..config.settings import Settings
 from ..durations import LONGEST
+from ..wire import Command, text
+from .keys import claims_key
+from .scripts import call
 
+#: Bytes of job data after which one claim takes no further job.
+MAX_CLAIM_BYTES = 1024 * 1024
+#: Most jobs of one claim: 200 small ones hold the server for 5 to 8 ms.
+MAX_CLAIM_JOBS = 50
 #: Field of a job's hash: how often its execution ended without an outcome. Gone with the next outcome, and with the
 #: job.
 STALLS = b"rq_pooled_stalls"
@@ -43,3 +59,119 @@ class Claim(NamedTuple):
     def member(self) -> str:
         """Its name in ``rq:wip:<queue>``, which is the claim itself: test it, remove it, and the claim is gone."""
         return f"{self.job_id}:{self.execution_id}"
+
+
+class Limited(NamedTuple):
+    """A queue that has jobs and may not start one, see queue/limits.py."""
+
+    key: str
+    #: Seconds until it may; None where it waits for a running job to end.
+    wait: float | None
+    #: A key that exists until that may have changed.
+    watch: str
+
+
+class Claimed(NamedTuple):
+    """The reply to a claim."""
+
+    suspended: bool
+    #: How many ids stayed in their queue because an execution of the same job is running.
+    held: int
+    #: Ids that were dropped because their job has no data.
+    stale: list[str]
+    claims: list[Claim]
+    limited: list[Limited]
+
+
+class ClaimRequest(NamedTuple):
+    """What a claim was asked with, needed to read its reply."""
+
+    created_at: float
+    slots: list[tuple[str, str]]
+
+    def read(self, reply: Any) -> Claimed:
+        """Return the reply of claim.lua in our terms."""
+        suspended, held, stale, jobs, closed = reply
+        claims = []
+        for (name, execution_id), (key, job_id, queue, raw, *left_out) in zip(self.slots, jobs):
+            fields = dict(zip(raw[::2], raw[1::2]))
+            claims.append(
+                Claim(
+                    text(job_id),
+                    execution_id,
+                    text(queue),
+                    text(key),
+                    name,
+                    self.created_at,
+                    fields,
+                    *map(tuple, left_out),
+                )
+            )
+        limited = [Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed]
+        shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
+        return Claimed(bool(suspended), held, shown, claims, limited)
+
+
+def claim_jobs(
+    settings: Settings, token: str, queue_keys: Sequence[str], strategy: str, names: Sequence[str]
+) -> tuple[Command, ClaimRequest]:
+    """Return the command that claims up to one job for each worker name, and what its reply is read with."""
+    created_at = time.time()
+    slots = [(name, uuid4().hex) for name in names[:MAX_CLAIM_JOBS]]
+    command = call(
+        "claim",
+        queue_keys,
+        utcformat(now()),
+        created_at,
+        settings.heartbeat_ttl,
+        math.ceil(settings.abandon_after),
+        MAX_CLAIM_BYTES,
+        strategy,
+        random.randrange(2**31),
+        claims_key(token),
+        *(word for slot in slots for word in slot),
+    )
+    return command, ClaimRequest(created_at, slots)
+
+
+def known_claims(token: str) -> Command:
+    """Return the command that asks for all claims of a process; its reply is read by ``unknown_claims``."""
+    return ("HGETALL", claims_key(token))
+
+
+def drop_notes(token: str, members: Sequence[bytes]) -> Command:
+    """Return the command that removes notes which are no claims, a thousand at most."""
+    return ("HDEL", claims_key(token), *members[:1000])
+
+
+def forget(token: str, claim: Claim) -> Command:
+    """Return the command that has the server no longer note a claim for a process."""
+    return ("HDEL", claims_key(token), claim.member)
+
+
+def unknown_claims(reply: Sequence[bytes], known: Iterable[str], unreadable: list[bytes] | None = None) -> list[Claim]:
+    """Return the claims in the server's note that are not among ``known`` members: their reply was lost.
+
+    Args:
+        unreadable: gets the members of notes that no claim has written.
+    """
+    members = set(known)
+    claims = []
+    for member, note in zip(reply[::2], reply[1::2]):
+        if text(member) not in members:
+            job_id, _, execution_id = text(member).rpartition(":")
+            try:
+                queue, key, name = _note_of(note)
+            except ValueError:
+                if unreadable is not None:
+                    unreadable.append(member)
+                continue
+            claims.append(Claim(job_id, execution_id, queue, key, name, 0.0, {}))
+    return claims
+
+
+def _note_of(note: bytes) -> tuple[str, str, str]:
+    """Return queue, key and worker name of a claim's note: two lengths go first, since a name may have any bytes."""
+    of_queue, of_key, words = note.split(b" ", 2)
+    end = int(of_queue)
+    return text(words[:end]), text(words[end : end + int(of_key)]), text(words[end + int(of_key) :])

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..foreign import seconds_of
+from .keys import QUEUE
 
 #: Upper bounds of the histograms' buckets in seconds; one more bucket holds what is above the last.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -92,7 +93,7 @@ class Counters:
         """
         now = time.monotonic()
         minutes = max(1.0, now - self._begun_since) / 60
-        rates = {key.removeprefix("rq:queue:"): round(count / minutes, 1) for key, count in self._begun.items()}
+        rates = {key.removeprefix(QUEUE): round(count / minutes, 1) for key, count in self._begun.items()}
         self._begun, self._begun_since = {}, now
         return rates
 

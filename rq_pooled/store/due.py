@@ -1,7 +1,8 @@
 """Due times with their fraction: RQ cuts it off, so a job due in two seconds started after one.
 
-A due time of ours is never a whole number. The promotion takes a whole one for somebody else's, whose fraction is lost,
-and moves that job one second later; see promote.lua. Stock schedulers compare with whole seconds, and are never early.
+A due time of ours is never a whole number. The promotion takes a whole one for a stock client's, whose fraction is
+lost, and moves that job one second later; see promote.lua. Stock schedulers compare with whole seconds, and are never
+early.
 """
 
 from __future__ import annotations

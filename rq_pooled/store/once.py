@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..durations import LONGEST
+from ..wire import raw, text
+from .keys import job_key, once_key, once_running_key
 
 #: Fields of a job's hash: its key, and the seconds for which it stays spent (0: for ever).
 FIELD, TTL_FIELD = "rq_pooled_once", "rq_pooled_once_ttl"
@@ -25,32 +27,27 @@ SPENDER_FIELD = "rq_pooled_once_spender"
 RUNNING_FIELD = "rq_pooled_once_running"
 
 
-def once_key(key: str) -> str:
-    """Return the name under which a spent key is kept."""
-    return f"rq_pooled:once:{key}"
-
-
 def duplicate_of(raw: Mapping[bytes, bytes]) -> str | None:
     """Return the id of the job that spent the key of a claimed job, None if it is to be run."""
     found = raw.get(SPENDER_FIELD.encode())
     return found.decode() if found else None
 
 
-def closing_commands(raw: Mapping[bytes, bytes], job_id: str, succeeded: bool) -> list[list[Any]]:
+def closing_commands(fields: Mapping[bytes, bytes], job_id: str, succeeded: bool) -> list[list[Any]]:
     """Return what is to be recorded together with the outcome of a job, nothing for one that has no key.
 
     NX: what is spent stays spent by whom it was spent, whatever happened to the claim of this job meanwhile.
     """
-    key = raw.get(FIELD.encode())
-    if key is None or RUNNING_FIELD.encode() not in raw:  # a duplicate, or the key is not its own
+    key = fields.get(FIELD.encode())
+    if key is None or RUNNING_FIELD.encode() not in fields:  # a duplicate, or the key is not its own
         return []
     commands: list[list[Any]] = []
     if succeeded:
-        ttl = _seconds(raw.get(TTL_FIELD.encode(), b"0"))
-        commands.append(["SET", b"rq_pooled:once:" + key, job_id, "NX", *(["EX", ttl] if ttl else [])])
-    commands.append(["DEL", b"rq_pooled:once-running:" + key])
-    if DUPLICATE_FIELD.encode() in raw:
-        commands.append(["HDEL", f"rq:job:{job_id}", DUPLICATE_FIELD])
+        ttl = _seconds(fields.get(TTL_FIELD.encode(), b"0"))
+        commands.append(["SET", raw(once_key(text(key))), job_id, "NX", *(["EX", ttl] if ttl else [])])
+    commands.append(["DEL", raw(once_running_key(text(key)))])
+    if DUPLICATE_FIELD.encode() in fields:
+        commands.append(["HDEL", job_key(job_id), DUPLICATE_FIELD])
     return commands
 
 

@@ -7,18 +7,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..wire import Command
-from .scripts import STATS, Scripts
+from .keys import SAMPLES, STATS, stats_key
+from .scripts import call
 
 #: Seconds that the statistics of a web process are kept: one without requests is silent, which is no fault.
 WEB_TTL = 3600.0
 
 
-def publish(scripts: Scripts, process: str, ttl: float, fields: Mapping[str, Any]) -> Command:
+def publish(process: str, ttl: float, fields: Mapping[str, Any]) -> Command:
     """Return the command that publishes ``fields`` for ``ttl`` seconds; values are stored as JSON."""
     words = {name: json.dumps(value, separators=(",", ":")) for name, value in fields.items()}
-    return scripts.publish(f"{STATS}:{process}", ttl, words)
+    return call("publish", [stats_key(process)], ttl, *(word for field in words.items() for word in field))
 
 
 def withdraw(process: str) -> list[Command]:
     """Return the commands that remove what a process has published: it ends."""
-    return [("DEL", f"{STATS}:{process}"), ("ZREM", STATS, f"{STATS}:{process}")]
+    return [("DEL", stats_key(process)), ("ZREM", STATS, stats_key(process))]
+
+
+def note_clients(connected: int, maxclients: int, interval: float) -> Command:
+    """Note the number of clients, unless that was done less than ``interval`` seconds ago."""
+    return call("sample", [SAMPLES], connected, maxclients, interval)

@@ -20,6 +20,7 @@ from ..delays import reconnect_delays
 from ..errors import BudgetExceeded, NotAdmitted, RQPooledError
 from ..monitoring.guard import holders, ours_and_others
 from ..parent.context import Context
+from ..store.workers import admit
 from . import startup
 
 #: Seconds between attempts, growing to the second figure, jittered.
@@ -137,7 +138,7 @@ class Admission:
 
     def _look(self, keep: bool) -> tuple[tuple[int, int], Level]:
         """Return how many starting workers came before and after this one, and how full the server is."""
-        reservation = self._context.scripts.admit(self._token, keep, _RESERVED_FOR)
+        reservation = admit(self._token, keep, _RESERVED_FOR)
         others, info = self._context.command.execute([reservation, ("INFO", "clients")])
         connected, maxclients = read_info(info)
         if maxclients is None and self._settings.guard_maxclients is None:

@@ -14,6 +14,7 @@ from ..config.secrets import message_of
 from ..errors import ServerUnsupported, WorkerNameTaken
 from ..parent.context import Context
 from ..store.statistics import withdraw
+from ..store.workers import unregister_workers
 
 
 def register(context: Context) -> None:
@@ -45,7 +46,7 @@ def unregister(context: Context) -> None:
     if context.command.connected:
         try:
             date = utcformat(now())
-            death = context.scripts.unregister(date, identity.name, identity.queue_names, identity.names)
+            death = unregister_workers(date, identity.name, identity.queue_names, identity.names)
             left = [*withdraw(process_name(context.settings)), *(lease.release() if lease is not None else ())]
             context.command.execute([death, *left])
         except (RedisError, OSError) as error:

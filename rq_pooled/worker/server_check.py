@@ -53,7 +53,7 @@ def check_rights(execute: Callable[[list[Any]], list[Any]], question: Any) -> No
 
     Args:
         execute: sends commands and returns raw replies.
-        question: ``Scripts.rights()``.
+        question: ``store.scripts.rights()``.
 
     Raises:
         ServerUnsupported: some that a worker needs; otherwise it would find out when it has a job.

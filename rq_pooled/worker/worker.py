@@ -41,8 +41,8 @@ from ..pool.registry import get_connection
 from ..process.event_loop import Loop
 from ..queue import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once, before the horses are forked
 from ..store.counters import Counters
-from ..store.ledger import Ledger
-from ..store.scripts import shared_scripts
+from ..store.keys import commands_channel
+from ..store.scripts import load, rights
 from ..wire import Command
 from . import preflight, startup
 from .admission import Admission
@@ -183,16 +183,14 @@ class Worker(rq.worker.Worker):
 
     def _make_context(self, settings: Settings, loop: Loop) -> Context:
         """Return what the parts of the parent share; nothing is connected yet."""
-        scripts = shared_scripts()
-        ledger = Ledger(scripts, settings, uuid4().hex)
-        identity = Identity(self, scripts, ledger, settings.concurrency)
-        command = CommandConnection(self._connector(settings, "command"), scripts.load(), settings.socket_timeout)
+        identity = Identity(self, settings.concurrency)
+        command = CommandConnection(self._connector(settings, "command"), load(), settings.socket_timeout)
         make_listen = self._connector(settings, "listen")
         listen = ListenConnection(
-            lambda: beside(make_listen(), command.server), [f"rq:pubsub:{name}" for name in identity.names]
+            lambda: beside(make_listen(), command.server), [commands_channel(name) for name in identity.names]
         )
         log, lease = WorkerLog(self.log, self.name), self._lease_of(settings)
-        return Context(identity, settings, scripts, ledger, command, listen, loop, log, lease=lease)
+        return Context(identity, settings, uuid4().hex, command, listen, loop, log, lease=lease)
 
     def _begin(self, context: Context, ends: float) -> tuple[int, int, int] | None:
         """Connect and register; return the server's version, None if a stop signal came first."""
@@ -233,7 +231,7 @@ class Worker(rq.worker.Worker):
             startup.connect(command, found)
             if not versions:
                 version = check_server(command.execute)
-                check_rights(command.execute, context.scripts.rights())
+                check_rights(command.execute, rights())
                 versions.append(version)
 
         def close() -> None:

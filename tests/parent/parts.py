@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -22,12 +21,11 @@ from rq_pooled.parent.identity import Identity
 from rq_pooled.parent.slot import Slot, Task
 from rq_pooled.process.event_loop import Timer
 from rq_pooled.store.claim import Claim
-from rq_pooled.store.ledger import NOTHING, Ledger, Outcome
-from rq_pooled.store.scripts import Scripts
+from rq_pooled.store.commit import NOTHING, Outcome
+from rq_pooled.store.scripts import scripts
 
-SCRIPTS = Scripts()
 _NAMES = {
-    hashlib.sha1(SCRIPTS.text(name).encode()).hexdigest(): name
+    scripts()[name].sha1: name
     for name in (
         *("claim", "commit", "heartbeat", "intermediate", "promote", "publish", "push_back", "reads", "register"),
         *("scheduler_due", "stalled"),
@@ -153,13 +151,12 @@ class Stable(list[Slot]):
 def context_of(*, burst: bool = False, **settings: Any) -> Any:
     """The context of a worker ``w`` on the queue ``default``, whose server is a record."""
     ours = Settings(**settings)
-    ledger = Ledger(SCRIPTS, ours, "token")
     worker = Worker(["default"], name="w", connection=Redis())
     worker.birth_date = now()
     worker.scheduler = RQScheduler(["default"], connection=Redis(), name="w")
     log = WorkerLog(logging.getLogger("rq.worker"), "w")
     listen = SimpleNamespace(connected=True, client_id=7, connect=lambda _patience: None, close=lambda: None)
-    parts: Any = (Identity(worker, SCRIPTS, ledger, ours.concurrency), ours, SCRIPTS, ledger, Connection(), listen)
+    parts: Any = (Identity(worker, ours.concurrency), ours, "token", Connection(), listen)
     return Context(*parts, Timers(), log)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from parts import claim_of, context_of, name_of, outcome_of
 
 from rq_pooled.parent.arbiter import Arbiter
 from rq_pooled.parent.exchange import Exchange
-from rq_pooled.store.ledger import Outcome
+from rq_pooled.store.commit import Outcome
 from rq_pooled.wire import Packed
 
 

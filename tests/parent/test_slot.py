@@ -11,7 +11,7 @@ from parts import claim_of, context_of
 
 from rq_pooled.parent.slot import Slot, Task, send_receipt
 from rq_pooled.parent.task_deaths import TaskDeaths
-from rq_pooled.store.ledger import Outcome
+from rq_pooled.store.commit import Outcome
 
 USAGE = getrusage(RUSAGE_SELF)
 

@@ -10,7 +10,7 @@ from redis.exceptions import ResponseError
 from rq_pooled.parent.events import Events
 from rq_pooled.parent.refusals import Refusals
 from rq_pooled.parent.wakeup import POLL_INTERVAL, Wakeup
-from rq_pooled.store.ledger import Limited
+from rq_pooled.store.claim import Limited
 
 
 class Sleeper:

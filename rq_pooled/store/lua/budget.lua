@@ -82,7 +82,7 @@ if granted < wanted then
 elseif wanted > mine then
   redis.call('ZREM', KEYS[4], token)
 end
-local life = math.ceil(term * 1000) + 3600000 -- of the keys, when nobody is left who renews anything
+local life = math.ceil(term * 1000) + 3600000 -- of the keys, when no process is left that renews anything
 for i = 1, 3 do
   redis.call('PEXPIRE', KEYS[i], life)
 end

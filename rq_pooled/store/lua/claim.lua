@@ -44,8 +44,9 @@ end
 -- include numbers
 -- include fits
 -- include read_job
+-- include has_job
 
--- Limits, see queue/limits.py: read in one step for all queues, and not at all where nobody has set any.
+-- Limits, see queue/limits.py: read in one step for all queues, and not at all where none is set.
 local limits, closed, limited = {}, {}, {}
 local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
 if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
@@ -80,7 +81,7 @@ if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
 end
 
 -- Tell whether the queue may start a job now. One that may not, and has jobs, is reported once, with a key that its
--- worker watches while it sleeps. NX: a key that is there already is not touched, so nobody is woken.
+-- worker watches while it sleeps. NX: a key that is there already is not touched, so no worker is woken.
 local function is_open(key)
   local limit = limits[key]
   if not limit or closed[key] then
@@ -226,7 +227,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     taken = has_its_key(fields[2], fields[3]) and taken_keys[fields[1]]
   end
   if running or taken then
-    data = redis.pcall('HEXISTS', job, 'data') == 1
+    data = has_job(job)
   else
     raw, left_out = read_job(job)
     data = left_out ~= nil
@@ -289,7 +290,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     end
     if once and not spender then
       redis.call('SET', 'rq_pooled:once-running:' .. once, #queue .. ' ' .. queue .. member)
-      if timeout and timeout > 0 then -- should nobody be left to take it away
+      if timeout and timeout > 0 then -- where no worker is left to take it away
         redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
       end
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'

@@ -20,6 +20,7 @@ local once, unique, now = ARGV[3], ARGV[4], ARGV[6]
 -- include numbers
 -- include fits
 -- include pass_limit
+-- include expire_job
 
 local life = math.floor(math.min(math.max(1, tonumber(ARGV[5]) or 1), 3155760000000))
 
@@ -82,9 +83,7 @@ for _, first in ipairs(jobs) do
   local job = 'rq:job:' .. id
   redis.call('HSET', job, unpack(ARGV, first + 4, first + 3 + words))
   if ttl then
-    redis.call('EXPIRE', job, ttl)
-    redis.call('EXPIRE', job .. ':dependents', ttl)
-    redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
+    expire_job(id, ttl)
   end
   local last = first + 3 + words
   if not pass_limit(id, ARGV[last + 1], ARGV[last + 2], side == 'L', clock, now) then

@@ -6,13 +6,10 @@
 -- returns     { next cursor, 0 at the end, -1 where another is at it, number of executions removed }
 redis.call('DEL', 'rq_pooled:none')
 -- rights first
-
-local LOCK = 'rq_pooled:lock:ghosts'
-local owner = redis.call('GET', LOCK)
-if owner and owner ~= ARGV[3] then
+-- include is_alone
+if not is_alone(ARGV[3], ARGV[4]) then
   return { '-1', 0 }
 end
-redis.call('SET', LOCK, ARGV[3], 'EX', ARGV[4])
 local reply, removed = redis.call('SCAN', ARGV[1], 'MATCH', 'rq:execution*', 'COUNT', ARGV[2]), 0
 
 -- A claim that stands is left alone whatever its hash looks like: a worker holds it.

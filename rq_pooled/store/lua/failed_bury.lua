@@ -12,11 +12,9 @@
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
 
 -- rights first
-if ARGV[1] ~= '' then
-  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-    return { 'lost' }
-  end
-  redis.call('EXPIRE', KEYS[2], ARGV[2])
+-- include holds
+if not holds(KEYS[2], ARGV[1], ARGV[2]) then
+  return { 'lost' }
 end
 -- include numbers
 local registry, dead, age = KEYS[1], KEYS[3], seconds_of(ARGV[3]) or 1

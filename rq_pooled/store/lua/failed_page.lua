@@ -14,11 +14,10 @@
 --             seen, { { id, score, hash fields (data or nothing, status, ended_at, description, rq_pooled:requeues),
 --             id of the newest result, its error } ... } }
 local MAX_DESCRIPTION = 4096
-if ARGV[1] ~= '' then
-  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-    return { 'lost' }
-  end
-  redis.call('EXPIRE', KEYS[2], ARGV[2])
+-- include holds
+-- include has_job
+if not holds(KEYS[2], ARGV[1], ARGV[2]) then
+  return { 'lost' }
 end
 local registry, seen, limit, budget = KEYS[1], tonumber(ARGV[4]), tonumber(ARGV[6]), tonumber(ARGV[7])
 local start = 0
@@ -40,7 +39,7 @@ for i = 1, #found, 2 do
   if fields.err then
     fields[1], fields[2], fields[3], fields[4] = false, false, false, false -- a key of that name, but no job
   end
-  local exists = redis.pcall('HEXISTS', job, 'data') == 1
+  local exists = has_job(job)
   local data = ''
   if exists and ARGV[8] == '1' and redis.call('HSTRLEN', job, 'data') <= budget then
     data = redis.call('HGET', job, 'data')

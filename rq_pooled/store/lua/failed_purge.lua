@@ -9,11 +9,10 @@
 --             entry is removed) | gone (not in the registry) | changed (not failed, or failed anew) } }
 
 -- rights first
-if ARGV[1] ~= '' then
-  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-    return { 'lost' }
-  end
-  redis.call('EXPIRE', KEYS[2], ARGV[2])
+-- include holds
+-- include has_job
+if not holds(KEYS[2], ARGV[1], ARGV[2]) then
+  return { 'lost' }
 end
 local registry = KEYS[1]
 
@@ -23,7 +22,7 @@ local function purge(id, ended_at)
     return 'gone'
   end
   local fields = redis.pcall('HMGET', job, 'status', 'ended_at', 'group_id')
-  local exists = redis.pcall('HEXISTS', job, 'data') == 1 -- an error: no job, a ghost
+  local exists = has_job(job)
   if exists and ((fields[1] ~= 'failed' and fields[1] ~= 'stopped')
       or (ended_at ~= 'any' and (fields[2] or '') ~= ended_at)) then
     return 'changed'

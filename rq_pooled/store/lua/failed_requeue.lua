@@ -13,11 +13,9 @@
 
 -- rights first
 -- RQ limits
-if ARGV[1] ~= '' then
-  if redis.call('GET', KEYS[2]) ~= ARGV[1] then
-    return { 'lost' }
-  end
-  redis.call('EXPIRE', KEYS[2], ARGV[2])
+-- include holds
+if not holds(KEYS[2], ARGV[1], ARGV[2]) then
+  return { 'lost' }
 end
 local registry, now, times = KEYS[1], ARGV[3], tonumber(ARGV[7])
 local time = redis.call('TIME')

@@ -6,13 +6,10 @@
 -- returns     { next cursor, 0 at the end, -1 where another is at it, number of entries removed }
 redis.call('DEL', 'rq_pooled:none')
 -- rights first
-
-local LOCK = 'rq_pooled:lock:ghosts'
-local owner = redis.call('GET', LOCK)
-if owner and owner ~= ARGV[3] then
+-- include is_alone
+if not is_alone(ARGV[3], ARGV[4]) then
   return { '-1', 0 }
 end
-redis.call('SET', LOCK, ARGV[3], 'EX', ARGV[4])
 local reply, removed = redis.call('ZSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2]), 0
 for i = 1, #reply[2], 2 do
   local id = reply[2][i]

@@ -20,7 +20,7 @@ local slots, claims = tonumber(ARGV[6]), ARGV[7]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 
--- Each command is only tried: one key that has become something else must cost nobody else a lease.
+-- Each command is only tried: one key that has become something else must cost no other job its lease.
 local missing, at = {}, 8
 for _ = 1, slots do
   local worker = 'rq:worker:' .. ARGV[at]
@@ -45,6 +45,7 @@ for _ = 1, slots do
 end
 
 -- include is_running
+-- include has_job
 
 local handed_on, number = {}, 0
 while at <= #ARGV do
@@ -55,19 +56,19 @@ while at <= #ARGV do
   if redis.pcall('ZSCORE', 'rq:wip:' .. queue, member) then
     redis.pcall('ZADD', 'rq:wip:' .. queue, 'XX', clock + abandon_after, member)
     redis.pcall('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
-    -- Never recreate a hash that somebody deleted: half an execution makes Job.delete raise.
+    -- Never recreate a hash that was deleted: half an execution makes Job.delete raise.
     if redis.pcall('EXISTS', 'rq:execution:' .. member) == 1 then
       redis.pcall('HSET', 'rq:execution:' .. member, 'last_heartbeat', now_seconds)
       redis.pcall('EXPIRE', 'rq:execution:' .. member, abandon_after)
       redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
       redis.pcall('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
     end
-    if redis.pcall('HEXISTS', 'rq:job:' .. id, 'data') == 1 then
+    if has_job('rq:job:' .. id) then
       redis.pcall('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
     end
   else
     -- Cancelled or deleted: it runs on, as in RQ, also when it has written its old status since (job.save()). Else the
-    -- job is in its queue again, or somebody else's by now.
+    -- job is in its queue again, or another worker's by now.
     local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
     local runs_on = not status or type(status) == 'table' or status == 'canceled' or status == 'stopped'
       or (status == 'started' and not is_running(id, queue))

@@ -9,26 +9,25 @@
 -- ARGV[6]     L or R (front or back)           ARGV[7]  ttl of the job, -1 for none
 -- ARGV[8]     number of jobs that it depends on, ARGV[9..] their ids
 -- then        field, value ... of the job's hash
--- returns     moved | deferred (a job that it depends on is unfinished) | gone (deleted) | changed (moved by somebody else,
---             cancelled, or given another time) | locked (the lock is somebody else's) | unfit (its next time is out of
+-- returns     moved | deferred (a job that it depends on is unfinished) | gone (deleted) | changed (moved by another one,
+--             cancelled, or given another time) | locked (another one has the lock) | unfit (its next time is out of
 --             range, or a key to write to is of another type): nothing was done
 
 -- rights first
 -- RQ limits
+-- include holds
+-- include has_job
 local scheduled, lock, queue = KEYS[1], KEYS[2], KEYS[3]
 local token, id, due, next_time = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
 local dependencies = tonumber(ARGV[8])
 local job = 'rq:job:' .. id
-if token ~= '' then
-  if redis.call('GET', lock) ~= token then
-    return 'locked'
-  end
-  redis.call('EXPIRE', lock, ARGV[2])
+if not holds(lock, token, ARGV[2]) then
+  return 'locked'
 end
 if due ~= '' and tonumber(redis.call('ZSCORE', scheduled, id) or '') ~= tonumber(due) then
   return 'changed'
 end
-if redis.pcall('HEXISTS', job, 'data') ~= 1 then -- an error: no job
+if not has_job(job) then
   redis.call('ZREM', scheduled, id)
   return 'gone'
 end
@@ -42,6 +41,7 @@ end
 -- include numbers
 -- include fits
 -- include pass_limit
+-- include expire_job
 
 local deferred = 'rq:deferred:' .. string.sub(queue, 10)
 local depends_on = 'rq:job::' .. id .. ':dependencies'
@@ -67,9 +67,7 @@ if waits then
   end
 end
 if ttl then
-  redis.call('EXPIRE', job, ttl)
-  redis.call('EXPIRE', job .. ':dependents', ttl)
-  redis.call('EXPIRE', depends_on, ttl)
+  expire_job(id, ttl)
 end
 if next_time == '' then
   redis.call('ZREM', scheduled, id)

@@ -9,7 +9,7 @@ redis.call('DEL', 'rq_pooled:none')
 
 local abandon_after = tonumber(ARGV[1])
 local clock = tonumber(redis.call('TIME')[1])
-local SKEW = 60 -- RQ's clean-up goes by the clock of whoever runs it
+local SKEW = 60 -- RQ's clean-up goes by the clock of the worker that runs it
 local MAX_CLAIMS = 10000
 local postponed = 0
 for _, key in ipairs(KEYS) do

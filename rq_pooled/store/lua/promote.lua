@@ -7,7 +7,7 @@
 -- ARGV[5]     jobs per queue at most
 -- ARGV[6..]   field, value ... of the hash rq:scheduler:<name>
 --
--- A due time of ours has a fraction, and is due at it. A whole one is somebody else's, who has cut the fraction off: it is
+-- A due time of ours has a fraction, and is due at it. A whole one was written elsewhere, where the fraction is cut off: it is
 -- due a second later, never early.
 --
 -- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due, milliseconds after which
@@ -31,6 +31,7 @@ end
 -- include numbers
 -- include fits
 -- include pass_limit
+-- include expire_job
 
 for _, scheduled in ipairs(KEYS) do
   local queue = string.sub(scheduled, 14)
@@ -66,9 +67,7 @@ for _, scheduled in ipairs(KEYS) do
         end
         local ttl = seconds_of(fields[3])
         if ttl then
-          redis.call('EXPIRE', job, ttl)
-          redis.call('EXPIRE', job .. ':dependents', ttl)
-          redis.call('EXPIRE', 'rq:job::' .. id .. ':dependencies', ttl)
+          expire_job(id, ttl)
         end
         local ran_before = fields[6] and fields[6] ~= ''
         local at_front = fields[4] == '1' or (fields[5] == '1' and ran_before)

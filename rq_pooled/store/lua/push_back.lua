@@ -6,7 +6,7 @@
 -- ARGV[5..]   per claim: job id, execution id, wip queue, worker name, queue key to push to
 -- returns     number of jobs that were put back
 --
--- A job that would exceed its stalls stays claimed, with its lease ended: whoever looks for stalled claims next fails
+-- A job that would exceed its stalls stays claimed, with its lease ended: the next look for stalled claims fails
 -- it. One whose queue cannot take it stays claimed, too, until it can.
 -- As in commit.lua, a write that the server never denies comes first.
 redis.call('DEL', 'rq_pooled:none')
@@ -14,6 +14,7 @@ redis.call('DEL', 'rq_pooled:none')
 
 -- include numbers
 -- include fits
+-- include has_job
 -- include no_execution
 
 local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
@@ -28,7 +29,7 @@ for at = #ARGV - 4, 5, -5 do
   if stands and ((stalls + begun > max_stalls and stalls + begun > 0) or not fits(key, 'list')) then
     redis.pcall('ZADD', 'rq_pooled:leases:' .. queue, 0, member)
   else
-    if redis.pcall('ZREM', 'rq:wip:' .. queue, member) == 1 and redis.pcall('HEXISTS', job, 'data') == 1 then
+    if redis.pcall('ZREM', 'rq:wip:' .. queue, member) == 1 and has_job(job) then
       redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
       if begun == 1 then
         redis.call('HSET', job, 'rq_pooled_stalls', stalls + 1)

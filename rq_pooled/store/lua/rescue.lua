@@ -16,7 +16,7 @@ for at = 2, #ARGV, 2 do
   local fields = redis.pcall('HMGET', job, 'data', 'status', 'origin', 'enqueued_at')
   if fields[1] and fields[2] == 'queued' and fields[3] and fields[4] == enqueued_at then
     local key = 'rq:queue:' .. fields[3]
-    -- Where one of these is no list, nobody can tell.
+    -- Where one of these is no list, it cannot be told.
     local listed = not fits(key, 'list') or not fits(key .. ':intermediate', 'list')
     listed = listed or redis.call('LPOS', key, id) or redis.call('LPOS', key .. ':intermediate', id)
     for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do

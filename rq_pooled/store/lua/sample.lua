@@ -1,5 +1,5 @@
 -- Note how many clients the server has, and how many connections of each role our processes have published, unless
--- somebody did a moment ago: one line for all workers, for an hour.
+-- another worker did a moment ago: one line for all workers, for an hour.
 --
 -- KEYS[1]     list of samples, newest first: JSON [server time, clients, most clients or 0, {role: connections}]
 -- ARGV[1]     clients      ARGV[2]  most clients, 0 if unknown

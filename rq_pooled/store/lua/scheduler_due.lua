@@ -1,8 +1,8 @@
--- Take rq-scheduler's lock if one of its jobs is due and nobody holds it.
+-- Take rq-scheduler's lock if one of its jobs is due and no other holds it.
 --
 -- KEYS[1]     rq:scheduler:scheduled_jobs      KEYS[2]  rq:scheduler_lock
 -- ARGV[1]     the lock's value while it is ours, ARGV[2] its life, seconds
--- returns     number of jobs that are due, 0 if the lock is somebody else's
+-- returns     number of jobs that are due, 0 if another one has the lock
 
 -- rights first
 local time = redis.call('TIME')

@@ -1,4 +1,4 @@
--- Find claims whose lease is over: nobody renews them, so whoever held them is dead, cut off or stopped. Their jobs go
+-- Find claims whose lease is over: they are not renewed, so their worker is dead, cut off or stopped. Their jobs go
 -- back to the front of their queues. One that has stalled too often is claimed for the caller, who is to fail it.
 --
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller; other queues known to RQ are looked at, too
@@ -49,6 +49,7 @@ end
 
 -- include numbers
 -- include fits
+-- include has_job
 -- include read_job
 
 local function forget(queue, id, execution)
@@ -83,7 +84,7 @@ for _, queue in ipairs(queues) do
     local key = id and way_back(member, queue)
     if not id then
       redis.call('ZREM', leases, member) -- no claim of anybody's
-    elseif not redis.call('ZSCORE', 'rq:wip:' .. queue, member) or redis.pcall('HEXISTS', job, 'data') ~= 1 then
+    elseif not redis.call('ZSCORE', 'rq:wip:' .. queue, member) or not has_job(job) then
       forget(queue, id, execution) -- cancelled or deleted while it ran
     elseif not key then
       left = left - 1

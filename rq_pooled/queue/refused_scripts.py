@@ -1,4 +1,4 @@
-"""Runs our scripts from processes that are no worker's parent: web processes, commands, the scheduler."""
+"""Which servers run no scripts: jobs are enqueued there in RQ's own way."""
 
 from __future__ import annotations
 
@@ -8,11 +8,9 @@ import weakref
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import NoScriptError, ResponseError
+from redis.exceptions import ResponseError
 
 from ..config.secrets import message_of
-from ..wire import Command, encoded
-from .scripts import shared_scripts
 
 log = logging.getLogger("rq_pooled.queue")
 
@@ -41,24 +39,7 @@ def refuses_scripts(connection: Redis, error: Exception | None = None) -> bool:
     _refusing.add(pool)
     log.warning(
         "the server refuses scripts (%s): jobs are enqueued in RQ's own way, and an enqueue that is repeated after a "
-        "lost "
-        "reply may double its job; allow EVAL, EVALSHA and SCRIPT LOAD",
+        "lost reply may double its job; allow EVAL, EVALSHA and SCRIPT LOAD",
         message_of(error),
     )
     return True
-
-
-def run_script(connection: Redis, command: Command) -> Any:
-    """Send a command of ``Scripts`` and return its reply; one round trip where the server knows the script.
-
-    Raises:
-        redis.exceptions.RedisError: as any command.
-    """
-    client: Any = connection  # whose method redis-py leaves untyped
-    command = encoded(command)
-    try:
-        return client.execute_command(*command)
-    except NoScriptError:  # nothing was done
-        for load in shared_scripts().load():
-            client.execute_command(*load)
-        return client.execute_command(*command)

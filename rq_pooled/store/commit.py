@@ -1,0 +1,130 @@
+"""What is recorded of a job that ran, and the scripts that prepare and record it."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from base64 import b64encode
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rq.defaults import DEFAULT_FAILURE_TTL
+from rq.registry import FailedJobRegistry
+from rq.results import Result
+from rq.utils import now, utcformat
+
+from ..durations import LONGEST
+from ..rq_api import release_commands
+from ..wire import Command, Packed, Word, pack_runs
+from .claim import STALLS, Claim
+from .keys import aside_key, claims_key, job_key, registry_key, worker_key
+from .scripts import call
+
+RawCommand = Sequence[bytes]
+
+NOTHING = (0, Packed(0, b""))
+
+
+@dataclass
+class Outcome:
+    """What is to be recorded for a claim, packed: the parent only passes it on."""
+
+    claim: Claim
+    #: The job's status after it: only whether it is ``failed`` matters here.
+    status: str
+    #: Reads that have to give the same reply still, as commit.lua takes them, and how many.
+    guards: tuple[int, Packed]
+    #: The commands that RQ's handler chose, likewise.
+    commands: tuple[int, Packed]
+    #: Further commands, which enqueue dependents; they are made anew when a guard's reply has changed.
+    dependents: tuple[int, Packed] = NOTHING
+    #: The slot and its task whose horse waits to hear that it was recorded, if one does.
+    receipt_for: Any = None
+    #: How often its guards' replies had changed.
+    changes: int = 0
+    #: How often the server was asked to record it.
+    attempts: int = 0
+    #: How often the server refused it.
+    refusals: int = 0
+    #: How often the connection was lost while it was on its way.
+    losses: int = 0
+    #: It was recorded once already, by a server that may have lost its last seconds since.
+    again: bool = False
+
+    def words(self) -> list[Word | Packed]:
+        """Return it as commit.lua takes it."""
+        claim = self.claim
+        counts = (self.guards[0], self.commands[0] + self.dependents[0])
+        packed = (self.guards[1], self.commands[1], self.dependents[1])
+        # What is sent again says nothing about what its worker does now.
+        name = "" if self.again else claim.worker_name
+        return [claim.job_id, claim.execution_id, claim.queue, name, *counts, *packed]
+
+    def size(self) -> int:
+        """Return about how many bytes it holds."""
+        return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents))
+
+    def on_recorded(self) -> None:
+        """Keep what is needed to record it again; not the job's data, which may be large."""
+        self.claim, self.again = self.claim._replace(raw={}), True
+
+
+def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:
+    """Return a part of an outcome as it travels between parent and horse."""
+    return (part[0], *part[1])
+
+
+def packed(part: Sequence[Any]) -> tuple[int, Packed]:
+    """Return what ``flat`` was given."""
+    number, count, data = part
+    return number, Packed(count, data)
+
+
+def commit_outcomes(token: str, outcomes: Iterable[Outcome]) -> Command:
+    """Return the command that records outcomes; its reply has one word for each, see commit.lua."""
+    words = [word for outcome in outcomes for word in outcome.words()]
+    return call("commit", (), utcformat(now()), claims_key(token), *words)
+
+
+def set_aside(member: str, queue: str, life: int, values: Iterable[tuple[str, Word]]) -> Command:
+    """Put large values of a claim's outcome aside, each (field, value), for so many seconds."""
+    words = [word for value in values for word in value]
+    return call("aside", (aside_key(member), registry_key("wip", queue)), member, life, *words)
+
+
+def guarded_reads(commands: Iterable[RawCommand]) -> Command:
+    """Read, with a digest per reply."""
+    return call("reads", (), pack_runs(commands))
+
+
+def bare_failure(claim: Claim, reason: str) -> Outcome:
+    """Return the plainest failure of a job that RQ's own code cannot even be given.
+
+    Only for jobs whose hash makes every horse fail that rebuilds it: without this, they would be claimed and
+    buried for ever. Written as RQ writes a failed job, but for the fields that only a Job could compute.
+    """
+    job, registry = job_key(claim.job_id), FailedJobRegistry.key_template.format(claim.queue)
+    ended = utcformat(now())
+    error = zlib.compress(reason.encode(errors="backslashreplace"))
+    commands: list[tuple[Word, ...]] = [
+        ("HSET", job, "status", "failed", "ended_at", ended, "exc_info", error),
+        ("ZADD", registry, _failure_score(claim.raw), claim.job_id),
+        ("XADD", Result.get_key(claim.job_id), "MAXLEN", "~", 10, "*", "type", Result.Type.FAILED.value)
+        + ("worker_name", claim.worker_name, "exc_string", b64encode(error)),
+        ("HINCRBY", worker_key(claim.worker_name), "failed_job_count", 1),
+        ("HDEL", job, STALLS),
+        *release_commands(claim.raw, claim.job_id, ended),
+    ]
+    return Outcome(claim, "failed", NOTHING, (len(commands), pack_runs(commands)))
+
+
+def _failure_score(raw: Mapping[bytes, bytes]) -> int:
+    """Return the score of a failed job as RQ's registry computes it: a negative one, which its clean-up leaves, for
+    ever.
+    """
+    try:
+        ttl = min(int(raw[b"failure_ttl"]), LONGEST)
+    except (KeyError, ValueError):
+        ttl = DEFAULT_FAILURE_TTL
+    return max(ttl, -LONGEST) if ttl < 0 else int(time.time()) + ttl

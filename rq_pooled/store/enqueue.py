@@ -1,0 +1,28 @@
+"""How jobs are enqueued in one step where something may speak against it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..wire import Command, Word
+from .scripts import call
+
+
+def enqueue_jobs(
+    queue_key: str,
+    max_length: int | None,
+    replace: bool,
+    once: str | None,
+    unique: str | None,
+    unique_for: float,
+    now: str,
+    jobs: Iterable[tuple[str, bool, int | None, Sequence[Word], tuple[str, int]]],
+) -> Command:
+    """Enqueue jobs, each (id, at front, ttl, field and value ..., limit), all or none; the keys are as in the
+    header.
+    """
+    limit = -1 if max_length is None else max_length
+    words: list[Word] = [limit, int(replace), once or "", unique or "", max(1, round(unique_for * 1000)), now]
+    for job_id, at_front, ttl, fields, limit_of_job in jobs:
+        words += [job_id, "L" if at_front else "R", ttl or -1, len(fields), *fields, *limit_of_job]
+    return call("enqueue", (queue_key,), *words)

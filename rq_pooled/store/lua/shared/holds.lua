@@ -1,0 +1,9 @@
+-- Tell whether a lock is its caller's still, and renew it. A caller without a name needs none.
+local function holds(lock, owner, life)
+  if owner ~= '' and redis.call('GET', lock) ~= owner then
+    return false
+  elseif owner ~= '' then
+    redis.call('EXPIRE', lock, life)
+  end
+  return true
+end

@@ -1,0 +1,25 @@
+"""How RQ's scheduled jobs come into their queues."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from rq.utils import now, utcformat
+
+from ..wire import Command
+from .keys import registry_key
+from .scripts import call
+
+#: Life of a scheduler lock, as RQ's own: its interval of one second plus 60.
+SCHEDULER_LOCK_TTL = 61
+#: Jobs per queue that one promotion moves; when there are more, it is called again at once.
+MAX_PROMOTED = 100
+#: What RQ's scheduler gives to a job without a timeout.
+DEFAULT_TIMEOUT = 180
+
+
+def promote(queues: Iterable[str], name: str, fields: Mapping[str, str]) -> Command:
+    """Return the command that moves due scheduled jobs, as the scheduler with this name and these hash fields."""
+    keys = [registry_key("scheduled", queue) for queue in queues]
+    words = [word for field in fields.items() for word in field]
+    return call("promote", keys, name, SCHEDULER_LOCK_TTL, utcformat(now()), DEFAULT_TIMEOUT, MAX_PROMOTED, *words)
