@@ -11,5 +11,7 @@ import sys
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
-if str(TESTS) not in sys.path:  # for ``support``: pytest puts it there, ``python -m`` does not
-    sys.path.insert(0, str(TESTS))
+# pytest puts them there, ``python -m`` does not.
+for _folder in (TESTS, TESTS / "support", TESTS / "support" / "jobs"):
+    if str(_folder) not in sys.path:
+        sys.path.insert(0, str(_folder))

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from support import TESTS, wait_until
+from support import ROOT, wait_until
 
 from . import journal, table
 from .jobs import QUEUE
@@ -216,7 +216,7 @@ def run_one(name: str, contender: str, directory: Path) -> dict[str, Any]:
 def _in_process(name: str, contender: str) -> dict[str, Any]:
     """Run one fault in a process of its own, so that several can run at once."""
     command = [sys.executable, "-m", __spec__.name if __spec__ else "tests.chaos.faults", "--one", name, contender]
-    done = subprocess.run(command, check=False, cwd=TESTS.parent, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=240)
     if done.returncode:
         return {
             "name": name,

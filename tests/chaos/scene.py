@@ -16,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq import Queue
-from support import TESTS, WorkerProcess, wait_until
+from support import PYTHONPATH, TESTS, WorkerProcess, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -112,7 +112,7 @@ class Scene:
     def start(self, number: int = JOBS, *, queues: tuple[str, ...] = (QUEUE,), worker_class: str = "") -> None:
         """Start workers for ``number`` jobs at once, without waiting for them."""
         env = {**os.environ, "PYTHONUNBUFFERED": "1", journal.VARIABLE: str(self.journal)}
-        env["PYTHONPATH"] = os.pathsep.join([str(TESTS), str(TESTS.parent), env.get("PYTHONPATH", "")])
+        env["PYTHONPATH"] = os.pathsep.join([str(TESTS), PYTHONPATH, env.get("PYTHONPATH", "")])
         env |= {f"RQ_POOLED_{name}": str(value) for name, value in OURS.items()}
         ours = self.contender == "ours"
         if ours:

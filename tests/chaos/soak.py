@@ -15,7 +15,7 @@ from pathlib import Path
 
 from redis import Redis
 from rq import Queue
-from support import TESTS, WorkerProcess, running_worker
+from support import ROOT, TESTS, WorkerProcess, running_worker
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -98,6 +98,8 @@ def soak(
     queue = Queue(QUEUE, connection=redis)
     first: Look | None = None
     enqueued = recorded = 0
+    # Its jobs are those of this folder.
+    settings = {"PYTHONPATH": str(TESTS), **settings}
     with running_worker(url, QUEUE, log=log, concurrency=concurrency, **settings) as worker:
         began = progress = time.monotonic()
         next_word = jobs // 10
@@ -157,7 +159,7 @@ def main() -> int:
         and result.last.connections <= result.first.connections
     )
     if options.write:
-        page = TESTS.parent / "docs" / "reliability.md"
+        page = ROOT / "docs" / "reliability.md"
         text = (
             f"On {date.today()}, {options.jobs} jobs, concurrency {options.concurrency}:\n\n- {result.first}\n- "
             f"{result.last}\n"

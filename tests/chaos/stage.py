@@ -11,7 +11,7 @@ from pathlib import Path
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
-from support import TESTS, WorkerProcess
+from support import PYTHONPATH, TESTS, WorkerProcess
 
 from rq_pooled.embedded import EmbeddedServer
 
@@ -116,7 +116,7 @@ class Stage:
         name = f"chaos-{len(self.members) + 1}"
         path = [str(self._engine)] if self._engine else []
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "CHAOS_JOURNAL": str(self._journal)}
-        env["PYTHONPATH"] = os.pathsep.join([*path, str(TESTS), str(TESTS.parent), env.get("PYTHONPATH", "")])
+        env["PYTHONPATH"] = os.pathsep.join([*path, str(TESTS), PYTHONPATH, env.get("PYTHONPATH", "")])
         env |= {f"RQ_POOLED_{name}": str(value) for name, value in SETTINGS.items()}
         env["RQ_POOLED_CONCURRENCY"] = str(CONCURRENCY)
         command = [sys.executable, "-m", "rq.cli", "worker", "--url", self.server.url, "--name", name]

@@ -8,11 +8,11 @@ from datetime import date
 from importlib.metadata import version
 from typing import Any
 
-from support import TESTS
+from support import ROOT
 
 from rq_pooled.embedded import find_server
 
-PAGE = TESTS.parent / "docs" / "reliability.md"
+PAGE = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- faults: begin, written by `make reliability` -->", "<!-- faults: end -->"
 _ROW = re.compile(r"^\| <!-- ([\w-]+) --> (.*?) \| (.*?) \| (.*?) \|$", re.MULTILINE)
 
