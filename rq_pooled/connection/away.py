@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import re
 
-from redis.exceptions import BusyLoadingError, ClusterDownError, NoPermissionError, ReadOnlyError, TryAgainError
+from redis.exceptions import (
+    BusyLoadingError,
+    ClusterDownError,
+    NoPermissionError,
+    ReadOnlyError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -46,6 +53,12 @@ def check_away(error: Exception) -> None:
     """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
     if is_away(error):
         raise ServerAway(str(error)) from error
+
+
+def check_lost(error: Exception) -> None:
+    """Raise ``error`` unless it means that the server is away for now: a lost connection, or a reply that says so."""
+    if not isinstance(error, LOST) and not (isinstance(error, ResponseError) and is_away(error)):
+        raise error
 
 
 def is_away(error: BaseException) -> bool:

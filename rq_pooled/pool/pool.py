@@ -1,9 +1,8 @@
 """The bounded pool of a web process or horse: taking connections, giving them back, renewing them, and forks.
 
 Waits are bounded and end in ``PoolExhausted``; what cannot connect ends in ``ServerUnreachable``, and nothing was sent
-then. There is no thread: whatever is due (idle connections, leaks, statistics) is looked at when a connection is taken
-or returned. A connection that cannot be opened now is waited for. Locks are made with each pool, never at import, so
-gevent may patch after importing this.
+then. There is no thread: what is due is looked at when a connection is taken or returned. Locks are made with each
+pool, so gevent may patch after importing this. It is long since redis-py's pool, whose methods it replaces, is a class.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""``Scheduler``: rq-scheduler on the shared pool, whose moves are atomic and which survives a lost server."""
+"""``Scheduler``: rq-scheduler on the shared pool, whose moves are atomic and which survives a lost server.
+
+It is long since it takes the place of one class of rq-scheduler, method by method.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,13 @@ from typing import Any
 from uuid import uuid4
 
 from redis import Redis
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from ..config.secrets import message_of
 from ..config.settings import Settings
-from ..connection.away import LOST, check_away
+from ..connection.away import check_lost
 from ..delays import reconnect_delays
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..pool.registry import get_connection
@@ -322,7 +324,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
                     try:
                         wait = self._round()
                     except RedisError as error:
-                        _check_lost(error)
+                        check_lost(error)
                         if away_since is None:
                             away_since, delays = time.monotonic(), reconnect_delays(base, cap)
                             self.log.error("lost the server (%s); trying again", message_of(error))
@@ -386,15 +388,3 @@ def _epoch(until: Any) -> Any:
     if isinstance(until, datetime):
         return int(until.replace(tzinfo=until.tzinfo or timezone.utc).timestamp())
     return until
-
-
-def _check_lost(error: RedisError) -> None:
-    """Return if ``error`` means that the server is away for now; raise it if it does not."""
-    if isinstance(error, LOST):
-        return
-    if isinstance(error, ResponseError):
-        with contextlib.suppress(RedisConnectionError):
-            check_away(error)
-            raise error
-        return
-    raise error

@@ -75,6 +75,20 @@ def test_a_package_re_exports_only(package: str) -> None:
     assert all(isinstance(node, ast.ImportFrom) and node.level == 1 for node in body[1:-1])
 
 
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_a_module_is_short(name: str) -> None:
+    """A module has at most 400 lines; above 300 its docstring says why it is long."""
+    text = MODULES[name].read_text()
+    lines = text.count("\n")
+    assert lines <= 400
+    assert lines <= 300 or " long" in (ast.get_docstring(ast.parse(text)) or "")
+
+
+def test_the_root_is_a_hall() -> None:
+    """Few modules stand at the root, beside the packages."""
+    assert len([name for name in MODULES if "." not in name]) <= 20
+
+
 @pytest.mark.parametrize("name", ["flask", "pool", "queue"])
 def test_a_web_process_loads_no_worker(name: str) -> None:
     """What web processes import loads nothing of the worker, its parent or its horses; the package alone loads
