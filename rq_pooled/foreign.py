@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any
+
+from redis.exceptions import ResponseError
 
 from .wire import text
 
@@ -113,6 +117,18 @@ def _cut(data: bytes, size: int) -> bytes:
 def is_wrong_type(error: Exception) -> bool:
     """Tell whether the server said, to a command or a script, that a key is of another type."""
     return "WRONGTYPE" in str(error)
+
+
+@contextmanager
+def names_key(key: str) -> Iterator[None]:
+    """Name the key, in the error of the server, where a command inside finds one of another type."""
+    try:
+        yield
+    except ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        text = f"WRONGTYPE {key} is of another type than it should be: find out what writes it, and delete it"
+        raise ResponseError(text) from error
 
 
 def replies_of(pipeline: Any) -> list[Any]:

@@ -11,7 +11,7 @@ from rq.results import Result
 
 from ..deadline import current
 from ..errors import ConfigurationError
-from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
+from ..foreign import names_key, plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
 from ..store.keys import QUEUE, QUEUES, job_key
@@ -62,7 +62,8 @@ def failed_jobs(
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
-    known = [queue] if queue is not None else [text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)]
+    with names_key(QUEUES):
+        known = [queue] if queue is not None else [text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)]
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
     total, unreadable, entries = _entries(client, sorted(set(known)), offset, scanned)
     jobs: list[dict[str, Any]] = []

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis import Redis
+from redis.exceptions import ResponseError
 
-from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, whole_number
+from ..foreign import MAX_VALUE, is_number, is_wrong_type, plain, printable, replies_of, whole_number
 from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
@@ -56,7 +57,15 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
         unreadable: is given the names of entries that are something else; they are left out.
     """
     now = server_time(client)
-    keys: list[Any] = sorted(client.zrangebyscore(STATS, now, "+inf"))
+    keys: list[Any] = []
+    try:
+        keys = sorted(client.zrangebyscore(STATS, now, "+inf"))
+    except ResponseError as error:
+        # Of another type: each process makes it anew with its next heartbeat.
+        if not is_wrong_type(error):
+            raise
+        if unreadable is not None:
+            unreadable.append(STATS)
     found = []
     for start in range(0, len(keys), _PAGE):
         pipeline = client.pipeline(transaction=False)

@@ -17,7 +17,7 @@ from rq.registry import (
     StartedJobRegistry,
 )
 
-from ..foreign import plain, replies_of, seconds_of
+from ..foreign import names_key, plain, replies_of, seconds_of
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
 from ..store.keys import (
@@ -64,7 +64,8 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     """
     check_prefix()
     client = connection or get_connection()
-    names = sorted({text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)})
+    with names_key(QUEUES):
+        names = sorted({text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)})
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists(SUSPENDED)

@@ -21,9 +21,9 @@ from .exchange import Exchange
 from .slots import Slots
 from .wakeup import Wakeup
 
-#: How often the connection may be lost before a claim of a job is answered, and bytes of its data from which on the
-#: answer may be the reason: then the job fails.
-MAX_UNANSWERED, BLAMED_FROM = 4, 64 * 1024
+#: How often the connection may be lost before a claim of a job is answered, and bytes of its hash from which on the
+#: answer may be the reason: then the job fails. A server keeps 16 kB of replies that no limit counts.
+MAX_UNANSWERED, BLAMED_FROM = 4, 16 * 1024
 #: Jobs of which that is counted.
 MAX_COUNTED = 1000
 
@@ -117,18 +117,20 @@ class Recovery:
             return
 
         def on_replies(replies: list[Any]) -> None:
-            size = replies[0] if isinstance(replies[0], int) else 0
+            size = max((reply for reply in replies if isinstance(reply, int)), default=0)
             lost = self._unanswered.pop(first.job_id, 0)
             if size < BLAMED_FROM:
                 self.push_back(claims)
                 return
             reason = (
-                f"the connection was lost {lost} times while the job, with {size} bytes of arguments, was read "
+                f"the connection was lost {lost} times while the job, a hash of {size} bytes, was read "
                 f"({self._loss}): keep large arguments elsewhere, or raise the server's client-output-buffer-limit"
             )
             self._context.log.error("job %s: %s; failing it", first.job_id, reason, worker=first.worker_name)
             self._committer.add(bare_failure(first, reason))
             self._wakeup.wake()
 
-        question = ("HSTRLEN", job_key(first.job_id), "data")
-        self._context.command.submit(Exchange([question], on_replies, lambda _error: self._recover()))
+        # Any field may be large. Where MEMORY is not allowed, the arguments are looked at.
+        key = job_key(first.job_id)
+        questions = [("HSTRLEN", key, "data"), ("MEMORY", "USAGE", key, "SAMPLES", "0")]
+        self._context.command.submit(Exchange(questions, on_replies, lambda _error: self._recover()))

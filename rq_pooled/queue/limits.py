@@ -14,6 +14,7 @@ from redis import Redis
 
 from ..durations import parse_duration, show_duration
 from ..errors import ConfigurationError
+from ..foreign import names_key
 from ..store.keys import LIMITS
 from ..store.limits import change_limit
 from ..store.scripts import run_script
@@ -105,7 +106,9 @@ def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None)
         unreadable: is given what else stands there, by queue: claim.lua, too, takes it for no limit.
     """
     found = {}
-    for name, text in sorted(connection.hgetall(LIMITS).items()):
+    with names_key(LIMITS):
+        written = connection.hgetall(LIMITS)
+    for name, text in sorted(written.items()):
         limit = _read(text)
         if limit is not None:
             found[text_of(name)] = limit

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from ..foreign import is_wrong_type, seconds_of
+from ..foreign import is_wrong_type, names_key, seconds_of
 from ..store.keys import JOB, QUEUES, job_key
 from ..store.repair import rescue_jobs
 from ..store.scripts import run_script
@@ -100,7 +100,9 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
 
 def _listed(connection: Redis) -> Iterator[str]:
     """Yield the ids in all queues and intermediate lists."""
-    for queue in map(raw, connection.smembers(QUEUES)):
+    with names_key(QUEUES):
+        queues = connection.smembers(QUEUES)
+    for queue in map(raw, queues):
         for key in (queue, queue + b":intermediate"):
             start = 0
             # Overlapping pages: what others pop meanwhile moves the rest to the front.

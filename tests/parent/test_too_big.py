@@ -59,18 +59,27 @@ def test_a_result_that_the_server_does_not_take_fails_alone(
         assert worker.stop() == 0
 
 
-def test_arguments_that_the_server_does_not_send_fail_alone(
-    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+@pytest.mark.parametrize(
+    ("limit", "call"),
+    [
+        ("300kb", {"args": (os.urandom(MB),)}),  # RQ compresses what it can
+        ("100kb", {"args": ("x",), "meta": {"large": os.urandom(150_000).hex()}}),
+        ("40kb", {"args": (os.urandom(60_000),)}),
+    ],
+    ids=["arguments", "meta", "small"],
+)
+def test_a_job_that_the_server_does_not_send_fails_alone(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path, limit: str, call: dict[str, Any]
 ) -> None:
-    """A job at whose data the server closes the connection fails with the reason; jobs claimed together with it run
+    """A job at whose hash the server closes the connection fails with the reason; jobs claimed together with it run
     once.
     """
-    server = start_server({"client-output-buffer-limit": "normal 300kb 0 0"})
+    server = start_server({"client-output-buffer-limit": f"normal {limit} 0 0"})
     redis = server.client()
     queue = Queue(connection=redis)
     for i in range(3):
         queue.enqueue(jobs.announce, "runs", job_id=f"small-{i}")
-    queue.enqueue(jobs.length, os.urandom(MB), job_id="big")  # RQ compresses what it can
+    queue.enqueue_call(jobs.length, job_id="big", **call)
     for i in range(3, 6):
         queue.enqueue(jobs.announce, "runs", job_id=f"small-{i}")
     with running_worker(server.url, log=tmp_path / "log", concurrency=4) as worker:
@@ -80,7 +89,7 @@ def test_arguments_that_the_server_does_not_send_fail_alone(
         assert redis.llen("runs") == 6
         newest = redis.xrevrange("rq:results:big", count=1)
         assert newest and redis.zscore("rq:failed:default", "big")
-        assert "bytes of arguments, was read" in worker.output()
+        assert ", was read" in worker.output()
         wait_until(lambda: not keys_of_jobs(redis), what="no residue")
         assert worker.stop() == 0
 

@@ -27,14 +27,23 @@ import rq_pooled
 from rq_pooled.durations import LONGEST
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
+from rq_pooled.failed import Sweeper
+from rq_pooled.failed.listing import failed_jobs
+from rq_pooled.monitoring.processes import read_processes
+from rq_pooled.monitoring.queues import queues
+from rq_pooled.queue.limits import limits_in_force
+from rq_pooled.queue.rescue import find_lost
 from rq_pooled.scheduler.mover import Mover, ScheduleLock
 from rq_pooled.store.commit import bare_failure
 from rq_pooled.store.enqueue import enqueue_jobs
 from rq_pooled.store.failed import failed_bury, failed_purge, failed_requeue
+from rq_pooled.store.keys import LIMITS, QUEUES, STATS
 from rq_pooled.store.leases import heartbeat, push_back
+from rq_pooled.store.limits import change_limit
 from rq_pooled.store.locks import SweepLock
 from rq_pooled.store.repair import rescue_intermediate
 from rq_pooled.store.scheduled import promote
+from rq_pooled.store.statistics import publish
 
 #: What a field with a number may hold that others have written.
 NUMBERS = (sys.maxsize, 10**400, "1e300", "inf", "-inf", "nan", "12.5", "soon", "", "-1", "0x10")
@@ -519,3 +528,39 @@ def test_a_dead_letter_is_kept_for_a_time_that_redis_takes(ours: Engine, redis: 
     command = failed_bury("rq:failed:default", NO_LOCK, "rq_pooled:dead:default", age, [("a", "any")])
     assert ours.run(command) == [b"ok", [b"done"]]
     assert redis.zrange("rq_pooled:dead:default", 0, -1) == [b"a"] and redis.ttl("rq:job:a") <= LONGEST
+
+
+def test_limits_of_another_type_keep_no_job_from_running(ours: Engine, redis: Redis, queue: Queue) -> None:
+    """What overwrote all limits is no limit: jobs are claimed, and the next limit is written in its place."""
+    queue.enqueue("math.factorial", 3, job_id="a")
+    redis.set(LIMITS, "x")
+    assert [claim.job_id for claim in ours.claim("w").claims] == ["a"]
+    with pytest.raises(ResponseError, match=f"{LIMITS} is of another type"):
+        limits_in_force(redis)
+    ours.run(change_limit("default", "operator", "1 1000000 0"))
+    assert redis.hgetall(LIMITS) == {b"default": b"operator 1 1000000 0"}
+
+
+def test_a_list_of_processes_of_another_type_is_made_anew(ours: Engine, redis: Redis) -> None:
+    """What overwrote the list of processes is named, hides nothing else, and ends with the next that is published."""
+    redis.set(STATS, "x")
+    unreadable: list[str] = []
+    assert read_processes(redis, unreadable) == [] and unreadable == [STATS]
+    ours.run(publish("app:host:1", 60, {"kind": "web"}))
+    assert [process["name"] for process in read_processes(redis)] == ["app:host:1"]
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        queues,
+        lambda redis: failed_jobs(connection=redis),
+        lambda redis: list(find_lost(redis, 0)),
+        lambda redis: Sweeper(connection=redis).run(),
+    ],
+)
+def test_queues_of_another_type_are_named(redis: Redis, look: Any) -> None:
+    """Where the set of all queues is of another type the error says which key that is."""
+    redis.set(QUEUES, "x")
+    with pytest.raises(ResponseError, match=f"{QUEUES} is of another type"):
+        look(redis)

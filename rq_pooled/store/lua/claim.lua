@@ -49,7 +49,8 @@ end
 -- Limits, see queue/limits.py: read in one step for all queues, and not at all where none is set.
 local limits, closed, limited = {}, {}, {}
 local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
-if redis.call('EXISTS', 'rq_pooled:limits') == 1 then
+-- Of another type it holds no limit any more, and must not keep every job from running.
+if redis.call('EXISTS', 'rq_pooled:limits') == 1 and fits('rq_pooled:limits', 'hash') then
   if of_few() then
     return of_few()
   end

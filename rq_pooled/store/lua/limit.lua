@@ -7,6 +7,12 @@
 -- returns     the limit in force now, or nothing
 
 -- rights first
+-- include fits
+for _, key in ipairs(KEYS) do
+  if not fits(key, 'hash') then
+    redis.call('DEL', key) -- ours: what it held was lost when it was overwritten
+  end
+end
 local queue, who, limit = ARGV[1], ARGV[2], ARGV[3]
 local before = redis.call('HGET', KEYS[1], queue)
 -- Anything else, numbers that queue/limits.py cannot read included, is no limit, and gives way.

@@ -10,6 +10,10 @@
 -- rights first
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
+-- include fits
+if not fits('rq_pooled:stats', 'zset') then
+  redis.call('DEL', 'rq_pooled:stats') -- ours: all processes list themselves again
+end
 redis.call('ZREMRANGEBYSCORE', 'rq_pooled:stats', '-inf', clock)
 
 local ttl = tonumber(ARGV[1])
