@@ -5,6 +5,7 @@ RQ_POOLED_TEST_SERVER=valkey|redis chooses which; a missing one skips the tests 
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -97,6 +98,16 @@ def start_server(_server_available: None) -> Iterator[Callable[..., EmbeddedServ
     yield start
     for one in started:
         one.close()
+
+
+@pytest.fixture(autouse=True)
+def _the_log_of_workers_stays_as_it_is() -> Iterator[None]:
+    """Give RQ's logger back as it was: a worker inside a test sets it up, and may be made silent."""
+    log = logging.getLogger("rq.worker")
+    level, handlers, propagate, disabled = log.level, log.handlers[:], log.propagate, log.disabled
+    yield
+    log.handlers[:], log.propagate, log.disabled = handlers, propagate, disabled
+    log.setLevel(level)
 
 
 @pytest.fixture(autouse=True)
