@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -25,6 +26,7 @@ NEVER = {("process", "redis"), ("process", "rq"), ("parent", "rq_pooled.pool"), 
 MODULES = {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
 def imports(name: str) -> set[str]:
     """Return the modules that a module imports, also inside functions; not what only the type checker sees."""
     tree = ast.parse(MODULES[name].read_text())
