@@ -11,7 +11,7 @@ from redis.connection import BlockingConnectionPool
 
 
 @contextlib.contextmanager
-def patient(connection: Any, seconds: float | None) -> Iterator[None]:
+def replies_within(connection: Any, seconds: float | None) -> Iterator[None]:
     """Inside the block reads of a connection wait for ``seconds``, or as before for None."""
     usual = connection.socket_timeout
     if seconds is not None:
@@ -22,13 +22,6 @@ def patient(connection: Any, seconds: float | None) -> Iterator[None]:
         connection.socket_timeout = usual
         if connection._sock is not None:
             connection._sock.settimeout(usual)
-
-
-def close_copy(connection: Any) -> None:
-    """Close the socket of a connection inherited by fork; a shutdown would end the parent's connection, too."""
-    if connection is not None and connection._sock is not None:
-        connection._sock.close()
-        connection._sock = None
 
 
 def close_idle(pool: Any) -> None:

@@ -17,18 +17,19 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..connection.away import NotSent, check_away
 from ..connection.place import Place
-from ..connection.sockets import close_copy, patient
+from ..connection.sockets import replies_within
 from ..deadline import clipped
 from ..store.keys import NONE
 from ..store.scripts import is_unknown
 from ..wire import Command, pack_commands
 from .exchange import Exchange
+from .role_connection import RoleConnection
 
 #: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
 _WRITE_PROBE: Command = ("DEL", NONE)
 
 
-class CommandConnection:
+class CommandConnection(RoleConnection):
     """Sends commands without waiting, and hands out their replies when they have come, in order.
 
     A command is never sent twice unless the server said that it did not run it (NOSCRIPT).
@@ -40,10 +41,9 @@ class CommandConnection:
     """
 
     def __init__(self, make: Callable[[], Any], prepare: Sequence[Command], timeout: float) -> None:
-        self._make = make
+        super().__init__(make)
         self._prepare = prepare
         self._timeout = timeout
-        self._connection: Any = None
         self._in_flight: deque[Exchange] = deque()
         self._writes = 0
         self._waiting_since = 0.0
@@ -51,15 +51,6 @@ class CommandConnection:
         self.answered_at = 0.0
         #: Something was answered since the last ``connect``.
         self.answered = False
-
-    @property
-    def connected(self) -> bool:
-        """Tell whether the last word about this connection was good."""
-        return self._connection is not None
-
-    def fresh(self) -> Any:
-        """Return a new redis-py connection to the same server, not connected."""
-        return self._make()
 
     @property
     def in_flight(self) -> int:
@@ -77,7 +68,7 @@ class CommandConnection:
         self.close()
         connection = self._make()
         try:
-            with patient(connection, patience):
+            with replies_within(connection, patience):
                 connection.connect()
             self._connection = connection
             for reply in self.execute([*self._prepare, _WRITE_PROBE], patience):
@@ -205,19 +196,3 @@ class CommandConnection:
         sock = self._connection._sock if self._connection is not None else None
         name = sock.getsockname() if sock is not None else None
         return f"{name[0]}:{name[1]}" if isinstance(name, tuple) else "unknown"
-
-    def fileno(self) -> int:
-        """Return the descriptor, for the selector."""
-        descriptor: int = self._connection._sock.fileno()
-        return descriptor
-
-    def close(self) -> None:
-        """Close; ``connect`` opens it again."""
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.disconnect()
-
-    def close_in_child(self) -> None:
-        """Close a forked copy of the descriptor, leaving the parent's connection as it is."""
-        close_copy(self._connection)
-        self._connection = None

@@ -15,12 +15,13 @@ from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from ..connection.sockets import close_copy, patient
+from ..connection.sockets import replies_within
+from .role_connection import RoleConnection
 
 _INVALIDATE = b"__redis__:invalidate"
 
 
-class ListenConnection:
+class ListenConnection(RoleConnection):
     """Receives control commands and wake-ups; it never blocks except while connecting.
 
     Args:
@@ -29,20 +30,10 @@ class ListenConnection:
     """
 
     def __init__(self, make: Callable[[], Any], channels: Sequence[str]) -> None:
-        self._make = make
+        super().__init__(make)
         self._channels = channels
-        self._connection: Any = None
         self.client_id: int | None = None
         self._asked_at: float | None = None
-
-    @property
-    def connected(self) -> bool:
-        """Tell whether the last word about this connection was good."""
-        return self._connection is not None
-
-    def fresh(self) -> Any:
-        """Return a new redis-py connection to the same server, not connected."""
-        return self._make()
 
     def connect(self, patience: float | None = None) -> None:
         """Connect and subscribe. ``client_id`` is None afterwards if wake-ups cannot be redirected here.
@@ -53,7 +44,7 @@ class ListenConnection:
         self.close()
         connection = self._make()
         try:
-            with patient(connection, patience):
+            with replies_within(connection, patience):
                 connection.connect()
                 self._subscribe(connection)
         except BaseException:
@@ -106,22 +97,6 @@ class ListenConnection:
             self.close()
             raise
         return woken, commands
-
-    def fileno(self) -> int:
-        """Return the descriptor, for the selector."""
-        descriptor: int = self._connection._sock.fileno()
-        return descriptor
-
-    def close(self) -> None:
-        """Close; ``connect`` opens it again."""
-        if self._connection is not None:
-            connection, self._connection = self._connection, None
-            connection.disconnect()
-
-    def close_in_child(self) -> None:
-        """Close a forked copy of the descriptor, leaving the parent's connection as it is."""
-        close_copy(self._connection)
-        self._connection = None
 
 
 def _parse_command(channel: bytes, data: Any) -> list[tuple[str, dict[str, Any]]]:
