@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import claim_jobs
 import pytest
+from commands import rq_pooled_command
 from redis import Redis
 from rq import Queue
 from rq.job import Job, JobStatus
-from support import ROOT, running_worker, wait_until
+from support import running_worker, wait_until
 
 from rq_pooled.store.keys import SCHEDULED_JOBS
 
@@ -25,14 +26,7 @@ TEN = ("--cron", "*/10 * * * *")
 @pytest.fixture
 def run(server: Any) -> Run:
     """Run ``rq-pooled schedule-sweep`` against the server."""
-
-    def call(*arguments: str, url: str = server.url) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "rq_pooled", "schedule-sweep", *arguments, "--url", url],
-            capture_output=True, text=True, timeout=40, check=False, cwd=ROOT,
-        )  # fmt: skip
-
-    return call
+    return functools.partial(rq_pooled_command, "schedule-sweep", url=server.url)
 
 
 def test_register_list_replace_remove(redis: Redis, run: Run) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import re
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +15,12 @@ from typing import Any
 
 import claim_jobs
 import pytest
+from commands import rq_pooled_command
 from engine import engine, finished, key_space
 from redis import Redis
 from rq import Queue
 from rq.job import JobStatus
-from support import ROOT, running_worker, wait_until
+from support import running_worker, wait_until
 
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.queue.limits import Limit, clear_limit, declare_limit, limits_in_force, make_limit, set_limit
@@ -358,14 +359,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture
 def run(server: Any) -> Run:
     """Run ``rq-pooled limit`` against the server."""
-
-    def call(*arguments: str, url: str = server.url) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-W", "error", "-m", "rq_pooled", "limit", *arguments, "--url", url],
-            capture_output=True, text=True, timeout=40, check=False, cwd=ROOT,
-        )  # fmt: skip
-
-    return call
+    return functools.partial(rq_pooled_command, "limit", url=server.url)
 
 
 def test_command_shows_sets_and_clears(redis: Redis, run: Run) -> None:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from support import PYTHONPATH, WorkerProcess
+from support import PYTHONPATH, ROOT, WorkerProcess
 
 PASSWORD = "gAngenHeim"
 SCRIPT = """
@@ -78,3 +78,9 @@ def start(log: Path, *arguments: str, **environment: str) -> WorkerProcess:
     path = PYTHONPATH
     env = {**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **environment}
     return WorkerProcess([sys.executable, "-m", "rq_pooled", "worker", *arguments], env, log)
+
+
+def rq_pooled_command(*words: str, url: str) -> subprocess.CompletedProcess[str]:
+    """Run ``rq-pooled`` with these words against a server; warnings are errors."""
+    line = [sys.executable, "-W", "error", "-m", "rq_pooled", *words, "--url", url]
+    return subprocess.run(line, capture_output=True, text=True, timeout=40, check=False, cwd=ROOT)
