@@ -49,6 +49,11 @@ def is_blamed(error: Exception) -> bool:
     return not isinstance(error, NotSent) and not is_away(error)
 
 
+def is_closed(error: Exception) -> bool:
+    """Tell whether a connection was ended at its other end, without a word: others to that server may stand."""
+    return isinstance(error, (RedisConnectionError, ConnectionError)) and is_blamed(error)
+
+
 def check_away(error: Exception) -> None:
     """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
     if is_away(error):

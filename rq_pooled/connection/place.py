@@ -31,6 +31,10 @@ class Place:
             address = getattr(connection, "path", address)
         return cls(connected.family, address, context, getattr(connected, "server_hostname", None))
 
+    def is_same(self, other: Place) -> bool:
+        """Tell whether both are one address."""
+        return (self.family, self.address) == (other.family, other.address)
+
 
 def address_of(connection_class: type[Any], options: dict[str, Any]) -> str:
     """Return where a connection leads, as a URL without user and password."""

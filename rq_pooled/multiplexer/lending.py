@@ -276,21 +276,23 @@ class Lending:
         if not self._waiting:
             self._reservation.lend(len(self))
 
-    def _all(self) -> list[Upstream]:
+    def all(self) -> list[Upstream]:
+        """Return all, open or being opened."""
         return [*self._opening, *(upstream for upstream, _ in self._idle), *self._lent]
 
-    def give_up(self, reason: str) -> None:
-        """Close all; what was sent and is not answered fails."""
-        for upstream in self._all():
-            upstream.lose(reason)
+    def close_idle_ones(self) -> None:
+        """Close those that no stream has."""
+        idle, self._idle = self._idle, []
+        for upstream, _ in idle:
+            upstream.close()
 
     def close(self) -> None:
         """Close all without a word."""
         self._waiting.clear()
-        for upstream in self._all():
+        for upstream in self.all():
             upstream.close()
 
     def close_in_child(self) -> None:
         """Close forked copies of the descriptors."""
-        for upstream in self._all():
+        for upstream in self.all():
             upstream.close_in_child()

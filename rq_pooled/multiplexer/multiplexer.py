@@ -17,6 +17,7 @@ from ..capacity.budget import Lease
 from ..capacity.reservation import Ask, Reservation
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings
+from ..connection.away import is_closed
 from ..connection.place import Place
 from ..horse.stream import Door
 from ..process.event_loop import Loop
@@ -67,6 +68,8 @@ class Multiplexer:
         self._loop = loop
         self._warn = warn
         self._dialer = dialer
+        self._place = place
+        self._lease = lease
         self._reservation = Reservation(lease, ask)
         opener = Opener(loop, settings, dialer, place, brake, self._queue)
         self._shared = Shared(loop, settings, warn, opener, self._go_on, answered_at)
@@ -232,10 +235,28 @@ class Multiplexer:
 
     # -- the server ----------------------------------------------------------------------------------------------
 
-    def on_away(self, reason: str) -> None:
-        """Give up all connections to the server, with which the command connection has been lost."""
-        self._shared.give_up(reason)
-        self._lending.give_up(reason)
+    def on_away(self, error: Exception) -> None:
+        """Give up the connections to a server that does not serve; keep those in use where it closed just the parent's.
+
+        A server that has ended, or whose machine has, closes the others too. One at whose reply to a claim a limit was
+        passed closes that connection alone: the jobs that use the others have no part in it.
+        """
+        if is_closed(error):
+            self._shared.close_idle()
+            self._lending.close_idle_ones()
+        else:
+            self._give_up(str(error))
+
+    def on_back(self) -> None:
+        """Give up the connections that lead elsewhere than the command connection does now."""
+        place = self._place()
+        for upstream in [*self._shared.all(), *self._lending.all()]:
+            if place is not None and not upstream.place.is_same(place):
+                upstream.lose("the server is another one now")
+
+    def _give_up(self, reason: str) -> None:
+        for upstream in [*self._shared.all(), *self._lending.all()]:
+            upstream.lose(reason)
 
     @property
     def places(self) -> int:
@@ -248,6 +269,9 @@ class Multiplexer:
 
     def _tick(self) -> None:
         now = time.monotonic()
+        # While the command connection is away, the lease ends and others may be given its places.
+        if self._lease is not None and self._lease.overdue:
+            self._give_up("the worker's place in the application's BUDGET could not be renewed")
         self._patience.refuse_late(now)
         self._admission.close_strangers(now)
         self._shared.look_after(now)

@@ -218,7 +218,8 @@ class Shared:
             # later: a firewall has forgotten this connection.
             silent_since = max(self._owed[0].since, self._heard_at)
             if self._stuck is None and self._answered_at() - silent_since > self._settings.socket_timeout:
-                self.give_up("the server does not answer on it, but on others")
+                for upstream in self.all():
+                    upstream.lose("the server does not answer on it, but on others")
         elif idle and self.usable and now - max(self._needed_at, self._heard_at) > idle:
             self.close()
 
@@ -242,10 +243,14 @@ class Shared:
             debt.stream.refuse("LOST", reason)
         self._open()
 
-    def give_up(self, reason: str) -> None:
-        """Close it: what was sent and is not answered fails."""
-        if self._upstream is not None:
-            self._upstream.lose(reason)
+    def all(self) -> list[Upstream]:
+        """Return it, if there is one, open or being opened."""
+        return [self._upstream] if self._upstream is not None else []
+
+    def close_idle(self) -> None:
+        """Close it if no stream waits for anything on it."""
+        if self.usable and not self._owed and not self._outgoing:
+            self.close()
 
     def close(self) -> None:
         """Close it while no stream is owed anything."""

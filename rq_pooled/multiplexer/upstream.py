@@ -56,6 +56,7 @@ class Upstream:
         on_drained: Callable[[Upstream], None],
     ) -> None:
         self._loop = loop
+        self.place = place
         self._on_open = on_open
         self._queue = queue
         self._on_data = on_data

@@ -10,16 +10,20 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from proxy import CutProxy
 from redis import Connection, ConnectionPool, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from sampling import by_role
 
 from rq_pooled.capacity.stop_flag import Brake
 from rq_pooled.config import Settings
+from rq_pooled.connection.away import ServerAway
 from rq_pooled.connection.options import make_connection
 from rq_pooled.connection.place import Place
 from rq_pooled.embedded import EmbeddedServer
@@ -312,9 +316,78 @@ def test_half_a_reply_goes_with_its_connection(hub: Hub, redis: Redis) -> None:
     client, other = hub.client(), hub.client()
     assert client.ask("GET", "n") == b"$-1\r\n"
     hub.mux._shared._rest = b"$1048576"  # a header that is cut in the middle
-    hub.mux.on_away("the server was lost")
+    hub.mux.on_away(ServerAway("READONLY"))
     hub.connect()
     assert other.ask("GET", "n") == b"$-1\r\n"
+
+
+@pytest.mark.parametrize("error", [RedisConnectionError("Connection closed by server."), ServerAway("LOADING")])
+def test_only_a_server_that_does_not_serve_costs_a_job_its_connections(
+    hub: Hub, redis: Redis, error: Exception
+) -> None:
+    """Where the server closed just the command connection, what jobs wait for still comes; what is idle is closed."""
+    idle, shared, waiting = hub.client(), hub.client(), hub.client()
+    assert idle.ask("BLPOP", "nothing", "0.01") == b"*-1\r\n" and len(by_role(redis, "exclusive")) == 1
+    assert shared.ask("GET", "n") == b"$-1\r\n"
+    waiting.send(("BLPOP", "a", "5"))
+    assert idle.ask("BLPOP", "nothing", "0.01") == b"*-1\r\n"
+    hub.until(lambda: redis.info("clients")["blocked_clients"] == 1, what="one that waits")
+    assert len(by_role(redis, "exclusive")) == 2
+    hub.mux.on_away(error)
+    stands = not isinstance(error, ServerAway)
+    hub.until(lambda: len(by_role(redis, "exclusive")) == stands and not by_role(redis, "jobs"))
+    redis.rpush("a", "x")
+    hub.until(waiting.look)
+    assert waiting.got.startswith(b"*2" if stands else b"-RQPOOLED LOST")
+    assert shared.ask("GET", "n") == b"$-1\r\n", "idle connections cost nothing"
+
+
+def test_a_reply_that_the_shared_connection_owes_still_comes(
+    hubs: Callable[..., Hub], start_server: Callable[..., EmbeddedServer]
+) -> None:
+    """A command on the shared connection is answered although the command connection was closed meanwhile."""
+    server = start_server()
+    hub = hubs(server.url)
+    client = hub.client()
+    assert client.ask("INCR", "n") == b":1\r\n"
+    server.pause()
+    client.send(("INCR", "n"))
+    hub.until(lambda: hub.mux._shared._owed)
+    hub.mux.on_away(RedisConnectionError("Connection closed by server."))
+    server.resume()
+    hub.until(client.look)
+    assert client.got == b":2\r\n"
+
+
+def test_after_a_failover_no_connection_leads_to_the_former_server(
+    hubs: Callable[..., Hub], start_server: Callable[..., EmbeddedServer]
+) -> None:
+    """Where the command connection comes back at another address, the jobs' connections are closed with a reason."""
+    former, now = start_server(), start_server()
+    hub = hubs(former.url)
+    places = [hub.command.place()]
+    hub.mux._place = lambda: places[0]
+    client = hub.client()
+    client.send(("BLPOP", "a", "5"))
+    hub.until(lambda: former.client().info("clients")["blocked_clients"] == 1)
+    hub.mux.on_back()
+    assert by_role(former.client(), "exclusive"), "the same server"
+    places[0] = replace(places[0], address=("127.0.0.1", now.port))
+    hub.mux.on_back()
+    hub.until(client.look)
+    assert b"-RQPOOLED LOST the server is another one now" in client.got
+
+
+def test_places_that_others_may_have_are_not_kept(hub: Hub, redis: Redis) -> None:
+    """Once the lease of the budget is overdue, jobs' connections are closed: others may be given their places."""
+    lease = SimpleNamespace(overdue=False, granted=9, crowded=False, command=None)
+    hub.mux._lease = lease
+    client = hub.client()
+    client.send(("BLPOP", "a", "5"))
+    hub.until(lambda: redis.info("clients")["blocked_clients"] == 1)
+    lease.overdue = True
+    hub.until(client.look)
+    assert b"-RQPOOLED LOST" in client.got and b"BUDGET" in client.got
 
 
 def test_what_is_under_way_on_the_shared_connection_is_bounded(hubs: Callable[..., Hub], start_server: Any) -> None:
@@ -427,7 +500,7 @@ def test_what_was_not_sent_when_the_connection_was_lost_is_not_sent_later(hub: H
     client.send(("INCR", "n"))
     assert select.select([stream._socket], [], [], 5)[0]
     hub.mux._serve_one(stream)
-    hub.mux.on_away("the server was lost in this very turn")
+    hub.mux.on_away(ServerAway("READONLY"))
     hub.until(lambda: client.look())
     assert client.got.startswith(b"-RQPOOLED LOST")
     assert other.ask("GET", "n") == b"$-1\r\n", "nobody gets the reply to another's command"

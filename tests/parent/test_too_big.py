@@ -10,6 +10,7 @@ from typing import Any
 
 import jobs
 import pytest
+import stream_jobs
 from engine import Engine, engine, finished, outcomes_of
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -91,6 +92,29 @@ def test_a_job_that_the_server_does_not_send_fails_alone(
         assert newest and redis.zscore("rq:failed:default", "big")
         assert ", was read" in worker.output()
         wait_until(lambda: not keys_of_jobs(redis), what="no residue")
+        assert worker.stop() == 0
+
+
+def test_a_reply_that_is_cut_harms_no_job_that_uses_redis(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """Jobs that use Redis go on while the server closes the parent's connection at a claim: theirs stay open."""
+    server = start_server({"client-output-buffer-limit": "normal 40kb 0 0"})
+    redis = server.client()
+    queue = Queue(connection=redis)
+    for job_id in ("a", "b"):
+        queue.enqueue(jobs.wait_for, job_id, "running", job_id=job_id)
+    queue.enqueue(stream_jobs.wait_in_redis, "pushed", 30, job_id="waits")
+    with running_worker(server.url, log=tmp_path / "log", concurrency=4) as worker:
+        wait_until(lambda: redis.llen("running") == 2, what="jobs that ask again and again")
+        wait_until(lambda: any(entry["cmd"] == "blpop" for entry in redis.client_list()), what="one that waits")
+        queue.enqueue_call(jobs.length, args=(os.urandom(60_000),), job_id="big")
+        wait_until(lambda: statuses(redis, "big") == ["failed"], what="the big job to fail")
+        assert "lost the server" in worker.output()
+        for key in ("a", "b", "pushed"):
+            redis.rpush(key, "x")
+        wait_until(lambda: "started" not in statuses(redis, "a", "b", "waits"), what="the others")
+        assert statuses(redis, "a", "b", "waits") == ["finished"] * 3
         assert worker.stop() == 0
 
 
