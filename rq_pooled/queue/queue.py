@@ -8,6 +8,8 @@ there:
 2. SADD of the queue's name, INFO of the server. Without ``depends_on`` the job is still nowhere.
 3. The job and its place in the queue, or in the registry of scheduled jobs. Broken off: unknown.
 
+A job without ``depends_on`` that is enqueued now needs one step instead of 2 and 3, see queue/one_step.py.
+
 A job with a limit of RQ 3 goes its own way at step 3, see queue/conditions.py.
 
 Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
@@ -36,6 +38,7 @@ from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
+from . import one_step
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
@@ -108,7 +111,13 @@ class Queue(AdmittingQueue):
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         with confirming(self.name, self.connection, [job.id], job):
-            return landed(self, job) or super().enqueue_job(job, pipeline=None, at_front=at_front, unique=unique)
+            there = landed(self, job)
+            if there is not None:
+                return there
+            steps = one_step.begin(self, job)
+            job = super().enqueue_job(job, pipeline=steps, at_front=at_front, unique=unique)
+            one_step.end(steps)
+            return job
 
     def schedule_job(
         self,
@@ -181,10 +190,12 @@ class Queue(AdmittingQueue):
         # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a
         # worker's handler enqueues becomes part of the job's outcome, which holds no scripts.
         recording = getattr(self.connection, "recording", False)
+        steps = pipeline if one_step.is_begun(pipeline) else None
+        pipeline = pipeline if steps is None else None
         new = pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED
         if new and not recording and not refuses_scripts(self.connection):
             try:
-                return super()._enqueue_async_job(job, at_front=at_front, unique=True)
+                return self._enqueue_new(job, steps, at_front)
             except DuplicateJobError:
                 # With a connection of the caller's own redis-py may have sent the script twice: then this is our job,
                 # told by the time that was set just now. (For schedule_job a second time changes nothing.)
@@ -196,6 +207,14 @@ class Queue(AdmittingQueue):
                 if "_rq_pooled_admission" in job.__dict__ or not refuses_scripts(self.connection, error):
                     raise
         return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
+
+    def _enqueue_new(self, job: Job, steps: Pipeline | None, at_front: bool) -> Job:
+        """Enqueue a job where none with its id is. Raises DuplicateJobError."""
+        if steps is None:
+            return super()._enqueue_async_job(job, at_front=at_front, unique=True)
+        self._prepare_for_queue(job)
+        one_step.save(self, steps, job, at_front)
+        return job
 
     def run_sync(self, job: Job) -> Job:
         """Run a job in this process, as RQ; that it has started is written, too, which RQ forgets to send.

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from ..wire import Command, Word
+from .keys import QUEUES
 from .scripts import call
+
+
+def enqueue_new(
+    job_key: str, queue_key: str, job_id: str, at_front: bool, ttl: int | None, fields: Sequence[Word]
+) -> Command:
+    """Enqueue a job, given as field and value by turns, unless one with its id is there."""
+    return call("enqueue_new", (job_key, queue_key, QUEUES), job_id, "L" if at_front else "R", ttl or -1, *fields)
 
 
 def enqueue_jobs(

@@ -106,7 +106,15 @@ def run_script(client: Redis, command: Command) -> Any:
         redis.exceptions.RedisError: as any command.
     """
     execute: Any = client.execute_command  # redis-py leaves it untyped
-    return run(lambda words: execute(*encoded(words)), command)
+
+    def send(words: Command) -> Any:
+        try:
+            return execute(*words)
+        # Nothing was sent: one of the words is a text that stands for other bytes, which is rare.
+        except UnicodeEncodeError:
+            return execute(*encoded(words))
+
+    return run(send, command)
 
 
 def rights() -> Command:

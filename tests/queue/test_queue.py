@@ -17,7 +17,7 @@ import pytest
 import rq
 import wrapt
 from proxy import CutProxy
-from redis import Redis
+from redis import Connection, Redis
 from redis.exceptions import ResponseError
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
@@ -451,6 +451,62 @@ def test_the_same_call_is_known_however_it_is_pickled(proxy: CutProxy, redis: Re
         queue.enqueue(JOB, same, job_id="mine")
     queue.enqueue(JOB, dict(reversed(same.items())), job_id="mine")
     assert redis.lrange(queue.key, 0, -1) == [b"mine"]
+
+
+class CautiousQueue(Queue):
+    """A queue of a user's, which looks at each job before RQ takes it."""
+
+    def _enqueue_job(self, job: Job, pipeline: Any = None, **kwargs: Any) -> Job:
+        assert pipeline is None
+        return super()._enqueue_job(job, pipeline=pipeline, **kwargs)
+
+
+@pytest.mark.parametrize(("cls", "calls"), [(Queue, 1), (rq.Queue, 2), (CautiousQueue, 2)])
+def test_an_enqueue_is_one_round_trip(redis: Redis, monkeypatch: pytest.MonkeyPatch, cls: Any, calls: int) -> None:
+    """An enqueue needs one round trip, where RQ needs two; a subclass that replaces one of RQ's steps is not passed
+    by.
+    """
+    queue = cls("default", connection=redis)
+    queue.enqueue(JOB, 1)
+    requests: list[Any] = []
+    send = Connection.send_packed_command
+
+    def counted(self: Connection, *args: Any, **kwargs: Any) -> Any:
+        requests.append(args)
+        return send(self, *args, **kwargs)
+
+    monkeypatch.setattr(Connection, "send_packed_command", counted)
+    job = queue.enqueue(JOB, 2)
+    assert len(requests) == calls
+    assert redis.lpos(queue.key, job.id) == 1 and redis.sismember("rq:queues", queue.key)
+
+
+def test_what_else_was_written_to_the_step_is_done(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an instrumentation writes into the pipeline that it is given is done, and so is the queue's name where the
+    job replaces another.
+    """
+    stock = rq.Queue._enqueue_job
+
+    def chatty(self: rq.Queue, job: Job, pipeline: Any = None, **kwargs: Any) -> Job:
+        pipeline.set("more", 1)
+        return stock(self, job, pipeline=pipeline, **kwargs)
+
+    queue = Queue("default", connection=redis)
+    queue.enqueue(JOB, 1, job_id="a")
+    redis.srem("rq:queues", queue.key)
+    monkeypatch.setattr(rq.Queue, "_enqueue_job", chatty)
+    queue.enqueue(JOB, 2, job_id="a")
+    assert redis.get("more") == b"1" and redis.sismember("rq:queues", queue.key)
+    assert redis.lrange(queue.key, 0, -1) == [b"a", b"a"], "as in stock RQ"
+
+
+@pytest.mark.parametrize("key", ["rq:queue:default", "rq:queues"])
+def test_a_spoilt_key_leaves_no_half_of_a_job(redis: Redis, key: str) -> None:
+    """Where a key that an enqueue needs is of another type, the enqueue fails with its name, and nothing is written."""
+    redis.set(key, "text")
+    with pytest.raises(ResponseError, match=f"WRONGTYPE .*{key} is no (list|set)"):
+        Queue("default", connection=redis).enqueue(JOB, 1)
+    assert redis.keys() == [key.encode()]
 
 
 def test_a_patched_enqueue_job_is_called(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

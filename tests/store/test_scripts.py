@@ -69,6 +69,7 @@ def calls() -> dict[str, tuple[Command, int]]:
             ),
             1,
         ),
+        "enqueue_new": (enqueue.enqueue_new("rq:job:j", "rq:queue:a", "j", True, 9, ["data", b""]), 3),
         "executions": (repair.remove_executions("0", 10, "t", 10), 0),
         "ghosts": (repair.remove_ghosts("rq:failed:a", "0", 10, "t", 10), 1),
         "heartbeat": (leases.heartbeat(ours, "t", 480, [], []), 0),
