@@ -69,7 +69,7 @@ def _sample(entry: bytes | str) -> Sample | None:
 
 
 def trend(samples: Sequence[Sample]) -> Trend:
-    """Return the slope of the least-squares line through the last ten minutes.
+    """Return the growth from the first to the last sample of the last ten minutes.
 
     The growth is steady if it is seen over at least 20 samples: five minutes, at the default interval. It nearly never
     goes down, and goes up half of the time: a deploy ends sooner, and a busy hour also shrinks.
@@ -77,12 +77,10 @@ def trend(samples: Sequence[Sample]) -> Trend:
     recent = [sample for sample in samples if sample.time >= samples[-1].time - TREND_SECONDS]
     if len(recent) < TREND_SAMPLES:
         return Trend(None, False)
-    mean_time = sum(sample.time for sample in recent) / len(recent)
-    mean_count = sum(sample.connected for sample in recent) / len(recent)
-    spread = sum((sample.time - mean_time) ** 2 for sample in recent)
-    if not spread:
+    first, last = recent[0], recent[-1]
+    if last.time <= first.time:
         return Trend(None, False)
-    slope = sum((s.time - mean_time) * (s.connected - mean_count) for s in recent) / spread * 60
+    slope = (last.connected - first.connected) / (last.time - first.time) * 60
     steps = [after.connected - before.connected for before, after in pairwise(recent)]
     downs, ups = sum(step < 0 for step in steps), sum(step > 0 for step in steps)
     steady = slope > 0 and downs <= _DIPS * len(steps) and 2 * ups >= len(steps)

@@ -11,10 +11,11 @@ from rq.results import Result
 
 from ..deadline import current
 from ..errors import ConfigurationError
-from ..foreign import names_key, plain, replies_of, seconds_of, unpacked_error, whole_number
+from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
-from ..store.keys import QUEUE, QUEUES, job_key
+from ..store.keys import job_key
+from ..store.queues import queue_names
 from ..wire import raw, text
 from .tracebacks import exception_of
 
@@ -62,10 +63,9 @@ def failed_jobs(
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
-    with names_key(QUEUES):
-        known = [queue] if queue is not None else [text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)]
+    known = queue_names(client.execute_command) if queue is None else [queue]
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
-    total, unreadable, entries = _entries(client, sorted(set(known)), offset, scanned)
+    total, unreadable, entries = _entries(client, known, offset, scanned)
     jobs: list[dict[str, Any]] = []
     looked = 0
     for job in _jobs(client, entries):

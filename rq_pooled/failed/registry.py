@@ -18,10 +18,10 @@ from rq.registry import FailedJobRegistry
 from rq.utils import now, utcformat
 
 from ..errors import SweepUnderWay, UnknownQueue
-from ..foreign import names_key
 from ..store.failed import failed_bury, failed_ghosts, failed_page, failed_purge, failed_requeue
-from ..store.keys import QUEUES, dead_letters_key, sweep_lock_key
+from ..store.keys import dead_letters_key, sweep_lock_key
 from ..store.locks import SweepLock, unlock
+from ..store.queues import queue_names
 from ..store.scripts import run
 from ..wire import Command, encoded, text
 from .selection import FailedJob, Selection
@@ -73,9 +73,7 @@ class FailedJobs:
 
     def queues(self, names: Sequence[str] | None) -> list[str]:
         """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""
-        prefix = rq.Queue.redis_queue_namespace_prefix
-        with names_key(QUEUES):
-            known = sorted({text(key).removeprefix(prefix) for key in self._one(("SMEMBERS", QUEUES))})
+        known = queue_names(lambda *command: self._one(command))
         if names is None:
             return known
         for name in sorted(set(names) - set(known)):

@@ -17,20 +17,11 @@ from rq.registry import (
     StartedJobRegistry,
 )
 
-from ..foreign import names_key, plain, replies_of, seconds_of
+from ..foreign import plain, replies_of, seconds_of
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
-from ..store.keys import (
-    QUEUE,
-    QUEUES,
-    RATE_LIMITS,
-    SUSPENDED,
-    job_key,
-    queue_key,
-    registry_key,
-    waiting_key,
-    workers_key,
-)
+from ..store.keys import RATE_LIMITS, SUSPENDED, job_key, queue_key, registry_key, waiting_key, workers_key
+from ..store.queues import queue_names
 from ..wire import raw, text
 
 _REGISTRIES: dict[str, type[BaseRegistry]] = {
@@ -64,8 +55,7 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     """
     check_prefix()
     client = connection or get_connection()
-    with names_key(QUEUES):
-        names = sorted({text(key).removeprefix(QUEUE) for key in client.smembers(QUEUES)})
+    names = queue_names(client.execute_command)
     pipeline = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists(SUSPENDED)

@@ -1,38 +1,49 @@
-"""An error that comes back again and again, in few lines."""
+"""An error that comes back again and again: how often, and when to say so."""
 
 from __future__ import annotations
 
 import time
-
-from redis.exceptions import ResponseError
-
-from ..log_lines import WorkerLog
 
 #: Seconds until what is refused for the same reason is said again.
 SAY_AGAIN = 600.0
 
 
 class Complaint:
-    """Says that the server refuses something: once for each reason, and again after SAY_AGAIN.
+    """Counts refusals in a row. Each reason is to be said once, and again after some time.
 
     Args:
-        log: where it is said.
-        what: is refused, in words that the reason follows.
+        say_again: the seconds until then.
     """
 
-    def __init__(self, log: WorkerLog, what: str) -> None:
-        self._log = log
-        self._what = what
+    def __init__(self, say_again: float = SAY_AGAIN) -> None:
+        self._say_again = say_again
+        #: Refusals in a row, and when the first of them came.
+        self.count = 0
+        self._since = 0.0
         #: The reason that was said last, and when.
         self._said: tuple[str, float] | None = None
 
-    def refused(self, error: ResponseError) -> None:
-        """Log the reason, unless that was done a short time ago."""
-        now, reason = time.monotonic(), str(error)
-        if self._said is None or self._said[0] != reason or now - self._said[1] >= SAY_AGAIN:
-            self._said = reason, now
-            self._log.error("%s: %s", self._what, reason)
+    @property
+    def seconds(self) -> float:
+        """Return how long ago the first refusal came."""
+        return time.monotonic() - self._since
 
-    def allowed(self) -> None:
-        """Forget what was said: the next refusal is news."""
-        self._said = None
+    def add(self, reason: str) -> bool:
+        """Count a refusal; tell whether to say its reason."""
+        now = time.monotonic()
+        if not self.count:
+            self._since = now
+        self.count += 1
+        if self._said is not None and self._said[0] == reason and now - self._said[1] < self._say_again:
+            return False
+        self._said = reason, now
+        return True
+
+    def pause(self, first: float, longest: float) -> float:
+        """Return the seconds until the next try, which double with each refusal."""
+        return min(first * 2.0 ** min(self.count - 1, 10), longest)
+
+    def end(self) -> bool:
+        """Forget the refusals; tell whether there were some."""
+        ended, self.count, self._said = self.count > 0, 0, None
+        return ended

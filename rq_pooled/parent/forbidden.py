@@ -7,6 +7,7 @@ import time
 from ..config.secrets import message_of
 from ..connection.away import NEEDED_RIGHTS
 from ..errors import USAGE
+from .complaint import Complaint
 from .context import Context
 from .events import Events
 
@@ -26,10 +27,8 @@ class Forbidden:
         self._context = context
         self._events = events
         self._ending = burst
-        #: Refusals in a row, when the first came, when that was said last, and until when nothing is sent.
-        self._refusals = 0
-        self._since = 0.0
-        self._said_at: float | None = None
+        self._complaint = Complaint(SAY_AGAIN)
+        #: Until when nothing is sent.
         self._paused_until = 0.0
         events.shutdown_began.append(self._on_shutdown)
 
@@ -37,7 +36,7 @@ class Forbidden:
         self._ending = True
 
     def __bool__(self) -> bool:
-        return self._refusals > 0
+        return self._complaint.count > 0
 
     @property
     def paused(self) -> bool:
@@ -46,27 +45,23 @@ class Forbidden:
 
     def add(self, count: int, reason: str) -> bool:
         """Note that so many outcomes were refused; return whether to keep them, which a worker that ends does not."""
-        context, now, reason = self._context, time.monotonic(), message_of(reason).rstrip(".")
-        if not self._refusals:
-            self._since = now
-        self._refusals += 1
-        waited = now - self._since
+        context, complaint, reason = self._context, self._complaint, message_of(reason).rstrip(".")
+        # Reasons differ from job to job, and none is news.
+        is_news, waited = complaint.add(""), complaint.seconds
         if self._ending and waited > context.settings.guard_wait:
             text = f"cannot record outcomes: {reason}; tried for {waited:.0f} s (GUARD_WAIT)"
             self._events.work_refused(text, USAGE)
             return False
-        if self._said_at is None or now - self._said_at >= SAY_AGAIN:
-            self._said_at = now
+        if is_news:
             text = "cannot record outcomes of %d jobs: %s; taking no jobs until it can; %s"
             context.log.error(text, count, reason, NEEDED_RIGHTS)
-        pause = min(FORBIDDEN_FIRST * 2 ** min(self._refusals - 1, 10), FORBIDDEN_RETRY)
-        self._paused_until = now + pause
+        pause = complaint.pause(FORBIDDEN_FIRST, FORBIDDEN_RETRY)
+        self._paused_until = time.monotonic() + pause
         # The loop's next turn sends them.
         context.loop.call_later(pause, lambda: None)
         return True
 
     def end(self) -> None:
         """Note that a commit was allowed."""
-        if self._refusals:
-            self._refusals, self._said_at = 0, None
+        if self._complaint.end():
             self._context.log.info("recording outcomes again")

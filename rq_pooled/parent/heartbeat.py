@@ -43,7 +43,7 @@ class Heartbeat:
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
         self._answered = 0.0
-        self._complaint = Complaint(context.log, "heartbeat refused")
+        self._complaint = Complaint()
         self.due = False
         events.server_back.append(self.beat)
         events.suspension_changed.append(self._on_suspension)
@@ -107,9 +107,10 @@ class Heartbeat:
                 context.command.lose(BudgetExceeded("no place in the budget"))
                 return
             if isinstance(replies[0], ResponseError):
-                self._complaint.refused(replies[0])
+                if self._complaint.add(str(replies[0])):
+                    log.error("heartbeat refused: %s", replies[0])
                 return
-            self._complaint.allowed()
+            self._complaint.end()
             forgotten, handed_on, noted, milliseconds = replies[0]
             self._note_answer(milliseconds / 1000)
             self._events.heartbeat_answered()

@@ -19,7 +19,7 @@ class Promoter:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._complaint = Complaint(context.log, "cannot enqueue scheduled jobs")
+        self._complaint = Complaint()
         self.due = True
 
     def exchanges(self) -> list[Exchange]:
@@ -28,10 +28,11 @@ class Promoter:
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                self._complaint.refused(replies[0])
+                if self._complaint.add(str(replies[0])):
+                    self._context.log.error("cannot enqueue scheduled jobs: %s", replies[0])
                 delay = PROMOTE_RETRY
             else:
-                self._complaint.allowed()
+                self._complaint.end()
                 _locks, _moved, more, wait = replies[0]
                 delay = 0.0 if more else wait / 1000
             self._context.loop.call_later(delay, self._promote)

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from ..foreign import is_wrong_type, names_key, seconds_of
-from ..store.keys import JOB, QUEUES, job_key
+from ..foreign import is_wrong_type, seconds_of
+from ..store.keys import JOB, job_key, queue_key
+from ..store.queues import queue_names
 from ..store.repair import rescue_jobs
 from ..store.scripts import run_script
 from ..wire import raw, text
@@ -100,9 +101,8 @@ def put_back(connection: Redis, lost: list[Lost], apply: bool) -> list[Lost]:
 
 def _listed(connection: Redis) -> Iterator[str]:
     """Yield the ids in all queues and intermediate lists."""
-    with names_key(QUEUES):
-        queues = connection.smembers(QUEUES)
-    for queue in map(raw, queues):
+    for name in queue_names(connection.execute_command):
+        queue = raw(queue_key(name))
         for key in (queue, queue + b":intermediate"):
             start = 0
             # Overlapping pages: what others pop meanwhile moves the rest to the front.

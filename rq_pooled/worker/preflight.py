@@ -7,9 +7,9 @@ import logging
 import multiprocessing
 import os
 import platform
+import sys
 from typing import Any
 
-import click
 import rq
 from rq.worker import Worker
 
@@ -61,7 +61,9 @@ def load_modules(settings: Settings) -> None:
 
 def settings_module() -> dict[str, Any]:
     """Return the uppercase names of the module that ``rq worker -c`` was given: it reaches a worker only this way."""
-    context = click.get_current_context(silent=True)
+    # A program that is no command of click's need not load it.
+    click = sys.modules.get("click")
+    context = click.get_current_context(silent=True) if click is not None else None
     name = context.params.get("config") if context is not None else None
     if not name:
         return {}

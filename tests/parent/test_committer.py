@@ -11,6 +11,7 @@ from parts import claim_of, context_of, outcome_of
 from redis.exceptions import NoPermissionError
 
 from rq_pooled.errors import USAGE
+from rq_pooled.parent import complaint
 from rq_pooled.parent import forbidden as module
 from rq_pooled.parent.committer import NOTHING_DONE, Committer
 from rq_pooled.parent.events import Events
@@ -24,7 +25,8 @@ class Parts:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, burst: bool = False) -> None:
         self.clock = 100.0
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: self.clock))
+        for one in (module, complaint):
+            monkeypatch.setattr(one, "time", SimpleNamespace(monotonic=lambda: self.clock))
         self.context, self.events = context_of(guard_wait=30.0), Events()
         self.committer = Committer(self.context, self.events, tasks=deque(), burst=burst)
         self.ends: list[int] = []
