@@ -46,6 +46,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def is_text(data: bytes) -> bool:
+    """Tell whether bytes are UTF-8."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def plain(data: Any) -> Any:
     r"""Return data of texts, numbers, lists and dictionaries with texts that any encoding takes: ``\xff`` for such a
     byte.

@@ -10,11 +10,11 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 from rq.registry import BaseRegistry, FailedJobRegistry
-from rq.utils import as_text
 
 from ..pool.registry import get_connection
 from ..rq_version import check_rq
 from ..store.keys import dead_letters_key, results_key
+from ..wire import text
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
 from .report import Report
 from .selection import Selection
@@ -99,7 +99,7 @@ class DeadLetterRegistry(BaseRegistry):
         if cleanup:
             self.cleanup()
         ids: list[bytes] = self.connection.zrange(self.key, start, end, desc=desc)  # type: ignore[assignment]
-        return [as_text(job_id) for job_id in ids]
+        return [text(job_id) for job_id in ids]
 
     def _now(self) -> str:
         seconds, microseconds = self.connection.time()

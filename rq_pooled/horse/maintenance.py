@@ -15,7 +15,7 @@ from rq.exceptions import NoSuchJobError
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
-from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..foreign import MAX_VALUE, is_text, is_wrong_type, printable
 from ..store.keys import GROUPS, group_key
 from ..wire import raw, text
 from .large import Refused
@@ -85,26 +85,18 @@ def screen_groups(worker: Any, error: Exception) -> None:
         check_unreadable(refused)
         return
     for group in groups:
-        if not _is_text(group):
+        if not is_text(group):
             connection.srem(GROUPS, group)
             continue
         key = raw(group_key(text(group)))
         try:
-            strange = [entry for entry in connection.smembers(key) if not _is_text(entry)]
+            strange = [entry for entry in connection.smembers(key) if not is_text(entry)]
         except RedisError as refused:
             check_unreadable(refused)
             connection.srem(GROUPS, group)
             continue
         for entry in strange:
             connection.srem(key, entry)
-
-
-def _is_text(data: bytes) -> bool:
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _say(worker: Any, what: str, error: Exception) -> None:

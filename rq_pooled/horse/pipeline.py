@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from redis import Redis
 from redis.client import Pipeline
 
+from .dependents import members_of
+
 
 class Backend(Protocol):
     """What a pipeline hands its commands to; each is given as redis-py's (arguments, options)."""
@@ -39,6 +41,12 @@ class HandedPipeline(Pipeline):
             return self._backend.answer(args, options)
         self.command_stack.append((args, options))
         return self
+
+    def smembers(self, name: str) -> Any:  # type: ignore[override] # RQ's sets are of ids, which are text
+        """Answer or queue; what is answered at once are dependents and dependencies, and those that are text."""
+        if self.watching and not self.explicit_transaction:
+            return members_of(name, lambda: super(HandedPipeline, self).smembers(name))
+        return super().smembers(name)
 
     def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:
         """Return another pipeline of this kind; RQ asks a watching pipeline for one."""

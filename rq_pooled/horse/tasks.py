@@ -23,6 +23,7 @@ from ..failed.maintenance import sweep_in_maintenance
 from ..failed.policies import Policy
 from ..store import once
 from ..store.claim import Claim
+from ..wire import raw
 from . import integrations
 from .large import Refused
 from .maintenance import check_unreadable, screen_groups
@@ -80,13 +81,13 @@ class Tasks:
 
     def _skip(self, job: Job, queue: Queue) -> None:
         """Record as a success, with nothing as its result, a job whose key was spent by another one."""
-        worker, spender = self._worker, once.duplicate_of(self._worker.raw)
+        worker, spender = self._worker, once.duplicate_of(self._worker.raw) or ""
         worker.prepare_job_execution(job)
         worker.begins = False
         worker.handle_execution_ended(job, queue, 0)
         worker.handle_job_success(job, queue, queue.started_job_registry, **rq_api.with_execution(worker.held))
         # First, since the last command may delete the hash.
-        worker.tape.write_first(worker.connection.encode(["HSET", job.key, once.DUPLICATE_FIELD, spender]))
+        worker.tape.write_first(worker.connection.encode(["HSET", job.key, once.DUPLICATE_FIELD, raw(spender)]))
         worker.log.info("Worker %s: job %s not run: its key was spent by job %s", worker.name, job.id, spender)
 
     def bury(

@@ -16,21 +16,22 @@ from typing import Any
 
 import rq
 from redis.client import Pipeline
-from rq.exceptions import DuplicateJobError, NoSuchJobError
+from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus
 from rq.queue import EnqueueData
 from rq.registry import ScheduledJobRegistry
-from rq.utils import as_text, now, utcformat
+from rq.utils import now, utcformat
 
 from ..errors import AlreadyQueued, AlreadySpent, ConfigurationError
+from ..foreign import MAX_VALUE, names_key, printable
 from ..rq_api import RQ3
 from ..rq_version import check_keys
 from ..store.due import add_fraction
-from ..store.inert_jobs import fetch_inert
 from ..store.keys import once_key
+from ..wire import text
 from .admission import Admission, asked_by, asking, attach_asked, check_times
 from .limits import Limit, declare_limit, make_limit
-from .verdict import ask, full, note_status
+from .verdict import GONE, ask, earlier_job, full, note_status
 
 #: How often an enqueue is tried again because the job in its way went away in that moment.
 _ATTEMPTS = 5
@@ -39,8 +40,6 @@ _ATTEMPTS = 5
 _declared: weakref.WeakKeyDictionary[Any, set[tuple[str, Limit]]] = weakref.WeakKeyDictionary()
 #: Jobs that are collected for one step, as (job, at front).
 _batch: ContextVar[list[tuple[Job, bool]] | None] = ContextVar("_batch", default=None)
-
-
 #: The limit of all jobs that are being created by ``enqueue_many``.
 _limited: ContextVar[Any] = ContextVar("_limited", default=None)
 
@@ -232,13 +231,14 @@ class AdmittingQueue(rq.Queue):
         except DuplicateJobError:
             # As in Queue._enqueue_async_job: it may have been sent twice, and then is there; else it is replaced.
             written, status = self.connection.hmget(job.key, "created_at", "status")
-            if as_text(written or b"") == utcformat(job.created_at) and status in (b"queued", b"rate_limited"):
-                job._status = JobStatus(as_text(status))
+            if text(written or b"") == utcformat(job.created_at) and status in (b"queued", b"rate_limited"):
+                job._status = JobStatus(text(status))
                 return job
             return self._admit(job, admission, at_front, replace=True)
 
     def _admit(self, job: Job, admission: Admission, at_front: bool, replace: bool) -> Job:
         """Enqueue a job if nothing speaks against it; return it, or the one that stands in its way."""
+        why = ""
         for _ in range(_ATTEMPTS):
             moment = now()
             verdict, words = ask(self, admission, [(job, at_front)], replace=replace, moment=moment)
@@ -254,13 +254,17 @@ class AdmittingQueue(rq.Queue):
                 return job
             if not admission.returns:
                 break
-            try:
-                return fetch_inert(self.job_class, word, self.connection, self.serializer)
-            except NoSuchJobError:
-                # It ended in this moment and was not kept: nothing is in the way any more.
-                continue
+            earlier = earlier_job(self, word)
+            if isinstance(earlier, Job):
+                return earlier
+            # Where it has ended in this moment, nothing is in the way any more.
+            if earlier != GONE:
+                why = f", and {earlier}"
+                break
         raise AlreadyQueued(
-            f"job {word} calls {job.func_name} with the same arguments and is queued or running: not enqueued", word
+            f"job {printable(word, MAX_VALUE)} calls {job.func_name} with the same arguments and is queued or running"
+            f"{why}: not enqueued",
+            word,
         )
 
     # -- what stands in the way ----------------------------------------------------------------------------------
@@ -269,21 +273,19 @@ class AdmittingQueue(rq.Queue):
         """Return the job that spent the key, before anything is written; claim.lua decides again."""
         if admission.once is None:
             return None
-        spender = self.connection.get(once_key(admission.once))
-        return None if spender is None else self._earlier(admission, as_text(spender))
+        key = once_key(admission.once)
+        with names_key(key):
+            spender = self.connection.get(key)
+        return None if spender is None else self._earlier(admission, text(spender))
 
     def _earlier(self, admission: Admission, job_id: str) -> Job:
         """Return the job that spent the key, or raise AlreadySpent."""
-        gone = ""
-        if admission.returns:
-            try:
-                return fetch_inert(self.job_class, job_id, self.connection, self.serializer)
-            except NoSuchJobError:
-                gone = ", which is not kept any more"
+        earlier = earlier_job(self, job_id) if admission.returns else ""
+        if isinstance(earlier, Job):
+            return earlier
         assert admission.once is not None
-        raise AlreadySpent(
-            f"the key {admission.once!r} was spent by job {job_id}{gone}: not enqueued", admission.once, job_id
-        )
+        shown = printable(job_id, MAX_VALUE) + (earlier and f", which {earlier}")
+        raise AlreadySpent(f"the key {admission.once!r} was spent by job {shown}: not enqueued", admission.once, job_id)
 
     def _declare_limit(self) -> None:
         """Write the limit to Redis, once per process: an operator's goes before it, see queue/limits.py."""

@@ -12,11 +12,11 @@ from redis.client import Pipeline
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import WatchError
 from rq.job import Job, JobStatus
-from rq.utils import as_text
 
 from ..connection.away import LOST
 from ..errors import ServerUnreachable
 from ..originals import rqs_own
+from ..wire import text
 
 
 def set_up_watching(queue: Any, job: Job, setup: Callable[..., Job]) -> Job:
@@ -73,7 +73,7 @@ def asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
         # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count;
         # one that was only saved has no status yet.
         found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
-        return [_Dependency(as_text(status or b"")) for created, status in found if created or status]
+        return [_Dependency(text(status or b"")) for created, status in found if created or status]
 
     job.fetch_dependencies = fetch_over_pipe  # type: ignore[method-assign]
     try:

@@ -32,12 +32,13 @@ from redis.exceptions import ResponseError
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
-from rq.utils import as_text, utcformat
+from rq.utils import utcformat
 
 from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
+from ..wire import text
 from . import one_step
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
@@ -200,7 +201,7 @@ class Queue(AdmittingQueue):
                 # With a connection of the caller's own redis-py may have sent the script twice: then this is our job,
                 # told by the time that was set just now. (For schedule_job a second time changes nothing.)
                 written = self.connection.hget(job.key, "enqueued_at")
-                if job.enqueued_at is not None and as_text(written or b"") == utcformat(job.enqueued_at):
+                if job.enqueued_at is not None and text(written or b"") == utcformat(job.enqueued_at):
                     return job
             except ResponseError as error:
                 # What asks for more than RQ's own enqueue (once, unique_for, max_length) cannot do without a script.

@@ -6,16 +6,24 @@ from datetime import datetime
 from typing import Any
 
 import rq
+from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.scripts import _build_hset_args
-from rq.utils import as_text, utcformat
+from rq.utils import utcformat
 
 from ..errors import QueueFull
+from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..store.enqueue import enqueue_jobs
+from ..store.inert_jobs import fetch_inert
 from ..store.keys import once_key
 from ..store.scripts import run_script
+from ..wire import text
 from .admission import Admission
 from .unique import call_key
+
+#: Said of a job that has ended and was not kept.
+GONE = "is not kept any more"
 
 
 def ask(
@@ -32,8 +40,21 @@ def ask(
         utcformat(moment),
         [(job.id, at_front, job.ttl, _build_hset_args(job), _limit_of(job)) for job, at_front in jobs],
     )
-    verdict, *more = map(as_text, run_script(queue.connection, command))
+    verdict, *more = map(text, run_script(queue.connection, command))
     return verdict, more
+
+
+def earlier_job(queue: rq.Queue, job_id: str) -> Job | str:
+    """Return the job that stands in the way, or what is to be said of it: GONE, or why it cannot be read."""
+    try:
+        return fetch_inert(queue.job_class, job_id, queue.connection, queue.serializer)
+    except NoSuchJobError:
+        return GONE
+    except Exception as error:
+        # A damaged hash may raise anything; what the server says is about the server.
+        if isinstance(error, RedisError) and not is_wrong_type(error):
+            raise
+        return f"cannot be read ({type(error).__name__}: {printable(error, MAX_VALUE)})"
 
 
 def note_status(job: Job, status: str, moment: datetime) -> None:

@@ -30,7 +30,7 @@ RUNNING_FIELD = "rq_pooled_once_running"
 def duplicate_of(raw: Mapping[bytes, bytes]) -> str | None:
     """Return the id of the job that spent the key of a claimed job, None if it is to be run."""
     found = raw.get(SPENDER_FIELD.encode())
-    return found.decode() if found else None
+    return text(found) if found else None
 
 
 def closing_commands(fields: Mapping[bytes, bytes], job_id: str, succeeded: bool) -> list[list[Any]]:

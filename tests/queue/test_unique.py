@@ -19,6 +19,7 @@ import once_jobs
 import pytest
 from engine import engine, key_space
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue as StockQueue
 from rq import Retry, SimpleWorker
 from rq.exceptions import DuplicateJobError
@@ -27,7 +28,7 @@ from support import running_worker, wait_until
 
 from rq_pooled import Queue
 from rq_pooled.config import Settings
-from rq_pooled.errors import AlreadyQueued, ConfigurationError
+from rq_pooled.errors import AlreadyQueued, AlreadySpent, ConfigurationError
 from rq_pooled.pool import Pool
 from rq_pooled.queue.unique import call_key
 
@@ -319,3 +320,64 @@ def test_fields_are_what_rq_writes(server: Any, redis: Redis) -> None:
     with engine(server.url) as ours:
         (claim,) = ours.claim("w").claims
         assert claim.job_id == "job"
+
+
+#: What may stand in a job's hash, and RQ's own code cannot read.
+DAMAGED: list[tuple[str, Any]] = [
+    ("origin", b"\xff"),
+    ("description", b"\xff"),
+    ("timeout", "x"),
+    ("result_ttl", "soon"),
+    ("dependency_ids", "no json"),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), DAMAGED)
+def test_an_earlier_job_that_cannot_be_read_is_named(redis: Redis, field: str, value: Any) -> None:
+    """A call that is queued already, or a key that is spent, is told in one line, whatever stands in the job's hash."""
+    queue = Queue("q", connection=redis)
+    job = queue.enqueue(once_jobs.accept, 1, unique_for=60)
+    redis.hset(job.key, field, value)
+    redis.set("rq_pooled:once:k", job.id)
+    with pytest.raises(AlreadyQueued, match=f"job {job.id} calls .* cannot be read .*: not enqueued") as queued:
+        queue.enqueue(once_jobs.accept, 1, unique_for=60)
+    with pytest.raises(AlreadySpent, match=f"spent by job {job.id}, which cannot be read .*: not enqueued") as spent:
+        queue.enqueue(once_jobs.accept, 1, once="k")
+    assert queued.value.job_id == spent.value.job_id == job.id
+    assert "\n" not in f"{queued.value}{spent.value}" and len(queue) == 1
+
+
+def test_an_id_of_any_bytes_has_spent_its_key(redis: Redis, server: Any, tmp_path: Path) -> None:
+    """A key that a job of any id has spent stays spent, for enqueues and for jobs that wait already."""
+    queue = Queue("q", connection=redis)
+    job = queue.enqueue(once_jobs.accept, 1, once="k")
+    redis.set("rq_pooled:once:k", b"\xff\n")
+    with pytest.raises(AlreadySpent, match=r"spent by job \\xff\\n, which cannot be read"):
+        queue.enqueue(once_jobs.accept, 1, once="k")
+    with running_worker(server.url, "q", "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0, worker.output()
+    assert redis.hget(job.key, "rq_pooled_duplicate_of") == b"\xff\n" and r"spent by job \xff\n" in worker.output()
+
+
+@pytest.mark.parametrize("options", [{"once": "k"}, {"once": "k", "depends_on": "other"}])
+def test_a_spent_key_of_another_type_is_named(redis: Redis, options: dict[str, Any]) -> None:
+    """Where the key of a spent-once key has become something else the error names it, and nothing is enqueued."""
+    redis.hset("rq_pooled:once:k", "a", "b")
+    queue = Queue("q", connection=redis)
+    with pytest.raises(ResponseError, match="WRONGTYPE rq_pooled:once:k is"):
+        queue.enqueue(once_jobs.accept, 1, job_id="j", **options)
+    assert not redis.exists("rq:job:j", "rq:queue:q")
+
+
+def test_the_key_of_a_call_of_another_type_counts_for_nothing(redis: Redis) -> None:
+    """A job that is no hash, and a key of a call that is no text, keep no call from its queue."""
+    queue = Queue("q", connection=redis)
+    job = queue.enqueue(once_jobs.accept, 1, unique_for=60)
+    redis.delete(job.key)
+    redis.set(job.key, "no hash")
+    assert queue.enqueue(once_jobs.accept, 1, unique_for=60).id != job.id
+    (key,) = redis.keys("rq_pooled:unique:*")
+    redis.delete(key)
+    redis.lpush(key, "no text")
+    queue.enqueue(once_jobs.accept, 1, unique_for=60)
+    assert len(queue) == 3 and redis.type(key) == b"string"

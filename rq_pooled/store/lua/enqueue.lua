@@ -51,8 +51,10 @@ while at <= #ARGV do
 end
 
 if once ~= '' then
-  local spender = redis.call('GET', once)
-  if spender then
+  local spender = redis.pcall('GET', once)
+  if type(spender) == 'table' then
+    return redis.error_reply('WRONGTYPE ' .. once .. ' is no text')
+  elseif spender then
     return { 'spent', spender }
   end
 end
@@ -60,8 +62,8 @@ if unique ~= '' then
   -- rights first of SET
   -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
   -- With the time of its creation: a later job with the same id is another call.
-  local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')
-  local now = holder and redis.call('HMGET', 'rq:job:' .. holder, 'status', 'created_at') or {}
+  local born, holder = string.match(fits(unique, 'string') and redis.call('GET', unique) or '', '^(%S+) (.+)$')
+  local now = holder and redis.pcall('HMGET', 'rq:job:' .. holder, 'status', 'created_at') or {}
   local status = now[2] == born and now[1]
   if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred'
     or status == 'rate_limited' or status == 'ready_to_enqueue' then

@@ -17,6 +17,21 @@ def nothing() -> None:
     pass
 
 
+def fail() -> None:
+    raise LookupError("on purpose")
+
+
+def fetch(job_id: str) -> str:
+    """Return the name of the error with which RQ fetches a job."""
+    job = get_current_job()
+    assert job is not None
+    try:
+        Job.fetch_many([job_id], connection=job.connection)
+    except Exception as error:  # noqa: BLE001
+        return type(error).__name__
+    return "none"
+
+
 def save_until(go: str, started: str, how: str) -> None:
     """Write to its own hash, as a job that reports progress does, until a key is there."""
     job = get_current_job()
