@@ -9,7 +9,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..foreign import is_wrong_type, seconds_of
-from ..store.keys import JOB, job_key, queue_key
+from ..store.keys import JOB, job_key, literal, queue_key
 from ..store.queues import queue_names
 from ..store.repair import rescue_jobs
 from ..store.scripts import run_script
@@ -57,7 +57,7 @@ def find_lost(
     now = connection.time()[0]
     cursor = 0
     while True:
-        cursor, keys = connection.scan(cursor, match=f"{JOB}*", count=PAGE)
+        cursor, keys = connection.scan(cursor, match=f"{literal(JOB)}*", count=PAGE)
         ids = [text(key).removeprefix(JOB) for key in keys]
         ids = [
             job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))
