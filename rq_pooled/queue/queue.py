@@ -20,7 +20,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -40,6 +40,7 @@ from ..wire import text
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
+from .numbers import check_delay
 from .refused_scripts import refuses_scripts
 
 
@@ -110,6 +111,11 @@ class Queue(AdmittingQueue):
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         with confirming(self.name, self.connection, [job.id], job):
             return landed(self, job) or super().enqueue_job(job, pipeline=None, at_front=at_front, unique=unique)
+
+    def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for ``time_delta`` from now."""
+        check_delay("the delay", time_delta)
+        return super().enqueue_in(time_delta, func, *args, **kwargs)
 
     def schedule_job(
         self,
