@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import pickle
 import re
 import sys
@@ -38,6 +40,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.flask.overview import overview
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
+from rq_pooled.log_lines import keep_lines
 from rq_pooled.metrics import metrics
 from rq_pooled.store.keys import SAMPLES
 from rq_pooled.store.unpickling import Inert, plain_meta
@@ -223,7 +226,7 @@ def test_queues_of_any_name_are_counted(redis: Redis) -> None:
     json.dumps(found, ensure_ascii=False).encode()
     families = {one.name: one for one in text_string_to_metric_families(metrics(redis))}
     names = {sample.labels["queue"] for sample in families["rq_pooled_queue"].samples}
-    assert names == set(found)
+    assert names == set(map(printable, found))
 
 
 def test_job_keys_of_another_type_hide_no_failed_job(redis: Redis) -> None:
@@ -604,3 +607,45 @@ def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_pat
     assert not any(line.startswith(("12:00:00 forged", "forged")) for line in worker.output().splitlines())
     assert set(worker.output()) & set(map(chr, range(32))) == {"\n"} and "\nValueError: " in worker.output()
     assert r"gone\nforged\xff" in worker.output() and r"first\n12:00:00 forged\x1b]0;x\x07" in worker.output()
+
+
+def test_huge_names_make_no_huge_log_lines(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Ids, descriptions and errors of 1 MB are cut in a worker's log, a traceback in its middle."""
+    huge = "h" * 1_000_000
+    redis.rpush("rq:queue:q", huge)
+    queue = Queue("q", connection=redis)
+    queue.enqueue("math.sqrt", 4, job_id="a", description=huge)
+    queue.enqueue("jobs.fail", f"first{huge}last", job_id="b", description="b")
+    with running_worker(server.url, "q", "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0
+    lines = worker.output().splitlines()
+    assert max(map(len, lines)) < 70_000 and len(worker.output()) < 250_000
+    assert (
+        "characters left out]" in worker.output()
+        and "last" in worker.output()
+        and "(1000000 characters)" in worker.output()
+    )
+
+
+def test_no_text_of_a_record_reaches_a_log_as_it_is() -> None:
+    """What stands in a record's text, arguments or exception is one line each, but for the lines of tracebacks."""
+    log, stream = logging.getLogger("rq.queue"), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    log.addHandler(handler)
+    keep_lines()
+    try:
+        log.error(f"name {BAD}")
+        log.error("name %s, %s", BAD, ValueError(BAD))
+        log.error(BAD.encode())
+        try:
+            raise ValueError(BAD)
+        except ValueError:
+            log.exception("failed")
+    finally:
+        log.removeHandler(handler)
+    text = stream.getvalue()
+    assert text.count("forged") == 5 and not any(line.startswith("forged") for line in text.splitlines()[:3])
+    assert set(text) & set(map(chr, (*range(32), 127))) == {"\n"} and "Traceback (most recent call last)" in text
+
+
+BAD = "a\x1b[2Jb\nforged\x07"
