@@ -488,6 +488,26 @@ def test_what_is_known_is_not_written_again() -> None:
     assert without_known([[b"EXPIRE", b"rq:job:a", b"5"], only], known) == [[b"EXPIRE", b"rq:job:a", b"5"]]
 
 
+@pytest.mark.parametrize(
+    "deleting",
+    [
+        [b"DEL", b"x", b"rq:job:a"],
+        [b"UNLINK", b"rq:job:a"],
+        [b"HDEL", b"rq:job:a", b"data"],
+        [b"EXPIRE", b"rq:job:a", b"0"],
+    ],
+)
+def test_what_is_done_at_once_is_lightened_until_its_job_is_deleted(deleting: list[bytes]) -> None:
+    """Maintenance leaves out large fields that the hash holds, and writes them once something has deleted them."""
+    values = LargeValues(None, lambda _commands: [], logging.getLogger("test"))
+    values.known[b"rq:job:a"] = {b"data": b"d" * 70_000}
+    same = [b"HSET", b"rq:job:a", b"data", b"d" * 70_000]
+    assert values.lighten([*same, b"status", b"failed"]) == [b"HSET", b"rq:job:a", b"status", b"failed"]
+    assert values.lighten(same) == [b"EXISTS", b"rq:job:a"] and values.lighten([b"PING"]) == [b"PING"]
+    assert values.lighten(deleting) == deleting
+    assert values.lighten(same) == same
+
+
 def test_large_words_get_names() -> None:
     """Only words above 64 kB are set apart, each under a name that no other attempt has."""
     long, short = b"x" * 70_000, b"y" * 60_000
