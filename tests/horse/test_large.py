@@ -201,6 +201,15 @@ def test_a_claim_leaves_large_fields_out(ours: Engine, redis: Redis) -> None:
     assert data.time_limit(1) == 77
 
 
+def test_a_large_job_with_very_many_fields_is_claimed(ours: Engine, redis: Redis) -> None:
+    """More fields than Lua can unpack at once come with a large job's claim, each with its value."""
+    Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(2 * MB), job_id="a")
+    more = {f"field{number}".encode(): str(number).encode() for number in range(20_000)}
+    redis.hset("rq:job:a", mapping=more)
+    (claim,) = ours.claim("w").claims
+    assert claim.left_out == (b"data",) and more.items() <= dict(claim.raw).items()
+
+
 def test_what_is_not_large_is_sent_whole(ours: Engine, redis: Redis) -> None:
     """A hash of up to 1 MB comes with its claim, whatever its fields."""
     Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(900_000), job_id="a")
