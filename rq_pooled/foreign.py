@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import zlib
 from base64 import b64decode
@@ -14,8 +15,8 @@ from redis.exceptions import ResponseError
 
 from .wire import text
 
-#: Characters of one value that are shown to people.
-MAX_VALUE = 200
+#: Characters of one value, and of one line, that are shown to people; a traceback has its own bound.
+MAX_VALUE, MAX_LINE = 200, 4000
 #: Bytes of a recorded error that are unpacked, and how many of them are kept at either end.
 MAX_UNPACKED, _HEAD, _TAIL = 8 * 1024 * 1024, 512 * 1024, 256 * 1024
 _STEP = 256 * 1024
@@ -35,6 +36,34 @@ def printable(value: object, most: int | None = None) -> str:
     more = f"… ({len(shown)} characters)" if most is not None and len(shown) > most else ""
     shown = shown[:most]
     return (shown if shown.isprintable() else "".join(map(_escaped, shown))) + more
+
+
+def label(value: object) -> str:
+    """Return a name as one line of at most about MAX_VALUE characters; two that are cut differ as the names do."""
+    shown = printable(value)
+    if len(shown) <= MAX_VALUE:
+        return shown
+    digest = hashlib.sha256(shown.encode("utf-8", "backslashreplace")).hexdigest()[:8]
+    return f"{printable(value, MAX_VALUE)} #{digest}"
+
+
+def shown(data: Any, most: int | None = MAX_LINE) -> Any:
+    """Return data of texts, numbers, lists and dictionaries with each text as one printable line, cut after ``most``.
+
+    The narrow space stays, which groups digits.
+    """
+    if isinstance(data, (str, bytes)):
+        line = text(data)
+        return (
+            line
+            if line.replace("\u202f", "").isprintable() and len(line) <= (most or len(line))
+            else printable(line, most)
+        )
+    if isinstance(data, dict):
+        return {shown(key, most): shown(value, most) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [shown(value, most) for value in data]
+    return data
 
 
 def _escaped(character: str) -> str:

@@ -6,12 +6,14 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
-from .foreign import printable
+from .foreign import MAX_LINE, printable
 
 #: RQ's colours, and what is allowed in a traceback.
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 _BREAKS = re.compile(r"(\x1b\[[0-9;]*m|[\n\t])")
 _TRACEBACK = "Traceback (most recent call last)"
+#: Characters of a traceback that are kept at either end.
+MAX_TRACEBACK = 32 * 1024
 
 
 if TYPE_CHECKING:
@@ -38,27 +40,49 @@ def _shown(value: object) -> object:
     if not isinstance(value, (str, bytes, Exception)):
         return value
     words = str(value) if isinstance(value, Exception) else value
-    if isinstance(words, str) and words.isprintable():
-        return words
     if isinstance(words, bytes):
-        return printable(words)
-    kept = (_BREAKS if _TRACEBACK in words else _COLOUR).split(words)
-    return "".join(part if number % 2 else printable(part) for number, part in enumerate(kept))
+        return printable(words, MAX_LINE)
+    if len(words) <= MAX_LINE and words.isprintable():
+        return words
+    if _TRACEBACK in words:
+        return _kept(_BREAKS, _middle_left_out(words))
+    return _kept(_COLOUR, words[:MAX_LINE]) + (f"… ({len(words)} characters)" if len(words) > MAX_LINE else "")
+
+
+def _kept(what: re.Pattern[str], words: str) -> str:
+    """Return words as printable ones, but for what the pattern finds."""
+    return "".join(part if number % 2 else printable(part) for number, part in enumerate(what.split(words)))
+
+
+def _middle_left_out(words: str) -> str:
+    left_out = len(words) - 2 * MAX_TRACEBACK
+    if left_out <= 0:
+        return words
+    return f"{words[:MAX_TRACEBACK]}\n[{left_out} characters left out]\n{words[-MAX_TRACEBACK:]}"
 
 
 class OneLine(logging.Filter):
-    """Shows control characters in the arguments of a record as text; a traceback keeps its lines."""
+    """Shows control characters of a record as text, and cuts what is long; a traceback keeps its lines."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
         if isinstance(record.args, tuple):
             record.args = tuple(map(_shown, record.args))
+        # What was put into the text itself; a text that has arguments is a program's own.
+        if not record.args and isinstance(record.msg, (str, bytes, Exception)):
+            record.msg = _shown(record.msg)
+        if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
+            # Formatters take it from here.
+            record.exc_text = str(_shown(logging.Formatter().formatException(record.exc_info)))
         return True
 
 
 _filter = OneLine()
 #: Each by name: a filter does not hold for the loggers below.
-_LOGGERS = ("rq.worker", "rq.job", *(f"rq_pooled.{name}" for name in ("guard", "loop", "pool", "prefork", "scheduler")))
+_LOGGERS = (
+    *(f"rq.{name}" for name in ("worker", "job", "queue", "registry", "webhook")),
+    *(f"rq_pooled.{name}" for name in ("guard", "loop", "pool", "prefork", "queue", "scheduler")),
+)
 
 
 def keep_lines() -> None:

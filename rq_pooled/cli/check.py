@@ -16,6 +16,7 @@ from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..connection.away import LOST, is_away
 from ..connection.connect_errors import FULL
+from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
 from ..monitoring.guard import ConnectionGuard
@@ -86,6 +87,11 @@ class CheckCommand(click.Command):
     show_default=True,
     help="What it means that the server cannot be asked: ok for a liveness probe, which must not restart workers then.",
 )
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    help="End after this time, whatever the server does. [SOCKET_TIMEOUT]",
+)
 @server_options
 @click.pass_context
 def check(
@@ -100,10 +106,12 @@ def check(
     connection_share: str | None,
     worker: str | None,
     away: str,
+    timeout: str | None,
 ) -> None:
     """Say in one line whether all is well: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios plugins do.
 
-    Without options: whether the server answers, and how full it is. As a container's liveness probe:
+    Without options: whether the server answers, and how full it is. It ends within --timeout in all.
+    As a container's liveness probe:
     rq-pooled check --worker here --away ok
     """
     try:
@@ -121,20 +129,23 @@ def check(
                 "--queue says which queue, and not what is wrong there: "
                 "give --queue-age, --rate-limited or --ready, too"
             )
+        seconds = settings.socket_timeout if timeout is None else parse_duration(timeout, "--timeout")
+        setting = "SOCKET_TIMEOUT" if timeout is None else "--timeout"
         client = open_server(url)
-        level = ConnectionGuard(settings, client).level()
-        # INFO is refused; PING tells whether all else is.
-        if level.connected is None:
-            client.ping()
-        findings = [_connections(level, settings, shares)]
-        if worker is not None:
-            findings.append(_alive(client, worker))
-        found = queues(client) if by_queue else []
-        if ages is not None:
-            findings += _ages(found, ages, names)
-        findings += [_counted(found, state, most, names) for state, most in counts.items() if most is not None]
-        if rates is not None:
-            findings.append(_failures(client, rates))
+        with within(seconds, setting):
+            level = ConnectionGuard(settings, client).level()
+            # INFO is refused; PING tells whether all else is.
+            if level.connected is None:
+                client.ping()
+            findings = [_connections(level, settings, shares)]
+            if worker is not None:
+                findings.append(_alive(client, worker))
+            found = queues(client) if by_queue else []
+            if ages is not None:
+                findings += _ages(found, ages, names)
+            findings += [_counted(found, state, most, names) for state, most in counts.items() if most is not None]
+            if rates is not None:
+                findings.append(_failures(client, rates))
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:

@@ -8,10 +8,7 @@ from typing import Any
 import click
 
 from ..config.secrets import message_of
-from ..foreign import MAX_VALUE, plain, printable
-
-#: Characters of a line that are shown.
-MAX_LINE = 4000
+from ..foreign import MAX_LINE, MAX_VALUE, plain, printable
 
 
 def say(*lines: object, err: bool = False) -> None:

@@ -17,7 +17,7 @@ from rq.job import Job
 from ..durations import show_duration
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.policies import Policy
-from ..foreign import replies_of
+from ..foreign import names_key, replies_of
 from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
@@ -126,7 +126,9 @@ def _words(key: str, value: Any) -> str:
 def _sweeps(connection: Redis) -> list[dict[str, Any]]:
     """Return what is registered; what has lost its job is forgotten."""
     found = []
-    for word, due in sorted(connection.zscan_iter(SCHEDULED_JOBS, match=f"{PREFIX}*")):
+    with names_key(SCHEDULED_JOBS):
+        entries = sorted(connection.zscan_iter(SCHEDULED_JOBS, match=f"{PREFIX}*"))
+    for word, due in entries:
         key = raw(job_key(text(word)))
         with connection.pipeline(transaction=False) as pipe:
             pipe.hexists(key, "data")
@@ -154,7 +156,8 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
 
 def _remove(connection: Redis, name: str) -> str:
     job_id = PREFIX + name
-    removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
+    with names_key(SCHEDULED_JOBS):
+        removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
     # Not fetched, since that would unpickle what Redis holds.
     job = Job(job_id, connection=connection)
     job.origin = text(connection.hget(raw(job.key), "origin") or b"")

@@ -18,6 +18,7 @@ from rq.registry import FailedJobRegistry
 from rq.utils import now, utcformat
 
 from ..errors import SweepUnderWay, UnknownQueue
+from ..foreign import MAX_VALUE, printable
 from ..store.failed import failed_bury, failed_ghosts, failed_page, failed_purge, failed_requeue
 from ..store.keys import dead_letters_key, sweep_lock_key
 from ..store.locks import SweepLock, unlock
@@ -94,10 +95,14 @@ class FailedJobs:
         """Hold the lock of the queue's sweeps; each command renews it. Raises SweepUnderWay."""
         lock = SweepLock(sweep_lock_key(queue), f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex}", LOCK_TTL)
         if not self._one(("SET", lock.key, lock.owner, "NX", "EX", lock.ttl)):
-            owner, left = self._many([("GET", lock.key), ("TTL", lock.key)])
-            who = text(owner).rpartition(":")[0] if owner else "one that has just ended"
+            with names_key(lock.key):
+                owner, left = self._many([("GET", lock.key), ("TTL", lock.key)])
+            who = text(owner).rpartition(":")[0] or text(owner) if owner else "one that has just ended"
+            shown = printable(who, MAX_VALUE)
+            if left == -1:
+                raise SweepUnderWay(f"the lock {lock.key} ({shown}) never ends, so no sweep has written it: delete it")
             raise SweepUnderWay(
-                f"a sweep of queue {queue!r} is under way ({who}); try again when it is over, or {max(left, 0)} s "
+                f"a sweep of queue {queue!r} is under way ({shown}); try again when it is over, or {max(left, 0)} s "
                 "after it was killed"
             )
         try:

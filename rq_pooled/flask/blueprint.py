@@ -19,7 +19,7 @@ from ..connection.away import LOST
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
-from ..foreign import plain
+from ..foreign import plain, shown
 from ..monitoring.health import health_word
 from ..monitoring.processes import pool_stats
 from . import actions
@@ -107,7 +107,7 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
             code = 409
         reason = message_of(error)
         if "page" in request.form:
-            return render_template("rq_pooled/problem.html", title="That did not work", reason=reason), code
+            return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
         return jsonify(error=reason), code
 
     @blueprint.get("/health/redis")
@@ -176,14 +176,14 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         client = client_of()
         try:
             with within(DEADLINE, "the deadline of a page"):
-                message = told(client.redis, request.args.get("did", ""))
+                message = shown(told(client.redis, request.args.get("did", "")))
                 found = present(overview(client.redis, client.settings))
         except RedisError as error:
             reason = message_of(error)
             silent = isinstance(error, LOST)
             # It refuses for an ACL, or while a script runs for too long.
             title = "Redis does not answer" if silent else "Redis refuses"
-            return render_template("rq_pooled/problem.html", title=title, reason=reason), 503
+            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
         return render_template("rq_pooled/page.html", may_write=permission() == "write", message=message, **found)
 
     return blueprint

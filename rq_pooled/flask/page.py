@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from ..foreign import MAX_VALUE, printable
+from ..foreign import MAX_VALUE, printable, shown
 from .chart import chart
 
 #: Rows of the tables of processes and others; the rest is summed up.
@@ -23,7 +23,7 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
     budget, ceiling = connections["budget"], connections["maxclients"]
     names = {(p["host"], p["pid"]): p for p in found["processes"]}
     rows = [_holder(one, names.get((one["host"], one["pid"]))) for one in connections["processes"]]
-    return {
+    page = {
         "as_of": datetime.fromtimestamp(now, tz=timezone.utc).strftime("%H:%M:%S UTC"),
         "level": connections["level"],
         "level_text": _LEVELS.get(connections["level"], connections["level"]),
@@ -59,7 +59,7 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
             {
                 **group,
                 "shown": printable(group["queue"], MAX_VALUE),
-                "has_buttons": len(group["queue"]) <= _LONGEST,
+                "has_buttons": _fits_a_form(group["queue"]) and _fits_a_form(group["exception"]),
                 "count": number(group["count"]),
                 "last": ago(now - group["last"]) if group["last"] else "–",
             }
@@ -71,6 +71,13 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
             for job in found["upcoming"]
         ],
     }
+    # The paths of the chart are ours, and long.
+    return {**shown(page), "chart": shown(page["chart"], None)}
+
+
+def _fits_a_form(name: str) -> bool:
+    """Tell whether a form can carry a name as it is: the page shows what is not printable as something else."""
+    return len(name) <= _LONGEST and name.isprintable()
 
 
 def number(value: float | None) -> str:
@@ -151,7 +158,7 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
         "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
-        "has_failed": queue["failed"] > 0 and len(queue["name"]) <= _LONGEST,
+        "has_failed": queue["failed"] > 0 and _fits_a_form(queue["name"]),
         **counts,
     }
 

@@ -60,7 +60,7 @@ def without_known(
     deleted: set[bytes] = set()
     for words in commands:
         name, key = words[0], words[1] if len(words) > 1 else b""
-        if name in (b"DEL", b"UNLINK", b"HDEL") or (name == b"EXPIRE" and words[2][:1] in (b"-", b"0")):
+        if _deletes(words):
             deleted.update(words[1:])
         elif name in (b"HSET", b"HMSET") and key in known and key not in deleted:
             fields = zip(words[2::2], words[3::2])
@@ -70,6 +70,11 @@ def without_known(
             words = [name, key, *chain.from_iterable(written)]
         light.append(words)
     return light
+
+
+def _deletes(words: Sequence[Any]) -> bool:
+    """Tell whether a command may take away keys, or fields of one, that are among its words."""
+    return words[0] in (b"DEL", b"UNLINK", b"HDEL") or (words[0] == b"EXPIRE" and words[2][:1] in (b"-", b"0"))
 
 
 def _is_same(field: bytes, value: bytes, known: bytes | None) -> bool:
@@ -159,7 +164,7 @@ class LargeValues:
 
     def lighten(self, words: Sequence[bytes]) -> Sequence[bytes]:
         """Return a command that is done at once without large fields that the job's hash holds already."""
-        if words[0] in (b"DEL", b"UNLINK"):
+        if _deletes(words):
             for key in words[1:]:
                 self.known.pop(key, None)
         light = without_known([words], self.known) if self.known else [words]

@@ -12,7 +12,7 @@ from ..failed.policies import Policy
 from ..process.channel import ChildChannel
 from ..process.memory import resident_megabytes
 from ..store import due
-from . import abandoned, dates, dependents
+from . import abandoned, dates, dependents, intervals
 from .children import has_children, has_doomed_children, let_resource_trackers_live
 from .cleanup import Surroundings
 from .large import Gone, LargeValues, Refused
@@ -58,6 +58,7 @@ class HorseProcess:
         dates.use_in_jobs()
         due.use_in_jobs()
         dependents.use_in_handlers()
+        intervals.use_in_handlers()
         self._large = LargeValues(self._recorder.connection_pool, Relay(channel, self._recorder).execute, worker.log)
         self._outcomes = Outcomes(worker, channel, self._large)
         self._tasks = Tasks(worker, self._outcomes, Relay(channel, self._recorder, self._large), policies)

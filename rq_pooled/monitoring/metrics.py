@@ -14,6 +14,7 @@ from redis import Redis
 
 from ..config.settings import Settings
 from ..connection.away import LOST
+from ..foreign import label
 from .guard import connections
 from .health import health
 from .processes import processes
@@ -73,6 +74,13 @@ class _Collector:
         return []
 
     def collect(self) -> Iterator[Any]:
+        for family in self._families():
+            for sample in family.samples:
+                # The one place where what others named is made fit to be shown.
+                sample.labels.update({name: label(value) for name, value in sample.labels.items()})
+            yield family
+
+    def _families(self) -> Iterator[Any]:
         report = health(self._timeout, self._settings, self._connection)
         away = report["status"] == "away"
         if not away:

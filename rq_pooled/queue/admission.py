@@ -10,7 +10,7 @@ from typing import Any
 
 from rq.job import Job
 
-from ..durations import LONGEST, parse_duration
+from ..durations import parse_duration
 from ..errors import ConfigurationError
 from ..store.once import FIELD, OF_FIELD, TTL_FIELD
 
@@ -74,17 +74,6 @@ def asked_by(job: Job) -> Admission | None:
     """Return what was asked for when the job was created."""
     found: Admission | None = job.__dict__.get("_rq_pooled_asked")
     return found
-
-
-def check_times(job: Job) -> None:
-    """Refuse what the server refuses only once the job is there: an expiry whose milliseconds exceed 64 bits."""
-    for name in ("ttl", "result_ttl", "failure_ttl", "timeout"):
-        seconds = getattr(job, name)
-        if seconds is not None and not seconds <= LONGEST:
-            raise ConfigurationError(
-                f"{name} is {seconds}: at most {LONGEST} seconds (100 years) can be kept; leave ttl out and set "
-                "result_ttl, failure_ttl or timeout to -1 for ever"
-            )
 
 
 def _read(

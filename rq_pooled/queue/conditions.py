@@ -29,8 +29,9 @@ from ..rq_version import check_keys
 from ..store.due import add_fraction
 from ..store.keys import once_key
 from ..wire import text
-from .admission import Admission, asked_by, asking, attach_asked, check_times
+from .admission import Admission, asked_by, asking, attach_asked
 from .limits import Limit, declare_limit, make_limit
+from .numbers import check_enqueued, check_floats, check_numbers
 from .verdict import GONE, ask, earlier_job, full, note_status
 
 #: How often an enqueue is tried again because the job in its way went away in that moment.
@@ -81,8 +82,9 @@ class AdmittingQueue(rq.Queue):
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
         """Create a job as RQ does, with what the running ``enqueue`` asks for."""
+        check_floats(kwargs)
         job = super().create_job(*args, **kwargs)
-        check_times(job)
+        check_numbers(job)
         limit: Any = _limited.get()
         if limit is not None:
             limited: Any = job
@@ -97,7 +99,7 @@ class AdmittingQueue(rq.Queue):
     ) -> Job:
         """Enqueue a job, if nothing speaks against it."""
         self._declare_limit()
-        check_times(job)
+        check_enqueued(self.connection, job)
         admission = asked_by(job)
         if self.max_length is not None:
             admission = replace(admission or Admission(), max_length=self.max_length)
@@ -123,7 +125,7 @@ class AdmittingQueue(rq.Queue):
     def schedule_job(self, job: Job, datetime: datetime, pipeline: Pipeline | None = None, unique: bool = False) -> Job:
         """Schedule a job, unless its key has been spent."""
         self._declare_limit()
-        check_times(job)
+        check_enqueued(self.connection, job, datetime)
         admission = asked_by(job)
         if admission is not None:
             if admission.unique_for:

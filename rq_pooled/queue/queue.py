@@ -22,7 +22,7 @@ once.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -43,6 +43,7 @@ from . import one_step
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
+from .numbers import check_delay
 from .refused_scripts import refuses_scripts
 
 
@@ -119,6 +120,11 @@ class Queue(AdmittingQueue):
             job = super().enqueue_job(job, pipeline=steps, at_front=at_front, unique=unique)
             one_step.end(steps)
             return job
+
+    def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for ``time_delta`` from now."""
+        check_delay("the delay", time_delta)
+        return super().enqueue_in(time_delta, func, *args, **kwargs)
 
     def schedule_job(
         self,

@@ -23,7 +23,7 @@ from rq.queue import Queue
 from rq.scripts import _build_hset_args
 from rq.utils import import_attribute
 
-from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..foreign import MAX_VALUE, is_wrong_type, names_key, printable
 from ..store.inert_jobs import fetch_inert
 from ..store.keys import SCHEDULED_JOBS
 from ..store.rq_scheduler import move_job
@@ -119,9 +119,10 @@ class Mover:
         while seen < most and not stopped():
             now, microseconds = self._connection.time()
             self.until = now + microseconds / 1e6
-            due: Any = self._connection.zrangebyscore(
-                SCHEDULED_JOBS, 0, self.until, start=self.left, num=min(BATCH, most - seen), withscores=True
-            )
+            with names_key(SCHEDULED_JOBS):
+                due: Any = self._connection.zrangebyscore(
+                    SCHEDULED_JOBS, 0, self.until, start=self.left, num=min(BATCH, most - seen), withscores=True
+                )
             for word, score in due:
                 if stopped():
                     return moved

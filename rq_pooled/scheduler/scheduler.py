@@ -10,7 +10,6 @@ import logging
 import signal
 import threading
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -26,8 +25,9 @@ from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..connection.away import check_lost
 from ..delays import reconnect_delays
-from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..foreign import MAX_VALUE, is_wrong_type, names_key, printable
 from ..pool.registry import get_connection
+from ..queue.numbers import check_delay
 from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
 from ..store.due import add_fraction
@@ -35,11 +35,8 @@ from ..store.keys import SCHEDULED_JOBS, SCHEDULER_LOCK
 from ..store.locks import unlock
 from ..store.scripts import run_script
 from ..wire import raw, text
+from .checked import CheckedScheduler
 from .mover import BATCH, MOVED, Mover, ScheduleLock, next_cron_time
-
-with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
-    warnings.simplefilter("ignore", DeprecationWarning)
-    import rq_scheduler
 
 logger = logging.getLogger("rq_pooled.scheduler")
 
@@ -63,7 +60,7 @@ class _Move:
     verdict: str | None = None
 
 
-class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annotations
+class Scheduler(CheckedScheduler):
     """rq-scheduler's ``Scheduler``: all of its methods, keys and its lock, so both kinds can be used side by side.
 
     Different are: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic step; a
@@ -111,6 +108,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
 
     def enqueue_in(self, time_delta: timedelta, func: Any, *args: Any, **kwargs: Any) -> Job:
         """Schedule a call for ``time_delta`` from now, see rq-scheduler."""
+        check_delay("the delay", time_delta)
         job: Job = self.enqueue_at(datetime.now(timezone.utc) + time_delta, func, *args, **kwargs)
         return job
 
@@ -120,6 +118,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         add_fraction(self.connection, SCHEDULED_JOBS, job.id, scheduled_time)
         return job
 
+    @names_key(SCHEDULED_JOBS)
     def cron(
         self,
         cron_string: str,
@@ -175,9 +174,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
         An entry that cannot be read is logged and left out.
         """
         until = _epoch(until)
-        found = self.connection.zrangebyscore(
-            SCHEDULED_JOBS, 0, "+inf" if until is None else until, withscores=True, start=offset, num=length
-        )
+        most = "+inf" if until is None else until
+        with names_key(SCHEDULED_JOBS):
+            found = self.connection.zrangebyscore(SCHEDULED_JOBS, 0, most, offset, length, withscores=True)
         for word, score in found:
             try:
                 job = self.job_class.fetch(text(word), connection=self.connection)
@@ -269,6 +268,7 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
             return moving.verdict
         return "left" if self.connection.zscore(SCHEDULED_JOBS, job.id) == due else "handled"
 
+    @names_key(SCHEDULER_LOCK)
     def acquire_lock(self) -> bool:
         """Take rq-scheduler's lock, or go on with it where it is ours still; return whether that worked."""
         taken = self.connection.set(SCHEDULER_LOCK, self._lock.token, ex=self._lock.life, nx=True)

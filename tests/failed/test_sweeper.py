@@ -146,6 +146,29 @@ def test_requeue_gives_retries_anew(redis: Redis) -> None:
     assert {Job.fetch(name, redis).retries_left for name in kinds} == {9}
 
 
+def test_a_requeued_job_may_return_its_retries_again(redis: Redis) -> None:
+    """The count of retries that a job has returned begins anew, else one that used them up would fail at once."""
+    (job,) = fail(redis, "value")
+    redis.hset(job.key, "number_of_retries", 3)
+    sweep(redis, Requeue())
+    assert redis.hget(job.key, "number_of_retries") is None and ids_in(redis, QUEUE) == [job.id]
+
+
+def test_jobs_are_buried_in_the_order_of_their_registry(redis: Redis) -> None:
+    """Of jobs that are buried in one step the first stays the first, whatever the order of their ids."""
+    ids = [f"z{number:03}" for number in range(60, 0, -1)]
+    fill(redis, 60, prefix="x")
+    for job_id, old in zip(ids, ids_in(redis, FAILED)):
+        redis.rename(f"rq:job:{old}", f"rq:job:{job_id}")
+        redis.rename(f"rq:results:{old}", f"rq:results:{job_id}")
+        redis.zadd(FAILED, {job_id: redis.zscore(FAILED, old) or 0})
+        redis.zrem(FAILED, old)
+    for place, job_id in enumerate(ids):
+        redis.zadd(FAILED, {job_id: 2e9 + place})
+    sweep(redis, Bury())
+    assert ids_in(redis, "rq_pooled:dead:default") == ids
+
+
 def test_requeued_job_does_not_expire_while_it_waits(redis: Redis) -> None:
     """A failure's expiry ends with the requeue; the job's own ttl begins anew."""
     fail(redis, "Broken", failure_ttl=60, job_id="short")

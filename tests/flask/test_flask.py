@@ -748,3 +748,36 @@ def test_failed_registry_is_rqs_own(operator: Any, redis: Redis) -> None:
     job = Job.fetch(ids[0], connection=redis)
     assert job.get_status() == "queued" and job.id in StockQueue("q", connection=redis).job_ids
     assert FailedJobRegistry("q", connection=redis).get_job_count() == 0
+
+
+def test_names_bring_no_control_characters_into_pages_and_metrics(operator: Any, redis: Redis) -> None:
+    """Escape and bell characters in names, ids and errors are shown as text, in HTML and in metrics."""
+    bad = "q\x1b]0;x\x07\x7f\x9b"
+    job = StockQueue(bad, connection=redis).enqueue(FACTORIAL, -1, description=f"d{bad}")
+    redis.delete(f"rq:queue:{bad}")
+    redis.rpush(f"rq:queue:{bad}", job.id)
+    redis.zadd(f"rq:failed:{bad}", {job.id: time.time() + 99})
+    redis.hset(job.key, mapping={"status": "failed", "exc_info": f"Traceback\nshop.Declined{bad}: {bad}"})
+    redis.zadd(f"rq:scheduled:{bad}", {job.id: time.time() + 99})
+    worker = json.dumps(f"w{bad}")
+    fields = {"kind": '"worker"', "worker": worker, "concurrency": "2", "published_at": "1", "queues": f"[{worker}]"}
+    redis.hset(f"rq_pooled:stats:a{bad}:h{bad}:1", mapping=fields)
+    redis.zadd("rq_pooled:stats", {f"rq_pooled:stats:a{bad}:h{bad}:1": time.time() + 60})
+    for path in ("/rq/", "/rq/metrics"):
+        answer = operator.get(path)
+        text = answer.get_data(as_text=True)
+        assert answer.status_code == 200 and r"q\x1b]0;x\x07\x7f\x9b" in text.replace("\\\\", "\\")
+        assert not {character for character in text if not character.isprintable()} - {"\n", "\u202f"}, path
+    wrong = operator.post("/rq/queues/sweep", data={"page": "1", "queue": bad + "?", "policy": "ghosts"})
+    assert wrong.status_code == 404 and "\x1b" not in wrong.get_data(as_text=True)
+
+
+def test_a_huge_name_makes_no_huge_answer(operator: Any, redis: Redis) -> None:
+    """A queue's name of 1 MB costs pages and metrics a line, and two of them stay two queues."""
+    for last in "ab":
+        redis.sadd("rq:queues", "rq:queue:" + "n" * 1_000_000 + last)
+        redis.rpush("rq:queue:" + "n" * 1_000_000 + last, "x")
+    metrics = operator.get("/rq/metrics").get_data(as_text=True)
+    assert len(metrics) < 50_000 and len(re.findall(r'(?m)^rq_pooled_queue\{.*state="queued"\} 1.0$', metrics)) == 2
+    assert len(set(re.findall(r'queue="(.*?)"', metrics))) == 2
+    assert len(operator.get("/rq/").get_data()) < 100_000

@@ -201,6 +201,15 @@ def test_a_claim_leaves_large_fields_out(ours: Engine, redis: Redis) -> None:
     assert data.time_limit(1) == 77
 
 
+def test_a_large_job_with_very_many_fields_is_claimed(ours: Engine, redis: Redis) -> None:
+    """More fields than Lua can unpack at once come with a large job's claim, each with its value."""
+    Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(2 * MB), job_id="a")
+    more = {f"field{number}".encode(): str(number).encode() for number in range(20_000)}
+    redis.hset("rq:job:a", mapping=more)
+    (claim,) = ours.claim("w").claims
+    assert claim.left_out == (b"data",) and more.items() <= dict(claim.raw).items()
+
+
 def test_what_is_not_large_is_sent_whole(ours: Engine, redis: Redis) -> None:
     """A hash of up to 1 MB comes with its claim, whatever its fields."""
     Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(900_000), job_id="a")
@@ -486,6 +495,26 @@ def test_what_is_known_is_not_written_again() -> None:
     for deleting in ([b"DEL", b"x", b"rq:job:a"], [b"EXPIRE", b"rq:job:a", b"0"], [b"HDEL", b"rq:job:a", b"data"]):
         assert without_known([deleting, same], known) == [deleting, same]
     assert without_known([[b"EXPIRE", b"rq:job:a", b"5"], only], known) == [[b"EXPIRE", b"rq:job:a", b"5"]]
+
+
+@pytest.mark.parametrize(
+    "deleting",
+    [
+        [b"DEL", b"x", b"rq:job:a"],
+        [b"UNLINK", b"rq:job:a"],
+        [b"HDEL", b"rq:job:a", b"data"],
+        [b"EXPIRE", b"rq:job:a", b"0"],
+    ],
+)
+def test_what_is_done_at_once_is_lightened_until_its_job_is_deleted(deleting: list[bytes]) -> None:
+    """Maintenance leaves out large fields that the hash holds, and writes them once something has deleted them."""
+    values = LargeValues(None, lambda _commands: [], logging.getLogger("test"))
+    values.known[b"rq:job:a"] = {b"data": b"d" * 70_000}
+    same = [b"HSET", b"rq:job:a", b"data", b"d" * 70_000]
+    assert values.lighten([*same, b"status", b"failed"]) == [b"HSET", b"rq:job:a", b"status", b"failed"]
+    assert values.lighten(same) == [b"EXISTS", b"rq:job:a"] and values.lighten([b"PING"]) == [b"PING"]
+    assert values.lighten(deleting) == deleting
+    assert values.lighten(same) == same
 
 
 def test_large_words_get_names() -> None:

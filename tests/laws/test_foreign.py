@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import pickle
 import re
 import sys
@@ -11,22 +13,25 @@ import zlib
 from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
+from commands import run_command
 from failures import fill
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue
+from rq.job import Job
 from rq.utils import now, utcformat
 from support import running_worker, wait_until
 
-from rq_pooled import health
+from rq_pooled import Scheduler, health
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.cli import main as cli
 from rq_pooled.config import Settings
@@ -35,6 +40,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.flask.overview import overview
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
+from rq_pooled.log_lines import keep_lines
 from rq_pooled.metrics import metrics
 from rq_pooled.store.keys import SAMPLES
 from rq_pooled.store.unpickling import Inert, plain_meta
@@ -220,7 +226,7 @@ def test_queues_of_any_name_are_counted(redis: Redis) -> None:
     json.dumps(found, ensure_ascii=False).encode()
     families = {one.name: one for one in text_string_to_metric_families(metrics(redis))}
     names = {sample.labels["queue"] for sample in families["rq_pooled_queue"].samples}
-    assert names == set(found)
+    assert names == set(map(printable, found))
 
 
 def test_job_keys_of_another_type_hide_no_failed_job(redis: Redis) -> None:
@@ -391,6 +397,85 @@ def test_an_abandoned_entry_that_cannot_be_read_stops_no_maintenance(
     assert not redis.zcard("rq:wip:b") and not redis.zcard("rq:wip:c")
 
 
+# -- keys of another type ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["rq:scheduler:scheduled_jobs", "rq:scheduler_lock"])
+def test_a_schedule_of_another_type_is_named(server: EmbeddedServer, redis: Redis, tmp_path: Path, key: str) -> None:
+    """Where rq-scheduler's schedule or lock is something else, the scheduler's line and the worker's name the key."""
+    redis.rpush(key, "no schedule")
+    if key == "rq:scheduler_lock":
+        redis.zadd("rq:scheduler:scheduled_jobs", {"x": 1})
+    done = run_command(server.url, "scheduler")
+    assert done.returncode == 75 and f"WRONGTYPE {key} is of another type" in done.stderr
+    assert "Traceback" not in done.stderr
+    with running_worker(server.url, "--with-scheduler", log=tmp_path / "log") as worker:
+        worker.wait_for(f"cannot look at rq-scheduler's jobs: WRONGTYPE {key} is no")
+        job = Queue(connection=redis).enqueue("math.sqrt", 4)
+        wait_until(lambda: job.get_status(refresh=True) == "finished")
+
+
+@pytest.mark.parametrize("words", [(), ("--remove", "x"), ("--cron", "* * * * *", "--ghosts")])
+def test_sweeps_in_a_schedule_of_another_type_are_told_of_its_key(
+    redis: Redis, run: Run, words: tuple[str, ...]
+) -> None:
+    """Recurring sweeps are listed, removed and registered, or the key is named that is in the way."""
+    redis.set("rq:scheduler:scheduled_jobs", "no schedule")
+    code, _, err = run("schedule-sweep", *words)
+    assert code == 75 and "WRONGTYPE rq:scheduler:scheduled_jobs is of another type" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda scheduler: scheduler.enqueue_in(timedelta(1), print),
+        lambda scheduler: scheduler.cron("* * * * *", print),
+        lambda scheduler: scheduler.schedule(datetime.now(), print, interval=5),
+        lambda scheduler: scheduler.count(),
+        lambda scheduler: list(scheduler.get_jobs()),
+        lambda scheduler: scheduler.enqueue_jobs(),
+        lambda scheduler: scheduler.cancel("x"),
+        lambda scheduler: scheduler.change_execution_time(
+            Job.create(print, connection=scheduler.connection), datetime.now()
+        ),
+        lambda scheduler: "x" in scheduler,
+    ],
+)
+def test_a_schedule_of_another_type_is_named_to_callers(redis: Redis, call: Callable[[Scheduler], Any]) -> None:
+    """Each method that reads or writes the schedule names its key."""
+    redis.set("rq:scheduler:scheduled_jobs", "no schedule")
+    with pytest.raises(ResponseError, match="WRONGTYPE rq:scheduler:scheduled_jobs is of another type"):
+        call(Scheduler(connection=redis))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (
+            "hello\x1b[2J",
+            r"the lock rq_pooled:sweep:default (hello\x1b[2J) never ends, so no sweep has written it: delete it",
+        ),
+        (b"\xff", r"the lock rq_pooled:sweep:default (\xff) never ends"),
+        (["no text"], "WRONGTYPE rq_pooled:sweep:default is of another type"),
+    ],
+)
+def test_a_lock_that_no_sweep_has_written_is_named(redis: Redis, run: Run, value: Any, words: str) -> None:
+    """A sweep's lock that never ends, or is of another type, is named; others say how long they last."""
+    fail_raw(redis, b"x")
+    if isinstance(value, list):
+        redis.rpush("rq_pooled:sweep:default", *value)
+    else:
+        redis.set("rq_pooled:sweep:default", value)
+    code, out, err = run("sweep", "--purge", "--all")
+    assert code == 75 and words in err and len((out + err).splitlines()) < 3
+    if not isinstance(value, list):
+        redis.expire("rq_pooled:sweep:default", 20)
+        shown = printable(value)
+        assert (
+            f"is under way ({shown}); try again when it is over, or 20 s after" in run("sweep", "--purge", "--all")[2]
+        )
+
+
 # -- RQ before 1.12 ----------------------------------------------------------------------------------------------------
 
 
@@ -522,3 +607,45 @@ def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_pat
     assert not any(line.startswith(("12:00:00 forged", "forged")) for line in worker.output().splitlines())
     assert set(worker.output()) & set(map(chr, range(32))) == {"\n"} and "\nValueError: " in worker.output()
     assert r"gone\nforged\xff" in worker.output() and r"first\n12:00:00 forged\x1b]0;x\x07" in worker.output()
+
+
+def test_huge_names_make_no_huge_log_lines(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Ids, descriptions and errors of 1 MB are cut in a worker's log, a traceback in its middle."""
+    huge = "h" * 1_000_000
+    redis.rpush("rq:queue:q", huge)
+    queue = Queue("q", connection=redis)
+    queue.enqueue("math.sqrt", 4, job_id="a", description=huge)
+    queue.enqueue("jobs.fail", f"first{huge}last", job_id="b", description="b")
+    with running_worker(server.url, "q", "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0
+    lines = worker.output().splitlines()
+    assert max(map(len, lines)) < 70_000 and len(worker.output()) < 250_000
+    assert (
+        "characters left out]" in worker.output()
+        and "last" in worker.output()
+        and "(1000000 characters)" in worker.output()
+    )
+
+
+def test_no_text_of_a_record_reaches_a_log_as_it_is() -> None:
+    """What stands in a record's text, arguments or exception is one line each, but for the lines of tracebacks."""
+    log, stream = logging.getLogger("rq.queue"), io.StringIO()
+    handler = logging.StreamHandler(stream)
+    log.addHandler(handler)
+    keep_lines()
+    try:
+        log.error(f"name {BAD}")
+        log.error("name %s, %s", BAD, ValueError(BAD))
+        log.error(BAD.encode())
+        try:
+            raise ValueError(BAD)
+        except ValueError:
+            log.exception("failed")
+    finally:
+        log.removeHandler(handler)
+    text = stream.getvalue()
+    assert text.count("forged") == 5 and not any(line.startswith("forged") for line in text.splitlines()[:3])
+    assert set(text) & set(map(chr, (*range(32), 127))) == {"\n"} and "Traceback (most recent call last)" in text
+
+
+BAD = "a\x1b[2Jb\nforged\x07"

@@ -14,7 +14,9 @@ import socket
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,26 @@ def test_the_server_is_gone() -> None:
     report = health.health(timeout=1.0, connection=Redis.from_url(url))
     assert (report["ok"], report["status"]) == (False, "away") and "secret" not in json.dumps(report)
     assert "rq_pooled_up 0.0" in metrics(Redis.from_url(url), timeout=1.0)
+
+
+@pytest.mark.parametrize(
+    ("words", "most"),
+    [((), 5), (("--timeout", "1s"), 1), (("--worker", "here", "--timeout", "1"), 1)],
+)
+def test_check_ends_within_one_deadline(words: tuple[str, ...], most: float) -> None:
+    """At a server that accepts and says nothing the check ends within SOCKET_TIMEOUT, or its own option, in all."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=50)) as listener:
+        url = f"redis://127.0.0.1:{listener.getsockname()[1]}"
+        # What the program itself needs.
+        began = time.monotonic()
+        run_command(url, "--version")
+        own, began = time.monotonic() - began, time.monotonic()
+        result = run_command(url, "check", *words)
+        took = time.monotonic() - began
+        assert result.returncode == 2 and result.stdout.startswith("CRITICAL - server away: "), result.stdout
+        assert took < most + 2 * own + 1.5, f"{took:.1f} s, of which {own:.1f} s are the program's own"
+        assert run_command(url, "check", "--away", "ok", "--timeout", "0.5").returncode == 0
+    assert run_command(url, "check", "--timeout", "soon").returncode == 3
 
 
 def test_restricted_users_see_what_they_may(start_server: Callable[..., EmbeddedServer]) -> None:

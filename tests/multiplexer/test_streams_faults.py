@@ -10,13 +10,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from proxy import CutProxy
+from proxy import CutProxy, SlowProxy
 from redis import Connection, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from sampling import by_role
@@ -252,6 +253,26 @@ def test_a_connection_that_a_firewall_forgot_is_not_made_fit_for_ever(
         assert hub.client().ask("BLPOP", "nothing", "0.1") == b"*-1\r\n"
     finally:
         proxy.close()
+
+
+@pytest.mark.parametrize("first", [None, ("WATCH", "key")])
+def test_no_error_of_ours_stands_inside_a_reply(
+    hubs: Callable[..., Hub], server: EmbeddedServer, redis: Redis, first: tuple[str, str] | None
+) -> None:
+    """A stream that is given up in the middle of a reply gets no further byte: those of our error would be data."""
+    redis.set("large", b"x" * 5_000_000)
+    with closing(SlowProxy(server.port, 2_000_000)) as proxy:
+        hub = hubs(server.url, Place(socket.AF_INET, ("127.0.0.1", proxy.port), None, None))
+        client = hub.client()
+        if first is not None:
+            assert client.ask(*first) == b"+OK\r\n"
+        client.send(("GET", "large"))
+        hub.until(lambda: len(client.look()) > 1000, what="the begin of the reply")
+        hub.mux.on_away("the server is away")
+        hub.until(lambda: client.look() is not None and client.closed, what="its end")
+        begin = b"$5000000\r\n"
+        assert client.got.startswith(begin) and set(client.got[len(begin) :]) == set(b"x")
+        assert len(client.got) < 5_000_000
 
 
 def test_wait_in_a_transaction_changes_nothing_in_it(hub: Hub) -> None:

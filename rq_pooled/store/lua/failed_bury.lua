@@ -43,7 +43,8 @@ local function bury(id, ended_at)
     return 'done'
   end
   ends = ends + 0.000001 -- the order of burial is the order of the registry
-  redis.call('ZADD', dead, string.format('%.6f', ends), id)
+  -- All digits: rounded, two of them would be one.
+  redis.call('ZADD', dead, string.format('%.17g', ends), id)
   for _, key in ipairs({ job, job .. ':dependents', JOB .. ':' .. id .. ':dependencies', RESULTS .. id }) do
     redis.call('EXPIRE', key, age)
   end

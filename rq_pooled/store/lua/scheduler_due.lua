@@ -5,6 +5,12 @@
 -- returns     number of jobs that are due, 0 if another one has the lock
 
 -- rights first
+-- include fits
+for i, wanted in ipairs({ 'zset', 'string' }) do
+  if not fits(KEYS[i], wanted) then
+    return redis.error_reply('WRONGTYPE ' .. KEYS[i] .. ' is no ' .. (i == 1 and 'sorted set' or 'text'))
+  end
+end
 local time = redis.call('TIME')
 local due = redis.call('ZCOUNT', KEYS[1], 0, time[1] .. string.format('.%06d', time[2]))
 if due == 0 then

@@ -1,0 +1,63 @@
+"""rq-scheduler's methods that write its schedule, with what it would refuse too late refused at once, in words."""
+
+from __future__ import annotations
+
+import warnings
+from datetime import datetime, timezone
+from typing import Any
+
+from rq.job import Job
+
+from ..foreign import names_key
+from ..queue.numbers import check_floats, check_interval, check_moment, check_numbers
+from ..store.keys import SCHEDULED_JOBS
+
+with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import rq_scheduler
+
+_names_schedule = names_key(SCHEDULED_JOBS)
+
+
+class CheckedScheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annotations
+    """rq-scheduler's ``Scheduler``, which refuses times that are never due, and names a schedule of another type."""
+
+    def _create_job(self, func: Any, *args: Any, commit: bool = True, **kwargs: Any) -> Job:
+        check_floats(kwargs)
+        job: Job = super()._create_job(func, *args, commit=False, **kwargs)
+        check_numbers(job)
+        if commit:
+            job.save()
+        return job
+
+    @_names_schedule
+    def enqueue_at(self, scheduled_time: datetime, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call for a time, see rq-scheduler."""
+        check_moment("the due time", _in_utc(scheduled_time))
+        job: Job = super().enqueue_at(scheduled_time, func, *args, **kwargs)
+        return job
+
+    @_names_schedule
+    def schedule(self, scheduled_time: datetime, func: Any, *args: Any, **kwargs: Any) -> Job:
+        """Schedule a call, once or at intervals, see rq-scheduler."""
+        check_moment("the due time", _in_utc(scheduled_time))
+        interval = kwargs.get("interval")
+        if interval is not None:
+            check_interval("interval", interval)
+        job: Job = super().schedule(scheduled_time, func, *args, **kwargs)
+        return job
+
+    @_names_schedule
+    def change_execution_time(self, job: Job, date_time: datetime) -> None:
+        """Give a scheduled job another time, see rq-scheduler."""
+        check_moment("the due time", _in_utc(date_time))
+        super().change_execution_time(job, date_time)
+
+    cancel = _names_schedule(rq_scheduler.Scheduler.cancel)
+    count = _names_schedule(rq_scheduler.Scheduler.count)
+    __contains__ = _names_schedule(rq_scheduler.Scheduler.__contains__)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Return a time as rq-scheduler reads it: one without a zone is UTC."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=timezone.utc)
