@@ -233,19 +233,17 @@ class Slots:
             self._deaths.on_death(task, horse.pid, status, rusage, stopped)
         if slot.spare:
             self._slots.remove(slot)
-            if task is None and not was_ready:
-                self._spares_died += 1
-                delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
-                self._spare_after = time.monotonic() + delay
-                self._context.log.error("a spare horse ended before it was ready (status %d)", status, worker=slot.name)
-                # Wakes the loop.
-                self._context.loop.call_later(delay, lambda: None)
-        elif task is None and not was_ready:
+        if task is None and not was_ready:
             slot.stillborn += 1
-            delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
-            self._context.log.error("a horse ended before it was ready (status %d)", status, worker=slot.name)
+            self._spares_died += slot.spare
+            delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** ((self._spares_died if slot.spare else slot.stillborn) - 1))
+            if slot.spare:
+                self._spare_after = time.monotonic() + delay
+            what = "a spare horse" if slot.spare else "a horse"
+            self._context.log.error("%s ended before it was ready (status %d)", what, status, worker=slot.name)
+            # For a spare one this only wakes the loop.
             self._context.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
-        else:
+        elif not slot.spare:
             self._context.counters.horses_replaced += 1
             self._spawn(slot)
 
