@@ -19,16 +19,16 @@ from rq.utils import now
 
 from .. import rq_api
 from ..config.secrets import message_of
-from ..failed.maintenance import sweep_in_maintenance
 from ..failed.policies import Policy
+from ..failed.sweep_settings import sweep_in_maintenance
 from ..store import once
 from ..store.claim import Claim
 from . import integrations
 from .large import Refused
-from .maintenance import check_unreadable, screen_groups
 from .outcome import Outcomes
 from .relay import Relay
 from .tape import Tape
+from .tolerant_maintenance import check_unreadable, screen_groups
 from .worker import HorseMixin, attempt
 
 
@@ -188,7 +188,7 @@ class Tasks:
             with integrations.around_job(), relay.carry():
                 try:
                     worker.run_maintenance_tasks()
-                except Exception as error:  # noqa: BLE001 - see horse/maintenance.py
+                except Exception as error:  # noqa: BLE001 - see horse/tolerant_maintenance.py
                     check_unreadable(error)
                     screen_groups(worker, error)
             sweep_in_maintenance(worker.queue_names(), self._policies, relay.execute, worker.log)

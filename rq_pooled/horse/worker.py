@@ -16,11 +16,11 @@ from rq.worker import Worker
 from .. import rq_api
 from ..originals import is_rqs_own
 from ..retry import attempts, backoff
-from .maintenance import maintain_each
 from .recorder import Recorder
 from .success import ShortWay, is_plain, plain_success, written_by
 from .tape import Tape
 from .time_limits import HANDLER_TIME
+from .tolerant_maintenance import maintain_each
 
 
 class _Discard:

@@ -28,10 +28,10 @@ from .assembly import hooks_of, with_role
 from .book import Book, Line, Report, is_open
 from .breaker import Breaker
 from .events import Callback, Events
+from .free_slots import FreeSlots, make_queue
 from .hooks import Hook, NotNow
 from .local import pools
 from .opening import check_idle, open_connection
-from .slots import Slots, make_queue
 from .waiting import Waiting, patience
 
 
@@ -96,7 +96,7 @@ class Pool(BlockingConnectionPool):
         #: Whether calls that fail fast try the server at all, see pool/failfast.py.
         self.breaker = Breaker(self.settings.breaker_delay, self.settings.enqueue_deadline + 1.0)
         super().reset()  # type: ignore[no-untyped-call]
-        self.slots = Slots(self.pool, self.max_connections, self.book)
+        self.slots = FreeSlots(self.pool, self.max_connections, self.book)
         self._waiting = Waiting(self.address, self.book, self.slots, self.events)
 
     def reset_in_child(self) -> None:

@@ -11,8 +11,8 @@ from ..delays import jittered_delay
 from ..errors import PoolExhausted, RedisUnavailable
 from .book import Book
 from .events import Events
+from .free_slots import FreeSlots
 from .hooks import NotNow
-from .slots import Slots
 
 #: The share of a deadline that a caller may spend waiting for a connection.
 _WAITING_SHARE = 0.9
@@ -53,7 +53,7 @@ class Waiting:
         book, slots, events: the pool's.
     """
 
-    def __init__(self, address: str, book: Book, slots: Slots, events: Events) -> None:
+    def __init__(self, address: str, book: Book, slots: FreeSlots, events: Events) -> None:
         self._address = address
         self._book = book
         self._slots = slots

@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config.settings import Settings
 from ..connection.defaults import accepted_options
-from ..failed.maintenance import maintenance_policies
+from ..failed.sweep_settings import maintenance_policies
 from ..horse.process import HorseProcess
 from ..horse.recorder import make_recorder
 from ..horse.stream import StreamConnection, stream_options
