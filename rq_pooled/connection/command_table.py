@@ -1,7 +1,7 @@
 """Which commands of jobs may share a connection, and what the others do to the connection that they are lent.
 
-The server's own table decides (COMMAND INFO, asked for each name that is met, once); a built-in one stands in where an
-ACL or a proxy refuses it. Not shared is what waits, what changes the state of a connection, and what is unknown.
+The server's own table decides: COMMAND INFO is asked once for each name that is met. A built-in table stands in where
+an ACL or a proxy refuses it. A command is not shared if it waits, changes the state of a connection, or is unknown.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def _program() -> str:
 class Introduce:
     """redis-py's ``redis_connect_func``: the usual handshake, then the name.
 
-    redis-py's own ``client_name`` does not serve. It keeps the pid of the process that made the pool, also after a
+    redis-py's own ``client_name`` is no use here. It keeps the pid of the process that made the pool, also after a
     fork, and it fails where an ACL refuses CLIENT SETNAME. An ``Introduce`` can be pickled, since RQ hands a pool's
     keyword arguments to other processes.
     """
