@@ -14,7 +14,7 @@ from ..errors import RedisUnavailable, ServerFull, ServerUnreachable
 from .breaker import BreakerOpen
 from .pool import Pool
 
-#: Who has time: a job in a worker is run again if it fails, and rides out a restart of the server better by waiting.
+#: Roles that wait: a job is run again if it fails, and survives a restart of the server better by waiting.
 PATIENT_ROLES = ("job",)
 
 

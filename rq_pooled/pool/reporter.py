@@ -37,7 +37,7 @@ _STARTED_AT = time.time()
 class Reporter(Hook):
     """Publishes the statistics of one pool, together with those of the process's other pools of the same server.
 
-    Makes no command before the first interval.
+    It sends nothing before the first interval is over.
 
     Args:
         settings: GUARD_* and HEARTBEAT_INTERVAL.
