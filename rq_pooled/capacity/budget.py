@@ -3,7 +3,7 @@
 A lease in Redis per pool or worker says how many connections it has. It grows before a connection is opened, shrinks
 when one is closed, and is renewed with the heartbeat. It ends by itself after a crash; but its place is given away only
 when the server shows no connection of that process any more. So a process that is paused (SIGSTOP, a closed laptop lid)
-with open sockets keeps its place, and the sum of connections never exceeds the budget.
+keeps its place while its sockets are open. The sum of connections never exceeds the budget.
 
 A process that gets less than it wants leaves a wish for a few seconds, which the others see: ``Lease.crowded``.
 """
