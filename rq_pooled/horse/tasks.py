@@ -94,8 +94,8 @@ class Tasks:
     ) -> None:
         """Record the failure of a job whose horse died; ``quietly`` calls no user code, of which a horse died before.
 
-        Replaces the end of RQ's ``monitor_work_horse``, which looks only at an own child, reads the job's status
-        from the server, and takes ``os._exit(0)`` in a job for its regular end.
+        This replaces the end of RQ's ``monitor_work_horse``. That one looks only at an own child, reads the job's
+        status from the server, and takes ``os._exit(0)`` in a job for its regular end.
         """
         worker = self._worker
         job, queue, tape = self._outcomes.begin(Claim(*fields))
@@ -154,8 +154,8 @@ class Tasks:
     def settle(self, fields: tuple[Any, ...], tolerant: bool, status: str, *commands: Any) -> None:
         """Complete the outcome of a job that has dependents.
 
-        To its ``commands``, packed, this adds what RQ's ``enqueue_dependents`` writes, based on reads that guard the
-        commit; ``tolerant`` when some of these have changed each time, so that only those that RQ watches do.
+        What RQ's ``enqueue_dependents`` writes is added to its packed ``commands``. Reads on which that is based guard
+        the commit. With ``tolerant`` only those do that RQ watches, since others have changed each time.
         """
         job, queue, tape = self._outcomes.begin(Claim(*fields))
         tape.tolerant = tolerant

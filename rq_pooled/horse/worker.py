@@ -110,7 +110,7 @@ class HorseMixin(Worker):
         """Let a queue class that enqueues dependents in its own way see them in the first pass.
 
         RQ's own way gets a second one if there are any, see ``settle``. A second call of an override would do twice
-        what it does besides; and what it reads is no reason for one, unless RQ watches it.
+        what it does besides. What it reads is no reason for one, unless RQ watches it.
         """
         if not all(map(is_rqs_own, rq_api.enqueues_dependents(type(queue), failed))):
             self.tape.tolerant = True
