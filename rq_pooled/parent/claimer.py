@@ -106,7 +106,7 @@ class Claimer:
 
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         context, wakeup = self._context, self._wakeup
-        # Out of memory, usually: commits go on.
+        # The server is usually out of memory; commits go on.
         if isinstance(reply, ResponseError):
             wakeup.sleep()
             wakeup.on_refused(reply)

@@ -19,8 +19,8 @@ from .context import Context
 from .exchange import Exchange
 from .heartbeat import Heartbeat
 
-#: Seconds between looks at the intermediate lists, and after which an id there was left: it is rescued 45 seconds after
-#: it was left at the latest, and RQ would fail it after 60.
+#: Seconds between looks at the intermediate lists, and after which an id there counts as left. It is rescued within 45
+#: seconds; RQ would fail it after 60.
 INTERMEDIATE_INTERVAL, INTERMEDIATE_AGE = 15.0, 20.0
 #: Entries and keys of one page, and seconds between two pages: together some percent of the server's time at most.
 PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05

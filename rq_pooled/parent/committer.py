@@ -29,8 +29,8 @@ MAX_REFUSALS = 4
 MAX_LOSSES = 4
 #: Bytes from which on an outcome, or a commit, may be why the server closes a connection: its limits are 1 MB at least.
 BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
-#: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
-#: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
+#: Seconds for which recorded outcomes are kept, and their bytes in all. A server that comes back may have lost what it
+#: acknowledged last. With appendfsync everysec that is up to two seconds; of a replica it is what had not arrived.
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
 #: What commit.lua says of an outcome that needs a right which is missing, before it has done anything of it.
 NOTHING_DONE = "NOPERM this user has no permissions"

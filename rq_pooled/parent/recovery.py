@@ -21,8 +21,8 @@ from .exchange import Exchange
 from .slots import Slots
 from .wakeup import Wakeup
 
-#: How often the connection may be lost before a claim of a job is answered, and bytes of its hash from which on the
-#: answer may be the reason: then the job fails. A server keeps 16 kB of replies that no limit counts.
+#: How often the connection may be lost before a claim of a job is answered; then the job fails. With it the bytes of a
+#: hash from which on the answer may be the reason: a server keeps 16 kB of replies that no limit counts.
 MAX_UNANSWERED, BLAMED_FROM = 4, 16 * 1024
 #: Jobs of which that is counted.
 MAX_COUNTED = 1000

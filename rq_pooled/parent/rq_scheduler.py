@@ -1,7 +1,7 @@
 """A worker with ``--with-scheduler`` does rq-scheduler's work too, under its lock and on the connection that it has.
 
-The parent only asks, each second, whether a job is due, and takes the lock if one is. What is due is moved by a horse,
-since reading a job's meta unpickles what users have put there; its commands go through the parent's connection.
+The parent only asks, each second, whether a job is due, and takes the lock if one is. A horse moves what is due, since
+reading a job's meta unpickles what users have put there. Its commands go through the parent's connection.
 """
 
 from __future__ import annotations
