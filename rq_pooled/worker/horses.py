@@ -21,7 +21,7 @@ from ..process.channel import ChildChannel
 
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
-#: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches
+#: Connections that each horse may open at least. RQ itself uses two at once in a job: it reads over one what it watches
 #: over another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
 _JOB_NEEDS = 2
 #: Streams that one horse may have, for the threads of its job.
