@@ -31,8 +31,8 @@ from ..errors import TRY_AGAIN, RQPooledError
 FLAKY_EVERY, BROKEN_EVERY = 10, 25
 RETRIES, RETRY_DELAY = 3, 1
 
-# Stock RQ 2.12 with redis-py 8.1 as measured for this project (docs/architecture.md): `rq worker-pool -n 10` held 40
-# server connections while busy, and `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
+# Stock RQ 2.12 with redis-py 8.1, as measured for this project (docs/architecture.md). `rq worker-pool -n 10` held 40
+# server connections while busy. `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
 STOCK_PER_SLOT, STOCK_OWN = 4, 2
 
 _OURS = "demo"
