@@ -61,7 +61,7 @@ class Introduce:
         if self.before is not None:
             self.before(connection)
         elif hasattr(connection, "on_connect_check_health"):
-            # Since redis-py 6.3: without the PING, since the next command tells as much.
+            # redis-py 6.3 and newer can leave the PING out; the next command tells as much.
             connection.on_connect_check_health(check_health=False)
         else:
             connection.on_connect()
