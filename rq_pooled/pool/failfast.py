@@ -55,7 +55,8 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
             breaker.undecided()
         raise
     except BaseException:
-        # One connection was lost, all are in use, an error reply, this thread is to end: the server may be well.
+        # The server may be well: one connection was lost, all are in use, the reply is an error, or this thread is to
+        # end.
         if trial:
             breaker.undecided()
         raise

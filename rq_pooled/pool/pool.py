@@ -86,8 +86,8 @@ class Pool(BlockingConnectionPool):
 
     def reset(self) -> None:
         """Forget all connections and start empty: at construction, and in the child after a fork."""
-        # New locks first: the thread that held the old ones does not exist in the child (redis-py 8 takes _lock here).
-        # See Book.lock for why one thread may take each of them twice.
+        # New locks come first: the thread that held the old ones does not exist in the child. redis-py 8 takes _lock
+        # here. Book.lock says why one thread may take each of them twice.
         self._lock = threading.RLock()
         self._connections: list[Any] = []
         self.events = Events(self.role, self.address, self._subscribers)
@@ -243,7 +243,7 @@ class Pool(BlockingConnectionPool):
             for hook in self.hooks:
                 hook.on_return(self, connection)
         except BaseException:
-            # A gevent.Timeout, for example: a reply may still be on its way.
+            # This may be a gevent.Timeout, and a reply may still be on its way.
             connection.disconnect()
             raise
         finally:

@@ -80,7 +80,7 @@ class Reporter(Hook):
         try:
             connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
         except NoPermissionError as error:
-            # Once: this process goes on publishing.
+            # This is said once; the process goes on publishing.
             self._blind = True
             pool.resize("GUARD_STOP", None)
             log.warning("%s: not guarded: %s", pool.events.title, message_of(error))
