@@ -58,7 +58,7 @@ class ShortWay:
     def is_open(self, handler: Any, worker_class: Any, queue_class: Any) -> bool:
         """Tell it of the worker's inherited ``handle_job_success`` and of all that RQ's calls."""
         functions = (
-            # Bound: each access makes a new object.
+            # A bound method is a new object at each access.
             handler.__func__ if type(handler) is MethodType else None,
             worker_class.increment_successful_job_count,
             worker_class.increment_total_working_time,

@@ -85,7 +85,7 @@ class Tasks:
         worker.begins = False
         worker.handle_execution_ended(job, queue, 0)
         worker.handle_job_success(job, queue, queue.started_job_registry, **rq_api.with_execution(worker.held))
-        # First, since the last command may delete the hash.
+        # This comes first, since the last command may delete the hash.
         worker.tape.write_first(worker.connection.encode(["HSET", job.key, once.DUPLICATE_FIELD, spender]))
         worker.log.info("Worker %s: job %s not run: its key was spent by job %s", worker.name, job.id, spender)
 
@@ -198,7 +198,7 @@ class Tasks:
 
     def schedule(self, token: str, life: int) -> None:
         """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
-        # Here, since a worker without a scheduler needs none of this.
+        # They are imported here, since a worker without a scheduler needs none of them.
         from ..scheduler.mover import BATCH, Mover, ScheduleLock
         from ..store.keys import SCHEDULER_LOCK
         from ..store.locks import unlock

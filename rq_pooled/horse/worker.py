@@ -60,7 +60,7 @@ class HorseMixin(Worker):
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
         job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
-        # Fails where the job cannot be read.
+        # This line fails where the job cannot be read.
         self.procline(f"Processing {job.func_name} from {job.origin}")
         self.begins = True
 
@@ -157,5 +157,5 @@ def attempt(worker: HorseMixin, job: Job, call: Callable[[], Any]) -> None:
     try:
         call()
     except BaseException:
-        # SystemExit, too, as RQ does with callbacks.
+        # SystemExit is logged, too, as RQ does with callbacks.
         worker.log.exception("Worker %s: job %s: a callback or handler failed", worker.name, job.id)
