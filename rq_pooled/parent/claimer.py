@@ -74,7 +74,8 @@ class Claimer:
         singly = self._context.settings.concurrency == 1
         if self._events.shutdown_began.happened or (self._committer.under_way and singly):
             return False
-        # Not while outcomes wait that did not fit into the commit: they would clear what a slot's next claim writes.
+        # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
+        # claim writes.
         waiting = self._slots.starting or self._slots.tasks or self._committer
         return self._wakeup.awake and not waiting and bool(self._free_slots())
 

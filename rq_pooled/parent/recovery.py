@@ -90,7 +90,7 @@ class Recovery:
             strange: list[bytes] = []
             log, token = self._context.log, self._context.token
             unknown = [] if isinstance(replies[0], ResponseError) else unknown_claims(replies[0], known, strange)
-            # Left there, each heartbeat would count them as claims that nothing here knows of.
+            # If they stayed there, each heartbeat would count them as claims that nothing here knows of.
             if strange:
                 example = printable(strange[0], MAX_VALUE)
                 log.warning("dropping %d notes that are no claims, such as %s", len(strange), example)
@@ -106,7 +106,7 @@ class Recovery:
         blame.
         """
         self.singly = len(claims)
-        # Others have claimed them since.
+        # Other workers have claimed most of these jobs since.
         if len(self._unanswered) > MAX_COUNTED:
             self._unanswered.clear()
         for claim in claims:
