@@ -62,7 +62,7 @@ def prepare_horses(
         for queue in worker.queues
     ]
     share = job_connections(settings)
-    # Remembered: looking at signatures dirties 2.5 MB, in each horse if done there.
+    # The result is remembered: looking at signatures dirties 2.5 MB, in each horse if it is done there.
     accepted_options(StreamConnection)
     warm_up(recorder)
     policies = maintenance_policies(settings)
