@@ -162,7 +162,7 @@ def _lost(error: Exception) -> bool:
     """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
     if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
         return False
-    # A wrong URL, or protected mode.
+    # This is a wrong URL, or protected mode.
     if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:
         return False
     return isinstance(error, (*LOST, OSError)) or is_away(error)

@@ -129,7 +129,7 @@ def run(jobs: int, concurrency: int, progress: Callable[[int], object], stalled_
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
         with EmbeddedServer() as server, tempfile.TemporaryFile() as log:
-            # Named, so that our own connections can be left out of the count.
+            # The name lets our own connections be left out of the count.
             connection = Redis.from_url(server.url, client_name=_OURS)
             try:
                 ids = _enqueue(connection, jobs)
@@ -187,7 +187,7 @@ def _watch(
     ended, most, last_news = 0, 0, time.monotonic()
     while ended < jobs:
         most = max(most, sum(client["name"] != _OURS for client in connection.client_list()))
-        # Without the registries' own cleanup: that is the worker's business.
+        # The registries' own cleanup is left to the worker.
         count = sum(
             registry.get_job_count(cleanup=False)
             for registry in (queue.finished_job_registry, queue.failed_job_registry)
