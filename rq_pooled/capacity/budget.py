@@ -3,7 +3,7 @@
 A lease in Redis per pool or worker says how many connections it has. It grows before a connection is opened, shrinks
 when one is closed, and is renewed with the heartbeat. It ends by itself after a crash; but its place is given away only
 when the server shows no connection of that process any more. So a process that is paused (SIGSTOP, a closed laptop lid)
-with open sockets keeps its place, and the sum of connections never exceeds the budget.
+keeps its place while its sockets are open. The sum of connections never exceeds the budget.
 
 A process that gets less than it wants leaves a wish for a few seconds, which the others see: ``Lease.crowded``.
 """
@@ -112,7 +112,7 @@ class Lease:
     @property
     def overdue(self) -> bool:
         """Tell whether more than half of the term has passed since it was renewed: renew before using a socket."""
-        # Where twice the interval nearly is the term, a heartbeat that is a little late is no pause.
+        # A heartbeat that is a little late is no pause, also where the term is hardly twice the interval.
         longest = max(self._settings.heartbeat_ttl / 2, 1.25 * self._settings.heartbeat_interval)
         return _now() - self._renewed_at > longest
 
@@ -208,7 +208,7 @@ class Lease:
         with self._book:
             self._heard_at, self._hunger = _now(), hunger
             if any(number == one for one, _ in self._unanswered):
-                # Else the reply to a later command was read before.
+                # Otherwise the reply to a later command was read before.
                 self._unanswered = [(one, wanted) for one, wanted in self._unanswered if one > number]
                 self._reserved = granted
                 if granted:
@@ -227,7 +227,7 @@ class Lease:
         with self._book:
             self._reserved, self._renewed_at = 0, float("-inf")
             self._unanswered.clear()
-            # With its text: where the server has forgotten the script, it would not be sent again.
+            # The command has the script's text, since it is not sent again to a server that has forgotten the script.
             return [with_text(self.command(0, wish=0.0))]
 
     def ask(self, execute: Execute, wanted: int | None = None) -> None:

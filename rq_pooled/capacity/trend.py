@@ -71,8 +71,8 @@ def _sample(entry: bytes | str) -> Sample | None:
 def trend(samples: Sequence[Sample]) -> Trend:
     """Return the growth from the first to the last sample of the last ten minutes.
 
-    The growth is steady if it is seen over at least 20 samples: five minutes, at the default interval. It nearly never
-    goes down, and goes up half of the time: a deploy ends sooner, and a busy hour also shrinks.
+    The growth is steady if it is seen over at least 20 samples: five minutes, at the default interval. The number goes
+    up in half of the steps, and down in a tenth at most: a deploy ends sooner, and a busy hour also shrinks.
     """
     recent = [sample for sample in samples if sample.time >= samples[-1].time - TREND_SECONDS]
     if len(recent) < TREND_SAMPLES:

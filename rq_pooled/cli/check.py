@@ -159,8 +159,8 @@ def check(
         findings = [Finding("check", UNKNOWN, f"this check failed: {type(error).__name__}: {message_of(error)}")]
     code = next(code for code in _WORST if any(finding.code == code for finding in findings))
     if as_json:
-        report = {"status": NAMES[code], "code": code, "checks": [_as_dict(finding) for finding in findings]}
-        say_json(report)
+        checks = [{"name": one.name, "status": NAMES[one.code], "code": one.code, "text": one.text} for one in findings]
+        say_json({"status": NAMES[code], "code": code, "checks": checks})
     else:
         shown = [finding.text for wanted in _WORST for finding in findings if finding.code == wanted]
         graphs = " ".join(finding.performance for finding in findings if finding.performance)
@@ -173,14 +173,10 @@ def _lost(error: Exception) -> bool:
     """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
     if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
         return False
-    # A wrong URL, or protected mode.
+    # This is a wrong URL, or protected mode.
     if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:
         return False
     return isinstance(error, (*LOST, OSError)) or is_away(error)
-
-
-def _as_dict(finding: Finding) -> dict[str, Any]:
-    return {"name": finding.name, "status": NAMES[finding.code], "code": finding.code, "text": finding.text}
 
 
 def _limits(text: str | None, parse: Callable[[str], float]) -> tuple[float, float] | None:
@@ -235,10 +231,8 @@ def _alive(client: Redis, which: str) -> Finding:
     elif which != "any":
         workers = [one for one in workers if one["worker"]["name"] == which]
     if not workers:
-        where = {"any": "no worker is alive", "here": f"no worker is alive on {host}"}.get(
-            which, f"worker {which} is not alive"
-        )
-        return Finding("worker", CRITICAL, where, "workers=0")
+        said = {"any": "no worker is alive", "here": f"no worker is alive on {host}"}
+        return Finding("worker", CRITICAL, said.get(which, f"worker {which} is not alive"), "workers=0")
     age = min(one["age"] for one in workers)
     text = f"{len(workers)} worker{'s' * (len(workers) > 1)} alive, seen {show_duration(round(age))} ago"
     return Finding("worker", OK, text, f"workers={len(workers)}")
@@ -254,20 +248,10 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
             continue
         age, length = found[name]["oldest_age"] or 0.0, found[name]["length"]
         code = _judged(age, limits) if length else OK
-        text = (
-            f"queue {name}: {length} job{'s' * (length != 1)}, the first waits for {show_duration(round(age, 1))}"
-            if length
-            else ""
-        )
+        waits = f": {length} job{'s' * (length != 1)}, the first waits for {show_duration(round(age, 1))}"
         if code != OK or names:
-            findings.append(
-                Finding(
-                    "queue",
-                    code,
-                    text or f"queue {name} is empty",
-                    f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}",
-                )
-            )
+            text = f"queue {name}{waits if length else ' is empty'}"
+            findings.append(Finding("queue", code, text, f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}"))
     return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
 
 

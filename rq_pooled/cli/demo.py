@@ -31,8 +31,8 @@ from ..errors import TRY_AGAIN, RQPooledError
 FLAKY_EVERY, BROKEN_EVERY = 10, 25
 RETRIES, RETRY_DELAY = 3, 1
 
-# Stock RQ 2.12 with redis-py 8.1 as measured for this project (docs/architecture.md): `rq worker-pool -n 10` held 40
-# server connections while busy, and `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
+# Stock RQ 2.12 with redis-py 8.1, as measured for this project (docs/architecture.md). `rq worker-pool -n 10` held 40
+# server connections while busy. `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
 STOCK_PER_SLOT, STOCK_OWN = 4, 2
 
 _OURS = "demo"
@@ -129,7 +129,7 @@ def run(jobs: int, concurrency: int, progress: Callable[[int], object], stalled_
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
         with EmbeddedServer() as server, tempfile.TemporaryFile() as log:
-            # Named, so that our own connections can be left out of the count.
+            # The name lets our own connections be left out of the count.
             connection = Redis.from_url(server.url, client_name=_OURS)
             try:
                 ids = _enqueue(connection, jobs)
@@ -187,7 +187,7 @@ def _watch(
     ended, most, last_news = 0, 0, time.monotonic()
     while ended < jobs:
         most = max(most, sum(client["name"] != _OURS for client in connection.client_list()))
-        # Without the registries' own cleanup: that is the worker's business.
+        # The registries' own cleanup is left to the worker.
         count = sum(
             registry.get_job_count(cleanup=False)
             for registry in (queue.finished_job_registry, queue.failed_job_registry)

@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except LOST as error:
         code = _say(error, TRY_AGAIN)
     except RedisError as error:
-        # READONLY after a failover, out of memory, forbidden by an ACL.
+        # The server is READONLY after a failover, out of memory, or an ACL forbids it.
         code = _say(f"the server refused a command: {error}", TRY_AGAIN)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`).

@@ -39,7 +39,7 @@ def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | Non
         lost = list(find_lost(connection, age, set(queues) or None, bar.update, skipped))
     for name in sorted(skipped):
         say(f"left out: {name}, in which programs run jobs themselves; --queue {name} looks at it too", err=True)
-    # Asked late: a lost job may be all that is left of its queue.
+    # This is asked late: a lost job may be all that is left of its queue.
     if queues and not lost:
         Sweeper(list(queues), connection, ()).queues()
     found = put_back(connection, lost, apply)

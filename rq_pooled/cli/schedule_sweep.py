@@ -81,7 +81,7 @@ def schedule_sweep(
 
 
 def _register(connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy) -> str:
-    # Here, since few commands need rq-scheduler.
+    # It is imported here, since few commands need rq-scheduler.
     from ..scheduler.scheduler import Scheduler
 
     kind = type(policy).__name__.lower()
@@ -158,7 +158,7 @@ def _remove(connection: Redis, name: str) -> str:
     job_id = PREFIX + name
     with names_key(SCHEDULED_JOBS):
         removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
-    # Not fetched, since that would unpickle what Redis holds.
+    # The job is not fetched, since that would unpickle what Redis holds.
     job = Job(job_id, connection=connection)
     job.origin = text(connection.hget(raw(job.key), "origin") or b"")
     # Without a status or a queue it stands in no registry.

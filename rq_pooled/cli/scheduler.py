@@ -31,7 +31,7 @@ def scheduler(url: str | None, interval: str, name: str | None, burst: bool, ver
     seconds = parse_duration(interval, "--interval")
     if seconds < 1:
         raise ConfigurationError(f"--interval is {interval}: it must be at least 1 second")
-    # Here, since few commands need rq-scheduler.
+    # It is imported here, since few commands need rq-scheduler.
     from ..scheduler.scheduler import Scheduler
 
     setup_loghandlers("DEBUG" if verbose else "WARNING" if quiet else "INFO", name="rq_pooled.scheduler")

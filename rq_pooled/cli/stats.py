@@ -8,24 +8,14 @@ from ..durations import show_duration
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
-from ..store.counters import quantile
+from ..store.counters import NAMES, quantile
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import process_rows, queue_rows, seconds, table
 
 #: Names of what cannot be read that are shown.
 _NAMED = 5
-_COUNTED = (
-    "claims",
-    "finished",
-    "failed",
-    "retried",
-    "lost_claims",
-    "stale_ids",
-    "stalls",
-    "reconnects",
-    "horses_replaced",
-)
+_COUNTED = [name for name in NAMES if name != "outage_seconds"]
 
 
 @click.command()

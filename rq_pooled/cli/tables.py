@@ -40,7 +40,7 @@ def process_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
 def queue_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
     """Return a table of queues."""
     rows: list[list[object]] = [["QUEUE", "QUEUED", "OLDEST", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED", "WORKERS"]]
-    # Of RQ 3, and rare: shown where there are some.
+    # These are RQ 3's, and rare: they are shown where there are some.
     rare = [state for state in ("rate_limited", "ready") if any(queue[state] for queue in found)]
     rows[0] += [state.replace("_", " ").upper() for state in rare]
     for queue in found:

@@ -102,7 +102,7 @@ def _classes(options: Mapping[str, Any]) -> Any:
     with user_code(f"--serializer {options['serializer']} cannot be used"):
         resolve_serializer(options["serializer"])
     classes = helpers.CliConfig(**names)
-    # Here, so that --help and the demo do without the worker.
+    # It is imported here, so that --help and the demo do without the worker.
     from rq_pooled import Worker
 
     if not issubclass(classes.worker_class, Worker):

@@ -1,7 +1,7 @@
 """Which commands of jobs may share a connection, and what the others do to the connection that they are lent.
 
-The server's own table decides (COMMAND INFO, asked for each name that is met, once); a built-in one stands in where an
-ACL or a proxy refuses it. Not shared is what waits, what changes the state of a connection, and what is unknown.
+The server's own table decides: COMMAND INFO is asked once for each name that is met. A built-in table stands in where
+an ACL or a proxy refuses it. A command is not shared if it waits, changes the state of a connection, or is unknown.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import Any
 
 from ..wire import Command
 
-#: Changes what later commands on the same connection mean, beyond a transaction: lent until the stream is closed.
+#: These change what later commands on the same connection mean, beyond a transaction. The connection is lent until the
+#: stream is closed.
 _LASTING = frozenset(
     b"ASKING AUTH HELLO MONITOR PSYNC QUIT READONLY READWRITE REPLCONF RESET SELECT SHUTDOWN SYNC".split()
 )
@@ -21,11 +22,11 @@ _CLIENT_LOOKS = frozenset(b"GETNAME GETREDIR HELP ID INFO KILL LIST PAUSE TRACKI
 TRANSACTION = frozenset(b"DISCARD EXEC MULTI UNWATCH WATCH".split())
 SUBSCRIBE = frozenset(b"PSUBSCRIBE SSUBSCRIBE SUBSCRIBE".split())
 UNSUBSCRIBE = frozenset(b"PUNSUBSCRIBE SUNSUBSCRIBE UNSUBSCRIBE".split())
-#: They ask what has become of the writes of their own connection, and those went over the shared one.
+#: These ask what has become of the writes of their own connection, and the job's writes went over the shared one.
 WAITS_FOR_REPLICAS = frozenset((b"WAIT", b"WAITAOF"))
 #: A server closes a connection on which it reads one of these: a browser was tricked into sending it HTTP.
 _TREACHEROUS = frozenset((b"HOST:", b"POST"))
-#: Flagged "noscript" since a script may not call them; a shared connection may.
+#: The server flags these "noscript" since no script may call them; a shared connection may.
 _SCRIPTS = frozenset(b"EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO".split())
 _SCRIPT_LOOKS = frozenset((b"EXISTS", b"LOAD"))
 #: Blocks only with the word BLOCK.

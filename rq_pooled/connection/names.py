@@ -41,7 +41,7 @@ def _program() -> str:
 class Introduce:
     """redis-py's ``redis_connect_func``: the usual handshake, then the name.
 
-    redis-py's own ``client_name`` does not serve. It keeps the pid of the process that made the pool, also after a
+    redis-py's own ``client_name`` is no use here. It keeps the pid of the process that made the pool, also after a
     fork, and it fails where an ACL refuses CLIENT SETNAME. An ``Introduce`` can be pickled, since RQ hands a pool's
     keyword arguments to other processes.
     """
@@ -61,7 +61,7 @@ class Introduce:
         if self.before is not None:
             self.before(connection)
         elif hasattr(connection, "on_connect_check_health"):
-            # Since redis-py 6.3: without the PING, since the next command tells as much.
+            # redis-py 6.3 and newer can leave the PING out; the next command tells as much.
             connection.on_connect_check_health(check_health=False)
         else:
             connection.on_connect()

@@ -21,7 +21,7 @@ class Noticing:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
-            # From a script it is only a text on 6.2.
+            # On 6.2 the error of a script has it only in its text.
             if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
                 self.refused_write = True
             raise

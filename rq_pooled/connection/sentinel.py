@@ -126,7 +126,7 @@ class _Client(Redis):
 
         Sentinels list the former master until all replicas have changed sides, up to their failover-timeout.
         """
-        # Two words, so that no parser of redis-py is used: they differ, and the one of 6.4 fails here.
+        # The command is two words, so that no parser of redis-py is used: they differ, and the one of 6.4 fails here.
         answer: Any = self.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service)  # type: ignore[no-untyped-call]
         coming = (answer[0].decode(), int(answer[1])) if answer else None
         state["is_sdown"] = state["is_odown"] = coming in (None, (state["ip"], state["port"]))

@@ -1,7 +1,7 @@
 """Reads the URL of a server, and checks its parameters: which there are, and what each may be.
 
-redis-py passes parameters on to its connections. What is wrong with one fails only there, with a traceback or as an
-error of the server, so all are checked here before anything connects.
+redis-py passes parameters on to its connections. A wrong one fails only there, with a traceback or as an error of the
+server. So all are checked here before anything connects.
 """
 
 from __future__ import annotations

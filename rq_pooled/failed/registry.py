@@ -18,7 +18,7 @@ from rq.registry import FailedJobRegistry
 from rq.utils import now, utcformat
 
 from ..errors import SweepUnderWay, UnknownQueue
-from ..foreign import MAX_VALUE, printable
+from ..foreign import MAX_VALUE, names_key, printable
 from ..store.failed import failed_bury, failed_ghosts, failed_page, failed_purge, failed_requeue
 from ..store.keys import dead_letters_key, sweep_lock_key
 from ..store.locks import SweepLock, unlock

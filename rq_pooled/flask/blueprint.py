@@ -181,7 +181,7 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         except RedisError as error:
             reason = message_of(error)
             silent = isinstance(error, LOST)
-            # It refuses for an ACL, or while a script runs for too long.
+            # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if silent else "Redis refuses"
             return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
         return render_template("rq_pooled/page.html", may_write=permission() == "write", message=message, **found)

@@ -1,7 +1,7 @@
 """``RQPooled``: queues for Flask applications, on one bounded pool per process; and the blueprint with its page.
 
-Nothing here opens a connection before it is used, and nothing runs in the background: applications may be made before
-gunicorn forks, in threads, under gevent, and in a worker's APP. Never imports the worker.
+Nothing here opens a connection before it is used, and nothing runs in the background. So applications may be made
+before gunicorn forks, in threads, under gevent, and in a worker's APP. Never imports the worker.
 """
 
 from __future__ import annotations
@@ -111,9 +111,8 @@ class RQPooled:
         """Return the health endpoints and the page, to be mounted: ``app.register_blueprint(…, url_prefix="/rq")``.
 
         Args:
-            authorize: called for each request but that for ``/health/redis``; what it returns decides: nothing true
-                is 403, anything true may look, and only the word ``"write"`` may requeue and sweep. Without it all is
-                403.
+            authorize: called for each request but that for ``/health/redis``. A false value is 403, a true one may
+                look, and only the word ``"write"`` may requeue and sweep. Without it all is 403.
             name: of the blueprint, for ``url_for``.
         """
         return make_blueprint(self._client, authorize, name)

@@ -31,6 +31,6 @@ def told(client: Redis, token: str) -> dict[str, Any]:
     try:
         did, queue, count, more = json.loads(note or "")
     except (TypeError, ValueError):
-        # It is none, or none of ours.
+        # The text is no notice, or none of ours.
         return {}
     return {"did": did, "queue": queue, "count": count, "more": more}

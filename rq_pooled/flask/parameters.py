@@ -43,7 +43,7 @@ def posted(*known: str) -> dict[str, str]:
         given = {name: values[0] if len(values) == 1 else values for name, values in request.form.lists()}
         given.update(dict.fromkeys(request.files, None))
         for name in ("page", "csrf_token", str(current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"))):
-            # Of the page's own forms.
+            # The page's own forms have these.
             given.pop(name, None)
     else:
         raise ConfigurationError(f"the body is {request.mimetype or 'of no type'}: send a form, or application/json")

@@ -24,7 +24,7 @@ from .set_at_import import SetAtImport
 #: What stands behind signal.getsignal, which looks up an enum's member for each answer: that takes longer than all else
 #: here.
 _getsignal: Callable[[int], Any] = _signal.getsignal
-#: Likewise, with a mask of plain numbers.
+#: The same, with a mask of plain numbers.
 _sigmask: Callable[[int, Any], set[int]] = _signal.pthread_sigmask
 
 _SIGNALS = sorted({int(signum) for signum in signal.valid_signals()} - {signal.SIGKILL, signal.SIGSTOP})
@@ -94,7 +94,7 @@ class Surroundings:
             with self._or_spoilt():
                 os.chdir(self._directory)
         self._restore_limits()
-        # A higher one may be a module's, set at its import.
+        # A module may have set a higher one at its import.
         if sys.getrecursionlimit() < self._recursion_limit:
             sys.setrecursionlimit(self._recursion_limit)
         if (sys.gettrace(), sys.getprofile()) != self._hooks:
@@ -126,7 +126,7 @@ class Surroundings:
         if os.getpriority(os.PRIO_PROCESS, 0) != self._priority:
             with self._or_spoilt():
                 os.setpriority(os.PRIO_PROCESS, 0, self._priority)
-        # Not given back: a change of them also ends what makes the kernel kill this process with its parent.
+        # The identity is not given back: its change also ends what makes the kernel kill this process with its parent.
         self._spoilt = self._spoilt or _identity() != self._identity
 
     def _restore_start_method(self) -> None:
@@ -147,7 +147,7 @@ class Surroundings:
             self._spoilt = True
 
     def _unblock(self) -> None:
-        # What is pending was for the job that blocked it: ignoring a signal discards it.
+        # A pending signal was for the job that blocked it: ignoring it discards it.
         for signum in signal.sigpending():
             handler = signal.getsignal(signum)
             signal.signal(signum, signal.SIG_IGN)
@@ -178,7 +178,7 @@ def _seed_generators() -> None:
     _random.Random.seed(random._inst, int.from_bytes(os.urandom(32), "big"))
     random._inst.gauss_next = None  # type: ignore[attr-defined]
     if numpy_random := sys.modules.get("numpy.random"):
-        # Likewise: this takes 10 us, without an argument 80.
+        # With an argument this takes 10 us, without one 80.
         with contextlib.suppress(Exception):
             numpy_random.seed(struct.unpack("4I", os.urandom(16)))
     if torch := sys.modules.get("torch"):

@@ -15,7 +15,7 @@ from rq.job import Job
 from rq.timeouts import BaseTimeoutException
 
 from ..foreign import MAX_VALUE, is_text, is_wrong_type, printable
-from .maintenance import check_unreadable
+from .tolerant_maintenance import check_unreadable
 
 log = logging.getLogger("rq.worker")
 #: Names in one line of the log.

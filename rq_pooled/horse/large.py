@@ -86,7 +86,7 @@ def _unpacked(data: bytes) -> bytes:
     try:
         return zlib.decompress(data)
     except zlib.error:
-        # RQ takes it as it is, too.
+        # RQ, too, takes such data as they are.
         return data
 
 

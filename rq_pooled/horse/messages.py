@@ -65,7 +65,7 @@ def check_message(message: Any) -> None:
         _check_part(message[3], 0)
         _check_part(message[4], 0)
     elif kind == "phase":
-        # A float has an end, a whole number has none: arithmetic with it raises.
+        # A float is bounded. A whole number is not, and arithmetic with a huge one raises.
         if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:
             raise ValueError("a phase is a number of seconds")
     elif kind in _SHAPES:

@@ -43,7 +43,8 @@ class Outcomes:
         self._large = large
         # RQ asks a serializer whether it is one each time it is given one, which is slow; None is its default.
         self._serializer = None if worker.serializer is DefaultSerializer else worker.serializer
-        # By key. Not the worker's own queues: RQ gives a popped job a queue with the worker's serializer.
+        # These are by key. They are not the worker's own queues: RQ gives a popped job a queue with the worker's
+        # serializer.
         self._queues: dict[str, Queue] = {}
         self._webhooks: list[tuple[Job, str, str | None]] = []
         #: What leaves together with the message that this process is free again.
@@ -73,7 +74,8 @@ class Outcomes:
         recorder.running, recorder.outcome = job.key, worker.tape
         self._webhooks.clear()
         if job.webhooks:
-            # On the object, since job classes are the user's: sent once the outcome is known to be recorded.
+            # They are sent once the outcome is recorded. The method is set on the object, since job classes are the
+            # user's.
             job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
                 (job, status, exc_string)
             )

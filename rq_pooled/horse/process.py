@@ -93,7 +93,7 @@ class HorseProcess:
             except Exception:
                 self._worker.log.exception("Worker %s: error while cleaning up after a job", self._worker.name)
                 leaving = True
-            # In one write, so that the parent's answer to both is one write too. Cleaning up takes microseconds.
+            # Both go in one write, so that the parent's answer is one write too. Cleaning up takes microseconds.
             self._channel.send(*outbox, ("free", leaving))
             outbox.clear()
 

@@ -1,9 +1,9 @@
 """A Redis client that can write down what RQ's handlers want to change instead of doing it.
 
-A horse runs RQ's own success, failure and retry handlers; while it does, the client *records*: writes go to a tape,
-reads are answered from what the claim is known to have written or else by the server (through the parent, each with a
-digest that guards the commit against a change in between). The tape is the outcome of the job. Outside of a recording
-the same client is a plain one: user code that is handed ``job.connection`` reaches the real server.
+A horse runs RQ's own success, failure and retry handlers. Meanwhile the client *records*. Writes go to a tape, which is
+the outcome of the job. Reads are answered from what the claim is known to have written. All others go to the server
+through the parent, each with a digest that guards the commit against a change in between. Outside of a recording the
+client is a plain one: user code that is handed ``job.connection`` reaches the real server.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ class Recorder(Redis):
     def _after_decision(self, outcome: Tape, args: Sequence[Any], options: dict[str, Any]) -> Any:
         """Do a command of code that runs after RQ's handler: to it the job's outcome is a fact.
 
-        Not in pipelines, which RQ uses for the status of dependencies: a job that is enqueued with ``depends_on`` this
-        one now waits for the record, which finds it among the dependents.
+        A pipeline is answered by the server: RQ uses one for the status of dependencies. A job that is enqueued with
+        ``depends_on`` this one waits for the record, which finds it among the dependents.
         """
         words = self.encode(args)
         if outcome.is_own(words):

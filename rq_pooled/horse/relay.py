@@ -1,8 +1,8 @@
 """Lets a horse talk to Redis through the parent's command connection, for RQ's maintenance code.
 
 Maintenance has to run where user code may run (RQ calls failure callbacks of abandoned jobs in it), and must not cost
-a connection. The horse sends simple commands to the parent, which executes them between its own; everything else
-(blocking commands, PubSub, scripts that a callback might use) goes over a connection of the horse's own.
+a connection. The horse sends simple commands to the parent, which executes them between its own. Everything else
+(blocking commands, PubSub, scripts of a callback) goes over a connection of the horse's own.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A horse's connection to its parent, in the place of one to the server.
 
-It is redis-py's own connection over a Unix socket. What differs is the greeting, and that the parent may answer with an
-error of its own, which becomes the exception that a pool or redis-py would have raised.
+It is redis-py's own connection over a Unix socket. The greeting differs. The parent may also answer with an error of
+its own, which becomes the exception that a pool or redis-py would have raised.
 """
 
 from __future__ import annotations

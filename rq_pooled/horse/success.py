@@ -2,8 +2,8 @@
 
 Most jobs of most queues end like this, and RQ's handler spends more time on them than they run. It rewrites the whole
 hash, the job's data included; here only what has changed is written. Whatever is not plain goes the long way, and a
-test compares the two. The commands themselves are put together by the server, see commit.lua: packing their fifty words
-here, copying them in the parent and cutting them up there took longer than running them.
+test compares the two. The server puts the commands together, see commit.lua. Packing their fifty words here, copying
+them in the parent and cutting them up there took longer than running them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class ShortWay:
     def is_open(self, handler: Any, worker_class: Any, queue_class: Any) -> bool:
         """Tell it of the worker's inherited ``handle_job_success`` and of all that RQ's calls."""
         functions = (
-            # Bound: each access makes a new object.
+            # A bound method is a new object at each access.
             handler.__func__ if type(handler) is MethodType else None,
             worker_class.increment_successful_job_count,
             worker_class.increment_total_working_time,

@@ -19,17 +19,17 @@ from rq.utils import now
 
 from .. import rq_api
 from ..config.secrets import message_of
-from ..failed.maintenance import sweep_in_maintenance
 from ..failed.policies import Policy
+from ..failed.sweep_settings import sweep_in_maintenance
 from ..store import once
 from ..store.claim import Claim
 from ..wire import raw
 from . import integrations
 from .large import Refused
-from .maintenance import check_unreadable, screen_groups
 from .outcome import Outcomes
 from .relay import Relay
 from .tape import Tape
+from .tolerant_maintenance import check_unreadable, screen_groups
 from .worker import HorseMixin, attempt
 
 
@@ -86,7 +86,7 @@ class Tasks:
         worker.begins = False
         worker.handle_execution_ended(job, queue, 0)
         worker.handle_job_success(job, queue, queue.started_job_registry, **rq_api.with_execution(worker.held))
-        # First, since the last command may delete the hash.
+        # This comes first, since the last command may delete the hash.
         worker.tape.write_first(worker.connection.encode(["HSET", job.key, once.DUPLICATE_FIELD, raw(spender)]))
         worker.log.info("Worker %s: job %s not run: its key was spent by job %s", worker.name, job.id, spender)
 
@@ -95,8 +95,8 @@ class Tasks:
     ) -> None:
         """Record the failure of a job whose horse died; ``quietly`` calls no user code, of which a horse died before.
 
-        Replaces the end of RQ's ``monitor_work_horse``, which looks only at an own child, reads the job's status
-        from the server, and takes ``os._exit(0)`` in a job for its regular end.
+        This replaces the end of RQ's ``monitor_work_horse``. That one looks only at an own child, reads the job's
+        status from the server, and takes ``os._exit(0)`` in a job for its regular end.
         """
         worker = self._worker
         job, queue, tape = self._outcomes.begin(Claim(*fields))
@@ -155,8 +155,8 @@ class Tasks:
     def settle(self, fields: tuple[Any, ...], tolerant: bool, status: str, *commands: Any) -> None:
         """Complete the outcome of a job that has dependents.
 
-        To its ``commands``, packed, this adds what RQ's ``enqueue_dependents`` writes, based on reads that guard the
-        commit; ``tolerant`` when some of these have changed each time, so that only those that RQ watches do.
+        What RQ's ``enqueue_dependents`` writes is added to its packed ``commands``. Reads on which that is based guard
+        the commit. With ``tolerant`` only those do that RQ watches, since others have changed each time.
         """
         job, queue, tape = self._outcomes.begin(Claim(*fields))
         tape.tolerant = tolerant
@@ -189,7 +189,7 @@ class Tasks:
             with integrations.around_job(), relay.carry():
                 try:
                     worker.run_maintenance_tasks()
-                except Exception as error:  # noqa: BLE001 - see horse/maintenance.py
+                except Exception as error:  # noqa: BLE001 - see horse/tolerant_maintenance.py
                     check_unreadable(error)
                     screen_groups(worker, error)
             sweep_in_maintenance(worker.queue_names(), self._policies, relay.execute, worker.log)
@@ -199,7 +199,7 @@ class Tasks:
 
     def schedule(self, token: str, life: int) -> None:
         """Move rq-scheduler's jobs that are due, under its lock, which the parent has taken; give it back then."""
-        # Here, since a worker without a scheduler needs none of this.
+        # They are imported here, since a worker without a scheduler needs none of them.
         from ..scheduler.mover import BATCH, Mover, ScheduleLock
         from ..store.keys import SCHEDULER_LOCK
         from ..store.locks import unlock

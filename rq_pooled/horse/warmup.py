@@ -28,8 +28,8 @@ _USED: dict[type, tuple[str, ...]] = {
     ),
     Execution: ("__init__", "serialize"),
 }
-#: After so many calls CPython 3.11 and newer have rewritten a function's bytecode in place (PEP 659): done before the
-#: fork, the pages with it stay shared.
+#: After so many calls CPython 3.11 and newer have rewritten a function's bytecode in place (PEP 659). This happens
+#: before the fork, so that the pages stay shared.
 ROUNDS = 20
 
 

@@ -16,11 +16,11 @@ from rq.worker import Worker
 from .. import rq_api
 from ..originals import is_rqs_own
 from ..retry import attempts, backoff
-from .maintenance import maintain_each
 from .recorder import Recorder
 from .success import ShortWay, is_plain, plain_success, written_by
 from .tape import Tape
 from .time_limits import HANDLER_TIME
+from .tolerant_maintenance import maintain_each
 
 
 class _Discard:
@@ -60,7 +60,7 @@ class HorseMixin(Worker):
     def prepare_job_execution(self, job: Job, remove_from_intermediate_queue: bool = False) -> None:
         """Set on the job object what RQ sets; replaces RQ's pipeline, whose writes the claim script made."""
         job.prepare_for_execution(self.name, _Discard())  # type: ignore[arg-type]
-        # Fails where the job cannot be read.
+        # This line fails where the job cannot be read.
         self.procline(f"Processing {job.func_name} from {job.origin}")
         self.begins = True
 
@@ -110,7 +110,7 @@ class HorseMixin(Worker):
         """Let a queue class that enqueues dependents in its own way see them in the first pass.
 
         RQ's own way gets a second one if there are any, see ``settle``. A second call of an override would do twice
-        what it does besides; and what it reads is no reason for one, unless RQ watches it.
+        what it does besides. What it reads is no reason for one, unless RQ watches it.
         """
         if not all(map(is_rqs_own, rq_api.enqueues_dependents(type(queue), failed))):
             self.tape.tolerant = True
@@ -157,5 +157,5 @@ def attempt(worker: HorseMixin, job: Job, call: Callable[[], Any]) -> None:
     try:
         call()
     except BaseException:
-        # SystemExit, too, as RQ does with callbacks.
+        # SystemExit is logged, too, as RQ does with callbacks.
         worker.log.exception("Worker %s: job %s: a callback or handler failed", worker.name, job.id)

@@ -136,6 +136,7 @@ class _Word:
         return self.found is None or time.monotonic() - self.asked > age
 
 
-#: By pool, so that it ends with it. A forked process begins anew, since a thread of its parent may hold the lock.
+#: Each answer belongs to a pool, and ends with it. A forked process begins anew, since a thread of its parent may hold
+#: the lock.
 _words: WeakKeyDictionary[Any, _Word] = WeakKeyDictionary()
 os.register_at_fork(after_in_child=_words.clear)

@@ -61,7 +61,7 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
     try:
         keys = sorted(client.zrangebyscore(STATS, now, "+inf"))
     except ResponseError as error:
-        # Of another type: each process makes it anew with its next heartbeat.
+        # The key is of another type; each process makes it anew with its next heartbeat.
         if not is_wrong_type(error):
             raise
         if unreadable is not None:

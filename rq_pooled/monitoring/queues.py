@@ -43,9 +43,9 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Blocks for three round trips, and for two more where jobs wait at rate limits.
 
-    Each has ``name``, ``length``, ``oldest_age`` (seconds that the job at the head has been queued, None if there is
-    none), ``workers``, ``suspended``, and the number of jobs ``started``, ``scheduled``, ``deferred``, ``failed``,
-    ``finished`` and ``canceled``, and of RQ 3's ``ready`` (dependents that a stock worker has still to queue) and
+    Each has ``name``, ``length``, ``workers``, ``suspended``, and ``oldest_age`` (seconds that the job at the head has
+    been queued, None if there is none). The numbers of jobs are ``started``, ``scheduled``, ``deferred``, ``failed``,
+    ``finished`` and ``canceled``. RQ 3 adds ``ready`` (dependents that a stock worker has still to queue) and
     ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts as empty, and
     ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as
     ``\\xff``.

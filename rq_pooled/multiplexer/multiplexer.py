@@ -21,13 +21,13 @@ from ..connection.away import is_closed
 from ..connection.place import Place
 from ..horse.stream import Door
 from ..process.event_loop import Loop
-from .admission import Admission
 from .dialer import Dialer
 from .framing import Malformed
+from .guests import Guests
+from .late_streams import LateStreams
 from .lending import Lending
 from .listener import Listener
 from .opener import Opener
-from .patience import Patience
 from .shared import Shared
 from .sharing import Sharing
 from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
@@ -77,10 +77,10 @@ class Multiplexer:
         self._lending = Lending(
             loop, settings, opener, self._reservation, self._sharing.known, brake, self._on_readable
         )
-        self._patience = Patience(settings, opener, self._shared, self._sharing, self._lending)
+        self._late_streams = LateStreams(settings, opener, self._shared, self._sharing, self._lending)
         #: What has something to be read, and what reads it.
         self._ready: deque[tuple[Any, Callable[[Any], None]]] = deque()
-        self._admission = Admission(self._make_stream)
+        self._guests = Guests(self._make_stream)
         self._listener = Listener(loop, warn, self._accept)
         loop.call_every(_TICK, self._tick)
 
@@ -93,7 +93,7 @@ class Multiplexer:
 
     def admit(self, describe: Callable[[], str]) -> Guest:
         """Return a guest for a horse that is to be forked; ``describe`` says in words what it does."""
-        return self._admission.admit(describe)
+        return self._guests.admit(describe)
 
     def door(self, token: bytes) -> Door:
         """Return where the streams of the horse with this token begin."""
@@ -101,12 +101,12 @@ class Multiplexer:
 
     def drop(self, guest: Guest) -> None:
         """Close all that a horse has opened, which has ended."""
-        self._admission.drop(guest)
+        self._guests.drop(guest)
 
     def job_ended(self, guest: Guest) -> None:
         """Close what a job has left in the middle of something: the next one would get replies that are not its own."""
         # One of them may be its last.
-        for stream in list(self._admission.strangers):
+        for stream in list(self._guests.strangers):
             self._serve_one(stream)
         for stream in list(guest.streams):
             stream.exclusive = False
@@ -116,7 +116,7 @@ class Multiplexer:
                 stream.close()
 
     def _accept(self, accepted: socket.socket) -> None:
-        stream = self._admission.accept(accepted)
+        stream = self._guests.accept(accepted)
         # What it has said already is served in this turn.
         if stream is not None:
             self._on_readable(stream)
@@ -129,7 +129,7 @@ class Multiplexer:
         self._lending.on_flushed(stream)
 
     def _on_closed(self, stream: Stream) -> None:
-        self._admission.forget(stream)
+        self._guests.forget(stream)
         self._shared.waiting.discard(stream)
         self._lending.on_closed(stream)
         self._shared.on_flushed(stream)
@@ -183,7 +183,7 @@ class Multiplexer:
         if not stream.data and stream.is_plain and self._sharing.is_done_at_once(stream, data):
             return
         stream.data = stream.data + data if stream.data else data
-        if stream.guest is not None or self._admission.introduce(stream):
+        if stream.guest is not None or self._guests.introduce(stream):
             self._serve_rest(stream)
 
     def _serve_rest(self, stream: Stream) -> None:
@@ -272,8 +272,8 @@ class Multiplexer:
         # While the command connection is away, the lease ends and others may be given its places.
         if self._lease is not None and self._lease.overdue:
             self._give_up("the worker's place in the application's BUDGET could not be renewed")
-        self._patience.refuse_late(now)
-        self._admission.close_strangers(now)
+        self._late_streams.refuse(now)
+        self._guests.close_strangers(now)
         self._shared.look_after(now)
         self._lending.close_idle(now)
 
@@ -282,14 +282,14 @@ class Multiplexer:
     def close(self) -> None:
         """Close everything."""
         self._listener.close()
-        self._admission.close()
+        self._guests.close()
         self._shared.close()
         self._lending.close()
 
     def close_in_child(self) -> None:
         """Close forked copies of all descriptors."""
         self._listener.close_in_child()
-        self._admission.close_in_child()
+        self._guests.close_in_child()
         self._shared.close_in_child()
         self._lending.close_in_child()
 

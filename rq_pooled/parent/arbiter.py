@@ -41,7 +41,7 @@ class Arbiter:
     """Runs one worker: the life of a job is claim, perform, commit, see docs/architecture.md.
 
     Args:
-        context: what there is one of; connected and registered already.
+        context: what the parts share; connected and registered already.
         multiplexer: lets jobs use Redis through this process; None where each horse has a connection of its own.
         run_horse: runs in a forked child until it should end, see Slots.
         burst: end when the queues are empty.

@@ -50,13 +50,8 @@ class Claimer:
         self._recovery = recovery
         self._refusals = refusals
         self._max_jobs = max_jobs
-        self._stopping = False
         #: Jobs handed to horses.
         self.dispatched = 0
-        events.shutdown_began.append(self._on_shutdown)
-
-    def _on_shutdown(self) -> None:
-        self._stopping = True
 
     @property
     def exhausted(self) -> bool:
@@ -76,9 +71,11 @@ class Claimer:
     def due(self) -> bool:
         """Tell whether a claim may be sent and may find something."""
         # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
-        if self._stopping or (self._committer.under_way and self._context.settings.concurrency == 1):
+        singly = self._context.settings.concurrency == 1
+        if self._events.shutdown_began.happened or (self._committer.under_way and singly):
             return False
-        # Not while outcomes wait that did not fit into the commit: they would clear what a slot's next claim writes.
+        # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
+        # claim writes.
         waiting = self._slots.starting or self._slots.tasks or self._committer
         return self._wakeup.awake and not waiting and bool(self._free_slots())
 
@@ -110,7 +107,7 @@ class Claimer:
 
     def _on_claimed(self, slots: list[Slot], request: ClaimRequest, reply: Any) -> None:
         context, wakeup = self._context, self._wakeup
-        # Out of memory, usually: commits go on.
+        # The server is usually out of memory; commits go on.
         if isinstance(reply, ResponseError):
             wakeup.sleep()
             wakeup.on_refused(reply)
@@ -127,7 +124,7 @@ class Claimer:
             )
         unwanted = []
         for slot, claim in zip(slots, claimed.claims):
-            if slot.ready and not self._stopping:
+            if slot.ready and not self._events.shutdown_began.happened:
                 self._dispatch(slot, claim)
             else:
                 # Its horse died meanwhile, or a shutdown began.

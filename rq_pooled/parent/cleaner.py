@@ -19,8 +19,8 @@ from .context import Context
 from .exchange import Exchange
 from .heartbeat import Heartbeat
 
-#: Seconds between looks at the intermediate lists, and after which an id there was left: it is rescued 45 seconds after
-#: it was left at the latest, and RQ would fail it after 60.
+#: Seconds between looks at the intermediate lists, and after which an id there counts as left. It is rescued within 45
+#: seconds; RQ would fail it after 60.
 INTERMEDIATE_INTERVAL, INTERMEDIATE_AGE = 15.0, 20.0
 #: Entries and keys of one page, and seconds between two pages: together some percent of the server's time at most.
 PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05
@@ -28,8 +28,8 @@ PAGE, KEYS_PAGE, PAUSE = 500, 1000, 0.05
 MAX_KEY_PAGES = 500
 #: The cursor at the end, and where another worker goes through them.
 ENDS = ("0", "-1")
-#: RQ's registries of job ids. Not the scheduled ones: RQ may write an entry there before the job, and promotion drops
-#: the others. Not the started ones: see stalled.lua. Not the failed ones: failed/sweeper.py drops their ghosts.
+#: RQ's registries of job ids, but for three. RQ may write an entry of a scheduled job before the job, and promotion
+#: drops the others. The ghosts of started ones are stalled.lua's affair, and those of failed ones failed/sweeper.py's.
 REGISTRIES = ("finished", "deferred", "canceled")
 
 
@@ -133,7 +133,7 @@ class Cleaner:
     def _prepare(self, command: Command) -> None:
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError) and is_wrong_type(replies[0]):
-                # One registry is something else: the others are cleaned up.
+                # This registry is a key of another type. The others are cleaned up.
                 self._context.log.error("a registry is not cleaned up: %s", replies[0])
                 self._cursor = ENDS[0]
                 self._context.loop.call_later(PAUSE, self._next_page)

@@ -25,7 +25,8 @@ from ..wire import Command, pack_commands
 from .exchange import Exchange
 from .role_connection import RoleConnection
 
-#: Refused wherever writing is, and changes nothing: no key has this name. A replica lets everything else pass.
+#: It is refused wherever writing is, and changes nothing, since no key has this name. A replica lets everything else
+#: pass.
 _WRITE_PROBE: Command = ("DEL", NONE)
 
 
@@ -131,7 +132,7 @@ class CommandConnection(RoleConnection):
             exchange.on_replies(exchange.replies)
             return
 
-        # SCRIPT FLUSH, or a new master: nothing of these was done, so sending them again is safe.
+        # After SCRIPT FLUSH, or on a new master, nothing of these was done. So sending them again is safe.
         def on_replies(replies: list[Any]) -> None:
             for i, reply in zip(unknown, replies[len(self._prepare) :]):
                 exchange.replies[i] = reply
@@ -175,7 +176,7 @@ class CommandConnection(RoleConnection):
         """Close, and tell everybody who waits for a reply."""
         self.close()
         waiting, self._in_flight, self._writes = list(self._in_flight), deque(), 0
-        # The newest first: what is put back is put in front.
+        # The newest comes first, since what is put back is put in front.
         for exchange in reversed(waiting):
             exchange.on_lost(error)
 

@@ -45,7 +45,7 @@ class Commands:
                 if slot.claim is not None:
                     self._slots.kill(slot)
         elif name == "stop-execution":
-            # Of RQ 3.
+            # RQ 3 sends it.
             self._stop_job(str(payload.get("job_id")), slots, str(payload.get("execution_id")))
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))

@@ -29,8 +29,8 @@ MAX_REFUSALS = 4
 MAX_LOSSES = 4
 #: Bytes from which on an outcome, or a commit, may be why the server closes a connection: its limits are 1 MB at least.
 BLAMED_FROM, BLAMED_TOGETHER = 64 * 1024, 512 * 1024
-#: Seconds for which recorded outcomes are kept, and their bytes in all: a server that comes back may have lost what it
-#: acknowledged last (appendfsync everysec: up to two seconds; an asynchronous replica: what had not arrived).
+#: Seconds for which recorded outcomes are kept, and their bytes in all. A server that comes back may have lost what it
+#: acknowledged last. With appendfsync everysec that is up to two seconds; of a replica it is what had not arrived.
 KEPT_FOR, KEPT_BYTES = 3.0, 2 * 1024 * 1024
 #: What commit.lua says of an outcome that needs a right which is missing, before it has done anything of it.
 NOTHING_DONE = "NOPERM this user has no permissions"
@@ -134,7 +134,7 @@ class Committer:
                 if is_forbidden(results):
                     self._on_forbidden(batch, str(results))
                     return
-                # Refused as a whole: the one to blame must not harm the others.
+                # The commit is refused as a whole, and the outcome to blame must not harm the others.
                 if len(batch) > 1:
                     self._singly = len(batch)
                     self._waiting.extendleft(reversed(batch))
@@ -150,7 +150,7 @@ class Committer:
             for outcome, word in zip(batch, words):
                 if word.startswith(NOTHING_DONE):
                     continue
-                # Should it have got dependents since, it is put back as an unknown claim.
+                # One that has got dependents since is put back as an unknown claim.
                 if outcome.again:
                     recorded_again += word == "ok"
                 else:
@@ -210,19 +210,19 @@ class Committer:
             if outcome.again:
                 self._context.log.error("job %s: %s", outcome.claim.job_id, reason)
             else:
-                # It has been tried again.
+                # The outcome has been tried again already.
                 outcome.refusals = max(1, outcome.refusals)
                 self._on_refused(outcome, reason)
 
     def _on_result(self, outcome: Outcome, result: str) -> None:
         claim = outcome.claim
         if result == "changed":
-            # It has dependents. Who waits for the record goes on waiting.
+            # The job has dependents. A horse that waits for the record goes on waiting.
             changes = outcome.changes + 1
             arguments = (changes > MAX_CHANGES, outcome.status, *flat(outcome.commands))
             self._tasks.append(Task("settle", claim, arguments, changes=changes, receipt_for=outcome.receipt_for))
         elif result in ("ok", "lost"):
-            # Sent again after a lost reply, it had been recorded.
+            # An outcome that was sent again after a lost reply had been recorded.
             if result == "lost" and outcome.attempts == 1:
                 self._context.counters.lost_claims += 1
                 self._context.log.warning(

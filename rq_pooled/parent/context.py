@@ -1,4 +1,4 @@
-"""What the parts of the parent share: one object each of what there is one of in the process."""
+"""What the parts of the parent share: the one loop, log, connection of each role, and so on, of the process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .listen_connection import ListenConnection
 
 @dataclass(frozen=True)
 class Context:
-    """The parent process of one worker. RQ's worker is not in it: what RQ has to say, ``identity`` says."""
+    """What the parent of one worker consists of. RQ's worker is not in it; ``identity`` speaks for it."""
 
     identity: Identity
     settings: Settings

@@ -14,8 +14,12 @@ class Event(list[Callable[P, None]]):
     duty.
     """
 
+    #: It has happened at least once.
+    happened = False
+
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> None:
         """Tell all of them."""
+        self.happened = True
         for listener in self:
             listener(*args, **kwargs)
 

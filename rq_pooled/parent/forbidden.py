@@ -26,14 +26,10 @@ class Forbidden:
     def __init__(self, context: Context, events: Events, *, burst: bool) -> None:
         self._context = context
         self._events = events
-        self._ending = burst
+        self._burst = burst
         self._complaint = Complaint(SAY_AGAIN)
         #: Until when nothing is sent.
         self._paused_until = 0.0
-        events.shutdown_began.append(self._on_shutdown)
-
-    def _on_shutdown(self) -> None:
-        self._ending = True
 
     def __bool__(self) -> bool:
         return self._complaint.count > 0
@@ -48,7 +44,8 @@ class Forbidden:
         context, complaint, reason = self._context, self._complaint, message_of(reason).rstrip(".")
         # Reasons differ from job to job, and none is news.
         is_news, waited = complaint.add(""), complaint.seconds
-        if self._ending and waited > context.settings.guard_wait:
+        ending = self._burst or self._events.shutdown_began.happened
+        if ending and waited > context.settings.guard_wait:
             text = f"cannot record outcomes: {reason}; tried for {waited:.0f} s (GUARD_WAIT)"
             self._events.work_refused(text, USAGE)
             return False

@@ -46,7 +46,7 @@ class HorseRequests:
         task, horse = slot.task, slot.horse
 
         def reply(answer: Any) -> None:
-            # Else the one that asked has died.
+            # Otherwise the horse that asked has died.
             if slot.task is task and slot.horse is horse:
                 slot.reply(("reply", answer))
 

@@ -1,9 +1,9 @@
 """The parent's connection of the role ``listen``: it carries only what the server sends by itself.
 
-These are the control commands of ``rq`` (PubSub) and the wake-ups, which are the invalidation messages of client
-tracking that is switched on for the command connection and redirected here. Both speak RESP2: a redirected invalidation
-then arrives as an ordinary PubSub message, so one parser serves every server since 6.0, and two connections are enough
-everywhere.
+These are the control commands of ``rq`` (PubSub) and the wake-ups. A wake-up is an invalidation message: client
+tracking is switched on for the command connection, and redirected here. Both connections speak RESP2, so a redirected
+invalidation arrives as an ordinary PubSub message. One parser serves every server since 6.0, and two connections are
+enough everywhere.
 """
 
 from __future__ import annotations

@@ -21,8 +21,8 @@ from .exchange import Exchange
 from .slots import Slots
 from .wakeup import Wakeup
 
-#: How often the connection may be lost before a claim of a job is answered, and bytes of its hash from which on the
-#: answer may be the reason: then the job fails. A server keeps 16 kB of replies that no limit counts.
+#: How often the connection may be lost before a claim of a job is answered; then the job fails. With it the bytes of a
+#: hash from which on the answer may be the reason: a server keeps 16 kB of replies that no limit counts.
 MAX_UNANSWERED, BLAMED_FROM = 4, 16 * 1024
 #: Jobs of which that is counted.
 MAX_COUNTED = 1000
@@ -90,7 +90,7 @@ class Recovery:
             strange: list[bytes] = []
             log, token = self._context.log, self._context.token
             unknown = [] if isinstance(replies[0], ResponseError) else unknown_claims(replies[0], known, strange)
-            # Left there, each heartbeat would count them as claims that nothing here knows of.
+            # If they stayed there, each heartbeat would count them as claims that nothing here knows of.
             if strange:
                 example = printable(strange[0], MAX_VALUE)
                 log.warning("dropping %d notes that are no claims, such as %s", len(strange), example)
@@ -106,7 +106,7 @@ class Recovery:
         blame.
         """
         self.singly = len(claims)
-        # Others have claimed them since.
+        # Other workers have claimed most of these jobs since.
         if len(self._unanswered) > MAX_COUNTED:
             self._unanswered.clear()
         for claim in claims:

@@ -19,7 +19,7 @@ class RoleConnection:
 
     @property
     def connected(self) -> bool:
-        """Tell whether the last word about this connection was good."""
+        """Tell whether it is open, as far as is known."""
         return self._connection is not None
 
     def fresh(self) -> Any:

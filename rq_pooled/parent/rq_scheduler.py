@@ -1,16 +1,18 @@
 """A worker with ``--with-scheduler`` does rq-scheduler's work too, under its lock and on the connection that it has.
 
-The parent only asks, each second, whether a job is due, and takes the lock if one is. What is due is moved by a horse,
-since reading a job's meta unpickles what users have put there; its commands go through the parent's connection.
+The parent only asks, each second, whether a job is due, and takes the lock if one is. A horse moves what is due, since
+reading a job's meta unpickles what users have put there. Its commands go through the parent's connection.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from redis.exceptions import ResponseError
 
 from ..store.rq_scheduler import scheduler_due
+from .complaint import Complaint
 from .context import Context
 from .events import Events
 from .exchange import Exchange
@@ -29,8 +31,8 @@ class Scheduling:
         self._slots = slots
         self._wanted = wanted
         self.due = False
-        #: Why looks are refused, as logged; looked once a second, the same reason is not said again.
-        self._said = ""
+        #: It looks once a second, and the same reason is not said again.
+        self._complaint = Complaint(math.inf)
         events.shutdown_began.append(self._stop)
 
     def start(self) -> None:
@@ -54,12 +56,10 @@ class Scheduling:
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
-                text = str(replies[0])
-                if text != self._said:
-                    self._said = text
-                    self._context.log.error("cannot look at rq-scheduler's jobs: %s", text)
+                if self._complaint.add(str(replies[0])):
+                    self._context.log.error("cannot look at rq-scheduler's jobs: %s", replies[0])
                 return
-            self._said = ""
+            self._complaint.end()
             if replies[0]:
                 self._slots.tasks.append(Task("schedule", None, (token, LOCK_LIFE)))
 

@@ -121,7 +121,7 @@ class Shutdown:
         deadline = time.monotonic() + RECORDING_TIME
         while (self._slots.busy() or self._committer) and context.command.connected and time.monotonic() < deadline:
             self._turn(0.05)
-        # Waits for their deaths: other workers may be given their jobs.
+        # This waits for their deaths, since other workers may be given their jobs.
         self._slots.close()
         again += self._slots.claims()
         self.exit_code = 0

@@ -75,7 +75,7 @@ class Slots:
         )
         self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
         self._ending = False
-        #: By process id: a horse that is replaced may live on for a moment.
+        #: The guests are by process id, since a horse that is replaced may live on for a moment.
         self._guests: dict[int, Guest] = {}
         #: Until when the first horses are waited for, by the monotonic clock.
         self._wait_until = 0.0
@@ -114,7 +114,7 @@ class Slots:
         for slot in self._slots:
             self._spawn(slot)
         self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
-        # Wakes the loop: a horse that hangs sends nothing.
+        # This wakes the loop: a horse that hangs sends nothing.
         self._context.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
         self._context.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
 
@@ -157,7 +157,7 @@ class Slots:
     def interrupt(self) -> list[Claim]:
         """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
         for slot in self._slots:
-            # What has ended has ended.
+            # A job that has ended is not put back.
             self.receive(slot)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
         claims = [slot.claim for slot in interrupted if slot.claim is not None]
@@ -198,7 +198,7 @@ class Slots:
             if slot.guest is not None:
                 self._guests[slot.horse.pid] = slot.guest
         except OSError as error:
-            # No process or memory left: later there may be.
+            # There is no process or memory left; there may be some later.
             if self._multiplexer is not None and slot.guest is not None:
                 self._multiplexer.drop(slot.guest)
             self._context.log.error("cannot fork (%s); trying again", error, worker=slot.name)
@@ -233,19 +233,17 @@ class Slots:
             self._deaths.on_death(task, horse.pid, status, rusage, stopped)
         if slot.spare:
             self._slots.remove(slot)
-            if task is None and not was_ready:
-                self._spares_died += 1
-                delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (self._spares_died - 1))
-                self._spare_after = time.monotonic() + delay
-                self._context.log.error("a spare horse ended before it was ready (status %d)", status, worker=slot.name)
-                # Wakes the loop.
-                self._context.loop.call_later(delay, lambda: None)
-        elif task is None and not was_ready:
+        if task is None and not was_ready:
             slot.stillborn += 1
-            delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** (slot.stillborn - 1))
-            self._context.log.error("a horse ended before it was ready (status %d)", status, worker=slot.name)
+            self._spares_died += slot.spare
+            delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** ((self._spares_died if slot.spare else slot.stillborn) - 1))
+            if slot.spare:
+                self._spare_after = time.monotonic() + delay
+            what = "a spare horse" if slot.spare else "a horse"
+            self._context.log.error("%s ended before it was ready (status %d)", what, status, worker=slot.name)
+            # For a spare one this only wakes the loop.
             self._context.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
-        else:
+        elif not slot.spare:
             self._context.counters.horses_replaced += 1
             self._spawn(slot)
 
@@ -257,7 +255,7 @@ class Slots:
 
     def _on_message(self, horse: Horse, message: tuple[Any, ...]) -> None:
         slot = self._slot_of(horse)
-        # A horse on its way out.
+        # The horse has been replaced, and is about to end.
         if slot is None:
             return
         kind, *rest = message
@@ -327,7 +325,7 @@ class Slots:
                 slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)
             )
         elif task.kind == "schedule":
-            # It runs what unpickling users' meta runs.
+            # Unpickling users' meta may run anything.
             self._set_deadline(slot, SCHEDULE_TIME)
         self._prefork.send(slot.horse, task.message())
 
@@ -354,7 +352,7 @@ class Slots:
         slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._context.settings.kill_grace
 
     def _kill_overdue(self) -> None:
-        # One look at all slots, not a timer per job, which would stay in the loop's heap long after the job.
+        # A timer for each job would stay in the loop's heap long after the job. So one look serves all slots.
         now = time.monotonic()
         for slot in self._slots:
             if slot.deadline is not None and slot.deadline <= now:

@@ -29,13 +29,12 @@ class StallFinder:
 
     def __init__(self, context: Context, events: Events, *, heartbeat: Heartbeat, tasks: deque[Task]) -> None:
         self._context = context
+        self._events = events
         self._heartbeat = heartbeat
         self._tasks = tasks
         self._wanted = False
         self._due = False
-        self._ended = False
         events.heartbeat_answered.append(self._on_answered)
-        events.shutdown_began.append(self._on_shutdown)
 
     def start(self) -> None:
         """Begin to look every STALLED_INTERVAL."""
@@ -44,7 +43,8 @@ class StallFinder:
     @property
     def due(self) -> bool:
         """Tell whether a look should be sent; asked at that moment, since an outage may have come between."""
-        return self._due and not self._ended and self._heartbeat.trusted_until() is not None
+        ended = self._events.shutdown_began.happened
+        return self._due and not ended and self._heartbeat.trusted_until() is not None
 
     def _on_interval(self) -> None:
         self._wanted = True
@@ -53,9 +53,6 @@ class StallFinder:
     def _on_answered(self) -> None:
         # Look now if it is time: what this process slept through has been noticed.
         self._due, self._wanted = self._due or self._wanted, False
-
-    def _on_shutdown(self) -> None:
-        self._ended = True
 
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that puts stalled jobs back and claims those to be failed."""

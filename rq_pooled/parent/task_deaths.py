@@ -71,7 +71,7 @@ class TaskDeaths:
 
     def _give_up(self, task: Task, claim: Claim, reason: str) -> None:
         """Record of a job what can be recorded without a horse."""
-        # The job itself succeeded or failed as recorded: that must not be lost.
+        # How the job itself ended is recorded, and must not be lost.
         if task.kind == "settle":
             _tolerant, job_status, *commands = task.arguments
             self._context.log.error("dependents of job %s were not enqueued", claim.job_id, worker=claim.worker_name)

@@ -3,8 +3,8 @@
 Client tracking makes reading the queues and registering for their next change one step, so nothing is popped while
 asleep and nothing is missed. Where a server refuses it, the queues are looked at every 50 ms.
 
-A queue whose limit is reached is left out: in its place stands a key that is deleted when a job of it ends (or its
-limit is changed), or a timer until it may start the next job.
+A queue whose limit is reached is left out. In its place stands a key that is deleted when a job of it ends or its limit
+is changed, or a timer until it may start the next job.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .refusals import Refusals
 
 #: Seconds between looks at the queues where the server offers no client tracking.
 POLL_INTERVAL = 0.05
-#: Longest and per-miss delay before a woken worker claims, once others were faster several times in a row: a push
+#: Delay before a woken worker claims: at most, and per miss, once others were faster several times in a row. A push
 #: wakes every idle worker, and a hundred of them must not ask at once for one job.
 HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
 
@@ -144,7 +144,7 @@ class Wakeup:
         def on_replies(replies: list[Any]) -> None:
             answers = replies[len(optin) :: len(optin) + 1]
             refused = next((reply for reply in answers if isinstance(reply, ResponseError)), None)
-            # Of the look itself, which would be refused at once again.
+            # The look itself was refused, and would be again at once.
             if refused is not None:
                 if self._later is None:
                     self.on_refused(refused)

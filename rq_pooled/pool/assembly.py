@@ -22,7 +22,7 @@ def hooks_of(pool: Pool) -> list[Hook]:
         return []
     if settings.budget is None:
         return [Reporter(settings)]
-    # A copy of the options, not the pool: nothing may keep it alive but its users.
+    # The probe gets a copy of the options, not the pool, which only its users may keep alive.
     cls: Any = hurried(pool.connection_class)
     return [Budgeted(settings, role, partial(cls, **with_role(pool.connection_kwargs, "probe"))), Reporter(settings)]
 

@@ -52,7 +52,7 @@ class Breaker:
             BreakerOpen: it is not to be tried now.
         """
         if self._failed_at is None:
-            # Without the lock, in the common case.
+            # The common case needs no lock.
             return False
         with self._lock:
             if self._failed_at is None:

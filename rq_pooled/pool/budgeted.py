@@ -92,7 +92,8 @@ class Budgeted(Hook):
         if self.lease.claim(connection):
             handshake(connection)
             return
-        # Its name counts for it from the first moment on: the place of a process that is paused here is not given away.
+        # The connection has its name from the first moment on, so the place of a process that is paused here is not
+        # given away.
         dataclasses.replace(handshake, role="")(connection)
         self._name(connection, "probe")
         if not self.lease.ask_for_one(connection):

@@ -14,7 +14,7 @@ from ..errors import RedisUnavailable, ServerFull, ServerUnreachable
 from .breaker import BreakerOpen
 from .pool import Pool
 
-#: Who has time: a job in a worker is run again if it fails, and rides out a restart of the server better by waiting.
+#: Roles that wait: a job is run again if it fails, and survives a restart of the server better by waiting.
 PATIENT_ROLES = ("job",)
 
 
@@ -55,7 +55,8 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
             breaker.undecided()
         raise
     except BaseException:
-        # One connection was lost, all are in use, an error reply, this thread is to end: the server may be well.
+        # The server may be well: one connection was lost, all are in use, the reply is an error, or this thread is to
+        # end.
         if trial:
             breaker.undecided()
         raise

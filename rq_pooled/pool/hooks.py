@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..capacity.stop_flag import Brake
-from ..connection.patience import patient
+from ..connection.long_waits import patient
 from ..errors import PoolExhausted, RedisUnavailable
 from ..wire import Command
 
@@ -102,7 +102,7 @@ class StopFlag(Hook):
 
 
 class LongWaits(Hook):
-    """Lets the commands of a job that wait in Redis take longer than SOCKET_TIMEOUT, see connection/patience.py."""
+    """Lets the commands of a job that wait in Redis take longer than SOCKET_TIMEOUT, see connection/long_waits.py."""
 
     def equip(self, connection_class: Any, options: dict[str, Any]) -> Any:
         """Return a class that waits as long as its command says."""

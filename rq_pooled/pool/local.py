@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .pool import Pool
 
-#: Weak: a pool lives as long as its user.
+#: The references are weak: a pool lives as long as its user.
 pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 

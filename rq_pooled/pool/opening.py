@@ -47,7 +47,7 @@ def check_idle(pool: Pool, connection: Any) -> None:
     if is_open(connection):
         try:
             with _part_of_the_deadline():
-                # Before use, not on the first command: nothing is at stake yet.
+                # This comes before the first command, while nothing is at stake.
                 connection.check_health()
         except (RedisError, OSError) as error:
             close(connection, message_of(error), lost=True)

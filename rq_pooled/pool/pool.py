@@ -28,10 +28,10 @@ from .assembly import hooks_of, with_role
 from .book import Book, Line, Report, is_open
 from .breaker import Breaker
 from .events import Callback, Events
+from .free_slots import FreeSlots, make_queue
 from .hooks import Hook, NotNow
 from .local import pools
 from .opening import check_idle, open_connection
-from .slots import Slots, make_queue
 from .waiting import Waiting, patience
 
 
@@ -39,8 +39,8 @@ class Pool(BlockingConnectionPool):
     """A bounded pool of connections to one server, on redis-py's ``BlockingConnectionPool``.
 
     Use it as any redis-py pool: ``Redis(connection_pool=pool)``. Taking a connection blocks for at most POOL_TIMEOUT
-    while all are in use or none may be opened, and for at most SOCKET_CONNECT_TIMEOUT past that while connecting. After
-    a fork the child closes its copies of the sockets and starts empty; the parent's connections stay as they are.
+    while all are in use or none may be opened. Connecting may block for SOCKET_CONNECT_TIMEOUT more. After a fork the
+    child closes its copies of the sockets and starts empty; the parent's connections stay as they are.
 
     Args:
         settings: limits and timeouts; from the environment if not given.
@@ -86,8 +86,8 @@ class Pool(BlockingConnectionPool):
 
     def reset(self) -> None:
         """Forget all connections and start empty: at construction, and in the child after a fork."""
-        # New locks first: the thread that held the old ones does not exist in the child (redis-py 8 takes _lock here).
-        # See Book.lock for why one thread may take each of them twice.
+        # New locks come first: the thread that held the old ones does not exist in the child. redis-py 8 takes _lock
+        # here. Book.lock says why one thread may take each of them twice.
         self._lock = threading.RLock()
         self._connections: list[Any] = []
         self.events = Events(self.role, self.address, self._subscribers)
@@ -96,7 +96,7 @@ class Pool(BlockingConnectionPool):
         #: Whether calls that fail fast try the server at all, see pool/failfast.py.
         self.breaker = Breaker(self.settings.breaker_delay, self.settings.enqueue_deadline + 1.0)
         super().reset()  # type: ignore[no-untyped-call]
-        self.slots = Slots(self.pool, self.max_connections, self.book)
+        self.slots = FreeSlots(self.pool, self.max_connections, self.book)
         self._waiting = Waiting(self.address, self.book, self.slots, self.events)
 
     def reset_in_child(self) -> None:
@@ -115,8 +115,8 @@ class Pool(BlockingConnectionPool):
     ) -> None:
         """Close all connections and go on with others: of this role, so many, of this class with these options.
 
-        For a horse: what its job's code may have kept from before the fork, the pool and its clients, leads through the
-        parent from then on. The bound may be below MAX_CONNECTIONS' least. No thread may use the pool meanwhile.
+        It is for a horse. A job's code may have kept the pool and its clients from before the fork; they lead through
+        the parent from then on. The bound may be below MAX_CONNECTIONS' least. No thread may use the pool meanwhile.
         """
         self.disconnect()
         self.role, self.max_connections = role, max(1, max_connections)
@@ -176,8 +176,8 @@ class Pool(BlockingConnectionPool):
     def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> Any:
         """Take a connection that is connected and has no unread data; return it with ``release``.
 
-        Replaces ``BlockingConnectionPool.get_connection`` (redis-py 5.0 to 8.1; the arguments are those of 5.x and
-        have no effect): says who holds what when it is exhausted, tries connecting again, keeps the book.
+        It replaces ``BlockingConnectionPool.get_connection`` of redis-py 5.0 to 8.1; the arguments are those of 5.x and
+        have no effect. It keeps the book, tries connecting again, and says who holds what when the pool is exhausted.
 
         Raises:
             PoolExhausted: all connections stayed in use for the pool's timeout.
@@ -243,7 +243,7 @@ class Pool(BlockingConnectionPool):
             for hook in self.hooks:
                 hook.on_return(self, connection)
         except BaseException:
-            # A gevent.Timeout, for example: a reply may still be on its way.
+            # This may be a gevent.Timeout, and a reply may still be on its way.
             connection.disconnect()
             raise
         finally:

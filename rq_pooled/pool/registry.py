@@ -11,10 +11,10 @@ from ..connection.options import connection_options
 from ..connection.place import address_of
 from .pool import Pool
 
-#: Pool and client by address and credentials; the only module global that holds connections. The key needs no pid: a
-#: pool resets itself in a child, and a second one for the same server would break the bound for code that kept the
-#: first. It needs no lock either: ``dict.setdefault`` is atomic and building a pool opens nothing, and a lock made at
-#: import could not be patched by gevent.
+#: Pool and client by address and credentials; the only module global that holds connections. The key needs no pid,
+#: since a pool resets itself in a child. A second pool for the same server would break the bound for code that kept the
+#: first. No lock is needed: ``dict.setdefault`` is atomic, and building a pool opens nothing. gevent could not patch a
+#: lock made at import.
 _registry: dict[tuple[Any, ...], tuple[Pool, Redis]] = {}
 #: At most one entry, in a horse only, see ``adopt``.
 _adopted: list[tuple[Pool, Redis]] = []

@@ -37,7 +37,7 @@ _STARTED_AT = time.time()
 class Reporter(Hook):
     """Publishes the statistics of one pool, together with those of the process's other pools of the same server.
 
-    Makes no command before the first interval.
+    It sends nothing before the first interval is over.
 
     Args:
         settings: GUARD_* and HEARTBEAT_INTERVAL.
@@ -80,7 +80,7 @@ class Reporter(Hook):
         try:
             connected, maxclients = read_info(_execute(connection, "INFO", "clients"))
         except NoPermissionError as error:
-            # Once: this process goes on publishing.
+            # This is said once; the process goes on publishing.
             self._blind = True
             pool.resize("GUARD_STOP", None)
             log.warning("%s: not guarded: %s", pool.events.title, message_of(error))

@@ -11,8 +11,8 @@ from ..delays import jittered_delay
 from ..errors import PoolExhausted, RedisUnavailable
 from .book import Book
 from .events import Events
+from .free_slots import FreeSlots
 from .hooks import NotNow
-from .slots import Slots
 
 #: The share of a deadline that a caller may spend waiting for a connection.
 _WAITING_SHARE = 0.9
@@ -53,7 +53,7 @@ class Waiting:
         book, slots, events: the pool's.
     """
 
-    def __init__(self, address: str, book: Book, slots: Slots, events: Events) -> None:
+    def __init__(self, address: str, book: Book, slots: FreeSlots, events: Events) -> None:
         self._address = address
         self._book = book
         self._slots = slots
@@ -94,7 +94,7 @@ class Waiting:
         with self._book.lock:
             before, self._refusal = self._refusal, refusal
             if now >= self._again_at:
-                # Else another caller was refused just now.
+                # Otherwise another caller was refused just now.
                 self._again_at = now + jittered_delay(self._refusals, *refusal.again)
                 self._refusals += 1
         if before is not None and before.bound != refusal.bound:
@@ -105,7 +105,7 @@ class Waiting:
                 self._slots.resize(refusal.bound, others)
             raise self._exhausted(patience, self._book.waiting) if others else self._given_up(refusal, now, patience)
         if not self._book.others_than(connection):
-            # With the slot: others could not do better.
+            # The caller keeps the slot meanwhile: others could not do better.
             time.sleep(max(0.0, min(self._again_at, patience.ends) - now))
         with self._slots.free.mutex, self._book.lock:
             # These two locks are taken in this order everywhere.
@@ -129,7 +129,7 @@ class Waiting:
             refusal = self._refusal
             if refusal is None or now < self._again_at:
                 return
-            # For the other waiting callers.
+            # The other waiting callers try later.
             self._again_at = now + refusal.again[0]
         size = self._slots.size + 1
         self._slots.resize(refusal.bound, size if size < self._slots.most else None)

@@ -1,7 +1,7 @@
 """What may speak against an enqueue, asked in the step that enqueues: a spent key, the same call, a full queue.
 
 ``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job that asks for any of this carries an
-``Admission`` while it is being enqueued, and ``enqueue.lua`` takes the place of RQ's own write. Only what users enqueue
+``Asked`` while it is being enqueued, and ``enqueue.lua`` takes the place of RQ's own write. Only what users enqueue
 carries one: retries, repeats, dependents and scheduled jobs that are due always get in.
 """
 
@@ -29,7 +29,7 @@ from ..rq_version import check_keys
 from ..store.due import add_fraction
 from ..store.keys import once_key
 from ..wire import text
-from .admission import Admission, asked_by, asking, attach_asked
+from .asked import Asked, asked_by, asking, attach_asked
 from .limits import Limit, declare_limit, make_limit
 from .numbers import check_enqueued, check_floats, check_numbers
 from .verdict import GONE, ask, earlier_job, full, note_status
@@ -100,23 +100,23 @@ class AdmittingQueue(rq.Queue):
         """Enqueue a job, if nothing speaks against it."""
         self._declare_limit()
         check_enqueued(self.connection, job)
-        admission = asked_by(job)
+        asked = asked_by(job)
         if self.max_length is not None:
-            admission = replace(admission or Admission(), max_length=self.max_length)
-        if admission is None or not self._is_async:
+            asked = replace(asked or Asked(), max_length=self.max_length)
+        if asked is None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         check_keys((type(self), type(job)))
-        if pipeline is not None and (admission.unique_for or admission.max_length is not None):
+        if pipeline is not None and (asked.unique_for or asked.max_length is not None):
             raise ConfigurationError(
                 "unique_for and max_length cannot be decided inside a pipeline: enqueue without one"
             )
-        if admission.unique_for and job._dependency_ids:
+        if asked.unique_for and job._dependency_ids:
             raise ConfigurationError("unique_for cannot be combined with depends_on: leave out one of them")
-        if admission.once is not None and (pipeline is not None or job._dependency_ids):
-            earlier = self._spender(admission)
+        if asked.once is not None and (pipeline is not None or job._dependency_ids):
+            earlier = self._spender(asked)
             if earlier is not None:
                 return earlier
-        job._rq_pooled_admission = admission  # type: ignore[attr-defined]
+        job._rq_pooled_admission = asked  # type: ignore[attr-defined]
         try:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         finally:
@@ -126,11 +126,11 @@ class AdmittingQueue(rq.Queue):
         """Schedule a job, unless its key has been spent."""
         self._declare_limit()
         check_enqueued(self.connection, job, datetime)
-        admission = asked_by(job)
-        if admission is not None:
-            if admission.unique_for:
+        asked = asked_by(job)
+        if asked is not None:
+            if asked.unique_for:
                 raise ConfigurationError("unique_for is for jobs that are enqueued now: leave it out of enqueue_at")
-            earlier = self._spender(admission)
+            earlier = self._spender(asked)
             if earlier is not None:
                 return earlier
         # RQ writes whole seconds; added to them, since RQ alone knows what a time without a zone means.
@@ -169,7 +169,7 @@ class AdmittingQueue(rq.Queue):
             _batch.set(None)
             if batch:
                 moment = now()
-                verdict, words = ask(self, Admission(max_length=self.max_length), batch, replace=True, moment=moment)
+                verdict, words = ask(self, Asked(max_length=self.max_length), batch, replace=True, moment=moment)
                 if verdict == "full":
                     raise full(self.name, int(words[0]), self.max_length, len(batch))
                 for (job, _), status in zip(batch, words):
@@ -207,11 +207,11 @@ class AdmittingQueue(rq.Queue):
                 job._status, job.enqueued_at = JobStatus("rate_limited"), None
             batch.append((job, at_front))
             return job
-        admission: Admission | None = job.__dict__.get("_rq_pooled_admission")
-        if admission is None or pipeline is not None:
+        asked: Asked | None = job.__dict__.get("_rq_pooled_admission")
+        if asked is None or pipeline is not None:
             return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         self._prepare_for_queue(job)
-        return self._admit(job, admission, at_front, replace=not unique)
+        return self._admit(job, asked, at_front, replace=not unique)
 
     def _enqueue_rate_limited_job(self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False) -> Job:
         """Enqueue a job that has a limit, in one step where RQ takes two; RQ 3 calls it.
@@ -227,34 +227,34 @@ class AdmittingQueue(rq.Queue):
         job._status, job.enqueued_at = JobStatus("rate_limited"), None
         if at_front:
             job.enqueue_at_front = True
-        admission: Admission = job.__dict__.get("_rq_pooled_admission") or Admission()
+        asked: Asked = job.__dict__.get("_rq_pooled_admission") or Asked()
         try:
-            return self._admit(job, admission, at_front, replace=not is_new)
+            return self._admit(job, asked, at_front, replace=not is_new)
         except DuplicateJobError:
             # As in Queue._enqueue_async_job: it may have been sent twice, and then is there; else it is replaced.
             written, status = self.connection.hmget(job.key, "created_at", "status")
             if text(written or b"") == utcformat(job.created_at) and status in (b"queued", b"rate_limited"):
                 job._status = JobStatus(text(status))
                 return job
-            return self._admit(job, admission, at_front, replace=True)
+            return self._admit(job, asked, at_front, replace=True)
 
-    def _admit(self, job: Job, admission: Admission, at_front: bool, replace: bool) -> Job:
+    def _admit(self, job: Job, asked: Asked, at_front: bool, replace: bool) -> Job:
         """Enqueue a job if nothing speaks against it; return it, or the one that stands in its way."""
         why = ""
         for _ in range(_ATTEMPTS):
             moment = now()
-            verdict, words = ask(self, admission, [(job, at_front)], replace=replace, moment=moment)
+            verdict, words = ask(self, asked, [(job, at_front)], replace=replace, moment=moment)
             word = words[0] if words else ""
             if verdict == "exists":
                 raise DuplicateJobError(f"Job with ID '{job.id}' already exists")
             if verdict == "full":
-                raise full(self.name, int(word), admission.max_length, 1)
+                raise full(self.name, int(word), asked.max_length, 1)
             if verdict == "spent":
-                return self._earlier(admission, word)
+                return self._earlier(asked, word)
             if verdict != "unique":
                 note_status(job, word, moment)
                 return job
-            if not admission.returns:
+            if not asked.returns:
                 break
             earlier = earlier_job(self, word)
             if isinstance(earlier, Job):
@@ -271,23 +271,23 @@ class AdmittingQueue(rq.Queue):
 
     # -- what stands in the way ----------------------------------------------------------------------------------
 
-    def _spender(self, admission: Admission) -> Job | None:
+    def _spender(self, asked: Asked) -> Job | None:
         """Return the job that spent the key, before anything is written; claim.lua decides again."""
-        if admission.once is None:
+        if asked.once is None:
             return None
-        key = once_key(admission.once)
+        key = once_key(asked.once)
         with names_key(key):
             spender = self.connection.get(key)
-        return None if spender is None else self._earlier(admission, text(spender))
+        return None if spender is None else self._earlier(asked, text(spender))
 
-    def _earlier(self, admission: Admission, job_id: str) -> Job:
+    def _earlier(self, asked: Asked, job_id: str) -> Job:
         """Return the job that spent the key, or raise AlreadySpent."""
-        earlier = earlier_job(self, job_id) if admission.returns else ""
+        earlier = earlier_job(self, job_id) if asked.returns else ""
         if isinstance(earlier, Job):
             return earlier
-        assert admission.once is not None
+        assert asked.once is not None
         shown = printable(job_id, MAX_VALUE) + (earlier and f", which {earlier}")
-        raise AlreadySpent(f"the key {admission.once!r} was spent by job {shown}: not enqueued", admission.once, job_id)
+        raise AlreadySpent(f"the key {asked.once!r} was spent by job {shown}: not enqueued", asked.once, job_id)
 
     def _declare_limit(self) -> None:
         """Write the limit to Redis, once per process: an operator's goes before it, see queue/limits.py."""

@@ -18,7 +18,7 @@ from rq.scripts import _build_hset_args
 from ..store.enqueue import enqueue_new
 from ..store.keys import QUEUES, job_key, queue_key
 from ..store.scripts import run_script
-from .admission import asked_by
+from .asked import asked_by
 from .conditions import AdmittingQueue
 from .refused_scripts import refuses_scripts
 

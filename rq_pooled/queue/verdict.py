@@ -19,7 +19,7 @@ from ..store.inert_jobs import fetch_inert
 from ..store.keys import once_key
 from ..store.scripts import run_script
 from ..wire import text
-from .admission import Admission
+from .asked import Asked
 from .unique import call_key
 
 #: Said of a job that has ended and was not kept.
@@ -27,16 +27,16 @@ GONE = "is not kept any more"
 
 
 def ask(
-    queue: rq.Queue, admission: Admission, jobs: list[tuple[Job, bool]], replace: bool, moment: datetime
+    queue: rq.Queue, asked: Asked, jobs: list[tuple[Job, bool]], replace: bool, moment: datetime
 ) -> tuple[str, list[str]]:
     """Run enqueue.lua for jobs, each with whether it goes to the front; return its verdict and what belongs to it."""
     command = enqueue_jobs(
         queue.key,
-        admission.max_length,
+        asked.max_length,
         replace,
-        None if admission.once is None else once_key(admission.once),
-        call_key(jobs[0][0]) if admission.unique_for else None,
-        admission.unique_for,
+        None if asked.once is None else once_key(asked.once),
+        call_key(jobs[0][0]) if asked.unique_for else None,
+        asked.unique_for,
         utcformat(moment),
         [(job.id, at_front, job.ttl, _build_hset_args(job), _limit_of(job)) for job, at_front in jobs],
     )

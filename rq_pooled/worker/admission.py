@@ -127,13 +127,11 @@ class Admission:
             return f"{level}, and nothing is opened above {most} (GUARD_STOP)" if full else None
         except BudgetExceeded as error:
             return str(error)
-        except RQPooledError as error:
-            if FULL not in str(error):
-                raise
-            return "the server refuses new connections: max number of clients reached"
-        except (*LOST, OSError) as error:
+        except (RQPooledError, *LOST, OSError) as error:
             if FULL in str(error):
                 return "the server refuses new connections: max number of clients reached"
+            if isinstance(error, RQPooledError):
+                raise
             raise startup.refusal(error) from None
 
     def _look(self, keep: bool) -> tuple[tuple[int, int], Level]:

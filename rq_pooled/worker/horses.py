@@ -6,7 +6,7 @@ from typing import Any
 
 from ..config.settings import Settings
 from ..connection.defaults import accepted_options
-from ..failed.maintenance import maintenance_policies
+from ..failed.sweep_settings import maintenance_policies
 from ..horse.process import HorseProcess
 from ..horse.recorder import make_recorder
 from ..horse.stream import StreamConnection, stream_options
@@ -21,7 +21,7 @@ from ..process.channel import ChildChannel
 
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
-#: Connections that each horse may open at least: RQ itself uses two at once in a job, reading over one what it watches
+#: Connections that each horse may open at least. RQ itself uses two at once in a job: it reads over one what it watches
 #: over another (``depends_on`` in a plain rq.Queue, ``cancel(enqueue_dependents=True)``).
 _JOB_NEEDS = 2
 #: Streams that one horse may have, for the threads of its job.
@@ -62,7 +62,7 @@ def prepare_horses(
         for queue in worker.queues
     ]
     share = job_connections(settings)
-    # Remembered: looking at signatures dirties 2.5 MB, in each horse if done there.
+    # The result is remembered: looking at signatures dirties 2.5 MB, in each horse if it is done there.
     accepted_options(StreamConnection)
     warm_up(recorder)
     policies = maintenance_policies(settings)

@@ -28,7 +28,7 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, i
         ServerUnsupported: it is older than 6.2, or in cluster mode.
     """
     (reply,) = execute([("INFO",)])
-    # An ACL: what it cannot do will be said when it is asked to.
+    # An ACL refuses INFO. What else it refuses is said when it is asked for.
     if isinstance(reply, ResponseError):
         logger.warning("the server does not answer INFO (%s): its version and eviction policy are not checked", reply)
         return OLDEST

@@ -33,7 +33,7 @@ def loop_for_stop_signals() -> Iterator[Loop]:
     try:
         previous = {signum: signal.signal(signum, _nothing) for signum in signals}
         for signum in signals:
-            # Until the arbiter takes over.
+            # This lasts until the arbiter takes over.
             loop.on_signal(signum, _nothing)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)

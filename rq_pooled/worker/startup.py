@@ -70,7 +70,7 @@ def when_ready(
                     f"{error}; tried {failures} time{'s' * (failures > 1)} in {settings.guard_wait - left:.0f} s "
                     f"({'RECONNECT_ATTEMPTS' if given_up else 'GUARD_WAIT'})"
                 ) from None
-            # Each time: ``begin`` may wait, too, and listen itself.
+            # The loop listens anew each time, since ``begin`` may wait, too, and listen itself.
             for signum in signals:
                 loop.on_signal(signum, lambda: stopped.append(True))
             if time.monotonic() >= say_at:

@@ -135,7 +135,7 @@ class Worker(rq.worker.Worker):
         max_idle_time: int | None,
         with_scheduler: bool,
     ) -> bool:
-        # What came in has served to find the server.
+        # The given connection has served to find the server.
         close_idle(self.connection.connection_pool)
         self.pid, self.hostname = os.getpid(), socket.gethostname()
         self.birth_date = self.last_heartbeat = now()
@@ -150,7 +150,7 @@ class Worker(rq.worker.Worker):
             )
             if version is None:
                 return False
-            # What came before is not counted.
+            # The counters begin at this moment.
             context = dataclasses.replace(context, counters=Counters())
             try:
                 context.log.info(

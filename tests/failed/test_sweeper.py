@@ -27,9 +27,9 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, SweepUnderWay, UnknownQueue
 from rq_pooled.failed import DeadLetterRegistry, Selection, sweeper
-from rq_pooled.failed.maintenance import maintenance_policies
 from rq_pooled.failed.policies import Bury, Ghosts, Purge, Requeue
 from rq_pooled.failed.registry import PAGE, FailedJobs, through
+from rq_pooled.failed.sweep_settings import maintenance_policies
 from rq_pooled.store.locks import SweepLock
 
 FAILED, QUEUE, DEAD = "rq:failed:default", "rq:queue:default", "rq_pooled:dead:default"

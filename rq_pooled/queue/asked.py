@@ -19,7 +19,7 @@ _MAX_KEY = 1000
 
 
 @dataclass(frozen=True)
-class Admission:
+class Asked:
     """What one enqueue asks for."""
 
     once: str | None = None
@@ -33,7 +33,7 @@ class Admission:
 
 
 #: What the running ``enqueue`` asks for, until its job is created.
-_asked: ContextVar[Admission | None] = ContextVar("_asked", default=None)
+_asked: ContextVar[Asked | None] = ContextVar("_asked", default=None)
 
 
 @contextmanager
@@ -70,15 +70,13 @@ def attach_asked(job: Job) -> None:
     job.to_dict = with_key  # type: ignore[method-assign]
 
 
-def asked_by(job: Job) -> Admission | None:
+def asked_by(job: Job) -> Asked | None:
     """Return what was asked for when the job was created."""
-    found: Admission | None = job.__dict__.get("_rq_pooled_asked")
+    found: Asked | None = job.__dict__.get("_rq_pooled_asked")
     return found
 
 
-def _read(
-    once: Any = None, once_ttl: Any = None, unique_for: Any = None, on_duplicate: str = "return"
-) -> Admission | None:
+def _read(once: Any = None, once_ttl: Any = None, unique_for: Any = None, on_duplicate: str = "return") -> Asked | None:
     if on_duplicate not in ("return", "raise"):
         raise ConfigurationError(f"on_duplicate is {on_duplicate!r}: it is 'return' or 'raise'")
     if once is None and unique_for is None:
@@ -95,4 +93,4 @@ def _read(
     unique = 0.0 if unique_for is None else parse_duration(unique_for, "unique_for")
     if unique_for is not None and unique < 0.001:
         raise ConfigurationError(f"unique_for is {unique_for}: it must be more than 0 seconds")
-    return Admission(None if once is None else str(once), round(ttl), unique, on_duplicate == "return")
+    return Asked(None if once is None else str(once), round(ttl), unique, on_duplicate == "return")

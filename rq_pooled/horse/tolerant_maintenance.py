@@ -1,7 +1,7 @@
 """RQ's maintenance where others wrote what it cannot read: that is named and dropped, and all else is maintained.
 
-RQ reads all that is to be cleaned at once, so one id that is no text would stop its maintenance, each time anew, for
-every job of every queue. Here each queue has its turn of its own, and one that fails is looked through and tried again.
+RQ reads at once all that is to be cleaned. So one id that is no text would stop its maintenance for every job of every
+queue, each time anew. Here each queue has its own turn, and one that fails is looked through and tried again.
 """
 
 from __future__ import annotations

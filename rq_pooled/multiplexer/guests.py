@@ -15,7 +15,7 @@ _MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
 _MAX_TOKEN = 64
 
 
-class Admission:
+class Guests:
     """Knows the horses and their streams.
 
     Args:

@@ -10,7 +10,7 @@ from .sharing import Sharing
 from .streams import Stream
 
 
-class Patience:
+class LateStreams:
     """Refuses streams: SOCKET_TIMEOUT after a command was sent, POOL_TIMEOUT after one could not be."""
 
     def __init__(self, settings: Settings, opener: Opener, shared: Shared, sharing: Sharing, lending: Lending) -> None:
@@ -20,7 +20,7 @@ class Patience:
         self._sharing = sharing
         self._lending = lending
 
-    def refuse_late(self, now: float) -> None:
+    def refuse(self, now: float) -> None:
         """Refuse the streams whose time is up."""
         timeout = self._settings.socket_timeout
         for stream in [*self._shared.overdue(now - timeout), *self._lending.overdue(now)]:

@@ -14,7 +14,7 @@ from typing import Any
 from .book import Book, is_open
 
 
-class Slots:
+class FreeSlots:
     """The slots of one pool.
 
     ``queue.mutex`` guards them: the lock that the waiters of the queue sleep on. redis-py itself reads ``queue.queue``,
