@@ -39,16 +39,28 @@ def test_a_forked_process_is_like_a_new_one(tmp_path: Path, options: list[str], 
     assert one == other
 
 
-def test_a_command_says_the_same_however_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Output, error and exit code of ``rq-pooled`` are those of a new interpreter."""
-    environment = {**os.environ, "PYTHONPATH": PYTHONPATH}
-    for words in (["settings"], ["no-such-command"], ["check", "--url", "redis://127.0.0.1:1/0"]):
-        command = [sys.executable, "-m", "rq_pooled", *words]
-        one = forked.run(command, environment, 20)
-        with monkeypatch.context() as patch:
-            patch.setattr(forked, "can_fork", lambda *_: False)
-            other = forked.run(command, environment, 20)
-        assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
+TEXT = "from rq_pooled import Worker\nimport sys; print(__name__, sys.argv, sys.path, Worker); sys.exit('ends so')"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-m", "rq_pooled", "settings"],
+        ["-m", "rq_pooled", "no-such-command"],
+        ["-m", "rq_pooled", "check", "--url", "redis://127.0.0.1:1/0"],
+        ["-m", "rq.cli", "worker", "--help"],
+        ["-c", TEXT, "one", "two"],
+    ],
+    ids=["settings", "usage", "error", "rq", "text"],
+)
+def test_a_command_says_the_same_however_it_starts(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> None:
+    """Output, errors and exit code are those of a new interpreter."""
+    command, environment = [sys.executable, *words], {**os.environ, "PYTHONPATH": PYTHONPATH}
+    assert forked.can_fork(command, environment, Path.cwd())
+    one = forked.run(command, environment, 20)
+    monkeypatch.setattr(forked, "can_fork", lambda *_: False)
+    other = forked.run(command, environment, 20)
+    assert (one.returncode, one.stdout, one.stderr) == (other.returncode, other.stdout, other.stderr)
 
 
 def test_its_end_is_told_as_of_a_child(tmp_path: Path) -> None:

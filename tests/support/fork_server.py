@@ -93,17 +93,19 @@ def become(command: list[str], environment: dict[str, str], folder: str) -> Call
         sys.warnoptions.append(STRICT[1])
         warnings.simplefilter("error")
     words = words[2 * (words[:2] == STRICT) :]
-    is_module = words[0] == "-m"
     paths = [os.path.abspath(path) for path in environment.get("PYTHONPATH", "").split(os.pathsep)]
-    paths = list(dict.fromkeys([*(paths if environment.get("PYTHONPATH") else []), *_BASE]))
-    sys.path[:] = [folder if is_module else os.path.dirname(words[0]), *paths]
+    first = {"-m": folder, "-c": ""}.get(words[0], os.path.dirname(words[0]))
+    sys.path[:] = [first, *dict.fromkeys([*(paths if environment.get("PYTHONPATH") else []), *_BASE])]
     sys.path_importer_cache.clear()
     importlib.invalidate_caches()
-    # runpy fills the namespace of the main module.
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    if is_module:
+    # Its namespace is empty, and is filled by what runs.
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
+    if words[0] == "-m":
         sys.argv = ["-m", *words[2:]]
         return lambda: runpy._run_module_as_main(words[1])  # type: ignore[attr-defined]
+    if words[0] == "-c":
+        sys.argv = ["-c", *words[2:]]
+        return lambda: exec(compile(words[1], "<string>", "exec"), vars(main))  # noqa: S102 - as the interpreter does
     sys.argv = words
     return lambda: runpy.run_path(words[0], run_name="__main__")
 

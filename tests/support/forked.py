@@ -26,6 +26,8 @@ import fork_server
 _SUPPORT = Path(__file__).resolve().parent
 _ROOT = _SUPPORT.parent.parent
 _MODULES = ("rq.cli", "rq_pooled")
+#: A text of `python -c` that begins so asks for nothing that the server has not loaded before it does anything else.
+_TEXTS = ("from rq_pooled import Worker\n", "import sys\nfrom redis import Redis\nfrom rq_pooled import Worker\n")
 #: A module of such a name in another folder would be found before what the server has loaded, or run at the start.
 _SHADOWS = ("rq", "redis", "click", "rq_pooled", "sitecustomize", "usercustomize")
 #: Variables with such names are read by the interpreter, or by modules when they are loaded.
@@ -81,9 +83,12 @@ def can_fork(command: list[str], environment: Mapping[str, str], cwd: Path) -> b
     words = command[1:]
     if words[:2] == fork_server.STRICT:
         words = words[2:]
-    if command[0] != sys.executable or not (
-        (words[0] == "-m" and words[1] in _MODULES) or Path(words[0]).parent == _SUPPORT / "jobs"
-    ):
+    is_known = (
+        (words[0] == "-m" and words[1] in _MODULES)
+        or (words[0] == "-c" and words[1].lstrip().startswith(_TEXTS))
+        or Path(words[0]).parent == _SUPPORT / "jobs"
+    )
+    if command[0] != sys.executable or not is_known:
         return False
     if any(signal.getsignal(signum) == signal.SIG_IGN for signum in fork_server.INHERITED):
         return False
