@@ -6,6 +6,7 @@ threads nor connections, and runs nothing itself.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import io
 import json
@@ -134,5 +135,8 @@ def main() -> None:
         warnings.simplefilter("error")
         for module in PRELOADED:
             importlib.import_module(module)
+    # Else each forked process would look through all of it, and copy it, at its end.
+    gc.collect()
+    gc.freeze()
     message = serve(connection)
     become(message["command"], message["environment"], message["folder"])()

@@ -1,8 +1,8 @@
 """Processes of ``rq`` and ``rq-pooled`` that are forked where a new interpreter would make no difference.
 
 ``can_fork`` says where. A forked process differs from a new one in four things: its parent is the fork server, /proc
-has the server's words for its command line, it shares memory with the server, and its modules were loaded before.
-A test about one of these asks for a new interpreter.
+has the server's words for its command line, it shares memory with the server, and its modules were loaded before and
+are left out of its garbage collections. A test about one of these asks for a new interpreter.
 """
 
 from __future__ import annotations
