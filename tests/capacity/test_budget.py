@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 import stats_jobs
 from budgets import HELD, LEASES, ORDER, WAITING, ours, shop
@@ -290,9 +291,10 @@ def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: Embedded
     env = {**os.environ, "PYTHONPATH": PYTHONPATH}
     chance, seeds = random.Random(1), iter(range(10_000))
 
-    def spawn() -> subprocess.Popen[bytes]:
+    def spawn() -> forked.Process:
         line = [sys.executable, str(JOBS / "budget_user.py"), server.url, str(next(seeds))]
-        return subprocess.Popen(line, env=env, stdout=subprocess.DEVNULL)
+        with open(os.devnull, "wb") as nothing:
+            return forked.start(line, env, nothing)
 
     over, counts = threading.Event(), list[int]()
 
@@ -304,7 +306,7 @@ def test_thirty_processes_fight_for_twenty_places(redis: Redis, server: Embedded
     sampler = threading.Thread(target=sample)
     sampler.start()
     processes = [spawn() for _ in range(30)]
-    paused: list[tuple[float, subprocess.Popen[bytes]]] = []
+    paused: list[tuple[float, forked.Process]] = []
     try:
         wait_until(lambda: counts and max(counts) >= 15, 60, "some competition")
         deadline = time.monotonic() + 15

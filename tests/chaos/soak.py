@@ -100,7 +100,8 @@ def soak(
     enqueued = recorded = 0
     # Its jobs are those of this folder.
     settings = {"PYTHONPATH": str(TESTS), **settings}
-    with running_worker(url, QUEUE, log=log, concurrency=concurrency, **settings) as worker:
+    # A new interpreter: its memory is its own.
+    with running_worker(url, QUEUE, log=log, concurrency=concurrency, fresh=True, **settings) as worker:
         began = progress = time.monotonic()
         next_word = jobs // 10
         while recorded < jobs or first is None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import forked
 import psutil
 import pytest
 from redis import Redis
@@ -47,15 +48,8 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 def command(*arguments: str, timeout: float = 40, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run ``python -m rq_pooled`` as a user would, warnings being errors, and return what came of it."""
-    return subprocess.run(
-        [sys.executable, "-W", "error", "-m", "rq_pooled", *arguments],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env={**os.environ, **environ},
-    )
+    line = [sys.executable, "-W", "error", "-m", "rq_pooled", *arguments]
+    return forked.run(line, {**os.environ, **environ}, timeout, ROOT)
 
 
 @pytest.mark.parametrize(

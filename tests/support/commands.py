@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
 from support import PYTHONPATH, ROOT, WorkerProcess
 
 PASSWORD = "gAngenHeim"
@@ -28,14 +29,8 @@ WAYS = {
 
 def run(way: list[str], url: str = "", timeout: float = 20, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a program to its end."""
-    env = {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}
-    return subprocess.run(  # noqa: PLW1510 - the exit code is what the tests are about
-        [sys.executable, *(word.format(url=url) if word == "{url}" else word for word in way)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    line = [sys.executable, *(word.format(url=url) if word == "{url}" else word for word in way)]
+    return forked.run(line, {**os.environ, "PYTHONPATH": PYTHONPATH, **environment}, timeout)
 
 
 def refusal(result: subprocess.CompletedProcess[str], code: int = 2) -> str:
@@ -63,14 +58,7 @@ def environment(url: str) -> dict[str, str]:
 
 def run_command(url: str, *words: str, timeout: float = 40, **more: str) -> subprocess.CompletedProcess[str]:
     """Run ``rq-pooled`` to its end."""
-    return subprocess.run(  # noqa: PLW1510 - the exit code is what the tests are about
-        [sys.executable, "-m", "rq_pooled", *words],
-        env={**environment(url), **more},
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    return forked.run([sys.executable, "-m", "rq_pooled", *words], {**environment(url), **more}, timeout)
 
 
 def start(log: Path, *arguments: str, **environment: str) -> WorkerProcess:
@@ -83,4 +71,4 @@ def start(log: Path, *arguments: str, **environment: str) -> WorkerProcess:
 def rq_pooled_command(*words: str, url: str) -> subprocess.CompletedProcess[str]:
     """Run ``rq-pooled`` with these words against a server; warnings are errors."""
     line = [sys.executable, "-W", "error", "-m", "rq_pooled", *words, "--url", url]
-    return subprocess.run(line, capture_output=True, text=True, timeout=40, check=False, cwd=ROOT)
+    return forked.run(line, os.environ, 40, ROOT)

@@ -25,6 +25,8 @@ from rq_pooled.wire import Command, pack_runs
 
 LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
 OWN_LOCK = SweepLock("rq_pooled:sweep:q", "us", 30)
+#: Too large to come with a claim.
+LARGE = b"x" * 1_100_000
 Scene = Callable[[Engine, Redis], Command]
 SCENES: dict[str, Scene] = {}
 
@@ -109,7 +111,7 @@ def claim_twice_queued(ours: Engine, redis: Redis) -> Command:
 
 @scene
 def claim_large(ours: Engine, redis: Redis) -> Command:
-    enqueue(redis, "a", data=b"x" * 1_100_000)
+    enqueue(redis, "a", data=LARGE)
     return claiming(ours)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
+
 from rq_pooled.pool import local, registry
 
 SUPPORT = Path(__file__).resolve().parent
@@ -25,14 +27,16 @@ PYTHONPATH = os.pathsep.join([str(SUPPORT), str(JOBS), str(ROOT)])
 
 def wait_until(condition: Callable[[], Any], timeout: float = 20.0, what: str = "") -> Any:
     """Return the first true value of ``condition``, asked again and again; fail after ``timeout`` seconds."""
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
     while True:
         value = condition()
         if value:
             return value
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - began
+        if waited > timeout:
             raise AssertionError(f"waited {timeout:g} s in vain for {what or condition}")
-        time.sleep(0.005)
+        # Asking costs the server and us more than what is waited for; it comes a twentieth later at most.
+        time.sleep(min(max(waited / 20, 0.004), 0.03))
 
 
 def keys_of_jobs(redis: Any) -> list[bytes]:
@@ -51,20 +55,18 @@ def drop_pools() -> None:
 
 
 class WorkerProcess:
-    """A real ``rq worker --worker-class rq_pooled.Worker`` and what it has printed."""
+    """A real ``rq worker --worker-class rq_pooled.Worker`` and what it has printed.
 
-    def __init__(self, command: list[str], env: dict[str, str], log: Path, cwd: Path | None = None) -> None:
+    Args:
+        fresh: whether it needs an interpreter of its own, see forked.py.
+    """
+
+    def __init__(
+        self, command: list[str], env: dict[str, str], log: Path, cwd: Path | None = None, fresh: bool = False
+    ) -> None:
         self.log = log
         with open(log, "wb") as out:
-            self.process = subprocess.Popen(
-                command,
-                env=env,
-                cwd=cwd,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+            self.process = forked.start(command, env, out, cwd, fresh)
         self.pid = self.process.pid
 
     def output(self) -> str:
@@ -104,6 +106,7 @@ def running_worker(
     worker_class: str = "rq_pooled.Worker",
     command: tuple[str, ...] = ("worker",),
     ready: str | None = "connections: command",
+    fresh: bool = False,
     **environment: str,
 ) -> Iterator[WorkerProcess]:
     """Run ``rq worker`` with our class (or ``rq worker-pool``, see ``command``) for the length of the block.
@@ -116,7 +119,7 @@ def running_worker(
     env["RQ_POOLED_CONCURRENCY"] = str(concurrency)
     env["PYTHONUNBUFFERED"] = "1"
     line = [sys.executable, "-m", "rq.cli", *command, "--url", url, "--worker-class", worker_class, *arguments]
-    worker = WorkerProcess(line, env, log)
+    worker = WorkerProcess(line, env, log, fresh=fresh)
     try:
         if ready is not None:
             worker.wait_for(ready)

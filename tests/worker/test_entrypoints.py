@@ -123,7 +123,7 @@ def test_every_option_has_a_test() -> None:
 def test_burst(run: Run, redis: Redis, queue: Queue, concurrency: int) -> None:
     """With --burst all jobs of the queues run, and the worker leaves neither connections nor registrations."""
     jobs = [Queue(name, connection=redis).enqueue(entry_jobs.add, i, 1) for i, name in enumerate("qrqrqr")]
-    output = run("q", "r", "--burst", concurrency=concurrency)
+    output = run("q", "r", "--burst", concurrency=concurrency, fresh=True)
     assert [job.return_value() for job in jobs] == [1, 2, 3, 4, 5, 6]
     assert "Warning" not in output and "Traceback" not in output
     assert not registered(redis) and not ours(redis)
