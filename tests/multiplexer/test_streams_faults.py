@@ -28,7 +28,7 @@ from rq_pooled.connection.away import ServerAway
 from rq_pooled.connection.options import make_connection
 from rq_pooled.connection.place import Place
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.multiplexer import admission, listener
+from rq_pooled.multiplexer import guests, listener
 from rq_pooled.multiplexer.dialer import Dialer
 from rq_pooled.multiplexer.framing import ReplyCutter
 from rq_pooled.multiplexer.lending import _MOST_UNSENT
@@ -456,7 +456,7 @@ def test_a_server_that_takes_nothing_makes_the_sender_wait(hubs: Callable[..., H
 
 def test_strangers_are_few_and_do_not_stay(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who does not say whose stream it is costs no more than 100 descriptors, and those for a moment only."""
-    monkeypatch.setattr(admission, "_STRANGER_TIME", 1.0)
+    monkeypatch.setattr(guests, "_STRANGER_TIME", 1.0)
     own = hub.client()
     assert own.ask("PING") == b"+PONG\r\n"
     strangers = [socket.socket(socket.AF_UNIX) for _ in range(120)]
@@ -469,7 +469,7 @@ def test_strangers_are_few_and_do_not_stay(hub: Hub, monkeypatch: pytest.MonkeyP
             stranger.connect(hub.mux.path)
             hub.turn()
         hub.until(lambda: sum(map(is_closed, strangers)) >= 20)
-        assert sum(map(is_closed, strangers)) == 20 and len(hub.mux._admission.strangers) == 100
+        assert sum(map(is_closed, strangers)) == 20 and len(hub.mux._guests.strangers) == 100
         hub.until(lambda: all(map(is_closed, strangers)))
         assert own.ask("PING") == b"+PONG\r\n" == hub.client().ask("PING")
     finally:
