@@ -8,6 +8,7 @@ from pathlib import Path
 import dependent_jobs
 import pytest
 from dependent_jobs import writing
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.job import Dependency, Job
@@ -82,7 +83,7 @@ def spoil(redis: Redis, how: str, parent: Job, child: Job) -> str:
         redis.set(child.key, "no hash")
     elif how == "dependency":
         redis.sadd(child.dependencies_key, "odd")
-        redis.hset("rq:job:odd", "status", b"\xff")
+        redis.hset(named("rq:job:odd"), "status", b"\xff")
         return f"what job {child.id} depends on cannot be read, it stays deferred: UnicodeDecodeError"
     return f"1 jobs cannot be read and are passed over: {child.id} ("
 

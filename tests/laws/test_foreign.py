@@ -23,6 +23,7 @@ from commands import run_command
 from failures import fill
 from hypothesis import given
 from hypothesis import strategies as st
+from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -66,9 +67,9 @@ def run(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def fail_raw(redis: Redis, job_id: bytes, queue: bytes = b"default", **fields: Any) -> None:
     """Write a failed job with an id of any bytes."""
     values = {"data": b"x", "status": "failed", "origin": queue, "ended_at": utcformat(now()), **fields}
-    redis.hset(b"rq:job:" + job_id, mapping=values)
-    redis.zadd(b"rq:failed:" + queue, {job_id: time.time()})
-    redis.sadd("rq:queues", b"rq:queue:" + queue)
+    redis.hset(named(b"rq:job:") + job_id, mapping=values)
+    redis.zadd(named(b"rq:failed:") + queue, {job_id: time.time()})
+    redis.sadd(named("rq:queues"), named(b"rq:queue:") + queue)
 
 
 # -- names of any bytes ------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_failed_jobs_of_any_id_are_requeued_with_the_others(redis: Redis, run: R
     assert code == 0 and len(out.splitlines()) == 3 and len(out) < 6000 and out.replace("\n", "").isprintable()
     assert len(json.loads(run("failed", "--json")[1])) == 3
     assert run("requeue", "--all")[1] == "default: 3 requeued (of 3)\n"
-    assert job_id in redis.lrange("rq:queue:default", 0, -1)
+    assert job_id in redis.lrange(named("rq:queue:default"), 0, -1)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,10 @@ def test_sweeps_pass_names_of_any_bytes(redis: Redis, run: Run, command: tuple[s
     fill(redis, 2)
     fail_raw(redis, b"\xff", ended_at=b"\xfe")
     fail_raw(redis, b"\xfd", queue=b"\xff")
-    redis.zadd("rq:failed:default", {b"\xfc": 1})
+    redis.zadd(named("rq:failed:default"), {b"\xfc": 1})
     code, out, err = run(*command)
     assert code == 0 and "Traceback" not in err and "changed" not in out
-    left = redis.zcard("rq:failed:default"), redis.zcard(b"rq:failed:\xff")
+    left = redis.zcard(named("rq:failed:default")), redis.zcard(named(b"rq:failed:\xff"))
     assert left == ((3, 1) if "--ghosts" in command else (0, 0))
 
 
@@ -105,7 +106,7 @@ def test_single_jobs_of_any_id_are_requeued(redis: Redis, run: Run) -> None:
     """An id is taken as the shell gives it, and a key of another type is told and harms no other job."""
     fail_raw(redis, b"\xff\xfe")
     fill(redis, 1)
-    redis.set("rq:job:odd", "no hash")
+    redis.set(named("rq:job:odd"), "no hash")
     code, out, _ = run("requeue", text(b"\xff\xfe"), "odd", "f000000")
     assert code == 0 and out.splitlines() == [
         r"\xff\xfe requeued",
@@ -121,8 +122,8 @@ def test_registry_of_another_type_hides_no_other_queue(redis: Redis, run: Run) -
     """A registry that is something else is named, and the failed jobs of all other queues are listed."""
     for name in "abc":
         fill(redis, 1, name, prefix=name)
-    redis.delete("rq:failed:b")
-    redis.set("rq:failed:b", "no registry")
+    redis.delete(named("rq:failed:b"))
+    redis.set(named("rq:failed:b"), "no registry")
     code, out, err = run("failed")
     assert [line.split()[1] for line in out.splitlines()] == ["a", "c"]
     assert code == 75 and err.startswith("rq-pooled: b: not read: WRONGTYPE") and len(err.splitlines()) == 1
@@ -134,23 +135,23 @@ def test_registry_of_another_type_hides_no_other_queue(redis: Redis, run: Run) -
 def test_lost_jobs_are_rescued_beside_what_cannot_be_read(redis: Redis, run: Run, broken: str) -> None:
     """A key, queue or origin of any bytes, and a queue that is no list, keep no lost job from its queue."""
     lost = {"data": "x", "status": "queued", "origin": "q", "enqueued_at": "2020-01-01T00:00:00.000000Z"}
-    redis.hset("rq:job:lost", mapping=lost)
-    redis.sadd("rq:queues", "rq:queue:q")
+    redis.hset(named("rq:job:lost"), mapping=lost)
+    redis.sadd(named("rq:queues"), named("rq:queue:q"))
     if broken == "key":
-        redis.hset(b"rq:job:\xff", mapping=lost)
+        redis.hset(named(b"rq:job:\xff"), mapping=lost)
     elif broken == "queue":
-        redis.sadd("rq:queues", b"rq:queue:\xff")
+        redis.sadd(named("rq:queues"), named(b"rq:queue:\xff"))
     elif broken == "origin":
-        redis.hset("rq:job:odd", mapping={**lost, "origin": b"\xff"})
+        redis.hset(named("rq:job:odd"), mapping={**lost, "origin": b"\xff"})
     elif broken == "date":
-        redis.hset("rq:job:odd", mapping={**lost, "enqueued_at": b"\xff"})
+        redis.hset(named("rq:job:odd"), mapping={**lost, "enqueued_at": b"\xff"})
     else:
-        redis.set("rq:queue:odd", "no list")
-        redis.sadd("rq:queues", "rq:queue:odd")
-        redis.hset("rq:job:odd", mapping={**lost, "origin": "odd"})
+        redis.set(named("rq:queue:odd"), "no list")
+        redis.sadd(named("rq:queues"), named("rq:queue:odd"))
+        redis.hset(named("rq:job:odd"), mapping={**lost, "origin": "odd"})
     code, out, err = run("rescue", "--apply")
     assert code == 0 and "Traceback" not in err and "put back" in out
-    assert b"lost" in redis.lrange("rq:queue:q", 0, -1)
+    assert b"lost" in redis.lrange(named("rq:queue:q"), 0, -1)
 
 
 # -- monitoring --------------------------------------------------------------------------------------------------------
@@ -161,8 +162,8 @@ PUBLISHED = {"kind": '"worker"', "worker": '"w"', "concurrency": "2", "published
 
 def publish(redis: Redis, name: bytes, fields: dict[str, Any]) -> None:
     """Write what a process would publish."""
-    redis.hset(b"rq_pooled:stats:" + name, mapping=fields)
-    redis.zadd("rq_pooled:stats", {b"rq_pooled:stats:" + name: time.time() + 60})
+    redis.hset(named(b"rq_pooled:stats:") + name, mapping=fields)
+    redis.zadd(named("rq_pooled:stats"), {named(b"rq_pooled:stats:") + name: time.time() + 60})
 
 
 @pytest.mark.parametrize(
@@ -201,8 +202,8 @@ def test_statistics_of_another_shape_hide_no_worker(
 def test_statistics_in_a_key_of_another_type_are_named(redis: Redis) -> None:
     """A listed process whose key is no hash is named and left out."""
     publish(redis, b"app:host:1", PUBLISHED)
-    redis.set("rq_pooled:stats:app:host:2", "no hash")
-    redis.zadd("rq_pooled:stats", {"rq_pooled:stats:app:host:2": time.time() + 60})
+    redis.set(named("rq_pooled:stats:app:host:2"), "no hash")
+    redis.zadd(named("rq_pooled:stats"), {named("rq_pooled:stats:app:host:2"): time.time() + 60})
     unreadable: list[str] = []
     assert len(health.processes(redis, unreadable)) == 1 and unreadable == ["app:host:2"]
 
@@ -219,7 +220,7 @@ def test_queues_of_any_name_are_counted(redis: Redis) -> None:
     """Queues whose names are no text are told apart and counted, in the dictionaries, as JSON and as metrics."""
     for name in (b"\xff", b"\xfe", b"a\nb"):
         fail_raw(redis, b"j" + name, queue=name)
-        redis.rpush(b"rq:queue:" + name, b"x")
+        redis.rpush(named(b"rq:queue:") + name, b"x")
     found = {queue["name"]: queue for queue in health.queues(redis)}
     assert set(found) == {r"\xff", r"\xfe", "a\nb"}
     assert all(queue["failed"] == queue["length"] == 1 for queue in found.values())
@@ -232,11 +233,11 @@ def test_queues_of_any_name_are_counted(redis: Redis) -> None:
 def test_job_keys_of_another_type_hide_no_failed_job(redis: Redis) -> None:
     """A job or its results in a key of another type are an entry without a job, beside the others."""
     fill(redis, 1)
-    for key, job_id in (("rq:job:hash", "hash"), ("rq:results:stream", "stream")):
+    for key, job_id in ((named("rq:job:hash"), "hash"), (named("rq:results:stream"), "stream")):
         fail_raw(redis, job_id.encode())
         redis.delete(key)
         redis.set(key, "another type")
-    redis.zadd("rq:scheduled:default", {"hash": 1, "for ever": float("inf")})
+    redis.zadd(named("rq:scheduled:default"), {"hash": 1, "for ever": float("inf")})
     jobs = {job["id"]: job["exists"] for job in health.failed_jobs(connection=redis)["jobs"]}
     assert jobs == {"f000000": True, "hash": False, "stream": True}
     assert [job["id"] for job in overview(redis, Settings())["upcoming"]] == ["hash"]
@@ -250,7 +251,7 @@ def test_large_errors_cost_a_page_no_more_than_small_ones(redis: Redis) -> None:
     error = b64encode(zlib.compress(b"x" * 50_000_000))
     for number in range(10):
         fail_raw(redis, b"j%d" % number)
-        redis.xadd(f"rq:results:j{number}", {"type": 2, "exc_string": error})
+        redis.xadd(named(f"rq:results:j{number}"), {"type": 2, "exc_string": error})
     began = time.monotonic()
     jobs = health.failed_jobs(connection=redis)["jobs"]
     assert time.monotonic() - began < 5 and len(jobs) == 10
@@ -283,7 +284,7 @@ def test_arguments_are_not_read_to_see_that_they_are_there(redis: Redis) -> None
     """A list of failed jobs fetches neither arguments nor descriptions that are large."""
     for number in range(10):
         fail_raw(redis, b"j%d" % number, data="x" * 1_000_000, description="y" * 1_000_000)
-    redis.zadd("rq:scheduled:default", {"j1": 1})
+    redis.zadd(named("rq:scheduled:default"), {"j1": 1})
     before = redis.info("stats")["total_net_output_bytes"]
     found = overview(redis, Settings())
     jobs = health.failed_jobs(connection=redis)["jobs"]
@@ -297,7 +298,7 @@ def test_a_huge_error_of_one_job_costs_no_list_of_the_others(redis: Redis, run: 
     huge = b"q" * 20_000_000
     fill(redis, 2)
     fail_raw(redis, b"result", description=huge)
-    redis.xadd("rq:results:result", {"type": 2, "exc_string": huge})
+    redis.xadd(named("rq:results:result"), {"type": 2, "exc_string": huge})
     fail_raw(redis, b"hash", exc_info=huge)
     before = redis.info("stats")["total_net_output_bytes"]
     jobs = {job["id"]: job["reason"] for job in health.failed_jobs(connection=redis)["jobs"]}
@@ -313,7 +314,7 @@ def test_an_entry_of_the_queues_without_its_prefix_hides_no_queue(redis: Redis, 
     """Two entries that mean one queue are one, on the page, in lists, in sweeps and in the metrics."""
     fill(redis, 2)
     fill(redis, 1, "other", prefix="o")
-    redis.sadd("rq:queues", "default", "")
+    redis.sadd(named("rq:queues"), "default", "")
     assert len(health.failed_jobs(connection=redis)["jobs"]) == 3
     assert [queue["name"] for queue in health.queues(redis)] == ["", "default", "other"]
     assert len(overview(redis, Settings())["queues"]) == 3 and "default" in metrics(redis)
@@ -323,8 +324,8 @@ def test_an_entry_of_the_queues_without_its_prefix_hides_no_queue(redis: Redis, 
 def test_a_large_offset_reads_no_registry(redis: Redis) -> None:
     """Of one queue any offset is a rank; over several a large one is refused, and one past the end reads nothing."""
     for name in "ab":
-        redis.zadd(f"rq:failed:{name}", {f"{name}-{number:05}": number for number in range(20_000)})
-        redis.sadd("rq:queues", f"rq:queue:{name}")
+        redis.zadd(named(f"rq:failed:{name}"), {f"{name}-{number:05}": number for number in range(20_000)})
+        redis.sadd(named("rq:queues"), named(f"rq:queue:{name}"))
     before = redis.info("stats")["total_net_output_bytes"]
     (job,) = health.failed_jobs("a", offset=19_999, limit=1, connection=redis)["jobs"]
     assert job["id"] == "a-00000"
@@ -337,8 +338,8 @@ def test_a_large_offset_reads_no_registry(redis: Redis) -> None:
 def test_pages_over_many_queues_miss_and_repeat_none(redis: Redis) -> None:
     """Pages over more queues than a page has rows are the same order as one list of all."""
     for number in range(60):
-        redis.zadd(f"rq:failed:q{number}", {f"j{number}-{k}": (number * 7 + k * 13) % 50 for k in range(3)})
-        redis.sadd("rq:queues", f"rq:queue:q{number}")
+        redis.zadd(named(f"rq:failed:q{number}"), {f"j{number}-{k}": (number * 7 + k * 13) % 50 for k in range(3)})
+        redis.sadd(named("rq:queues"), named(f"rq:queue:q{number}"))
     whole = [job["id"] for job in health.failed_jobs(limit=500, connection=redis)["jobs"]]
     paged: list[str] = []
     offset: int | None = 0
@@ -353,7 +354,7 @@ def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
     """Of thousands of queues the page shows those with most to do, and counts the others."""
     from rq_pooled.flask.page import present
 
-    redis.sadd("rq:queues", *(f"rq:queue:q{number:05}" for number in range(2000)))
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:q{number:05}") for number in range(2000)))
     fill(redis, 3, "q01999")
     shown = present(overview(redis, Settings()))
     assert (
@@ -371,41 +372,41 @@ def test_an_abandoned_entry_that_cannot_be_read_stops_no_maintenance(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, entry: bytes
 ) -> None:
     """RQ's maintenance fails the abandoned jobs of all queues, whatever else stands in registries and groups."""
-    redis.set("rq:job:odd", "no hash")
-    redis.hset("rq:job:date", mapping={"data": b"x", "status": "started", "created_at": b"\xff"})
-    redis.hset("rq:job:origin", mapping={"data": b"x", "status": "started", "origin": b"\xff"})
-    redis.set("rq:wip:a", "no registry")
-    redis.sadd("rq:groups", b"\xff", "good", "odd")
-    redis.sadd("rq:group:good", b"\xff", "x")
-    redis.set("rq:group:odd", "no set")
+    redis.set(named("rq:job:odd"), "no hash")
+    redis.hset(named("rq:job:date"), mapping={"data": b"x", "status": "started", "created_at": b"\xff"})
+    redis.hset(named("rq:job:origin"), mapping={"data": b"x", "status": "started", "origin": b"\xff"})
+    redis.set(named("rq:wip:a"), "no registry")
+    redis.sadd(named("rq:groups"), b"\xff", "good", "odd")
+    redis.sadd(named("rq:group:good"), b"\xff", "x")
+    redis.set(named("rq:group:odd"), "no set")
     for name in "abc":
-        redis.sadd("rq:queues", f"rq:queue:{name}")
+        redis.sadd(named("rq:queues"), named(f"rq:queue:{name}"))
     for name in "bc":
         job = Queue(name, connection=redis).enqueue("math.sqrt", 4, job_id=f"abandoned-{name}")
-        redis.delete(f"rq:queue:{name}")
+        redis.delete(named(f"rq:queue:{name}"))
         job.set_status("started")  # type: ignore[arg-type]
-        redis.zadd(f"rq:wip:{name}", {f"{job.id}:1": 2, entry: 1})
+        redis.zadd(named(f"rq:wip:{name}"), {f"{job.id}:1": 2, entry: 1})
     with running_worker(server.url, "a", "b", "c", log=tmp_path / "log") as worker:
         for name in "bc":
-            wait_until(lambda: redis.zscore(f"rq:failed:{name}", f"abandoned-{name}"), what=name)  # noqa: B023
-        wait_until(lambda: redis.smembers("rq:groups") == {b"good"}, what="the groups that can be read")
-        wait_until(lambda: redis.smembers("rq:group:good") == {b"x"})
+            wait_until(lambda: redis.zscore(named(f"rq:failed:{name}"), f"abandoned-{name}"), what=name)  # noqa: B023
+        wait_until(lambda: redis.smembers(named("rq:groups")) == {b"good"}, what="the groups that can be read")
+        wait_until(lambda: redis.smembers(named("rq:group:good")) == {b"x"})
         assert "queue a cannot be cleaned (ResponseError: WRONGTYPE" in worker.output()
         assert "died during" not in worker.output() and "Traceback" not in worker.output()
         if len(entry) < 100:
             assert f"dropping {printable(entry)}, which is abandoned and cannot be read" in worker.output()
-    assert not redis.zcard("rq:wip:b") and not redis.zcard("rq:wip:c")
+    assert not redis.zcard(named("rq:wip:b")) and not redis.zcard(named("rq:wip:c"))
 
 
 # -- keys of another type ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["rq:scheduler:scheduled_jobs", "rq:scheduler_lock"])
+@pytest.mark.parametrize("key", [named("rq:scheduler:scheduled_jobs"), named("rq:scheduler_lock")])
 def test_a_schedule_of_another_type_is_named(server: EmbeddedServer, redis: Redis, tmp_path: Path, key: str) -> None:
     """Where rq-scheduler's schedule or lock is something else, the scheduler's line and the worker's name the key."""
     redis.rpush(key, "no schedule")
-    if key == "rq:scheduler_lock":
-        redis.zadd("rq:scheduler:scheduled_jobs", {"x": 1})
+    if key == named("rq:scheduler_lock"):
+        redis.zadd(named("rq:scheduler:scheduled_jobs"), {"x": 1})
     done = run_command(server.url, "scheduler")
     assert done.returncode == 75 and f"WRONGTYPE {key} is of another type" in done.stderr
     assert "Traceback" not in done.stderr
@@ -420,7 +421,7 @@ def test_sweeps_in_a_schedule_of_another_type_are_told_of_its_key(
     redis: Redis, run: Run, words: tuple[str, ...]
 ) -> None:
     """Recurring sweeps are listed, removed and registered, or the key is named that is in the way."""
-    redis.set("rq:scheduler:scheduled_jobs", "no schedule")
+    redis.set(named("rq:scheduler:scheduled_jobs"), "no schedule")
     code, _, err = run("schedule-sweep", *words)
     assert code == 75 and "WRONGTYPE rq:scheduler:scheduled_jobs is of another type" in err and err.count("\n") == 1
 
@@ -443,7 +444,7 @@ def test_sweeps_in_a_schedule_of_another_type_are_told_of_its_key(
 )
 def test_a_schedule_of_another_type_is_named_to_callers(redis: Redis, call: Callable[[Scheduler], Any]) -> None:
     """Each method that reads or writes the schedule names its key."""
-    redis.set("rq:scheduler:scheduled_jobs", "no schedule")
+    redis.set(named("rq:scheduler:scheduled_jobs"), "no schedule")
     with pytest.raises(ResponseError, match="WRONGTYPE rq:scheduler:scheduled_jobs is of another type"):
         call(Scheduler(connection=redis))
 
@@ -463,13 +464,13 @@ def test_a_lock_that_no_sweep_has_written_is_named(redis: Redis, run: Run, value
     """A sweep's lock that never ends, or is of another type, is named; others say how long they last."""
     fail_raw(redis, b"x")
     if isinstance(value, list):
-        redis.rpush("rq_pooled:sweep:default", *value)
+        redis.rpush(named("rq_pooled:sweep:default"), *value)
     else:
-        redis.set("rq_pooled:sweep:default", value)
+        redis.set(named("rq_pooled:sweep:default"), value)
     code, out, err = run("sweep", "--purge", "--all")
     assert code == 75 and words in err and len((out + err).splitlines()) < 3
     if not isinstance(value, list):
-        redis.expire("rq_pooled:sweep:default", 20)
+        redis.expire(named("rq_pooled:sweep:default"), 20)
         shown = printable(value)
         assert (
             f"is under way ({shown}); try again when it is over, or 20 s after" in run("sweep", "--purge", "--all")[2]
@@ -506,11 +507,14 @@ def test_a_list_of_sweeps_unpickles_nothing(redis: Redis, run: Run) -> None:
     """Recurring sweeps are listed and removed without running what their meta names."""
     meta = pickle.dumps({"cron_string": "* * * * *", "bomb": Bomb()})
     redis.hset(
-        "rq:job:rq_pooled-sweep-x", mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())}
+        named("rq:job:rq_pooled-sweep-x"),
+        mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())},
     )
-    redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1e18})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"rq_pooled-sweep-x": 1e18})
     assert run("schedule-sweep")[1].startswith("x: * * * * *")
-    assert run("schedule-sweep", "--remove", "x")[1] == "x: removed\n" and not redis.exists("rq:job:rq_pooled-sweep-x")
+    assert run("schedule-sweep", "--remove", "x")[1] == "x: removed\n" and not redis.exists(
+        named("rq:job:rq_pooled-sweep-x")
+    )
     assert not hasattr(sys, "exploded")
 
 
@@ -579,15 +583,15 @@ def test_no_command_prints_control_characters(
     monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_, **__: False)
     dates = {"enqueued_at": "2020-01-01T00:00:00.000000Z", "description": HOSTILE}
     fail_raw(redis, HOSTILE, HOSTILE, exc_info=HOSTILE, **dates)
-    redis.hset("rq:job:lost", mapping={"data": "x", "status": "queued", "origin": HOSTILE, **dates})
-    redis.hset(b"rq:job:old", mapping={"data": "x", **dates})
-    redis.rpush(b"rq:queue:" + HOSTILE, "old")
-    redis.hset("rq_pooled:limits", HOSTILE, HOSTILE)
+    redis.hset(named("rq:job:lost"), mapping={"data": "x", "status": "queued", "origin": HOSTILE, **dates})
+    redis.hset(named(b"rq:job:old"), mapping={"data": "x", **dates})
+    redis.rpush(named(b"rq:queue:") + HOSTILE, "old")
+    redis.hset(named("rq_pooled:limits"), HOSTILE, HOSTILE)
     name = json.dumps(HOSTILE.decode(errors="replace"))
     publish(redis, b"app:" + HOSTILE + b":1", {**PUBLISHED, "worker": name, "queues": f"[{name}]"})
     publish(redis, HOSTILE, PUBLISHED)
-    redis.hset("rq:job:rq_pooled-sweep-x", mapping={"data": "x", **dates, "origin": HOSTILE})
-    redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1})
+    redis.hset(named("rq:job:rq_pooled-sweep-x"), mapping={"data": "x", **dates, "origin": HOSTILE})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"rq_pooled-sweep-x": 1})
     _, out, err = run(*words, *["--json"] * as_json)
     assert (out + err).replace("\n", "").isprintable() and "Traceback" not in err
     if as_json and out:
@@ -599,7 +603,7 @@ def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_pat
     traceback.
     """
     name = "q\n12:00:00 forged\x1b[2J"
-    redis.rpush("rq:queue:" + name, b"gone\nforged\xff")
+    redis.rpush(named("rq:queue:") + name, b"gone\nforged\xff")
     queue = Queue(name, connection=redis)
     queue.enqueue("math.factorial", -1, job_id="a", description="first\n12:00:00 forged\x1b]0;x\x07")
     with running_worker(server.url, name, "--burst", log=tmp_path / "log", ready=None) as worker:
@@ -612,7 +616,7 @@ def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_pat
 def test_huge_names_make_no_huge_log_lines(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Ids, descriptions and errors of 1 MB are cut in a worker's log, a traceback in its middle."""
     huge = "h" * 1_000_000
-    redis.rpush("rq:queue:q", huge)
+    redis.rpush(named("rq:queue:q"), huge)
     queue = Queue("q", connection=redis)
     queue.enqueue("math.sqrt", 4, job_id="a", description=huge)
     queue.enqueue("jobs.fail", f"first{huge}last", job_id="b", description="b")

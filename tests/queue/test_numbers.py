@@ -11,6 +11,7 @@ from typing import Any
 import jobs
 import number_jobs
 import pytest
+from keys import named
 from redis import Redis
 from rq import Callback, Repeat, Retry
 from rq import Queue as StockQueue
@@ -61,7 +62,7 @@ def test_a_number_that_fails_later_is_refused_at_once(redis: Redis, words: str, 
     with pytest.raises(ConfigurationError, match=words) as caught:
         enqueue(Queue("q", connection=redis))
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 250
-    assert not redis.keys("rq:job:*") and not redis.exists("rq:queue:q", "rq:scheduled:q")
+    assert not redis.keys(named("rq:job:*")) and not redis.exists(named("rq:queue:q"), named("rq:scheduled:q"))
 
 
 @pytest.mark.parametrize(

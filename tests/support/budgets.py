@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from keys import named
 from redis import Redis
 from sampling import names_of_clients
 
@@ -24,5 +25,5 @@ def ours(redis: Redis, role: str = "") -> list[str]:
     return [
         n
         for n in names_of_clients(redis)
-        if n.startswith("rq_pooled:shop:") and n.endswith(role) and not n.endswith(":probe")
+        if n.startswith(named("rq_pooled:shop:")) and n.endswith(role) and not n.endswith(":probe")
     ]
