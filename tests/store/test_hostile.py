@@ -484,9 +484,7 @@ def places_of(redis: Redis) -> dict[str, list[str]]:
         if (
             re.match(
                 named(
-                    named(
-                        "rq:(queue|wip|scheduled|failed|deferred|finished|ready|scheduler:scheduled_jobs)|rq_pooled:dead:"
-                    )
+                    "rq:(queue|wip|scheduled|failed|deferred|finished|ready|scheduler:scheduled_jobs)|rq_pooled:dead:"
                 ),
                 key,
             )
