@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     NoPermissionError,
@@ -15,7 +16,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from .sentinel import MasterAway
+from .finder import MasterAway
 
 #: The server cannot be reached, or did not answer in time.
 LOST = (RedisConnectionError, RedisTimeoutError)
@@ -26,8 +27,8 @@ _AWAY = re.compile(
     r"(?<![\w-])(READONLY|LOADING|MASTERDOWN|UNBLOCKED|MISCONF|NOREPLICAS|BUSY|NOAUTH|WRONGPASS|TRYAGAIN|CLUSTERDOWN|"
     r"max number of clients)(?![\w-])"
 )
-# MasterDownError is a ClusterDownError.
-_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)
+# MasterDownError is a ClusterDownError, and MovedError an AskError: a node of a cluster does not serve the slot.
+_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError, AskError)
 #: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
 _FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
 #: What an access control list has to allow.

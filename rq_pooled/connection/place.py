@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.connection import UnixDomainSocketConnection
 
-from .sentinel import Masters
+from .finder import Finder
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ def address_of(connection_class: type[Any], options: dict[str, Any]) -> str:
     if issubclass(connection_class, UnixDomainSocketConnection):
         return f"unix://{options.get('path', '')}?db={db}"
     scheme = "rediss" if any("SSL" in cls.__name__ for cls in connection_class.__mro__) else "redis"
-    masters = options.get("connection_pool")
-    if isinstance(masters, Masters):
-        return f"{'rediss+' if scheme == 'rediss' else ''}sentinel://{masters.hosts}/{masters.service_name}/{db}"
+    finder = options.get("connection_pool")
+    if isinstance(finder, Finder):
+        return finder.url(scheme == "rediss", db)
     host = str(options.get("host", "localhost"))
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{options.get('port', 6379)}/{db}"

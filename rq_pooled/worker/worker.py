@@ -25,7 +25,7 @@ from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..connection.away import LOST, is_away
 from ..connection.options import make_connection
-from ..connection.sentinel import beside, is_watched
+from ..connection.finder import beside, is_watched
 from ..connection.sockets import close_idle
 from ..errors import ConfigurationError, RQPooledError, ServerUnreachable
 from ..log_lines import WorkerLog, keep_lines
