@@ -14,8 +14,8 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
-from ..config.secrets import scrub_url
 from ..config.own_urls import is_own_url
+from ..config.secrets import scrub_url
 from ..config.settings import Settings
 from ..config.user_code import user_code
 from ..connection.options import connection_options

@@ -71,4 +71,3 @@ def parse_sentinel_url(url: str) -> SentinelURL:
         {"yes": True, "no": False}.get(own.get("sentinel_tls", ""), tls),
         "rediss://?" + urlencode([(name, value) for name, value in theirs if name.startswith("ssl_")]),
     )
-

@@ -13,7 +13,15 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from redis.crc import key_slot
-from redis.exceptions import AskError, AuthenticationError, ClusterDownError, RedisError, ResponseError, TryAgainError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    MovedError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..config.secrets import message_of
@@ -171,7 +179,7 @@ class Owners(Finder):
         return owner.host, owner.port
 
 
-def is_refusal(error: BaseException) -> bool:
+def is_refusal(error: BaseException | None) -> bool:
     """Tell whether an error says that the node does not serve the slot now, and that the command did not run."""
     return isinstance(error, (AskError, TryAgainError, ClusterDownError))
 
@@ -183,6 +191,24 @@ def is_of_slot(error: Exception, slot: int) -> bool:
     """
     told = _MOVED.search(str(error)) if isinstance(error, AskError) else None
     return told is None or int(told[1]) == slot
+
+
+def said(error: Exception) -> str:
+    """Return a refusal as the node said it: redis-py takes the first word off the text."""
+    word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
+    return f"{word}{message_of(error)}"
+
+
+def remedy(url: str) -> str:
+    """Return what to write instead of the URL of one node."""
+    scheme, _, rest = url.partition("://")
+    return f"write cluster{'s' * (scheme == 'rediss')}://{rest.partition('/')[0] or 'host:port'}/ in URL"
+
+
+def slot_of(connection: Any) -> int | None:
+    """Return the slot to whose owner a connection leads; None for one that does not lead to a cluster."""
+    finder = getattr(connection, "connection_pool", None)
+    return finder.slot if isinstance(finder, Owners) else None
 
 
 _Shards = list[tuple[list[tuple[int, int]], list[_Named]]]

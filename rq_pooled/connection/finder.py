@@ -1,4 +1,4 @@
-"""Who is asked where the server is now: what a connection needs of it, whoever answers.
+"""What a connection asks where the server is now.
 
 redis-py's ``SentinelManagedConnection`` asks an object for an address each time it connects. A finder is that object:
 it asks sentinels (sentinel.py) or the nodes of a cluster (cluster.py), and keeps no connection to them.

@@ -113,10 +113,11 @@ def _owners_of_url(settings: Settings, server: Node) -> Owners:
         )
     cls, theirs = server
     hosts = parse_cluster_url(settings.url).nodes
-    each = {"socket_timeout": settings.socket_connect_timeout, "socket_connect_timeout": settings.socket_connect_timeout}
-    options = {**theirs, **quiet_connection_kwargs(settings, "cluster", cls), **each}
+    timeout = settings.socket_connect_timeout
+    options = {**theirs, **quiet_connection_kwargs(settings, "cluster", cls)}
+    options.update(socket_timeout=timeout, socket_connect_timeout=timeout)
     nodes = [(cls, {**options, "host": host, "port": port}) for host, port in hosts]
-    return Owners(prefix, nodes, settings.socket_connect_timeout)
+    return Owners(prefix, nodes, timeout)
 
 
 def _masters_of_pool(settings: Settings, pool: Any) -> Masters:

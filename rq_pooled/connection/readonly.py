@@ -5,7 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import AskError, ReadOnlyError, ResponseError
+
+from .cluster import remedy, said
+from .place import address_of
 
 
 class Noticing:
@@ -22,6 +25,9 @@ class Noticing:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
             # From a script it is only a text on 6.2.
+            if isinstance(error, AskError) and not hasattr(self, "slot"):
+                where = remedy(address_of(type(self), vars(self)))
+                error.args = (f"{said(error)}: the server is one node of a cluster; {where}",)
             if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
                 self.refused_write = True
             raise

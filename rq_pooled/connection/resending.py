@@ -12,13 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from redis.exceptions import AskError, MovedError, RedisError, ResponseError, WatchError
+from redis.exceptions import MovedError, RedisError, ResponseError, WatchError
 
-from ..config.secrets import message_of
 from ..deadline import current as current_deadline
 from ..delays import jittered_delay
 from ..errors import ServerUnreachable
-from .cluster import Owners, is_of_slot, is_refusal
+from .cluster import Owners, is_of_slot, is_refusal, said
 
 #: What ends a WATCH.
 _ENDS_WATCH = (b"EXEC", b"UNWATCH", b"DISCARD")
@@ -38,12 +37,12 @@ class Resending:
     _read = 0
     _watching = False
     #: Replies that came for what was sent again, in the order in which they are to be read.
-    _early: deque[Any] = deque()
+    _early: deque[Any] | None = None
 
     def send_packed_command(self, command: Any, check_health: bool = True) -> Any:
         """Send as ever."""
         super().send_packed_command(command, check_health)  # type: ignore[misc]
-        self._sent, self._read, self._early = command, 0, deque()
+        self._sent, self._read, self._early = command, 0, None
 
     def disconnect(self, *args: Any, **kwargs: Any) -> Any:
         """Disconnect as ever; nothing is watched then."""
@@ -141,7 +140,7 @@ class _Again:
         if connection._watching:
             time.sleep(_FIRST)
             connection.disconnect()
-            raise WatchError(f"the slot of the keys moves or has moved ({_said(error)})")
+            raise WatchError(f"the slot of the keys moves or has moved ({said(error)})")
         if _name(commands[0]) == b"MULTI" and _name(commands[-1]) == b"EXEC":
             # All or nothing of it was done, and nothing was: the server refused a command of it, or EXEC.
             return self._until_done(commands, error)[index:]
@@ -163,7 +162,7 @@ class _Again:
             delay = 0.0 if isinstance(error, MovedError) and not attempt else jittered_delay(attempt, _FIRST, _LONGEST)
             if time.monotonic() + delay >= self._ends:
                 raise ServerUnreachable(
-                    f"the cluster does not serve slot {self._connection.slot} for now ({_said(error)}); the command "
+                    f"the cluster does not serve slot {self._connection.slot} for now ({said(error)}); the command "
                     "was not done. Try again when the slot has been moved, or its master is back"
                 ) from error
             time.sleep(delay)
@@ -180,17 +179,10 @@ class _Again:
 
 def _foreign(error: Exception, slot: int) -> Exception:
     # As the class that it is: some programs look for it.
-    said = type(error)(str(error))
-    said.args = (
-        f"{_said(error)}: this key is in another slot than those of RQ ({slot}): give it the hash tag of "
-        "RQ_KEY_PREFIX, or use redis.cluster.RedisCluster for it",
-    )
-    return said
-
-
-def _said(error: Exception) -> str:
-    kind = {MovedError: "MOVED ", AskError: "ASK "}.get(type(error), "")
-    return f"{kind}{message_of(error)}"
+    foreign = type(error)(str(error))
+    text = f"{said(error)}: this key is in another slot than those of RQ ({slot})"
+    foreign.args = (f"{text}; give it the hash tag of RQ_KEY_PREFIX, or use redis.cluster.RedisCluster for it",)
+    return foreign
 
 
 def _cut(sent: Any) -> list[bytes]:

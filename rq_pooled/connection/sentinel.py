@@ -19,6 +19,7 @@ from ..config.secrets import message_of
 from ..deadline import hurried
 from .finder import Address, Finder, MasterAway, Node
 
+
 class Masters(Finder):
     """Finds a master by its sentinels; one object for all connections of a pool.
 

@@ -16,8 +16,8 @@ from typing import Any
 
 from redis.connection import Connection, parse_url
 
-from ..config.secrets import message_of
 from ..config.own_urls import server_url
+from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..errors import ConfigurationError
 from .defaults import accepted_options

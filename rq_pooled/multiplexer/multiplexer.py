@@ -17,6 +17,7 @@ from ..capacity.budget import Lease
 from ..capacity.reservation import Ask, Reservation
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings
+from ..connection.cluster import is_refusal
 from ..connection.place import Place
 from ..horse.stream import Door
 from ..process.event_loop import Loop
@@ -66,6 +67,7 @@ class Multiplexer:
     ) -> None:
         self._loop = loop
         self._warn = warn
+        self._pool_timeout = settings.pool_timeout
         self._dialer = dialer
         self._reservation = Reservation(lease, ask)
         opener = Opener(loop, settings, dialer, place, brake, self._queue)
@@ -94,7 +96,7 @@ class Multiplexer:
 
     def door(self, token: bytes) -> Door:
         """Return where the streams of the horse with this token begin."""
-        return Door(self.path, token, self._dialer.protocol, self._dialer.db)
+        return Door(self.path, token, self._dialer.protocol, self._dialer.db, self._dialer.slot, self._pool_timeout)
 
     def drop(self, guest: Guest) -> None:
         """Close all that a horse has opened, which has ended."""
@@ -232,10 +234,18 @@ class Multiplexer:
 
     # -- the server ----------------------------------------------------------------------------------------------
 
-    def on_away(self, reason: str) -> None:
-        """Give up all connections to the server, with which the command connection has been lost."""
-        self._shared.give_up(reason)
-        self._lending.give_up(reason)
+    def on_away(self, error: Exception) -> None:
+        """Give up all connections to the server, with which the command connection has been lost.
+
+        A node of a cluster that does not serve the slot is there, and what was sent to it is answered.
+        """
+        reason = str(error)
+        if is_refusal(error) or is_refusal(error.__cause__):
+            self._shared.leave(reason)
+            self._lending.leave(reason)
+        else:
+            self._shared.give_up(reason)
+            self._lending.give_up(reason)
 
     @property
     def places(self) -> int:

@@ -78,7 +78,7 @@ class Arbiter:
             on_request=self._requests.add,
         )
         if multiplexer is not None:
-            events.server_lost.append(lambda error: multiplexer.on_away(str(error)))
+            events.server_lost.append(multiplexer.on_away)
         refusals = Refusals(context, events, burst=burst)
         self._wakeup = wakeup = Wakeup(context, events, refusals=refusals)
         self._heartbeat = Heartbeat(context, events, slots=slots, committer=committer, multiplexer=multiplexer)

@@ -84,7 +84,9 @@ class Cluster:
             node.call("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node in self.nodes[1:]:
             node.call("CLUSTER", "MEET", "127.0.0.1", first.port, first.bus)
-        wait_until(lambda: all(node.says(f"cluster_known_nodes:{len(self.nodes)}") for node in self.nodes), what="nodes")
+        wait_until(
+            lambda: all(node.says(f"cluster_known_nodes:{len(self.nodes)}") for node in self.nodes), what="nodes"
+        )
         for master, replica in zip(self.masters, self.replicas):
             replica.call("CLUSTER", "REPLICATE", master.id)
         self.wait_until_whole()
