@@ -8,16 +8,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import rq.defaults
 import rq.registry
 from redis.exceptions import ResponseError
 from rq.queue import Queue
-
-from .wire import Word
 
 #: Executions are arguments, workers list theirs in a set, dependents pass a registry of their own, rate limits exist.
 RQ3 = hasattr(Queue, "move_dependents_to_ready")
@@ -180,30 +177,6 @@ def rate_limit_scripts() -> dict[str, str]:
 RATE_LIMIT_HASHES = frozenset(
     hashlib.sha1(text.encode()).hexdigest().encode() for text in rate_limit_scripts().values()
 )
-
-
-def closing_commands(raw: Mapping[bytes, bytes], job_id: str, status: bytes) -> list[list[bytes]]:
-    """Return what RQ's own code does not write for the end of a rate-limited job, which RQ 2 runs without knowing
-    limits.
-
-    Its slot is taken back. An RQ 3 worker admits the waiting jobs in its maintenance: only RQ 3 has the script for it.
-    """
-    key = raw.get(b"rate_limit_key")
-    if RQ3 or not key or status in (b"queued", b"started"):
-        return []
-    return [[b"ZREM", b"rq:rl:" + key + b":allowed", job_id.encode()]]
-
-
-def release_commands(raw: Mapping[bytes, bytes], job_id: str, ended_at: str) -> list[tuple[Word, ...]]:
-    """Return the command that frees the slot of a job, for an outcome that is written without RQ's code."""
-    key, concurrency = raw.get(b"rate_limit_key"), raw.get(b"rate_limit_concurrency", b"")
-    if not key:
-        return []
-    allowed, waiting = b"rq:rl:" + key + b":allowed", b"rq:rl:" + key + b":rate_limited"
-    if not RQ3 or not concurrency.isdigit():
-        return [("ZREM", allowed, job_id)]
-    sha1 = hashlib.sha1(rate_limit_scripts()["release"].encode()).hexdigest()
-    return [("EVALSHA", sha1, 2, allowed, waiting, concurrency, time.time(), ended_at, "rq:queue:", "rq:job:", job_id)]
 
 
 def lua_prelude() -> str:

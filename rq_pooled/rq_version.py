@@ -8,6 +8,7 @@ unknown major version could fail every job that it claims. What differs between 
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable
 
@@ -29,7 +30,7 @@ def check_rq() -> None:
 
     Raises:
         RQUnsupported: another major version than the tested ones is installed.
-        ConfigurationError: RQ keeps its data under another prefix than the scripts know.
+        ConfigurationError: the prefix of keys cannot be used.
     """
     check_prefix()
     version = rq.version.VERSION
@@ -40,17 +41,27 @@ def check_rq() -> None:
 
 
 def check_prefix() -> None:
-    """Refuse another prefix of RQ's keys: what is read would look empty, and what is claimed would look deleted.
+    """Refuse a prefix of keys that RQ does not use, or under which keys of two kinds would meet.
 
     Raises:
-        ConfigurationError: the environment sets one.
+        ConfigurationError: it says what RQ_KEY_PREFIX is, and what to write.
     """
     prefix = rq_api.key_prefix()
-    if prefix != "rq":
-        raise ConfigurationError(
-            f"RQ_KEY_PREFIX is {prefix!r}, and rq_pooled works with RQ's own prefix 'rq': unset it, and separate "
-            "applications by the database in the URL or by names of queues"
-        )
+    asked = os.environ.get("RQ_KEY_PREFIX", prefix)
+    tag = re.search(r"\{([^}]*)(\}?)", prefix)
+    if asked != prefix and not rq_api.RQ3:
+        trouble = f"rq {rq.version.VERSION} always uses {prefix!r}: unset it, or install rq 3: pip install -U 'rq<4'"
+    elif asked != prefix:
+        trouble = f"this process imported rq when it was {prefix!r}: set it before Python starts"
+    elif tag and not tag[2]:
+        trouble = "its brace is open: write '{app}', which puts all keys into one slot of a cluster, or no brace"
+    elif tag and not tag[1]:
+        trouble = "its hash tag is empty: write '{app}', which puts all keys into one slot of a cluster, or no braces"
+    elif re.search("_pooled(?::|$)", prefix):
+        trouble = "the keys of rq_pooled itself begin so, for the prefix before '_pooled': choose another name"
+    else:
+        return
+    raise ConfigurationError(f"RQ_KEY_PREFIX is {asked!r}, and {trouble}")
 
 
 #: RQ's class variables that name keys, and the values that the scripts know.

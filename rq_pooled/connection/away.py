@@ -16,6 +16,7 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from ..rq_api import key_prefix
 from .finder import MasterAway
 
 #: The server cannot be reached, or did not answer in time.
@@ -31,9 +32,11 @@ _AWAY = re.compile(
 _AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError, AskError)
 #: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
 _FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
+_PREFIX = key_prefix()
 #: What an access control list has to allow.
 NEEDED_RIGHTS = (
-    "let its user run all commands (but @dangerous) on the keys rq:* and rq_pooled:*, and use the channels rq:pubsub:*"
+    f"let its user run all commands (but @dangerous) on the keys {_PREFIX}:* and {_PREFIX}_pooled:*, and use the "
+    f"channels {_PREFIX}:pubsub:*"
 )
 
 

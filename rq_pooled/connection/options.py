@@ -18,6 +18,7 @@ from ..config.settings import Settings
 from ..deadline import current as current_deadline
 from ..deadline import hurried
 from ..errors import ConfigurationError
+from ..rq_api import key_prefix
 from .cluster import Owners
 from .defaults import quiet_connection_kwargs
 from .finder import Node
@@ -102,10 +103,7 @@ def _owners_of_url(settings: Settings, server: Node) -> Owners:
     Raises:
         ConfigurationError: the keys of the application are not all in one slot.
     """
-    # Here, since the pool alone does without RQ.
-    from .. import rq_api
-
-    prefix = rq_api.key_prefix()
+    prefix = key_prefix()
     if not re.search(r"\{[^{}]+\}", prefix):
         raise ConfigurationError(
             f"URL leads to a cluster and RQ_KEY_PREFIX is {prefix!r}, which spreads an application's keys over its "

@@ -14,7 +14,7 @@ from rq.serializers import DefaultSerializer
 
 from .. import rq_api
 from ..process.channel import ChildChannel
-from ..store import once
+from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
 from ..wire import Word, pack, pack_runs
 from .large import LARGE, LargeValues, set_apart, without_known
@@ -105,7 +105,7 @@ class Outcomes:
             tape.write([b"HDEL", self._worker.raw_key, STALLS])
         if commands is None:
             tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
-            tape.commands += rq_api.closing_commands(self._worker.raw, tape.job_id, tape.status)
+            tape.commands += rate_limits.closing_commands(self._worker.raw, tape.job_id, tape.status)
         words: list[Word] = []
         for digest, read in tape.guards:
             words += [digest, len(read), *read]

@@ -9,7 +9,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from ..foreign import is_wrong_type, names_key, seconds_of
-from ..store.keys import JOB, QUEUES, job_key
+from ..store.keys import JOB, QUEUES, job_key, literal
 from ..store.repair import rescue_jobs
 from ..store.scripts import run_script
 from ..wire import raw, text
@@ -56,7 +56,7 @@ def find_lost(
     now = connection.time()[0]
     cursor = 0
     while True:
-        cursor, keys = connection.scan(cursor, match=f"{JOB}*", count=PAGE)
+        cursor, keys = connection.scan(cursor, match=f"{literal(JOB)}*", count=PAGE)
         ids = [text(key).removeprefix(JOB) for key in keys]
         ids = [
             job_id for job_id in ids if job_id not in listed and not job_id.endswith((":dependents", ":dependencies"))

@@ -15,10 +15,10 @@ from rq.results import Result
 from rq.utils import now, utcformat
 
 from ..durations import LONGEST
-from ..rq_api import release_commands
 from ..wire import Command, Packed, Word, pack_runs
 from .claim import STALLS, Claim
 from .keys import aside_key, claims_key, job_key, registry_key, worker_key
+from .rate_limits import release_commands
 from .scripts import call
 
 RawCommand = Sequence[bytes]

@@ -1,16 +1,31 @@
 """The keys and channels in Redis: all of ours, and those of RQ and rq-scheduler that are written by hand.
 
-The scripts in lua/ know them by their own literals. Each of ours begins with ``rq_pooled:``.
+Each begins with the prefix that RQ has read from RQ_KEY_PREFIX, ``rq`` unless it is set, and each of ours with
+``<prefix>_pooled:``. The comments, here and in the scripts, write them with ``rq``.
+
+A script in lua/ knows each upper-case text of this module by the same name: ``JOB .. id`` there is ``JOB + id`` here.
 """
 
 from __future__ import annotations
 
+from .. import rq_api
+
+#: What all keys of this application begin with, and all of ours.
+PREFIX = rq_api.key_prefix()
+OURS = f"{PREFIX}_pooled"
+
+
+def literal(text: str) -> str:
+    """Return a pattern of SCAN that matches this text only."""
+    return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
+
+
 # -- ours ------------------------------------------------------------------------------------------------------------
 
 #: No key has this name: a command on it, or a message to it, changes nothing.
-NONE = "rq_pooled:none"
+NONE = f"{OURS}:none"
 #: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
-STATS = "rq_pooled:stats"
+STATS = f"{OURS}:stats"
 #: The list of samples of the number of clients, newest first. Its name begins as that of the statistics: neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
@@ -19,11 +34,20 @@ STARTING = f"{STATS}:starting"
 #: A text on which commands are tried, see rights.lua.
 RIGHTS = f"{STATS}:rights"
 #: The prefixes under which a server before 7.0 is asked about rights: RQ's keys, and ours.
-RIGHTS_OF_RQ, RIGHTS_OF_OURS = "rq:rights", "rq_pooled:rights"
+RIGHTS_OF_RQ, RIGHTS_OF_OURS = f"{PREFIX}:rights", f"{OURS}:rights"
 #: The PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
-EVENTS = "rq_pooled:events"
+EVENTS = f"{OURS}:events"
 #: Queue -> its limit, and the one that code declares, see queue/limits.py.
-LIMITS, DECLARED_LIMITS = "rq_pooled:limits", "rq_pooled:limits:code"
+LIMITS, DECLARED_LIMITS = f"{OURS}:limits", f"{OURS}:limits:code"
+#: The locks of the one worker that looks for stalled jobs, and of the one that looks for ghosts.
+STALLED_LOCK, GHOSTS_LOCK = f"{OURS}:lock:stalled", f"{OURS}:lock:ghosts"
+#: The prefixes of the starts that a limit counts, and of the keys that are there while a queue's limit is reached: by
+#: jobs that run, by jobs that started.
+STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"
+#: The prefixes of leases, of large values of outcomes, of keys that are spent, and of those whose job runs.
+LEASES, ASIDE, ONCE, ONCE_RUNNING = f"{OURS}:leases:", f"{OURS}:aside:", f"{OURS}:once:", f"{OURS}:once-running:"
+#: The prefix of what was seen in the intermediate queue of a queue, see intermediate.lua.
+INTERMEDIATE = f"{OURS}:intermediate:"
 
 
 def stats_key(process: str) -> str:
@@ -41,65 +65,75 @@ def claims_key(token: str) -> str:
 
     Claim -> its queue, the key of the queue that it was popped from and its worker's name, a line each.
     """
-    return f"rq_pooled:claims:{token}"
+    return f"{OURS}:claims:{token}"
 
 
 def aside_key(member: str) -> str:
     """Return the hash of the large values of a claim's outcome, see aside.lua."""
-    return f"rq_pooled:aside:{member}"
+    return f"{ASIDE}{member}"
 
 
 def budget_keys(name: str) -> tuple[str, str, str, str]:
     """Return the leases of a budget, what each holds, the order of their commands, and who waits; see budget.lua."""
-    leases = f"rq_pooled:budget:{name}"
+    leases = f"{OURS}:budget:{name}"
     return leases, f"{leases}:held", f"{leases}:order", f"{leases}:waiting"
 
 
 def leases_key(queue: str) -> str:
     """Return the sorted set of the leases of a queue's claims: claim -> server time at which it ends."""
-    return f"rq_pooled:leases:{queue}"
+    return f"{LEASES}{queue}"
 
 
 def sweep_lock_key(queue: str) -> str:
     """Return the lock under which one sweep at a time works on a queue's failed jobs; its value is the owner."""
-    return f"rq_pooled:sweep:{queue}"
+    return f"{OURS}:sweep:{queue}"
 
 
 def dead_letters_key(queue: str) -> str:
     """Return the sorted set of a queue's dead letters: job id -> when it is deleted, seconds since the epoch."""
-    return f"rq_pooled:dead:{queue}"
+    return f"{OURS}:dead:{queue}"
 
 
 def once_key(key: str) -> str:
     """Return the text that keeps a spent key, see store/once.py."""
-    return f"rq_pooled:once:{key}"
+    return f"{ONCE}{key}"
 
 
 def once_running_key(key: str) -> str:
     """Return the text that names the claim of the job with this key that runs."""
-    return f"rq_pooled:once-running:{key}"
+    return f"{ONCE_RUNNING}{key}"
 
 
 def unique_key(digest: str) -> str:
     """Return the text that names the job which is the only one of its call, see queue/unique.py."""
-    return f"rq_pooled:unique:{digest}"
+    return f"{OURS}:unique:{digest}"
 
 
 def notice_key(token: str) -> str:
     """Return the text that tells the page what an action has done."""
-    return f"rq_pooled:notice:{token}"
+    return f"{OURS}:notice:{token}"
 
 
 # -- RQ's ------------------------------------------------------------------------------------------------------------
 
-#: The set of the keys of all queues.
-QUEUES = "rq:queues"
+#: The set of the keys of all queues, and that of the keys of all workers; those of a queue have its name behind it.
+QUEUES, WORKERS = f"{PREFIX}:queues", f"{PREFIX}:workers"
 #: Exists while the workers are told to take no jobs.
-SUSPENDED = "rq:suspended"
+SUSPENDED = f"{PREFIX}:suspended"
 #: The set of the names of all groups, and that of the keys of all rate limits.
-GROUPS, RATE_LIMITS = "rq:groups", "rq:rl-keys"
-#: The prefixes of the names of jobs and queues.
-JOB, QUEUE = "rq:job:", "rq:queue:"
+GROUPS, RATE_LIMITS = f"{PREFIX}:groups", f"{PREFIX}:rl-keys"
+#: The prefixes of jobs, queues, workers, groups and rate limits.
+JOB, QUEUE, WORKER = f"{PREFIX}:job:", f"{PREFIX}:queue:", f"{PREFIX}:worker:"
+GROUP, RATE_LIMIT = f"{PREFIX}:group:", f"{PREFIX}:rl:"
+#: The prefixes of a job's results, of an execution's hash, and of the sorted set of a job's executions.
+RESULTS, EXECUTION, EXECUTIONS = f"{PREFIX}:results:", f"{PREFIX}:execution:", f"{PREFIX}:executions:"
+#: A pattern of SCAN that finds the keys of both kinds.
+EXECUTION_PATTERN = f"{literal(PREFIX)}:execution*"
+#: The prefixes of registries; that of jobs that have started is ``wip``.
+WIP, FINISHED, CANCELED = f"{PREFIX}:wip:", f"{PREFIX}:finished:", f"{PREFIX}:canceled:"
+DEFERRED, SCHEDULED, READY = f"{PREFIX}:deferred:", f"{PREFIX}:scheduled:", f"{PREFIX}:ready:"
+#: The prefixes of RQ's schedulers, and of the locks under which one at a time moves a queue's due jobs.
+SCHEDULER, DUE_LOCK = f"{PREFIX}:scheduler:", f"{PREFIX}:scheduler-lock:"
 
 
 def job_key(job_id: str) -> str:
@@ -109,17 +143,17 @@ def job_key(job_id: str) -> str:
 
 def results_key(job_id: str) -> str:
     """Return the stream of a job's results."""
-    return f"rq:results:{job_id}"
+    return f"{RESULTS}{job_id}"
 
 
 def execution_key(job_id: str, execution_id: str) -> str:
     """Return the hash of an execution."""
-    return f"rq:execution:{job_id}:{execution_id}"
+    return f"{EXECUTION}{job_id}:{execution_id}"
 
 
 def executions_key(job_id: str) -> str:
     """Return the sorted set of the executions of a job."""
-    return f"rq:executions:{job_id}"
+    return f"{EXECUTIONS}{job_id}"
 
 
 def queue_key(queue: str) -> str:
@@ -129,35 +163,35 @@ def queue_key(queue: str) -> str:
 
 def registry_key(kind: str, queue: str) -> str:
     """Return a registry of a queue, as ``wip``, ``failed`` or ``scheduled``."""
-    return f"rq:{kind}:{queue}"
+    return f"{PREFIX}:{kind}:{queue}"
 
 
 def worker_key(name: str) -> str:
     """Return the hash of a worker."""
-    return f"rq:worker:{name}"
+    return f"{WORKER}{name}"
 
 
 def workers_key(queue: str) -> str:
     """Return the set of the workers of a queue."""
-    return f"rq:workers:{queue}"
+    return f"{WORKERS}:{queue}"
 
 
 def commands_channel(name: str) -> str:
     """Return the channel of the commands to a worker."""
-    return f"rq:pubsub:{name}"
+    return f"{PREFIX}:pubsub:{name}"
 
 
 def group_key(group: str) -> str:
     """Return the set of the jobs of a group."""
-    return f"rq:group:{group}"
+    return f"{GROUP}{group}"
 
 
 def waiting_key(limit: str) -> str:
     """Return the sorted set of the jobs that wait at a rate limit; RQ 3's."""
-    return f"rq:rl:{limit}:rate_limited"
+    return f"{RATE_LIMIT}{limit}:rate_limited"
 
 
 # -- rq-scheduler's --------------------------------------------------------------------------------------------------
 
 #: Job -> when it is due, and the lock of who moves them.
-SCHEDULED_JOBS, SCHEDULER_LOCK = "rq:scheduler:scheduled_jobs", "rq:scheduler_lock"
+SCHEDULED_JOBS, SCHEDULER_LOCK = f"{SCHEDULER}scheduled_jobs", f"{PREFIX}:scheduler_lock"

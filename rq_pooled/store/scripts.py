@@ -18,7 +18,8 @@ from redis.exceptions import NoScriptError, ResponseError
 
 from .. import rq_api
 from ..wire import Command, Packed, Word, encoded
-from .keys import RIGHTS, RIGHTS_OF_OURS, RIGHTS_OF_RQ
+from . import keys
+from .keys import RIGHTS
 
 _FOLDER = Path(__file__).parent / "lua"
 
@@ -132,7 +133,28 @@ def _text(name: str) -> str:
     text = line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
     text = _ask_rights(text)
     # What a script knows of the installed RQ.
-    return text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", _limits())
+    text = text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", _limits())
+    return _name_keys(text)
+
+
+#: The names by which scripts know keys, and the keys or their beginnings; none has a letter that Lua's quotes would not
+#: take as it is.
+KEYS = {
+    name: text
+    for name, text in vars(keys).items()
+    if name.isupper() and isinstance(text, str) and name not in ("PREFIX", "OURS")
+}
+
+
+def _name_keys(text: str) -> str:
+    """Return a script that knows the keys it names, by a local variable each that it sets behind its header."""
+    # First of all: see there.
+    header = re.match("(?:--.*\n)*", text)
+    assert header is not None
+    text = f"{header[0]}{(_FOLDER / 'shared' / 'slot_first.lua').read_text()}{text[header.end() :]}"
+    used = sorted(KEYS.keys() & set(re.findall(r"\w+", re.sub("--.*", "", text))))
+    names, values = ", ".join(used), ", ".join(f"'{KEYS[name]}'" for name in used)
+    return f"{header[0]}local {names} = {values}\n{text[header.end() :]}" if used else text
 
 
 def _limits() -> str:
@@ -162,9 +184,9 @@ def _ask_rights(text: str, more: str = "") -> str:
         chosen = line[1].split() if line[1] else every
         every = every if line[2] else chosen
         # One question for our own keys; all others are for RQ's.
-        ours = (chosen[0], RIGHTS_OF_OURS)
-        questions = [f"may('{name}', '{key}')" for name, key in [*((name, RIGHTS_OF_RQ) for name in chosen), ours]]
-        tries = [_try(name, key) for name, key in [*((name, RIGHTS_OF_RQ) for name in every), ours]]
+        ours = (chosen[0], "RIGHTS_OF_OURS")
+        questions = [f"may('{name}', {key})" for name, key in [*((name, "RIGHTS_OF_RQ") for name in chosen), ours]]
+        tries = [_try(name, key) for name, key in [*((name, "RIGHTS_OF_RQ") for name in every), ours]]
         filled = asked.replace("QUESTIONS", " and ".join(questions)).replace("COMMANDS", ", ".join(tries))
         return filled.replace("NOW_AND_THEN", line[2] or "nil")
 
@@ -174,5 +196,5 @@ def _ask_rights(text: str, more: str = "") -> str:
 def _try(command: str, key: str) -> str:
     """Return the words with which a command is tried, as a Lua table: itself, a key if it takes one, and more."""
     takes_key, more = _WORDS[command]
-    words = [f"'{command}'", f"'{key}'" if takes_key else "false", *["'1'"] * more]
+    words = [f"'{command}'", key if takes_key else "false", *["'1'"] * more]
     return "{ " + ", ".join(words) + " }"

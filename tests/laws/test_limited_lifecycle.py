@@ -19,9 +19,10 @@ from rq.job import Job
 from rq.utils import now, utcformat
 from two_workers import SLOTS, TwoWorkers, answered, run_machine, workers
 
-from rq_pooled.rq_api import RQ3, release_commands
+from rq_pooled.rq_api import RQ3
 from rq_pooled.store.claim import Claim, known_claims, unknown_claims
 from rq_pooled.store.leases import find_stalled, push_back, stalled_of
+from rq_pooled.store.rate_limits import release_commands
 from rq_pooled.store.repair import queue_ready
 from rq_pooled.store.scheduled import promote
 

@@ -21,12 +21,10 @@ from rq import Queue, Worker
 from rq.job import Job, JobStatus
 from support import running_worker, wait_until
 
-from rq_pooled import ConnectionGuard, Scheduler, health
 from rq_pooled import Queue as PooledQueue
-from rq_pooled.cli.main import cli
 from rq_pooled.cli.tables import queue_rows
 from rq_pooled.errors import ConfigurationError, QueueFull
-from rq_pooled.failed import DeadLetterRegistry, Sweeper
+from rq_pooled.failed import Sweeper
 from rq_pooled.health import queues
 from rq_pooled.rq_api import RQ3
 from rq_pooled.store.commit import bare_failure
@@ -47,64 +45,6 @@ def limited(redis: Redis, function: Any, *arguments: Any, job_id: str, **options
 def ends(job: Job, status: JobStatus = JobStatus.FINISHED) -> None:
     """Wait until a job has this status."""
     wait_until(lambda: job.get_status() == status, 20, f"{job.id} to be {status.value}")
-
-
-@only_3
-@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
-def test_another_prefix_of_keys_is_refused(server: Any, redis: Redis, way: list[str]) -> None:
-    """With a prefix that the scripts do not know no worker starts, in one line, since it would drop jobs as deleted."""
-    assert "RQ_KEY_PREFIX is 'app'" in refusal(run(way, server.url, RQ_KEY_PREFIX="app"))
-    assert redis.keys("*") == []
-
-
-@only_3
-@pytest.mark.parametrize("command", sorted(cli.commands))
-def test_each_command_refuses_another_prefix(server: Any, redis: Redis, command: str) -> None:
-    """No command of rq-pooled shows or changes anything where RQ's keys have a prefix that it does not know."""
-    line = refusal(run(["-m", "rq_pooled", command], RQ_KEY_PREFIX="app", RQ_POOLED_URL=server.url))
-    assert line.startswith("rq-pooled: RQ_KEY_PREFIX is 'app'") and redis.keys("*") == []
-
-
-@only_3
-def test_a_pool_of_workers_refuses_another_prefix(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """Each worker that `rq worker-pool` starts ends with one line, and jobs under the other prefix stay queued."""
-    enqueue = "import sys; from redis import Redis; from rq import Queue; Queue('q', Redis.from_url(sys.argv[1]))"
-    assert run(["-c", f"{enqueue}.enqueue('jobs.nothing')", "{url}"], server.url, RQ_KEY_PREFIX="app").returncode == 0
-    options = {"command": ("worker-pool",), "ready": None, "RQ_KEY_PREFIX": "app"}
-    with running_worker(server.url, "q", "--burst", "-n", "2", log=tmp_path / "log", **options) as pool:
-        assert pool.wait(30) == 0
-    lines = pool.output().splitlines()
-    assert sum("RQ_KEY_PREFIX is 'app'" in line for line in lines) == 2 and "Traceback" not in pool.output()
-    assert redis.llen("app:queue:q") == 1 and not redis.keys("rq*")
-
-
-def init_flask(_redis: Redis) -> None:
-    """Make the extension of a Flask application."""
-    from rq_pooled.flask import RQPooled
-
-    RQPooled(pytest.importorskip("flask").Flask("app"))
-
-
-@only_3
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda redis: PooledQueue(connection=redis),
-        lambda redis: Sweeper(connection=redis),
-        lambda redis: Scheduler(connection=redis),
-        lambda redis: ConnectionGuard(connection=redis),
-        lambda redis: DeadLetterRegistry(connection=redis),
-        init_flask,
-        lambda redis: health.queues(redis),
-        lambda redis: health.failed_jobs(connection=redis),
-    ],
-    ids=["Queue", "Sweeper", "Scheduler", "ConnectionGuard", "DeadLetterRegistry", "Flask", "queues", "failed_jobs"],
-)
-def test_everything_refuses_another_prefix(redis: Redis, use: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What looks into RQ's keys says that it does not know the prefix, and does not show an empty server."""
-    monkeypatch.setattr("rq.defaults.RQ_KEY_PREFIX", "app")
-    with pytest.raises(ConfigurationError, match="RQ_KEY_PREFIX is 'app'"):
-        use(redis)
 
 
 @only_3

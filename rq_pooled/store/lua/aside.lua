@@ -8,7 +8,7 @@
 -- returns     1, or 0 where the claim is gone and nothing was kept
 --
 -- As in commit.lua, a write that the server never denies comes first: results are recorded when its memory is full.
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 if type(redis.pcall('ZSCORE', KEYS[2], ARGV[1])) ~= 'string' then

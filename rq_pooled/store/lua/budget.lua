@@ -17,7 +17,7 @@
 -- a script may not ask: a process that needs the place asks it, and names the tokens that are really gone.
 --
 -- As in heartbeat.lua, a write that the server never denies comes first: places are found when its memory is full.
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 local time = redis.call('TIME')

@@ -12,13 +12,13 @@
 --             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached } }
 -- RQ
-if redis.call('EXISTS', 'rq:suspended') == 1 then
+if redis.call('EXISTS', SUSPENDED) == 1 then
   return { 1, 0, {}, {}, {} }
 end
 
 -- Changes nothing, but is refused when the server is out of memory: after the first LPOP nothing would be.
-redis.call('LPUSHX', 'rq_pooled:none', '')
-local ASKED = 'rq_pooled:stats:rights:' .. ARGV[8]
+redis.call('LPUSHX', NONE, '')
+local ASKED = RIGHTS .. ':' .. ARGV[8]
 -- rights first of EXPIRE HGET HGETALL HKEYS HMGET HSET HSTRLEN LPUSH PERSIST SADD ZADD ZREM: ASKED
 
 local now, now_seconds = ARGV[1], ARGV[2]
@@ -50,30 +50,30 @@ end
 local limits, closed, limited = {}, {}, {}
 local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
 -- Of another type it holds no limit any more, and must not keep every job from running.
-if redis.call('EXISTS', 'rq_pooled:limits') == 1 and fits('rq_pooled:limits', 'hash') then
+if redis.call('EXISTS', LIMITS) == 1 and fits(LIMITS, 'hash') then
   if of_few() then
     return of_few()
   end
   for first = 1, #KEYS, MAX_NAMES do
     local names = {}
     for i = first, math.min(#KEYS, first + MAX_NAMES - 1) do
-      names[#names + 1] = string.sub(KEYS[i], 10)
+      names[#names + 1] = string.sub(KEYS[i], #QUEUE + 1)
     end
-    for i, text in ipairs(redis.call('HMGET', 'rq_pooled:limits', unpack(names))) do
+    for i, text in ipairs(redis.call('HMGET', LIMITS, unpack(names))) do
       local starts, period, running = string.match(text or '', '^%a+ (%d+) (%d+) (%d+)$')
       if starts and #text <= 65 then -- else no limit, see limit.lua
         -- No more than queue/limits.py lets anybody write: LINDEX and PEXPIRE refuse larger numbers.
         local limit = {
           starts = math.min(tonumber(starts), 100000),
           period = math.min(tonumber(period), 31622400000000),
-          list = 'rq_pooled:starts:' .. names[i]
+          list = STARTS .. names[i]
         }
         if limit.starts > 0 and not fits(limit.list, 'list') then
           redis.call('DEL', limit.list) -- ours, and nothing that counts starts
         end
-        if tonumber(running) > 0 and fits('rq:wip:' .. names[i], 'zset') then
+        if tonumber(running) > 0 and fits(WIP .. names[i], 'zset') then
           -- Counted are the claims that stand. One whose worker died stops to count when it is handed on or given up.
-          limit.places = tonumber(running) - redis.call('ZCOUNT', 'rq:wip:' .. names[i], '(' .. clock, '+inf')
+          limit.places = tonumber(running) - redis.call('ZCOUNT', WIP .. names[i], '(' .. clock, '+inf')
         end
         limits[KEYS[first + i - 1]] = limit
       end
@@ -88,18 +88,18 @@ local function is_open(key)
   if not limit or closed[key] then
     return not limit
   end
-  local wait, watch, life = -1, 'rq_pooled:full:', 120
+  local wait, watch, life = -1, FULL, 120
   if not limit.places or limit.places > 0 then
     local oldest = limit.starts > 0 and tonumber(redis.call('LINDEX', limit.list, -limit.starts) or '')
     wait = oldest and math.min(limit.period, oldest + limit.period - microseconds) or 0
     if wait <= 0 then
       return true
     end
-    watch, life = 'rq_pooled:limited:', math.ceil(wait / 1000000) + 60
+    watch, life = LIMITED, math.ceil(wait / 1000000) + 60
   end
   closed[key] = true
   if redis.call('EXISTS', key) == 1 then
-    watch = watch .. string.sub(key, 10)
+    watch = watch .. string.sub(key, #QUEUE + 1)
     redis.call('SET', watch, '1', 'NX', 'EX', life)
     limited[#limited + 1] = { key, wait, watch }
   end
@@ -159,7 +159,7 @@ end
 
 -- Write the claim itself. Where that fails, the job goes back, and its queue is left alone so that others are served.
 local function register(key, id, queue, execution)
-  local wip, leases, member = 'rq:wip:' .. queue, 'rq_pooled:leases:' .. queue, id .. ':' .. execution
+  local wip, leases, member = WIP .. queue, LEASES .. queue, id .. ':' .. execution
   local lease_reply = redis.pcall('ZADD', leases, clock + lease, member)
   local reply = type(lease_reply) == 'table' and lease_reply or redis.pcall('ZADD', wip, clock + abandon_after, member)
   if type(reply) ~= 'table' then
@@ -178,22 +178,22 @@ end
 -- Tell whether an execution of the job that was popped runs already, of one that lists any.
 local function runs_already(job, id, key)
   local origin = redis.pcall('HGET', job, 'origin')
-  return is_running(id, type(origin) == 'string' and origin ~= '' and origin or string.sub(key, 10))
+  return is_running(id, type(origin) == 'string' and origin ~= '' and origin or string.sub(key, #QUEUE + 1))
 end
 
 -- Look at a spent-once key, see store/once.py: return the id of the job that spent it, and whether one that has it is running.
 local function look_at(once)
-  local spender = redis.pcall('GET', 'rq_pooled:once:' .. once)
+  local spender = redis.pcall('GET', ONCE .. once)
   if type(spender) == 'string' then
     return spender, false
   end
-  local holder = redis.pcall('GET', 'rq_pooled:once-running:' .. once)
+  local holder = redis.pcall('GET', ONCE_RUNNING .. once)
   local length, rest = string.match(type(holder) == 'string' and holder or '', '^(%d+) (.*)$')
   if not length then
     return false, false
   end
   local queue, member = string.sub(rest, 1, length), string.sub(rest, length + 1)
-  return false, type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+  return false, type(redis.pcall('ZSCORE', WIP .. queue, member)) == 'string'
 end
 
 -- Tell whether the key in a hash is that of the job, and was not left by an earlier one with its id, see store/once.py.
@@ -217,8 +217,8 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   if not id then
     break
   end
-  local job = 'rq:job:' .. id
-  local listed = redis.call('EXISTS', 'rq:executions:' .. id) == 1 -- seldom
+  local job = JOB .. id
+  local listed = redis.call('EXISTS', EXECUTIONS .. id) == 1 -- seldom
   local refused = listed and of_few()
   local running = listed and not refused and runs_already(job, id, key)
   local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
@@ -261,28 +261,28 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     stale[#stale + 1] = id
   elseif running or taken then
     held[#held + 1] = { key, id } -- queued twice, or another with its spent-once key runs: not beside each other
-  elseif register(key, id, origin or string.sub(key, 10), ARGV[slot + 1]) then
+  elseif register(key, id, origin or string.sub(key, #QUEUE + 1), ARGV[slot + 1]) then
     -- From here on the claim stands: what follows cannot fail, or is only tried.
     local name, execution = ARGV[slot], ARGV[slot + 1]
     slot = slot + 2
-    local queue = origin or string.sub(key, 10)
+    local queue = origin or string.sub(key, #QUEUE + 1)
     local member = id .. ':' .. execution
     redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', name)
     redis.call('PERSIST', job)
-    redis.call('HSET', 'rq:execution:' .. member, 'id', execution, 'job_id', id, 'created_at', now_seconds,
+    redis.call('HSET', EXECUTION .. member, 'id', execution, 'job_id', id, 'created_at', now_seconds,
       'last_heartbeat', now_seconds, 'worker_name', name)
-    if key ~= 'rq:queue:' .. queue then
-      redis.call('HSET', 'rq:execution:' .. member, 'queue_key', key) -- where it goes back to when it stalls
+    if key ~= QUEUE .. queue then
+      redis.call('HSET', EXECUTION .. member, 'queue_key', key) -- where it goes back to when it stalls
     end
-    redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
-    redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
-    redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+    redis.call('EXPIRE', EXECUTION .. member, abandon_after)
+    redis.pcall('ZADD', EXECUTIONS .. id, clock + abandon_after + 60, execution)
+    redis.call('EXPIRE', EXECUTIONS .. id, abandon_after + 60)
     redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
-    redis.pcall('HSET', 'rq:worker:' .. name, 'state', 'busy', 'last_heartbeat', now)
-    redis.pcall('SADD', 'rq:worker:' .. name .. ':executions', member)
-    redis.call('EXPIRE', 'rq:worker:' .. name .. ':executions', abandon_after + 60)
+    redis.pcall('HSET', WORKER .. name, 'state', 'busy', 'last_heartbeat', now)
+    redis.pcall('SADD', WORKER .. name .. ':executions', member)
+    redis.call('EXPIRE', WORKER .. name .. ':executions', abandon_after + 60)
     if not RQ3 then
-      redis.pcall('HSET', 'rq:worker:' .. name, 'current_job', id, 'current_job_working_time', 0)
+      redis.pcall('HSET', WORKER .. name, 'current_job', id, 'current_job_working_time', 0)
     end
     if spender then -- it is not run, only recorded
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_spender', spender
@@ -290,9 +290,9 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       note_start(key)
     end
     if once and not spender then
-      redis.call('SET', 'rq_pooled:once-running:' .. once, #queue .. ' ' .. queue .. member)
+      redis.call('SET', ONCE_RUNNING .. once, #queue .. ' ' .. queue .. member)
       if timeout and timeout > 0 then -- where no worker is left to take it away
-        redis.call('EXPIRE', 'rq_pooled:once-running:' .. once, 2 * timeout + 86400)
+        redis.call('EXPIRE', ONCE_RUNNING .. once, 2 * timeout + 86400)
       end
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_running', '1'
     end

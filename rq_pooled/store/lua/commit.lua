@@ -19,8 +19,8 @@
 --
 -- A write that the server never denies comes first: under maxmemory a script may go on once it has written, so
 -- results can be recorded when nothing else fits.
-redis.call('DEL', 'rq_pooled:none')
--- rights first of DEL EXISTS HDEL HSET SCARD SREM TYPE ZREM ZSCORE: 'rq_pooled:stats:rights:' .. ARGV[2]
+redis.call('DEL', NONE)
+-- rights first of DEL EXISTS HDEL HSET SCARD SREM TYPE ZREM ZSCORE: RIGHTS .. ':' .. ARGV[2]
 
 -- RQ limits
 local now, claims = ARGV[1], ARGV[2]
@@ -49,7 +49,7 @@ end
 
 -- Tell whether a command takes a job from a rate limit. Where that has become something else there is no slot to free.
 local function of_limit(command, key)
-  return command == 'ZREM' and string.sub(key, 1, 6) == 'rq:rl:'
+  return command == 'ZREM' and string.sub(key, 1, #RATE_LIMIT) == RATE_LIMIT
 end
 
 -- Return an error where the user may not run a command, whose first word is a key. Servers before 7.0 were asked above.
@@ -96,7 +96,7 @@ end
 -- Return the command whose words begin at ARGV[w] with ASIDE, with what was put aside filled in, or nil and an error.
 local function filled_in(member, w, words)
   local pairs_end = w + 1 + 2 * (tonumber(ARGV[w + 1]) or words)
-  local command, missing = {}, forbidden('HGET', 'rq_pooled:aside:' .. member)
+  local command, missing = {}, forbidden('HGET', ASIDE .. member)
   if missing then
     return nil, missing
   end
@@ -104,7 +104,7 @@ local function filled_in(member, w, words)
     command[#command + 1] = ARGV[i]
   end
   for i = w + 2, math.min(pairs_end, w + words - 1), 2 do
-    local value = redis.pcall('HGET', 'rq_pooled:aside:' .. member, ARGV[i + 1])
+    local value = redis.pcall('HGET', ASIDE .. member, ARGV[i + 1])
     if type(value) ~= 'string' or not command[tonumber(ARGV[i])] then
       return nil, 'ERR the server has lost a large value of the outcome, which was written before it'
     end
@@ -115,7 +115,7 @@ end
 
 -- Return the commands of RQ's handler for a plain success of the job, whose words begin at args[w], or nil and an error.
 local function plain_success(id, execution, args, w, words)
-  local worker, job, results = 'rq:worker:' .. args[w + 1], 'rq:job:' .. id, 'rq:results:' .. id
+  local worker, job, results = WORKER .. args[w + 1], JOB .. id, RESULTS .. id
   local ttl = bounded(args[w + 10])
   if not ttl then
     return nil, 'ERR an expire time of ' .. args[w + 10] .. ' seconds'
@@ -134,7 +134,7 @@ local function plain_success(id, execution, args, w, words)
     { 'HSET', job, 'status', 'finished', 'started_at', args[w + 3], 'ended_at', args[w + 4],
       'last_heartbeat', args[w + 5], 'worker_name', args[w + 1] },
     entry,
-    { 'ZADD', 'rq:finished:' .. args[w + 2], args[w + 9], id }
+    { 'ZADD', FINISHED .. args[w + 2], args[w + 9], id }
   }
   if (tonumber(ttl) or 0) > 0 then
     commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
@@ -151,7 +151,7 @@ end
 -- A job that was cancelled or deleted while it ran may have written its hash since (save, save_meta): part of one, or
 -- with the old status, which would say for ever that it runs. Put that right, or let it expire in a day.
 local function tidy_up(id, queue)
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   local found = redis.pcall('HMGET', job, 'status', 'data')
   if found.err or (found[1] and found[1] ~= 'started') or (found[2] and not found[1]) then
     return
@@ -159,7 +159,7 @@ local function tidy_up(id, queue)
   if is_running(id, queue) then
     return
   end
-  if found[2] and type(redis.pcall('ZSCORE', 'rq:canceled:' .. queue, id)) == 'string' then
+  if found[2] and type(redis.pcall('ZSCORE', CANCELED .. queue, id)) == 'string' then
     redis.pcall('HSET', job, 'status', 'canceled')
   elseif redis.pcall('TTL', job) == -1 then
     redis.pcall('EXPIRE', job, 86400)
@@ -173,17 +173,17 @@ local function free_slot(id, slot)
   end
   local key, concurrency = slot[1], slot[2]
   if not key then
-    local found = redis.pcall('HMGET', 'rq:job:' .. id, 'rate_limit_key', 'rate_limit_concurrency')
+    local found = redis.pcall('HMGET', JOB .. id, 'rate_limit_key', 'rate_limit_concurrency')
     if not found[1] or found[1] == '' then
       return
     end
-    key, concurrency = 'rq:rl:' .. found[1] .. ':allowed', found[2]
+    key, concurrency = RATE_LIMIT .. found[1] .. ':allowed', found[2]
   end
   if tonumber(concurrency) then
     local time = redis.call('TIME')
-    local waiting = string.sub(key, 1, -8) .. 'rate_limited'
-    pcall(rq_named.release_stale, { key, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
-      { concurrency, time[1] + time[2] / 1000000, now, 'rq:queue:', 'rq:job:', id })
+    local waiting = string.sub(key, 1, -1 - #'allowed') .. 'rate_limited'
+    pcall(rq_named.release_stale, { key, waiting, JOB .. id, EXECUTIONS .. id },
+      { concurrency, time[1] + time[2] / 1000000, now, QUEUE, JOB, id })
   end
 end
 
@@ -213,11 +213,11 @@ while at <= #ARGV do
   local guards, commands = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
   at = at + 6
   local member = id .. ':' .. execution
-  local wip, worker = 'rq:wip:' .. queue, 'rq:worker:' .. name
+  local wip, worker = WIP .. queue, WORKER .. name
   local result = 'ok'
   local score = redis.pcall('ZSCORE', wip, member)
   if not score then
-    local job = 'rq:job:' .. id -- what tidy_up needs
+    local job = JOB .. id -- what tidy_up needs
     result = forbidden('HMGET', job) or forbidden('ZRANGE', job) or forbidden('TTL', job) or forbidden('EXPIRE', job)
       or 'lost'
   elseif type(score) == 'table' and score.err then
@@ -285,21 +285,21 @@ while at <= #ARGV do
   if result == 'ok' or result == 'lost' then
     -- The claim goes last. For a lost one, this is what Job.cancel of a running job leaves lying about. Where one of
     -- these keys has become something else, that is no reason to stop: the outcome is recorded, the others wait.
-    redis.pcall('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
-    redis.pcall('ZREM', 'rq:executions:' .. id, execution)
+    redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
+    redis.pcall('ZREM', EXECUTIONS .. id, execution)
     redis.pcall('SREM', worker .. ':executions', member)
     if no_execution(worker) then
       redis.pcall('HDEL', worker, 'current_job')
       redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
     end
-    redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
+    redis.pcall('ZREM', LEASES .. queue, member)
     redis.pcall('HDEL', claims, member)
     redis.pcall('ZREM', wip, member)
     if result == 'lost' then
       tidy_up(id, queue)
       free_slot(id, slot)
     end
-    freed[queue] = 'rq_pooled:full:' .. queue
+    freed[queue] = FULL .. queue
   end
   results[#results + 1] = result
 end

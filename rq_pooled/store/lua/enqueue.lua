@@ -31,14 +31,14 @@ if not fits(queue, 'list') then
 end
 while at <= #ARGV do
   jobs[#jobs + 1] = at
-  local job = 'rq:job:' .. ARGV[at]
+  local job = JOB .. ARGV[at]
   if not replace and redis.call('EXISTS', job) == 1 then
     return { 'exists', ARGV[at] }
   elseif not fits(job, 'hash') then
     return redis.error_reply('WRONGTYPE ' .. job .. ' is no hash')
   end
   at = at + 4 + tonumber(ARGV[at + 3])
-  local limit = 'rq:rl:' .. ARGV[at]
+  local limit = RATE_LIMIT .. ARGV[at]
   if ARGV[at] ~= '' and not limits[limit] then
     -- rights first of HSET SADD ZADD
     if not is_limit(limit) then
@@ -61,7 +61,7 @@ if unique ~= '' then
   -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
   -- With the time of its creation: a later job with the same id is another call.
   local born, holder = string.match(redis.call('GET', unique) or '', '^(%S+) (.+)$')
-  local now = holder and redis.call('HMGET', 'rq:job:' .. holder, 'status', 'created_at') or {}
+  local now = holder and redis.call('HMGET', JOB .. holder, 'status', 'created_at') or {}
   local status = now[2] == born and now[1]
   if status == 'queued' or status == 'started' or status == 'scheduled' or status == 'deferred'
     or status == 'rate_limited' or status == 'ready_to_enqueue' then
@@ -80,7 +80,7 @@ local clock, statuses = time[1] + time[2] / 1000000, { 'ok' }
 for _, first in ipairs(jobs) do
   local id, side, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 3])
   local ttl = seconds_of(ARGV[first + 2])
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   redis.call('HSET', job, unpack(ARGV, first + 4, first + 3 + words))
   if ttl then
     expire_job(id, ttl)
@@ -91,10 +91,10 @@ for _, first in ipairs(jobs) do
   end
 end
 for _, first in ipairs(jobs) do
-  statuses[#statuses + 1] = redis.call('HGET', 'rq:job:' .. ARGV[first], 'status') or ''
+  statuses[#statuses + 1] = redis.call('HGET', JOB .. ARGV[first], 'status') or ''
 end
 if unique ~= '' then
   local id = ARGV[jobs[1]]
-  redis.call('SET', unique, (redis.call('HGET', 'rq:job:' .. id, 'created_at') or '-') .. ' ' .. id, 'PX', life)
+  redis.call('SET', unique, (redis.call('HGET', JOB .. id, 'created_at') or '-') .. ' ' .. id, 'PX', life)
 end
 return statuses

@@ -24,7 +24,7 @@ local ends = time[1] + age + time[2] / 1000000
 -- include fits
 
 local function bury(id, ended_at)
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
@@ -38,13 +38,13 @@ local function bury(id, ended_at)
     return 'changed'
   end
   redis.call('ZREM', registry, id)
-  if type(redis.pcall('ZSCORE', 'rq:scheduler:scheduled_jobs', id)) == 'string' then -- else none, or an error
+  if type(redis.pcall('ZSCORE', SCHEDULED_JOBS, id)) == 'string' then -- else none, or an error
     redis.call('PERSIST', job)
     return 'done'
   end
   ends = ends + 0.000001 -- the order of burial is the order of the registry
   redis.call('ZADD', dead, string.format('%.6f', ends), id)
-  for _, key in ipairs({ job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies', 'rq:results:' .. id }) do
+  for _, key in ipairs({ job, job .. ':dependents', JOB .. ':' .. id .. ':dependencies', RESULTS .. id }) do
     redis.call('EXPIRE', key, age)
   end
   return 'done'

@@ -16,7 +16,7 @@ local start = tonumber(ARGV[3])
 local ids = redis.call('ZRANGE', KEYS[1], start, start + ARGV[4] - 1)
 local ghosts = {}
 for _, id in ipairs(ids) do
-  if not has_job('rq:job:' .. id) then
+  if not has_job(JOB .. id) then
     ghosts[#ghosts + 1] = id
   end
 end

@@ -34,7 +34,7 @@ for i = 1, #found, 2 do
     break
   end
   local id = found[i]
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   local fields = redis.pcall('HMGET', job, 'status', 'ended_at', 'description', 'rq_pooled:requeues')
   if fields.err then
     fields[1], fields[2], fields[3], fields[4] = false, false, false, false -- a key of that name, but no job
@@ -45,7 +45,7 @@ for i = 1, #found, 2 do
     data = redis.call('HGET', job, 'data')
   end
   local result, text = '', ''
-  local newest = exists and redis.pcall('XREVRANGE', 'rq:results:' .. id, '+', '-', 'COUNT', 1) or {}
+  local newest = exists and redis.pcall('XREVRANGE', RESULTS .. id, '+', '-', 'COUNT', 1) or {}
   if newest[1] then
     result = newest[1][1]
     for j = 1, #newest[1][2], 2 do

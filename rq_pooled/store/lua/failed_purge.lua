@@ -17,7 +17,7 @@ end
 local registry = KEYS[1]
 
 local function purge(id, ended_at)
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
@@ -31,19 +31,19 @@ local function purge(id, ended_at)
   if not exists then
     return 'ghost'
   end
-  if type(redis.pcall('ZSCORE', 'rq:scheduler:scheduled_jobs', id)) == 'string' then -- else none, or an error
+  if type(redis.pcall('ZSCORE', SCHEDULED_JOBS, id)) == 'string' then -- else none, or an error
     redis.call('PERSIST', job)
-    redis.call('UNLINK', 'rq:results:' .. id)
+    redis.call('UNLINK', RESULTS .. id)
     return 'done'
   end
   if fields[3] and fields[3] ~= '' then
-    redis.pcall('SREM', 'rq:group:' .. fields[3], id)
+    redis.pcall('SREM', GROUP .. fields[3], id)
   end
-  local executions = 'rq:executions:' .. id
+  local executions = EXECUTIONS .. id
   for _, execution in ipairs(redis.pcall('ZRANGE', executions, 0, 99)) do
-    redis.call('UNLINK', 'rq:execution:' .. id .. ':' .. execution)
+    redis.call('UNLINK', EXECUTION .. id .. ':' .. execution)
   end
-  redis.call('UNLINK', job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies', 'rq:results:' .. id, executions)
+  redis.call('UNLINK', job, job .. ':dependents', JOB .. ':' .. id .. ':dependencies', RESULTS .. id, executions)
   return 'done'
 end
 

@@ -38,7 +38,7 @@ local function budget(rules, left, intervals)
 end
 
 local function requeue(id, ended_at, due)
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
@@ -53,8 +53,8 @@ local function requeue(id, ended_at, due)
     return 'spent'
   end
   local queue = fields[4] and fields[4] ~= '' and fields[4] or ARGV[8]
-  local list, scheduled = 'rq:queue:' .. queue, 'rq:scheduled:' .. queue
-  if not fits(list, 'list') or not fits(scheduled, 'zset') or not fits('rq:queues', 'set') then
+  local list, scheduled = QUEUE .. queue, SCHEDULED .. queue
+  if not fits(list, 'list') or not fits(scheduled, 'zset') or not fits(QUEUES, 'set') then
     return 'changed'
   elseif due ~= '' and not (math.abs(tonumber(due) or 1e300) < 1e15) then -- ZADD refuses what is no number
     return 'changed'
@@ -79,15 +79,15 @@ local function requeue(id, ended_at, due)
     redis.call('HDEL', job, 'rq_pooled:requeues')
   end
   local ttl = seconds_of(fields[6])
-  for _, key in ipairs({ job, job .. ':dependents', 'rq:job::' .. id .. ':dependencies' }) do
+  for _, key in ipairs({ job, job .. ':dependents', JOB .. ':' .. id .. ':dependencies' }) do
     if ttl then
       redis.call('EXPIRE', key, ttl)
     else
       redis.call('PERSIST', key)
     end
   end
-  redis.call('PERSIST', 'rq:results:' .. id)
-  redis.call('SADD', 'rq:queues', list)
+  redis.call('PERSIST', RESULTS .. id)
+  redis.call('SADD', QUEUES, list)
   if due ~= '' then
     redis.call('ZADD', scheduled, due, id)
   elseif not pass_limit(id, fields[11], fields[12], ARGV[6] == '1', clock, now) then

@@ -11,7 +11,7 @@
 --             number of claims noted in the claims hash, server time in milliseconds }
 --
 -- As in commit.lua, a write that the server never denies comes first: leases are renewed when its memory is full.
-redis.pcall('DEL', 'rq_pooled:none')
+redis.pcall('DEL', NONE)
 -- RQ
 
 local now, now_seconds = ARGV[1], ARGV[2]
@@ -23,9 +23,9 @@ local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 -- Each command is only tried: one key that has become something else must cost no other job its lease.
 local missing, at = {}, 8
 for _ = 1, slots do
-  local worker = 'rq:worker:' .. ARGV[at]
+  local worker = WORKER .. ARGV[at]
   if redis.pcall('HEXISTS', worker, 'birth') == 0 or redis.pcall('HEXISTS', worker, 'death') == 1
-    or redis.pcall('SISMEMBER', 'rq:workers', worker) == 0 then
+    or redis.pcall('SISMEMBER', WORKERS, worker) == 0 then
     missing[#missing + 1] = ARGV[at]
   else
     redis.pcall('HSET', worker, 'last_heartbeat', now)
@@ -53,23 +53,23 @@ while at <= #ARGV do
   local id, execution, queue = ARGV[at], ARGV[at + 1], ARGV[at + 2]
   local member = id .. ':' .. execution
   at = at + 3
-  if redis.pcall('ZSCORE', 'rq:wip:' .. queue, member) then
-    redis.pcall('ZADD', 'rq:wip:' .. queue, 'XX', clock + abandon_after, member)
-    redis.pcall('ZADD', 'rq_pooled:leases:' .. queue, clock + lease, member)
+  if redis.pcall('ZSCORE', WIP .. queue, member) then
+    redis.pcall('ZADD', WIP .. queue, 'XX', clock + abandon_after, member)
+    redis.pcall('ZADD', LEASES .. queue, clock + lease, member)
     -- Never recreate a hash that was deleted: half an execution makes Job.delete raise.
-    if redis.pcall('EXISTS', 'rq:execution:' .. member) == 1 then
-      redis.pcall('HSET', 'rq:execution:' .. member, 'last_heartbeat', now_seconds)
-      redis.pcall('EXPIRE', 'rq:execution:' .. member, abandon_after)
-      redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, execution)
-      redis.pcall('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+    if redis.pcall('EXISTS', EXECUTION .. member) == 1 then
+      redis.pcall('HSET', EXECUTION .. member, 'last_heartbeat', now_seconds)
+      redis.pcall('EXPIRE', EXECUTION .. member, abandon_after)
+      redis.pcall('ZADD', EXECUTIONS .. id, clock + abandon_after + 60, execution)
+      redis.pcall('EXPIRE', EXECUTIONS .. id, abandon_after + 60)
     end
-    if has_job('rq:job:' .. id) then
-      redis.pcall('HSET', 'rq:job:' .. id, 'last_heartbeat', now)
+    if has_job(JOB .. id) then
+      redis.pcall('HSET', JOB .. id, 'last_heartbeat', now)
     end
   else
     -- Cancelled or deleted: it runs on, as in RQ, also when it has written its old status since (job.save()). Else the
     -- job is in its queue again, or another worker's by now.
-    local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
+    local status = redis.pcall('HGET', JOB .. id, 'status')
     local runs_on = not status or type(status) == 'table' or status == 'canceled' or status == 'stopped'
       or (status == 'started' and not is_running(id, queue))
     if not runs_on then

@@ -4,7 +4,7 @@
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller; other queues known to RQ are looked at, too
 -- ARGV[1]     seconds after which an id was left
 -- returns     { { job id, queue key, 1 if it went back to its queue, 0 if it was only removed } ... }
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 local age = tonumber(ARGV[1])
@@ -22,7 +22,7 @@ end
 for _, key in ipairs(KEYS) do
   add(key)
 end
-for _, key in ipairs(redis.pcall('SRANDMEMBER', 'rq:queues', SAMPLE)) do
+for _, key in ipairs(redis.pcall('SRANDMEMBER', QUEUES, SAMPLE)) do
   add(key)
 end
 
@@ -32,15 +32,15 @@ end
 -- that and removes the id from the list in one step) is dropped: its worker died in between.
 local function is_running(id, queue, begun)
   local running = false
-  for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
+  for _, execution in ipairs(redis.pcall('ZRANGE', EXECUTIONS .. id, 0, 9)) do
     local member = id .. ':' .. execution
-    if type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string' then
-      if begun or redis.pcall('ZSCORE', 'rq_pooled:leases:' .. queue, member) then
+    if type(redis.pcall('ZSCORE', WIP .. queue, member)) == 'string' then
+      if begun or redis.pcall('ZSCORE', LEASES .. queue, member) then
         running = true
       else
-        redis.call('ZREM', 'rq:wip:' .. queue, member)
-        redis.call('DEL', 'rq:execution:' .. member)
-        redis.call('ZREM', 'rq:executions:' .. id, execution)
+        redis.call('ZREM', WIP .. queue, member)
+        redis.call('DEL', EXECUTION .. member)
+        redis.call('ZREM', EXECUTIONS .. id, execution)
       end
     end
   end
@@ -49,7 +49,7 @@ end
 
 local found = {}
 for _, key in ipairs(keys) do
-  local list, seen_key = key .. ':intermediate', 'rq_pooled:intermediate:' .. string.sub(key, 10)
+  local list, seen_key = key .. ':intermediate', INTERMEDIATE .. string.sub(key, #QUEUE + 1)
   local ids = fits(key, 'list') and fits(seen_key, 'zset') and redis.pcall('LRANGE', list, 0, PAGE - 1) or {} -- an error has no ids
   local here = {}
   for _, id in ipairs(ids) do
@@ -58,16 +58,16 @@ for _, key in ipairs(keys) do
     if not seen then
       redis.call('ZADD', seen_key, clock, id)
     elseif clock - seen >= age then
-      local fields = redis.pcall('HMGET', 'rq:job:' .. id, 'data', 'status', 'origin') -- an error: no job
+      local fields = redis.pcall('HMGET', JOB .. id, 'data', 'status', 'origin') -- an error: no job
       local waiting = fields[2] == 'queued' or fields[2] == 'started'
-      local queue = fields[3] or string.sub(key, 10)
+      local queue = fields[3] or string.sub(key, #QUEUE + 1)
       local rescue = fields[1] and waiting and not is_running(id, queue, fields[2] == 'started')
       rescue = rescue and type(redis.pcall('LLEN', key)) == 'number' -- else there is no queue to go to
       redis.call('LREM', list, 1, id)
       redis.call('ZREM', seen_key, id)
       redis.call('DEL', list .. ':first_seen:' .. id) -- where RQ notes the same, for a day
       if rescue then
-        redis.call('HSET', 'rq:job:' .. id, 'status', 'queued')
+        redis.call('HSET', JOB .. id, 'status', 'queued')
         redis.call('LPUSH', key, id)
       end
       found[#found + 1] = { id, key, rescue and 1 or 0 }

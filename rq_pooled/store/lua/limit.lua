@@ -37,8 +37,8 @@ if after ~= before then
     redis.call('HSET', KEYS[1], queue, after)
   else
     redis.call('HDEL', KEYS[1], queue)
-    redis.call('DEL', 'rq_pooled:starts:' .. queue)
+    redis.call('DEL', STARTS .. queue)
   end
-  redis.call('DEL', 'rq_pooled:full:' .. queue, 'rq_pooled:limited:' .. queue)
+  redis.call('DEL', FULL .. queue, LIMITED .. queue)
 end
 return after

@@ -20,7 +20,7 @@
 local scheduled, lock, queue = KEYS[1], KEYS[2], KEYS[3]
 local token, id, due, next_time = ARGV[1], ARGV[3], ARGV[4], ARGV[5]
 local dependencies = tonumber(ARGV[8])
-local job = 'rq:job:' .. id
+local job = JOB .. id
 if not holds(lock, token, ARGV[2]) then
   return 'locked'
 end
@@ -34,7 +34,7 @@ end
 
 local waits = false
 for i = 9, 8 + dependencies do
-  local status = redis.pcall('HGET', 'rq:job:' .. ARGV[i], 'status')
+  local status = redis.pcall('HGET', JOB .. ARGV[i], 'status')
   waits = waits or (type(status) == 'string' and status ~= 'finished')
 end
 
@@ -43,26 +43,26 @@ end
 -- include pass_limit
 -- include expire_job
 
-local deferred = 'rq:deferred:' .. string.sub(queue, 10)
-local depends_on = 'rq:job::' .. id .. ':dependencies'
-local fit = fits(scheduled, 'zset') and fits('rq:queues', 'set')
+local deferred = DEFERRED .. string.sub(queue, #QUEUE + 1)
+local depends_on = JOB .. ':' .. id .. ':dependencies'
+local fit = fits(scheduled, 'zset') and fits(QUEUES, 'set')
 fit = fit and (waits and fits(deferred, 'zset') or not waits and fits(queue, 'list'))
 fit = fit and (next_time == '' or math.abs(tonumber(next_time) or 1e300) < 1e15)
 for i = 9, 8 + (waits and dependencies or 0) do
-  fit = fit and fits('rq:job:' .. ARGV[i] .. ':dependents', 'set') and fits(depends_on, 'set')
+  fit = fit and fits(JOB .. ARGV[i] .. ':dependents', 'set') and fits(depends_on, 'set')
 end
 if not fit then
   return 'unfit'
 end
 
 local ttl = seconds_of(ARGV[7])
-redis.call('SADD', 'rq:queues', queue)
+redis.call('SADD', QUEUES, queue)
 redis.call('HSET', job, unpack(ARGV, 9 + dependencies))
 if waits then
   redis.call('HSET', job, 'status', 'deferred')
   redis.call('ZADD', deferred, redis.call('TIME')[1], id)
   for i = 9, 8 + dependencies do
-    redis.call('SADD', 'rq:job:' .. ARGV[i] .. ':dependents', id)
+    redis.call('SADD', JOB .. ARGV[i] .. ':dependents', id)
     redis.call('SADD', depends_on, ARGV[i])
   end
 end

@@ -4,7 +4,7 @@
 -- KEYS[1..n]  queues (rq:queue:<name>) whose started registries are about to be cleaned
 -- ARGV[1]     abandon after, seconds
 -- returns     number of claims
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 local abandon_after = tonumber(ARGV[1])
@@ -13,11 +13,11 @@ local SKEW = 60 -- RQ's clean-up goes by the clock of the worker that runs it
 local MAX_CLAIMS = 10000
 local postponed = 0
 for _, key in ipairs(KEYS) do
-  local queue = string.sub(key, 10)
-  local wip = 'rq:wip:' .. queue
+  local queue = string.sub(key, #QUEUE + 1)
+  local wip = WIP .. queue
   local over = redis.pcall('ZRANGEBYSCORE', wip, 0, clock + SKEW, 'WITHSCORES', 'LIMIT', 0, MAX_CLAIMS)
   for i = 1, #over, 2 do
-    local lease = redis.pcall('ZSCORE', 'rq_pooled:leases:' .. queue, over[i])
+    local lease = redis.pcall('ZSCORE', LEASES .. queue, over[i])
     lease = type(lease) == 'string' and tonumber(lease)
     -- A horizon that lies further behind the lease than the claim or a heartbeat puts it has been postponed before.
     if lease and tonumber(over[i + 1]) <= lease + abandon_after then

@@ -24,7 +24,7 @@ local locks, moved, more, wait = 0, 0, 0, 15000
 -- worker of ours which has not renewed it, as it does every second, is taken over at once.
 local SILENT = 3000
 local function is_ours_and_silent(owner, lock)
-  return redis.pcall('HEXISTS', 'rq:scheduler:' .. owner, 'rq_pooled') == 1
+  return redis.pcall('HEXISTS', SCHEDULER .. owner, 'rq_pooled') == 1
     and redis.call('PTTL', lock) < lock_ttl * 1000 - SILENT
 end
 
@@ -34,10 +34,10 @@ end
 -- include expire_job
 
 for _, scheduled in ipairs(KEYS) do
-  local queue = string.sub(scheduled, 14)
-  local lock = 'rq:scheduler-lock:' .. queue
+  local queue = string.sub(scheduled, #SCHEDULED + 1)
+  local lock = DUE_LOCK .. queue
   local owner = redis.pcall('GET', lock)
-  if type(owner) == 'table' or not fits(scheduled, 'zset') or not fits('rq:queue:' .. queue, 'list') then
+  if type(owner) == 'table' or not fits(scheduled, 'zset') or not fits(QUEUE .. queue, 'list') then
     wait = math.min(wait, SILENT) -- left alone, so that the others go on
   elseif not owner or owner == name or is_ours_and_silent(owner, lock) then
     locks = locks + 1
@@ -57,7 +57,7 @@ for _, scheduled in ipairs(KEYS) do
       more = 1
     end
     for _, id in ipairs(due) do
-      local job = 'rq:job:' .. id
+      local job = JOB .. id
       local fields = redis.pcall('HMGET', job, 'data', 'timeout', 'ttl', 'enqueue_at_front',
         'enqueue_at_front_on_retry', 'ended_at', 'rate_limit_key', 'rate_limit_concurrency') -- an error: no job
       if fields[1] then
@@ -73,7 +73,7 @@ for _, scheduled in ipairs(KEYS) do
         local at_front = fields[4] == '1' or (fields[5] == '1' and ran_before)
         if not pass_limit(id, fields[7], fields[8], at_front, time[1] + time[2] / 1000000, now) then
           redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
-          redis.call(at_front and 'LPUSH' or 'RPUSH', 'rq:queue:' .. queue, id)
+          redis.call(at_front and 'LPUSH' or 'RPUSH', QUEUE .. queue, id)
         end
         moved = moved + 1
       end
@@ -82,7 +82,7 @@ for _, scheduled in ipairs(KEYS) do
   else
     -- That of a scheduler which lives is renewed long before.
     local left = redis.call('PTTL', lock)
-    if redis.pcall('HEXISTS', 'rq:scheduler:' .. owner, 'rq_pooled') == 1 then
+    if redis.pcall('HEXISTS', SCHEDULER .. owner, 'rq_pooled') == 1 then
       wait = math.min(wait, SILENT + 2000)
     elseif left >= 0 then
       wait = math.min(wait, left + 5)
@@ -92,7 +92,7 @@ end
 if locks > 0 then
   -- Also what was scheduled meanwhile, and what others wrote, is due at full seconds: look then.
   wait = math.min(wait, 1002 - math.floor(tonumber(time[2]) / 1000))
-  redis.pcall('HSET', 'rq:scheduler:' .. name, unpack(ARGV, 6))
-  redis.call('EXPIRE', 'rq:scheduler:' .. name, lock_ttl)
+  redis.pcall('HSET', SCHEDULER .. name, unpack(ARGV, 6))
+  redis.call('EXPIRE', SCHEDULER .. name, lock_ttl)
 end
 return { locks, moved, more, wait }

@@ -11,17 +11,17 @@
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 -- include fits
-if not fits('rq_pooled:stats', 'zset') then
-  redis.call('DEL', 'rq_pooled:stats') -- ours: all processes list themselves again
+if not fits(STATS, 'zset') then
+  redis.call('DEL', STATS) -- ours: all processes list themselves again
 end
-redis.call('ZREMRANGEBYSCORE', 'rq_pooled:stats', '-inf', clock)
+redis.call('ZREMRANGEBYSCORE', STATS, '-inf', clock)
 
 local ttl = tonumber(ARGV[1])
 redis.call('HSET', KEYS[1], 'published_at', string.format('%.6f', clock), unpack(ARGV, 2))
 redis.call('PEXPIRE', KEYS[1], math.ceil(ttl * 1000))
-redis.call('ZADD', 'rq_pooled:stats', clock + ttl, KEYS[1])
-local longest = redis.call('PTTL', 'rq_pooled:stats')
+redis.call('ZADD', STATS, clock + ttl, KEYS[1])
+local longest = redis.call('PTTL', STATS)
 if longest < ttl * 1000 then
-  redis.call('PEXPIRE', 'rq_pooled:stats', math.ceil(ttl * 1000))
+  redis.call('PEXPIRE', STATS, math.ceil(ttl * 1000))
 end
 return tonumber(time[1]) * 1000000 + tonumber(time[2])

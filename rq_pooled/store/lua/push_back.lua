@@ -9,7 +9,7 @@
 -- A job that would exceed its stalls stays claimed, with its lease ended: the next look for stalled claims fails
 -- it. One whose queue cannot take it stays claimed, too, until it can.
 -- As in commit.lua, a write that the server never denies comes first.
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 -- include numbers
@@ -23,13 +23,13 @@ local pushed = 0
 for at = #ARGV - 4, 5, -5 do
   local id, execution, queue, name, key = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local member = id .. ':' .. execution
-  local job, worker = 'rq:job:' .. id, 'rq:worker:' .. name
+  local job, worker = JOB .. id, WORKER .. name
   local stalls = count_of(redis.pcall('HGET', job, 'rq_pooled_stalls'))
-  local stands = type(redis.pcall('ZSCORE', 'rq:wip:' .. queue, member)) == 'string'
+  local stands = type(redis.pcall('ZSCORE', WIP .. queue, member)) == 'string'
   if stands and ((stalls + begun > max_stalls and stalls + begun > 0) or not fits(key, 'list')) then
-    redis.pcall('ZADD', 'rq_pooled:leases:' .. queue, 0, member)
+    redis.pcall('ZADD', LEASES .. queue, 0, member)
   else
-    if redis.pcall('ZREM', 'rq:wip:' .. queue, member) == 1 and has_job(job) then
+    if redis.pcall('ZREM', WIP .. queue, member) == 1 and has_job(job) then
       redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
       if begun == 1 then
         redis.call('HSET', job, 'rq_pooled_stalls', stalls + 1)
@@ -41,11 +41,11 @@ for at = #ARGV - 4, 5, -5 do
       redis.call('LPUSH', key, id)
       pushed = pushed + 1
     end
-    redis.call('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
-    redis.pcall('ZREM', 'rq:executions:' .. id, execution)
-    redis.pcall('ZREM', 'rq_pooled:leases:' .. queue, member)
+    redis.call('DEL', EXECUTION .. member, ASIDE .. member)
+    redis.pcall('ZREM', EXECUTIONS .. id, execution)
+    redis.pcall('ZREM', LEASES .. queue, member)
   end
-  redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place
+  redis.call('DEL', FULL .. queue) -- wakes who waits for a place
   redis.pcall('HDEL', claims, member)
   redis.pcall('SREM', worker .. ':executions', member)
   if no_execution(worker) then

@@ -13,7 +13,7 @@ local results, at = {}, 1
 while at <= #ARGV do
   local words = tonumber(ARGV[at])
   local reply, left_out
-  if words == 2 and ARGV[at + 1] == 'HGETALL' and string.sub(ARGV[at + 2], 1, 7) == 'rq:job:' then
+  if words == 2 and ARGV[at + 1] == 'HGETALL' and string.sub(ARGV[at + 2], 1, #JOB) == JOB then
     reply, left_out = read_job(ARGV[at + 2])
     if reply.err then
       return reply

@@ -4,7 +4,7 @@
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller
 -- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
 -- returns     { { job id, queue key, 1 if it was queued, 0 if only its entry was removed } ... }
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 -- RQ limits
@@ -16,10 +16,10 @@ local now, PAGE = ARGV[2], 100
 
 local found = {}
 for _, key in ipairs(KEYS) do
-  local ready = 'rq:ready:' .. string.sub(key, 10)
+  local ready = READY .. string.sub(key, #QUEUE + 1)
   local left = fits(key, 'list') and redis.pcall('ZRANGEBYSCORE', ready, '-inf', clock - ARGV[1], 'LIMIT', 0, PAGE) or {}
   for _, id in ipairs(left) do
-    local job = 'rq:job:' .. id
+    local job = JOB .. id
     local fields = redis.pcall('HMGET', job, 'status', 'rate_limit_key', 'rate_limit_concurrency', 'enqueue_at_front')
     local queued = fields[1] == 'ready_to_enqueue'
     redis.call('ZREM', ready, id)
@@ -29,27 +29,27 @@ for _, key in ipairs(KEYS) do
         redis.call('HSET', job, 'status', 'queued', 'enqueued_at', now)
         redis.call(at_front and 'LPUSH' or 'RPUSH', key, id)
       end
-      redis.pcall('SADD', 'rq:queues', key)
+      redis.pcall('SADD', QUEUES, key)
     end
     found[#found + 1] = { id, key, queued and 1 or 0 }
   end
 end
 -- Free slots that leaked (their job expired, or was deleted and its worker killed), and admit what no release has admitted:
 -- a worker on RQ 2 frees slots only, and an enqueue may have died between its two steps. RQ's own code decides.
-local LIMITS, OLDEST = 50, 20
-for _, name in ipairs(RQ3 and redis.pcall('SRANDMEMBER', 'rq:rl-keys', LIMITS) or {}) do
-  local limit = 'rq:rl:' .. name
+local AT_ONCE, OLDEST = 50, 20
+for _, name in ipairs(RQ3 and redis.pcall('SRANDMEMBER', RATE_LIMITS, AT_ONCE) or {}) do
+  local limit = RATE_LIMIT .. name
   local allowed, waiting = limit .. ':allowed', limit .. ':rate_limited'
   local concurrency = redis.pcall('HGET', limit, 'concurrency')
   if type(concurrency) == 'string' and tonumber(concurrency) and is_limit(limit) then
     for _, id in ipairs(redis.call('ZRANGE', allowed, 0, OLDEST - 1)) do
-      local status = redis.pcall('HGET', 'rq:job:' .. id, 'status')
+      local status = redis.pcall('HGET', JOB .. id, 'status')
       if status ~= 'queued' and status ~= 'started' then
-        rq_named.release_stale({ allowed, waiting, 'rq:job:' .. id, 'rq:executions:' .. id },
-          { concurrency, clock, now, 'rq:queue:', 'rq:job:', id })
+        rq_named.release_stale({ allowed, waiting, JOB .. id, EXECUTIONS .. id },
+          { concurrency, clock, now, QUEUE, JOB, id })
       end
     end
-    rq_named.acquire({ allowed, waiting }, { concurrency, clock, now, 'rq:queue:', 'rq:job:' })
+    rq_named.acquire({ allowed, waiting }, { concurrency, clock, now, QUEUE, JOB })
   end
 end
 return found

@@ -16,17 +16,17 @@ end
 
 -- include fits
 
-local fit = fits('rq:workers', 'set')
+local fit = fits(WORKERS, 'set')
 for _, queue in ipairs(queues) do
-  fit = fit and fits('rq:workers:' .. queue, 'set')
+  fit = fit and fits(WORKERS .. ':' .. queue, 'set')
 end
 if not fit then
-  return redis.error_reply('WRONGTYPE rq:workers, or the same of a queue, is no set')
+  return redis.error_reply('WRONGTYPE ' .. WORKERS .. ', or the same of a queue, is no set')
 end
 
 local at = first
 while at <= #ARGV and not again do
-  local worker = 'rq:worker:' .. ARGV[at]
+  local worker = WORKER .. ARGV[at]
   local known = redis.call('HMGET', worker, 'birth', 'death', 'hostname', 'pid')
   if known[1] and not known[2] and not (known[3] == dead_host and known[4] == dead_pid) then
     return { ARGV[at], known[3] or '', known[4] or '' }
@@ -36,16 +36,16 @@ end
 
 at = first
 while at <= #ARGV do
-  local worker, words = 'rq:worker:' .. ARGV[at], tonumber(ARGV[at + 1])
+  local worker, words = WORKER .. ARGV[at], tonumber(ARGV[at + 1])
   if not again then
     redis.call('DEL', worker, worker .. ':executions')
   end
   redis.call('HDEL', worker, 'death')
   redis.call('HSET', worker, unpack(ARGV, at + 2, at + 1 + words))
   redis.call('EXPIRE', worker, ttl)
-  redis.call('SADD', 'rq:workers', worker)
+  redis.call('SADD', WORKERS, worker)
   for _, queue in ipairs(queues) do
-    redis.call('SADD', 'rq:workers:' .. queue, worker)
+    redis.call('SADD', WORKERS .. ':' .. queue, worker)
   end
   at = at + 2 + words
 end

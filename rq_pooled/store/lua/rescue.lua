@@ -12,19 +12,19 @@
 local found = {}
 for at = 2, #ARGV, 2 do
   local id, enqueued_at = ARGV[at], ARGV[at + 1]
-  local job = 'rq:job:' .. id
+  local job = JOB .. id
   local fields = redis.pcall('HMGET', job, 'data', 'status', 'origin', 'enqueued_at')
   if fields[1] and fields[2] == 'queued' and fields[3] and fields[4] == enqueued_at then
-    local key = 'rq:queue:' .. fields[3]
+    local key = QUEUE .. fields[3]
     -- Where one of these is no list, it cannot be told.
     local listed = not fits(key, 'list') or not fits(key .. ':intermediate', 'list')
     listed = listed or redis.call('LPOS', key, id) or redis.call('LPOS', key .. ':intermediate', id)
-    for _, execution in ipairs(redis.pcall('ZRANGE', 'rq:executions:' .. id, 0, 9)) do
-      listed = listed or redis.pcall('ZSCORE', 'rq:wip:' .. fields[3], id .. ':' .. execution)
+    for _, execution in ipairs(redis.pcall('ZRANGE', EXECUTIONS .. id, 0, 9)) do
+      listed = listed or redis.pcall('ZSCORE', WIP .. fields[3], id .. ':' .. execution)
     end
     if not listed then
       if ARGV[1] == '1' then
-        redis.pcall('SADD', 'rq:queues', key)
+        redis.pcall('SADD', QUEUES, key)
         redis.call('RPUSH', key, id)
       end
       found[#found + 1] = id

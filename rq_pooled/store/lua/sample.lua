@@ -16,7 +16,7 @@ if noted and clock - noted < tonumber(ARGV[3]) then
   return 0
 end
 local roles = {}
-for _, key in ipairs(redis.call('ZRANGE', 'rq_pooled:stats', 0, 499)) do
+for _, key in ipairs(redis.call('ZRANGE', STATS, 0, 499)) do
   local read, held = pcall(cjson.decode, redis.pcall('HGET', key, 'connections') or '{}')
   for role, count in pairs(read and type(held) == 'table' and held or {}) do
     roles[role] = (roles[role] or 0) + (tonumber(count) or 0)

@@ -13,7 +13,7 @@
 --             { field that was left out of it ... } } ... to fail } }
 --
 -- As in commit.lua, a write that the server never denies comes first: jobs come back when its memory is full.
-redis.call('DEL', 'rq_pooled:none')
+redis.call('DEL', NONE)
 -- rights first
 
 local time = redis.call('TIME')
@@ -23,8 +23,7 @@ if clock > tonumber(ARGV[10]) then
   return { 0, {}, {} }
 end
 
-local LOCK = 'rq_pooled:lock:stalled'
-if not redis.call('SET', LOCK, ARGV[7], 'NX', 'PX', ARGV[6]) then
+if not redis.call('SET', STALLED_LOCK, ARGV[7], 'NX', 'PX', ARGV[6]) then
   return { 0, {}, {} }
 end
 
@@ -35,15 +34,15 @@ local SAMPLE = 100 -- of all queues, in case the workers of one are gone for goo
 
 local queues, known = {}, {}
 local function add(key)
-  if not known[key] and string.sub(key, 1, 9) == 'rq:queue:' then
+  if not known[key] and string.sub(key, 1, #QUEUE) == QUEUE then
     known[key] = true
-    queues[#queues + 1] = string.sub(key, 10)
+    queues[#queues + 1] = string.sub(key, #QUEUE + 1)
   end
 end
 for _, key in ipairs(KEYS) do
   add(key)
 end
-for _, key in ipairs(redis.pcall('SRANDMEMBER', 'rq:queues', SAMPLE)) do
+for _, key in ipairs(redis.pcall('SRANDMEMBER', QUEUES, SAMPLE)) do
   add(key)
 end
 
@@ -54,37 +53,37 @@ end
 
 local function forget(queue, id, execution)
   local member = id .. ':' .. execution
-  redis.call('DEL', 'rq:execution:' .. member, 'rq_pooled:aside:' .. member)
-  redis.pcall('ZREM', 'rq:executions:' .. id, execution)
-  redis.call('ZREM', 'rq_pooled:leases:' .. queue, member)
-  redis.call('ZREM', 'rq:wip:' .. queue, member)
-  redis.call('DEL', 'rq_pooled:full:' .. queue) -- wakes who waits for a place in the queue
+  redis.call('DEL', EXECUTION .. member, ASIDE .. member)
+  redis.pcall('ZREM', EXECUTIONS .. id, execution)
+  redis.call('ZREM', LEASES .. queue, member)
+  redis.call('ZREM', WIP .. queue, member)
+  redis.call('DEL', FULL .. queue) -- wakes who waits for a place in the queue
 end
 
 -- Return the queue to which a job goes back: the one that it was popped from, else its own, else nothing where neither
 -- can take it.
 local function way_back(member, queue)
-  local key = redis.pcall('HGET', 'rq:execution:' .. member, 'queue_key')
+  local key = redis.pcall('HGET', EXECUTION .. member, 'queue_key')
   if type(key) == 'string' and fits(key, 'list') then
     return key
   end
-  key = 'rq:queue:' .. queue
+  key = QUEUE .. queue
   return fits(key, 'list') and key or nil
 end
 
 local back, failed, more, execution_at = {}, {}, 0, 11
 for _, queue in ipairs(queues) do
-  local leases = 'rq_pooled:leases:' .. queue
+  local leases = LEASES .. queue
   local stalled = redis.pcall('ZRANGEBYSCORE', leases, '-inf', clock, 'LIMIT', 0, left)
-  local tells = fits('rq:wip:' .. queue, 'zset') -- else it does not tell which of them stand
+  local tells = fits(WIP .. queue, 'zset') -- else it does not tell which of them stand
   local pushed = {}
   for _, member in ipairs(tells and stalled or {}) do
     local id, execution = string.match(member, '^(.*):([^:]*)$')
-    local job = 'rq:job:' .. (id or '')
+    local job = JOB .. (id or '')
     local key = id and way_back(member, queue)
     if not id then
       redis.call('ZREM', leases, member) -- no claim of anybody's
-    elseif not redis.call('ZSCORE', 'rq:wip:' .. queue, member) or not has_job(job) then
+    elseif not redis.call('ZSCORE', WIP .. queue, member) or not has_job(job) then
       forget(queue, id, execution) -- cancelled or deleted while it ran
     elseif not key then
       left = left - 1
@@ -97,7 +96,7 @@ for _, queue in ipairs(queues) do
       end
       left = left - 1
       local holder = redis.call('HGET', job, 'worker_name') or ''
-      local worker = 'rq:worker:' .. holder
+      local worker = WORKER .. holder
       redis.pcall('SREM', worker .. ':executions', member)
       if redis.pcall('HGET', worker, 'current_job') == id then
         redis.call('HDEL', worker, 'current_job')
@@ -113,15 +112,15 @@ for _, queue in ipairs(queues) do
         execution_at = execution_at + 1
         member = id .. ':' .. own
         redis.call('HSET', job, 'worker_name', name, 'last_heartbeat', now)
-        redis.call('HSET', 'rq:execution:' .. member, 'id', own, 'job_id', id, 'created_at', now_seconds,
+        redis.call('HSET', EXECUTION .. member, 'id', own, 'job_id', id, 'created_at', now_seconds,
           'last_heartbeat', now_seconds, 'worker_name', name, 'queue_key', key)
-        redis.call('EXPIRE', 'rq:execution:' .. member, abandon_after)
-        redis.pcall('ZADD', 'rq:executions:' .. id, clock + abandon_after + 60, own)
-        redis.call('EXPIRE', 'rq:executions:' .. id, abandon_after + 60)
+        redis.call('EXPIRE', EXECUTION .. member, abandon_after)
+        redis.pcall('ZADD', EXECUTIONS .. id, clock + abandon_after + 60, own)
+        redis.call('EXPIRE', EXECUTIONS .. id, abandon_after + 60)
         redis.call('ZADD', leases, clock + lease, member)
         redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
         redis.call('EXPIRE', claims, abandon_after + 60)
-        redis.call('ZADD', 'rq:wip:' .. queue, clock + abandon_after, member)
+        redis.call('ZADD', WIP .. queue, clock + abandon_after, member)
         failed[#failed + 1] = { key, id, queue, before + 1, own, raw, left_out }
       else
         redis.call('HSET', job, 'status', 'queued', 'started_at', '', 'worker_name', '', 'last_heartbeat', '')
@@ -142,7 +141,7 @@ for _, queue in ipairs(queues) do
     more = 1
   end
   if more == 1 then
-    redis.call('DEL', LOCK) -- the caller goes on at once
+    redis.call('DEL', STALLED_LOCK) -- the caller goes on at once
     break
   end
 end

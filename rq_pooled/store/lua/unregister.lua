@@ -7,20 +7,20 @@
 -- returns     number of workers
 local now, scheduler, queues = ARGV[1], ARGV[2], tonumber(ARGV[3])
 for at = 4 + queues, #ARGV do
-  local worker = 'rq:worker:' .. ARGV[at]
-  redis.pcall('SREM', 'rq:workers', worker)
+  local worker = WORKER .. ARGV[at]
+  redis.pcall('SREM', WORKERS, worker)
   for i = 4, 3 + queues do
-    redis.pcall('SREM', 'rq:workers:' .. ARGV[i], worker)
+    redis.pcall('SREM', WORKERS .. ':' .. ARGV[i], worker)
   end
   redis.pcall('HSET', worker, 'death', now)
   redis.pcall('DEL', worker .. ':executions')
   redis.pcall('EXPIRE', worker, 60) -- as RQ: the grave is visible for a minute
 end
 for i = 4, 3 + queues do
-  local lock = 'rq:scheduler-lock:' .. ARGV[i]
+  local lock = DUE_LOCK .. ARGV[i]
   if redis.pcall('GET', lock) == scheduler then
     redis.pcall('DEL', lock)
   end
 end
-redis.pcall('DEL', 'rq:scheduler:' .. scheduler)
+redis.pcall('DEL', SCHEDULER .. scheduler)
 return #ARGV - 3 - queues

@@ -33,11 +33,11 @@ local function guarded(script)
         break
       end
       for i = 1, #entries, 2 do
-        local fields = redis.pcall('HMGET', 'rq:job:' .. entries[i], 'origin', 'status') -- an error: no job
+        local fields = redis.pcall('HMGET', JOB .. entries[i], 'origin', 'status') -- an error: no job
         if not fields[1] or fields[2] ~= 'rate_limited' then
           aside[#aside + 1] = { entries[i] }
         else
-          local list = redis.call('TYPE', 'rq:queue:' .. fields[1]).ok
+          local list = redis.call('TYPE', QUEUE .. fields[1]).ok
           if list == 'list' or list == 'none' then
             found = found + 1
           else

@@ -1,23 +1,23 @@
 -- Tell whether a limit's own keys are what RQ makes them.
 local function is_limit(limit)
-  return fits('rq:rl-keys', 'set') and fits(limit, 'hash') and fits(limit .. ':allowed', 'zset')
+  return fits(RATE_LIMITS, 'set') and fits(limit, 'hash') and fits(limit .. ':allowed', 'zset')
     and fits(limit .. ':rate_limited', 'zset')
 end
 
 -- Let a job through its limit, or have it wait there, as RQ 3's _enqueue_rate_limited_job; return whether it has one that
 -- works. Where a key of the limit has become something else the job goes on without: nothing is lost.
 local function pass_limit(id, key, concurrency, at_front, clock, now)
-  local limit = 'rq:rl:' .. (key or '')
+  local limit = RATE_LIMIT .. (key or '')
   if not (RQ3 and key and key ~= '' and (tonumber(concurrency or '') or 0) > 0 and is_limit(limit)) then
     return false
   end
-  redis.call('HSET', 'rq:job:' .. id, 'status', 'rate_limited')
+  redis.call('HSET', JOB .. id, 'status', 'rate_limited')
   if at_front then
-    redis.call('HSET', 'rq:job:' .. id, 'enqueue_at_front', '1')
+    redis.call('HSET', JOB .. id, 'enqueue_at_front', '1')
   end
-  redis.call('SADD', 'rq:rl-keys', key)
+  redis.call('SADD', RATE_LIMITS, key)
   redis.call('HSET', limit, 'concurrency', concurrency)
   redis.call('ZADD', limit .. ':rate_limited', clock, id)
-  rq_named.acquire({ limit .. ':allowed', limit .. ':rate_limited' }, { concurrency, clock, now, 'rq:queue:', 'rq:job:' })
+  rq_named.acquire({ limit .. ':allowed', limit .. ':rate_limited' }, { concurrency, clock, now, QUEUE, JOB })
   return true
 end

@@ -4,7 +4,7 @@ local LARGE, LARGE_VALUE, AT_ONCE = 1048576, 65536, 5000
 
 -- Fields that scripts and the parent look at stay, whatever their size.
 local function stays(name, length)
-  return length <= LARGE_VALUE or name == 'origin' or string.sub(name, 1, 9) == 'rq_pooled'
+  return length <= LARGE_VALUE or name == 'origin' or string.find(name, 'rq_pooled', 1, true) == 1
 end
 
 -- Take the large values out of a hash, flat, if it is large; return it and the names of their fields.

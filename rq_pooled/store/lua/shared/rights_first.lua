@@ -12,17 +12,17 @@ do
       local said = type(reply) == 'table' and reply.err or ''
       return string.find(said, 'ermission') or string.find(said, 'user executing') or string.find(said, 'ACL failure')
     end
-    local text = redis.pcall('SET', 'rq_pooled:stats:rights', '1', 'PX', 1000)
+    local text = redis.pcall('SET', RIGHTS, '1', 'PX', 1000)
     for _, try in ipairs({ COMMANDS }) do
       if try[1] == 'SET' and is_refused(text) then
         refused[#refused + 1] = 'SET'
       elseif text.ok then -- else there is no memory: nothing can be tried
-        local reply = try[2] and redis.pcall(try[1], 'rq_pooled:stats:rights', unpack(try, 3))
+        local reply = try[2] and redis.pcall(try[1], RIGHTS, unpack(try, 3))
           or redis.pcall(try[1], unpack(try, 3))
         refused[#refused + 1] = is_refused(reply) and try[1] or nil
       end
     end
-    redis.pcall('DEL', 'rq_pooled:stats:rights')
+    redis.pcall('DEL', RIGHTS)
     if NOW_AND_THEN and #refused == 0 then
       redis.pcall('SET', NOW_AND_THEN, '1', 'PX', 1000)
     end
