@@ -17,6 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..rq_api import key_prefix
+from .cluster import said
 from .finder import MasterAway
 
 #: The server cannot be reached, or did not answer in time.
@@ -56,7 +57,7 @@ def is_blamed(error: Exception) -> bool:
 def check_away(error: Exception) -> None:
     """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
     if is_away(error):
-        raise ServerAway(str(error)) from error
+        raise ServerAway(said(error)) from error
 
 
 def check_lost(error: Exception) -> None:

@@ -32,6 +32,12 @@ class Place:
         return cls(connected.family, address, context, getattr(connected, "server_hostname", None))
 
 
+def shown(connection: Any) -> str:
+    """Return where a connection leads, as ``address_of``."""
+    options = {name: getattr(connection, name, None) for name in ("host", "port", "db", "path", "connection_pool")}
+    return address_of(type(connection), {name: value for name, value in options.items() if value is not None})
+
+
 def address_of(connection_class: type[Any], options: dict[str, Any]) -> str:
     """Return where a connection leads, as a URL without user and password."""
     db = options.get("db") or 0

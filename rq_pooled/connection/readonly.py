@@ -8,7 +8,7 @@ from typing import Any
 from redis.exceptions import AskError, ReadOnlyError, ResponseError
 
 from .cluster import remedy, said
-from .place import address_of
+from .place import shown
 
 
 class Noticing:
@@ -26,7 +26,7 @@ class Noticing:
         except ResponseError as error:
             # From a script it is only a text on 6.2.
             if isinstance(error, AskError) and not hasattr(self, "slot"):
-                where = remedy(address_of(type(self), vars(self)))
+                where = remedy(shown(self))
                 error.args = (f"{said(error)}: the server is one node of a cluster; {where}",)
             if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
                 self.refused_write = True

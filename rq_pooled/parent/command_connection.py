@@ -17,7 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..connection.away import NotSent, check_away
 from ..connection.cluster import slot_of
-from ..connection.place import Place, address_of
+from ..connection.place import Place, shown
 from ..connection.sockets import replies_within
 from ..deadline import clipped
 from ..store.keys import NONE
@@ -191,8 +191,7 @@ class CommandConnection(RoleConnection):
     @property
     def url(self) -> str:
         """Return where it leads, as it is shown: without user and password."""
-        connection = self._connection
-        return "" if connection is None else address_of(type(connection), vars(connection))
+        return "" if self._connection is None else shown(self._connection)
 
     def place(self) -> Place | None:
         """Return where it leads, for a connection beside it; None while not connected."""
