@@ -14,8 +14,8 @@ from rq.cli import helpers
 from rq.serializers import resolve_serializer
 from rq.utils import import_attribute
 
+from ..config.own_urls import is_own_url
 from ..config.secrets import scrub_url
-from ..config.sentinel_url import is_sentinel_url
 from ..config.settings import Settings
 from ..config.user_code import user_code
 from ..connection.options import connection_options
@@ -141,7 +141,7 @@ def _connection(settings: Settings, module: Mapping[str, Any], connection_class:
         return client
     # Refuses parameters that would fail later.
     connection_options(settings, "command")
-    if is_sentinel_url(settings.url):
+    if is_own_url(settings.url):
         # redis-py reads no such URL.
         return connection_class(connection_pool=Pool(settings, "command"))
     try:

@@ -12,9 +12,8 @@ from urllib.parse import urlsplit
 from ..durations import LONGEST
 from ..errors import ConfigurationError
 from .fields import Field, convert
+from .own_urls import form_of, is_own_url, server_url
 from .secrets import scrub, scrub_url
-from .sentinel_url import FORM as SENTINEL_FORM
-from .sentinel_url import is_sentinel_url, parse_sentinel_url
 
 _SCHEMES = ("redis", "rediss", "unix")
 _MODULE_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
@@ -68,7 +67,7 @@ def checked(
 
     if "url" in result and (problem := _url_problem(result["url"])):
         forms = "redis://host:port/db, rediss://host:port/db or unix:///path?db=0"
-        raise refuse("url", problem, f"write it as {SENTINEL_FORM if is_sentinel_url(result['url']) else forms}")
+        raise refuse("url", problem, f"write it as {form_of(result['url']) if is_own_url(result['url']) else forms}")
     for name, pattern, form in (
         ("budget_name", r"[\w.-]+", "letters, digits, '.', '-' and '_'"),
         ("app", _MODULE_NAME + r":[\w.]+(\(\))?", "module:app_or_factory"),
@@ -103,13 +102,13 @@ def _url_problem(url: str) -> str | None:
     scheme, colon, _ = url.partition("://")
     if not colon:
         return "it has no scheme"
-    if scheme not in _SCHEMES and not is_sentinel_url(url):
+    if scheme not in _SCHEMES and not is_own_url(url):
         return f"the scheme {scheme!r} is unknown"
     if re.search(r"[\s\x00-\x1f]", url):
         return "it contains white space (encode it with %20)"
-    if is_sentinel_url(url):
+    if is_own_url(url):
         try:
-            parse_sentinel_url(url)
+            server_url(url)
         except ValueError as error:
             return str(error)
         return None

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import parse_qsl, quote, unquote, urlencode
+from urllib.parse import unquote, urlencode
+
+from .hosts_url import split_url
 
 SCHEMES = ("sentinel", "redis+sentinel", "rediss+sentinel")
 PORT = 26379
@@ -18,7 +20,6 @@ PORT = 26379
 FORM = "sentinel://host1:26379,host2:26379/service/db"
 
 _OWN_PARAMETERS = ("sentinel_username", "sentinel_password", "sentinel_tls")
-_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::(\d+))?")
 
 
 class SentinelURL(NamedTuple):
@@ -47,49 +48,26 @@ def parse_sentinel_url(url: str) -> SentinelURL:
     Raises:
         ValueError: it cannot be read; the text says what is wrong and repeats nothing of the URL.
     """
-    scheme, _, rest = url.partition("://")
-    if "#" in rest:
-        raise ValueError("it contains a '#' (in a password it is written as %23)")
-    rest, _, query = rest.partition("?")
-    netloc, _, path = rest.partition("/")
-    if "@" in path:
-        raise ValueError("its hosts are malformed (a '/' in a password is written as %2F)")
-    login, _, hosts = netloc.rpartition("@")
-    if "@" in login:
-        raise ValueError("its hosts are malformed (a '@' in a password is written as %40)")
-    service, _, db = path.partition("/")
+    parts = split_url(url, PORT)
+    service, _, db = parts.path.partition("/")
     db = db.rstrip("/")
     if not service:
         raise ValueError("it does not name the service that the sentinels watch, such as mymaster")
     if not re.fullmatch(r"\d*", db):
         raise ValueError("its database is not a number")
-    parameters = parse_qsl(query, keep_blank_values=True)
-    own = {name: value for name, value in parameters if name in _OWN_PARAMETERS}
-    theirs = [(name, value) for name, value in parameters if name not in _OWN_PARAMETERS]
-    tls = scheme.startswith("rediss")
+    own = {name: value for name, value in parts.parameters if name in _OWN_PARAMETERS}
+    theirs = [(name, value) for name, value in parts.parameters if name not in _OWN_PARAMETERS]
+    tls = parts.scheme.startswith("rediss")
     if own.get("sentinel_tls", "yes") not in ("yes", "no"):
         raise ValueError("its parameter sentinel_tls is neither yes nor no")
     if own.get("sentinel_username") and not own.get("sentinel_password"):
         raise ValueError("it has a sentinel_username without a sentinel_password")
-    # Decoded and encoded again: redis-py's reader must not see other borders than this one.
-    user, colon, password = login.partition(":")
-    user, password = quote(unquote(user), safe=""), quote(unquote(password), safe="")
-    login = f"{user}{colon}{password}@" if login else ""
-    kind = "rediss" if tls else "redis"
     return SentinelURL(
-        tuple(_host(host) for host in hosts.split(",")),
+        parts.hosts,
         unquote(service),
-        f"{kind}://{login}/{db}?{urlencode(theirs)}",
+        parts.server_url("rediss" if tls else "redis", db, theirs),
         own.get("sentinel_username") or None,
         own.get("sentinel_password") or None,
         {"yes": True, "no": False}.get(own.get("sentinel_tls", ""), tls),
         "rediss://?" + urlencode([(name, value) for name, value in theirs if name.startswith("ssl_")]),
     )
-
-
-def _host(text: str) -> tuple[str, int]:
-    found = _HOST.fullmatch(text)
-    port = int(found[3] or PORT) if found else 0
-    if found is None or not 0 < port < 65536:
-        raise ValueError("one of its hosts or ports is malformed (host:port, separated by commas)")
-    return unquote(found[1] or found[2]), port

@@ -28,7 +28,7 @@ class Settings:
     url: str = setting(
         "redis://localhost:6379/0",
         str,
-        "where the server is: redis://, rediss:// (TLS), unix:// or sentinel://",
+        "where the server is: redis://, rediss:// (TLS), unix://, sentinel:// or cluster://",
         env=("RQ_REDIS_URL", "REDIS_URL"),
         secret=True,
     )

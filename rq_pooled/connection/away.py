@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from redis.exceptions import (
+    AskError,
     BusyLoadingError,
     ClusterDownError,
     NoPermissionError,
@@ -16,7 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..rq_api import key_prefix
-from .sentinel import MasterAway
+from .cluster import said
+from .finder import MasterAway
 
 #: The server cannot be reached, or did not answer in time.
 LOST = (RedisConnectionError, RedisTimeoutError)
@@ -27,8 +29,8 @@ _AWAY = re.compile(
     r"(?<![\w-])(READONLY|LOADING|MASTERDOWN|UNBLOCKED|MISCONF|NOREPLICAS|BUSY|NOAUTH|WRONGPASS|TRYAGAIN|CLUSTERDOWN|"
     r"max number of clients)(?![\w-])"
 )
-# MasterDownError is a ClusterDownError.
-_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError)
+# MasterDownError is a ClusterDownError, and MovedError an AskError: a node of a cluster does not serve the slot.
+_AWAY_CLASSES = (ReadOnlyError, BusyLoadingError, ClusterDownError, TryAgainError, AskError)
 #: What an access control list says, of a command and of one inside a script; 6.2 and 7.0 have the longer text.
 _FORBIDDEN = re.compile(r"NOPERM|no permissions|ACL failure in script|user executing the script", re.IGNORECASE)
 _PREFIX = key_prefix()
@@ -60,7 +62,7 @@ def is_closed(error: Exception) -> bool:
 def check_away(error: Exception) -> None:
     """Raise ServerAway if ``error``, a reply of the server, says that it cannot serve for now."""
     if is_away(error):
-        raise ServerAway(str(error)) from error
+        raise ServerAway(said(error)) from error
 
 
 def check_lost(error: Exception) -> None:

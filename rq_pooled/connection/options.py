@@ -1,21 +1,29 @@
-"""How a connection is made: from the URL or from a client, to a server or to the master that sentinels name."""
+"""How a connection is made: from the URL or from a client, to a server to the master that sentinels name, or to the
+owner of a slot that a cluster names.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from redis import Redis
 from redis.connection import Connection, SSLConnection, parse_url
 from redis.sentinel import SentinelManagedConnection, SentinelManagedSSLConnection
 
+from ..config.cluster_url import parse_cluster_url
+from ..config.own_urls import is_own_url
 from ..config.sentinel_url import is_sentinel_url, parse_sentinel_url
 from ..config.settings import Settings
 from ..deadline import current as current_deadline
 from ..deadline import hurried
 from ..errors import ConfigurationError
+from ..rq_api import key_prefix
+from .cluster import Owners
 from .defaults import quiet_connection_kwargs
+from .finder import Node
 from .names import Introduce
-from .sentinel import Masters, Node
+from .sentinel import Masters
 from .url_parameters import FORBIDDEN_PARAMETERS, POOL_PARAMETERS, url_options
 
 #: What redis-py keeps in a pool's keyword arguments for itself, and what is ours to decide: not copied from a client.
@@ -51,11 +59,14 @@ def connection_options(settings: Settings, role: str, client: Redis | None = Non
     if client is None:
         options = url_options(settings)
         cls = options.pop("connection_class", Connection)
-        if is_sentinel_url(settings.url):
-            cls = SentinelManagedSSLConnection if cls is SSLConnection else SentinelManagedConnection
-            options["connection_pool"] = _masters_of_url(settings)
         for name in (*POOL_PARAMETERS, *FORBIDDEN_PARAMETERS):
             options.pop(name, None)
+        if is_own_url(settings.url):
+            if is_sentinel_url(settings.url):
+                options["connection_pool"] = _masters_of_url(settings)
+            else:
+                options["connection_pool"] = _owners_of_url(settings, (cls, options))
+            cls = SentinelManagedSSLConnection if cls is SSLConnection else SentinelManagedConnection
         return cls, {**quiet_connection_kwargs(settings, role, cls), **options}
     pool = client.connection_pool
     cls = pool.connection_class
@@ -84,6 +95,27 @@ def _masters_of_url(settings: Settings) -> Masters:
         del login["connection_class"]
     nodes = [(cls, {"host": host, "port": port, **login}) for host, port in parts.sentinels]
     return Masters(parts.service, [_quiet(settings, node, len(nodes)) for node in nodes])
+
+
+def _owners_of_url(settings: Settings, server: Node) -> Owners:
+    """Return what asks the nodes of a URL, with the login and the options of the server's own connections.
+
+    Raises:
+        ConfigurationError: the keys of the application are not all in one slot.
+    """
+    prefix = key_prefix()
+    if not re.search(r"\{[^{}]+\}", prefix):
+        raise ConfigurationError(
+            f"URL leads to a cluster and RQ_KEY_PREFIX is {prefix!r}, which spreads an application's keys over its "
+            "nodes: set it to a name in braces, such as RQ_KEY_PREFIX='{app}' (RQ 3)"
+        )
+    cls, theirs = server
+    hosts = parse_cluster_url(settings.url).nodes
+    timeout = settings.socket_connect_timeout
+    options = {**theirs, **quiet_connection_kwargs(settings, "cluster", cls)}
+    options.update(socket_timeout=timeout, socket_connect_timeout=timeout)
+    nodes = [(cls, {**options, "host": host, "port": port}) for host, port in hosts]
+    return Owners(prefix, nodes, timeout)
 
 
 def _masters_of_pool(settings: Settings, pool: Any) -> Masters:

@@ -9,7 +9,7 @@ from typing import Any
 
 from redis.connection import UnixDomainSocketConnection
 
-from .sentinel import Masters
+from .finder import Finder
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,21 @@ class Place:
         return (self.family, self.address) == (other.family, other.address)
 
 
+def shown(connection: Any) -> str:
+    """Return where a connection leads, as ``address_of``."""
+    options = {name: getattr(connection, name, None) for name in ("host", "port", "db", "path", "connection_pool")}
+    return address_of(type(connection), {name: value for name, value in options.items() if value is not None})
+
+
 def address_of(connection_class: type[Any], options: dict[str, Any]) -> str:
     """Return where a connection leads, as a URL without user and password."""
     db = options.get("db") or 0
     if issubclass(connection_class, UnixDomainSocketConnection):
         return f"unix://{options.get('path', '')}?db={db}"
     scheme = "rediss" if any("SSL" in cls.__name__ for cls in connection_class.__mro__) else "redis"
-    masters = options.get("connection_pool")
-    if isinstance(masters, Masters):
-        return f"{'rediss+' if scheme == 'rediss' else ''}sentinel://{masters.hosts}/{masters.service_name}/{db}"
+    finder = options.get("connection_pool")
+    if isinstance(finder, Finder):
+        return finder.url(scheme == "rediss", db)
     host = str(options.get("host", "localhost"))
     host = f"[{host}]" if ":" in host else host
     return f"{scheme}://{host}:{options.get('port', 6379)}/{db}"

@@ -7,7 +7,7 @@ redis-py has a pool. It keeps no connection: a sentinel that is asked is left at
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from redis import ConnectionPool, Redis
@@ -17,24 +17,11 @@ from redis.sentinel import MasterNotFoundError, Sentinel
 
 from ..config.secrets import message_of
 from ..deadline import hurried
-
-#: Makes the keyword arguments of a connection to a sentinel: (class, keyword arguments).
-Node = tuple[type[Any], dict[str, Any]]
+from .finder import Address, Finder, MasterAway, Node
 
 
-class MasterAway(MasterNotFoundError):
-    """No sentinel names a master that is up.
-
-    ``passing``: one of them watches the service, so that a failover may be under way.
-    """
-
-    def __init__(self, message: str, passing: bool) -> None:
-        super().__init__(message)
-        self.passing = passing
-
-
-class Masters:
-    """What a ``SentinelManagedConnection`` asks for the master's address; one object for all connections of a pool.
+class Masters(Finder):
+    """Finds a master by its sentinels; one object for all connections of a pool.
 
     Args:
         service: the name under which the sentinels watch the master.
@@ -42,26 +29,22 @@ class Masters:
         sentinel: its way to judge and translate answers is used (``min_other_sentinels``, ``force_master_ip``).
     """
 
-    is_master = True
-    # The handshake that follows is check enough.
-    check_connection = False
-
     def __init__(self, service: str, nodes: Sequence[Node], sentinel: Sentinel | None = None) -> None:
+        super().__init__()
         self.service_name = service
         self._nodes = list(nodes)
         self._sentinel = sentinel
-        self._latest: tuple[str, int] | None = None
         #: The sentinels, as they are shown: sorted, since the one that answered is asked first the next time.
         self.hosts = ",".join(sorted(f"{options.get('host')}:{options.get('port')}" for _, options in self._nodes))
 
     def __repr__(self) -> str:
         return f"<Masters {self.service_name} by {self.hosts}>"
 
-    def is_former(self, connection: Any) -> bool:
-        """Tell whether a connection leads elsewhere than to the master that was found last. It sends nothing."""
-        return self._latest is not None and (connection.host, connection.port) != self._latest
+    def url(self, tls: bool, db: int) -> str:
+        """Return the sentinels and the service as a URL."""
+        return f"{'rediss+' if tls else ''}sentinel://{self.hosts}/{self.service_name}/{db}"
 
-    def get_master_address(self) -> tuple[str, int]:
+    def find(self) -> Address:
         """Ask one sentinel after the other; the first that knows decides.
 
         Blocks for at most SOCKET_CONNECT_TIMEOUT in all.
@@ -74,7 +57,7 @@ class Masters:
         sentinel: Any = copy.copy(self._sentinel or Sentinel([]))  # type: ignore[no-untyped-call]
         sentinel.sentinels = list(clients)
         try:
-            address: tuple[str, int] = sentinel.discover_master(self.service_name)
+            address: Address = sentinel.discover_master(self.service_name)
         except MasterNotFoundError:
             raise self._away(clients) from None
         finally:
@@ -83,7 +66,6 @@ class Masters:
         # redis-py puts the one that answered first.
         answered = sentinel.sentinels[0]
         self._nodes = [answered.node, *(client.node for client in clients if client is not answered)]
-        self._latest = address
         return address
 
     def _away(self, clients: Sequence[_Client]) -> Exception:
@@ -140,34 +122,3 @@ class _Client(Redis):
         if service in self.known:
             return "says that it is down"
         return f"watches {', '.join(map(repr, self.known)) or 'nothing'}"
-
-
-def is_watched(connection: Any) -> bool:
-    """Tell whether a connection asks sentinels where its server is."""
-    return isinstance(getattr(connection, "connection_pool", None), Masters)
-
-
-def beside(connection: Any, address: Callable[[], tuple[str, int] | None]) -> Any:
-    """Return a connection that goes where ``address`` says, instead of asking sentinels for the master.
-
-    It is for two connections that belong together: in the middle of a failover they would be told different masters.
-    """
-    if is_watched(connection):
-        connection.connection_pool = _Same(address)
-    return connection
-
-
-class _Same:
-    """Answers with the address that another connection has."""
-
-    is_master = True
-    check_connection = False
-
-    def __init__(self, address: Callable[[], tuple[str, int] | None]) -> None:
-        self._address = address
-
-    def get_master_address(self) -> tuple[str, int]:
-        address = self._address()
-        if address is None:
-            raise RedisConnectionError("the connection that this one goes beside was lost")
-        return address

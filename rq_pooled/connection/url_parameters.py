@@ -16,8 +16,8 @@ from typing import Any
 
 from redis.connection import Connection, parse_url
 
+from ..config.own_urls import server_url
 from ..config.secrets import message_of
-from ..config.sentinel_url import is_sentinel_url, parse_sentinel_url
 from ..config.settings import Settings
 from ..errors import ConfigurationError
 from .defaults import accepted_options
@@ -62,9 +62,8 @@ def url_options(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigurationError: a parameter is not known or cannot be used; the text names it, and never its value.
     """
-    url = parse_sentinel_url(settings.url).server_url if is_sentinel_url(settings.url) else settings.url
     try:
-        options: dict[str, Any] = dict(parse_url(url))  # type: ignore[no-untyped-call]
+        options: dict[str, Any] = dict(parse_url(server_url(settings.url)))  # type: ignore[no-untyped-call]
     except ValueError as error:
         # redis-py's text names the parameter, and not its value.
         raise ConfigurationError(f"URL cannot be read: {message_of(error)}; remove or correct that parameter") from None
@@ -115,7 +114,7 @@ def _problem(scheme: str, options: Mapping[str, Any], known: frozenset[str]) -> 
         if name in _OBJECTS:
             return f"URL has the parameter {name!r}, which no text can be; remove it"
         if name not in known:
-            tls = scheme in ("redis", "sentinel", "redis+sentinel") and ("ssl" in name or "tls" in name)
+            tls = scheme in ("redis", "sentinel", "redis+sentinel", "cluster") and ("ssl" in name or "tls" in name)
             hint = ", or write rediss:// for TLS" if tls else ""
             return f"URL has the parameter {name!r}, which redis-py does not know for {scheme}://; remove it{hint}"
         check = _CHECKS.get(name)

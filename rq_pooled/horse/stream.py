@@ -18,6 +18,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..connection.command_table import SUBSCRIBE
 from ..connection.defaults import accepted_options
+from ..connection.resending import Resending
+from ..deadline import current as current_deadline
 from ..errors import BudgetExceeded, PoolExhausted, ServerUnreachable
 
 #: Begins the errors that the parent sends in the place of a reply; see multiplexer/streams.py.
@@ -43,12 +45,16 @@ class Door:
         path: of the parent's socket.
         token: lets this horse in, and what it forks.
         protocol, db: what the shared connection speaks, and its database.
+        slot: of a cluster, that of all keys.
+        patience: seconds for which a command is sent again that the cluster refused.
     """
 
     path: str
     token: bytes
     protocol: int
     db: int
+    slot: int | None = None
+    patience: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Greeting:
 
     def __call__(self, connection: Any) -> None:
         """Greet the parent on a connection whose socket has just been opened."""
+        connection.door = self.door
         connection._sock.sendall(self.door.token + b"\n")
         connection._parser.on_connect(connection)
         protocol = int(connection.protocol or 2)
@@ -93,6 +100,8 @@ def _use_resp3(connection: Any) -> None:
 
 class StreamConnection(UnixDomainSocketConnection):
     """redis-py's connection over a Unix socket that raises what the parent has to say."""
+
+    door: Door
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """Send a command as redis-py does; after one that subscribes, wait for the answer without reading it.
@@ -126,6 +135,32 @@ class StreamConnection(UnixDomainSocketConnection):
                 raise
             self.disconnect()  # type: ignore[no-untyped-call] # the parent has closed it
             raise _ERRORS[kind](reason) from None
+
+
+class ClusterStreamConnection(Resending, StreamConnection):
+    """The same to a cluster: what was refused is sent again for POOL_TIMEOUT; the parent finds the owner."""
+
+    @property
+    def slot(self) -> int:
+        """Return the slot of all keys of the application."""
+        return self.door.slot or 0
+
+    @property
+    def patience(self) -> float:
+        """Return for how many seconds a command is sent again."""
+        deadline = current_deadline()
+        return self.door.patience if deadline is None else min(deadline.left(), self.door.patience)
+
+    def go_to_owner(self, error: Exception) -> bool:
+        """Leave it to the parent, which is refused, too."""
+        if self._sock is None:
+            self.connect()  # type: ignore[no-untyped-call]
+        return True
+
+
+def stream_class(door: Door) -> type[StreamConnection]:
+    """Return the class of the streams that begin at a door."""
+    return StreamConnection if door.slot is None else ClusterStreamConnection
 
 
 def stream_options(options: Mapping[str, Any], door: Door, role: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from redis.credentials import UsernamePasswordCredentialProvider
 
 from ..config.settings import Settings
+from ..connection.cluster import slot_of
 from ..connection.names import Introduce, client_name
 from ..connection.place import Place
 from ..wire import Command, pack_commands
@@ -37,6 +38,8 @@ class Dialer:
         sample = make("jobs")
         #: The protocol and the database that every stream has unless it asks for another.
         self.protocol, self.db = int(getattr(sample, "protocol", 2) or 2), int(getattr(sample, "db", 0) or 0)
+        #: Of a cluster, the slot of all keys.
+        self.slot = slot_of(sample)
         introduce = getattr(sample, "redis_connect_func", None)
         own_way = isinstance(introduce, Introduce) and introduce.before is not None
         # What a user's class does to connect (a proxy, a tunnel, a handshake of its own) only that class knows.

@@ -64,6 +64,8 @@ class Lending:
         self._idle: list[tuple[Upstream, float]] = []
         #: Who has it, None while it is made fit for the next one, and when something last happened to it.
         self._lent: dict[Upstream, tuple[Stream | None, float]] = {}
+        #: Lent ones that are closed when they come back.
+        self._leaving: set[Upstream] = set()
         #: By stream; the connection that it is lent.
         self._upstreams: dict[Stream, Upstream] = {}
 
@@ -125,6 +127,11 @@ class Lending:
         self._opening.discard(upstream)
         # Its last borrower may not have read all yet, and that is no affair of the next one.
         upstream.resume()
+        if upstream in self._leaving:
+            self._leaving.discard(upstream)
+            upstream.close()
+            self._serve()
+            return
         # With the one that is left the own streams get on, one after the other.
         if len(self) and self._brake.engaged:
             upstream.close()
@@ -217,6 +224,7 @@ class Lending:
         pending = loan.patience != 0.0 if loan.subscribed else loan.pending
         if pending or loan.passage or loan.ends_with_stream:
             del self._lent[upstream]
+            self._leaving.discard(upstream)
             upstream.close()
             self._serve()
         else:
@@ -224,6 +232,7 @@ class Lending:
 
     def _lost(self, upstream: Upstream, reason: str) -> None:
         self._opening.discard(upstream)
+        self._leaving.discard(upstream)
         self._idle = [entry for entry in self._idle if entry[0] is not upstream]
         stream, _ = self._lent.pop(upstream, (None, 0.0))
         self._refit.forget(upstream)
@@ -285,6 +294,12 @@ class Lending:
         idle, self._idle = self._idle, []
         for upstream, _ in idle:
             upstream.close()
+
+    def leave(self, reason: str) -> None:
+        """Lend others from now on; what streams have begun over those that are lent, they end there."""
+        for upstream in [*self._opening, *(upstream for upstream, _ in self._idle)]:
+            upstream.lose(reason)
+        self._leaving.update(self._lent)
 
     def close(self) -> None:
         """Close all without a word."""

@@ -18,6 +18,7 @@ from ..capacity.reservation import Ask, Reservation
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings
 from ..connection.away import is_closed
+from ..connection.cluster import is_elsewhere
 from ..connection.place import Place
 from ..horse.stream import Door
 from ..process.event_loop import Loop
@@ -67,8 +68,11 @@ class Multiplexer:
     ) -> None:
         self._loop = loop
         self._warn = warn
+        self._pool_timeout = settings.pool_timeout
         self._dialer = dialer
         self._place = place
+        #: The node that was lost does not serve the slot, and answers what was sent to it.
+        self._left = False
         self._lease = lease
         self._reservation = Reservation(lease, ask)
         opener = Opener(loop, settings, dialer, place, brake, self._queue)
@@ -97,7 +101,7 @@ class Multiplexer:
 
     def door(self, token: bytes) -> Door:
         """Return where the streams of the horse with this token begin."""
-        return Door(self.path, token, self._dialer.protocol, self._dialer.db)
+        return Door(self.path, token, self._dialer.protocol, self._dialer.db, self._dialer.slot, self._pool_timeout)
 
     def drop(self, guest: Guest) -> None:
         """Close all that a horse has opened, which has ended."""
@@ -236,22 +240,27 @@ class Multiplexer:
     # -- the server ----------------------------------------------------------------------------------------------
 
     def on_away(self, error: Exception) -> None:
-        """Give up the connections to a server that does not serve; keep those in use where it closed just the parent's.
+        """Give up the connections to a server that does not serve; keep those in use where others are served there.
 
         A server that has ended, or whose machine has, closes the others too. One at whose reply to a claim a limit was
-        passed closes that connection alone: the jobs that use the others have no part in it.
+        passed closes that connection alone: the jobs that use the others have no part in it. A node of a cluster that
+        does not serve the slot is there, and what was sent to it is answered.
         """
-        if is_closed(error):
+        self._left = is_elsewhere(error)
+        if self._left:
+            self._shared.leave(str(error))
+            self._lending.leave(str(error))
+        elif is_closed(error):
             self._shared.close_idle()
             self._lending.close_idle_ones()
         else:
             self._give_up(str(error))
 
     def on_back(self) -> None:
-        """Give up the connections that lead elsewhere than the command connection does now."""
+        """Give up the connections that lead elsewhere than the command connection does now, unless they end there."""
         place = self._place()
         for upstream in [*self._shared.all(), *self._lending.all()]:
-            if place is not None and not upstream.place.is_same(place):
+            if not self._left and place is not None and not upstream.place.is_same(place):
                 upstream.lose("the server is another one now")
 
     def _give_up(self, reason: str) -> None:

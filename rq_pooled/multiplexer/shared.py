@@ -60,6 +60,8 @@ class Shared:
         self._owed: deque[_Debt] = deque()
         self._outgoing: list[bytes] = []
         self._rest = b""
+        #: It is closed as soon as no stream is owed anything: the server is elsewhere now.
+        self._leaving = False
         #: Bytes of the reply that is being passed on in pieces.
         self._long = 0
         #: The server has sent something since the last look; when it had, and when a reply was last missing, at a look.
@@ -74,7 +76,7 @@ class Shared:
     @property
     def usable(self) -> bool:
         """Tell whether commands can be sent."""
-        return self._upstream is not None and self._upstream.is_open
+        return self._upstream is not None and self._upstream.is_open and not self._leaving
 
     @property
     def exists(self) -> bool:
@@ -167,6 +169,9 @@ class Shared:
                 if stream.waits_for == "replies":
                     self._go_on(stream)
         self._rest = data[position:]
+        if self._leaving and not owed:
+            self.close()
+            self._open()
 
     def _note_long(self, stream: Stream, size: int, done: bool) -> None:
         self._long += size
@@ -235,7 +240,7 @@ class Shared:
     def _lost(self, upstream: Upstream, reason: str) -> None:
         if upstream is not self._upstream:
             return
-        self._upstream = None
+        self._upstream, self._leaving = None, False
         self._rest, self._long = b"", 0
         self._outgoing.clear()
         owed, self._owed = self._owed, deque()
@@ -252,10 +257,19 @@ class Shared:
         if self.usable and not self._owed and not self._outgoing:
             self.close()
 
+    def leave(self, reason: str) -> None:
+        """Open another one for what comes from now on; what was sent here is answered here."""
+        if self._upstream is not None and not self._upstream.is_open:
+            self._upstream.lose(reason)
+        elif self._owed:
+            self._leaving = True
+        else:
+            self.close()
+
     def close(self) -> None:
         """Close it while no stream is owed anything."""
         if self._upstream is not None:
-            upstream, self._upstream = self._upstream, None
+            upstream, self._upstream, self._leaving = self._upstream, None, False
             self._rest = b""
             upstream.close()
 

@@ -16,7 +16,8 @@ from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..connection.away import NotSent, check_away
-from ..connection.place import Place
+from ..connection.cluster import slot_of
+from ..connection.place import Place, shown
 from ..connection.sockets import replies_within
 from ..deadline import clipped
 from ..store.keys import NONE
@@ -50,6 +51,8 @@ class CommandConnection(RoleConnection):
         self._waiting_since = 0.0
         #: When the last reply came, by the monotonic clock.
         self.answered_at = 0.0
+        #: It leads to a node of a cluster, which may cease to serve the slot without a word.
+        self.in_cluster = False
         #: Something was answered since the last ``connect``.
         self.answered = False
 
@@ -68,11 +71,12 @@ class CommandConnection(RoleConnection):
         """
         self.close()
         connection = self._make()
+        self.in_cluster = slot_of(connection) is not None
         try:
             with replies_within(connection, patience):
                 connection.connect()
             self._connection = connection
-            for reply in self.execute([*self._prepare, _WRITE_PROBE], patience):
+            for reply in self.execute([_WRITE_PROBE, *self._prepare], patience):
                 if isinstance(reply, Exception):
                     raise reply
             self.answered = False
@@ -184,6 +188,11 @@ class CommandConnection(RoleConnection):
         """Return the host and port of the server, None while not connected."""
         connection = self._connection
         return None if connection is None else (connection.host, connection.port)
+
+    @property
+    def url(self) -> str:
+        """Return where it leads, as it is shown: without user and password."""
+        return "" if self._connection is None else shown(self._connection)
 
     def place(self) -> Place | None:
         """Return where it leads, for a connection beside it; None while not connected."""

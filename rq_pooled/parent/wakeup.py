@@ -26,6 +26,8 @@ from .refusals import Refusals
 
 #: Seconds between looks at the queues where the server offers no client tracking.
 POLL_INTERVAL = 0.05
+#: Seconds between looks on a cluster: the slot of empty queues may move away without a word.
+CLUSTER_INTERVAL = 1.0
 #: Delay before a woken worker claims: at most, and per miss, once others were faster several times in a row. A push
 #: wakes every idle worker, and a hundred of them must not ask at once for one job.
 HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
@@ -50,6 +52,7 @@ class Wakeup:
         self._timer: Timer | None = None
         self._later: Timer | None = None
         self._polling: Timer | None = None
+        self._looking = False
         #: Queues that are left out -> the key that is watched instead, and the timer for the first of them.
         self._limited: dict[str, str] = {}
         self._token: Timer | None = None
@@ -162,6 +165,9 @@ class Wakeup:
 
         return [Exchange(commands, on_replies)]
 
+    def _look(self) -> None:
+        self._look_due = not self._awake and self._context.command.connected
+
     def _poll(self) -> None:
         self._polling = None
         self._look_due = not self._awake
@@ -171,6 +177,9 @@ class Wakeup:
 
         After every connect of either: the registration is the connection's, the redirection names the other's id.
         """
+        if self._context.command.in_cluster and not self._looking:
+            self._looking = True
+            self._context.loop.call_every(CLUSTER_INTERVAL, self._look)
         if self._context.listen.client_id is None:
             self._on_tracking(False)
             return

@@ -13,7 +13,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..config.secrets import message_of, scrub
 from ..connection.away import LOST
 from ..connection.connect_errors import explain, says_full
-from ..connection.sentinel import Masters
+from ..connection.finder import Finder
 from ..deadline import current as current_deadline
 from ..deadline import within
 from ..delays import jittered_delay
@@ -41,8 +41,8 @@ def check_idle(pool: Pool, connection: Any) -> None:
             close(connection, message_of(error), lost=True)
     if is_open(connection) and time.monotonic() >= pool.book.lines[connection].expires_at:
         close(connection, "max_lifetime")
-    masters = pool.connection_kwargs.get("connection_pool")
-    if is_open(connection) and isinstance(masters, Masters) and masters.is_former(connection):
+    finder = pool.connection_kwargs.get("connection_pool")
+    if is_open(connection) and isinstance(finder, Finder) and finder.is_former(connection):
         close(connection, "another server has become the master", lost=True)
     if is_open(connection):
         try:

@@ -18,9 +18,11 @@ from redis import BlockingConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from ..config.settings import Settings
+from ..connection.cluster import Owners
 from ..connection.options import connection_options
 from ..connection.place import address_of
 from ..connection.readonly import noticing
+from ..connection.resending import resending
 from ..connection.url_parameters import pool_limits
 from ..deadline import hurried
 from ..wire import Command, pack_commands
@@ -215,6 +217,8 @@ class Pool(BlockingConnectionPool):
         for hook in self.hooks:
             cls = hook.equip(cls, options)
         options["redis_connect_func"] = Report(weakref.ref(self.book), options["redis_connect_func"])
+        if isinstance(options.get("connection_pool"), Owners):
+            cls = resending(cls)
         connection = hurried(noticing(cls))(**options)
         with self.book.lock:
             self._connections.append(connection)

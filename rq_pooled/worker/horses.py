@@ -9,7 +9,7 @@ from ..connection.defaults import accepted_options
 from ..failed.sweep_settings import maintenance_policies
 from ..horse.process import HorseProcess
 from ..horse.recorder import make_recorder
-from ..horse.stream import StreamConnection, stream_options
+from ..horse.stream import StreamConnection, stream_class, stream_options
 from ..horse.warmup import warm_up
 from ..horse.worker import HorseMixin
 from ..multiplexer.multiplexer import Multiplexer
@@ -70,7 +70,7 @@ def prepare_horses(
     def run_horse(channel: ChildChannel, token: bytes | None) -> None:
         if multiplexer is not None and token is not None:
             door = multiplexer.door(token)
-            pool.become("job", MOST_STREAMS, StreamConnection, stream_options(pool.connection_kwargs, door, "job"))
+            pool.become("job", MOST_STREAMS, stream_class(door), stream_options(pool.connection_kwargs, door, "job"))
         else:
             pool.become("job", share, hooks=[StopFlag(brake), LongWaits()])
         adopt(pool)

@@ -10,6 +10,7 @@ from redis.exceptions import ResponseError
 
 from ..capacity.level import info_fields
 from ..connection.away import NEEDED_RIGHTS
+from ..connection.cluster import remedy
 from ..errors import ServerUnsupported
 
 logger = logging.getLogger("rq.worker")
@@ -18,14 +19,18 @@ logger = logging.getLogger("rq.worker")
 OLDEST = (6, 2, 0)
 
 
-def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, int]:
+def check_server(
+    execute: Callable[[list[Any]], list[Any]], in_cluster: bool = False, url: str = ""
+) -> tuple[int, int, int]:
     """Ask the server what it is and return its version; warn where it may evict keys.
 
     Args:
         execute: sends commands and returns raw replies.
+        in_cluster: it was found as a node of a cluster.
+        url: of the server, as it is shown.
 
     Raises:
-        ServerUnsupported: it is older than 6.2, or in cluster mode.
+        ServerUnsupported: it is older than 6.2, or a node of a cluster that was not asked where the keys are.
     """
     (reply,) = execute([("INFO",)])
     # An ACL refuses INFO. What else it refuses is said when it is asked for.
@@ -38,10 +43,8 @@ def check_server(execute: Callable[[list[Any]], list[Any]]) -> tuple[int, int, i
         raise ServerUnsupported(
             f"the server is version {info.get('redis_version', 'unknown')}; rq_pooled needs 6.2 or newer: upgrade it"
         )
-    if info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1":
-        raise ServerUnsupported(
-            "the server is a cluster node, and RQ's keys do not stay on one node: use one server or Sentinel"
-        )
+    if not in_cluster and (info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1"):
+        raise ServerUnsupported(f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logger.warning("the server may evict jobs when memory is short (maxmemory-policy %s); set noeviction", policy)

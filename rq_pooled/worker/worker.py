@@ -24,8 +24,8 @@ from ..capacity.reservation import ALWAYS
 from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..connection.away import LOST, is_away
+from ..connection.finder import beside, is_watched
 from ..connection.options import make_connection
-from ..connection.sentinel import beside, is_watched
 from ..connection.sockets import close_idle
 from ..errors import ConfigurationError, RQPooledError, ServerUnreachable
 from ..log_lines import WorkerLog, keep_lines
@@ -230,7 +230,7 @@ class Worker(rq.worker.Worker):
         def open_command() -> None:
             startup.connect(command, found)
             if not versions:
-                version = check_server(command.execute)
+                version = check_server(command.execute, command.in_cluster, command.url)
                 check_rights(command.execute, rights())
                 versions.append(version)
 

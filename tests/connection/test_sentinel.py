@@ -24,7 +24,7 @@ from topology import SERVICE, Topology
 import rq_pooled
 from rq_pooled.config import Settings
 from rq_pooled.config.sentinel_url import parse_sentinel_url
-from rq_pooled.connection.sentinel import MasterAway
+from rq_pooled.connection.finder import MasterAway
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError, ServerUnreachable
 from rq_pooled.pool import Pool, get_connection, get_pool

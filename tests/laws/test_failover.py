@@ -27,8 +27,8 @@ from topology import Topology, replicated, role
 import rq_pooled
 from rq_pooled.config import Settings
 from rq_pooled.connection.away import ServerAway, check_away
+from rq_pooled.connection.finder import beside
 from rq_pooled.connection.options import make_connection
-from rq_pooled.connection.sentinel import beside
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ServerUnreachable
 from rq_pooled.pool import Pool, get_connection
