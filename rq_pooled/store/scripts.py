@@ -156,10 +156,11 @@ KEYS = {
 
 def _name_keys(text: str) -> str:
     """Return a script that knows the keys it names, by a local variable each that it sets behind its header."""
-    # First of all: see there.
     header = re.match("(?:--.*\n)*", text)
     assert header is not None
-    text = f"{header[0]}{(_FOLDER / 'shared' / 'slot_first.lua').read_text()}{text[header.end() :]}"
+    # First of all, see there; a cluster wants a prefix with a hash tag.
+    if "{" in keys.PREFIX:
+        text = f"{header[0]}{(_FOLDER / 'shared' / 'slot_first.lua').read_text()}{text[header.end() :]}"
     used = sorted(KEYS.keys() & set(re.findall(r"\w+", re.sub("--.*", "", text))))
     names, values = ", ".join(used), ", ".join(f"'{KEYS[name]}'" for name in used)
     return f"{header[0]}local {names} = {values}\n{text[header.end() :]}" if used else text

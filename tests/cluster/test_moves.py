@@ -122,7 +122,7 @@ def test_the_slot_moves_while_jobs_run(cluster: Cluster, fleet: list[WorkerProce
                 move(5)
         took.append(time.monotonic() - began)
         done = cluster_client.hlen(cluster_jobs.key("hash"))
-        wait_until(lambda: cluster_client.hlen(cluster_jobs.key("hash")) >= min(1000, done + 30), 20, "jobs that go on")
+        wait_until(lambda: cluster_client.hlen(cluster_jobs.key("hash")) >= min(1000, done + 30), 20, "jobs that go on")  # noqa: B023
     web.wait()
     # A job that uses Redis while its slot moves waits, and is not run again.
     check(cluster_client, web.names, fleet)
