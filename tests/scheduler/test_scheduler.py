@@ -23,7 +23,7 @@ import psutil
 import pytest
 import rq_scheduler
 from engine import key_space
-from keys import named
+from keys import default_prefix_only, named
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue as StockQueue
@@ -101,6 +101,7 @@ def normalised(redis: Redis) -> dict[str, Any]:
     return space
 
 
+@default_prefix_only
 def test_leaves_what_the_stock_scheduler_leaves(redis: Redis, ours: Scheduler, stock: Any) -> None:
     """After a round the key space equals that after a round of rq-scheduler: jobs, queues, next times, counters."""
     schedule_all_kinds(stock, redis)
@@ -133,6 +134,7 @@ def test_leaves_what_the_stock_scheduler_leaves(redis: Redis, ours: Scheduler, s
     assert Job.fetch("twice", redis).meta["repeat"] == 1
 
 
+@default_prefix_only
 def test_stock_jobs_run_under_ours_and_the_other_way_round(
     server: Any, redis: Redis, ours: Any, stock: Any, tmp_path: Path
 ) -> None:
@@ -181,7 +183,7 @@ def test_sigkill_in_the_middle_of_moves(server: Any, redis: Redis, tmp_path: Pat
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("with_stock", [False, True])
+@pytest.mark.parametrize("with_stock", [False, pytest.param(True, marks=default_prefix_only)])
 def test_two_schedulers_at_once(server: Any, redis: Redis, tmp_path: Path, with_stock: bool) -> None:
     """Two schedulers, of one kind or of both, and a worker with --with-scheduler move each job once."""
     scheduler = Scheduler(connection=redis)
