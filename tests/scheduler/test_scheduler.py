@@ -527,7 +527,7 @@ print("returned", flush=True)
 """
 
 
-@pytest.mark.parametrize("kind", ["stock", "ours"])
+@pytest.mark.parametrize("kind", [pytest.param("stock", marks=default_prefix_only), "ours"])
 def test_a_signal_ends_run_by_system_exit(server: Any, redis: Redis, tmp_path: Path, kind: str) -> None:
     """After SIGTERM ``run`` raises SystemExit, as rq-scheduler's: what stands behind it in a program is not done."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
