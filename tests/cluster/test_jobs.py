@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from rq.job import Job
 from support import QUICK, WorkerProcess, wait_until
 
 import rq_pooled
+from rq_pooled.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -83,7 +85,9 @@ def test_jobs_of_all_kinds(cluster: Cluster, worker: WorkerProcess, cluster_clie
     assert worker.stop() == 0
 
 
-def test_connections_to_one_node(cluster: Cluster, worker: WorkerProcess, cluster_client: Redis, tmp_path: Path) -> None:
+def test_connections_to_one_node(
+    cluster: Cluster, worker: WorkerProcess, cluster_client: Redis, tmp_path: Path
+) -> None:
     """A worker has two connections, a third one while jobs use Redis, all to the owner of its slot."""
     owner = cluster.owner(PREFIX).address
     assert roles(cluster) == {owner: ["command", "listen"]}
@@ -109,7 +113,7 @@ def test_a_sleeping_worker_follows(cluster: Cluster, worker: WorkerProcess, clus
     job = queue.enqueue(cluster_jobs.count, "b")
     wait_until(lambda: job.is_finished, 10, "a job at the new owner")
     assert time.monotonic() - moved < 2.5
-    wait_until(lambda: roles(cluster) .keys() == {target.address}, 5, "connections to the new owner")
+    wait_until(lambda: roles(cluster).keys() == {target.address}, 5, "connections to the new owner")
     assert "lost the server (MOVED" in worker.output() or "is not served here now" in worker.output()
     assert worker.stop() == 0
 
@@ -122,6 +126,9 @@ def test_what_is_refused(cluster: Cluster) -> None:
     assert "RQ_KEY_PREFIX is 'rq'" in line and "RQ_KEY_PREFIX='{app}'" in line
     line = refusal(run(way, f"cluster://{node.address}/1"))
     assert "a cluster has no database 1" in line and "cluster://host1:6379,host2:6379/" in line
+    with EmbeddedServer(kind=os.environ.get("RQ_POOLED_TEST_SERVER")) as server:
+        line = refusal(run(way, f"cluster://{server.host}:{server.port}"))
+    assert "is no node of a cluster; write redis:// instead of cluster:// in URL" in line
     line = refusal(run(way, f"redis://{node.address}/0"))
     assert f"one node of a cluster, and the keys may move to another: write cluster://{node.address}/ in URL" in line
 

@@ -22,7 +22,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not re.search(r"\{[^{}]+\}", PREFIX):
         for item in items:
             if Path(item.fspath).parent == TESTS / "cluster":
-                item.add_marker(pytest.mark.skip(reason="RQ_KEY_PREFIX has no hash tag: run by tests/laws/test_cluster.py"))
+                item.add_marker(
+                    pytest.mark.skip(reason="RQ_KEY_PREFIX has no hash tag: run by tests/laws/test_cluster.py")
+                )
 
 
 @pytest.fixture(scope="module")
