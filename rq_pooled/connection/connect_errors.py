@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..deadline import clipped
 from ..errors import TRY_AGAIN, USAGE
 from .away import is_away
+from .cluster import NoCluster
 
 #: What a server at its limit says to a new connection.
 FULL = "max number of clients"
@@ -66,6 +67,8 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
     for one in chain:
         if isinstance(one, _SpeaksTLS):
             return Trouble(_SPEAKS_TLS, "Write rediss:// instead of redis:// in URL", USAGE)
+        if isinstance(one, NoCluster):
+            return Trouble(text, "Write redis:// instead of cluster:// in URL (rediss:// with TLS)", USAGE)
         if isinstance(one, ssl.SSLCertVerificationError):
             return _of_certificate(text)
         if isinstance(one, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):

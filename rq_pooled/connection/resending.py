@@ -79,8 +79,10 @@ class Resending:
         sent = self._sent if isinstance(self._sent, list) else [self._sent]
         if self._read == 1 and _name(sent[0]) == b"WATCH":
             self._watching = True
-        elif self._watching and _name(sent[-1][sent[-1].rfind(b"*") :]) in _ENDS_WATCH:
-            self._watching = False
+        elif self._watching:
+            commands = _cut(sent)
+            if self._read >= len(commands) and _name(commands[-1]) in _ENDS_WATCH:
+                self._watching = False
 
     # -- where the slot is ---------------------------------------------------------------------------------------
 

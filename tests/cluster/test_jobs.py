@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -17,6 +18,7 @@ from rq.job import Job
 from support import QUICK, WorkerProcess, wait_until
 
 import rq_pooled
+from rq_pooled.embedded import EmbeddedServer
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -124,6 +126,9 @@ def test_what_is_refused(cluster: Cluster) -> None:
     assert "RQ_KEY_PREFIX is 'rq'" in line and "RQ_KEY_PREFIX='{app}'" in line
     line = refusal(run(way, f"cluster://{node.address}/1"))
     assert "a cluster has no database 1" in line and "cluster://host1:6379,host2:6379/" in line
+    with EmbeddedServer(kind=os.environ.get("RQ_POOLED_TEST_SERVER")) as server:
+        line = refusal(run(way, f"cluster://{server.host}:{server.port}"))
+    assert "is no node of a cluster; write redis:// instead of cluster:// in URL" in line
     line = refusal(run(way, f"redis://{node.address}/0"))
     assert f"one node of a cluster, and the keys may move to another: write cluster://{node.address}/ in URL" in line
 

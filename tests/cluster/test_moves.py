@@ -109,10 +109,15 @@ def check(client: Redis, names: list[str], fleet: list[WorkerProcess], runs: int
         assert "could not be recorded" not in output, output[-5000:]
 
 
+def more(client: Redis, count: int) -> None:
+    """Wait until so many jobs have run."""
+    wait_until(lambda: int(client.hlen(cluster_jobs.key("hash"))) >= count, 30, "jobs that run")
+
+
 def test_the_slot_moves_while_jobs_run(cluster: Cluster, fleet: list[WorkerProcess], cluster_client: Redis) -> None:
     """The slot goes from node to node, key by key, while 1 000 jobs run and a web process enqueues: each ends once."""
     web = Web(cluster.url, 1000, 0.002)
-    wait_until(lambda: int(cluster_client.hlen(cluster_jobs.key("hash"))) > 50, what="jobs that run")
+    more(cluster_client, 50)
     took = []
     for _ in range(3):
         target = cluster.other(cluster.owner(PREFIX))
@@ -121,8 +126,8 @@ def test_the_slot_moves_while_jobs_run(cluster: Cluster, fleet: list[WorkerProce
             for _ in range(20):
                 move(5)
         took.append(time.monotonic() - began)
-        done = cluster_client.hlen(cluster_jobs.key("hash"))
-        wait_until(lambda: cluster_client.hlen(cluster_jobs.key("hash")) >= min(1000, done + 30), 20, "jobs that go on")  # noqa: B023
+        enough = min(1000, cluster_client.hlen(cluster_jobs.key("hash")) + 30)
+        more(cluster_client, enough)
     web.wait()
     # A job that uses Redis while its slot moves waits, and is not run again.
     check(cluster_client, web.names, fleet)
@@ -176,7 +181,7 @@ def test_trouble_while_jobs_run(
 ) -> None:
     """A node that restarts, a failover on demand and ten seconds without any node lose no job and count none twice."""
     web = Web(cluster.url, 300, 0.01)
-    wait_until(lambda: int(cluster_client.hlen(cluster_jobs.key("hash"))) > 50, what="jobs that run")
+    more(cluster_client, 50)
     trouble(cluster)
     cluster.wait_until_whole()
     web.wait()
