@@ -1,4 +1,7 @@
-"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one."""
+"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one.
+
+All states of one such connection stand here, from being opened to being closed, which makes this file long.
+"""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def _name_keys(text: str) -> str:
     header = re.match("(?:--.*\n)*", text)
     assert header is not None
     # First of all, see there; a cluster wants a prefix with a hash tag.
-    if "{" in keys.PREFIX:
+    if "{" in keys.NONE:
         text = f"{header[0]}{(_FOLDER / 'shared' / 'slot_first.lua').read_text()}{text[header.end() :]}"
     used = sorted(KEYS.keys() & set(re.findall(r"\w+", re.sub("--.*", "", text))))
     names, values = ", ".join(used), ", ".join(f"'{KEYS[name]}'" for name in used)
