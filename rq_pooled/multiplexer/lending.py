@@ -1,4 +1,7 @@
-"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one."""
+"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one.
+
+It is long since all that can happen to a lent connection stands in one place.
+"""
 
 from __future__ import annotations
 
