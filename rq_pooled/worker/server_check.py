@@ -6,11 +6,15 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from redis.exceptions import ResponseError
+from redis import Redis
+from redis.exceptions import RedisError, ResponseError
 
 from ..capacity.level import info_fields
+from ..config.cluster_url import is_cluster_url
+from ..config.settings import Settings
 from ..connection.away import NEEDED_RIGHTS
 from ..connection.cluster import remedy
+from ..connection.finder import Finder
 from ..errors import ServerUnsupported
 
 logger = logging.getLogger("rq.worker")
@@ -44,11 +48,25 @@ def check_server(
             f"the server is version {info.get('redis_version', 'unknown')}; rq_pooled needs 6.2 or newer: upgrade it"
         )
     if not in_cluster and (info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1"):
-        raise ServerUnsupported(f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}")
+        raise ServerUnsupported(
+            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or in RQ_POOLED_URL for `rq worker`"
+        )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logger.warning("the server may evict jobs when memory is short (maxmemory-policy %s); set noeviction", policy)
     return version
+
+
+def leads_to_one_node(client: Redis, settings: Settings) -> bool:
+    """Tell whether a client leads to one node of a cluster, while URL says how to find the one that has the keys."""
+    if not is_cluster_url(settings.url) or isinstance(
+        client.connection_pool.connection_kwargs.get("connection_pool"), Finder
+    ):
+        return False
+    try:
+        return bool(client.info("cluster").get("cluster_enabled"))
+    except (RedisError, OSError):
+        return False
 
 
 def check_rights(execute: Callable[[list[Any]], list[Any]], question: Any) -> None:

@@ -48,7 +48,7 @@ from . import preflight, startup
 from .admission import Admission
 from .horses import ROLES, job_connections, prepare_horses
 from .registration import register, unregister
-from .server_check import check_rights, check_server
+from .server_check import check_rights, check_server, leads_to_one_node
 from .signals import STOP_SIGNALS, loop_for_stop_signals, start_anew
 
 #: Seconds that a child of ``rq worker-pool`` waits before it ends with an error: the pool would start it again at once.
@@ -135,6 +135,9 @@ class Worker(rq.worker.Worker):
         max_idle_time: int | None,
         with_scheduler: bool,
     ) -> bool:
+        if leads_to_one_node(self.connection, settings):
+            # RQ takes the URL of one node only, and has asked there already.
+            self.connection = get_connection(settings)
         # The given connection has served to find the server.
         close_idle(self.connection.connection_pool)
         self.pid, self.hostname = os.getpid(), socket.gethostname()

@@ -15,7 +15,7 @@ from redis import Redis
 from rq import Callback, Retry
 from rq.defaults import RQ_KEY_PREFIX as PREFIX
 from rq.job import Job
-from support import QUICK, WorkerProcess, wait_until
+from support import QUICK, WorkerProcess, running_worker, wait_until
 
 import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
@@ -131,6 +131,18 @@ def test_what_is_refused(cluster: Cluster) -> None:
     assert "is no node of a cluster; write redis:// instead of cluster:// in URL" in line
     line = refusal(run(way, f"redis://{node.address}/0"))
     assert f"one node of a cluster, and the keys may move to another: write cluster://{node.address}/ in URL" in line
+
+
+def test_rq_worker(cluster: Cluster, cluster_client: Redis, tmp_path: Path) -> None:
+    """`rq worker` takes the owner's URL, and with RQ_POOLED_URL it follows the slot to another node."""
+    owner = cluster.owner(PREFIX)
+    url = f"redis://{owner.address}"
+    queue = rq_pooled.Queue("q", connection=cluster_client)
+    with running_worker(url, "q", log=tmp_path / "log", RQ_POOLED_URL=f"cluster://{owner.address}"):
+        for _ in range(2):
+            job = queue.enqueue(cluster_jobs.count, "a")
+            wait_until(lambda job=job: job.is_finished, what="a job")
+            cluster.move(PREFIX, cluster.other(cluster.owner(PREFIX)))
 
 
 def test_every_command_finds_the_owner(cluster: Cluster, worker: WorkerProcess, cluster_client: Redis) -> None:

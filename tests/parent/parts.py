@@ -40,6 +40,7 @@ class Connection:
     def __init__(self) -> None:
         self.connected = True
         self.answered = True
+        self.in_cluster = False
         self.waiting: list[Exchange] = []
         #: Every command that was sent, by the name of its script, else by its first word.
         self.sent: list[str] = []
