@@ -49,8 +49,8 @@ def check_server(
         )
     if not in_cluster and (info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1"):
         raise ServerUnsupported(
-            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or in RQ_POOLED_URL "
-            "for `rq worker`"
+            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or for `rq worker` "
+            "in RQ_POOLED_URL"
         )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
