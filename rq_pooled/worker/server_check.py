@@ -49,7 +49,8 @@ def check_server(
         )
     if not in_cluster and (info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1"):
         raise ServerUnsupported(
-            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or in RQ_POOLED_URL for `rq worker`"
+            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or in "
+            "RQ_POOLED_URL for `rq worker`"
         )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -59,9 +60,8 @@ def check_server(
 
 def leads_to_one_node(client: Redis, settings: Settings) -> bool:
     """Tell whether a client leads to one node of a cluster, while URL says how to find the one that has the keys."""
-    if not is_cluster_url(settings.url) or isinstance(
-        client.connection_pool.connection_kwargs.get("connection_pool"), Finder
-    ):
+    finder = client.connection_pool.connection_kwargs.get("connection_pool")
+    if not is_cluster_url(settings.url) or isinstance(finder, Finder):
         return False
     try:
         return bool(client.info("cluster").get("cluster_enabled"))
