@@ -22,6 +22,7 @@ from rq import Queue
 from rq.registry import FinishedJobRegistry
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.store.keys import WORKERS
 
 ROOT = Path(__file__).resolve().parent.parent
 QUEUE = "bench"
@@ -139,7 +140,7 @@ def worker(
     with tempfile.TemporaryFile() as log:
         process = spawn(running, contender, log, url)
         try:
-            wait_until(lambda: redis.scard("rq:workers") >= contender.workers)
+            wait_until(lambda: redis.scard(WORKERS) >= contender.workers)
             run_jobs(redis, 4 * contender.workers, "benchmarks.jobs.nothing")
             yield process
         finally:

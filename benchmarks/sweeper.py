@@ -15,6 +15,7 @@ from rq.results import Result
 from rq.utils import now
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.store import keys
 
 from .common import QUEUE, ROOT, Table, client, main
 
@@ -60,15 +61,15 @@ def fill(redis: Redis) -> None:
     fields["status"] = "failed"
     result = Result("x", Result.Type.FAILED, redis, exc_string=_TRACEBACK).serialize()
     began = time.time() - 3600
-    redis.sadd("rq:queues", f"rq:queue:{QUEUE}")
+    redis.sadd(keys.QUEUES, keys.queue_key(QUEUE))
     for start in range(0, JOBS, 1000):
         with redis.pipeline(transaction=False) as pipe:
             for number in range(start, start + 1000):
                 job_id = f"00000000-0000-4000-8000-{number:012d}"
-                pipe.hset(f"rq:job:{job_id}", mapping=fields)
-                pipe.expire(f"rq:job:{job_id}", 31_536_000)
-                pipe.xadd(f"rq:results:{job_id}", result, id=f"{int(began * 1000) + number}-0")
-                pipe.zadd(f"rq:failed:{QUEUE}", {job_id: int(began) + 31_536_000 + number // 5000})
+                pipe.hset(keys.job_key(job_id), mapping=fields)
+                pipe.expire(keys.job_key(job_id), 31_536_000)
+                pipe.xadd(keys.results_key(job_id), result, id=f"{int(began * 1000) + number}-0")
+                pipe.zadd(keys.registry_key("failed", QUEUE), {job_id: int(began) + 31_536_000 + number // 5000})
             pipe.execute()
 
 

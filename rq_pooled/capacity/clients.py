@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..config.settings import Settings
-from ..connection.names import client_name
+from ..connection.names import OURS, client_name
 from ..foreign import whole_number
 
 
@@ -15,9 +15,12 @@ def process_name(settings: Settings) -> str:
 
 
 def split_name(name: str) -> tuple[str, str, int, str] | None:
-    """Return (app, host, pid, role) of a connection's name in CLIENT LIST, None if it is not one of ours."""
+    """Return (app, host, pid, role) of a connection's name in CLIENT LIST, None if it is not one of ours.
+
+    A process of rq_pooled with another prefix of keys is another application's.
+    """
     parts = name.split(":")
-    if len(parts) != 5 or parts[0] != "rq_pooled" or whole_number(parts[3]) == 0:
+    if len(parts) != 5 or parts[0] != OURS or whole_number(parts[3]) == 0:
         return None
     return parts[1], parts[2], int(parts[3]), parts[4]
 

@@ -14,17 +14,22 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 
 from ..config.settings import Settings
+from ..rq_api import key_prefix
 from .connect_errors import last_words
+
+#: What the names of our connections begin with: that of our keys, so that applications with other prefixes of keys do
+#: not take each other's processes for their own. A colon ends a part, and no prefix has a slash.
+OURS = f"{key_prefix()}_pooled".replace(":", "/")
 
 
 def client_name(settings: Settings, role: str) -> str:
-    """Return ``rq_pooled:<app>:<host>:<pid>:<role>`` for this process.
+    """Return ``rq_pooled:<app>:<host>:<pid>:<role>`` for this process; ``rq`` is the prefix of keys.
 
     The application is BUDGET_NAME, else the name of the program. Spaces and newlines, which CLIENT SETNAME refuses,
     become ``_``.
     """
     app = settings.budget_name or _program()
-    parts = ("rq_pooled", app, socket.gethostname(), str(os.getpid()), role)
+    parts = (OURS, app, socket.gethostname(), str(os.getpid()), role)
     return ":".join(re.sub(r"[^!-~]|:", "_", part) for part in parts)
 
 

@@ -33,7 +33,8 @@ class DeadLetterRegistry(BaseRegistry):
         queue, args, kwargs: as for RQ's registries.
     """
 
-    key_template = dead_letters_key("{0}")
+    # RQ formats it: braces of a prefix are doubled.
+    key_template = dead_letters_key("").replace("{", "{{").replace("}", "}}") + "{0}"
 
     def __init__(
         self,

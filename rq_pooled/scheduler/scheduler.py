@@ -31,7 +31,7 @@ from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
 from ..store.due import add_fraction
-from ..store.keys import SCHEDULED_JOBS, SCHEDULER_LOCK
+from ..store.keys import SCHEDULED_JOBS, SCHEDULER_INSTANCE, SCHEDULER_LOCK, SCHEDULER_RUNS
 from ..store.locks import unlock
 from ..store.scripts import run_script
 from ..wire import raw, text
@@ -76,6 +76,9 @@ class Scheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has no annot
     """
 
     queue_class = Queue
+    # rq-scheduler's own names do not follow the prefix of keys.
+    redis_scheduler_namespace_prefix = SCHEDULER_INSTANCE
+    scheduler_key, scheduler_lock_key, scheduled_jobs_key = SCHEDULER_RUNS, SCHEDULER_LOCK, SCHEDULED_JOBS
 
     def __init__(
         self,

@@ -193,5 +193,8 @@ def waiting_key(limit: str) -> str:
 
 # -- rq-scheduler's --------------------------------------------------------------------------------------------------
 
-#: Job -> when it is due, and the lock of who moves them.
+#: Job -> when it is due, and the lock of who moves them. rq-scheduler's own class and its command know these with
+#: ``rq`` only; our Scheduler has them under the prefix.
 SCHEDULED_JOBS, SCHEDULER_LOCK = f"{SCHEDULER}scheduled_jobs", f"{PREFIX}:scheduler_lock"
+#: The hash of a scheduler that runs, in old versions the one key for it, and the prefix of those of today.
+SCHEDULER_RUNS, SCHEDULER_INSTANCE = f"{PREFIX}:scheduler", f"{PREFIX}:scheduler_instance:"

@@ -16,10 +16,11 @@ PACKAGE = Path(rq_pooled.__file__).parent
 PREFIXES = ("rq_pooled:", "rq:")
 #: What names none: fields of a job's meta, and a text that is encoded to try an encoding.
 EXEMPT = {"retry/attempts.py", "retry/backoff.py", "connection/url_parameters.py"}
-#: Who may know the prefix itself: RQ's seam and what refuses it, and a message about rights above the store.
+#: Who may know the prefix itself: RQ's seam and what refuses it; above the store, messages, names of connections, and the
+#: slot of a cluster.
 KNOW_THE_PREFIX = {
-    *("rq_api.py", "rq_version.py", "store/keys.py"),
-    *("connection/away.py", "connection/options.py", "connection/resending.py"),
+    *("rq_api.py", "rq_version.py", "store/keys.py", "__main__.py"),
+    *("connection/away.py", "connection/names.py", "connection/options.py", "connection/resending.py"),
 }
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 LUA = sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / "store" / "lua").rglob("*.lua"))

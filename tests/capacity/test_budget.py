@@ -19,6 +19,7 @@ import pytest
 import stats_jobs
 from budgets import HELD, LEASES, ORDER, WAITING, ours, shop
 from engine import engine
+from keys import named
 from redis import Redis
 from rq import Queue
 from support import JOBS, PYTHONPATH, ROOT, drop_pools, running_worker, wait_until
@@ -75,7 +76,7 @@ def test_a_place_is_given_away_only_when_its_sockets_are_gone(redis: Redis, serv
     """A lease that ended keeps its place while its process has connections, and loses it when they are closed."""
     # Two processes to the server: the first speaks under the name of another program.
     settings = shop(server, 1, heartbeat_interval=0.1, heartbeat_ttl=0.5)
-    paused = Redis.from_url(server.url, client_name="rq_pooled:shop:elsewhere:77:web")
+    paused = Redis.from_url(server.url, client_name=named("rq_pooled:shop:elsewhere:77:web"))
     paused.ping()
     redis.zadd(LEASES, {"rq_pooled-is-not-asked": 0, "shop:elsewhere:77:abc": 1.0})
     redis.zrem(LEASES, "rq_pooled-is-not-asked")
@@ -154,10 +155,10 @@ def test_enqueueing_over_budget_was_certainly_not_done(redis: Redis, server: Emb
     first.release(first.get_connection())
     with pytest.raises(BudgetExceeded):
         OurQueue("a", connection=Redis(connection_pool=second)).enqueue(stats_jobs.succeed, "x")
-    assert not redis.exists("rq:queue:a") and not redis.keys("rq:job:*")
+    assert not redis.exists(named("rq:queue:a")) and not redis.keys(named("rq:job:*"))
     first.disconnect()
     OurQueue("a", connection=Redis(connection_pool=second)).enqueue(stats_jobs.succeed, "x")
-    assert redis.llen("rq:queue:a") == 1
+    assert redis.llen(named("rq:queue:a")) == 1
     second.disconnect()
 
 

@@ -16,6 +16,7 @@ import pytest
 import stats_jobs
 import stream_jobs
 from budgets import HELD, ORDER, WAITING, ours, shop
+from keys import named
 from redis import Connection, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq.job import JobStatus
@@ -281,7 +282,7 @@ def test_a_server_that_stays_full_ends_a_call_at_its_deadline(start_server: Call
     assert 0.3 < time.monotonic() - started < 1.5
     admin.config_set("maxclients", 100)
     queue.enqueue(stats_jobs.succeed, "x")
-    assert admin.llen("rq:queue:a") == 1
+    assert admin.llen(named("rq:queue:a")) == 1
 
 
 def test_a_full_server_is_waited_for_over_tls(tls: TLSServer) -> None:

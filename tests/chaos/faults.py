@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from keys import named
 from redis import Redis
 from support import ROOT, wait_until
 
@@ -72,7 +73,7 @@ def kill_worker(scene: Scene) -> None:
     """Kill a worker, not its horse."""
     scene.run_jobs(3.0, 1)
     scene.start(1)
-    wait_until(lambda: scene.admin.scard("rq:workers") == 2, 30, "the other worker")
+    wait_until(lambda: scene.admin.scard(named("rq:workers")) == 2, 30, "the other worker")
     scene.first[0].process.send_signal(signal.SIGKILL)
     scene.over()
 
@@ -82,7 +83,7 @@ def kill_container(scene: Scene) -> None:
     """Kill both."""
     scene.run_jobs(3.0, 1)
     scene.start(1)
-    wait_until(lambda: scene.admin.scard("rq:workers") == 2, 30, "the other worker")
+    wait_until(lambda: scene.admin.scard(named("rq:workers")) == 2, 30, "the other worker")
     horses = scene.horses()
     scene.first[0].process.send_signal(signal.SIGKILL)
     for horse in horses:

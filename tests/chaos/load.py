@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 import rq
+from keys import named
 from redis.exceptions import RedisError
 from rq import Queue, Retry
 
@@ -41,7 +42,7 @@ RETRIES = 2
 #: Jobs that may wait in the queue before the enqueuer pauses: what is to be seen is faults, not a long queue.
 BACKLOG = 60
 #: How rq_pooled names its connections: the process id, and the role.
-NAME = re.compile(r"rq_pooled:[^:]+:[^:]+:(\d+):([a-z]+)")
+NAME = re.compile(named(r"rq_pooled:[^:]+:[^:]+:(\d+):([a-z]+)"))
 FOREVER = {"result_ttl": 86400, "failure_ttl": 86400}
 
 
@@ -186,9 +187,9 @@ class Watch(_Worker):
         if now - self._last > self.STARVED:
             self.gaps.append((self._last, now))
         try:
-            for member, score in self._redis.zrange(f"rq_pooled:leases:{QUEUE}", 0, -1, withscores=True):
+            for member, score in self._redis.zrange(named(f"rq_pooled:leases:{QUEUE}"), 0, -1, withscores=True):
                 self.leases[member.decode()] = score
-            self.admitted = max(self.admitted, self._redis.zcard("rq:rl:chaos:allowed"))
+            self.admitted = max(self.admitted, self._redis.zcard(named("rq:rl:chaos:allowed")))
             self._count(self._redis.client_list())
         except (RedisError, OSError):
             pass

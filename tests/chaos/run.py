@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from keys import named
 from redis.exceptions import RedisError
 
 from . import journal, plan
@@ -102,7 +103,7 @@ def run(
         verdict = judge(stage.admin, evidence)
         verdict.problems += [("", text) for text in deaths]
         states = {
-            job_id: f"{stage.admin.hgetall(f'rq:job:{job_id}')} {stage.admin.xrange(f'rq:results:{job_id}')}"
+            job_id: named(f"{stage.admin.hgetall(f'rq:job:{job_id}')} {stage.admin.xrange(f'rq:results:{job_id}')}")
             for job_id, _ in verdict.problems
             if job_id
         }
@@ -177,7 +178,7 @@ def _drain(stage: Stage, evidence: Evidence, notes: Path, deaths: list[str]) -> 
             with stage.admin.pipeline(transaction=False) as pipe:
                 ids = sorted(left)
                 for job_id in ids:
-                    pipe.hget(f"rq:job:{job_id}", "status")
+                    pipe.hget(named(f"rq:job:{job_id}"), "status")
                 statuses = pipe.execute()
             # Deferred ones follow when their parent ends; where it failed they never do.
             left = {
@@ -185,9 +186,9 @@ def _drain(stage: Stage, evidence: Evidence, notes: Path, deaths: list[str]) -> 
                 for i, status in zip(ids, statuses)
                 if status is not None and status.decode() not in (*ENDS, "deferred")
             }
-            busy = stage.admin.llen(f"rq:queue:{QUEUE}") + stage.admin.zcard(f"rq:wip:{QUEUE}")
-            busy += stage.admin.zcard("rq:rl:chaos:allowed")  # a slot that leaked is freed within 15 seconds
-            if not left and not busy and not stage.admin.zcard(f"rq:scheduled:{QUEUE}"):
+            busy = stage.admin.llen(named(f"rq:queue:{QUEUE}")) + stage.admin.zcard(named(f"rq:wip:{QUEUE}"))
+            busy += stage.admin.zcard(named("rq:rl:chaos:allowed"))  # a slot that leaked is freed within 15 seconds
+            if not left and not busy and not stage.admin.zcard(named(f"rq:scheduled:{QUEUE}")):
                 return
         except RedisError:
             pass

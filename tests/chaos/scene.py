@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from keys import named
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
@@ -162,17 +163,19 @@ class Scene:
 
     def _status(self, job_id: str) -> str:
         """Return where a job is: finished, failed, another status, or lost where nothing leads to it any more."""
-        status = self.admin.hget(f"rq:job:{job_id}", "status")
+        status = self.admin.hget(named(f"rq:job:{job_id}"), "status")
         if status is None:
             return "gone"
         name = str(status.decode())
         if name in ("finished", "failed"):
             return name
-        if job_id.encode() in self.admin.lrange(f"rq:queue:{QUEUE}", 0, -1):
+        if job_id.encode() in self.admin.lrange(named(f"rq:queue:{QUEUE}"), 0, -1):
             return "queued"
-        if any(member.startswith(f"{job_id}:".encode()) for member in self.admin.zrange(f"rq:wip:{QUEUE}", 0, -1)):
+        if any(
+            member.startswith(f"{job_id}:".encode()) for member in self.admin.zrange(named(f"rq:wip:{QUEUE}"), 0, -1)
+        ):
             return "left as started"
-        if job_id.encode() in self.admin.lrange(f"rq:queue:{QUEUE}:intermediate", 0, -1):
+        if job_id.encode() in self.admin.lrange(named(f"rq:queue:{QUEUE}:intermediate"), 0, -1):
             return "left in the intermediate list"
         return "lost"
 

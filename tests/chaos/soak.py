@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+from keys import named
 from redis import Redis
 from rq import Queue
 from support import ROOT, TESTS, WorkerProcess, running_worker
@@ -137,7 +138,7 @@ def soak(
 def _recorded(redis: Redis) -> int:
     """Return how many jobs the worker's slots have recorded."""
     with redis.pipeline(transaction=False) as pipe:
-        for key in redis.smembers("rq:workers"):
+        for key in redis.smembers(named("rq:workers")):
             pipe.hget(key, "successful_job_count")
         return sum(int(count or 0) for count in pipe.execute())
 

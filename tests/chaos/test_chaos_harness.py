@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keys import named
 from redis import Redis
 from rq import Queue, SimpleWorker
 
@@ -67,7 +68,7 @@ def test_the_verdict_names_what_is_lost_stuck_or_recorded_twice(redis: Redis) ->
         "stuck: is queued",
         "twice: has 2 final results",
         "did not run to its end",
-        "rq:queue:",
+        named("rq:queue:"),
     ):
         assert any(expected in text for text in texts), (expected, texts)
 

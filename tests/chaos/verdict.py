@@ -8,6 +8,7 @@ import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 
+from keys import named
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq.results import Result
@@ -82,12 +83,12 @@ class Verdict:
 
 def record_of(redis: Redis, job_id: str) -> Record | None:
     """Return what Redis tells of a job, None where it does not know it."""
-    fields = redis.hgetall(f"rq:job:{job_id}")
+    fields = redis.hgetall(named(f"rq:job:{job_id}"))
     if not fields:
         return None
     results = [
         Result.restore(job_id, entry.decode(), payload, connection=redis)
-        for entry, payload in redis.xrevrange(f"rq:results:{job_id}")
+        for entry, payload in redis.xrevrange(named(f"rq:results:{job_id}"))
     ]
     left = int(fields.get(b"retries_left") or 0)
     return Record(job_id, fields.get(b"status", b"?").decode(), left, results)
@@ -271,19 +272,19 @@ def _check_residue(verdict: Verdict, redis: Redis) -> None:
     """No queue, registry, lease, claim, limit or intermediate list holds anything of a job that has ended."""
     for key in sorted(redis.keys("*")):
         name = key.decode()
-        if name == f"rq:queue:{QUEUE}" or name.endswith(":intermediate"):
+        if name == named(f"rq:queue:{QUEUE}") or name.endswith(":intermediate"):
             verdict.add("", f"{name} holds {redis.lrange(key, 0, 9)}")
-        elif name.startswith(("rq:wip:", "rq_pooled:leases:", "rq:scheduled:")) or name.endswith(
+        elif name.startswith((named("rq:wip:"), named("rq_pooled:leases:"), named("rq:scheduled:"))) or name.endswith(
             (":allowed", ":rate_limited")
         ):
             verdict.add("", f"{name} holds {redis.zrange(key, 0, 9)}")
-        elif name.startswith(("rq:execution:", "rq:executions:")):
+        elif name.startswith((named("rq:execution:"), named("rq:executions:"))):
             verdict.add("", f"{name} is left")
-        elif name.startswith("rq_pooled:claims:") and redis.ttl(key) < 0:
+        elif name.startswith(named("rq_pooled:claims:")) and redis.ttl(key) < 0:
             verdict.add("", f"{name} is left for ever with {redis.hkeys(key)[:10]}")
-        elif name.startswith("rq:worker:") and name.endswith(":executions"):
+        elif name.startswith(named("rq:worker:")) and name.endswith(":executions"):
             verdict.add("", f"{name} holds {redis.smembers(key)}")
-        elif name.startswith("rq:worker:") and not redis.hexists(key, "death"):
+        elif name.startswith(named("rq:worker:")) and not redis.hexists(key, "death"):
             try:
                 current = redis.hget(key, "current_job")
             except ResponseError:

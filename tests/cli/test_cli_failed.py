@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import pytest
 from failures import fail, fill, ids_in, make_older
+from keys import named
 from redis import Redis
 from support import ROOT
 
@@ -20,7 +21,7 @@ from rq_pooled import Backoff
 from rq_pooled.cli import main as cli
 from rq_pooled.embedded import EmbeddedServer
 
-FAILED, QUEUE = "rq:failed:default", "rq:queue:default"
+FAILED, QUEUE = named("rq:failed:default"), named("rq:queue:default")
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -84,8 +85,8 @@ def test_requeue_by_id_says_what_became_of_each(redis: Redis, run: Run) -> None:
     error.
     """
     ids = fill(redis, 3)
-    redis.delete(f"rq:job:{ids[1]}")
-    redis.hset(f"rq:job:{ids[2]}", "status", "started")
+    redis.delete(named(f"rq:job:{ids[1]}"))
+    redis.hset(named(f"rq:job:{ids[2]}"), "status", "started")
     assert run("requeue", *ids, "-q", "default", "--dry-run")[0] == 0 and redis.zcard(FAILED) == 3
     code, out, _ = run("requeue", "-q", "default", *ids, "nobody")
     assert code == 0
@@ -116,9 +117,9 @@ def test_blocked_queue_keeps_no_other_from_its_sweep(redis: Redis, run: Run, as_
     """
     for name in "abcd":
         fill(redis, 3, name, prefix=name)
-    redis.set("rq_pooled:sweep:b", "host:1:x", ex=60)
-    redis.delete("rq:failed:c")
-    redis.set("rq:failed:c", "no registry")
+    redis.set(named("rq_pooled:sweep:b"), "host:1:x", ex=60)
+    redis.delete(named("rq:failed:c"))
+    redis.set(named("rq:failed:c"), "no registry")
     code, out, err = run("sweep", "--requeue", "--all", *["--json"] * as_json)
     if as_json:
         reports = {one["queue"]: one for one in json.loads(out)}
@@ -145,7 +146,7 @@ def test_history_of_a_job(redis: Redis, run: Run) -> None:
     (job,) = fail(redis, "Busy", retry=Backoff(2, 5, jitter=None))
     code, out, _ = run("failed", job.id)
     assert code == 0 and out.splitlines()[1] == "scheduled, 1 retries left" and "no try is recorded" in out
-    redis.xadd(f"rq:results:{job.id}", {"type": 4, "exc_string": "", "rq_pooled:next_at": 1790000000})
+    redis.xadd(named(f"rq:results:{job.id}"), {"type": 4, "exc_string": "", "rq_pooled:next_at": 1790000000})
     lines = run("failed", job.id)[1].splitlines()
     assert lines[2].endswith("retried: -; next try 2026-09-21T14:13:20Z")
     (one,) = json.loads(run("failed", job.id, "--json")[1])["tries"]
@@ -168,7 +169,7 @@ def test_history_tells_the_error_itself(redis: Redis, run: Run, end: str, error:
     (job_id,) = fill(redis, 1)
     text = f'Traceback (most recent call last):\n  File "a.py", line 1, in f\n    g()\n{end}\n'
     packed = b64encode(zlib.compress(text.encode()))
-    redis.xadd(f"rq:results:{job_id}", {"type": 2, "exc_string": packed})
+    redis.xadd(named(f"rq:results:{job_id}"), {"type": 2, "exc_string": packed})
     assert run("failed", job_id)[1].splitlines()[-1].endswith(f"failed: {error}")
 
 
@@ -180,7 +181,7 @@ def test_history_tells_the_error_of_a_group(redis: Redis, run: Run) -> None:
         raise ExceptionGroup("two orders", [ValueError("a"), KeyError("b")])  # type: ignore[name-defined,unused-ignore]  # noqa: F821
     except Exception:  # noqa: BLE001 - so that 3.10 can read this
         packed = b64encode(zlib.compress(traceback.format_exc().encode()))
-    redis.xadd(f"rq:results:{job_id}", {"type": 2, "exc_string": packed})
+    redis.xadd(named(f"rq:results:{job_id}"), {"type": 2, "exc_string": packed})
     assert run("failed", job_id)[1].splitlines()[-1].endswith("failed: ExceptionGroup: two orders (2 sub-exceptions)")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import claim_jobs
 import pytest
 from commands import rq_pooled_command
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.job import Job, JobStatus
@@ -63,7 +64,7 @@ def test_default_names_tell_queues_apart(redis: Redis, run: Run) -> None:
     sweeps = [["a b"], ["a_b"], ["почта"], ["слово"], ["a", "b"], ["a-b"], [], ["all"]]
     for queues in sweeps:
         for name in queues:
-            redis.sadd("rq:queues", f"rq:queue:{name}")
+            redis.sadd(named("rq:queues"), named(f"rq:queue:{name}"))
         flags = [word for name in queues for word in ("-q", name)]
         for _ in range(2):
             assert run(*TEN, "--ghosts", *flags).returncode == 0

@@ -14,6 +14,7 @@ import crash_jobs
 import pytest
 from commands import PASSWORD, refusal, run
 from conftest import KIND
+from keys import named
 from redis import Redis
 from redis.exceptions import AuthenticationError
 from redis.sentinel import Sentinel
@@ -57,7 +58,7 @@ def locked_url(topology: Topology) -> str:
 def ours(client: Redis) -> list[str]:
     """Return the roles of rq_pooled's connections to a server, in order."""
     names = [entry["name"] for entry in client.client_list()]
-    return sorted(name.rpartition(":")[2] for name in names if name.startswith("rq_pooled:"))
+    return sorted(name.rpartition(":")[2] for name in names if name.startswith(named("rq_pooled:")))
 
 
 def nobody_listens() -> int:
@@ -126,7 +127,7 @@ def test_the_pool_finds_the_master_and_leaves_the_sentinels(topology: Topology) 
     connection = get_connection(Settings(url=topology.url))
     queue = rq_pooled.Queue("q", connection=connection)
     job = queue.enqueue(crash_jobs.nothing)
-    assert topology.master.client().lrange("rq:queue:q", 0, -1) == [job.id.encode()]
+    assert topology.master.client().lrange(named("rq:queue:q"), 0, -1) == [job.id.encode()]
     with topology.sentinels[0].client() as asked:
         wait_until(lambda: ours(asked) == [], what="no connection to the sentinel")
     assert ours(topology.master.client()) == ["web"]
@@ -137,7 +138,7 @@ def test_a_queue_without_a_connection(topology: Topology, monkeypatch: pytest.Mo
     """RQ_POOLED_URL may name sentinels."""
     monkeypatch.setenv("RQ_POOLED_URL", topology.url)
     job = rq_pooled.Queue("q").enqueue(crash_jobs.nothing)
-    assert topology.master.client().exists(f"rq:job:{job.id}")
+    assert topology.master.client().exists(named(f"rq:job:{job.id}"))
     get_pool().disconnect()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import crash_jobs
 import pytest
 from commands import free_port, refusal, run
+from keys import named
 from redis import Redis
 from redis.exceptions import RedisError
 from rq.job import Job
@@ -56,7 +57,7 @@ def test_the_own_command_wakes_and_is_stopped(tls: TLSServer, tmp_path: Path) ->
         for _ in range(50):  # each wakes an idle worker
             job = queue.enqueue(crash_jobs.nothing)
             wait_until(lambda: finished(job), 10, "a job after a wake-up")  # noqa: B023
-        tls.server.client().publish("rq:pubsub:w", '{"command": "shutdown"}')
+        tls.server.client().publish(named("rq:pubsub:w"), '{"command": "shutdown"}')
         assert worker.wait() == 0
 
 
@@ -66,7 +67,7 @@ def test_a_lost_connection_is_replaced(tls: TLSServer, tmp_path: Path) -> None:
     queue = rq_pooled.Queue("q", connection=client)
     with running_worker(tls.url, "q", log=tmp_path / "log") as worker:
         for entry in client.client_list():
-            if entry["name"].startswith("rq_pooled:"):
+            if entry["name"].startswith(named("rq_pooled:")):
                 client.client_kill_filter(_id=entry["id"])
         worker.wait_for("the server is back")
         job = queue.enqueue(crash_jobs.nothing)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import retry_jobs
 from failures import fill, ids_in
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq.registry import FinishedJobRegistry
@@ -22,7 +23,7 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import SweepUnderWay
 from rq_pooled.failed import Bury, Ghosts, Purge, Requeue
 
-FAILED, QUEUE, DEAD = "rq:failed:default", "rq:queue:default", "rq_pooled:dead:default"
+FAILED, QUEUE, DEAD = named("rq:failed:default"), named("rq:queue:default"), named("rq_pooled:dead:default")
 
 
 def sweep(redis: Redis, policy: Any, **options: Any) -> int:
@@ -68,7 +69,9 @@ def test_requeues_beside_a_worker_run_each_job_once(server: EmbeddedServer, redi
             thread.join(20)
     runs = sum(redis.llen(f"runs:{job.id}") for job in jobs)
     assert runs == len(jobs) + requeued[0]
-    assert not any(redis.exists(key) for key in (FAILED, DEAD, QUEUE, "rq:wip:default", "rq_pooled:sweep:default"))
+    assert not any(
+        redis.exists(key) for key in (FAILED, DEAD, QUEUE, named("rq:wip:default"), named("rq_pooled:sweep:default"))
+    )
 
 
 def test_single_requeues_and_purges_exclude_each_other(server: EmbeddedServer, redis: Redis) -> None:
@@ -89,7 +92,7 @@ def test_single_requeues_and_purges_exclude_each_other(server: EmbeddedServer, r
     thread.join()
     assert sorted(ids_in(redis, QUEUE)) == sorted(done)
     assert purged + len(done) == len(ids) and done
-    assert {key.decode() for key in redis.keys("rq:job:*")} == {f"rq:job:{job_id}" for job_id in done}
+    assert {key.decode() for key in redis.keys(named("rq:job:*"))} == {named(f"rq:job:{job_id}") for job_id in done}
     assert not redis.exists(FAILED)
 
 
@@ -117,20 +120,20 @@ def test_killed_sweep_is_resumed(server: EmbeddedServer, redis: Redis, arguments
     left, target = ids_in(redis, FAILED), DEAD if "--bury" in arguments else QUEUE
     assert 0 < len(left) < len(ids)
     moved = [] if "--purge" in arguments else ids_in(redis, target)
-    kept = {key.decode().removeprefix("rq:job:") for key in redis.keys("rq:job:*")}
+    kept = {key.decode().removeprefix(named("rq:job:")) for key in redis.keys(named("rq:job:*"))}
     assert kept == {*left, *moved} and len(left) + len(moved) == len(kept)
     if moved:
         assert len(kept) == len(ids)
 
     refused = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=40)
     assert refused.returncode == 75 and "is under way" in refused.stderr
-    assert 0 < redis.ttl("rq_pooled:sweep:default") <= 30
-    redis.pexpire("rq_pooled:sweep:default", 200)  # instead of the rest of its 30 seconds
-    wait_until(lambda: not redis.exists("rq_pooled:sweep:default"), what="the end of the lock")
+    assert 0 < redis.ttl(named("rq_pooled:sweep:default")) <= 30
+    redis.pexpire(named("rq_pooled:sweep:default"), 200)  # instead of the rest of its 30 seconds
+    wait_until(lambda: not redis.exists(named("rq_pooled:sweep:default")), what="the end of the lock")
     resumed = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False, timeout=40)
     assert resumed.returncode == 0, resumed.stderr
     assert not redis.exists(FAILED)
     if moved:
         assert sorted(ids_in(redis, target)) == ids
     else:
-        assert not redis.keys("rq:job:*") and not redis.keys("rq:results:*")
+        assert not redis.keys(named("rq:job:*")) and not redis.keys(named("rq:results:*"))

@@ -14,6 +14,7 @@ from engine import key_space
 from failures import fail, fill, ids_in, make_older, work
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keys import named
 from keyspace import differences, dump
 from redis import Redis
 from rq import Callback, Retry
@@ -32,7 +33,7 @@ from rq_pooled.failed.policies import Bury, Ghosts, Purge, Requeue
 from rq_pooled.failed.registry import PAGE, FailedJobs, through
 from rq_pooled.store.locks import SweepLock
 
-FAILED, QUEUE, DEAD = "rq:failed:default", "rq:queue:default", "rq_pooled:dead:default"
+FAILED, QUEUE, DEAD = named("rq:failed:default"), named("rq:queue:default"), named("rq_pooled:dead:default")
 
 
 def sweep(redis: Redis, policy: Any, **options: Any) -> sweeper.Report:
@@ -95,7 +96,7 @@ def test_only_what_is_meant_is_taken(redis: Redis, selection: dict[str, Any], wa
 def test_a_job_whose_time_is_unknown_is_never_old_enough(redis: Redis) -> None:
     """A failed job of which nothing says when it failed is left alone by a sweep that asks for an age."""
     (job,) = fail(redis, "Broken")
-    redis.delete(f"rq:results:{job.id}")
+    redis.delete(named(f"rq:results:{job.id}"))
     redis.hdel(job.key, "ended_at")
     assert sweep(redis, Purge(older_than=5)).done == 0
     assert ids_in(redis, FAILED) == [job.id] and redis.exists(job.key)
@@ -106,10 +107,10 @@ def test_a_purged_job_leaves_its_group(redis: Redis) -> None:
     jobs = fail(redis, "Broken", "Broken")
     for job in jobs:
         redis.hset(job.key, "group_id", "g")
-        redis.sadd("rq:group:g", job.id)
+        redis.sadd(named("rq:group:g"), job.id)
     assert sweep(redis, Purge(limit=1, everything=True)).done == 1
     kept = ids_in(redis, FAILED)
-    assert len(kept) == 1 and redis.smembers("rq:group:g") == {kept[0].encode()}
+    assert len(kept) == 1 and redis.smembers(named("rq:group:g")) == {kept[0].encode()}
 
 
 def test_custom_description_does_not_hide_the_function(redis: Redis) -> None:
@@ -140,7 +141,7 @@ def test_requeue_gives_retries_anew(redis: Redis) -> None:
     assert left == {"backoff": 3, "stock": 2, "none": None}
     redis.delete(QUEUE)
     for name in kinds:
-        redis.hset(f"rq:job:{name}", "status", "failed")
+        redis.hset(named(f"rq:job:{name}"), "status", "failed")
         redis.zadd(FAILED, {name: 1e12})
     sweep(redis, Requeue(retries=9))
     assert {Job.fetch(name, redis).retries_left for name in kinds} == {9}
@@ -151,21 +152,25 @@ def test_requeued_job_does_not_expire_while_it_waits(redis: Redis) -> None:
     fail(redis, "Broken", failure_ttl=60, job_id="short")
     fail(redis, "Broken", failure_ttl=60, ttl=500, job_id="own")
     for job_id in ("short", "own"):
-        for key in (f"rq:job:{job_id}:dependents", f"rq:job::{job_id}:dependencies"):
+        for key in (named(f"rq:job:{job_id}:dependents"), named(f"rq:job::{job_id}:dependencies")):
             redis.sadd(key, "another")
             redis.expire(key, 60)
     sweep(redis, Requeue())
     for job_id, least, most in (("short", -1, -1), ("own", 490, 500)):
-        for key in (f"rq:job:{job_id}", f"rq:job:{job_id}:dependents", f"rq:job::{job_id}:dependencies"):
+        for key in (
+            named(f"rq:job:{job_id}"),
+            named(f"rq:job:{job_id}:dependents"),
+            named(f"rq:job::{job_id}:dependencies"),
+        ):
             assert least <= redis.ttl(key) <= most, key
-        assert redis.ttl(f"rq:results:{job_id}") == -1, "the history of its tries stays as long as the job"
+        assert redis.ttl(named(f"rq:results:{job_id}")) == -1, "the history of its tries stays as long as the job"
 
 
 def test_requeue_goes_on_past_ghosts(redis: Redis) -> None:
     """Entries whose job is gone are dropped and counted; all others are requeued."""
     ids = fill(redis, 300)
     for job_id in ids[::3]:
-        redis.delete(f"rq:job:{job_id}")
+        redis.delete(named(f"rq:job:{job_id}"))
     report = sweep(redis, Requeue())
     assert (report.done, report.ghosts, report.looked_at) == (200, 100, 300)
     assert ids_in(redis, QUEUE) == [job_id for i, job_id in enumerate(ids) if i % 3]
@@ -189,9 +194,9 @@ def test_requeue_counts_delays_and_spaces(redis: Redis) -> None:
     policy = Requeue(times=2, delay=Backoff(5, base=100, factor=3, cap=1000, jitter=None))
     for wait in (100, 300):
         assert sweep(redis, policy).done == 1
-        due = redis.zscore("rq:scheduled:default", job.id)
+        due = redis.zscore(named("rq:scheduled:default"), job.id)
         assert wait - 5 < due - time.time() <= wait + 1 and job.get_status() == JobStatus.SCHEDULED
-        redis.delete("rq:scheduled:default")
+        redis.delete(named("rq:scheduled:default"))
         Queue("default", redis).push_job_id(job.id)
         work(redis, "default")
     report = sweep(redis, policy)
@@ -203,7 +208,7 @@ def test_requeue_counts_delays_and_spaces(redis: Redis) -> None:
     fill(redis, 100)
     sweep(redis, Requeue(rate=10))
     assert redis.llen(QUEUE) == 10
-    scores = [score for _, score in redis.zrange("rq:scheduled:default", 0, -1, withscores=True)]
+    scores = [score for _, score in redis.zrange(named("rq:scheduled:default"), 0, -1, withscores=True)]
     assert len(scores) == 90 and 8 <= max(scores) - min(scores) <= 10
 
 
@@ -214,8 +219,8 @@ def test_limit_counts_what_is_requeued(redis: Redis, dry_run: bool) -> None:
     """
     ids = fill(redis, 2 * PAGE)
     for ghost, spent in zip(ids[:20:2], ids[1:20:2]):
-        redis.delete(f"rq:job:{ghost}")
-        redis.hset(f"rq:job:{spent}", "rq_pooled:requeues", 2)
+        redis.delete(named(f"rq:job:{ghost}"))
+        redis.hset(named(f"rq:job:{spent}"), "rq_pooled:requeues", 2)
     report = sweep(redis, Requeue(times=2, limit=2), dry_run=dry_run)
     assert (report.done, report.ghosts, report.spent) == (2, 10, 10)
     assert report.examples == ids[20:22]
@@ -263,7 +268,7 @@ def test_dead_letters_are_bounded_by_count_and_age(redis: Redis) -> None:
     assert (report.done, report.trimmed) == (130, 110)
     dead = DeadLetterRegistry("default", redis)
     assert dead.get_job_ids() == ids[110:]
-    assert len(redis.keys("rq:job:*")) == len(redis.keys("rq:results:*")) == 20
+    assert len(redis.keys(named("rq:job:*"))) == len(redis.keys(named("rq:results:*"))) == 20
     assert dead.trim(5) == 15
     dead.cleanup(time.time() + 31 * 86_400)
     assert not redis.exists(DEAD)
@@ -274,7 +279,7 @@ def test_buried_jobs_get_their_retries_anew(redis: Redis) -> None:
     (job,) = fail(redis, "Broken", retry=Backoff(4))
     redis.zadd(FAILED, {job.id: 1e12})
     redis.hset(job.key, mapping={"status": "failed", "retries_left": 0})
-    redis.delete("rq:scheduled:default")
+    redis.delete(named("rq:scheduled:default"))
     sweep(redis, Bury())
     assert DeadLetterRegistry("default", redis).requeue(job.id).retries_left == 4
 
@@ -285,8 +290,8 @@ def test_purge_leaves_nothing_of_a_job(redis: Redis) -> None:
     before = key_space(redis)
     jobs = fail(redis, "Broken", "Broken")
     # What a worker leaves behind that dies after its job has failed: half a record of the execution.
-    redis.zadd(f"rq:executions:{jobs[0].id}", {"left": 1})
-    redis.hset(f"rq:execution:{jobs[0].id}:left", "id", "left")
+    redis.zadd(named(f"rq:executions:{jobs[0].id}"), {"left": 1})
+    redis.hset(named(f"rq:execution:{jobs[0].id}:left"), "id", "left")
     assert sweep(redis, Purge(exceptions="Broken")).done == 2
     after = key_space(redis)
     assert {key: value for key, value in after.items() if "worker" not in key} == {
@@ -329,7 +334,7 @@ def test_no_sweep_ends_a_schedule(redis: Redis, policy: Any) -> None:
     ever.
     """
     periodic, once = fail(redis, "Broken", "Broken")
-    redis.zadd("rq:scheduler:scheduled_jobs", {periodic.id: 1e12})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {periodic.id: 1e12})
     if policy == "trim":  # buried before it was scheduled
         redis.rename(FAILED, DEAD)
         assert Sweeper("default", redis).trim("default", 0) == 2
@@ -344,7 +349,7 @@ def test_no_sweep_ends_a_schedule(redis: Redis, policy: Any) -> None:
 def test_key_that_is_no_schedule_stops_no_sweep(redis: Redis, policy: Any) -> None:
     """Where something else stands at rq-scheduler's key no job is periodic."""
     (job,) = fail(redis, "Broken")
-    redis.set("rq:scheduler:scheduled_jobs", "something else")
+    redis.set(named("rq:scheduler:scheduled_jobs"), "something else")
     assert sweep(redis, policy).done == 1 and redis.ttl(job.key) != -1
 
 
@@ -352,14 +357,14 @@ def test_ghosts_are_dropped_from_both_registries(redis: Redis) -> None:
     """Entries without a job go, all others stay, in pages of any number; by default a sweep does this and only this."""
     ids = fill(redis, 1300)
     for job_id in random.Random(2).sample(ids, 700):
-        redis.delete(f"rq:job:{job_id}")
+        redis.delete(named(f"rq:job:{job_id}"))
     redis.zadd(DEAD, {"gone": 1})
     (told,) = Sweeper("default", redis).run(dry_run=True)
     assert told.done == 701 and redis.zcard(FAILED) == 1300
     (report,) = Sweeper("default", redis).run()
     assert report.done == 701
     assert redis.zcard(FAILED) == 600 and not redis.exists(DEAD)
-    assert all(redis.exists(f"rq:job:{job_id}") for job_id in ids_in(redis, FAILED))
+    assert all(redis.exists(named(f"rq:job:{job_id}")) for job_id in ids_in(redis, FAILED))
 
 
 # -- any sweep -----------------------------------------------------------------------------------------------------
@@ -371,22 +376,22 @@ POLICIES = [Requeue(), Bury(max_count=3), Purge(everything=True), Purge(beyond=2
 def test_dry_run_changes_nothing_and_tells_the_truth(redis: Redis, policy: Any) -> None:
     """Not a key differs after it, and the sweep that follows does what it told."""
     ids = fill(redis, 120)
-    redis.delete(f"rq:job:{ids[5]}")
+    redis.delete(named(f"rq:job:{ids[5]}"))
     before = key_space(redis)
     told = sweep(redis, policy, dry_run=True)
     assert key_space(redis) == before
     done = sweep(redis, policy)
     assert (told.done, told.ghosts, told.looked_at) == (done.done, done.ghosts, done.looked_at)
-    assert not redis.keys("rq_pooled:sweep:*")
+    assert not redis.keys(named("rq_pooled:sweep:*"))
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=repr)
 def test_nothing_to_do(redis: Redis, policy: Any) -> None:
     """An empty registry is no error, and nothing is written."""
-    redis.sadd("rq:queues", QUEUE)
+    redis.sadd(named("rq:queues"), QUEUE)
     report = sweep(redis, policy)
     assert (report.done, report.looked_at) == (0, 0)
-    assert redis.keys("*") == [b"rq:queues"]
+    assert redis.keys("*") == [named(b"rq:queues")]
 
 
 @pytest.mark.parametrize("policy", [Ghosts(), Requeue(), Bury(), Purge(everything=True)])
@@ -395,19 +400,19 @@ def test_entry_that_is_no_job_stops_no_sweep(redis: Redis, policy: Any) -> None:
     queue = Queue("default", redis)
     job = queue.enqueue(retry_jobs.give_up)
     redis.hset(job.key, mapping={"status": "failed", "rq_pooled:requeues": "many"})
-    redis.set("rq:job:other", "something else")
+    redis.set(named("rq:job:other"), "something else")
     redis.zadd(FAILED, {"other": 1e12, job.id: 2e12})
     report = sweep(redis, policy)
     assert report.done == 1 and redis.zscore(FAILED, "other") is None
-    assert redis.get("rq:job:other") == b"something else"
+    assert redis.get(named("rq:job:other")) == b"something else"
 
 
 def test_queues_are_known_or_refused(redis: Redis) -> None:
     """None means all queues of the server; one that it does not know is an error, unless jobs of it failed."""
     fill(redis, 3, "one", prefix="x")
     fill(redis, 2, "two", prefix="y")
-    redis.srem("rq:queues", "rq:queue:two")
-    redis.sadd("rq:queues", "rq:queue:empty")
+    redis.srem(named("rq:queues"), named("rq:queue:two"))
+    redis.sadd(named("rq:queues"), named("rq:queue:empty"))
     reports = Sweeper(None, redis, Requeue()).run()
     assert {report.queue: report.done for report in reports} == {"one": 3, "empty": 0}
     assert Sweeper([Queue("two", redis)], policies=Requeue()).run()[0].done == 2
@@ -466,12 +471,12 @@ def test_one_sweep_at_a_time_per_queue(redis: Redis) -> None:
                 sweep(redis, Purge(everything=True))
             refused.append(str(caught.value))
             assert Sweeper("other", redis, Requeue()).run()[0].done == 2
-            redis.set("rq_pooled:sweep:default", "somebody else")
+            redis.set(named("rq_pooled:sweep:default"), "somebody else")
 
     with pytest.raises(SweepUnderWay, match="lost its lock"):
         sweep(redis, Requeue(), progress=look)
     assert refused and redis.llen(QUEUE) == PAGE
-    assert redis.get("rq_pooled:sweep:default") == b"somebody else"
+    assert redis.get(named("rq_pooled:sweep:default")) == b"somebody else"
 
 
 def test_jobs_that_fail_during_a_sweep_are_left_to_the_next(redis: Redis) -> None:
@@ -508,7 +513,7 @@ def test_no_entry_is_skipped_when_others_remove_some(redis: Redis, counts: list[
     scores = [score for score, count in zip((-1, 5, 6, 1e12), counts) for _ in range(count)]
     ids = [f"e{number:03d}" for number in range(len(scores))]
     for job_id in ids:
-        redis.hset(f"rq:job:{job_id}", mapping={"data": b"x", "status": "failed", "description": "f()"})
+        redis.hset(named(f"rq:job:{job_id}"), mapping={"data": b"x", "status": "failed", "description": "f()"})
     redis.zadd(FAILED, dict(zip(ids, scores)))
     seen, gone = set(), set()
     for job in Sweeper("default", redis).jobs("default"):
@@ -530,7 +535,7 @@ def test_sweep_is_a_job_too(server: EmbeddedServer, redis: Redis, tmp_path: Path
     unknown = queue.enqueue("rq_pooled.sweeper.sweep", "other", "burn")
     with running_worker(server.url, log=tmp_path / "log"):
         wait_until(lambda: unknown.get_status() == JobStatus.FAILED)
-    assert good.return_value()[0]["done"] == 20 and redis.zcard("rq:failed:other") == 100
+    assert good.return_value()[0]["done"] == 20 and redis.zcard(named("rq:failed:other")) == 100
     assert "give a whole number" in wrong.latest_result().exc_string
     assert "deletes every failed job" in total.latest_result().exc_string
     assert "use requeue, bury, purge, ghosts" in unknown.latest_result().exc_string
@@ -544,11 +549,11 @@ def test_each_job_is_looked_at_again_when_it_is_changed(redis: Redis, action: st
     ids = fill(redis, 6)
     store = FailedJobs(through(redis))
     _, page, _ = next(store.pages("default", store.no_lock("default"), False))
-    redis.hset(f"rq:job:{ids[0]}", "status", "queued")
-    redis.hset(f"rq:job:{ids[1]}", "ended_at", "2099-01-01T00:00:00.000000Z")
-    redis.delete(f"rq:job:{ids[2]}")
+    redis.hset(named(f"rq:job:{ids[0]}"), "status", "queued")
+    redis.hset(named(f"rq:job:{ids[1]}"), "ended_at", "2099-01-01T00:00:00.000000Z")
+    redis.delete(named(f"rq:job:{ids[2]}"))
     redis.zrem(FAILED, ids[3])
-    before = {job_id: redis.hgetall(f"rq:job:{job_id}") for job_id in ids[:4]}
+    before = {job_id: redis.hgetall(named(f"rq:job:{job_id}")) for job_id in ids[:4]}
 
     def act(lock: SweepLock) -> list[str]:
         if action == "requeue":
@@ -558,10 +563,10 @@ def test_each_job_is_looked_at_again_when_it_is_changed(redis: Redis, action: st
         return store.purge("default", lock, [(job.id, job.ended_at) for job in page])
 
     with pytest.raises(SweepUnderWay):
-        act(SweepLock("rq_pooled:sweep:default", "not the owner", 30))
+        act(SweepLock(named("rq_pooled:sweep:default"), "not the owner", 30))
     assert redis.zcard(FAILED) == 5
     assert act(store.no_lock("default")) == ["changed", "changed", "ghost", "gone", "done", "done"]
-    assert {job_id: redis.hgetall(f"rq:job:{job_id}") for job_id in ids[:4]} == before
+    assert {job_id: redis.hgetall(named(f"rq:job:{job_id}")) for job_id in ids[:4]} == before
     assert ids_in(redis, FAILED) == ids[:2]
 
 
@@ -591,12 +596,12 @@ def test_worker_drops_ghosts_by_default(server: EmbeddedServer, redis: Redis, tm
     """Maintenance of a worker clears ghosts over the two connections that it has; jobs run meanwhile."""
     ids = fill(redis, 2000)
     for job_id in ids[:1500]:
-        redis.delete(f"rq:job:{job_id}")
+        redis.delete(named(f"rq:job:{job_id}"))
     job = Queue("default", redis).enqueue(retry_jobs.fail_while, "never")
     with running_worker(server.url, log=tmp_path / "log", concurrency=2) as worker:
         wait_until(lambda: redis.zcard(FAILED) == 500)
         wait_until(lambda: job.get_status() == JobStatus.FINISHED)
-        wait_until(lambda: not redis.exists("rq_pooled:sweep:default"))
+        wait_until(lambda: not redis.exists(named("rq_pooled:sweep:default")))
         names = {client["name"] for client in redis.client_list() if f":{worker.pid}:" in client["name"]}
         # The job itself uses Redis.
         assert {name.rpartition(":")[2] for name in names} == {"command", "listen", "jobs"}
@@ -605,17 +610,20 @@ def test_worker_drops_ghosts_by_default(server: EmbeddedServer, redis: Redis, tm
 
 @pytest.mark.parametrize(
     ("key", "said"),
-    [("rq:finished:default", "of queue default cannot be cleaned"), ("rq:groups", "groups cannot be cleaned")],
+    [
+        (named("rq:finished:default"), "of queue default cannot be cleaned"),
+        (named("rq:groups"), "groups cannot be cleaned"),
+    ],
 )
 def test_worker_sweeps_where_rq_s_maintenance_gives_up(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, key: str, said: str
 ) -> None:
     """A registry of another type, which ends RQ's clean-up each time, keeps no queue from being swept."""
     redis.set(key, "x")
-    redis.zadd("rq:failed:default", {"ghost": time.time() + 1000})
+    redis.zadd(named("rq:failed:default"), {"ghost": time.time() + 1000})
     with running_worker(server.url, log=tmp_path / "log") as worker:
         worker.wait_for(said, 10)
-        wait_until(lambda: not redis.exists("rq:failed:default"), 10, "the sweep")
+        wait_until(lambda: not redis.exists(named("rq:failed:default")), 10, "the sweep")
 
 
 def test_worker_sweeps_as_its_settings_say(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -632,6 +640,8 @@ def test_worker_sweeps_as_its_settings_say(server: EmbeddedServer, redis: Redis,
         RQ_POOLED_SWEEP_BURY_AFTER="600",
         RQ_POOLED_SWEEP_DEAD_COUNT="30",
     ):
-        wait_until(lambda: redis.zcard("rq_pooled:dead:second") == 30 and not redis.exists("rq:failed:second"))
+        wait_until(
+            lambda: redis.zcard(named("rq_pooled:dead:second")) == 30 and not redis.exists(named("rq:failed:second"))
+        )
         assert busy.get_status() == JobStatus.SCHEDULED
         assert redis.hget(busy.key, "rq_pooled:requeues") == b"1"

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keys import named
 from redis import Redis
 
 from rq_pooled.capacity.trend import read_samples
@@ -57,9 +58,9 @@ def test_gaps_stay_gaps() -> None:
 def test_samples_hold_the_roles_that_processes_published(redis: Redis) -> None:
     """One look notes how many connections of each role our processes have, whatever odd hash is among them."""
     for name, held in (("a", '{"web":3}'), ("b", '{"web":2,"command":1}'), ("c", "nonsense"), ("d", None)):
-        redis.zadd("rq_pooled:stats", {f"rq_pooled:stats:{name}": 9e12})
+        redis.zadd(named("rq_pooled:stats"), {named(f"rq_pooled:stats:{name}"): 9e12})
         if held:
-            redis.hset(f"rq_pooled:stats:{name}", "connections", held)
+            redis.hset(named(f"rq_pooled:stats:{name}"), "connections", held)
     for words in load():
         redis.execute_command(*words)
     assert redis.execute_command(*note_clients(40, 100, 15)) == 1

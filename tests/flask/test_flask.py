@@ -19,6 +19,7 @@ from urllib.parse import quote
 
 import pytest
 from failures import FACTORIAL, HOSTILE, fail_jobs
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq.job import Job
@@ -79,8 +80,8 @@ def test_each_application_has_its_own_server(server: EmbeddedServer, redis: Redi
         rq.queue.enqueue(FACTORIAL, 3, job_id="first")
     with second.app_context():
         rq.get_queue("mail").enqueue(FACTORIAL, 3, job_id="second")
-    assert redis.lrange("rq:queue:default", 0, -1) == [b"first"]
-    assert other.client().lrange("rq:queue:mail", 0, -1) == [b"second"]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"first"]
+    assert other.client().lrange(named("rq:queue:mail"), 0, -1) == [b"second"]
     with pytest.raises(ConfigurationError, match="several applications"):
         _ = rq.queue
     with flask.Flask("stranger").app_context(), pytest.raises(ConfigurationError, match="init_app"):
@@ -152,7 +153,7 @@ def test_job_decorator(server: EmbeddedServer, redis: Redis, start_server: Any) 
         job = send.enqueue("a@b", job_id="mine")
         assert (job.id, job.origin, job.timeout, job.retries_left) == ("mine", "mail", 42, 2)
     assert plain(1, 2) == 3
-    assert other.client().lrange("rq:queue:mail", 0, -1) == [b"mine"] and redis.llen("rq:queue:mail") == 0
+    assert other.client().lrange(named("rq:queue:mail"), 0, -1) == [b"mine"] and redis.llen(named("rq:queue:mail")) == 0
 
 
 def test_making_an_application_connects_nowhere() -> None:
@@ -194,7 +195,7 @@ def test_everything_is_refused_until_the_application_allows_it(
     for method, path in requests:
         response = client.open(path, method=method, headers={"Sec-Fetch-Site": "same-origin"})
         assert response.status_code == 403, path
-    assert redis.zcard("rq:failed:q") == 1
+    assert redis.zcard(named("rq:failed:q")) == 1
     assert client.get("/rq/health/redis").status_code == 200
 
 
@@ -212,7 +213,7 @@ def test_a_post_needs_the_word_write(server: EmbeddedServer, redis: Redis, said:
             ).status_code
             == 403
         )
-    assert redis.zcard("rq:failed:q") == 1
+    assert redis.zcard(named("rq:failed:q")) == 1
 
 
 @pytest.mark.parametrize(
@@ -245,7 +246,7 @@ def test_a_post_of_another_site_is_refused(
     client = make_app(server.url, lambda: "write").test_client()
     response = client.post("/rq/queues/requeue", data={"queue": "q"}, headers=headers)
     assert response.status_code == (200 if allowed else 403)
-    assert redis.llen("rq:queue:q") == int(allowed)
+    assert redis.llen(named("rq:queue:q")) == int(allowed)
 
 
 def test_what_authorize_raises_is_the_answer(server: EmbeddedServer) -> None:
@@ -303,20 +304,20 @@ def test_wrong_parameters_are_400(operator: Any, query: str, words: str) -> None
 def test_requeue(operator: Any, redis: Redis) -> None:
     """Requeueing puts back those with the exception, or all; ghosts and strangers do not disturb it."""
     fail_jobs(redis, "q", ["ValueError: one", "shop.errors.CardExpired: two", "ValueError: three"])
-    redis.zadd("rq:failed:q", {"ghost": 9e9})
+    redis.zadd(named("rq:failed:q"), {"ghost": 9e9})
     report = operator.post("/rq/queues/requeue", json={"queue": "q", "exception": "CardExpired"}).json
-    assert report["done"] == 1 and redis.lrange("rq:queue:q", 0, -1) == [b"q-1"]
+    assert report["done"] == 1 and redis.lrange(named("rq:queue:q"), 0, -1) == [b"q-1"]
     assert operator.post("/rq/queues/requeue", data={"queue": "q"}).json["done"] == 2
-    assert redis.llen("rq:queue:q") == 3 and redis.zcard("rq:failed:q") == 0
+    assert redis.llen(named("rq:queue:q")) == 3 and redis.zcard(named("rq:failed:q")) == 0
     assert operator.post("/rq/queues/requeue", data={"queue": "q"}).json["done"] == 0
 
 
 def test_sweep(operator: Any, redis: Redis) -> None:
     """A sweep drops ghosts and leaves jobs; with a policy it buries or deletes those that are meant."""
     fail_jobs(redis, "q", ["ValueError: one", "KeyError: 'two'", "OSError: three"])
-    redis.zadd("rq:failed:q", {"ghost": 9e9})
+    redis.zadd(named("rq:failed:q"), {"ghost": 9e9})
     assert operator.post("/rq/queues/sweep", data={"queue": "q"}).json["done"] == 1
-    assert redis.zcard("rq:failed:q") == 3
+    assert redis.zcard(named("rq:failed:q")) == 3
     assert (
         operator.post("/rq/queues/sweep", data={"queue": "q", "policy": "bury", "exception": "KeyError"}).json["done"]
         == 1
@@ -328,7 +329,7 @@ def test_sweep(operator: Any, redis: Redis) -> None:
         operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "exception": "OSError"}).json["done"]
         == 1
     )
-    assert redis.zrange("rq:failed:q", 0, -1) == [b"q-0"] and not redis.exists("rq:job:q-2")
+    assert redis.zrange(named("rq:failed:q"), 0, -1) == [b"q-0"] and not redis.exists(named("rq:job:q-2"))
 
 
 @pytest.mark.parametrize(
@@ -367,7 +368,7 @@ def test_what_cannot_be_done_is_said(operator: Any, redis: Redis, path: str, bod
     fail_jobs(redis, "q", ["ValueError: one"])
     response = operator.post(f"/rq/queues/{path}", json=body)
     assert response.status_code == code and response.json["error"]
-    assert redis.zcard("rq:failed:q") == 1
+    assert redis.zcard(named("rq:failed:q")) == 1
 
 
 @pytest.mark.parametrize(
@@ -398,7 +399,7 @@ def test_a_body_that_is_not_understood_changes_nothing(
     fail_jobs(redis, "q", ["ValueError: one"])
     response = operator.post(f"/rq/queues/requeue{address}", **sent)
     assert response.status_code == 400 and response.json["error"]
-    assert redis.zcard("rq:failed:q") == 1
+    assert redis.zcard(named("rq:failed:q")) == 1
 
 
 def test_purging_all_has_to_be_said(operator: Any, redis: Redis) -> None:
@@ -415,13 +416,13 @@ def test_a_queues_name_leads_nowhere_else(operator: Any, redis: Redis) -> None:
     actions = set(re.findall(r'action="(.*?)"', page))
     assert actions == {"/rq/queues/requeue", "/rq/queues/sweep"} and f'name="queue" value="{name}"' in page
     assert operator.post("/rq/queues/requeue", data={"queue": name, "page": "1"}).status_code == 303
-    assert redis.llen(f"rq:queue:{name}") == 1
+    assert redis.llen(named(f"rq:queue:{name}")) == 1
 
 
 def test_a_sweep_under_way_is_409(operator: Any, redis: Redis) -> None:
     """Where somebody else sweeps the queue, the answer is 409 and says so; a button's answer is a page."""
     fail_jobs(redis, "q", ["ValueError: one"])
-    redis.set("rq_pooled:sweep:q", "host:1:x", ex=30)
+    redis.set(named("rq_pooled:sweep:q"), "host:1:x", ex=30)
     assert operator.post("/rq/queues/sweep", data={"queue": "q"}).status_code == 409
     response = operator.post("/rq/queues/sweep", data={"queue": "q", "page": "1"})
     assert response.status_code == 409 and "under way" in response.text and "<h1>" in response.text
@@ -471,7 +472,7 @@ def test_a_groups_buttons_touch_that_group_only(operator: Any, redis: Redis, act
 def test_asking_for_no_failed_jobs_reads_none(operator: Any, redis: Redis) -> None:
     """limit=0 returns the total alone, without fetching a registry, however long it is."""
     fail_jobs(redis, "q", ["ValueError: one"])
-    redis.zadd("rq:failed:q", {f"{'x' * 50}-{number}": number for number in range(20_000)})
+    redis.zadd(named("rq:failed:q"), {f"{'x' * 50}-{number}": number for number in range(20_000)})
     before = redis.info("stats")["total_net_output_bytes"]
     page = operator.get("/rq/queues/failed-jobs?limit=0").json
     assert page["total"] == 20_001 and page["jobs"] == []
@@ -480,7 +481,9 @@ def test_asking_for_no_failed_jobs_reads_none(operator: Any, redis: Redis) -> No
 
 def test_commands_and_probes_are_no_part_of_the_budget(server: EmbeddedServer, redis: Redis) -> None:
     """The page counts against the budget what is reserved from it: a probe or a command in between is not."""
-    others = [Redis.from_url(server.url, client_name=f"rq_pooled:mine:host:1:{role}") for role in ("cli", "probe")]
+    others = [
+        Redis.from_url(server.url, client_name=named(f"rq_pooled:mine:host:1:{role}")) for role in ("cli", "probe")
+    ]
     for other in others:
         other.ping()
     app = make_app(server.url, lambda: True, RQ_POOLED_BUDGET=7, RQ_POOLED_BUDGET_NAME="mine")
@@ -503,7 +506,7 @@ def test_an_address_cannot_put_words_into_the_page(operator: Any) -> None:
 @pytest.mark.parametrize("note", ["no JSON", "[1, 2]", "5", b"\xff", ""])
 def test_a_notice_that_others_wrote_breaks_no_page(operator: Any, redis: Redis, note: Any) -> None:
     """What stands where a button's notice belongs is left out of the page if it is none."""
-    redis.set("rq_pooled:notice:" + "a" * 32, note)
+    redis.set(named("rq_pooled:notice:") + "a" * 32, note)
     page = operator.get("/rq/?did=" + "a" * 32)
     assert page.status_code == 200 and 'class="message"' not in page.text
 
@@ -522,7 +525,7 @@ def test_odd_json_is_refused(operator: Any, redis: Redis, body: str) -> None:
     fail_jobs(redis, "q", ["ValueError: one"])
     response = operator.post("/rq/queues/sweep", data=body, content_type="application/json")
     assert response.status_code == 400 and response.json["error"]
-    assert redis.zcard("rq:failed:q") == 1
+    assert redis.zcard(named("rq:failed:q")) == 1
 
 
 def test_probes_that_come_before_the_first_answer_share_it(start_server: Any) -> None:
@@ -559,7 +562,7 @@ def test_buttons_lead_back_to_the_page(operator: Any, redis: Redis) -> None:
 
 def test_the_page_shows_what_counts_for_the_budget(server: EmbeddedServer, redis: Redis) -> None:
     """Against the budget stand the connections of its application, not those of others on the same server."""
-    stranger = Redis.from_url(server.url, client_name="rq_pooled:other:host:1:web")
+    stranger = Redis.from_url(server.url, client_name=named("rq_pooled:other:host:1:web"))
     stranger.ping()
     app = make_app(server.url, lambda: True, RQ_POOLED_BUDGET=7, RQ_POOLED_BUDGET_NAME="mine")
     page = app.test_client().get("/rq/").text
@@ -575,7 +578,7 @@ def test_nothing_of_a_job_is_unescaped_and_no_secret_is_shown(start_server: Any)
     queue.enqueue(FACTORIAL, 3, description=HOSTILE)
     queue.schedule_job(Job.create(FACTORIAL, (3,), connection=redis, origin=HOSTILE, description=HOSTILE), _tomorrow())
     (failed,) = fail_jobs(redis, HOSTILE, [f"ValueError: {HOSTILE}"])
-    redis.hset(f"rq:job:{failed}", "description", HOSTILE)
+    redis.hset(named(f"rq:job:{failed}"), "description", HOSTILE)
     redis.client_setname("<b>client</b>")
     client = make_app(one.url, lambda: "write").test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from commands import free_port
 from failures import HOSTILE, fail_jobs
+from keys import named
 from rq import Queue
 from support import wait_until
 from webserver import running
@@ -71,9 +72,9 @@ def look(chromium: Any, shop: tuple[str, EmbeddedServer]) -> Iterator[Look]:
     address, one = shop
     redis = one.client()
     for queue in ("mail", HOSTILE):
-        for key in (f"rq:failed:{queue}", f"rq:queue:{queue}", f"rq:scheduled:{queue}"):
+        for key in (named(f"rq:failed:{queue}"), named(f"rq:queue:{queue}"), named(f"rq:scheduled:{queue}")):
             redis.delete(key)
-        redis.srem("rq:queues", f"rq:queue:{queue}")
+        redis.srem(named("rq:queues"), named(f"rq:queue:{queue}"))
 
     def open_page(size: tuple[int, int] = DESKTOP, dark: bool = False, script: bool = True, path: str = "/rq/") -> Any:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
@@ -138,7 +139,7 @@ def keep(browser: Any, name: str) -> None:
 def test_a_burst_of_a_thousand_jobs(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
     """The shop's button enqueues 1 000 jobs; the page shows them, and by itself how they are worked off."""
     redis = shop[1].client()
-    before = redis.zcard("rq:finished:orders")
+    before = redis.zcard(named("rq:finished:orders"))
     browser = look(path="/")
     browser.find_element("xpath", "//button[contains(., '1 000')]").click()
     wait_until(lambda: browser.current_url.endswith("/rq/#queues"))
@@ -147,7 +148,7 @@ def test_a_burst_of_a_thousand_jobs(look: Look, shop: tuple[str, EmbeddedServer]
 
     def settled() -> bool:
         # Retries of jobs that fail often may go on; the others are through.
-        return redis.llen("rq:queue:orders") == 0 and redis.zcard("rq:finished:orders") - before > 900
+        return redis.llen(named("rq:queue:orders")) == 0 and redis.zcard(named("rq:finished:orders")) - before > 900
 
     wait_until(settled, 90)
     # Nobody reloads: the script does it in place.
@@ -168,19 +169,19 @@ def test_buttons(look: Look, shop: tuple[str, EmbeddedServer], script: bool) -> 
     """Requeue, bury and sweep work, with and without JavaScript, and the page tells what was done."""
     redis = shop[1].client()
     fail_jobs(redis, "mail", ["ValueError: a", "ValueError: b", "shop.Busy: c", "OSError: d"], f"buttons{script}")
-    redis.zadd("rq:failed:mail", {"ghost": 9e9})
+    redis.zadd(named("rq:failed:mail"), {"ghost": 9e9})
     browser = look(script=script)
     assert "5 failed" not in text(browser) and "entry without a job" in text(browser, "#failures")
     press(browser, "Requeue: ValueError in mail")
     wait_until(lambda: "2 jobs requeued in “mail”" in text(browser, "#message"))
-    assert redis.llen("rq:queue:mail") == 2
+    assert redis.llen(named("rq:queue:mail")) == 2
     press(browser, "Bury: shop.Busy in mail")
     wait_until(lambda: "1 jobs moved to the dead letters of “mail”" in text(browser, "#message"))
     press(browser, "Sweep: entries without a job in mail")
     wait_until(lambda: "entries without a job removed" in text(browser, "#message"))
-    assert [job_id.decode() for job_id in redis.zrange("rq:failed:mail", 0, -1)] == [f"buttons{script}-3"]
+    assert [job_id.decode() for job_id in redis.zrange(named("rq:failed:mail"), 0, -1)] == [f"buttons{script}-3"]
     press(browser, "Requeue all: failed jobs of mail")
-    wait_until(lambda: redis.zcard("rq:failed:mail") == 0)
+    wait_until(lambda: redis.zcard(named("rq:failed:mail")) == 0)
     assert browser.find_element("id", "pause").is_displayed() == script
 
 
@@ -268,7 +269,7 @@ def test_refreshing_disturbs_nobody(look: Look, shop: tuple[str, EmbeddedServer]
     pause = browser.find_element("id", "pause")
     pause.click()
     assert pause.text == "Resume" and pause.get_attribute("aria-pressed") == "true"
-    redis.sadd("rq:queues", "rq:queue:mail")
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"))
     pause.click()
     seen = text(browser, "#as-of")
     wait_until(lambda: text(browser, "#as-of") != seen, 30)
@@ -278,7 +279,7 @@ def test_hostile_data_is_only_text(look: Look, shop: tuple[str, EmbeddedServer])
     """Scripts and images in names, descriptions and errors are shown, not run."""
     redis = shop[1].client()
     (job_id,) = fail_jobs(redis, HOSTILE, [f"ValueError: {HOSTILE}"], "h")
-    redis.hset(f"rq:job:{job_id}", "description", HOSTILE)
+    redis.hset(named(f"rq:job:{job_id}"), "description", HOSTILE)
     browser = look()
     assert '<script>alert("x")</script>' in text(browser, "#failures")
     assert browser.execute_script("return document.querySelectorAll('main img, main script').length") == 0

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from commands import free_port
+from keys import named
 from redis import Redis
 from support import wait_until
 from webserver import request, running
@@ -78,7 +79,7 @@ def test_under_gunicorn(shop: tuple[str, EmbeddedServer, int]) -> None:
         answers = [future.result() for future in futures]
     assert {status for status, _ in answers} == {202}
     ids = {body["job"] for _, body in answers}
-    assert len(ids) == 200 and ids == {job_id.decode() for job_id in redis.lrange("rq:queue:orders", 0, -1)}
+    assert len(ids) == 200 and ids == {job_id.decode() for job_id in redis.lrange(named("rq:queue:orders"), 0, -1)}
     assert 1 <= most <= 2 * 3
     # Each connection belongs to the process that opened it: none was inherited by fork.
     owners = {int(name.split(":")[3]) for name in web_connections(redis)}
@@ -144,7 +145,7 @@ def test_fastapi_example(start_server: Any, tmp_path: Path) -> None:
     with running(command, f"{address}/x", tmp_path / "log", RQ_POOLED_URL=one.url, STATUS_TOKEN="t0ken"):
         check_endpoints(address)
         status, body = request(f"{address}/factorials/5", "POST")
-        assert status == 202 and one.client().lrange("rq:queue:default", 0, -1) == [body["job"].encode()]
+        assert status == 202 and one.client().lrange(named("rq:queue:default"), 0, -1) == [body["job"].encode()]
         one.pause()
         try:
             assert request(f"{address}/factorials/5", "POST")[0] == 503

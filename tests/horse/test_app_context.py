@@ -12,6 +12,7 @@ from typing import Any
 
 import flask_jobs
 import pytest
+from keys import named
 from redis import Redis
 from rq import Callback, Queue
 from rq.job import Job
@@ -81,7 +82,7 @@ def test_callbacks_run_in_the_context(
         flask_jobs.answer, on_failure=Callback(flask_jobs.note_failure), connection=redis, origin="q", status="started"
     )
     abandoned.save()
-    redis.zadd("rq:wip:q", {f"{abandoned.id}:execution": 1})
+    redis.zadd(named("rq:wip:q"), {f"{abandoned.id}:execution": 1})
     with running_worker(server.url, "q", log=tmp_path / "log", **environment):
         wait_until(lambda: ended([failing, abandoned]))
         wait_until(lambda: sum(line.startswith("callback:42") for line in notes()) == 2)
@@ -106,7 +107,7 @@ def test_an_app_that_cannot_be_used_is_refused(server: EmbeddedServer, redis: Re
     done = subprocess.run(command, capture_output=True, text=True, timeout=40, env=environment, check=False)
     said: Any = done.stdout + done.stderr
     assert done.returncode == 2 and words in said and "Traceback" not in said
-    assert not redis.exists("rq:workers")
+    assert not redis.exists(named("rq:workers"))
 
 
 def test_database_sessions_and_connections_stay_apart(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import jobs
 import large_jobs
 import pytest
 from engine import Engine, engine, finished, outcomes_of, residue
+from keys import named
 from proxy import CutProxy, SlowProxy
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -51,7 +52,7 @@ QUICK = {
 
 def status(redis: Redis, job_id: str) -> str:
     """The job's state."""
-    return (redis.hget(f"rq:job:{job_id}", "status") or b"").decode()
+    return (redis.hget(named(f"rq:job:{job_id}"), "status") or b"").decode()
 
 
 @contextmanager
@@ -67,7 +68,7 @@ def slow_worker(server: EmbeddedServer, folder: Path, **environment: str) -> Ite
 def lease_left(redis: Redis) -> float:
     """The seconds that the shortest lease has still."""
     seconds, microseconds = redis.time()
-    scores = [score for _, score in redis.zrange("rq_pooled:leases:default", 0, -1, withscores=True)]
+    scores = [score for _, score in redis.zrange(named("rq_pooled:leases:default"), 0, -1, withscores=True)]
     return min(scores, default=float("inf")) - seconds - microseconds / 1e6
 
 
@@ -155,8 +156,8 @@ def test_maintenance_with_large_jobs_stops_nothing(server: EmbeddedServer, redis
         queue.enqueue(
             large_jobs.digest, large_jobs.noise(SIZE // 2), job_id=name, on_failure=Callback("large_jobs.on_end")
         )
-        redis.lrem("rq:queue:default", 1, name)
-    before = redis.hget("rq:job:one", "data")
+        redis.lrem(named("rq:queue:default"), 1, name)
+    before = redis.hget(named("rq:job:one"), "data")
     abandon(redis, *(Job.fetch(name, redis) for name in ("one", "two")))
     with (
         closing(SlowProxy(server.port, RATE)) as proxy,
@@ -167,7 +168,7 @@ def test_maintenance_with_large_jobs_stops_nothing(server: EmbeddedServer, redis
             watch = Watch(redis)
             watch.until(lambda: status(redis, "two") == "failed", worker)
             watch.check()
-            assert status(redis, "one") == "failed" and redis.hget("rq:job:one", "data") == before
+            assert status(redis, "one") == "failed" and redis.hget(named("rq:job:one"), "data") == before
             assert (
                 redis.lrange("callback:one", 0, -1) == redis.lrange("callback:two", 0, -1) == [str(SIZE // 2).encode()]
             )
@@ -188,15 +189,16 @@ def test_a_claim_leaves_large_fields_out(ours: Engine, redis: Redis) -> None:
     )
     queue.enqueue(jobs.nothing, job_id="meta", meta={"some": large_jobs.noise(2 * MB)})
     redis.hset(
-        "rq:job:data", mapping={"rq_pooled_something": "x" * 100_000, b"\xff": b"y" * 100_000, "small": "z" * 60_000}
+        named("rq:job:data"),
+        mapping={"rq_pooled_something": "x" * 100_000, b"\xff": b"y" * 100_000, "small": "z" * 60_000},
     )
-    before = {name: redis.hgetall(f"rq:job:{name}") for name in ("data", "meta")}
+    before = {name: redis.hgetall(named(f"rq:job:{name}")) for name in ("data", "meta")}
     data, meta = ours.claim("w", "x").claims
     assert set(data.left_out) == {b"data", b"meta", b"\xff"} and meta.left_out == (b"meta",)
     for claim in (data, meta):
         whole = before[claim.job_id]
         assert dict(claim.raw) == {name: value for name, value in whole.items() if name not in claim.left_out}
-        after = redis.hgetall(f"rq:job:{claim.job_id}")
+        after = redis.hgetall(named(f"rq:job:{claim.job_id}"))
         assert all(after[name] == whole[name] for name in claim.left_out)
     assert data.time_limit(1) == 77
 
@@ -204,7 +206,7 @@ def test_a_claim_leaves_large_fields_out(ours: Engine, redis: Redis) -> None:
 def test_what_is_not_large_is_sent_whole(ours: Engine, redis: Redis) -> None:
     """A hash of up to 1 MB comes with its claim, whatever its fields."""
     Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(900_000), job_id="a")
-    before = redis.hgetall("rq:job:a")
+    before = redis.hgetall(named("rq:job:a"))
     (claim,) = ours.claim("w").claims
     assert claim.left_out == () and dict(claim.raw) == before
 
@@ -213,9 +215,9 @@ def test_a_stalled_large_job_is_taken_without_its_data(ours: Engine, redis: Redi
     """Who is to fail a job that has stalled too often is told which fields were left out."""
     Queue(connection=redis).enqueue(jobs.length, large_jobs.noise(2 * MB), job_id="a")
     (claim,) = ours.claim("w").claims
-    redis.zadd("rq_pooled:leases:default", {claim.member: 1})
+    redis.zadd(named("rq_pooled:leases:default"), {claim.member: 1})
     reply = ours.run(
-        find_stalled(ours.settings, ours.token, ["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5)
+        find_stalled(ours.settings, ours.token, [named("rq:queue:default")], "x", int(ours.run(("TIME",))[0]) + 5)
     )
     ((taken, stalls),) = stalled_of(reply, "x").taken
     assert taken.left_out == (b"data",) and b"data" not in taken.raw and stalls == 1 and taken.raw[b"timeout"] == b"180"
@@ -257,7 +259,7 @@ def test_a_horse_that_dies_while_it_reads(server: EmbeddedServer, redis: Redis, 
         queue.enqueue(
             large_jobs.digest, large_jobs.noise(SIZE), job_id="large", on_failure=Callback("large_jobs.on_end")
         )
-        before = redis.hget("rq:job:large", "data")
+        before = redis.hget(named("rq:job:large"), "data")
         wait_until(lambda: status(redis, "large") == "started")
         if share == "yes":
             wait_until(lambda: being_read(redis), what="reading")
@@ -267,7 +269,7 @@ def test_a_horse_that_dies_while_it_reads(server: EmbeddedServer, redis: Redis, 
         wait_until(lambda: status(redis, "large") == "failed", what=worker.output)
         result = Job.fetch("large", redis).latest_result()
         assert result is not None and "Work-horse terminated unexpectedly" in str(result.exc_string)
-        assert redis.hget("rq:job:large", "data") == before and not redis.exists("runs:large")
+        assert redis.hget(named("rq:job:large"), "data") == before and not redis.exists("runs:large")
         wait_until(lambda: not keys_of_jobs(redis), what="no residue")
 
 
@@ -312,7 +314,7 @@ def put_aside(ours: Engine, claim: Claim, *values: bytes) -> Any:
 def naming(claim: Claim, *more: tuple[Any, ...]) -> Outcome:
     """An outcome that names what was put aside in the place of the second and third field."""
     return finished(
-        claim, ("ASIDE", 2, 4, "0", 6, "1", "HSET", f"rq:job:{claim.job_id}", "a", "", "b", "", "c", "d"), *more
+        claim, ("ASIDE", 2, 4, "0", 6, "1", "HSET", named(f"rq:job:{claim.job_id}"), "a", "", "b", "", "c", "d"), *more
     )
 
 
@@ -324,7 +326,7 @@ def test_a_commit_takes_what_was_put_aside(ours: Engine, redis: Redis) -> None:
     assert put_aside(ours, claim, first, second) == 1
     assert 50 < redis.ttl(aside_key(claim.member)) <= 60
     assert ours.commit(naming(claim)) == ["ok"]
-    assert redis.hmget("rq:job:x", "a", "b", "c", "status") == [first, second, b"d", b"finished"]
+    assert redis.hmget(named("rq:job:x"), "a", "b", "c", "status") == [first, second, b"d", b"finished"]
     assert residue(redis) == []
 
 
@@ -334,10 +336,10 @@ def test_what_was_put_aside_and_is_gone_fails_the_outcome(ours: Engine, redis: R
         Queue(connection=redis).enqueue(jobs.nothing, job_id=name)
     lost, other = ours.claim("w", "x").claims
     put_aside(ours, lost, b"only one")
-    before = redis.hgetall("rq:job:x")
+    before = redis.hgetall(named("rq:job:x"))
     words = ours.commit(naming(lost), finished(other))
     assert words[0].startswith("ERR the server has lost a large value") and words[1] == "ok"
-    assert redis.hgetall("rq:job:x") == before and redis.zscore("rq:wip:default", lost.member)
+    assert redis.hgetall(named("rq:job:x")) == before and redis.zscore(named("rq:wip:default"), lost.member)
     put_aside(ours, lost, b"one", b"two")
     assert ours.commit(naming(lost)) == ["ok"]
 
@@ -352,14 +354,16 @@ def test_what_was_put_aside_goes_with_its_claim(ours: Engine, redis: Redis) -> N
         (claim,) = ours.claim("w").claims
         assert put_aside(ours, claim, b"one", b"two") == 1
         if end == "lost":
-            redis.zrem("rq:wip:default", claim.member)
+            redis.zrem(named("rq:wip:default"), claim.member)
             assert ours.commit(naming(claim)) == ["lost"]
         elif end == "bury":
             assert ours.commit(bare_failure(claim, "its horse died")) == ["ok"]
         elif end == "stall":
-            redis.zadd("rq_pooled:leases:default", {claim.member: 1})
+            redis.zadd(named("rq_pooled:leases:default"), {claim.member: 1})
             ours.run(
-                find_stalled(ours.settings, ours.token, ["rq:queue:default"], "x", int(ours.run(("TIME",))[0]) + 5)
+                find_stalled(
+                    ours.settings, ours.token, [named("rq:queue:default")], "x", int(ours.run(("TIME",))[0]) + 5
+                )
             )
         else:
             assert ours.run(push_back(ours.settings, ours.token, [claim])) == 1
@@ -408,7 +412,7 @@ def test_a_worker_that_dies_while_its_horse_writes(server: EmbeddedServer, redis
         worker.kill()
         with running_worker(server.url, log=tmp_path / "other", **QUICK):
             wait_until(lambda: status(redis, "large") == "finished")
-            assert not redis.keys("rq_pooled:aside:*")
+            assert not redis.keys(named("rq_pooled:aside:*"))
         assert redis.llen("runs:large") == 2 and Job.fetch("large", redis).return_value() == large_jobs.noise(SIZE)
 
 
@@ -476,16 +480,31 @@ def test_what_is_known_is_not_written_again() -> None:
     before.
     """
     noise = large_jobs.noise(100_000)
-    known = {b"rq:job:a": {b"data": zlib.compress(noise, 1), b"meta": b"m" * 70_000}}
-    same = [b"HSET", b"rq:job:a", b"data", zlib.compress(noise, 9), b"status", b"finished", b"meta", b"m" * 70_000]
-    only = [b"HSET", b"rq:job:a", b"meta", b"m" * 70_000]
-    other = [b"HSET", b"rq:job:b", *same[2:]]
-    changed = [b"HSET", b"rq:job:a", b"meta", b"n" * 70_000]
-    light = [b"HSET", b"rq:job:a", b"status", b"finished"]
+    known = {named(b"rq:job:a"): {b"data": zlib.compress(noise, 1), b"meta": b"m" * 70_000}}
+    same = [
+        b"HSET",
+        named(b"rq:job:a"),
+        b"data",
+        zlib.compress(noise, 9),
+        b"status",
+        b"finished",
+        b"meta",
+        b"m" * 70_000,
+    ]
+    only = [b"HSET", named(b"rq:job:a"), b"meta", b"m" * 70_000]
+    other = [b"HSET", named(b"rq:job:b"), *same[2:]]
+    changed = [b"HSET", named(b"rq:job:a"), b"meta", b"n" * 70_000]
+    light = [b"HSET", named(b"rq:job:a"), b"status", b"finished"]
     assert without_known([same, only, other, changed, [b"PING"]], known) == [light, other, changed, [b"PING"]]
-    for deleting in ([b"DEL", b"x", b"rq:job:a"], [b"EXPIRE", b"rq:job:a", b"0"], [b"HDEL", b"rq:job:a", b"data"]):
+    for deleting in (
+        [b"DEL", b"x", named(b"rq:job:a")],
+        [b"EXPIRE", named(b"rq:job:a"), b"0"],
+        [b"HDEL", named(b"rq:job:a"), b"data"],
+    ):
         assert without_known([deleting, same], known) == [deleting, same]
-    assert without_known([[b"EXPIRE", b"rq:job:a", b"5"], only], known) == [[b"EXPIRE", b"rq:job:a", b"5"]]
+    assert without_known([[b"EXPIRE", named(b"rq:job:a"), b"5"], only], known) == [
+        [b"EXPIRE", named(b"rq:job:a"), b"5"]
+    ]
 
 
 def test_large_words_get_names() -> None:
@@ -509,7 +528,7 @@ def test_a_lost_connection_is_blamed_on_a_value_only_while_the_server_answers(
 ) -> None:
     """Connections lost in an outage count for no value, however many they are; those lost beside a live server do."""
     monkeypatch.setattr(large, "_DELAYS", (0.01, 0.02))
-    redis.hset("rq:job:large", "data", b"x")
+    redis.hset(named("rq:job:large"), "data", b"x")
     losses = 0
     with closing(CutProxy(server.port)) as proxy:
         pool = Pool(Settings(url=f"redis://127.0.0.1:{proxy.port}/0"))
@@ -527,8 +546,8 @@ def test_a_lost_connection_is_blamed_on_a_value_only_while_the_server_answers(
         proxy.cut_on(b"HMGET")
         if parent_is_answered:
             with pytest.raises(Refused, match=f"lost {MAX_LOSSES} times"):
-                values.read("rq:job:large", [b"data"])
+                values.read(named("rq:job:large"), [b"data"])
         else:
-            assert values.read("rq:job:large", [b"data"]) == {b"data": b"x"}
+            assert values.read(named("rq:job:large"), [b"data"]) == {b"data": b"x"}
             assert losses == 2 * MAX_LOSSES
         pool.disconnect()

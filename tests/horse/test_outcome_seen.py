@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from keys import named
 from keyspace import differences, dump
 from redis import Redis
 from rq import Callback, Queue, Repeat, Retry
@@ -31,7 +32,7 @@ def work(server: EmbeddedServer, log: Path, worker_class: str, *arguments: str) 
 
 def left(redis: Redis, began: float) -> dict[str, Any]:
     """Return what is in Redis, without the port of a connection that is gone."""
-    redis.hdel("rq:worker:w", "ip_address")
+    redis.hdel(named("rq:worker:w"), "ip_address")
     return dump(redis, began)
 
 
@@ -73,7 +74,7 @@ def test_an_outcome_is_read_without_a_connection(redis: Redis, server: EmbeddedS
     before = redis.info("stats")["total_connections_received"]
     work(server, tmp_path / "log", "outcome_jobs.AskingWorker")
     assert redis.info("stats")["total_connections_received"] - before <= 4
-    redis.hdel("rq:worker:w", "ip_address")
+    redis.hdel(named("rq:worker:w"), "ip_address")
     assert [job.is_failed for job in jobs] == [False, True] * 10
 
 
@@ -107,8 +108,8 @@ def test_dependents_of_subclasses_are_enqueued(
         queue.enqueue("jobs.nothing", job_id="parent")
         queue.enqueue("jobs.nothing", job_id="parent-child", depends_on="parent")
         work(server, tmp_path / worker_class, worker_class, "--queue-class", queue_class)
-        keys = sorted(key for key in redis.keys("rq:job:*") if redis.type(key) == b"hash")
-        runs = [redis.xlen(f"rq:results:{key.decode().removeprefix('rq:job:')}") for key in keys]
+        keys = sorted(key for key in redis.keys(named("rq:job:*")) if redis.type(key) == b"hash")
+        runs = [redis.xlen(named(f"rq:results:{key.decode().removeprefix('rq:job:')}")) for key in keys]
         ends.append([(key, redis.hget(key, "status"), ran) for key, ran in zip(keys, runs)])
         dumps.append(left(redis, began))
     assert ends[0] == ends[1]

@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import pytest
+from keys import named
 from redis import Redis
 
 from rq_pooled.horse.recorder import Recorder, make_recorder
@@ -51,14 +52,20 @@ def test_the_reads_of_a_pipeline_are_asked_for_together(recorder: Recorder) -> N
         ]
 
     with recorder.record_to(tape(read)) as recorded, recorder.pipeline() as pipe:
-        pipe.hget("rq:job:b", "status")
-        pipe.hgetall("rq:job:c")
-        pipe.hset("rq:job:b", "x", 1)
+        pipe.hget(named("rq:job:b"), "status")
+        pipe.hgetall(named("rq:job:c"))
+        pipe.hset(named("rq:job:b"), "x", 1)
         assert pipe.execute() == [b"finished", {b"status": b"deferred"}, 1]
-    assert asked == [[[b"HGET", b"rq:job:b", b"status"], [b"HGETALL", b"rq:job:c"], [b"HGET", b"rq:job:c", b"status"]]]
+    assert asked == [
+        [
+            [b"HGET", named(b"rq:job:b"), b"status"],
+            [b"HGETALL", named(b"rq:job:c")],
+            [b"HGET", named(b"rq:job:c"), b"status"],
+        ]
+    ]
     assert recorded.guards == [
-        (b"digest-0", [b"HGET", b"rq:job:b", b"status"]),
-        (b"digest-2", [b"HGET", b"rq:job:c", b"status"]),
+        (b"digest-0", [b"HGET", named(b"rq:job:b"), b"status"]),
+        (b"digest-2", [b"HGET", named(b"rq:job:c"), b"status"]),
     ]
 
 
@@ -75,9 +82,9 @@ def test_what_runs_after_maintenance_is_not_relayed(recorder: Recorder) -> None:
 def test_what_is_written_after_the_outcome_has_left_reaches_the_server(recorder: Recorder, redis: Redis) -> None:
     """A write about the job joins its outcome until that is delivered; later nobody would send it."""
     recorder.outcome = one = tape()
-    one.write([b"HSET", b"rq:job:a", b"status", b"finished"])
-    recorder.hset("rq:job:a", "early", "1")
-    assert not redis.exists("rq:job:a") and [b"HSET", b"rq:job:a", b"early", b"1"] in one.commands
+    one.write([b"HSET", named(b"rq:job:a"), b"status", b"finished"])
+    recorder.hset(named("rq:job:a"), "early", "1")
+    assert not redis.exists(named("rq:job:a")) and [b"HSET", named(b"rq:job:a"), b"early", b"1"] in one.commands
     one.delivered = True
-    recorder.hset("rq:job:a", "late", "1")
-    assert redis.hgetall("rq:job:a") == {b"late": b"1"}
+    recorder.hset(named("rq:job:a"), "late", "1")
+    assert redis.hgetall(named("rq:job:a")) == {b"late": b"1"}

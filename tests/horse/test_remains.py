@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.job import Job
@@ -28,7 +29,7 @@ def running(request: pytest.FixtureRequest, server: EmbeddedServer, redis: Redis
 
 def run_on(redis: Redis, running: Running) -> None:
     """Let two heartbeats pass, then the job end; its horse has to be alive until then."""
-    (job, worker), key = running, "rq:worker:here"
+    (job, worker), key = running, named("rq:worker:here")
     seen: set[bytes | None] = set()
     wait_until(lambda: seen.add(redis.hget(key, "last_heartbeat")) or len(seen) > 2)
     redis.set("go", 1)

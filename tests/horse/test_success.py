@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import rq
 import wrapt
+from keys import named
 from keyspace import dump
 from redis import Redis
 from rq import Callback, Queue, Retry
@@ -42,8 +43,8 @@ def _run(redis: Redis, url: str, log: Path, worker_class: str, **options: Any) -
         redis.echo("the end")
         commands = 0
         while (seen := monitor.next_command())["command"] != "ECHO the end":
-            commands += seen["client_type"] == "lua" and "rq:job:" in seen["command"]
-    redis.hdel("rq:worker:w", "ip_address")  # the port of a connection that is gone
+            commands += seen["client_type"] == "lua" and named("rq:job:") in seen["command"]
+    redis.hdel(named("rq:worker:w"), "ip_address")  # the port of a connection that is gone
     return dump(redis, began), commands
 
 
@@ -103,7 +104,7 @@ def test_a_result_is_kept_from_the_end_of_its_callback_on(redis: Redis, server: 
     )
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait() == 0, worker.output()
-    score = redis.zscore("rq:finished:default", job.id)
+    score = redis.zscore(named("rq:finished:default"), job.id)
     assert score is not None and abs(score - (time.time() + redis.pttl(job.key) / 1000)) < 1.5
 
 
@@ -113,14 +114,14 @@ def test_the_times_of_a_plain_success_are_the_jobs(redis: Redis, server: Any, tm
     Queue("default", connection=redis).enqueue("time.sleep", 0.3, job_id="a")
     with running_worker(server.url, "--burst", "--name", "w", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait() == 0, worker.output()
-    ((_id, entry),) = redis.xrange("rq:results:a")
+    ((_id, entry),) = redis.xrange(named("rq:results:a"))
     execution_began, ended = float(entry[b"execution_started_at"]), float(entry[b"execution_ended_at"])
     job = Job.fetch("a", redis)
     assert job.started_at and job.ended_at
     started = job.started_at.timestamp()
     assert began <= execution_began <= started <= started + 0.3 <= ended <= time.time()
     assert abs(job.ended_at.timestamp() - ended) < 0.001
-    assert abs(float(redis.hget("rq:worker:w", "total_working_time") or 0) - (ended - started)) < 0.001
+    assert abs(float(redis.hget(named("rq:worker:w"), "total_working_time") or 0) - (ended - started)) < 0.001
 
 
 def test_a_hash_of_another_version_goes_the_long_way(redis: Redis) -> None:

@@ -15,6 +15,7 @@ import crash_jobs
 import entry_jobs
 import pytest
 from commands import PASSWORD, SCRIPT, WAYS, free_port, refusal, run
+from keys import named
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq import Queue
@@ -517,7 +518,11 @@ def test_two_workers_with_one_name(server: EmbeddedServer, redis: Redis, tmp_pat
             script = SCRIPT.replace('["q"]', f'["q"], {name!r}')
             line = refusal(run(["-c", script, "{url}"], server.url), 75)
             assert repr(name) in line and str(first.pid) in line
-            assert redis.smembers("rq:workers") == {b"rq:worker:w", b"rq:worker:w-1", b"rq:worker:w-2"}
+            assert redis.smembers(named("rq:workers")) == {
+                named(b"rq:worker:w"),
+                named(b"rq:worker:w-1"),
+                named(b"rq:worker:w-2"),
+            }
         way = [*WAYS["rq-pooled worker"][:-1], "--name", "w", "q"]
         assert "'w'" in refusal(run(way, server.url), 75)
         way = [*WAYS["rq worker"][:-1], "--name", "w", "q"]
@@ -531,11 +536,11 @@ def test_the_name_of_a_dead_process_is_taken_over_at_once(server: EmbeddedServer
     """After kill -9 a worker of the same name starts without waiting for the registration to expire."""
     with running_worker(server.url, "q", "--name", "w", log=tmp_path / "first", concurrency=2) as first:
         first.kill()
-    assert redis.smembers("rq:workers") == {b"rq:worker:w", b"rq:worker:w-1"}
+    assert redis.smembers(named("rq:workers")) == {named(b"rq:worker:w"), named(b"rq:worker:w-1")}
     with running_worker(server.url, "q", "--name", "w", log=tmp_path / "second", concurrency=2) as second:
-        assert int(redis.hget("rq:worker:w", "pid")) == second.pid
+        assert int(redis.hget(named("rq:worker:w"), "pid")) == second.pid
         assert second.stop() == 0
-    assert not redis.smembers("rq:workers")
+    assert not redis.smembers(named("rq:workers"))
 
 
 def test_a_worker_refused_by_a_pool_waits_before_it_ends(server: EmbeddedServer, tmp_path: Path) -> None:

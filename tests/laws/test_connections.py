@@ -13,6 +13,7 @@ from typing import Any
 import crash_jobs
 import psutil
 import pytest
+from keys import named
 from redis import Redis
 from rq import Queue, Repeat, Retry
 from rq.group import Group
@@ -22,7 +23,7 @@ from support import keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 
-NAME = re.compile(r"rq_pooled:[^:]+:[^:]+:(\d+):([a-z]+)")
+NAME = re.compile(named(r"rq_pooled:[^:]+:[^:]+:(\d+):([a-z]+)"))
 POLLING = "polling every 50 ms"
 TRACKING = "wake-ups (client tracking)"
 
@@ -61,7 +62,7 @@ def test_two_connections_whatever_the_work(
         wait_until(lambda: len(of_worker(redis)) == 2, what="both connections")
         before = received(redis)
         finished(enqueue_everything(redis, queues), redis)
-        wait_until(lambda: not redis.zcard("rq:wip:a"), what="the end of all")
+        wait_until(lambda: not redis.zcard(named("rq:wip:a")), what="the end of all")
         assert received(redis) == before
         assert sampler.most == 2
         assert sampler.samples > 50
@@ -170,7 +171,7 @@ def test_a_connection_is_lost_under_load_without_losing_jobs(
             for number in of_worker(redis):
                 redis.client_kill_filter(_id=number)
         finished(jobs, redis)
-    assert all(redis.xlen(f"rq:results:{job.id}") == 1 for job in jobs)
+    assert all(redis.xlen(named(f"rq:results:{job.id}")) == 1 for job in jobs)
     assert not keys_of_jobs(redis)
 
 
@@ -186,7 +187,7 @@ def test_flushed_scripts_are_loaded_again(server: EmbeddedServer, redis: Redis, 
         finished([queue.enqueue(crash_jobs.nothing)], redis)
         assert "lost the server" not in worker.output()
         assert "rror" not in worker.output()
-    assert all(redis.xlen(f"rq:results:{job.id}") == 1 for job in jobs)
+    assert all(redis.xlen(named(f"rq:results:{job.id}")) == 1 for job in jobs)
 
 
 def test_an_idle_worker_registers_again_after_a_flush(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -194,11 +195,11 @@ def test_an_idle_worker_registers_again_after_a_flush(server: EmbeddedServer, re
     with running_worker(
         server.url, "a", "--name", "w", log=tmp_path / "log", concurrency=3, RQ_POOLED_HEARTBEAT_INTERVAL="0.2"
     ):
-        names = {b"rq:worker:w", b"rq:worker:w-1", b"rq:worker:w-2"}
-        wait_until(lambda: redis.smembers("rq:workers") == names, what="registration")
+        names = {named(b"rq:worker:w"), named(b"rq:worker:w-1"), named(b"rq:worker:w-2")}
+        wait_until(lambda: redis.smembers(named("rq:workers")) == names, what="registration")
         redis.flushall()
-        wait_until(lambda: redis.smembers("rq:workers") == names, 2, "registration again")
-        assert redis.smembers("rq:workers:a") == names
+        wait_until(lambda: redis.smembers(named("rq:workers")) == names, 2, "registration again")
+        assert redis.smembers(named("rq:workers:a")) == names
         for name in names:
             assert redis.hget(name, "state") == b"idle"
             assert redis.hget(name, "queues") == b"a"
@@ -301,11 +302,11 @@ def test_a_refused_claim_does_not_make_the_worker_spin(
     redis = server.client()
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=3) as worker:
         Queue("a", connection=redis).enqueue(crash_jobs.nothing)
-        wait_until(lambda: not redis.llen("rq:queue:a"), what="an idle worker")
-        redis.rpush("rq:queue:b", "x")
+        wait_until(lambda: not redis.llen(named("rq:queue:a")), what="an idle worker")
+        redis.rpush(named("rq:queue:b"), "x")
         redis.config_set("maxmemory", 1)
         # Only what needs no memory can put a job before the worker now.
-        redis.rename("rq:queue:b", "rq:queue:a")
+        redis.rename(named("rq:queue:b"), named("rq:queue:a"))
         worker.wait_for("cannot claim jobs")
         began, before = time.monotonic(), claims_made(redis)
         wait_until(lambda: time.monotonic() - began > 2)

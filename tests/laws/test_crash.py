@@ -13,6 +13,7 @@ from typing import Any
 import crash_jobs
 import psutil
 import pytest
+from keys import named
 from proxy import CutProxy
 from redis import Redis
 from rq import Queue
@@ -159,7 +160,7 @@ def test_horses_die_with_the_parent(server: EmbeddedServer, queue: Queue, redis:
         worker.kill()
         wait_until(lambda: all(gone(pid) for pid in every), 1.0, "the ends of all horses")
         gate.touch()
-    assert redis.zcard("rq:wip:q") == 2  # claims stand until their lease is over: nothing was recorded
+    assert redis.zcard(named("rq:wip:q")) == 2  # claims stand until their lease is over: nothing was recorded
 
 
 def test_sigterm_to_the_whole_group_is_a_warm_shutdown(
@@ -179,7 +180,7 @@ def test_sigterm_to_the_whole_group_is_a_warm_shutdown(
         assert {job.return_value() for job in jobs} == set(pids)
         assert queue.get_job_ids() == [queued.id]
         assert not keys_of_jobs(redis)
-        assert not redis.smembers("rq:workers")
+        assert not redis.smembers(named("rq:workers"))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
@@ -199,8 +200,8 @@ def test_a_second_signal_stops_hard(
         assert all(gone(pid) for pid in pids)
         assert queue.get_job_ids() == [*(job.id for job in jobs), behind.id]
         assert [job.get_status() for job in jobs] == [JobStatus.QUEUED] * 2
-        assert not redis.zcard("rq:wip:q") and not redis.keys("rq:execution*") and not keys_of_jobs(redis)
-        assert not redis.smembers("rq:workers")
+        assert not redis.zcard(named("rq:wip:q")) and not redis.keys(named("rq:execution*")) and not keys_of_jobs(redis)
+        assert not redis.smembers(named("rq:workers"))
     gate.touch()
     with running_worker(server.url, "q", "--burst", log=tmp_path / "second", ready=None) as worker:
         assert worker.wait() == 0

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from commands import free_port, run, start
 from conftest import KIND
+from keys import named
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -83,9 +84,15 @@ def check_outcomes(topology: Topology, worker: WorkerProcess, jobs: list[Job]) -
     assert [len(job.results()) for job in there] == [1] * len(jobs)
     more = [queue_on(topology.master).enqueue(crash_jobs.nothing) for _ in range(10)]
     wait_until(lambda: all(job.get_status() == "finished" for job in more), 60, "work after the failover")
-    assert not client.zcard("rq:wip:q") and not client.keys("rq_pooled:claims:*")
-    assert client.smembers("rq:workers") == {b"rq:worker:w", b"rq:worker:w-1", b"rq:worker:w-2"}
-    names = sorted(entry["name"].rpartition(":")[2] for entry in client.client_list() if "rq_pooled:" in entry["name"])
+    assert not client.zcard(named("rq:wip:q")) and not client.keys(named("rq_pooled:claims:*"))
+    assert client.smembers(named("rq:workers")) == {
+        named(b"rq:worker:w"),
+        named(b"rq:worker:w-1"),
+        named(b"rq:worker:w-2"),
+    }
+    names = sorted(
+        entry["name"].rpartition(":")[2] for entry in client.client_list() if named("rq_pooled:") in entry["name"]
+    )
     assert names == ["command", "listen"]
     output = worker.output()
     assert "Traceback" not in output and "could not be recorded" not in output
@@ -118,7 +125,7 @@ def test_a_failover_on_demand(topology: Topology, worker: WorkerProcess, tmp_pat
     gate.touch()
     check_outcomes(topology, worker, jobs)
     old = topology.replica.client().client_list()
-    assert not [entry for entry in old if entry["name"].startswith("rq_pooled:")]
+    assert not [entry for entry in old if entry["name"].startswith(named("rq_pooled:"))]
     assert worker.stop() == 0
 
 
@@ -544,7 +551,7 @@ def test_a_worker_comes_back_to_a_server_in_trouble(
         client.ping()
         with TROUBLES[trouble](server):
             for entry in client.client_list():
-                if entry["name"].startswith("rq_pooled:"):
+                if entry["name"].startswith(named("rq_pooled:")):
                     client.client_kill_filter(_id=entry["id"])
             worker.wait_for(LOST)
             gate.touch()

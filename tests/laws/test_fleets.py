@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import rq
+from keys import named
 from redis import Redis
 from rq.job import JobStatus
 from rq.results import Result
@@ -117,13 +118,20 @@ def fleet(request: pytest.FixtureRequest, server: Any, redis: Redis, folder_of: 
 
 def status(redis: Redis, job_id: str) -> str | None:
     """Return the status that the hash of a job says."""
-    found: Any = redis.hget(f"rq:job:{job_id}", "status")
+    found: Any = redis.hget(named(f"rq:job:{job_id}"), "status")
     return None if found is None else found.decode()
 
 
 def left(redis: Redis) -> list[str]:
     """Return what only waiting and running jobs have; a note of RQ's that it has seen an id expires by itself."""
-    names = ("rq:queue:*", "rq:wip:*", "rq:execution*", "rq:ready:*", "rq:scheduled:*", "rq_pooled:leases:*")
+    names = (
+        named("rq:queue:*"),
+        named("rq:wip:*"),
+        named("rq:execution*"),
+        named("rq:ready:*"),
+        named("rq:scheduled:*"),
+        named("rq_pooled:leases:*"),
+    )
     return sorted(key.decode() for name in names for key in redis.keys(name) if b":first_seen:" not in key)
 
 
@@ -145,7 +153,8 @@ def check_ends(redis: Redis, ends: dict[str, list[Any]]) -> None:
             status(redis, job_id),
             redis.llen(f"runs:{job_id}"),
             sum(
-                int(fields[b"type"]) != Result.Type.RETRIED.value for _, fields in redis.xrange(f"rq:results:{job_id}")
+                int(fields[b"type"]) != Result.Type.RETRIED.value
+                for _, fields in redis.xrange(named(f"rq:results:{job_id}"))
             ),
         ]
         for job_id in ends
@@ -198,7 +207,7 @@ def test_a_deploy_between_majors_loses_nothing(fleet: Fleet, redis: Redis, kind:
         if kind == "stock":
             stack.enter_context(fleet.worker("stock", before))
         web.start()
-        wait_until(lambda: redis.zcard("rq:finished:default") > 15)
+        wait_until(lambda: redis.zcard(named("rq:finished:default")) > 15)
         if kind == "stock":
             stack.enter_context(fleet.worker("stock", after))
         stack.enter_context(fleet.worker("ours", after))
@@ -209,7 +218,7 @@ def test_a_deploy_between_majors_loses_nothing(fleet: Fleet, redis: Redis, kind:
             wait_until(lambda job_id=job_id: status(redis, job_id) == "finished", 30, job_id)
         nothing_is_left(redis)
     assert len(ids) > 50
-    assert all(redis.xlen(f"rq:results:{job_id}") == 1 for job_id in ids)
+    assert all(redis.xlen(named(f"rq:results:{job_id}")) == 1 for job_id in ids)
     twice = [job_id for job_id in ids if redis.llen(f"runs:{job_id}") > 1]
     # Two slots of the killed worker, and two of the stopped one, which had a second to end.
     assert len(twice) <= 4
@@ -238,8 +247,8 @@ def test_limited_jobs_wait_for_a_worker_on_rq_3(fleet: Fleet, redis: Redis) -> N
     assert fleet.web("stock", 3, "limited") == ["queued", "rate_limited", "rate_limited"]
     assert fleet.web("stock", 2, "fetch", "l-1") == "ValueError: 'rate_limited' is not a valid JobStatus"
     with fleet.worker("ours", 2):
-        wait_until(lambda: status(redis, "l-0") == "finished" and not redis.exists("rq:wip:default"))
-        assert not redis.exists("rq:rl:k:allowed") and redis.zcard("rq:rl:k:rate_limited") == 2
+        wait_until(lambda: status(redis, "l-0") == "finished" and not redis.exists(named("rq:wip:default")))
+        assert not redis.exists(named("rq:rl:k:allowed")) and redis.zcard(named("rq:rl:k:rate_limited")) == 2
     with fleet.worker("ours", 3):
         wait_until(lambda: status(redis, "l-1") == status(redis, "l-2") == "finished", 30, "the others")
     assert [redis.llen(f"runs:l-{i}") for i in range(3)] == [1, 1, 1]

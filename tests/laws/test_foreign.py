@@ -20,6 +20,7 @@ import pytest
 from failures import fill
 from hypothesis import given
 from hypothesis import strategies as st
+from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from rq import Queue
@@ -60,9 +61,9 @@ def run(server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
 def fail_raw(redis: Redis, job_id: bytes, queue: bytes = b"default", **fields: Any) -> None:
     """Write a failed job with an id of any bytes."""
     values = {"data": b"x", "status": "failed", "origin": queue, "ended_at": utcformat(now()), **fields}
-    redis.hset(b"rq:job:" + job_id, mapping=values)
-    redis.zadd(b"rq:failed:" + queue, {job_id: time.time()})
-    redis.sadd("rq:queues", b"rq:queue:" + queue)
+    redis.hset(named(b"rq:job:") + job_id, mapping=values)
+    redis.zadd(named(b"rq:failed:") + queue, {job_id: time.time()})
+    redis.sadd(named("rq:queues"), named(b"rq:queue:") + queue)
 
 
 # -- names of any bytes ------------------------------------------------------------------------------------------------
@@ -77,7 +78,7 @@ def test_failed_jobs_of_any_id_are_requeued_with_the_others(redis: Redis, run: R
     assert code == 0 and len(out.splitlines()) == 3 and len(out) < 6000 and out.replace("\n", "").isprintable()
     assert len(json.loads(run("failed", "--json")[1])) == 3
     assert run("requeue", "--all")[1] == "default: 3 requeued (of 3)\n"
-    assert job_id in redis.lrange("rq:queue:default", 0, -1)
+    assert job_id in redis.lrange(named("rq:queue:default"), 0, -1)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +89,10 @@ def test_sweeps_pass_names_of_any_bytes(redis: Redis, run: Run, command: tuple[s
     fill(redis, 2)
     fail_raw(redis, b"\xff", ended_at=b"\xfe")
     fail_raw(redis, b"\xfd", queue=b"\xff")
-    redis.zadd("rq:failed:default", {b"\xfc": 1})
+    redis.zadd(named("rq:failed:default"), {b"\xfc": 1})
     code, out, err = run(*command)
     assert code == 0 and "Traceback" not in err and "changed" not in out
-    left = redis.zcard("rq:failed:default"), redis.zcard(b"rq:failed:\xff")
+    left = redis.zcard(named("rq:failed:default")), redis.zcard(named(b"rq:failed:\xff"))
     assert left == ((3, 1) if "--ghosts" in command else (0, 0))
 
 
@@ -99,7 +100,7 @@ def test_single_jobs_of_any_id_are_requeued(redis: Redis, run: Run) -> None:
     """An id is taken as the shell gives it, and a key of another type is told and harms no other job."""
     fail_raw(redis, b"\xff\xfe")
     fill(redis, 1)
-    redis.set("rq:job:odd", "no hash")
+    redis.set(named("rq:job:odd"), "no hash")
     code, out, _ = run("requeue", text(b"\xff\xfe"), "odd", "f000000")
     assert code == 0 and out.splitlines() == [
         r"\xff\xfe requeued",
@@ -115,8 +116,8 @@ def test_registry_of_another_type_hides_no_other_queue(redis: Redis, run: Run) -
     """A registry that is something else is named, and the failed jobs of all other queues are listed."""
     for name in "abc":
         fill(redis, 1, name, prefix=name)
-    redis.delete("rq:failed:b")
-    redis.set("rq:failed:b", "no registry")
+    redis.delete(named("rq:failed:b"))
+    redis.set(named("rq:failed:b"), "no registry")
     code, out, err = run("failed")
     assert [line.split()[1] for line in out.splitlines()] == ["a", "c"]
     assert code == 75 and err.startswith("rq-pooled: b: not read: WRONGTYPE") and len(err.splitlines()) == 1
@@ -128,23 +129,23 @@ def test_registry_of_another_type_hides_no_other_queue(redis: Redis, run: Run) -
 def test_lost_jobs_are_rescued_beside_what_cannot_be_read(redis: Redis, run: Run, broken: str) -> None:
     """A key, queue or origin of any bytes, and a queue that is no list, keep no lost job from its queue."""
     lost = {"data": "x", "status": "queued", "origin": "q", "enqueued_at": "2020-01-01T00:00:00.000000Z"}
-    redis.hset("rq:job:lost", mapping=lost)
-    redis.sadd("rq:queues", "rq:queue:q")
+    redis.hset(named("rq:job:lost"), mapping=lost)
+    redis.sadd(named("rq:queues"), named("rq:queue:q"))
     if broken == "key":
-        redis.hset(b"rq:job:\xff", mapping=lost)
+        redis.hset(named(b"rq:job:\xff"), mapping=lost)
     elif broken == "queue":
-        redis.sadd("rq:queues", b"rq:queue:\xff")
+        redis.sadd(named("rq:queues"), named(b"rq:queue:\xff"))
     elif broken == "origin":
-        redis.hset("rq:job:odd", mapping={**lost, "origin": b"\xff"})
+        redis.hset(named("rq:job:odd"), mapping={**lost, "origin": b"\xff"})
     elif broken == "date":
-        redis.hset("rq:job:odd", mapping={**lost, "enqueued_at": b"\xff"})
+        redis.hset(named("rq:job:odd"), mapping={**lost, "enqueued_at": b"\xff"})
     else:
-        redis.set("rq:queue:odd", "no list")
-        redis.sadd("rq:queues", "rq:queue:odd")
-        redis.hset("rq:job:odd", mapping={**lost, "origin": "odd"})
+        redis.set(named("rq:queue:odd"), "no list")
+        redis.sadd(named("rq:queues"), named("rq:queue:odd"))
+        redis.hset(named("rq:job:odd"), mapping={**lost, "origin": "odd"})
     code, out, err = run("rescue", "--apply")
     assert code == 0 and "Traceback" not in err and "put back" in out
-    assert b"lost" in redis.lrange("rq:queue:q", 0, -1)
+    assert b"lost" in redis.lrange(named("rq:queue:q"), 0, -1)
 
 
 # -- monitoring --------------------------------------------------------------------------------------------------------
@@ -155,8 +156,8 @@ PUBLISHED = {"kind": '"worker"', "worker": '"w"', "concurrency": "2", "published
 
 def publish(redis: Redis, name: bytes, fields: dict[str, Any]) -> None:
     """Write what a process would publish."""
-    redis.hset(b"rq_pooled:stats:" + name, mapping=fields)
-    redis.zadd("rq_pooled:stats", {b"rq_pooled:stats:" + name: time.time() + 60})
+    redis.hset(named(b"rq_pooled:stats:") + name, mapping=fields)
+    redis.zadd(named("rq_pooled:stats"), {named(b"rq_pooled:stats:") + name: time.time() + 60})
 
 
 @pytest.mark.parametrize(
@@ -195,8 +196,8 @@ def test_statistics_of_another_shape_hide_no_worker(
 def test_statistics_in_a_key_of_another_type_are_named(redis: Redis) -> None:
     """A listed process whose key is no hash is named and left out."""
     publish(redis, b"app:host:1", PUBLISHED)
-    redis.set("rq_pooled:stats:app:host:2", "no hash")
-    redis.zadd("rq_pooled:stats", {"rq_pooled:stats:app:host:2": time.time() + 60})
+    redis.set(named("rq_pooled:stats:app:host:2"), "no hash")
+    redis.zadd(named("rq_pooled:stats"), {named("rq_pooled:stats:app:host:2"): time.time() + 60})
     unreadable: list[str] = []
     assert len(health.processes(redis, unreadable)) == 1 and unreadable == ["app:host:2"]
 
@@ -213,7 +214,7 @@ def test_queues_of_any_name_are_counted(redis: Redis) -> None:
     """Queues whose names are no text are told apart and counted, in the dictionaries, as JSON and as metrics."""
     for name in (b"\xff", b"\xfe", b"a\nb"):
         fail_raw(redis, b"j" + name, queue=name)
-        redis.rpush(b"rq:queue:" + name, b"x")
+        redis.rpush(named(b"rq:queue:") + name, b"x")
     found = {queue["name"]: queue for queue in health.queues(redis)}
     assert set(found) == {r"\xff", r"\xfe", "a\nb"}
     assert all(queue["failed"] == queue["length"] == 1 for queue in found.values())
@@ -226,11 +227,11 @@ def test_queues_of_any_name_are_counted(redis: Redis) -> None:
 def test_job_keys_of_another_type_hide_no_failed_job(redis: Redis) -> None:
     """A job or its results in a key of another type are an entry without a job, beside the others."""
     fill(redis, 1)
-    for key, job_id in (("rq:job:hash", "hash"), ("rq:results:stream", "stream")):
+    for key, job_id in ((named("rq:job:hash"), "hash"), (named("rq:results:stream"), "stream")):
         fail_raw(redis, job_id.encode())
         redis.delete(key)
         redis.set(key, "another type")
-    redis.zadd("rq:scheduled:default", {"hash": 1, "for ever": float("inf")})
+    redis.zadd(named("rq:scheduled:default"), {"hash": 1, "for ever": float("inf")})
     jobs = {job["id"]: job["exists"] for job in health.failed_jobs(connection=redis)["jobs"]}
     assert jobs == {"f000000": True, "hash": False, "stream": True}
     assert [job["id"] for job in overview(redis, Settings())["upcoming"]] == ["hash"]
@@ -244,7 +245,7 @@ def test_large_errors_cost_a_page_no_more_than_small_ones(redis: Redis) -> None:
     error = b64encode(zlib.compress(b"x" * 50_000_000))
     for number in range(10):
         fail_raw(redis, b"j%d" % number)
-        redis.xadd(f"rq:results:j{number}", {"type": 2, "exc_string": error})
+        redis.xadd(named(f"rq:results:j{number}"), {"type": 2, "exc_string": error})
     began = time.monotonic()
     jobs = health.failed_jobs(connection=redis)["jobs"]
     assert time.monotonic() - began < 5 and len(jobs) == 10
@@ -277,7 +278,7 @@ def test_arguments_are_not_read_to_see_that_they_are_there(redis: Redis) -> None
     """A list of failed jobs fetches neither arguments nor descriptions that are large."""
     for number in range(10):
         fail_raw(redis, b"j%d" % number, data="x" * 1_000_000, description="y" * 1_000_000)
-    redis.zadd("rq:scheduled:default", {"j1": 1})
+    redis.zadd(named("rq:scheduled:default"), {"j1": 1})
     before = redis.info("stats")["total_net_output_bytes"]
     found = overview(redis, Settings())
     jobs = health.failed_jobs(connection=redis)["jobs"]
@@ -291,7 +292,7 @@ def test_a_huge_error_of_one_job_costs_no_list_of_the_others(redis: Redis, run: 
     huge = b"q" * 20_000_000
     fill(redis, 2)
     fail_raw(redis, b"result", description=huge)
-    redis.xadd("rq:results:result", {"type": 2, "exc_string": huge})
+    redis.xadd(named("rq:results:result"), {"type": 2, "exc_string": huge})
     fail_raw(redis, b"hash", exc_info=huge)
     before = redis.info("stats")["total_net_output_bytes"]
     jobs = {job["id"]: job["reason"] for job in health.failed_jobs(connection=redis)["jobs"]}
@@ -307,7 +308,7 @@ def test_an_entry_of_the_queues_without_its_prefix_hides_no_queue(redis: Redis, 
     """Two entries that mean one queue are one, on the page, in lists, in sweeps and in the metrics."""
     fill(redis, 2)
     fill(redis, 1, "other", prefix="o")
-    redis.sadd("rq:queues", "default", "")
+    redis.sadd(named("rq:queues"), "default", "")
     assert len(health.failed_jobs(connection=redis)["jobs"]) == 3
     assert [queue["name"] for queue in health.queues(redis)] == ["", "default", "other"]
     assert len(overview(redis, Settings())["queues"]) == 3 and "default" in metrics(redis)
@@ -317,8 +318,8 @@ def test_an_entry_of_the_queues_without_its_prefix_hides_no_queue(redis: Redis, 
 def test_a_large_offset_reads_no_registry(redis: Redis) -> None:
     """Of one queue any offset is a rank; over several a large one is refused, and one past the end reads nothing."""
     for name in "ab":
-        redis.zadd(f"rq:failed:{name}", {f"{name}-{number:05}": number for number in range(20_000)})
-        redis.sadd("rq:queues", f"rq:queue:{name}")
+        redis.zadd(named(f"rq:failed:{name}"), {f"{name}-{number:05}": number for number in range(20_000)})
+        redis.sadd(named("rq:queues"), named(f"rq:queue:{name}"))
     before = redis.info("stats")["total_net_output_bytes"]
     (job,) = health.failed_jobs("a", offset=19_999, limit=1, connection=redis)["jobs"]
     assert job["id"] == "a-00000"
@@ -331,8 +332,8 @@ def test_a_large_offset_reads_no_registry(redis: Redis) -> None:
 def test_pages_over_many_queues_miss_and_repeat_none(redis: Redis) -> None:
     """Pages over more queues than a page has rows are the same order as one list of all."""
     for number in range(60):
-        redis.zadd(f"rq:failed:q{number}", {f"j{number}-{k}": (number * 7 + k * 13) % 50 for k in range(3)})
-        redis.sadd("rq:queues", f"rq:queue:q{number}")
+        redis.zadd(named(f"rq:failed:q{number}"), {f"j{number}-{k}": (number * 7 + k * 13) % 50 for k in range(3)})
+        redis.sadd(named("rq:queues"), named(f"rq:queue:q{number}"))
     whole = [job["id"] for job in health.failed_jobs(limit=500, connection=redis)["jobs"]]
     paged: list[str] = []
     offset: int | None = 0
@@ -347,7 +348,7 @@ def test_a_page_shows_the_queues_that_matter(redis: Redis) -> None:
     """Of thousands of queues the page shows those with most to do, and counts the others."""
     from rq_pooled.flask.page import present
 
-    redis.sadd("rq:queues", *(f"rq:queue:q{number:05}" for number in range(2000)))
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:q{number:05}") for number in range(2000)))
     fill(redis, 3, "q01999")
     shown = present(overview(redis, Settings()))
     assert (
@@ -365,30 +366,30 @@ def test_an_abandoned_entry_that_cannot_be_read_stops_no_maintenance(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, entry: bytes
 ) -> None:
     """RQ's maintenance fails the abandoned jobs of all queues, whatever else stands in registries and groups."""
-    redis.set("rq:job:odd", "no hash")
-    redis.hset("rq:job:date", mapping={"data": b"x", "status": "started", "created_at": b"\xff"})
-    redis.hset("rq:job:origin", mapping={"data": b"x", "status": "started", "origin": b"\xff"})
-    redis.set("rq:wip:a", "no registry")
-    redis.sadd("rq:groups", b"\xff", "good", "odd")
-    redis.sadd("rq:group:good", b"\xff", "x")
-    redis.set("rq:group:odd", "no set")
+    redis.set(named("rq:job:odd"), "no hash")
+    redis.hset(named("rq:job:date"), mapping={"data": b"x", "status": "started", "created_at": b"\xff"})
+    redis.hset(named("rq:job:origin"), mapping={"data": b"x", "status": "started", "origin": b"\xff"})
+    redis.set(named("rq:wip:a"), "no registry")
+    redis.sadd(named("rq:groups"), b"\xff", "good", "odd")
+    redis.sadd(named("rq:group:good"), b"\xff", "x")
+    redis.set(named("rq:group:odd"), "no set")
     for name in "abc":
-        redis.sadd("rq:queues", f"rq:queue:{name}")
+        redis.sadd(named("rq:queues"), named(f"rq:queue:{name}"))
     for name in "bc":
         job = Queue(name, connection=redis).enqueue("math.sqrt", 4, job_id=f"abandoned-{name}")
-        redis.delete(f"rq:queue:{name}")
+        redis.delete(named(f"rq:queue:{name}"))
         job.set_status("started")  # type: ignore[arg-type]
-        redis.zadd(f"rq:wip:{name}", {f"{job.id}:1": 2, entry: 1})
+        redis.zadd(named(f"rq:wip:{name}"), {f"{job.id}:1": 2, entry: 1})
     with running_worker(server.url, "a", "b", "c", log=tmp_path / "log") as worker:
         for name in "bc":
-            wait_until(lambda: redis.zscore(f"rq:failed:{name}", f"abandoned-{name}"), what=name)  # noqa: B023
-        wait_until(lambda: redis.smembers("rq:groups") == {b"good"}, what="the groups that can be read")
-        wait_until(lambda: redis.smembers("rq:group:good") == {b"x"})
+            wait_until(lambda: redis.zscore(named(f"rq:failed:{name}"), f"abandoned-{name}"), what=name)  # noqa: B023
+        wait_until(lambda: redis.smembers(named("rq:groups")) == {b"good"}, what="the groups that can be read")
+        wait_until(lambda: redis.smembers(named("rq:group:good")) == {b"x"})
         assert "queue a cannot be cleaned (ResponseError: WRONGTYPE" in worker.output()
         assert "died during" not in worker.output() and "Traceback" not in worker.output()
         if len(entry) < 100:
             assert f"dropping {printable(entry)}, which is abandoned and cannot be read" in worker.output()
-    assert not redis.zcard("rq:wip:b") and not redis.zcard("rq:wip:c")
+    assert not redis.zcard(named("rq:wip:b")) and not redis.zcard(named("rq:wip:c"))
 
 
 # -- RQ before 1.12 ----------------------------------------------------------------------------------------------------
@@ -421,11 +422,14 @@ def test_a_list_of_sweeps_unpickles_nothing(redis: Redis, run: Run) -> None:
     """Recurring sweeps are listed and removed without running what their meta names."""
     meta = pickle.dumps({"cron_string": "* * * * *", "bomb": Bomb()})
     redis.hset(
-        "rq:job:rq_pooled-sweep-x", mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())}
+        named("rq:job:rq_pooled-sweep-x"),
+        mapping={"data": b"x", "meta": meta, "origin": "q", "result": pickle.dumps(Bomb())},
     )
-    redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1e18})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"rq_pooled-sweep-x": 1e18})
     assert run("schedule-sweep")[1].startswith("x: * * * * *")
-    assert run("schedule-sweep", "--remove", "x")[1] == "x: removed\n" and not redis.exists("rq:job:rq_pooled-sweep-x")
+    assert run("schedule-sweep", "--remove", "x")[1] == "x: removed\n" and not redis.exists(
+        named("rq:job:rq_pooled-sweep-x")
+    )
     assert not hasattr(sys, "exploded")
 
 
@@ -494,15 +498,15 @@ def test_no_command_prints_control_characters(
     monkeypatch.setattr(click.utils, "should_strip_ansi", lambda *_, **__: False)
     dates = {"enqueued_at": "2020-01-01T00:00:00.000000Z", "description": HOSTILE}
     fail_raw(redis, HOSTILE, HOSTILE, exc_info=HOSTILE, **dates)
-    redis.hset("rq:job:lost", mapping={"data": "x", "status": "queued", "origin": HOSTILE, **dates})
-    redis.hset(b"rq:job:old", mapping={"data": "x", **dates})
-    redis.rpush(b"rq:queue:" + HOSTILE, "old")
-    redis.hset("rq_pooled:limits", HOSTILE, HOSTILE)
+    redis.hset(named("rq:job:lost"), mapping={"data": "x", "status": "queued", "origin": HOSTILE, **dates})
+    redis.hset(named(b"rq:job:old"), mapping={"data": "x", **dates})
+    redis.rpush(named(b"rq:queue:") + HOSTILE, "old")
+    redis.hset(named("rq_pooled:limits"), HOSTILE, HOSTILE)
     name = json.dumps(HOSTILE.decode(errors="replace"))
     publish(redis, b"app:" + HOSTILE + b":1", {**PUBLISHED, "worker": name, "queues": f"[{name}]"})
     publish(redis, HOSTILE, PUBLISHED)
-    redis.hset("rq:job:rq_pooled-sweep-x", mapping={"data": "x", **dates, "origin": HOSTILE})
-    redis.zadd("rq:scheduler:scheduled_jobs", {"rq_pooled-sweep-x": 1})
+    redis.hset(named("rq:job:rq_pooled-sweep-x"), mapping={"data": "x", **dates, "origin": HOSTILE})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"rq_pooled-sweep-x": 1})
     _, out, err = run(*words, *["--json"] * as_json)
     assert (out + err).replace("\n", "").isprintable() and "Traceback" not in err
     if as_json and out:
@@ -514,7 +518,7 @@ def test_no_name_forges_a_log_line(server: EmbeddedServer, redis: Redis, tmp_pat
     traceback.
     """
     name = "q\n12:00:00 forged\x1b[2J"
-    redis.rpush("rq:queue:" + name, b"gone\nforged\xff")
+    redis.rpush(named("rq:queue:") + name, b"gone\nforged\xff")
     queue = Queue(name, connection=redis)
     queue.enqueue("math.factorial", -1, job_id="a", description="first\n12:00:00 forged\x1b]0;x\x07")
     with running_worker(server.url, name, "--burst", log=tmp_path / "log", ready=None) as worker:

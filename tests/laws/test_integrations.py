@@ -15,6 +15,7 @@ import entry_jobs
 import pytest
 import retry_jobs
 import rq
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.job import Job
@@ -247,7 +248,7 @@ def test_django_rq(project: Path, redis: Redis, concurrency: str) -> None:
     assert ordered.return_value()[0] == "corner"
     assert status(failing) == "failed"
     assert redis.lrange("handled", 0, -1) == [failing.id.encode()]
-    assert not redis.smembers("rq:workers")
+    assert not redis.smembers(named("rq:workers"))
 
 
 ADMIN = """
@@ -297,7 +298,9 @@ def test_pages_of_django_rq(project: Path, server: EmbeddedServer, redis: Redis)
         names = ["seen", "seen-1", "seen-2"]
         lists = ["", *(f"{name}/" for name in ("details", "started", "finished", "failed", "scheduled", "deferred"))]
         pages = ["admin/django_rq/dashboard/", "rq/", "rq/stats.json", "rq/metrics", "rq/workers/0/"]
-        pages += [f"rq/queues/0/{name}" for name in lists] + [f"rq/workers/0/rq:worker:{name}/" for name in names]
+        pages += [f"rq/queues/0/{name}" for name in lists] + [
+            named(f"rq/workers/0/rq:worker:{name}/") for name in names
+        ]
         pages += [f"rq/queues/0/{job.id}/" for job in (running, good, failing)]
         results = [f"rq/queues/0/{job.id}/results/{job.latest_result().id}/" for job in (good, failing)]
         pages += results
@@ -309,7 +312,7 @@ def test_pages_of_django_rq(project: Path, server: EmbeddedServer, redis: Redis)
         for name in ("started", "finished", "failed")
     }
     assert shown == {"started": [True, False, False], "finished": [False, True, False], "failed": [False, False, True]}
-    assert [running.id in found[f"rq/workers/0/rq:worker:{name}/"] for name in names] == [
+    assert [running.id in found[named(f"rq/workers/0/rq:worker:{name}/")] for name in names] == [
         name == holder for name in names
     ]
     assert all(name in found["rq/workers/0/"] for name in names)

@@ -14,6 +14,7 @@ import pytest
 from engine import finished, residue
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
+from keys import named
 from redis import Redis
 from rq.job import Job
 from two_workers import MAX_STALLS, SLOTS, TwoWorkers, answered, run_machine, workers
@@ -85,7 +86,7 @@ class Lifecycle(TwoWorkers):
         if how == "expire":
             if any(claim.job_id == job_id for claim in self.standing.values()):
                 return  # claims make their job persistent
-            self.redis.delete(f"rq:job:{job_id}")
+            self.redis.delete(named(f"rq:job:{job_id}"))
         else:
             try:
                 job = Job.fetch(job_id, self.redis)
@@ -104,7 +105,7 @@ class Lifecycle(TwoWorkers):
         """A field of a job says what nobody can take; of stalls only what is a number counts."""
         job_id = data.draw(st.sampled_from(sorted(self.exists)))
         value, counts_as = HOSTILE[field][number]
-        self.redis.hset(f"rq:job:{job_id}", field, value)
+        self.redis.hset(named(f"rq:job:{job_id}"), field, value)
         if field == "rq_pooled_stalls":
             self.stalls[job_id] = counts_as
 
@@ -216,7 +217,7 @@ class Lifecycle(TwoWorkers):
         slots = [(name, "", 0.0) for name in SLOTS[worker]]
         missing, handed_on, noted, _clock = ours.run(heartbeat(ours.settings, ours.token, 480, slots, claims))
         gone = [(i, claim) for i, claim in enumerate(claims, 1) if claim.member not in self.standing]
-        status = {i: self.redis.hget(f"rq:job:{claim.job_id}", "status") for i, claim in gone}
+        status = {i: self.redis.hget(named(f"rq:job:{claim.job_id}"), "status") for i, claim in gone}
         assert handed_on == [i for i, _ in gone if status[i] not in (None, b"canceled", b"stopped")]
         self.noted[worker] -= {claims[i - 1].member for i in handed_on}
         assert (missing, noted) == ([], len(self.noted[worker]))
@@ -243,7 +244,7 @@ class Lifecycle(TwoWorkers):
 
     def leased(self) -> list[str]:
         """Return the claims that have a lease which is not over."""
-        members = {member.decode() for member in self.redis.zrange("rq_pooled:leases:default", 0, -1)}
+        members = {member.decode() for member in self.redis.zrange(named("rq_pooled:leases:default"), 0, -1)}
         return sorted(members - set(self.lapsed), key=self.every.index)
 
     def lapse(self, member: str) -> None:
@@ -252,7 +253,7 @@ class Lifecycle(TwoWorkers):
         self.lapsed.append(member)
         # Distinct scores, so that the order is known.
         for number, one in enumerate(self.lapsed, 1):
-            self.redis.zadd("rq_pooled:leases:default", {one: number}, xx=True)
+            self.redis.zadd(named("rq_pooled:leases:default"), {one: number}, xx=True)
 
     @precondition(lambda self: self.lapsed)
     @rule(worker=workers, answered=answered, locked=rarely, late=rarely)
@@ -260,9 +261,9 @@ class Lifecycle(TwoWorkers):
         """Put expired claims back, and take those that have stalled too often in order to fail them. Nobody does while
         another one has just looked, nor when the server was frozen and reads the request only now."""
         ours = self.engines[worker]
-        self.redis.delete("rq_pooled:lock:stalled")
+        self.redis.delete(named("rq_pooled:lock:stalled"))
         if locked:
-            self.redis.set("rq_pooled:lock:stalled", "somebody")
+            self.redis.set(named("rq_pooled:lock:stalled"), "somebody")
         seconds = self.redis.time()[0]
         command = find_stalled(
             ours.settings, ours.token, [self.queue.key], SLOTS[worker][0], seconds - 5 if late else seconds + 3600
@@ -292,10 +293,10 @@ class Lifecycle(TwoWorkers):
             return
         standing = {member.encode() for member in self.standing}
         assert self.redis.lrange(self.queue.key, 0, -1) == [job_id.encode() for job_id in self.waiting]
-        assert set(self.redis.zrange("rq:wip:default", 0, -1)) == standing
-        assert standing <= set(self.redis.zrange("rq_pooled:leases:default", 0, -1))
+        assert set(self.redis.zrange(named("rq:wip:default"), 0, -1)) == standing
+        assert standing <= set(self.redis.zrange(named("rq_pooled:leases:default"), 0, -1))
         for worker in SLOTS:
-            noted = {member.decode() for member in self.redis.hkeys(f"rq_pooled:claims:{worker}")}
+            noted = {member.decode() for member in self.redis.hkeys(named(f"rq_pooled:claims:{worker}"))}
             assert noted == self.noted[worker]
         assert self.entered == len(self.waiting) + len(self.standing) + self.left, "none lost, none doubled"
 
@@ -306,7 +307,7 @@ class Lifecycle(TwoWorkers):
         for key in self.redis.keys("count:*"):
             member = key.decode().partition(":")[2]
             assert int(self.redis.get(key)) == self.counts[member] <= 1
-        workers = [key for key in self.redis.keys("rq:worker:*") if not key.endswith(b":executions")]
+        workers = [key for key in self.redis.keys(named("rq:worker:*")) if not key.endswith(b":executions")]
         recorded = sum(int(self.redis.hget(key, "successful_job_count") or 0) for key in workers)
         assert recorded == sum(self.counts.values())
 
@@ -322,7 +323,7 @@ class Lifecycle(TwoWorkers):
                     self.standing.pop(claim.member, None)
                     self.settled(worker, claim, answered=True)
             self.look_for_stalled("one", True, False, False)
-        self.redis.delete("rq_pooled:lock:stalled")
+        self.redis.delete(named("rq_pooled:lock:stalled"))
         assert residue(self.redis) == []
 
 

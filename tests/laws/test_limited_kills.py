@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keys import named
 from redis import Redis
 from rq import Queue
 from support import QUICK, WorkerProcess, running_worker, wait_until
@@ -29,7 +30,7 @@ class Most(threading.Thread):
         super().__init__(daemon=True)
         self.redis, self.over, self.admitted, self.free, self.looks = redis, threading.Event(), 0, 0, 0
         self._both = redis.register_script(
-            "return {redis.call('ZCARD', 'rq:rl:k:allowed'), redis.call('ZCARD', 'rq:rl:k:rate_limited')}"
+            named("return {redis.call('ZCARD', 'rq:rl:k:allowed'), redis.call('ZCARD', 'rq:rl:k:rate_limited')}")
         )
 
     def run(self) -> None:
@@ -62,26 +63,29 @@ def test_killed_workers_neither_exceed_nor_leak_a_limit(server: Any, redis: Redi
             queue.enqueue("fleet_jobs.note", 0.01, job_id=f"j{number}", rate_limit=limit)
         watch.start()
         for kill in range(KILLS):
-            wait_until(lambda kill=kill: redis.zcard("rq:finished:default") >= NUMBER * (kill + 1) // (KILLS + 2), 60)
+            wait_until(
+                lambda kill=kill: redis.zcard(named("rq:finished:default")) >= NUMBER * (kill + 1) // (KILLS + 2), 60
+            )
             # One that has claimed something: its jobs hold slots.
             busy = wait_until(lambda: [w for w in workers if _holds(redis, w)])[0]
             busy.kill()
             workers[workers.index(busy)] = start()
-        wait_until(lambda: redis.zcard("rq:finished:default") == NUMBER, 120, "all jobs")
+        wait_until(lambda: redis.zcard(named("rq:finished:default")) == NUMBER, 120, "all jobs")
         wait_until(
-            lambda: not redis.exists("rq:rl:k:allowed", "rq:rl:k:rate_limited", "rq:wip:default"), what="free slots"
+            lambda: not redis.exists(named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited"), named("rq:wip:default")),
+            what="free slots",
         )
         watch.over.set()
         watch.join()
     assert watch.looks > 100 and watch.admitted == LIMIT
     # An enqueue's two steps are over before the first look.
     assert watch.free == 0
-    assert all(redis.xlen(f"rq:results:j{number}") == 1 for number in range(NUMBER))
+    assert all(redis.xlen(named(f"rq:results:j{number}")) == 1 for number in range(NUMBER))
 
 
 def _holds(redis: Redis, worker: WorkerProcess) -> bool:
     """Tell whether a worker's slots run a job."""
-    for key in redis.smembers("rq:workers"):
+    for key in redis.smembers(named("rq:workers")):
         if redis.hget(key, "pid") == str(worker.pid).encode() and redis.exists(key + b":executions"):
             return True
     return False

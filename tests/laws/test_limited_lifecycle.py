@@ -14,6 +14,7 @@ from engine import finished, residue
 from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, precondition, rule
+from keys import named
 from redis import Redis
 from rq.job import Job
 from rq.utils import now, utcformat
@@ -28,7 +29,7 @@ from rq_pooled.store.scheduled import promote
 
 IDS = ("a", "b", "c", "d", "e")
 CONCURRENCY = 2
-ALLOWED, WAITING = "rq:rl:k:allowed", "rq:rl:k:rate_limited"
+ALLOWED, WAITING = named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")
 
 
 class LimitedLifecycle(TwoWorkers):
@@ -40,7 +41,7 @@ class LimitedLifecycle(TwoWorkers):
         self.expired = False
 
     def status(self, job_id: str) -> str | None:
-        found: Any = self.redis.hget(f"rq:job:{job_id}", "status")
+        found: Any = self.redis.hget(named(f"rq:job:{job_id}"), "status")
         return None if found is None else found.decode()
 
     def ids(self, key: str) -> set[str]:
@@ -71,7 +72,7 @@ class LimitedLifecycle(TwoWorkers):
                 self.redis.delete(job.key)
                 self.expired = True
         elif how == "requeue":
-            if status == "canceled" and not self.redis.zcard(f"rq:executions:{job_id}"):
+            if status == "canceled" and not self.redis.zcard(named(f"rq:executions:{job_id}")):
                 self.queue.canceled_job_registry.requeue(job_id)
         elif how == "delete" or status != "canceled":
             getattr(job, how)()
@@ -93,13 +94,13 @@ class LimitedLifecycle(TwoWorkers):
     def outcome(self, claim: Claim, end: str) -> Any:
         """Return what RQ's handlers write for one end of a job."""
         release = release_commands(claim.raw, claim.job_id, utcformat(now()))
-        job = f"rq:job:{claim.job_id}"
+        job = named(f"rq:job:{claim.job_id}")
         more: dict[str, list[Any]] = {
             "finished": release,
             "at once": [("HSET", job, "status", "queued"), ("RPUSH", self.queue.key, claim.job_id)],
             "delayed": [
                 ("HSET", job, "status", "scheduled"),
-                ("ZADD", "rq:scheduled:default", time.time() - 5, claim.job_id),
+                ("ZADD", named("rq:scheduled:default"), time.time() - 5, claim.job_id),
                 *release,
             ],
             "deleted": [("DEL", job), *release],
@@ -150,9 +151,9 @@ class LimitedLifecycle(TwoWorkers):
         ours = self.engines[worker]
         if dies is not None:
             self.known[dies].clear()
-        for member in self.redis.zrange("rq_pooled:leases:default", 0, -1):
-            self.redis.zadd("rq_pooled:leases:default", {member: 1})
-        self.redis.delete("rq_pooled:lock:stalled")
+        for member in self.redis.zrange(named("rq_pooled:leases:default"), 0, -1):
+            self.redis.zadd(named("rq_pooled:leases:default"), {member: 1})
+        self.redis.delete(named("rq_pooled:lock:stalled"))
         command = find_stalled(
             ours.settings, ours.token, [self.queue.key], SLOTS[worker][0], self.redis.time()[0] + 3600
         )
@@ -175,8 +176,8 @@ class LimitedLifecycle(TwoWorkers):
 
     @invariant()
     def what_is_queued_or_runs_is_admitted(self) -> None:
-        queued = {job_id.decode() for job_id in self.redis.lrange("rq:queue:default", 0, -1)}
-        standing = {member.rpartition(":")[0] for member in self.ids("rq:wip:default")}
+        queued = {job_id.decode() for job_id in self.redis.lrange(named("rq:queue:default"), 0, -1)}
+        standing = {member.rpartition(":")[0] for member in self.ids(named("rq:wip:default"))}
         live = {job_id for job_id in queued | standing if self.status(job_id) in ("queued", "started")}
         assert live <= self.ids(ALLOWED), (queued, standing, self.ids(ALLOWED))
 
@@ -206,13 +207,15 @@ class LimitedLifecycle(TwoWorkers):
                 self.commit_all(worker)
                 self.claim(worker, 2, True)
                 self.commit_all(worker)
-            if not any(self.known.values()) and not self.redis.exists("rq:queue:default", "rq:wip:default", WAITING):
+            if not any(self.known.values()) and not self.redis.exists(
+                named("rq:queue:default"), named("rq:wip:default"), WAITING
+            ):
                 break
         self.look_for_free_slots("one")
         assert (self.ids(ALLOWED), self.ids(WAITING)) == (set(), set())
         assert {self.status(job_id) for job_id in IDS} <= {None, "finished", "canceled"}
-        self.redis.delete("rq_pooled:lock:stalled", "rq_pooled:none")
-        assert [key for key in residue(self.redis) if not key.startswith("rq_pooled:lock")] == []
+        self.redis.delete(named("rq_pooled:lock:stalled"), named("rq_pooled:none"))
+        assert [key for key in residue(self.redis) if not key.startswith(named("rq_pooled:lock"))] == []
 
 
 @pytest.mark.skipif(not RQ3, reason="of RQ 3")

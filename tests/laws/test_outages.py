@@ -12,6 +12,7 @@ import crash_jobs
 import jobs
 import psutil
 import pytest
+from keys import named
 from proxy import CutProxy
 from rq import Queue
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
@@ -82,7 +83,7 @@ def test_a_server_that_lost_its_last_second_is_told_again(start_server: StartSer
         worker.wait_for("had lost 2 outcomes that it acknowledged; they are recorded again")
         wait_until(lambda: all_finished(held))
         assert [len(job.results()) for job in held] == [1, 1]
-        assert redis.zcard("rq:wip:default") == 0
+        assert redis.zcard(named("rq:wip:default")) == 0
         assert len(list(tmp_path.glob("gate.*.pid"))) == 2
 
 
@@ -114,7 +115,7 @@ def test_a_claim_whose_reply_was_lost_goes_back_and_is_no_stall(start_server: St
         with running_worker(proxy.url, log=tmp_path / "log") as worker:
             queue = Queue(connection=redis)
             wait_until(lambda: "client tracking" in worker.output() or "polling" in worker.output())
-            proxy.cut_on(b"rq_pooled:claims:")
+            proxy.cut_on(named(b"rq_pooled:claims:"))
             job = queue.enqueue(jobs.add, 1, 2)
             assert proxy.done.wait(20)
             wait_until(lambda: job.get_status() == JobStatus.FINISHED)
@@ -143,7 +144,7 @@ def test_a_commit_whose_reply_was_lost_is_no_lost_claim(start_server: StartServe
             wait_until(lambda: all_finished([*held, last]))
             assert [len(job.results()) for job in held] == [1, 1]
             assert len(list(tmp_path.glob("gate.*.pid"))) == 2
-            counts = [int(redis.hget(key, "successful_job_count") or 0) for key in redis.smembers("rq:workers")]
+            counts = [int(redis.hget(key, "successful_job_count") or 0) for key in redis.smembers(named("rq:workers"))]
             assert sum(counts) == 3
             for words in ("its claim is gone", "putting back", "had lost"):
                 assert words not in worker.output()
@@ -161,7 +162,7 @@ def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServ
         with running_worker(proxy.url, log=tmp_path / "log") as worker:
             wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
             queue = Queue(connection=redis)
-            proxy.delay_on(b"rq_pooled:claims:")
+            proxy.delay_on(named(b"rq_pooled:claims:"))
             job, behind = queue.enqueue_many(
                 [
                     Queue.prepare_data(crash_jobs.wait_for_file, (str(tmp_path / "gate"),)),
@@ -175,7 +176,7 @@ def test_a_claim_that_is_answered_after_a_stop_goes_back(start_server: StartServ
             assert worker.wait() == 0
         assert queue.job_ids == [job.id, behind.id] and not list(tmp_path.glob("gate.*.pid"))
         assert (job.get_status(), redis.hexists(job.key, "rq_pooled_stalls")) == (JobStatus.QUEUED, False)
-        assert not redis.zcard("rq:wip:default")
+        assert not redis.zcard(named("rq:wip:default"))
     finally:
         proxy.close()
 
@@ -217,7 +218,7 @@ def test_max_jobs_counts_what_a_claim_under_way_may_bring(start_server: StartSer
         ) as worker:
             wait_until(lambda: redis.info("stats")["tracking_total_items"] == 2, what="the worker to sleep")
             queue = Queue(connection=redis)
-            proxy.delay_on(b"rq_pooled:claims:")
+            proxy.delay_on(named(b"rq_pooled:claims:"))
             data = [Queue.prepare_data(crash_jobs.wait_for_file, (str(gate),)) for _ in range(5)]
             with redis.pipeline() as pipe:  # in one step, so that the first claim finds them all
                 held = queue.enqueue_many(data, pipeline=pipe)
@@ -250,7 +251,7 @@ def test_a_server_that_comes_back_empty_is_served(start_server: StartServer, tmp
         worker.wait_for("lost the server")
         server.start()
         worker.wait_for("the server is back")
-        wait_until(lambda: redis.smembers("rq:workers") == {b"rq:worker:w"}, what="registering again")
+        wait_until(lambda: redis.smembers(named("rq:workers")) == {named(b"rq:worker:w")}, what="registering again")
         gate.touch()
         worker.wait_for("its claim is gone")
         job = Queue(connection=redis).enqueue(jobs.add, 1, 2)
@@ -350,7 +351,7 @@ def test_rights_withdrawn_end_a_burst(start_server: StartServer, tmp_path: Path)
 def test_a_claim_that_never_works_ends_a_burst(start_server: StartServer, tmp_path: Path) -> None:
     """A queue that cannot be claimed from ends a burst with 75 after GUARD_WAIT; without --burst it is tried again."""
     server = start_server()
-    server.client().set("rq:queue:default", "no list")
+    server.client().set(named("rq:queue:default"), "no list")
     options = {"log": tmp_path / "log", "RQ_POOLED_GUARD_WAIT": "0.5"}
     with running_worker(server.url, "--burst", ready=None, **options) as worker:
         assert worker.wait() == 75

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 import rq
 from jobs import CustomJob, Exploding
+from keys import named
 from keyspace import differences, dump
 from large_jobs import noise
 from redis import Redis
@@ -63,7 +64,7 @@ class Side:
     @contextmanager
     def working(self, *queues: str, **kwargs: Any) -> Iterator[None]:
         """Run a worker beside the block; both have to end."""
-        self.redis.delete(f"rq:worker:{NAME}")  # an earlier one's grave would add to its counts
+        self.redis.delete(named(f"rq:worker:{NAME}"))  # an earlier one's grave would add to its counts
         pid = os.fork()
         if pid == 0:
             self._be_worker(queues or QUEUES, kwargs)
@@ -94,15 +95,15 @@ class Side:
 
     def make_due(self, queue: str = "default") -> None:
         """Let the time of all scheduled jobs have come."""
-        for job_id in self.redis.zrange(f"rq:scheduled:{queue}", 0, -1):
-            self.redis.zadd(f"rq:scheduled:{queue}", {job_id: time.time() - 1})
+        for job_id in self.redis.zrange(named(f"rq:scheduled:{queue}"), 0, -1):
+            self.redis.zadd(named(f"rq:scheduled:{queue}"), {job_id: time.time() - 1})
 
     def promote(self, *queues: str) -> None:
         """Move due jobs to their queues, as RQ's scheduler does or as our worker does; run none."""
         if self.ours:
-            self.redis.set("rq:suspended", 1)
+            self.redis.set(named("rq:suspended"), 1)
             self.work(*queues)
-            self.redis.delete("rq:suspended")
+            self.redis.delete(named("rq:suspended"))
         else:
             scheduler = RQScheduler(list(queues or QUEUES), connection=self.redis)
             scheduler.acquire_locks()
@@ -110,7 +111,7 @@ class Side:
             scheduler.release_locks()
             scheduler.connection.connection_pool.disconnect()
             self.work("nobody-enqueues-here")
-        self.redis.delete(f"rq:worker:{NAME}")  # who moved them says nothing about the jobs
+        self.redis.delete(named(f"rq:worker:{NAME}"))  # who moved them says nothing about the jobs
 
     def wait_started(self, job_id: str) -> None:
         wait_until(lambda: self.redis.exists(f"started:{job_id}"), what=f"start of {job_id}")
@@ -278,7 +279,7 @@ def no_timeout(side: Side) -> None:
 @scenario
 def cannot_be_deserialised(side: Side) -> None:
     side.queue().enqueue("jobs.add", 1, 2, job_id="a")
-    side.redis.hset("rq:job:a", "data", b"no pickle")
+    side.redis.hset(named("rq:job:a"), "data", b"no pickle")
     side.queue().enqueue("jobs.length", Exploding(), job_id="b")
     side.work()
 
@@ -471,7 +472,7 @@ def scheduled_not_due(side: Side) -> None:
 def scheduled_ghost(side: Side) -> None:
     side.queue().enqueue_in(timedelta(seconds=60), "jobs.add", 1, 2, job_id="a")
     side.make_due()
-    side.redis.delete("rq:job:a")
+    side.redis.delete(named("rq:job:a"))
     side.promote()
 
 
@@ -544,7 +545,7 @@ def dependents_deleted_or_cancelled(side: Side) -> None:
     side.queue().enqueue("jobs.add", 1, 2, job_id="expired", depends_on=job)
     deleted.delete()
     cancelled.cancel()
-    side.redis.delete("rq:job:expired")
+    side.redis.delete(named("rq:job:expired"))
     side.work()
 
 
@@ -620,9 +621,9 @@ def webhooks(side: Side) -> None:
         side.work()
     for name in ("a", "b"):  # the port differs
         side.redis.hset(
-            f"rq:job:{name}",
+            named(f"rq:job:{name}"),
             "webhooks",
-            side.redis.hget(f"rq:job:{name}", "webhooks").replace(url.encode(), b"http://server/"),
+            side.redis.hget(named(f"rq:job:{name}"), "webhooks").replace(url.encode(), b"http://server/"),
         )
 
 
@@ -707,7 +708,7 @@ def group(side: Side) -> None:
 def stale_ids(side: Side) -> None:
     for name in ("a", "b", "c"):
         side.queue().enqueue("jobs.add", 1, 2, job_id=name)
-    side.redis.delete("rq:job:b")
+    side.redis.delete(named("rq:job:b"))
     side.work()
 
 
@@ -734,7 +735,7 @@ def moved_to_another_queue(side: Side) -> None:
     side.queue("other").enqueue("jobs.fail", job_id="b")
     side.queue("other").enqueue("jobs.fail", job_id="c", retry=Retry(max=1))
     for _ in range(3):
-        side.redis.lmove("rq:queue:other", "rq:queue:default", "LEFT", "RIGHT")
+        side.redis.lmove(named("rq:queue:other"), named("rq:queue:default"), "LEFT", "RIGHT")
     side.work("default", "nobody")
 
 
@@ -837,10 +838,10 @@ def stuck_in_the_intermediate_queue(side: Side) -> None:
     side.queue().enqueue("jobs.add", 1, 2, job_id="new")
     side.queue().enqueue("jobs.add", 1, 2, job_id="ghost")
     for job_id in ("a", "again", "new", "ghost"):
-        side.redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "LEFT")
+        side.redis.lmove(named("rq:queue:default"), named("rq:queue:default:intermediate"), "LEFT", "LEFT")
         if job_id in ("a", "again"):
-            side.redis.set(f"rq:queue:default:intermediate:first_seen:{job_id}", time.time() - 90)
-    side.redis.delete("rq:job:ghost")
+            side.redis.set(named(f"rq:queue:default:intermediate:first_seen:{job_id}"), time.time() - 90)
+    side.redis.delete(named("rq:job:ghost"))
     side.work()
     for key in side.redis.keys("*:first_seen:*"):
         assert float(side.redis.get(key)) > 1e9
@@ -865,7 +866,7 @@ def test_leaves_what_rq_leaves(name: str, redis: Redis, server: Any, tmp_path: P
     """Whatever kind of job ran, the key space equals the one that RQ's own worker leaves."""
     play, stock = SCENARIOS[name]
     theirs, ours = both(redis, server.url, tmp_path, play, stock)
-    assert not [key for key in ours if key.startswith("rq_pooled:")]
+    assert not [key for key in ours if key.startswith(named("rq_pooled:"))]
     assert differences(theirs, ours) == []
 
 
@@ -894,7 +895,7 @@ def test_leaves_the_same_with_other_settings(
 def _as_one_worker(keys: dict[str, Any]) -> Any:
     """Put what the slots did to the account of one worker."""
     counts = {"successful_job_count": 0, "failed_job_count": 0}
-    for key in [key for key in keys if key.startswith("rq:worker:")]:
+    for key in [key for key in keys if key.startswith(named("rq:worker:"))]:
         _kind, _life, fields = keys.pop(key)
         assert fields["state"] == b"idle" or fields["state"] == "idle"
         assert "current_job" not in fields
@@ -924,7 +925,7 @@ def test_the_dump_tells_differences(redis: Redis) -> None:
         lambda: redis.persist(job.key),
         lambda: redis.expire(job.key, 90),
         lambda: redis.hset(job.key, "new", ""),
-        lambda: redis.rpush("rq:queue:default", "a"),
+        lambda: redis.rpush(named("rq:queue:default"), "a"),
     ]
     for change in changes:
         change()
@@ -1034,7 +1035,7 @@ if RQ3:
         """Maintenance queues what a stock worker had noted as ready when it died."""
         job = side.queue().enqueue("jobs.add", 1, 2, job_id="a")
         with side.redis.pipeline() as pipe:
-            side.redis.lrem("rq:queue:default", 0, "a")
+            side.redis.lrem(named("rq:queue:default"), 0, "a")
             job.set_status(JobStatus.READY_TO_ENQUEUE, pipeline=pipe)
             side.queue().ready_job_registry.add(job, pipeline=pipe)
             pipe.execute()

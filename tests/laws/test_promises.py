@@ -20,6 +20,7 @@ from typing import Any
 import jobs
 import promise_jobs
 import pytest
+from keys import named
 from proxy import CutProxy
 from redis import Redis
 from rq import Callback, Queue, Retry, Worker
@@ -84,15 +85,15 @@ def texts(redis: Redis, key: str) -> list[str]:
 
 def worker_field(redis: Redis, name: str, field: str) -> str:
     """Return what a worker shows to the outside, "" for nothing."""
-    return (redis.hget(f"rq:worker:{name}", field) or b"").decode()
+    return (redis.hget(named(f"rq:worker:{name}"), field) or b"").decode()
 
 
 def residue(redis: Redis) -> list[str]:
     """Return what must not outlive a job that runs: keys, and what workers show."""
-    patterns = ("rq:execution:*", "rq:executions:*", "rq:wip:*")
+    patterns = (named("rq:execution:*"), named("rq:executions:*"), named("rq:wip:*"))
     left = [key.decode() for pattern in patterns for key in redis.scan_iter(pattern, count=1000)]
     left += [key.decode() for key in keys_of_jobs(redis)]
-    for key in redis.scan_iter("rq:worker:*", count=1000):
+    for key in redis.scan_iter(named("rq:worker:*"), count=1000):
         if (
             key.endswith(b":executions")
             or redis.hget(key, "current_job")
@@ -182,11 +183,11 @@ def test_a_callback_enqueues_a_job(start: Start, redis: Redis, queue: Queue) -> 
     """What a success callback enqueues runs, also when the callback's own job leaves no trace."""
     with start():
         queue.enqueue(jobs.add, 1, 2, job_id="a", result_ttl=0, on_success=Callback(promise_jobs.on_success_enqueue))
-        wait_until(lambda: redis.exists("rq:job:a-next"), what="the job that the callback enqueues")
+        wait_until(lambda: redis.exists(named("rq:job:a-next")), what="the job that the callback enqueues")
         following = Job.fetch("a-next", connection=redis)
         assert ended(following) == JobStatus.FINISHED
         assert following.return_value() == 7
-    assert not redis.exists("rq:job:a")
+    assert not redis.exists(named("rq:job:a"))
 
 
 def test_a_failing_success_callback_fails_the_job(start: Start, redis: Redis, queue: Queue) -> None:
@@ -242,7 +243,7 @@ def test_a_child_of_parents_that_end_together_runs_once(start: Start, redis: Red
         assert {ended(child) for child in children} == {JobStatus.FINISHED}
         assert_no_residue(redis)
     assert [redis.get(f"runs:{number}") for number in range(60)] == [b"1"] * 60
-    assert redis.zcard("rq:deferred:default") == redis.llen("rq:queue:default") == 0
+    assert redis.zcard(named("rq:deferred:default")) == redis.llen(named("rq:queue:default")) == 0
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------
@@ -264,8 +265,10 @@ def test_a_group_ends_with_its_jobs(start: Start, redis: Redis, queue: Queue) ->
     with start("--maintenance-interval", "1"):
         group = Group.create(connection=redis)
         group.enqueue_many(queue, [Queue.prepare_data(jobs.add, (1, 2), result_ttl=0) for _ in range(3)])
-        assert redis.sismember("rq:groups", group.name)
-        wait_until(lambda: not redis.exists("rq:groups", f"rq:groups:{group.name}"), what="the end of the group")
+        assert redis.sismember(named("rq:groups"), group.name)
+        wait_until(
+            lambda: not redis.exists(named("rq:groups"), named(f"rq:groups:{group.name}")), what="the end of the group"
+        )
 
 
 # -- cancelled and deleted while running -----------------------------------------------------------------------------
@@ -281,8 +284,8 @@ def test_the_outcome_of_a_job_taken_away_is_dropped(start: Start, redis: Redis, 
         redis.rpush("go", 1)
         worker.wait_for(f"outcome of job {job.id} dropped")
         assert_no_residue(redis)
-        assert not redis.exists(f"rq:results:{job.id}")
-        assert redis.zcard("rq:finished:default") == redis.zcard("rq:failed:default") == 0
+        assert not redis.exists(named(f"rq:results:{job.id}"))
+        assert redis.zcard(named("rq:finished:default")) == redis.zcard(named("rq:failed:default")) == 0
         if delete:
             assert [key for key in redis.scan_iter("*") if job.id.encode() in key] == []
         else:
@@ -303,7 +306,7 @@ def test_a_job_taken_away_that_dies_leaves_nothing(start: Start, redis: Redis, q
         send_kill_horse_command(redis, "w")
         worker.wait_for(f"outcome of job {job.id} dropped")
         assert_no_residue(redis)
-        assert redis.zcard("rq:failed:default") == 0
+        assert redis.zcard(named("rq:failed:default")) == 0
         assert bool(redis.exists(job.key)) is not delete
         assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED
 
@@ -376,7 +379,7 @@ def test_many_shutdown_commands_are_one_warm_shutdown(start: Start, redis: Redis
         assert ended(running[1]) == JobStatus.FINISHED
         assert late.get_status() == JobStatus.QUEUED
         assert worker.output().lower().count("warm shut down requested") == 1, worker.output()
-        assert redis.scard("rq:workers") == 0
+        assert redis.scard(named("rq:workers")) == 0
         assert_no_residue(redis)
 
 
@@ -477,7 +480,7 @@ class Hooks:
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with Redis.from_url(url) as client:
-                    status = (client.hget(f"rq:job:{body['job_id']}", "status") or b"").decode()
+                    status = (client.hget(named(f"rq:job:{body['job_id']}"), "status") or b"").decode()
                 hooks.arrived += 1
                 hooks.open.wait(30)
                 hooks.seen.append((self.path, status, body))
@@ -818,7 +821,7 @@ def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue
         assert (job_id, kind) == (job.id, "AbandonedJobError")
         assert int(pid) != worker.pid
         assert redis.llen("abandoned") == 1
-        assert not redis.exists("rq:wip:default")
+        assert not redis.exists(named("rq:wip:default"))
 
 
 def test_an_abandoned_job_whose_callback_raises_fails_too(start: Start, redis: Redis, queue: Queue) -> None:

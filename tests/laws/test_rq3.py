@@ -15,6 +15,7 @@ import jobs
 import pytest
 from commands import WAYS, refusal, run, run_command
 from engine import engine, finished
+from keys import named
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq import Queue, Worker
@@ -71,7 +72,7 @@ def test_a_job_cancelled_while_it_runs_frees_its_slot(server: Any, redis: Redis,
         assert second.get_status() == JobStatus.RATE_LIMITED
         redis.rpush("go", 1)
         ends(second)
-        wait_until(lambda: not redis.zcard("rq:rl:k:allowed"), what="free slots")
+        wait_until(lambda: not redis.zcard(named("rq:rl:k:allowed")), what="free slots")
 
 
 @only_3
@@ -103,7 +104,7 @@ def test_an_execution_is_stopped(server: Any, redis: Redis, tmp_path: Path) -> N
         assert two.get_status() == JobStatus.STARTED
         redis.rpush("go:1", 1)
         ends(two)
-        assert not redis.keys("rq:worker:*:executions")
+        assert not redis.keys(named("rq:worker:*:executions"))
 
 
 @only_3
@@ -115,13 +116,13 @@ def test_a_slot_in_a_spoilt_key_costs_no_outcome(server: Any, redis: Redis) -> N
         ours.register("w")
         limited(redis, jobs.add, 1, 2, job_id="a")
         (claim,) = ours.claim("w").claims
-        redis.delete("rq:rl:k:allowed")
-        redis.set("rq:rl:k:allowed", "spoilt")
+        redis.delete(named("rq:rl:k:allowed"))
+        redis.set(named("rq:rl:k:allowed"), "spoilt")
         sha1 = redis.script_load(RELEASE_AND_ENQUEUE_SCRIPT)
-        keys = ("rq:rl:k:allowed", "rq:rl:k:rate_limited")
-        words = ("EVALSHA", sha1, 2, *keys, 1, 1.0, "now", "rq:queue:", "rq:job:", "a")
+        keys = (named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited"))
+        words = ("EVALSHA", sha1, 2, *keys, 1, 1.0, "now", named("rq:queue:"), named("rq:job:"), "a")
         (answer,) = ours.commit(finished(claim, words))
-        assert answer == "ok" and redis.get("rq:rl:k:allowed") == b"spoilt"
+        assert answer == "ok" and redis.get(named("rq:rl:k:allowed")) == b"spoilt"
         assert Job.fetch("a", redis).get_status() == JobStatus.FINISHED
         assert ours.commit(finished(claim, words)) == ["lost"]
 
@@ -136,7 +137,7 @@ def test_a_bare_failure_frees_its_slot(server: Any, redis: Redis) -> None:
         (claim,) = ours.claim("w").claims
         assert ours.commit(bare_failure(claim, "unreadable")) == ["ok"]
         assert second.get_status() == JobStatus.QUEUED
-        assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
+        assert redis.zrange(named("rq:rl:k:allowed"), 0, -1) == [b"b"]
 
 
 def rate_limit(concurrency: int = 1, key: str = "k") -> Any:
@@ -164,7 +165,7 @@ def test_an_enqueue_with_a_limit_is_one_step(server: Any, redis: Redis) -> None:
     for job in (first, second):
         stored = Job.fetch(job.id, redis)
         assert (stored.get_status(), stored.enqueued_at) == (job.get_status(refresh=False), job.enqueued_at)
-    assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"]
+    assert redis.zrange(named("rq:rl:k:rate_limited"), 0, -1) == [b"b"]
 
 
 @only_3
@@ -181,7 +182,7 @@ def test_an_enqueue_with_a_limit_leaves_what_rq_leaves(redis: Redis, at_front: b
                 jobs.add, 1, 2, job_id=name, ttl=50, rate_limit=rate_limit(), at_front=at_front, meta={"x": 1}
             )
         found: dict[str, Any] = {}
-        for key in sorted(redis.keys("rq:*")):
+        for key in sorted(redis.keys(named("rq:*"))):
             kind_of_key = redis.type(key)
             if kind_of_key == b"hash":
                 found[key] = (
@@ -207,9 +208,9 @@ def test_a_full_queue_takes_no_limited_job(redis: Redis) -> None:
         queue.enqueue(jobs.nothing, rate_limit=rate_limit())
     with pytest.raises(QueueFull, match="has 2 jobs and takes at most 2"):
         queue.enqueue(jobs.nothing, rate_limit=rate_limit())
-    assert len(redis.keys("rq:job:*")) == 2
+    assert len(redis.keys(named("rq:job:*"))) == 2
     PooledQueue(connection=redis).enqueue_many([Queue.prepare_data(jobs.nothing)] * 2, rate_limit=rate_limit())
-    assert redis.llen("rq:queue:default") == 1 and redis.zcard("rq:rl:k:rate_limited") == 3
+    assert redis.llen(named("rq:queue:default")) == 1 and redis.zcard(named("rq:rl:k:rate_limited")) == 3
 
 
 @only_3
@@ -219,7 +220,7 @@ def test_a_call_that_waits_for_its_limit_is_unique(redis: Redis) -> None:
     blocker = queue.enqueue(jobs.nothing, rate_limit=rate_limit())
     first = queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), unique_for=60)
     again = queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), unique_for=60)
-    assert again.id == first.id != blocker.id and redis.zcard("rq:rl:k:rate_limited") == 1
+    assert again.id == first.id != blocker.id and redis.zcard(named("rq:rl:k:rate_limited")) == 1
 
 
 @only_3
@@ -230,7 +231,7 @@ def test_a_spent_key_keeps_a_limited_job_out(server: Any, redis: Redis, tmp_path
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait(20) == 0
     assert queue.enqueue(jobs.add, 1, 2, rate_limit=rate_limit(), once="order").id == first.id
-    assert redis.zcard("rq:rl:k:allowed") == redis.zcard("rq:rl:k:rate_limited") == 0
+    assert redis.zcard(named("rq:rl:k:allowed")) == redis.zcard(named("rq:rl:k:rate_limited")) == 0
 
 
 @only_3
@@ -244,7 +245,7 @@ def test_many_jobs_share_a_limit(server: Any, redis: Redis, tmp_path: Path) -> N
     with running_worker(server.url, "default", "other", log=tmp_path / "log", concurrency=4):
         for job in many:
             ends(job)
-    assert redis.zcard("rq:rl:k:allowed") == redis.zcard("rq:rl:k:rate_limited") == 0
+    assert redis.zcard(named("rq:rl:k:allowed")) == redis.zcard(named("rq:rl:k:rate_limited")) == 0
 
 
 @only_3
@@ -264,11 +265,13 @@ def test_what_rq_refuses_with_a_limit_is_refused(redis: Redis) -> None:
                 attempt()
     with pytest.raises(ConfigurationError, match=r"give an rq\.RateLimit"):
         queue.enqueue_many(data, rate_limit="3/1s")
-    assert redis.keys("rq:job:*") == []
+    assert redis.keys(named("rq:job:*")) == []
 
 
 @only_3
-@pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited"])
+@pytest.mark.parametrize(
+    "key", [named("rq:rl-keys"), named("rq:rl:k"), named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")]
+)
 def test_a_limit_that_is_something_else_loses_no_job(server: Any, redis: Redis, tmp_path: Path, key: str) -> None:
     """Where a key of a limit has another type an enqueue raises and writes nothing; a job that is due runs without
     it.
@@ -279,7 +282,7 @@ def test_a_limit_that_is_something_else_loses_no_job(server: Any, redis: Redis, 
     before = sorted(redis.keys("*"))
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         queue.enqueue(jobs.nothing, rate_limit=rate_limit())
-    assert sorted(redis.keys("*")) == sorted({*before, b"rq:queues"})
+    assert sorted(redis.keys("*")) == sorted({*before, named(b"rq:queues")})
     with running_worker(server.url, log=tmp_path / "log"):
         ends(due)
 
@@ -291,12 +294,12 @@ def test_a_queue_that_is_none_keeps_its_jobs_waiting(server: Any, redis: Redis, 
     """
     first = limited(redis, jobs.add, 1, 2, job_id="a")
     stuck = Queue("spoilt", connection=redis).enqueue(jobs.nothing, job_id="b", rate_limit=rate_limit())
-    redis.set("rq:queue:spoilt", "x")
+    redis.set(named("rq:queue:spoilt"), "x")
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait(20) == 0
     ends(first)
-    assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"] and redis.zcard("rq:rl:k:allowed") == 0
-    redis.delete("rq:queue:spoilt")
+    assert redis.zrange(named("rq:rl:k:rate_limited"), 0, -1) == [b"b"] and redis.zcard(named("rq:rl:k:allowed")) == 0
+    redis.delete(named("rq:queue:spoilt"))
     with running_worker(server.url, "spoilt", log=tmp_path / "log2"):
         ends(stuck)
 
@@ -306,17 +309,17 @@ def test_a_waiting_job_that_cannot_be_queued_stops_no_other(server: Any, redis: 
     """Waiting entries without a job are dropped, those of a spoilt queue wait on, and the next one gets the slot."""
     limited(redis, jobs.add, 1, 2, job_id="a")
     Queue("spoilt", connection=redis).enqueue(jobs.add, 1, 2, job_id="b", rate_limit=rate_limit())
-    redis.set("rq:queue:spoilt", "x")
-    redis.set("rq:job:c", "x")
-    redis.zadd("rq:rl:k:rate_limited", {"c": 1, b"\xff": 2})
+    redis.set(named("rq:queue:spoilt"), "x")
+    redis.set(named("rq:job:c"), "x")
+    redis.zadd(named("rq:rl:k:rate_limited"), {"c": 1, b"\xff": 2})
     last = limited(redis, jobs.add, 1, 2, job_id="d")
     with engine(server.url) as ours:
         ours.register("w")
         (claim,) = ours.claim("w").claims
         assert ours.commit(bare_failure(claim, "unreadable")) == ["ok"]
     assert last.get_status() == JobStatus.QUEUED
-    assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"d"]
-    assert redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"b"]
+    assert redis.zrange(named("rq:rl:k:allowed"), 0, -1) == [b"d"]
+    assert redis.zrange(named("rq:rl:k:rate_limited"), 0, -1) == [b"b"]
 
 
 @only_3
@@ -326,7 +329,7 @@ def test_a_limit_that_is_no_number_is_none(server: Any, redis: Redis, concurrenc
     queue = Queue(connection=redis)
     held, plain = (queue.enqueue_in(timedelta(days=1), jobs.add, 1, 2, job_id=name) for name in ("held", "plain"))
     redis.hset(held.key, mapping={"rate_limit_key": "k", "rate_limit_concurrency": concurrency})
-    redis.zadd("rq:scheduled:default", {"held": 1, "plain": 2})
+    redis.zadd(named("rq:scheduled:default"), {"held": 1, "plain": 2})
     with engine(server.url) as ours:
         ours.run(promote(["default"], "s", {"x": "y"}))
     assert sorted(queue.get_job_ids()) == ["held", "plain"]
@@ -334,28 +337,32 @@ def test_a_limit_that_is_no_number_is_none(server: Any, redis: Redis, concurrenc
 
 
 @only_3
-@pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited"])
+@pytest.mark.parametrize(
+    "key", [named("rq:rl-keys"), named("rq:rl:k"), named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")]
+)
 def test_a_due_job_of_a_spoilt_limit_is_queued(server: Any, redis: Redis, key: str) -> None:
     """A due job, one that is requeued and one that was ready are queued where a key of their limit is of another
     type.
     """
     queue = Queue(connection=redis)
     due = limited(redis, jobs.add, 1, 2, job_id="due")
-    redis.delete(queue.key, "rq:rl-keys", "rq:rl:k", "rq:rl:k:allowed", "rq:rl:k:rate_limited")
+    redis.delete(
+        queue.key, named("rq:rl-keys"), named("rq:rl:k"), named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")
+    )
     due.set_status(JobStatus.SCHEDULED)
-    redis.zadd("rq:scheduled:default", {"due": 1})
+    redis.zadd(named("rq:scheduled:default"), {"due": 1})
     redis.set(key, "spoilt")
     with engine(server.url) as ours:
         ours.run(promote(["default"], "s", {"x": "y"}))
         assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
-        redis.delete(queue.key, *{"rq:rl:k:allowed", "rq:rl:k:rate_limited"} - {key})
+        redis.delete(queue.key, *{named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")} - {key})
         due.set_status(JobStatus.READY_TO_ENQUEUE)
-        redis.zadd("rq:ready:default", {"due": 1})
+        redis.zadd(named("rq:ready:default"), {"due": 1})
         ours.run(queue_ready([queue.key], 1, "now"))
         assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
-    redis.delete(queue.key, *{"rq:rl:k:allowed", "rq:rl:k:rate_limited"} - {key})
+    redis.delete(queue.key, *{named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")} - {key})
     due.set_status(JobStatus.FAILED)
-    redis.zadd("rq:failed:default", {"due": 1})
+    redis.zadd(named("rq:failed:default"), {"due": 1})
     assert Sweeper(connection=redis).requeue_ids("default", ["due"]) == {"due": "done"}
     assert queue.get_job_ids() == ["due"] and due.get_status() == JobStatus.QUEUED
 
@@ -367,14 +374,14 @@ def test_ready_entries_that_are_odd_stop_nothing(server: Any, redis: Redis) -> N
     job = queue.enqueue(jobs.add, 1, 2, job_id="a")
     redis.delete(queue.key)
     job.set_status(JobStatus.READY_TO_ENQUEUE)
-    redis.set("rq:ready:a", "x")
-    redis.set("rq:job:spoilt", "x")
-    redis.zadd("rq:ready:b", {b"\xff\xfe": 1, "spoilt": 1, "gone": 1, "a": 2})
-    redis.hset(b"rq:job:\xff\xfe", "status", "ready_to_enqueue")
+    redis.set(named("rq:ready:a"), "x")
+    redis.set(named("rq:job:spoilt"), "x")
+    redis.zadd(named("rq:ready:b"), {b"\xff\xfe": 1, "spoilt": 1, "gone": 1, "a": 2})
+    redis.hset(named(b"rq:job:\xff\xfe"), "status", "ready_to_enqueue")
     with engine(server.url) as ours:
-        ours.run(queue_ready(["rq:queue:a", "rq:queue:b"], 60, "now"))
-    assert redis.lrange("rq:queue:b", 0, -1) == [b"\xff\xfe", b"a"]
-    assert not redis.exists("rq:ready:b")
+        ours.run(queue_ready([named("rq:queue:a"), named("rq:queue:b")], 60, "now"))
+    assert redis.lrange(named("rq:queue:b"), 0, -1) == [b"\xff\xfe", b"a"]
+    assert not redis.exists(named("rq:ready:b"))
 
 
 @only_3
@@ -384,28 +391,28 @@ def test_dependents_left_ready_are_queued(server: Any, redis: Redis) -> None:
     """
     queue = Queue(connection=redis)
     plain, held = queue.enqueue(jobs.add, 1, 2, job_id="plain"), limited(redis, jobs.add, 1, 2, job_id="held")
-    redis.delete(queue.key, "rq:rl:k:allowed")
+    redis.delete(queue.key, named("rq:rl:k:allowed"))
     for job in (plain, held):
         job.set_status(JobStatus.READY_TO_ENQUEUE)
         queue.ready_job_registry.add(job)
-    redis.zadd("rq:rl:k:allowed", {"other": 1})
-    redis.hset("rq:job:other", "status", "started")
+    redis.zadd(named("rq:rl:k:allowed"), {"other": 1})
+    redis.hset(named("rq:job:other"), "status", "started")
     with engine(server.url) as ours:
         assert ours.run(queue_ready([queue.key], 100, "now")) == []
         found = ours.run(queue_ready([queue.key], -1, "2026-01-01T00:00:00.000000Z"))
-    assert sorted(found) == [[b"held", b"rq:queue:default", 1], [b"plain", b"rq:queue:default", 1]]
+    assert sorted(found) == [[b"held", named(b"rq:queue:default"), 1], [b"plain", named(b"rq:queue:default"), 1]]
     assert (plain.get_status(), held.get_status()) == (JobStatus.QUEUED, JobStatus.RATE_LIMITED)
-    assert queue.get_job_ids() == ["plain"] and redis.zrange("rq:rl:k:rate_limited", 0, -1) == [b"held"]
-    assert not redis.exists("rq:ready:default")
+    assert queue.get_job_ids() == ["plain"] and redis.zrange(named("rq:rl:k:rate_limited"), 0, -1) == [b"held"]
+    assert not redis.exists(named("rq:ready:default"))
 
 
 @only_3
-@pytest.mark.parametrize("key", ["rq:job:odd", "rq:executions:odd"])
+@pytest.mark.parametrize("key", [named("rq:job:odd"), named("rq:executions:odd")])
 def test_an_odd_key_of_an_admitted_job_stops_no_other_limit(server: Any, redis: Redis, key: str) -> None:
     """A slot whose job is no job, or whose executions are none, keeps the jobs of no other limit waiting, and loses
     none of its own that cannot be queued."""
     redis.set(key, "x")
-    redis.set("rq:queue:spoilt", "x")
+    redis.set(named("rq:queue:spoilt"), "x")
     limited(redis, jobs.nothing, job_id="first")
     Queue("spoilt", connection=redis).enqueue(
         jobs.nothing, job_id="-stuck", rate_limit=rate_limit()
@@ -413,12 +420,12 @@ def test_an_odd_key_of_an_admitted_job_stops_no_other_limit(server: Any, redis: 
     waiting = []
     for name in "kl":
         waiting += [Queue(connection=redis).enqueue(jobs.nothing, rate_limit=rate_limit(1, name)) for _ in range(2)][1:]
-        redis.delete(f"rq:rl:{name}:allowed")
-        redis.zadd(f"rq:rl:{name}:allowed", {"odd" if name == "k" else "gone": 1})
+        redis.delete(named(f"rq:rl:{name}:allowed"))
+        redis.zadd(named(f"rq:rl:{name}:allowed"), {"odd" if name == "k" else "gone": 1})
     with engine(server.url) as ours:
-        ours.run(queue_ready(["rq:queue:default"], 100, "now"))
-    assert redis.zrank("rq:rl:k:rate_limited", "-stuck") == 0
-    assert waiting[1].get_status() == JobStatus.QUEUED and redis.zrange("rq:rl:l:allowed", 0, -1) == [
+        ours.run(queue_ready([named("rq:queue:default")], 100, "now"))
+    assert redis.zrank(named("rq:rl:k:rate_limited"), "-stuck") == 0
+    assert waiting[1].get_status() == JobStatus.QUEUED and redis.zrange(named("rq:rl:l:allowed"), 0, -1) == [
         waiting[1].id.encode()
     ]
 
@@ -429,17 +436,17 @@ def test_free_slots_are_filled_between_maintenances(server: Any, redis: Redis) -
     other.
     """
     first, second = (limited(redis, jobs.add, 1, 2, job_id=name) for name in "ab")
-    redis.delete("rq:rl:k:allowed", "rq:queue:default")
+    redis.delete(named("rq:rl:k:allowed"), named("rq:queue:default"))
     for name in ("spoilt", "without a number"):
-        redis.sadd("rq:rl-keys", name)
-    redis.set("rq:rl:spoilt", 1)
+        redis.sadd(named("rq:rl-keys"), name)
+    redis.set(named("rq:rl:spoilt"), 1)
     first.set_status(JobStatus.FINISHED)
     with engine(server.url) as ours:
-        assert ours.run(queue_ready(["rq:queue:default"], 100, "now")) == []
+        assert ours.run(queue_ready([named("rq:queue:default")], 100, "now")) == []
         assert (second.get_status(), Queue(connection=redis).job_ids) == (JobStatus.QUEUED, ["b"])
         third = limited(redis, jobs.add, 1, 2, job_id="c")
-        ours.run(queue_ready(["rq:queue:default"], 100, "now"))
-    assert third.get_status() == JobStatus.RATE_LIMITED and redis.zrange("rq:rl:k:allowed", 0, -1) == [b"b"]
+        ours.run(queue_ready([named("rq:queue:default")], 100, "now"))
+    assert third.get_status() == JobStatus.RATE_LIMITED and redis.zrange(named("rq:rl:k:allowed"), 0, -1) == [b"b"]
 
 
 @only_3
@@ -447,12 +454,12 @@ def test_queues_count_what_is_held_back(redis: Redis) -> None:
     """Each queue says how many of its jobs wait at rate limits and how many dependents are ready."""
     for name in "abc":
         limited(redis, jobs.add, 1, 2, job_id=name)
-    redis.zadd("rq:ready:default", {"x": 1})
+    redis.zadd(named("rq:ready:default"), {"x": 1})
     (queue,) = queues(redis)
     assert (queue["length"], queue["rate_limited"], queue["ready"]) == (1, 2, 1)
     header, row = (" ".join(map(str, line)) for line in queue_rows([queue]))
     assert header.endswith("WORKERS RATE LIMITED READY") and row.endswith("0 2 1")
-    for key in ("rq:ready:default", "rq:rl-keys"):
+    for key in (named("rq:ready:default"), named("rq:rl-keys")):
         redis.delete(key)
         redis.set(key, "x")
     (queue,) = queues(redis)
@@ -466,7 +473,7 @@ def test_check_judges_what_is_held_back(server: Any, redis: Redis) -> None:
     """check --rate-limited and --ready count the jobs of all queues or of those named, and refuse what is no number."""
     for queue in ("a", "a", "a", "b", "b"):
         Queue(queue, connection=redis).enqueue(jobs.nothing, rate_limit=rate_limit(1, queue))
-    redis.zadd("rq:ready:b", {"x": 1})
+    redis.zadd(named("rq:ready:b"), {"x": 1})
     for words, code, text in [
         (("--rate-limited", "4"), 0, "3 jobs at rate limits"),
         (("--rate-limited", "3:4"), 1, "WARNING - 3 jobs at rate limits"),
@@ -487,8 +494,8 @@ def test_on_rq_2_a_limited_job_gives_its_slot_back(server: Any, redis: Redis, tm
     """A job that RQ 3 has admitted leaves its slot with its outcome on RQ 2, too."""
     job = Queue(connection=redis).enqueue(jobs.add, 1, 2, job_id=uuid.uuid4().hex)
     redis.hset(job.key, mapping={"rate_limit_key": "k", "rate_limit_concurrency": 1})
-    redis.zadd("rq:rl:k:allowed", {job.id: 1, "other": 2})
+    redis.zadd(named("rq:rl:k:allowed"), {job.id: 1, "other": 2})
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait(20) == 0
     ends(job)
-    assert redis.zrange("rq:rl:k:allowed", 0, -1) == [b"other"]
+    assert redis.zrange(named("rq:rl:k:allowed"), 0, -1) == [b"other"]

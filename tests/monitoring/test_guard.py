@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import stats_jobs
+from keys import named
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
@@ -136,7 +137,7 @@ def test_a_worker_waits_until_it_fits(start_server: Callable[..., EmbeddedServer
         crowd.grow(9)
         with running_ours(server.url, tmp_path) as worker:
             worker.wait_for("waiting up to 60 s for a place")
-            wait_until(lambda: not [c for c in admin.client_list() if c["name"].startswith("rq_pooled:")])
+            wait_until(lambda: not [c for c in admin.client_list() if c["name"].startswith(named("rq_pooled:"))])
             assert worker.process.poll() is None
             crowd.shrink(1)
             worker.wait_for("connections: command")
@@ -206,7 +207,7 @@ def test_giving_up_is_75_with_a_table(start_server: Callable[..., EmbeddedServer
                 assert "nothing is opened above 11 (GUARD_STOP)" in worker.output()
             else:
                 assert "max number of clients reached" in worker.output()
-    assert not admin.keys("rq_pooled:*")
+    assert not admin.keys(named("rq_pooled:*"))
 
 
 @contextmanager
@@ -424,18 +425,21 @@ def test_orphans_are_listed_and_reaped_on_request(start_server: Callable[..., Em
     server = start_server({"maxclients": 40})
     settings = {"heartbeat_interval": 0.2, "heartbeat_ttl": 1.0}
     with running_worker(server.url, "a", log=tmp_path / "log", RQ_POOLED_HEARTBEAT_TTL="1", **FAST) as worker:
-        left = [Redis.from_url(server.url, client_name=f"rq_pooled:shop:gone:77:{role}") for role in ("command", "web")]
+        left = [
+            Redis.from_url(server.url, client_name=named(f"rq_pooled:shop:gone:77:{role}"))
+            for role in ("command", "web")
+        ]
         for client in left:
             client.ping()
         guard = guard_of(server, **settings)
         orphans = wait_until(lambda: guard.describe()["orphans"], 20, "an orphan")
         # A web process without requests is silent for long, and lives.
-        assert [orphan["name"] for orphan in orphans] == ["rq_pooled:shop:gone:77:command"]
+        assert [orphan["name"] for orphan in orphans] == [named("rq_pooled:shop:gone:77:command")]
         assert [orphan["id"] for orphan in guard.reap()] == [orphans[0]["id"]]
         assert not guard.describe()["orphans"]
         assert "lost the server" not in worker.output()
         names = [entry["name"] for entry in server.client().client_list()]
-        assert "rq_pooled:shop:gone:77:web" in names and "rq_pooled:shop:gone:77:command" not in names
+        assert named("rq_pooled:shop:gone:77:web") in names and named("rq_pooled:shop:gone:77:command") not in names
 
 
 def test_nobody_is_called_gone_by_who_may_not_read_statistics(start_server: Callable[..., EmbeddedServer]) -> None:
@@ -443,7 +447,7 @@ def test_nobody_is_called_gone_by_who_may_not_read_statistics(start_server: Call
     server = start_server({"maxclients": 40})
     admin = server.client()
     admin.execute_command("ACL", "SETUSER", "watch", "on", ">secret", "resetkeys", "~other", "&*", "+@all")
-    left = Redis.from_url(server.url, client_name="rq_pooled:shop:host:77:command")
+    left = Redis.from_url(server.url, client_name=named("rq_pooled:shop:host:77:command"))
     left.ping()
     settings = {"heartbeat_interval": 0.2, "heartbeat_ttl": 1.0}
     guard = guard_of(server, **settings)
@@ -460,8 +464,8 @@ def test_a_connection_in_use_is_no_orphan(start_server: Callable[..., EmbeddedSe
     gone.
     """
     server = start_server()
-    busy = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:77:command")
-    silent = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:78:command")
+    busy = Redis.from_url(server.url, client_name=named("rq_pooled:shop:gone:77:command"))
+    silent = Redis.from_url(server.url, client_name=named("rq_pooled:shop:gone:78:command"))
     silent.ping()
     guard = guard_of(server, heartbeat_interval=0.2, heartbeat_ttl=1.0)
 
@@ -470,7 +474,7 @@ def test_a_connection_in_use_is_no_orphan(start_server: Callable[..., EmbeddedSe
         return [orphan["name"] for orphan in guard.describe()["orphans"]]
 
     # CLIENT LIST counts whole seconds: by the time that silence is noticed, a connection in use would have been, too.
-    assert wait_until(orphans, 20, "the silent one") == ["rq_pooled:shop:gone:78:command"]
+    assert wait_until(orphans, 20, "the silent one") == [named("rq_pooled:shop:gone:78:command")]
     for client in (busy, silent):
         client.close()
 

@@ -22,6 +22,7 @@ import pytest
 import stats_jobs
 from commands import environment, run_command
 from conftest import IN_CI
+from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from rq import Queue
@@ -101,11 +102,11 @@ def test_connections(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
 def test_connections_reap(start_server: Callable[..., EmbeddedServer]) -> None:
     """What seems to be left behind is listed with a word on --reap, which closes it and says so."""
     server = start_server()
-    left = Redis.from_url(server.url, client_name="rq_pooled:shop:gone:77:command")
+    left = Redis.from_url(server.url, client_name=named("rq_pooled:shop:gone:77:command"))
     left.ping()
     more = {"RQ_POOLED_HEARTBEAT_TTL": "1", "RQ_POOLED_HEARTBEAT_INTERVAL": "0.3"}
     shown = wait_until(lambda: "--reap" in (text := run_command(server.url, "connections", **more).stdout) and text)
-    assert "rq_pooled:shop:gone:77:command" in shown
+    assert named("rq_pooled:shop:gone:77:command") in shown
     assert "Closed 1 connection left behind" in run_command(server.url, "connections", "--reap", **more).stdout
     assert not [entry for entry in server.client().client_list() if "gone" in entry["name"]]
     assert "Closed 0 connections left behind" in run_command(server.url, "connections", "--reap", **more).stdout
@@ -208,7 +209,7 @@ def test_refusal_is_no_outage(start_server: Callable[..., EmbeddedServer]) -> No
         ("shop:secret", ("--worker", "any")),
         ("shop:wrong", ()),
     ):
-        server.client().sadd("rq:queues", "rq:queue:a")
+        server.client().sadd(named("rq:queues"), named("rq:queue:a"))
         found = run_command(f"redis://{user}@{at}", "check", "--away", "ok", *words)
         assert found.returncode == 3 and found.stdout.startswith("UNKNOWN - the server refuses: "), found
         assert found.stdout.count("\n") == 1
@@ -216,12 +217,12 @@ def test_refusal_is_no_outage(start_server: Callable[..., EmbeddedServer]) -> No
 
 def test_key_of_another_type_hides_no_queue(server: EmbeddedServer, redis: Redis) -> None:
     """Where something else stands at the keys of a queue it counts nothing, and the other queues count as ever."""
-    for name in ("rq:queue:odd", "rq:failed:odd", "rq:workers:odd"):
+    for name in (named("rq:queue:odd"), named("rq:failed:odd"), named("rq:workers:odd")):
         redis.set(name, "x")
-    redis.sadd("rq:queues", "rq:queue:odd")
+    redis.sadd(named("rq:queues"), named("rq:queue:odd"))
     Queue("good", connection=redis).enqueue(stats_jobs.succeed, "x")
-    redis.rpush("rq:queue:good", "strange")
-    redis.set("rq:job:strange", "x")
+    redis.rpush(named("rq:queue:good"), "strange")
+    redis.set(named("rq:job:strange"), "x")
     good, odd = health.queues(redis)
     assert (good["name"], good["length"]) == ("good", 2) and good["oldest_age"] is not None
     assert (odd["length"], odd["oldest_age"], odd["failed"], odd["workers"]) == (0, None, 0, 0)
@@ -297,7 +298,7 @@ def terminal(tmp_path: Path) -> Iterator[Callable[[str, str], Tmux]]:
 def test_top_in_a_terminal(server: EmbeddedServer, redis: Redis, busy: Any, tmp_path: Path, terminal: Any) -> None:
     """In 80x24 everything that matters is on the screen, it is drawn anew in place, follows the size, and q ends it."""
     for i in range(40):
-        redis.sadd("rq:queues", f"rq:queue:many-{i:02}")
+        redis.sadd(named("rq:queues"), named(f"rq:queue:many-{i:02}"))
     top = terminal(server.url, "top --interval 0.2")
     lines = top.wait_for("finished 25, failed 5")
     assert len(lines) <= 24 and all(len(line) <= 80 for line in lines)
@@ -351,7 +352,7 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
     text = "\n".join(top.wait_for("The server is away for"))
     assert "Traceback" not in text and text.count("rq-pooled top") == 1
     server.start()
-    top.wait_for("QUEUE" if server.client().smembers("rq:queues") else "no queues")
+    top.wait_for("QUEUE" if server.client().smembers(named("rq:queues")) else "no queues")
     top.type("C-c")
     top.wait_for("ended with 130")
 
@@ -440,8 +441,10 @@ def test_failed_jobs(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> No
             for _ in range(7):
                 Queue(name, connection=redis).enqueue(stats_jobs.fail, str(tmp_path))
         dead = Queue("a", connection=redis).enqueue(stats_jobs.die, str(tmp_path))
-        wait_until(lambda: redis.zcard("rq:failed:a") + redis.zcard("rq:failed:b") == 15, 40, "15 failures")
-    redis.zadd("rq:failed:b", {"ghost": 1.0})
+        wait_until(
+            lambda: redis.zcard(named("rq:failed:a")) + redis.zcard(named("rq:failed:b")) == 15, 40, "15 failures"
+        )
+    redis.zadd(named("rq:failed:b"), {"ghost": 1.0})
     found = health.failed_jobs(limit=100, connection=redis)
     assert found["total"] == len(found["jobs"]) == 16 and found["next_offset"] is None
     by_id = {job["id"]: job for job in found["jobs"]}

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import stats_jobs
+from keys import named
 from redis import Redis
 from rq import Queue, Repeat, Retry
 from support import ROOT, running_worker, wait_until
@@ -64,7 +65,7 @@ def test_counters_agree_with_the_jobs_really_run(redis: Redis, server: EmbeddedS
             queue.enqueue(stats_jobs.fail, folder, retry=Retry(max=2))
         for _ in range(4):
             queue.enqueue(stats_jobs.die, folder)
-        redis.rpush("rq:queue:a", "ghost-1", "ghost-2")
+        redis.rpush(named("rq:queue:a"), "ghost-1", "ghost-2")
         finished, failed, retried = 200 + 2 + 1 + 4, 20 + 5 + 4, 5 * 2
         runs = finished + failed + retried
         found = settled(redis, worker.pid, runs)
@@ -81,7 +82,9 @@ def test_counters_agree_with_the_jobs_really_run(redis: Redis, server: EmbeddedS
         assert found["run_time"]["count"] == found["queue_wait"]["count"] == runs
         assert found["run_time"]["buckets"]["+Inf"] == runs
         assert counters["horses_replaced"] == 4
-        rows = [redis.hmget(key, "successful_job_count", "failed_job_count") for key in redis.smembers("rq:workers")]
+        rows = [
+            redis.hmget(key, "successful_job_count", "failed_job_count") for key in redis.smembers(named("rq:workers"))
+        ]
         assert sum(int(row[0] or 0) for row in rows) == finished
         assert sum(int(row[1] or 0) for row in rows) == failed + retried
 
@@ -137,7 +140,9 @@ def test_connections_agree_with_client_list(redis: Redis, server: EmbeddedServer
         # One of them also waits in Redis, over a connection that it is lent.
         roles = {"command": 1, "listen": 1, "jobs": 1, "exclusive": 1}
         wait_until(lambda: worker_of(redis, worker.pid)["connections"] == roles, what="the statistics")
-        listed = [entry["name"].split(":") for entry in redis.client_list() if entry["name"].startswith("rq_pooled:")]
+        listed = [
+            entry["name"].split(":") for entry in redis.client_list() if entry["name"].startswith(named("rq_pooled:"))
+        ]
         found = health.connections(redis)
         assert found["ours"] == len(listed) == 4
         assert found["connected"] == len(redis.client_list())
@@ -221,7 +226,7 @@ def test_a_short_user_of_a_pool_publishes_nothing(redis: Redis, server: Embedded
     pool = Pool(Settings(url=server.url))
     Queue("a", connection=Redis(connection_pool=pool)).enqueue(stats_jobs.succeed, "x")
     pool.disconnect()
-    assert not redis.keys("rq_pooled:*")
+    assert not redis.keys(named("rq_pooled:*"))
 
 
 def test_silent_processes_are_forgotten(redis: Redis, server: EmbeddedServer) -> None:
@@ -252,7 +257,7 @@ def test_histograms_are_cumulative() -> None:
 def test_any_enqueued_at_is_counted(text: bytes | None) -> None:
     """A job whose date cannot be read is claimed like any other; only its wait is unknown."""
     counters = Counters()
-    counters.claimed("rq:queue:q", text, time.time())
+    counters.claimed(named("rq:queue:q"), text, time.time())
     assert counters.claims == 1
     assert sum(counters.queue_wait.counts) == (text is not None and text.startswith(b"2026"))
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 import stream_jobs
+from keys import named
 from redis import Redis
 from rq import Queue
 from sampling import Sampler, by_role, ended, finished, of_worker, outcome, received, roles
@@ -64,7 +65,7 @@ def test_jobs_that_use_redis_need_one_more_connection(server: EmbeddedServer, re
         assert sampler.most == 3
         assert roles(redis) == ["command", "jobs", "listen"]
         assert redis.get("jobs") == redis.get("scripts") == b"400"
-        assert redis.llen("rq:queue:later") == 400
+        assert redis.llen(named("rq:queue:later")) == 400
 
 
 def test_what_cannot_be_shared_is_bounded_and_reused(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

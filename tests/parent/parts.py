@@ -8,6 +8,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+from keys import named
 from redis import Redis
 from rq.scheduler import RQScheduler
 from rq.utils import now
@@ -163,7 +164,7 @@ def context_of(*, burst: bool = False, **settings: Any) -> Any:
 
 def claim_of(job_id: str, name: str = "w", execution: str = "e") -> Claim:
     """A claim of a job of the queue ``default``."""
-    return Claim(job_id, execution, "default", "rq:queue:default", name, 1.0, {})
+    return Claim(job_id, execution, "default", named("rq:queue:default"), name, 1.0, {})
 
 
 def outcome_of(claim: Claim) -> Outcome:
@@ -173,7 +174,7 @@ def outcome_of(claim: Claim) -> Outcome:
 
 def claimed(*job_ids: str, suspended: bool = False) -> list[Any]:
     """The reply to a claim that took these jobs."""
-    return [suspended, 0, [], [[b"rq:queue:default", job_id.encode(), b"default", []] for job_id in job_ids], []]
+    return [suspended, 0, [], [[named(b"rq:queue:default"), job_id.encode(), b"default", []] for job_id in job_ids], []]
 
 
 def name_of(command: Any) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 import jobs
 import pytest
 from engine import Engine, engine
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.executions import Execution
@@ -36,7 +37,10 @@ def ours(server: EmbeddedServer, redis: Redis) -> Iterator[Engine]:
 
 def leave(redis: Redis, job: Job) -> None:
     """Do what a stock worker has done when it is killed between its BLMOVE and the start of the job."""
-    assert redis.lmove("rq:queue:default", "rq:queue:default:intermediate", "LEFT", "RIGHT") == job.id.encode()
+    assert (
+        redis.lmove(named("rq:queue:default"), named("rq:queue:default:intermediate"), "LEFT", "RIGHT")
+        == job.id.encode()
+    )
 
 
 # -- intermediate lists ----------------------------------------------------------------------------------------------
@@ -57,7 +61,7 @@ def test_an_id_left_in_an_intermediate_list_is_rescued(server: EmbeddedServer, r
     leave(redis, job)
     with running_worker(server.url, log=tmp_path / "log", worker_class="impatient_worker.Worker") as worker:
         wait_until(lambda: job.get_status() == JobStatus.FINISHED)
-        worker.wait_for(f"job {job.id} was left in rq:queue:default:intermediate; put back into its queue")
+        worker.wait_for(named(f"job {job.id} was left in rq:queue:default:intermediate; put back into its queue"))
     assert redis.keys("*intermediate*") == []
 
 
@@ -71,13 +75,13 @@ def test_only_what_stays_is_rescued(ours: Engine, redis: Redis) -> None:
 
     leave(redis, job)
     assert look() == look() == [] and redis.llen(f"{queue.key}:intermediate") == 1
-    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    redis.zadd(named("rq_pooled:intermediate:default"), {job.id: 1})
     redis.lrem(f"{queue.key}:intermediate", 1, job.id)  # it was started in time
-    assert look(1) == [] and not redis.exists("rq_pooled:intermediate:default")
+    assert look(1) == [] and not redis.exists(named("rq_pooled:intermediate:default"))
     redis.rpush(f"{queue.key}:intermediate", job.id)  # and passes once more
     assert look(1) == []
     IntermediateQueue(queue.key, redis).set_first_seen(job.id)
-    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    redis.zadd(named("rq_pooled:intermediate:default"), {job.id: 1})
     assert look(1) == [(job.id.encode(), queue.key.encode(), 1)]
     assert redis.lrange(queue.key, 0, -1) == [job.id.encode()]
     assert redis.keys("*intermediate*") == [], "RQ must not take the next pass for this one"
@@ -92,12 +96,12 @@ def test_a_job_that_a_stock_worker_registered_but_did_not_begin_is_rescued(ours:
     leave(redis, job)
     with redis.pipeline() as pipeline:
         execution = Execution.create(job, ttl=100, pipeline=pipeline)
-        pipeline.zadd("rq:wip:default", {execution.composite_key: time.time() + 100})
+        pipeline.zadd(named("rq:wip:default"), {execution.composite_key: time.time() + 100})
         pipeline.execute()
-    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    redis.zadd(named("rq_pooled:intermediate:default"), {job.id: 1})
     assert ours.run(rescue_intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 1]]
     assert queue.job_ids == [job.id]
-    assert not redis.exists("rq:wip:default", *redis.keys("rq:execution*"))
+    assert not redis.exists(named("rq:wip:default"), *redis.keys(named("rq:execution*")))
 
 
 @pytest.mark.parametrize("state", ["running", "running, but queued again", "gone", "finished"])
@@ -113,7 +117,7 @@ def test_what_need_not_run_is_only_removed(ours: Engine, redis: Redis, state: st
         redis.delete(queue.key)
         job.delete() if state == "gone" else job.set_status(JobStatus.FINISHED)
     redis.rpush(f"{queue.key}:intermediate", job.id)
-    redis.zadd("rq_pooled:intermediate:default", {job.id: 1})
+    redis.zadd(named("rq_pooled:intermediate:default"), {job.id: 1})
     assert ours.run(rescue_intermediate([queue.key], 1)) == [[job.id.encode(), queue.key.encode(), 0]]
     assert redis.llen(queue.key) == 0
     assert redis.keys("*intermediate*") == []
@@ -127,21 +131,21 @@ def test_what_others_wrote_keeps_no_left_id_from_its_queue(ours: Engine, redis: 
     leave(redis, job)
     marks: dict[bytes | str, float] = {job.id: 1}
     if broken == "list":
-        redis.set("rq:queue:odd:intermediate", "no list")
-        redis.sadd("rq:queues", "rq:queue:odd")
+        redis.set(named("rq:queue:odd:intermediate"), "no list")
+        redis.sadd(named("rq:queues"), named("rq:queue:odd"))
     else:
         odd = b"\xff" if broken == "id" else b"odd"
-        redis.hset(b"rq:job:" + odd, mapping={"data": "x", "status": "started"})
-        redis.lpush("rq:queue:default:intermediate", odd)
+        redis.hset(named(b"rq:job:") + odd, mapping={"data": "x", "status": "started"})
+        redis.lpush(named("rq:queue:default:intermediate"), odd)
         marks[odd] = 1
         if broken == "job":
-            redis.delete("rq:job:odd")
-            redis.set("rq:job:odd", "no hash")
+            redis.delete(named("rq:job:odd"))
+            redis.set(named("rq:job:odd"), "no hash")
         elif broken == "executions":
-            redis.set("rq:executions:odd", "no sorted set")
+            redis.set(named("rq:executions:odd"), "no sorted set")
         elif broken == "queue":
-            redis.hset("rq:job:odd", "origin", b"\xff")
-    redis.zadd("rq_pooled:intermediate:default", marks)
+            redis.hset(named("rq:job:odd"), "origin", b"\xff")
+    redis.zadd(named("rq_pooled:intermediate:default"), marks)
     found = ours.run(rescue_intermediate([queue.key], 1))
     assert [job.id.encode(), queue.key.encode(), 1] in found
     assert job.id.encode() in redis.lrange(queue.key, 0, -1)
@@ -163,11 +167,11 @@ def test_maintenance_removes_entries_without_a_job(
     redis.delete(queue.key)
     far = time.time() + 10_000
     for name in ("failed", "finished", "deferred", "canceled", "scheduled"):
-        redis.zadd(f"rq:{name}:default", {f"ghost-{i}": far for i in range(1200)} | {real.id: far})
+        redis.zadd(named(f"rq:{name}:default"), {f"ghost-{i}": far for i in range(1200)} | {real.id: far})
     if odd:
-        redis.set("rq:finished:default", "no registry")
-    redis.hset("rq:execution:half:1", "last_heartbeat", "1")
-    redis.zadd("rq:executions:half", {"1": far})
+        redis.set(named("rq:finished:default"), "no registry")
+    redis.hset(named("rq:execution:half:1"), "last_heartbeat", "1")
+    redis.zadd(named("rq:executions:half"), {"1": far})
     settings = {
         "RQ_POOLED_HEARTBEAT_INTERVAL": "0.3",
         "RQ_POOLED_HEARTBEAT_TTL": "1",
@@ -177,11 +181,11 @@ def test_maintenance_removes_entries_without_a_job(
         worker.wait_for("registry entries and executions without a job", timeout=40)
         wait_until(lambda: "Failed jobs of default: ghosts did 1200" in worker.output())
         assert f"removed {2401 if odd else 3601} registry entries" in worker.output()
-        wait_until(lambda: not redis.exists("rq:execution:half:1"), what="the end of the round")
+        wait_until(lambda: not redis.exists(named("rq:execution:half:1")), what="the end of the round")
     for name in ("failed", *(() if odd else ("finished",)), "deferred", "canceled"):
-        assert redis.zrange(f"rq:{name}:default", 0, -1) == [real.id.encode()], name
-    assert redis.zcard("rq:scheduled:default") == 1201
-    assert not redis.exists("rq:execution:half:1", "rq:executions:half")
+        assert redis.zrange(named(f"rq:{name}:default"), 0, -1) == [real.id.encode()], name
+    assert redis.zcard(named("rq:scheduled:default")) == 1201
+    assert not redis.exists(named("rq:execution:half:1"), named("rq:executions:half"))
 
 
 def test_executions_that_somebody_holds_are_left_alone(ours: Engine, redis: Redis) -> None:
@@ -190,26 +194,26 @@ def test_executions_that_somebody_holds_are_left_alone(ours: Engine, redis: Redi
     for name in "ab":
         queue.enqueue(jobs.nothing, job_id=name)
     held, dead = ours.claim("w", "x").claims
-    redis.hdel(f"rq:execution:{held.member}", "created_at")
-    redis.hdel(f"rq:execution:{dead.member}", "created_at")
-    redis.zrem("rq:wip:default", dead.member)
-    redis.hset("rq:execution:nobody:1", mapping={"id": "1", "created_at": "1"})
+    redis.hdel(named(f"rq:execution:{held.member}"), "created_at")
+    redis.hdel(named(f"rq:execution:{dead.member}"), "created_at")
+    redis.zrem(named("rq:wip:default"), dead.member)
+    redis.hset(named("rq:execution:nobody:1"), mapping={"id": "1", "created_at": "1"})
     with pytest.raises(KeyError):  # what a half does to RQ
         Job.fetch("b", redis).delete()
     cursor, removed = ours.run(remove_executions("0", 10_000, "t", 10))
     assert (cursor, removed) == (b"0", 2)
-    assert redis.keys("rq:execution:*") == [f"rq:execution:{held.member}".encode()]
+    assert redis.keys(named("rq:execution:*")) == [named(f"rq:execution:{held.member}").encode()]
     Job.fetch("b", redis).delete()
 
 
 def test_one_worker_at_a_time_looks_for_ghosts(ours: Engine, redis: Redis) -> None:
     """While one worker goes through the registries, others find the lock and do nothing."""
-    redis.zadd("rq:failed:default", {"ghost": 1})
-    redis.set("rq_pooled:lock:ghosts", "other", ex=10)
-    assert ours.run(remove_ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"-1", 0]
-    redis.delete("rq_pooled:lock:ghosts")
-    assert ours.run(remove_ghosts("rq:failed:default", "0", 10, "me", 10)) == [b"0", 1]
-    assert redis.get("rq_pooled:lock:ghosts") == b"me"
+    redis.zadd(named("rq:failed:default"), {"ghost": 1})
+    redis.set(named("rq_pooled:lock:ghosts"), "other", ex=10)
+    assert ours.run(remove_ghosts(named("rq:failed:default"), "0", 10, "me", 10)) == [b"-1", 0]
+    redis.delete(named("rq_pooled:lock:ghosts"))
+    assert ours.run(remove_ghosts(named("rq:failed:default"), "0", 10, "me", 10)) == [b"0", 1]
+    assert redis.get(named("rq_pooled:lock:ghosts")) == b"me"
 
 
 # -- jobs in no list -------------------------------------------------------------------------------------------------
@@ -239,9 +243,9 @@ def test_rescue_finds_jobs_in_no_list(server: EmbeddedServer, redis: Redis) -> N
     lose(redis, queue, "young", age=60)
     waiting = queue.enqueue(jobs.nothing)
     redis.hset(waiting.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
-    for name, key in (("popped", "rq:queue:default:intermediate"), ("elsewhere", "rq:queue:other")):
+    for name, key in (("popped", named("rq:queue:default:intermediate")), ("elsewhere", named("rq:queue:other"))):
         redis.rpush(key, lose(redis, queue, name).id)
-    redis.sadd("rq:queues", "rq:queue:other")
+    redis.sadd(named("rq:queues"), named("rq:queue:other"))
     lose(redis, queue, "ended").set_status(JobStatus.FINISHED)
 
     listed = rescue(server.url)
@@ -262,7 +266,7 @@ def test_a_job_that_was_enqueued_meanwhile_is_not_put_back(ours: Engine, redis: 
     written = str(redis.hget(job.key, "enqueued_at").decode())
     for seen, found in (("2020-01-01T00:00:00.000000Z", []), (written, [b"lost"])):
         assert ours.run(rescue_jobs(True, [(job.id, seen)])) == found
-    assert redis.lrange("rq:queue:default", 0, -1) == [b"lost"]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"lost"]
 
 
 def test_rescue_refuses_and_gives_up_in_words(server: EmbeddedServer) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from engine import Engine, engine, finished
+from keys import named
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue
@@ -66,10 +67,12 @@ def test_a_commit_refused_as_a_whole_harms_only_its_cause(ours: Engine, redis: R
             exchange = outcomes.commit()
             exchange.on_replies(ours.command.execute(exchange.commands))
     assert not outcomes
-    assert [redis.xlen(f"rq:results:{claim.job_id}") for claim in (first, last)] == [1, 1]
-    assert [redis.hget(f"rq:job:{claim.job_id}", "status") for claim in (first, last)] == [b"finished"] * 2
+    assert [redis.xlen(named(f"rq:results:{claim.job_id}")) for claim in (first, last)] == [1, 1]
+    assert [redis.hget(named(f"rq:job:{claim.job_id}"), "status") for claim in (first, last)] == [b"finished"] * 2
     assert [(task.kind, task.claim and task.claim.job_id) for task in tasks] == [("fail", "b")]
-    assert redis.zrange("rq:wip:default", 0, -1) == [broken.member.encode()], "its claim stands until that is recorded"
+    assert redis.zrange(named("rq:wip:default"), 0, -1) == [broken.member.encode()], (
+        "its claim stands until that is recorded"
+    )
 
 
 def test_only_the_horse_that_waits_hears_of_its_record(ours: Engine, redis: Redis) -> None:
@@ -107,7 +110,7 @@ def test_claims_whose_outcomes_wait_are_renewed(ours: Engine, redis: Redis) -> N
     """However long an outcome waits to be recorded, nobody else is given its job meanwhile."""
     Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
     (claim,) = ours.claim("w").claims
-    redis.zadd("rq_pooled:leases:default", {claim.member: 1})
+    redis.zadd(named("rq_pooled:leases:default"), {claim.member: 1})
     parent = parent_of(ours)
     parent.lease, parent.listen = None, SimpleNamespace(connected=True)
     parent.identity = SimpleNamespace(name="w", ttl=480, queue_names=[])
@@ -119,4 +122,4 @@ def test_claims_whose_outcomes_wait_are_renewed(ours: Engine, redis: Redis) -> N
     heartbeat = Heartbeat(parent, events, slots=slots, committer=committer, multiplexer=None)
     (exchange,) = heartbeat.exchanges()
     exchange.on_replies(ours.command.execute(exchange.commands))
-    assert redis.zscore("rq_pooled:leases:default", claim.member) > time.time() and not unknown
+    assert redis.zscore(named("rq_pooled:leases:default"), claim.member) > time.time() and not unknown

@@ -11,6 +11,7 @@ from typing import Any
 import claim_jobs
 import pytest
 from engine import Engine, engine, key_space
+from keys import named
 from redis import Redis
 from rq import Queue, Retry
 from rq.exceptions import SchedulerNotFound
@@ -79,7 +80,7 @@ def normalised(redis: Redis) -> dict[str, Any]:
             value.pop(b"pid", None)
             if b"queues" in value:
                 value[b"queues"] = b",".join(sorted(value[b"queues"].split(b",")))
-        if key.startswith("rq:scheduled:"):
+        if key.startswith(named("rq:scheduled:")):
             space[key] = ([member for member, _ in value], False)
     return space
 
@@ -96,8 +97,8 @@ def test_leaves_what_stock_rq_leaves(server: Any, redis: Redis) -> None:
     with engine(server.url) as ours:
         assert promote(ours, redis) == [2, 16, 0]
     assert normalised(redis) == expected
-    assert redis.zrange("rq:scheduled:default", 0, -1) == [b"later"], "ghosts are gone, what is not due stays"
-    assert 880 < redis.ttl("rq:job:ttl") <= 900 and 880 < redis.ttl("rq:job:ttl:dependents") <= 900
+    assert redis.zrange(named("rq:scheduled:default"), 0, -1) == [b"later"], "ghosts are gone, what is not due stays"
+    assert 880 < redis.ttl(named("rq:job:ttl")) <= 900 and 880 < redis.ttl(named("rq:job:ttl:dependents")) <= 900
 
 
 @pytest.mark.parametrize("at_front", [None, False, True])
@@ -136,28 +137,28 @@ def test_lock_of_another_scheduler_is_respected_until_it_expires(server: Any, re
     theirs.acquire_locks()
     with engine(server.url) as ours:
         assert promote(ours, redis) == [1, 1, 0]
-        assert redis.get("rq:scheduler-lock:default") == b"them"
-        assert redis.llen("rq:queue:default") == 0 and redis.llen("rq:queue:q2") == 1
+        assert redis.get(named("rq:scheduler-lock:default")) == b"them"
+        assert redis.llen(named("rq:queue:default")) == 0 and redis.llen(named("rq:queue:q2")) == 1
         assert promote(ours, redis, ["default"], name="third") == [0, 0, 0]
         with pytest.raises(SchedulerNotFound):
             RQScheduler.fetch("third", redis)
-        redis.pexpire("rq:scheduler-lock:default", 1)
-        wait_until(lambda: not redis.exists("rq:scheduler-lock:default"))
+        redis.pexpire(named("rq:scheduler-lock:default"), 1)
+        wait_until(lambda: not redis.exists(named("rq:scheduler-lock:default")))
         assert promote(ours, redis) == [2, 1, 0]
-        assert redis.get("rq:scheduler-lock:default") == b"us"
-        redis.expire("rq:scheduler-lock:default", 5)
+        assert redis.get(named("rq:scheduler-lock:default")) == b"us"
+        redis.expire(named("rq:scheduler-lock:default"), 5)
         promote(ours, redis)
-        assert redis.ttl("rq:scheduler-lock:default") > 55, "each call renews what is ours"
+        assert redis.ttl(named("rq:scheduler-lock:default")) > 55, "each call renews what is ours"
     assert theirs.acquire_locks() == set(), "a stock scheduler respects ours"
 
 
 def test_a_lock_whose_owner_left_no_hash_is_a_stock_scheduler_s(server: Any, redis: Redis) -> None:
     """Only a lock that carries our mark is taken over early: that of any other scheduler stands until it expires."""
     Queue("default", redis).enqueue_at(PAST, "math.factorial", 3)
-    redis.set("rq:scheduler-lock:default", "them", ex=20)
+    redis.set(named("rq:scheduler-lock:default"), "them", ex=20)
     with engine(server.url) as ours:
         assert promote(ours, redis, ["default"])[:2] == [0, 0]
-    assert redis.get("rq:scheduler-lock:default") == b"them" and not redis.exists("rq:queue:default")
+    assert redis.get(named("rq:scheduler-lock:default")) == b"them" and not redis.exists(named("rq:queue:default"))
 
 
 def test_worker_enqueues_what_is_due_without_being_told_to(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -169,19 +170,19 @@ def test_worker_enqueues_what_is_due_without_being_told_to(server: Any, redis: R
         assert queue.scheduler_pid == worker.pid
         scheduler = RQScheduler.fetch("mine", redis)
         assert (scheduler.name, scheduler.pid, scheduler._queue_names) == ("mine", worker.pid, {"default"})
-        assert redis.get("rq:scheduler-lock:default") == b"mine"
+        assert redis.get(named("rq:scheduler-lock:default")) == b"mine"
         job = queue.enqueue_in(timedelta(seconds=1), claim_jobs.nothing)
         retried = queue.enqueue(claim_jobs.fail_unless_file, str(tmp_path / "file"), retry=Retry(1, interval=1))
         wait_until(lambda: retried.get_status() == JobStatus.SCHEDULED, what="the retry to be scheduled")
         (tmp_path / "file").touch()
         for one in (job, retried):
             wait_until(lambda: one.get_status() == JobStatus.FINISHED, timeout=8, what=one.id)  # noqa: B023
-        due = redis.zscore("rq:scheduled:default", job.id)
+        due = redis.zscore(named("rq:scheduled:default"), job.id)
         assert due is None
         job.refresh()
         assert job.started_at - (job.created_at + timedelta(seconds=1)) < timedelta(seconds=3)
         worker.stop()
-    assert not redis.exists("rq:scheduler-lock:default", "rq:scheduler:mine")
+    assert not redis.exists(named("rq:scheduler-lock:default"), named("rq:scheduler:mine"))
     assert queue.scheduler_pid is None
 
 
@@ -192,30 +193,30 @@ def test_worker_promotes_more_than_one_batch_at_once(server: Any, redis: Redis, 
         queue.enqueue_at(PAST, claim_jobs.nothing, job_id=f"j{i}", result_ttl=60)
     with running_worker(server.url, log=tmp_path / "log", concurrency=4):
         wait_until(lambda: queue.finished_job_registry.get_job_count(cleanup=False) == 350, what="all to run")
-    assert not redis.exists("rq:scheduled:default")
+    assert not redis.exists(named("rq:scheduled:default"))
 
 
 def test_worker_leaves_the_lock_of_a_stock_scheduler_alone(server: Any, redis: Redis, tmp_path: Path) -> None:
     """While a stock scheduler holds the lock, a worker of ours enqueues nothing of that queue, and ends without
     releasing what is not its own."""
-    redis.set("rq:scheduler-lock:default", "them", ex=300)
+    redis.set(named("rq:scheduler-lock:default"), "them", ex=300)
     ours, theirs = Queue("q2", redis), Queue(connection=redis)
     theirs.enqueue_at(PAST, claim_jobs.nothing, job_id="theirs")
     ours.enqueue_at(PAST, claim_jobs.nothing, job_id="ours")
     with running_worker(server.url, *QUEUES, log=tmp_path / "log") as worker:
         wait_until(lambda: Job.fetch("ours", redis).get_status() == JobStatus.FINISHED, what="the one with a free lock")
-        assert redis.zrange("rq:scheduled:default", 0, -1) == [b"theirs"]
+        assert redis.zrange(named("rq:scheduled:default"), 0, -1) == [b"theirs"]
         worker.stop()
-    assert redis.get("rq:scheduler-lock:default") == b"them"
+    assert redis.get(named("rq:scheduler-lock:default")) == b"them"
 
 
 def test_the_lock_of_a_dead_worker_of_ours_is_taken_over(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """kill -9 of the worker that holds RQ's scheduler lock delays no retry by the lock's life of 61 seconds."""
     queue = Queue("default", connection=redis)
     with running_worker(server.url, "--name", "dead", "default", log=tmp_path / "1") as first:
-        wait_until(lambda: redis.get("rq:scheduler-lock:default") == b"dead", what="the lock")
+        wait_until(lambda: redis.get(named("rq:scheduler-lock:default")) == b"dead", what="the lock")
         with running_worker(server.url, "--name", "heir", "default", log=tmp_path / "2"):
             first.kill()
             job = queue.enqueue_in(timedelta(seconds=1), "math.factorial", 3)
             wait_until(lambda: job.get_status() == JobStatus.FINISHED, timeout=30)
-            assert redis.get("rq:scheduler-lock:default") == b"heir"
+            assert redis.get(named("rq:scheduler-lock:default")) == b"heir"

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from keys import named
 from parts import Stable, claim_of, context_of, name_of, outcome_of
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -54,7 +55,7 @@ def test_a_shutdown_begins_once() -> None:
     parts.signal(signal.SIGINT)
     parts.shutdown.on_command()
     assert parts.shutdown.stopping and len(parts.began) == 1 and parts.shutdown.exit_code is None
-    assert parts.command.sent == ["HSET"] and parts.command.waiting[0].commands[0][1] == "rq:worker:w"
+    assert parts.command.sent == ["HSET"] and parts.command.waiting[0].commands[0][1] == named("rq:worker:w")
     assert [delay for delay, _ in parts.context.loop.later] == [9.0]
 
 

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from keys import named
 from rq import Queue
 
 import rq_pooled.parent.slots as slots_module
@@ -76,7 +77,7 @@ class Stable:
 
     def give(self, slot: Slot, job_id: str) -> Claim:
         """Hand a job to a slot's horse."""
-        claim = Claim(job_id, "execution", "default", "rq:queue:default", slot.name, time.time(), {})
+        claim = Claim(job_id, "execution", "default", named("rq:queue:default"), slot.name, time.time(), {})
         self.slots.give(slot, Task("perform", claim))
         return claim
 

@@ -13,6 +13,7 @@ import jobs
 import promise_jobs
 import pytest
 from engine import Engine, engine, finished, residue
+from keys import named
 from redis import Redis
 from rq import Callback, Queue, Retry
 from rq.job import Job, JobStatus
@@ -48,23 +49,23 @@ def test_stalled_jobs_go_back_in_front_in_their_order(ours: Engine, redis: Redis
     before = {}
     for name in "abc":
         queue.enqueue(jobs.nothing, job_id=name, retry=Retry(max=2), ttl=100)
-        before[name] = redis.hgetall(f"rq:job:{name}")
+        before[name] = redis.hgetall(named(f"rq:job:{name}"))
     claims = ours.claim("w", "x").claims
     end_lease(redis, *(claim.member for claim in claims))
     stalled = look(ours)
     assert stalled.returned == [("a", "default", "w", 1), ("b", "default", "x", 1)]
-    assert redis.lrange("rq:queue:default", 0, -1) == [b"a", b"b", b"c"]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"a", b"b", b"c"]
     # The first is of the worker that held them, which may still be alive; the second goes within seconds.
-    assert sorted(residue(redis)) == ["rq_pooled:claims:token", "rq_pooled:lock:stalled"]
+    assert sorted(residue(redis)) == [named("rq_pooled:claims:token"), named("rq_pooled:lock:stalled")]
     for name in "ab":
-        after = redis.hgetall(f"rq:job:{name}")
+        after = redis.hgetall(named(f"rq:job:{name}"))
         assert after.pop(b"rq_pooled_stalls") == b"1"
         assert after.pop(b"worker_name") == after.pop(b"last_heartbeat") == b""
         assert after == {key: value for key, value in before[name].items() if key in after}
         assert after[b"retries_left"] == b"2"
-        assert 0 < redis.ttl(f"rq:job:{name}") <= 100
+        assert 0 < redis.ttl(named(f"rq:job:{name}")) <= 100
     assert ours.commit(finished(claims[0])) == ["lost"], "whoever lost the claim cannot record anything"
-    assert redis.hget("rq:job:a", "status") == b"queued"
+    assert redis.hget(named("rq:job:a"), "status") == b"queued"
 
 
 def test_leases_that_stand_are_left_alone(ours: Engine, redis: Redis) -> None:
@@ -90,8 +91,8 @@ def test_a_job_that_stalls_too_often_is_claimed_to_be_failed(ours: Engine, redis
     stalled = look(ours)
     ((taken, stalls),) = stalled.taken
     assert (stalled.returned, stalls, taken.job_id, taken.worker_name) == ([], 3, "a", "y")
-    assert redis.zrange("rq:wip:default", 0, -1) == [taken.member.encode()]
-    assert redis.lrange("rq:queue:default", 0, -1) == []
+    assert redis.zrange(named("rq:wip:default"), 0, -1) == [taken.member.encode()]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == []
     assert ours.commit(finished(claim)) == ["lost"]
     assert ours.commit(finished(taken)) == ["ok"]
     # Should the finder die, too, the next one takes it over.
@@ -100,36 +101,36 @@ def test_a_job_that_stalls_too_often_is_claimed_to_be_failed(ours: Engine, redis
 def test_the_claim_to_fail_a_job_stalls_too(ours: Engine, redis: Redis) -> None:
     """A finder that dies before the failure is recorded is found like any other; the job never gets lost."""
     Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
-    redis.hset("rq:job:a", "rq_pooled_stalls", 2)
+    redis.hset(named("rq:job:a"), "rq_pooled_stalls", 2)
     (claim,) = ours.claim("w").claims
     end_lease(redis, claim.member)
     ((first, _),) = look(ours).taken
     end_lease(redis, first.member)
     ((second, stalls),) = look(ours, "x").taken
     assert stalls == 4 and second.execution_id != first.execution_id
-    assert redis.zrange("rq:wip:default", 0, -1) == [second.member.encode()]
+    assert redis.zrange(named("rq:wip:default"), 0, -1) == [second.member.encode()]
 
 
 def test_the_claim_to_fail_a_job_expires_like_any_other(ours: Engine, redis: Redis) -> None:
     """What the finder of a job that stalled too often writes has the lease, horizon and expiry of an ordinary claim."""
     Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
-    redis.hset("rq:job:a", "rq_pooled_stalls", 2)
+    redis.hset(named("rq:job:a"), "rq_pooled_stalls", 2)
     (claim,) = ours.claim("w").claims
-    (claims,) = redis.keys("rq_pooled:claims*")
+    (claims,) = redis.keys(named("rq_pooled:claims*"))
     keys, scores = {}, {}
 
     def note(stage: str, member: str) -> None:
-        keys[stage] = [redis.ttl(key) for key in (f"rq:execution:{member}", "rq:executions:a", claims)]
-        zsets = ("rq_pooled:leases:default", "rq:wip:default")
+        keys[stage] = [redis.ttl(key) for key in (named(f"rq:execution:{member}"), named("rq:executions:a"), claims)]
+        zsets = (named("rq_pooled:leases:default"), named("rq:wip:default"))
         found = [
             *(redis.zscore(key, member) for key in zsets),
-            redis.zscore("rq:executions:a", member.partition(":")[2]),
+            redis.zscore(named("rq:executions:a"), member.partition(":")[2]),
         ]
         scores[stage] = [score - redis.time()[0] for score in found]
 
     note("claimed", claim.member)
     end_lease(redis, claim.member)
-    for key in (f"rq:execution:{claim.member}", "rq:executions:a", claims):
+    for key in (named(f"rq:execution:{claim.member}"), named("rq:executions:a"), claims):
         redis.persist(key)
     ((taken, _),) = look(ours).taken
     note("taken", taken.member)
@@ -140,13 +141,13 @@ def test_the_claim_to_fail_a_job_expires_like_any_other(ours: Engine, redis: Red
 def test_the_claim_to_fail_a_job_knows_where_it_was_popped(ours: Engine, redis: Redis) -> None:
     """Should the finder die, too, the next one still knows the queue to which a job of another queue belongs."""
     Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
-    redis.rename("rq:queue:default", "rq:queue:other")
-    redis.hset("rq:job:a", "rq_pooled_stalls", 2)
+    redis.rename(named("rq:queue:default"), named("rq:queue:other"))
+    redis.hset(named("rq:job:a"), "rq_pooled_stalls", 2)
     (claim,) = ours.claim("w", queues=("other",)).claims
     for name in "xy":
         end_lease(redis, claim.member)
         ((claim, _),) = look(ours, name).taken
-        assert claim.queue_key == "rq:queue:other"
+        assert claim.queue_key == named("rq:queue:other")
 
 
 def test_a_claim_whose_worker_is_long_gone_is_not_postponed_again(ours: Engine, redis: Redis) -> None:
@@ -158,8 +159,8 @@ def test_a_claim_whose_worker_is_long_gone_is_not_postponed_again(ours: Engine, 
     (claim,) = ours.claim("w").claims
     clock = redis.time()[0]
     for behind, postponed in ((960, 0), (899, 1)):
-        redis.zadd("rq:wip:default", {claim.member: clock + 30})
-        redis.zadd("rq_pooled:leases:default", {claim.member: clock + 30 - behind})
+        redis.zadd(named("rq:wip:default"), {claim.member: clock + 30})
+        redis.zadd(named("rq_pooled:leases:default"), {claim.member: clock + 30 - behind})
         assert ours.run(postpone([queue.key], 900)) == postponed
 
 
@@ -170,22 +171,26 @@ def test_cancelled_and_deleted_jobs_do_not_come_back(ours: Engine, redis: Redis)
         queue.enqueue(jobs.nothing, job_id=name)
     claims = ours.claim("w", "x").claims
     Job.fetch("a", redis).cancel()
-    redis.delete("rq:job:b")
+    redis.delete(named("rq:job:b"))
     end_lease(redis, *(claim.member for claim in claims))
     assert look(ours) == (False, [], [])
-    assert redis.llen("rq:queue:default") == 0
-    assert not [key for key in redis.keys("*") if key.startswith((b"rq:execution", b"rq:wip", b"rq_pooled:leases"))]
+    assert redis.llen(named("rq:queue:default")) == 0
+    assert not [
+        key
+        for key in redis.keys("*")
+        if key.startswith((named(b"rq:execution"), named(b"rq:wip"), named(b"rq_pooled:leases")))
+    ]
 
 
 def test_a_job_goes_back_to_the_queue_that_it_was_popped_from(ours: Engine, redis: Redis) -> None:
     """An id that stood in another queue than its job names, goes back there: that is where its workers are."""
     Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
-    redis.rename("rq:queue:default", "rq:queue:other")
+    redis.rename(named("rq:queue:default"), named("rq:queue:other"))
     (claim,) = ours.claim("w", queues=["other"]).claims
     assert claim.queue == "default"
     end_lease(redis, claim.member)
     assert len(look(ours).returned) == 1
-    assert redis.lrange("rq:queue:other", 0, -1) == [b"a"]
+    assert redis.lrange(named("rq:queue:other"), 0, -1) == [b"a"]
 
 
 def test_queues_without_a_worker_are_looked_at_too(ours: Engine, redis: Redis) -> None:
@@ -200,9 +205,9 @@ def test_one_look_is_bounded(ours: Engine, redis: Redis) -> None:
     """One look deals with so many leases at most, says that there are more, and the next one may follow at once."""
     with redis.pipeline() as pipeline:
         for i in range(250):
-            pipeline.hset(f"rq:job:{i}", mapping={"data": "x", "status": "started", "origin": "default"})
-            pipeline.zadd("rq:wip:default", {f"{i}:e": 1})
-            pipeline.zadd("rq_pooled:leases:default", {f"{i}:e": 1 + i})
+            pipeline.hset(named(f"rq:job:{i}"), mapping={"data": "x", "status": "started", "origin": "default"})
+            pipeline.zadd(named("rq:wip:default"), {f"{i}:e": 1})
+            pipeline.zadd(named("rq_pooled:leases:default"), {f"{i}:e": 1 + i})
         pipeline.execute()
     sizes = []
     for _ in range(3):
@@ -234,7 +239,7 @@ def test_the_jobs_of_a_killed_worker_run_again(server: EmbeddedServer, redis: Re
         wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in (*held, later)))
         assert [len(job.results()) for job in held] == [1, 1]
         assert [Job.fetch(job.id, redis).retries_left for job in held] == [2, 2]
-        assert not redis.hexists(f"rq:job:{held[0].id}", "rq_pooled_stalls")
+        assert not redis.hexists(named(f"rq:job:{held[0].id}"), "rq_pooled_stalls")
         assert second.stop() == 0
     assert [key for key in residue(redis) if "claims" not in key and "lock" not in key] == []
 
@@ -312,9 +317,9 @@ def test_an_outage_longer_than_the_leases_takes_nobody_s_jobs(
     ):
         held = [queue.enqueue(crash_jobs.wait_for_file, str(gate)) for _ in range(4)]
         wait_until(lambda: len(list(tmp_path.glob("gate.*.pid"))) == 4, what="four running jobs")
-        wait_until(lambda: redis.zcard("rq_pooled:leases:default") == 4)
+        wait_until(lambda: redis.zcard(named("rq_pooled:leases:default")) == 4)
         time.sleep(age)  # after 2 seconds both have been connected for a full HEARTBEAT_TTL, and may look
-        over = max(score for _, score in redis.zrange("rq_pooled:leases:default", 0, -1, withscores=True))
+        over = max(score for _, score in redis.zrange(named("rq_pooled:leases:default"), 0, -1, withscores=True))
         server.kill()
         time.sleep(max(0.0, over - time.time()) + 1)  # all leases are over
         server.start()
@@ -348,13 +353,13 @@ def test_rq_s_clean_up_leaves_leased_claims_alone_once(ours: Engine, redis: Redi
     queue = Queue(connection=redis)
     queue.enqueue(jobs.nothing, job_id="a")
     (claim,) = ours.claim("w").claims
-    redis.zadd("rq:wip:default", {claim.member: 900, "stock:1": 900})
-    redis.zadd("rq_pooled:leases:default", {claim.member: 60})
+    redis.zadd(named("rq:wip:default"), {claim.member: 900, "stock:1": 900})
+    redis.zadd(named("rq_pooled:leases:default"), {claim.member: 60})
     command = postpone([queue.key], 900)
     assert ours.run(command) == 1
-    assert redis.zscore("rq:wip:default", "stock:1") == 900, "claims of stock workers get RQ's rule"
-    assert redis.zscore("rq:wip:default", claim.member) > redis.time()[0] + 900
-    redis.zadd("rq:wip:default", {claim.member: redis.time()[0]})  # nobody came
+    assert redis.zscore(named("rq:wip:default"), "stock:1") == 900, "claims of stock workers get RQ's rule"
+    assert redis.zscore(named("rq:wip:default"), claim.member) > redis.time()[0] + 900
+    redis.zadd(named("rq:wip:default"), {claim.member: redis.time()[0]})  # nobody came
     assert ours.run(command) == 0
 
 
@@ -367,8 +372,8 @@ def test_a_job_of_last_night_is_put_back(server: EmbeddedServer, redis: Redis, t
         ours.register("w")
         job = queue.enqueue(jobs.add, 1, 2, on_failure=Callback(promise_jobs.on_abandoned))
         (claim,) = ours.claim("w").claims
-    redis.zadd("rq:wip:default", {claim.member: 900})
-    redis.zadd("rq_pooled:leases:default", {claim.member: 60})
+    redis.zadd(named("rq:wip:default"), {claim.member: 900})
+    redis.zadd(named("rq_pooled:leases:default"), {claim.member: 60})
     with running_worker(server.url, "--maintenance-interval", "1", log=tmp_path / "1", **QUICK):
         wait_until(lambda: job.get_status() == JobStatus.FINISHED)
         assert not redis.exists("abandoned")
@@ -387,7 +392,7 @@ def test_a_machine_that_slept_takes_nobody_s_jobs(server: EmbeddedServer, redis:
         everybody = [first.pid, second.pid, *(int(pid) for pid in redis.lrange("running", 0, -1))]
         for pid in everybody:
             os.kill(pid, signal.SIGSTOP)
-        leases = "rq_pooled:leases:default"
+        leases = named("rq_pooled:leases:default")
         wait_until(
             lambda: all(score < redis.time()[0] - 1 for _, score in redis.zrange(leases, 0, -1, withscores=True))
         )
@@ -421,7 +426,7 @@ def test_an_outcome_that_cannot_be_recorded_does_not_make_its_job_run_for_ever(
     server: EmbeddedServer, redis: Redis, tmp_path: Path
 ) -> None:
     """A registry of the wrong type: the job is given up until its lease is over, not put back at each heartbeat."""
-    redis.set("rq:failed:default", "not a registry")
+    redis.set(named("rq:failed:default"), "not a registry")
     queue = Queue(connection=redis)
     settings = {**QUICK, "RQ_POOLED_HEARTBEAT_TTL": "30"}
     queue.enqueue("stall_jobs.count_and_fail")

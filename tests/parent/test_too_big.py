@@ -11,6 +11,7 @@ from typing import Any
 import jobs
 import pytest
 from engine import Engine, engine, finished, outcomes_of
+from keys import named
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
@@ -29,7 +30,7 @@ MB = 1024 * 1024
 
 def statuses(redis: Redis, *ids: str) -> list[str]:
     """The jobs' states."""
-    return [(redis.hget(f"rq:job:{job_id}", "status") or b"").decode() for job_id in ids]
+    return [(redis.hget(named(f"rq:job:{job_id}"), "status") or b"").decode() for job_id in ids]
 
 
 @pytest.mark.parametrize("function", [jobs.big, jobs.fail_with_noise])
@@ -87,8 +88,8 @@ def test_a_job_that_the_server_does_not_send_fails_alone(
         wait_until(lambda: statuses(redis, "big") == ["failed"], what="the big job to fail")
         wait_until(lambda: set(statuses(redis, *small)) == {"finished"}, what="the others")
         assert redis.llen("runs") == 6
-        newest = redis.xrevrange("rq:results:big", count=1)
-        assert newest and redis.zscore("rq:failed:default", "big")
+        newest = redis.xrevrange(named("rq:results:big"), count=1)
+        assert newest and redis.zscore(named("rq:failed:default"), "big")
         assert ", was read" in worker.output()
         wait_until(lambda: not keys_of_jobs(redis), what="no residue")
         assert worker.stop() == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from keys import named
 from parts import context_of
 from redis.exceptions import ResponseError
 
@@ -91,9 +92,12 @@ def test_tracking_is_switched_on_for_each_connection() -> None:
 def test_a_queue_that_may_start_nothing_is_left_out() -> None:
     """In the place of a queue whose limit is reached stands the key that says when that changes; its end wakes."""
     sleeper = Sleeper()
-    sleeper.wakeup.leave_out([Limited("rq:queue:default", 5.0, "the watched key")])
+    sleeper.wakeup.leave_out([Limited(named("rq:queue:default"), 5.0, "the watched key")])
     look = sleeper.look()
-    assert [command[1] for command in look.commands if command[0] == "EXISTS"] == ["rq:suspended", "the watched key"]
+    assert [command[1] for command in look.commands if command[0] == "EXISTS"] == [
+        named("rq:suspended"),
+        "the watched key",
+    ]
     look.on_replies([b"OK", 0, b"OK", 1])
     assert not sleeper.wakeup.awake and not sleeper.wakeup.asleep
     look.on_replies([b"OK", 0, b"OK", 0])

@@ -16,6 +16,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from keys import named
 from proxy import CutProxy
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -164,7 +165,7 @@ def test_with_a_frozen_server_all_answer_within_the_deadline(start_server: Any) 
     doubtful = {error.job_id for error, _ in answers if isinstance(error, EnqueueUnconfirmed)}
     redis = one.client()
     wait_until(redis.ping)
-    queued = {job_id.decode() for job_id in redis.lrange("rq:queue:default", 0, -1)}
+    queued = {job_id.decode() for job_id in redis.lrange(named("rq:queue:default"), 0, -1)}
     assert queued - {"before"} <= doubtful
 
 
@@ -321,7 +322,7 @@ def test_a_forked_child_starts_with_a_closed_breaker(start_server: Any) -> None:
         finally:
             os._exit(code)
     assert os.waitpid(pid, 0)[1] == 0
-    assert one.client().lrange("rq:queue:default", 0, -1) == [b"child"]
+    assert one.client().lrange(named("rq:queue:default"), 0, -1) == [b"child"]
 
 
 def test_the_earlier_deadline_counts() -> None:
@@ -414,7 +415,7 @@ def test_idle_connections_that_died_without_a_word_cost_no_enqueue(redis: Redis,
         for number in range(4):
             queue.enqueue(JOB, number)
         assert pool.stats()["reconnects"] <= 4
-    assert redis.llen("rq:queue:default") == 4
+    assert redis.llen(named("rq:queue:default")) == 4
 
 
 def test_a_busy_pool_says_nothing_about_the_server(redis: Redis, server: Any) -> None:

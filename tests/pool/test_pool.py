@@ -16,6 +16,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from keys import named
 from proxy import CutProxy
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -408,7 +409,7 @@ def test_connections_are_named(server: Any, redis: Redis) -> None:
     pool = pool_at(server, role="named", budget_name="shop")
     Redis(connection_pool=pool).ping()
     host = socket.gethostname().replace(":", "_")
-    assert [client["name"] for client in seen(redis, "named")] == [f"rq_pooled:shop:{host}:{os.getpid()}:named"]
+    assert [client["name"] for client in seen(redis, "named")] == [named(f"rq_pooled:shop:{host}:{os.getpid()}:named")]
     pool.disconnect()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import claim_jobs
 import pytest
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import Repeat, Retry
@@ -65,7 +66,7 @@ def test_errors_come_back_from_another_process(server: Any, redis: Redis) -> Non
     ):
         processes.apply_async(enqueue_elsewhere, (server.url,)).get(30)
     assert (caught.value.queue, caught.value.length, caught.value.max_length) == ("q", 0, 0)
-    assert redis.keys("rq:job:*") == []
+    assert redis.keys(named("rq:job:*")) == []
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -98,7 +99,7 @@ def test_many_get_in_together_or_not_at_all(redis: Redis) -> None:
     jobs = queue.enqueue_many([*some[:4], dependent])
     assert [job.id for job in jobs] == ["m0", "m1", "m2", "m3", "dependent"]
     assert queue.get_job_ids() == ["first", "m0", "m1", "m2", "m3"]
-    assert 0 < redis.ttl("rq:job:m0") <= 50
+    assert 0 < redis.ttl(named("rq:job:m0")) <= 50
     assert jobs[-1].get_status() == JobStatus.DEFERRED
 
 
@@ -120,7 +121,7 @@ def test_concurrent_enqueues_fill_it_exactly(server: Any, redis: Redis) -> None:
         refused = sum(threads.map(enqueue, range(10)))
     pool.disconnect()
     assert (StockQueue(connection=redis).count, refused) == (37, 63)
-    assert len(redis.keys("rq:job:*")) == 37
+    assert len(redis.keys(named("rq:job:*"))) == 37
 
 
 def test_what_nobody_enqueues_always_gets_in(server: Any, redis: Redis, tmp_path: Path) -> None:

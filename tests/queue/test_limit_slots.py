@@ -16,6 +16,7 @@ import jobs
 import once_jobs
 import pytest
 from engine import Engine, engine
+from keys import named
 from redis import Redis
 from rq import Queue, Repeat, Retry
 from rq.command import send_stop_job_command
@@ -29,7 +30,7 @@ from rq_pooled.store.leases import find_stalled, push_back
 
 pytestmark = pytest.mark.skipif(not RQ3, reason="of RQ 3")
 
-ALLOWED, WAITING = "rq:rl:k:allowed", "rq:rl:k:rate_limited"
+ALLOWED, WAITING = named("rq:rl:k:allowed"), named("rq:rl:k:rate_limited")
 FREES = f"ZREM {ALLOWED} a"
 
 
@@ -66,17 +67,17 @@ def first(found: list[list[str]], pattern: str) -> int:
 
 
 OUTCOMES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "success": ("jobs.nothing", {}, r"HSET rq:job:a .*status finished"),
-    "success that is deleted": ("jobs.nothing", {"result_ttl": 0}, r"(DEL|UNLINK) rq:job:a"),
-    "failure": ("jobs.fail", {}, r"HSET rq:job:a .*status failed"),
-    "delayed retry": ("jobs.fail", {"retry": Retry(max=1, interval=60)}, r"HSET rq:job:a .*status scheduled"),
-    "returned retry": ("jobs.return_retry", {"kwargs": {"interval": 60}}, r"HSET rq:job:a .*status scheduled"),
-    "repeat": ("jobs.nothing", {"repeat": Repeat(times=1, interval=60)}, r"HSET rq:job:a .*status scheduled"),
-    "missing function": ("jobs.no_such_function", {}, r"HSET rq:job:a .*status failed"),
-    "stop": ("jobs.hang", {"args": ("started",)}, r"HSET rq:job:a .*status stopped"),
-    "death": ("jobs.hang", {"args": ("started",)}, r"HSET rq:job:a .*status failed"),
-    "cancelled": ("jobs.wait_for", {"args": ("go", "started")}, r"DEL rq:execution:a:"),
-    "deleted": ("jobs.wait_for", {"args": ("go", "started")}, r"DEL rq:execution:a:"),
+    "success": ("jobs.nothing", {}, named(r"HSET rq:job:a .*status finished")),
+    "success that is deleted": ("jobs.nothing", {"result_ttl": 0}, named(r"(DEL|UNLINK) rq:job:a")),
+    "failure": ("jobs.fail", {}, named(r"HSET rq:job:a .*status failed")),
+    "delayed retry": ("jobs.fail", {"retry": Retry(max=1, interval=60)}, named(r"HSET rq:job:a .*status scheduled")),
+    "returned retry": ("jobs.return_retry", {"kwargs": {"interval": 60}}, named(r"HSET rq:job:a .*status scheduled")),
+    "repeat": ("jobs.nothing", {"repeat": Repeat(times=1, interval=60)}, named(r"HSET rq:job:a .*status scheduled")),
+    "missing function": ("jobs.no_such_function", {}, named(r"HSET rq:job:a .*status failed")),
+    "stop": ("jobs.hang", {"args": ("started",)}, named(r"HSET rq:job:a .*status stopped")),
+    "death": ("jobs.hang", {"args": ("started",)}, named(r"HSET rq:job:a .*status failed")),
+    "cancelled": ("jobs.wait_for", {"args": ("go", "started")}, named(r"DEL rq:execution:a:")),
+    "deleted": ("jobs.wait_for", {"args": ("go", "started")}, named(r"DEL rq:execution:a:")),
 }
 
 
@@ -103,7 +104,7 @@ def test_an_outcome_frees_the_slot_in_its_step(server: Any, redis: Redis, tmp_pa
         freed = first(found, re.escape(FREES))
         assert freed == first(found, recorded), found[freed]
         assert any(re.match(rf"ZADD {ALLOWED} \S+ b$", command) for command in found[freed])
-        assert "RPUSH rq:queue:default b" in found[freed]
+        assert named("RPUSH rq:queue:default b") in found[freed]
 
 
 def test_an_abandoned_job_frees_its_slot(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -118,7 +119,7 @@ def test_an_abandoned_job_frees_its_slot(server: Any, redis: Redis, tmp_path: Pa
         wait_until(lambda: redis.llen("second"), what="the start of the second job")
         found = read()
         redis.rpush("end", 1)
-    assert first(found, re.escape(FREES)) == first(found, r"HSET rq:job:a .*status failed")
+    assert first(found, re.escape(FREES)) == first(found, named(r"HSET rq:job:a .*status failed"))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,7 @@ def test_a_retry_at_once_keeps_its_slot(
     ):
         assert worker.wait(20) == 0
         found = read()
-    again = [i for i, step in enumerate(found) if "RPUSH rq:queue:default a" in step]
+    again = [i for i, step in enumerate(found) if named("RPUSH rq:queue:default a") in step]
     assert len(again) == 2 and first(found, re.escape(FREES)) > again[1]
     assert not redis.exists(ALLOWED, WAITING)
 
@@ -146,9 +147,9 @@ def test_a_retry_at_once_keeps_its_slot(
 def stall(ours: Engine) -> None:
     """End the lease of what runs, and look for what has stalled."""
     with Redis.from_url(ours.settings.url) as client:
-        for member in client.zrange("rq_pooled:leases:default", 0, -1):
-            client.zadd("rq_pooled:leases:default", {member: 1})
-    ours.run(find_stalled(ours.settings, ours.token, ["rq:queue:default"], "w", time.time() + 3600))
+        for member in client.zrange(named("rq_pooled:leases:default"), 0, -1):
+            client.zadd(named("rq_pooled:leases:default"), {member: 1})
+    ours.run(find_stalled(ours.settings, ours.token, [named("rq:queue:default")], "w", time.time() + 3600))
 
 
 @pytest.mark.parametrize("how", ["push-back", "push-back of a begun one", "stall"])
@@ -173,9 +174,9 @@ def test_a_job_that_goes_back_keeps_its_slot(server: Any, redis: Redis, how: str
 def test_a_requeued_job_passes_its_limit(redis: Redis, buried: bool) -> None:
     """A failed job or dead letter that is requeued waits while others have the slots, and is queued if one is free."""
     job = limited(redis, jobs.nothing, job_id="a")
-    redis.delete(f"rq:queue:{job.origin}", ALLOWED)
+    redis.delete(named(f"rq:queue:{job.origin}"), ALLOWED)
     job.set_status("failed")  # type: ignore[arg-type]
-    redis.zadd("rq:failed:default", {"a": time.time()})
+    redis.zadd(named("rq:failed:default"), {"a": time.time()})
     if buried:
         assert Sweeper("default", connection=redis, policies=Bury()).run()[0].done == 1
     holder = limited(redis, jobs.nothing, job_id="b")
@@ -214,9 +215,9 @@ def test_what_rq_scheduler_moves_passes_its_limit(redis: Redis, taken: bool) -> 
 def left_by_a_dead_stock_worker(redis: Redis, *jobs: Job) -> None:
     """Make jobs look as if a stock worker had died with them a while ago."""
     for job in jobs:
-        redis.lrem("rq:queue:default", 0, job.id)
+        redis.lrem(named("rq:queue:default"), 0, job.id)
         job.set_status("started")  # type: ignore[arg-type]
-        redis.zadd("rq:wip:default", {f"{job.id}:gone": time.time() - 100})
+        redis.zadd(named("rq:wip:default"), {f"{job.id}:gone": time.time() - 100})
 
 
 def test_what_a_dead_stock_worker_ran_gives_its_slot_back(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def test_what_a_dead_stock_worker_ran_gives_its_slot_back(server: Any, redis: Re
         wait_until(lambda: not redis.exists(ALLOWED), what="the slots to be free")
 
 
-@pytest.mark.parametrize("key", ["rq:rl-keys", "rq:rl:k", ALLOWED, WAITING])
+@pytest.mark.parametrize("key", [named("rq:rl-keys"), named("rq:rl:k"), ALLOWED, WAITING])
 def test_a_spoilt_limit_ends_no_maintenance(server: Any, redis: Redis, tmp_path: Path, key: str) -> None:
     """Where a key of one limit is of another type RQ's maintenance frees the slots of others, and comes to its end."""
     spoilt, other = limited(redis, jobs.nothing, job_id="a"), limited(redis, jobs.nothing, job_id="b", key="l")
@@ -239,10 +240,10 @@ def test_a_spoilt_limit_ends_no_maintenance(server: Any, redis: Redis, tmp_path:
     left_by_a_dead_stock_worker(redis, spoilt, other)
     redis.delete(key)
     redis.set(key, "x")
-    redis.zadd("rq:failed:default", {"ghost": time.time() + 1000})
+    redis.zadd(named("rq:failed:default"), {"ghost": time.time() + 1000})
     with running_worker(server.url, log=tmp_path / "log") as worker:
         wait_until(lambda: waiting.get_status() == "finished", 10, "the job of the other limit")
         worker.wait_for("cleaning group registries", 10)
-        wait_until(lambda: redis.zscore("rq:failed:default", "ghost") is None, 10, "the sweep")
+        wait_until(lambda: redis.zscore(named("rq:failed:default"), "ghost") is None, 10, "the sweep")
         assert spoilt.get_status() == other.get_status() == "failed"
         assert "given up" not in worker.output()

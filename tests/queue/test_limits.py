@@ -17,6 +17,7 @@ import claim_jobs
 import pytest
 from commands import rq_pooled_command
 from engine import engine, finished, key_space
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.job import JobStatus
@@ -63,7 +64,9 @@ class Monitor:
 
     def starts(self, queue: str) -> list[float]:
         """When jobs of the queue were claimed, by the server's clock: its claims are counted, not our own notes."""
-        return [at for at, _, command in list(self.lines) if command.startswith(f'"ZADD" "rq_pooled:leases:{queue}"')]
+        return [
+            at for at, _, command in list(self.lines) if command.startswith(named(f'"ZADD" "rq_pooled:leases:{queue}"'))
+        ]
 
 
 def wait_until_asleep(redis: Redis, keys: int) -> None:
@@ -128,10 +131,12 @@ def test_a_limit_that_others_wrote_is_never_larger_than_ours(server: Any, redis:
     fails.
     """
     Queue("q", redis).enqueue("math.factorial", 3, job_id="a")
-    redis.hset("rq_pooled:limits", "q", "operator 999999 99999999999999999 0")
+    redis.hset(named("rq_pooled:limits"), "q", "operator 999999 99999999999999999 0")
     with engine(server.url) as ours:
         assert len(ours.claim("w", queues=("q",)).claims) == 1
-    assert redis.llen("rq_pooled:starts:q") == 1 and 0 < redis.pttl("rq_pooled:starts:q") <= 31622400000 + 1
+    assert (
+        redis.llen(named("rq_pooled:starts:q")) == 1 and 0 < redis.pttl(named("rq_pooled:starts:q")) <= 31622400000 + 1
+    )
 
 
 def test_starts_within_one_claim_are_counted(server: Any, redis: Redis) -> None:
@@ -145,10 +150,10 @@ def test_starts_within_one_claim_are_counted(server: Any, redis: Redis) -> None:
         claimed = ours.claim(*"abcdef", queues=("q", "behind"))
     assert [claim.job_id for claim in claimed.claims] == ["q0", "q1", "q2", "q3", "behind"]
     ((key, wait, watch),) = claimed.limited
-    assert (key, watch) == ("rq:queue:q", "rq_pooled:limited:q")
+    assert (key, watch) == (named("rq:queue:q"), named("rq_pooled:limited:q"))
     assert wait is not None and 55 < wait <= 60
     assert queue.get_job_ids() == ["q4", "q5"]
-    assert 0 < redis.pttl("rq_pooled:starts:q") <= 60_001
+    assert 0 < redis.pttl(named("rq_pooled:starts:q")) <= 60_001
 
 
 @pytest.mark.parametrize("limit", [make_limit("1/1m"), make_limit(None, 1)])
@@ -187,18 +192,18 @@ def test_running_jobs_are_counted_by_the_claims_that_stand(server: Any, redis: R
     with engine(server.url) as ours:
         claims = ours.claim("a", "b", "c", queues=("q",)).claims
         assert [claim.job_id for claim in claims] == ["q0", "q1"]
-        assert ours.claim("c", queues=("q",)).limited == [("rq:queue:q", None, "rq_pooled:full:q")]
+        assert ours.claim("c", queues=("q",)).limited == [(named("rq:queue:q"), None, named("rq_pooled:full:q"))]
         ours.commit(finished(claims[0]))
-        assert not redis.exists("rq_pooled:full:q"), "who waits for a place is told"
+        assert not redis.exists(named("rq_pooled:full:q")), "who waits for a place is told"
         (third,) = ours.claim("c", "d", queues=("q",)).claims
-        assert redis.exists("rq_pooled:full:q")
+        assert redis.exists(named("rq_pooled:full:q"))
         ours.run(push_back(ours.settings, ours.token, [third]))
-        assert not redis.exists("rq_pooled:full:q")
+        assert not redis.exists(named("rq_pooled:full:q"))
         (again,) = ours.claim("c", "d", queues=("q",)).claims
         assert again.job_id == third.job_id
-        redis.zadd("rq:wip:q", {again.member: time.time() - 1})  # nobody has renewed it
+        redis.zadd(named("rq:wip:q"), {again.member: time.time() - 1})  # nobody has renewed it
         assert len(ours.claim("c", "d", queues=("q",)).claims) == 1
-        redis.zrem("rq:wip:q", claims[1].member)  # RQ gave it up
+        redis.zrem(named("rq:wip:q"), claims[1].member)  # RQ gave it up
         assert len(ours.claim("c", "d", queues=("q",)).claims) == 1
 
 
@@ -242,7 +247,7 @@ def test_waiting_costs_no_commands(server: Any, redis: Redis, tmp_path: Path) ->
     ):
         jobs = [queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}") for i in range(3)]
         wait_until(lambda: jobs[1].get_status() == JobStatus.FINISHED)
-        wait_until(lambda: redis.exists("rq_pooled:limited:q"))
+        wait_until(lambda: redis.exists(named("rq_pooled:limited:q")))
         wait_until_asleep(redis, 2 * 3)  # suspension, the other queue, the limit: each watches these
         with Monitor(server.url).running() as monitor:
             time.sleep(3)  # this is what is measured: three seconds of waiting
@@ -267,7 +272,7 @@ def test_waiting_for_a_place_costs_no_commands_and_ends_at_once(server: Any, red
         one = queue.enqueue(claim_jobs.wait_for_file, str(tmp_path / "started"), str(gate))
         wait_until(lambda: one.get_status() == JobStatus.STARTED)
         two = queue.enqueue(claim_jobs.nothing)
-        wait_until(lambda: redis.exists("rq_pooled:full:q"))
+        wait_until(lambda: redis.exists(named("rq_pooled:full:q")))
         wait_until_asleep(redis, 2 + 1)  # the busy one watches nothing, the other suspension and the place
         with Monitor(server.url).running() as monitor:
             time.sleep(2.5)
@@ -307,10 +312,10 @@ def test_killed_worker_leaks_no_place(server: Any, redis: Redis, tmp_path: Path)
         jobs = [queue.enqueue(claim_jobs.wait_for_file, str(started), str(gate)) for _ in range(2)]
         wait_until(started.exists)
         with running_worker(server.url, "q", log=tmp_path / "b", concurrency=2, **quick):
-            wait_until(lambda: redis.exists("rq_pooled:full:q"))
+            wait_until(lambda: redis.exists(named("rq_pooled:full:q")))
             first.kill()
             wait_until(lambda: len(started.read_text().split()) == 2, timeout=30)
-            assert redis.zcard("rq:wip:q") == 1
+            assert redis.zcard(named("rq:wip:q")) == 1
             gate.touch()
             wait_until(lambda: all(job.get_status() == JobStatus.FINISHED for job in jobs), timeout=10)
 
@@ -332,7 +337,7 @@ def test_changed_limit_is_heard_by_who_waits(server: Any, redis: Redis, tmp_path
     with running_worker(server.url, "q", log=tmp_path / "log"):
         jobs = [queue.enqueue(claim_jobs.nothing, job_id=f"j{i}") for i in range(3)]
         wait_until(lambda: jobs[0].get_status() == JobStatus.FINISHED)
-        wait_until(lambda: redis.exists("rq_pooled:limited:q"))
+        wait_until(lambda: redis.exists(named("rq_pooled:limited:q")))
         set_limit(redis, "q", make_limit("2/1h"))
         wait_until(lambda: jobs[1].get_status() == JobStatus.FINISHED, timeout=10)
         assert jobs[2].get_status() == JobStatus.QUEUED
@@ -382,13 +387,13 @@ def test_command_shows_sets_and_clears(redis: Redis, run: Run) -> None:
 @pytest.mark.parametrize("junk", ["junk", "operator a b c", f"operator 1 {'9' * 400} 0", b"\xff"])
 def test_what_is_no_limit_hides_none(redis: Redis, run: Run, junk: Any) -> None:
     """What stands among the limits and is none is named, removed with --clear, and gives way to what is declared."""
-    redis.hset("rq_pooled:limits", "aaa", junk)
+    redis.hset(named("rq_pooled:limits"), "aaa", junk)
     set_limit(redis, "mail", make_limit("1/2m"))
     result = run()
     assert (result.returncode, result.stdout) == (0, "mail: at most 1 starts in 2m (set by an operator)\n")
     assert result.stderr.startswith("rq-pooled: aaa: ") and result.stderr.count("\n") == 1
-    assert run("aaa", "--clear").stderr == "" and not redis.hexists("rq_pooled:limits", "aaa")
-    redis.hset("rq_pooled:limits", "aaa", junk)
+    assert run("aaa", "--clear").stderr == "" and not redis.hexists(named("rq_pooled:limits"), "aaa")
+    redis.hset(named("rq_pooled:limits"), "aaa", junk)
     assert declare_limit(redis, "aaa", make_limit("3/1s")).limit == make_limit("3/1s")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import rq
 import wrapt
+from keys import named
 from proxy import CutProxy
 from redis import Redis
 from redis.exceptions import ResponseError
@@ -105,7 +106,7 @@ def test_needs_no_connection(server: Any, redis: Redis, monkeypatch: pytest.Monk
     job = queue.enqueue(JOB, 3)
     assert isinstance(queue.connection.connection_pool, Pool)
     assert Queue("other").connection is queue.connection
-    assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode()]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [job.id.encode()]
 
 
 def test_accepts_the_arguments_of_rq(redis: Redis) -> None:
@@ -218,7 +219,7 @@ def test_another_process_repeats_with_unique(proxy: CutProxy, server: Any, redis
     assert done.stdout.strip() == "there" and redis.llen(queue.key) == 1
 
 
-@pytest.mark.parametrize("words", [b"dependents", b"rq:queues"])
+@pytest.mark.parametrize("words", [b"dependents", named(b"rq:queues")])
 def test_lost_reply_of_a_dependent_job(proxy: CutProxy, redis: Redis, words: bytes) -> None:
     """A dependent job whose registration broke off anywhere is registered once after the repeat, and never queued."""
     queue = Queue(connection=through(proxy))
@@ -301,7 +302,7 @@ def test_stock_queue_in_a_job_has_the_two_connections_it_needs(
             "jobs that use Redis may hold 10 connections of their own, beyond MAX_CONNECTIONS=10" in worker.output()
         )
         assert warned == (share == "no")
-    assert redis.llen("rq:queue:later") == 1
+    assert redis.llen(named("rq:queue:later")) == 1
 
 
 def test_lost_reply_of_a_scheduled_job(proxy: CutProxy, redis: Redis) -> None:
@@ -389,7 +390,7 @@ def test_lost_reply_of_many_with_met_dependencies(proxy: CutProxy, redis: Redis)
 
 def test_refusal_is_not_a_lost_reply(redis: Redis, server: Any) -> None:
     """A command that the server refuses in words raises that refusal, not "may have been enqueued"."""
-    redis.set("rq:queues", "not a set")
+    redis.set(named("rq:queues"), "not a set")
     with pytest.raises(Exception, match="WRONGTYPE") as caught:
         Queue(connection=redis).enqueue(JOB, 3)
     assert not isinstance(caught.value, EnqueueUnconfirmed)
@@ -527,7 +528,7 @@ def test_unique_needs_an_id(redis: Redis) -> None:
         queue.schedule_job(queue.create_job(JOB, args=(3,)), now(), unique=True)
     with pytest.raises(ValueError, match="explicit job_id"):
         Queue(connection=redis, max_length=5).enqueue_job(queue.create_job(JOB, args=(3,)), unique=True)
-    assert not redis.keys("rq:*")
+    assert not redis.keys(named("rq:*"))
 
 
 @pytest.mark.parametrize("refused", ["-@scripting", "-evalsha", "-script"])

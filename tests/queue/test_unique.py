@@ -18,6 +18,7 @@ import jobs
 import once_jobs
 import pytest
 from engine import engine, key_space
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import Retry, SimpleWorker
@@ -166,7 +167,7 @@ def test_held_while_running_and_until_failed_for_good(server: Any, redis: Redis,
         failing = queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600, retry=Retry(1, interval=3600))
         wait_until(lambda: failing.get_status() == JobStatus.SCHEDULED)
         assert queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600).id == failing.id
-        redis.zadd("rq:scheduled:default", {failing.id: 1})
+        redis.zadd(named("rq:scheduled:default"), {failing.id: 1})
         wait_until(lambda: failing.get_status() == JobStatus.FAILED)
         assert queue.enqueue(claim_jobs.fail_unless_file, "/nowhere", unique_for=600).id != failing.id
 
@@ -193,7 +194,7 @@ def test_two_workers_and_a_crash(server: Any, redis: Redis, tmp_path: Path) -> N
 
 def test_what_belongs_to_a_job_expires_with_it(redis: Redis) -> None:
     """A job with a ttl that is enqueued once more takes its dependents and dependencies with it when it expires."""
-    keys = ("rq:job:a", "rq:job:a:dependents", "rq:job::a:dependencies")
+    keys = (named("rq:job:a"), named("rq:job:a:dependents"), named("rq:job::a:dependencies"))
     for key in keys[1:]:
         redis.sadd(key, "another")
     Queue(connection=redis).enqueue(once_jobs.accept, job_id="a", ttl=500, unique_for=60)
@@ -222,7 +223,7 @@ def test_a_thousand_concurrent_enqueues_of_one_call(server: Any, redis: Redis) -
         ids = set.union(*threads.map(enqueue, range(10)))
     pool.disconnect()
     assert StockQueue(connection=redis).get_job_ids() == list(ids)
-    assert len(redis.keys("rq:job:*")) == len(ids) == 1
+    assert len(redis.keys(named("rq:job:*"))) == len(ids) == 1
 
 
 def test_own_id_twice(redis: Redis) -> None:
@@ -275,7 +276,7 @@ def test_what_a_synchronous_job_enqueues_is_its_own(server: Any, redis: Redis) -
     inner = Queue("inner", redis)
     ids = inner.get_job_ids() + inner.scheduled_job_registry.get_job_ids()
     assert len(set(ids)) == 3
-    assert not [name for name in ids if redis.hexists(f"rq:job:{name}", "rq_pooled_once")]
+    assert not [name for name in ids if redis.hexists(named(f"rq:job:{name}"), "rq_pooled_once")]
 
 
 @pytest.mark.parametrize(
@@ -310,11 +311,11 @@ def test_fields_are_what_rq_writes(server: Any, redis: Redis) -> None:
     found = key_space(redis)
     for space in (expected, found):
         for field in (b"created_at", b"enqueued_at"):
-            space["rq:job:job"][0].pop(field)
-    fields = found["rq:job:job"][0]
+            space[named("rq:job:job")][0].pop(field)
+    fields = found[named("rq:job:job")][0]
     assert (fields.pop(b"rq_pooled_once"), fields.pop(b"rq_pooled_once_ttl")) == (b"k", b"0")
     assert fields.pop(b"rq_pooled_once_of").endswith(b"Z")  # created_at
-    found = {name: value for name, value in found.items() if not name.startswith("rq_pooled:unique:")}
+    found = {name: value for name, value in found.items() if not name.startswith(named("rq_pooled:unique:"))}
     assert found == expected
     with engine(server.url) as ours:
         (claim,) = ours.claim("w").claims

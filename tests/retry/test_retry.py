@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import retry_jobs
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import Retry, SimpleWorker
@@ -75,7 +76,7 @@ def test_exceptions_decide_about_another_try(server: EmbeddedServer, redis: Redi
     assert asked.retries_left == 1  # it counted
     first, second = (float(run) for run in redis.lrange(f"runs:{asked.id}", 0, -1))
     assert second - first >= 1.5
-    assert redis.keys("rq_pooled:*") == []
+    assert redis.keys(named("rq_pooled:*")) == []
 
 
 def test_history_tells_error_time_and_next_time(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -192,8 +193,8 @@ def test_history_ends_with_the_job(server: EmbeddedServer, redis: Redis, tmp_pat
         wait_until(lambda: kept.get_status() == JobStatus.SCHEDULED)
         wait_until(lambda: not redis.exists(gone.key))
     # A day at least, counted from the next try.
-    assert 86_400 + 30 < redis.ttl(f"rq:results:{kept.id}") <= 86_400 + 61
-    assert not redis.exists(f"rq:results:{gone.id}")
+    assert 86_400 + 30 < redis.ttl(named(f"rq:results:{kept.id}")) <= 86_400 + 61
+    assert not redis.exists(named(f"rq:results:{gone.id}"))
 
 
 def test_retries_come_due_without_a_scheduler(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -239,9 +240,11 @@ def test_state_and_schedule_are_one_step(server: EmbeddedServer, redis: Redis, t
     """No client ever sees a job that is scheduled and has no time, or has a time and another state."""
     queue = Queue("default", redis)
     script = redis.register_script(
-        "local s = redis.call('HGET', 'rq:job:' .. ARGV[1], 'status')"
-        "local z = redis.call('ZSCORE', 'rq:scheduled:default', ARGV[1])"
-        "return {s, z or 'none'}"
+        named(
+            "local s = redis.call('HGET', 'rq:job:' .. ARGV[1], 'status')"
+            "local z = redis.call('ZSCORE', 'rq:scheduled:default', ARGV[1])"
+            "return {s, z or 'none'}"
+        )
     )
     job = queue.enqueue(retry_jobs.fail, retry=Backoff(3, 1, 1, 1, None))
     seen: collections.Counter[tuple[bytes, bool]] = collections.Counter()
@@ -263,7 +266,7 @@ def test_abandoned_jobs_are_tried_again_by_their_rules(server: EmbeddedServer, r
     redis.delete(queue.key)
     for job in (again, never):  # as a worker leaves them that died long ago
         redis.hset(job.key, "status", "started")
-        redis.zadd("rq:wip:default", {f"{job.id}:gone": 1})
+        redis.zadd(named("rq:wip:default"), {f"{job.id}:gone": 1})
     with running_worker(server.url, log=tmp_path / "log"):
         wait_until(lambda: again.get_status() == JobStatus.SCHEDULED and never.get_status() == JobStatus.FAILED)
         wait_until(lambda: history(again) == ["RETRIED"])
@@ -281,7 +284,7 @@ def test_storm_of_retries_spreads_out(server: EmbeddedServer, redis: Redis, tmp_
         queue.enqueue_many([Queue.prepare_data(retry_jobs.fail, ("Busy",)) for _ in range(500)])
     with running_worker(server.url, "--quiet", log=tmp_path / "log", concurrency=4, ready=None):
         registry = ScheduledJobRegistry("default", redis)
-        wait_until(lambda: queue.count == 0 and not redis.exists("rq:wip:default"), 150, "the end of the storm")
+        wait_until(lambda: queue.count == 0 and not redis.exists(named("rq:wip:default")), 150, "the end of the storm")
         times = [score for _, score in redis.zrange(registry.key, 0, -1, withscores=True)]
     began = min(times)
     per_second = collections.Counter(int(score - began) for score in times)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 import rq_scheduler
 from engine import key_space
+from keys import default_prefix_only, named
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from rq import Queue as StockQueue
@@ -95,11 +96,12 @@ def normalised(redis: Redis) -> dict[str, Any]:
                     value[name] = b"time"
         elif key == SCHEDULED_JOBS:
             space[key] = ({member: round((score - time.time()) / 100) for member, score in value}, expires)
-        elif key.startswith("rq:deferred:"):
+        elif key.startswith(named("rq:deferred:")):
             space[key] = ([member for member, _ in value], expires)
     return space
 
 
+@default_prefix_only
 def test_leaves_what_the_stock_scheduler_leaves(redis: Redis, ours: Scheduler, stock: Any) -> None:
     """After a round the key space equals that after a round of rq-scheduler: jobs, queues, next times, counters."""
     schedule_all_kinds(stock, redis)
@@ -124,14 +126,15 @@ def test_leaves_what_the_stock_scheduler_leaves(redis: Redis, ours: Scheduler, s
     found = normalised(redis)
     # A deferred job: rq-scheduler leaves out the two fields that RQ writes when it enqueues.
     for name in (b"enqueued_at", b"timeout"):
-        found["rq:job:waits"][0].pop(name, None)
-        expected["rq:job:waits"][0].pop(name, None)
+        found[named("rq:job:waits")][0].pop(name, None)
+        expected[named("rq:job:waits")][0].pop(name, None)
     assert found == expected
     assert StockQueue(connection=redis).get_job_ids() != []
     assert set(redis.zrange(SCHEDULED_JOBS, 0, -1)) == {b"interval", b"twice", b"cron", b"later"}
     assert Job.fetch("twice", redis).meta["repeat"] == 1
 
 
+@default_prefix_only
 def test_stock_jobs_run_under_ours_and_the_other_way_round(
     server: Any, redis: Redis, ours: Any, stock: Any, tmp_path: Path
 ) -> None:
@@ -180,7 +183,7 @@ def test_sigkill_in_the_middle_of_moves(server: Any, redis: Redis, tmp_path: Pat
 
 
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("with_stock", [False, True])
+@pytest.mark.parametrize("with_stock", [False, pytest.param(True, marks=default_prefix_only)])
 def test_two_schedulers_at_once(server: Any, redis: Redis, tmp_path: Path, with_stock: bool) -> None:
     """Two schedulers, of one kind or of both, and a worker with --with-scheduler move each job once."""
     scheduler = Scheduler(connection=redis)
@@ -216,7 +219,7 @@ def test_move_is_fenced_by_time_and_lock(redis: Redis, ours: Scheduler) -> None:
     assert mover.move(job, due, 0, lock) == "changed"
     ours.cancel(job)
     assert mover.move(job, due, 0, lock) == "changed"
-    assert redis.llen("rq:queue:default") == 0 and job not in ours
+    assert redis.llen(named("rq:queue:default")) == 0 and job not in ours
     ours.enqueue_at(PAST, once_jobs.accept, job_id="job")
     redis.set(SCHEDULER_LOCK, "another")
     assert mover.move(job, due, 0, lock) == "locked"
@@ -232,7 +235,7 @@ def test_job_that_cannot_be_read_is_put_off(redis: Redis, ours: Scheduler, caplo
     broken.meta["cron_string"] = "every day"
     broken.save_meta()
     redis.zadd(SCHEDULED_JOBS, {"broken": 1, "strange": 2})
-    redis.hset("rq:job:strange", mapping={"data": b"x", "timeout": "soon"})
+    redis.hset(named("rq:job:strange"), mapping={"data": b"x", "timeout": "soon"})
     ours.enqueue_at(PAST, once_jobs.accept, job_id="good")
     ours.acquire_lock()
     assert [job.id for job in ours.enqueue_jobs()] == ["good"]
@@ -244,9 +247,9 @@ def test_what_others_wrote_into_the_schedule_stops_nothing(redis: Redis, ours: S
     """An id that is no text, a job in a key of another type, and a time beyond the calendar stop no other job."""
     redis.zadd(SCHEDULED_JOBS, {b"\xff": 1, "odd": 2, "far": 1e300, "a\nb": 3})
     for job_id in (b"\xff", b"a\nb"):
-        redis.hset(b"rq:job:" + job_id, mapping={"data": b"x", "origin": b"\xff"})
-    redis.set("rq:job:odd", "no hash")
-    redis.hset("rq:job:far", mapping={"data": b"x"})
+        redis.hset(named(b"rq:job:") + job_id, mapping={"data": b"x", "origin": b"\xff"})
+    redis.set(named("rq:job:odd"), "no hash")
+    redis.hset(named("rq:job:far"), mapping={"data": b"x"})
     ours.enqueue_at(PAST, once_jobs.accept, job_id="good")
     assert {job.id for job in ours.get_jobs()} == {"good", "far"}
     ours.acquire_lock()
@@ -268,10 +271,10 @@ def test_moving_unpickles_nothing(redis: Redis, ours: Scheduler, caplog: pytest.
     for number, meta in enumerate(({}, {"interval": 60}, {"repeat": 2, "interval": 60})):
         job = ours.enqueue_at(PAST, once_jobs.accept, job_id=f"j{number}")
         redis.hset(job.key, mapping={"meta": pickle.dumps({**meta, "bomb": Bomb()}), "result": pickle.dumps(Bomb())})
-    before = redis.hget("rq:job:j1", "meta")
+    before = redis.hget(named("rq:job:j1"), "meta")
     ours.acquire_lock()
     assert [job.id for job in ours.enqueue_jobs()] == ["j0", "j1"]
-    assert redis.hget("rq:job:j1", "meta") == before and redis.zscore(SCHEDULED_JOBS, "j1") > time.time()
+    assert redis.hget(named("rq:job:j1"), "meta") == before and redis.zscore(SCHEDULED_JOBS, "j1") > time.time()
     assert "--with-scheduler" in caplog.text and not hasattr(sys, "exploded")
 
 
@@ -281,13 +284,13 @@ def test_wakes_up_when_the_next_job_is_due_and_ends_in_order(server: Any, redis:
     """
     Scheduler(connection=redis).enqueue_in(timedelta(seconds=2), once_jobs.accept)
     with running_scheduler(server.url, "--name", "mine", log=tmp_path / "log") as process:
-        wait_until(lambda: redis.llen("rq:queue:default") == 1)
-        assert redis.hexists("rq:scheduler_instance:mine", "birth")
+        wait_until(lambda: redis.llen(named("rq:queue:default")) == 1)
+        assert redis.hexists(named("rq:scheduler_instance:mine"), "birth")
         with running_scheduler(server.url, "--name", "mine", log=tmp_path / "other") as other:
             assert other.wait() == 75
             assert other.output().count("\n") == 1 and "active scheduler named 'mine'" in other.output()
         assert process.stop() == 0
-    assert redis.hexists("rq:scheduler_instance:mine", "death") and not redis.exists(SCHEDULER_LOCK)
+    assert redis.hexists(named("rq:scheduler_instance:mine"), "death") and not redis.exists(SCHEDULER_LOCK)
 
 
 def test_survives_a_lost_server(start_server: Callable[..., EmbeddedServer], tmp_path: Path) -> None:
@@ -295,7 +298,7 @@ def test_survives_a_lost_server(start_server: Callable[..., EmbeddedServer], tmp
     server = start_server({"appendonly": "yes", "appendfsync": "always"})
     with running_scheduler(server.url, "--interval", "1", log=tmp_path / "log") as process:
         with Redis.from_url(server.url) as redis:
-            wait_until(lambda: redis.keys("rq:scheduler_instance:*"))
+            wait_until(lambda: redis.keys(named("rq:scheduler_instance:*")))
             Scheduler(connection=redis).enqueue_in(timedelta(seconds=3), once_jobs.accept, job_id="job")
         server.kill()
         process.wait_for("lost the server")
@@ -303,7 +306,7 @@ def test_survives_a_lost_server(start_server: Callable[..., EmbeddedServer], tmp
         server.start()
         process.wait_for("the server is back")
         with Redis.from_url(server.url) as redis:
-            wait_until(lambda: redis.llen("rq:queue:default") == 1)
+            wait_until(lambda: redis.llen(named("rq:queue:default")) == 1)
         assert process.output().count("lost the server") == 1
         assert process.stop() == 0
 
@@ -448,7 +451,7 @@ def test_enqueue_jobs_without_the_lock_moves_jobs(
     ours.enqueue_at(PAST, once_jobs.accept, job_id="a")
     redis.set(SCHEDULER_LOCK, "somebody else")
     assert [job.id for job in ours.enqueue_jobs()] == ["a"]
-    assert redis.lrange("rq:queue:default", 0, -1) == [b"a"]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"a"]
     assert "taken over" not in caplog.text
 
 
@@ -496,8 +499,8 @@ def test_overridden_hooks_are_called(redis: Redis, kind: type[Scheduler], locked
     assert [job.id for job in mine.enqueue_jobs()] == [*first, "b", "by-hand", "again"]
     called = [word.decode() for word in redis.lrange("hooked", 0, -1)]
     assert called == [*paused, *first, "b", "by-hand", "broken", "again"]
-    assert redis.lrange("rq:queue:default", 0, -1) == [*(name.encode() for name in first), b"again"]
-    assert redis.lrange("rq:queue:elsewhere", 0, -1) == [b"b"]
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [*(name.encode() for name in first), b"again"]
+    assert redis.lrange(named("rq:queue:elsewhere"), 0, -1) == [b"b"]
     assert redis.zscore(SCHEDULED_JOBS, "again") > time.time() + 3000
     assert redis.zscore(SCHEDULED_JOBS, "broken") > time.time() + 30
     assert redis.zcard(SCHEDULED_JOBS) == len(paused) + 2 + (1 - len(first))
@@ -524,16 +527,16 @@ print("returned", flush=True)
 """
 
 
-@pytest.mark.parametrize("kind", ["stock", "ours"])
+@pytest.mark.parametrize("kind", [pytest.param("stock", marks=default_prefix_only), "ours"])
 def test_a_signal_ends_run_by_system_exit(server: Any, redis: Redis, tmp_path: Path, kind: str) -> None:
     """After SIGTERM ``run`` raises SystemExit, as rq-scheduler's: what stands behind it in a program is not done."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = WorkerProcess([sys.executable, "-c", RUNS, kind, server.url], env, tmp_path / "log")
-    wait_until(lambda: redis.exists("rq:scheduler_instance:mine") and not redis.exists(SCHEDULER_LOCK))
+    wait_until(lambda: redis.exists(named("rq:scheduler_instance:mine")) and not redis.exists(SCHEDULER_LOCK))
     wait_until(lambda: handles_sigterm(process.pid))
     assert process.stop() == 0
     assert process.output() == "SystemExit None\n"
-    assert redis.hexists("rq:scheduler_instance:mine", "death")
+    assert redis.hexists(named("rq:scheduler_instance:mine"), "death")
 
 
 def handles_sigterm(pid: int) -> bool:
@@ -579,7 +582,9 @@ def test_meta_that_hangs_when_it_is_loaded_stops_no_other_job(server: Any, redis
         wait_until(
             lambda: (redis.zscore(SCHEDULED_JOBS, "hanging1") or 0) > time.time() + 300, what="a horse that hangs"
         )
-        assert redis.lrange("rq:queue:default", 0, -1) == [b"hanging0"]
+        assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"hanging0"]
         for horse in psutil.Process(worker.pid).children():  # as the worker does after a minute
             horse.kill()
-        wait_until(lambda: redis.lrange("rq:queue:default", 0, -1) == [b"hanging0", b"good"], what="the next job")
+        wait_until(
+            lambda: redis.lrange(named("rq:queue:default"), 0, -1) == [b"hanging0", b"good"], what="the next job"
+        )

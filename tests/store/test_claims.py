@@ -13,6 +13,7 @@ from typing import Any
 import claim_jobs
 import pytest
 from engine import engine, residue
+from keys import named
 from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.job import Dependency, Job, JobStatus
@@ -27,7 +28,7 @@ def lines(path: Path) -> list[str]:
 
 def worker_states(redis: Redis) -> set[bytes]:
     """The states of all workers."""
-    return {redis.hget(key, "state") for key in redis.smembers("rq:workers")}
+    return {redis.hget(key, "state") for key in redis.smembers(named("rq:workers"))}
 
 
 def wait_until_asleep(redis: Redis, workers: int = 1, queues: int = 1) -> None:
@@ -56,7 +57,7 @@ def test_two_workers_run_each_of_5000_executions_once(server: Any, redis: Redis,
     assert queue.finished_job_registry.get_job_count(cleanup=False) == 5000
     counts = [
         int(redis.hget(key, "successful_job_count") or 0)
-        for key in redis.keys("rq:worker:*")
+        for key in redis.keys(named("rq:worker:*"))
         if not key.endswith(b":executions")
     ]
     assert len(counts) == 10 and sum(counts) == 5000 and min(counts) > 0
@@ -88,15 +89,15 @@ def test_an_id_that_is_no_text_harms_nobody_else(server: Any, redis: Redis, tmp_
     queue, notes = Queue(connection=redis), tmp_path / "notes"
     for i in range(3):
         queue.enqueue(claim_jobs.note, str(notes), job_id=f"j{i}")
-    redis.hset(b"rq:job:\xff\xfd", mapping=redis.hgetall("rq:job:j0"))
+    redis.hset(named(b"rq:job:\xff\xfd"), mapping=redis.hgetall(named("rq:job:j0")))
     redis.lpush(queue.key, b"\xff\xfd", b"\xff\xfe")
     strict = {"PYTHONIOENCODING": "utf-8:strict"}
     with running_worker(server.url, "--burst", log=tmp_path / "log", concurrency=3, ready=None, **strict) as worker:
         assert worker.wait() == 0, worker.output()
     assert sorted(lines(notes)) == ["j0", "j1", "j2"]
-    assert redis.hget(b"rq:job:\xff\xfd", "status") == b"failed"
+    assert redis.hget(named(b"rq:job:\xff\xfd"), "status") == b"failed"
     assert "dropped 1 ids without a job" in worker.output()
-    assert redis.zcard("rq:wip:default") == 0
+    assert redis.zcard(named("rq:wip:default")) == 0
 
 
 def test_more_stale_ids_than_one_claim_drops(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -131,8 +132,8 @@ def test_an_execution_that_died_hides_none_that_runs(server: Any, redis: Redis) 
     Queue(connection=redis).enqueue("math.factorial", 3, job_id="a")
     with engine(server.url) as ours:
         assert len(ours.claim("w").claims) == 1
-        redis.zadd("rq:executions:a", {"dead": 1})  # sorts before the one that runs
-        redis.rpush("rq:queue:default", "a")
+        redis.zadd(named("rq:executions:a"), {"dead": 1})  # sorts before the one that runs
+        redis.rpush(named("rq:queue:default"), "a")
         claimed = ours.claim("x")
     assert (claimed.claims, claimed.held) == ([], 1)
 
@@ -197,7 +198,7 @@ def test_strategies_inside_one_claim(server: Any, redis: Redis) -> None:
         fill_three(redis)
         assert order_of(ours, "round_robin") == ["a0", "b0", "c0", "a1", "b1", "c1", "a2", "b2", "c2"]
         fill_three(redis)
-        redis.delete("rq:queue:b")
+        redis.delete(named("rq:queue:b"))
         assert order_of(ours, "round_robin") == ["a0", "c0", "a1", "c1", "a2", "c2"]
         orders = set()
         for _ in range(30):
@@ -315,7 +316,7 @@ def test_viewers_never_fail_a_running_job(server: Any, redis: Redis, tmp_path: P
         wait_until(started.exists)
         (member,) = queue.started_job_registry.get_job_and_execution_ids(cleanup=False)
         claim = ":".join(member)
-        first = redis.zscore("rq:wip:default", claim)
+        first = redis.zscore(named("rq:wip:default"), claim)
         viewer = SimpleWorker([queue], connection=redis)
 
         def looked_for_longer_than_it_first_had() -> bool:
@@ -325,8 +326,8 @@ def test_viewers_never_fail_a_running_job(server: Any, redis: Redis, tmp_path: P
             return redis.time()[0] > first + 1
 
         wait_until(looked_for_longer_than_it_first_had, what="the first horizon to pass")
-        lease = redis.zscore("rq_pooled:leases:default", claim)
-        assert lease > redis.time()[0] + 0.5 and lease < redis.zscore("rq:wip:default", claim)
+        lease = redis.zscore(named("rq_pooled:leases:default"), claim)
+        assert lease > redis.time()[0] + 0.5 and lease < redis.zscore(named("rq:wip:default"), claim)
         info = [sys.executable, "-m", "rq.cli", "info", "--url", server.url]
         shown = subprocess.run(info, check=True, capture_output=True, text=True).stdout
         assert "busy" in shown and "1 workers, 1 queues" in shown

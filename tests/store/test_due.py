@@ -9,6 +9,7 @@ from typing import Any
 import due_jobs
 import pytest
 from engine import engine
+from keys import named
 from redis import Redis
 from rq import Queue, Repeat, Retry
 from rq.job import Job
@@ -50,13 +51,13 @@ def test_promotion_is_never_early(server: EmbeddedServer, redis: Redis) -> None:
             "fraction": now + 0.001,
             "later": now + 1.5,
         }
-        redis.zadd("rq:scheduled:default", scores)
+        redis.zadd(named("rq:scheduled:default"), scores)
         *_, wait = ours.run(promote(["default"], "us", {"name": "us"}))
-        assert redis.lrange("rq:queue:default", 0, -1) == [b"whole-before", b"fraction"]
+        assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"whole-before", b"fraction"]
         assert 0 < wait <= 580
         wait_until(lambda: redis.time()[0] > now)
         ours.run(promote(["default"], "us", {"name": "us"}))
-        assert redis.lrange("rq:queue:default", 0, -1)[2:] == [b"whole-now", b"soon"]
+        assert redis.lrange(named("rq:queue:default"), 0, -1)[2:] == [b"whole-now", b"soon"]
 
 
 def test_no_delay_is_cut_short(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -114,7 +115,7 @@ def test_a_time_of_a_pipeline_or_a_unique_job_keeps_its_fraction(redis: Redis) -
         pipeline.execute()
     queue.enqueue_at(moment, "math.factorial", 3, job_id="b", unique=True)
     queue.enqueue_at(whole, "math.factorial", 3, job_id="c")
-    scores = dict(redis.zrange("rq:scheduled:default", 0, -1, withscores=True))
+    scores = dict(redis.zrange(named("rq:scheduled:default"), 0, -1, withscores=True))
     assert scores == {b"a": moment.timestamp(), b"b": moment.timestamp(), b"c": whole.timestamp() + 0.001}
 
 
@@ -124,5 +125,5 @@ def test_rq_scheduler_s_times_keep_their_fraction(redis: Redis) -> None:
     before = datetime.now(timezone.utc)
     job = scheduler.enqueue_in(timedelta(seconds=0.7), "math.factorial", 3)
     assert scheduler.acquire_lock()
-    wait_until(lambda: scheduler.enqueue_jobs() or redis.llen("rq:queue:default"), what=job.id)
+    wait_until(lambda: scheduler.enqueue_jobs() or redis.llen(named("rq:queue:default")), what=job.id)
     assert timedelta(seconds=0.7) <= datetime.now(timezone.utc) - before

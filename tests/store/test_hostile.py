@@ -13,6 +13,7 @@ from typing import Any
 import jobs
 import pytest
 from engine import Engine, engine, finished, key_space
+from keys import named
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq import Queue
@@ -48,7 +49,7 @@ from rq_pooled.store.statistics import publish
 #: What a field with a number may hold that others have written.
 NUMBERS = (sys.maxsize, 10**400, "1e300", "inf", "-inf", "nan", "12.5", "soon", "", "-1", "0x10")
 IDS = ("a", "b", "odd", "c", "d")
-NO_LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
+NO_LOCK = SweepLock(named("rq_pooled:sweep:q"), "", 30)
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def queue(redis: Redis) -> Queue:
     return queue
 
 
-def texts(redis: Redis, key: str = "rq:queue:default") -> list[str]:
+def texts(redis: Redis, key: str = named("rq:queue:default")) -> list[str]:
     """The ids in a list."""
     return [word.decode() for word in redis.lrange(key, 0, -1)]
 
@@ -81,7 +82,7 @@ def replace(redis: Redis, key: str) -> None:
 
 def number_of(field: str, value: Any) -> Callable[[Redis], None]:
     """Have the odd job's hash hold this."""
-    return lambda redis: redis.hset("rq:job:odd", field, str(value))
+    return lambda redis: redis.hset(named("rq:job:odd"), field, str(value))
 
 
 def text_at(key: str) -> Callable[[Redis], None]:
@@ -95,7 +96,10 @@ ODD = [
         pytest.param(number_of("rq_pooled_stalls", number), id=f"stalls {str(number)[:9]}")
         for number in ("soon", "nan", "0.5")
     ),
-    *(pytest.param(text_at(key), id=key) for key in ("rq:executions:odd", "rq:worker:x", "rq_pooled:claims:token")),
+    *(
+        pytest.param(text_at(key), id=key)
+        for key in (named("rq:executions:odd"), named("rq:worker:x"), named("rq_pooled:claims:token"))
+    ),
 ]
 
 
@@ -104,26 +108,26 @@ def test_stalled_jobs_come_back_beside_an_odd_one(ours: Engine, redis: Redis, qu
     """A number or key that RQ would not have written keeps no stalled job from its queue, its own included."""
     claims = ours.claim(*"vwxyz").claims
     spoil(redis)
-    redis.zadd("rq_pooled:leases:default", {"no claim": 0})
+    redis.zadd(named("rq_pooled:leases:default"), {"no claim": 0})
     end_lease(redis, *(claim.member for claim in claims))
     assert [job_id for job_id, *_ in look(ours).returned] == list(IDS)
     assert texts(redis) == list(IDS)
-    assert redis.zcard("rq:wip:default") == redis.zcard("rq_pooled:leases:default") == 0
-    assert redis.ttl("rq:job:odd") <= LONGEST
+    assert redis.zcard(named("rq:wip:default")) == redis.zcard(named("rq_pooled:leases:default")) == 0
+    assert redis.ttl(named("rq:job:odd")) <= LONGEST
 
 
 def test_a_queue_that_is_no_list_keeps_its_stalled_jobs_claimed(ours: Engine, redis: Redis, queue: Queue) -> None:
     """A job whose queue cannot take it stays claimed until the queue can; those of other queues come back."""
-    redis.rename("rq:queue:default", "rq:queue:other")
+    redis.rename(named("rq:queue:default"), named("rq:queue:other"))
     other = Queue("fine", redis).enqueue(jobs.nothing, job_id="fine")
     claims = [*ours.claim("v", queues=["other"]).claims, *ours.claim("w", queues=["fine"]).claims]
-    for key in ("rq:queue:other", "rq:queue:default"):
+    for key in (named("rq:queue:other"), named("rq:queue:default")):
         replace(redis, key)
     end_lease(redis, claims[0].member)
     end_lease(redis, claims[1].member, queue="fine")
     assert [job_id for job_id, *_ in look(ours).returned] == [other.id]
-    assert redis.zscore("rq:wip:default", claims[0].member) is not None
-    redis.delete("rq:queue:default")
+    assert redis.zscore(named("rq:wip:default"), claims[0].member) is not None
+    redis.delete(named("rq:queue:default"))
     end_lease(redis, claims[0].member)
     assert [job_id for job_id, *_ in look(ours).returned] == ["a"]
     assert texts(redis) == ["a"]
@@ -136,7 +140,7 @@ def test_claims_are_undone_beside_an_odd_one(ours: Engine, redis: Redis, queue: 
     spoil(redis)
     assert ours.run(push_back(ours.settings, ours.token, claims, begun=True)) == 5
     assert texts(redis) == list(IDS)
-    assert redis.zcard("rq:wip:default") == 0
+    assert redis.zcard(named("rq:wip:default")) == 0
 
 
 def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis, queue: Queue) -> None:
@@ -144,9 +148,9 @@ def test_a_claim_whose_queue_is_no_list_stays_a_claim(ours: Engine, redis: Redis
     again.
     """
     (claim,) = ours.claim("v").claims
-    replace(redis, "rq:queue:default")
+    replace(redis, named("rq:queue:default"))
     assert ours.run(push_back(ours.settings, ours.token, [claim])) == 0
-    redis.delete("rq:queue:default")
+    redis.delete(named("rq:queue:default"))
     assert [job_id for job_id, *_ in look(ours).returned] == ["a"]
 
 
@@ -163,10 +167,10 @@ def test_a_withdrawn_right_loses_no_claimed_job(
         end_lease(redis, *(claim.member for claim in claims))
         for rule in (f"-{right}", "+@all"):
             redis.execute_command("ACL", "SETUSER", "limited", rule)
-            redis.delete("rq_pooled:lock:stalled")
+            redis.delete(named("rq_pooled:lock:stalled"))
             with contextlib.suppress(ResponseError):
                 look(one) if way == "stalled" else one.run(push_back(one.settings, one.token, claims))
-            back, claimed = len(texts(redis)), redis.zcard("rq:wip:default")
+            back, claimed = len(texts(redis)), redis.zcard(named("rq:wip:default"))
             assert back + claimed == 5
     redis.acl_deluser("limited")
     assert texts(redis) == list(IDS)
@@ -182,24 +186,24 @@ def test_a_claim_that_is_not_allowed_says_so(server: EmbeddedServer, redis: Redi
     assert texts(redis) == list(IDS)
 
 
-@pytest.mark.parametrize("spoil", [*ODD, pytest.param(text_at("rq:job:odd"), id="rq:job:odd")])
+@pytest.mark.parametrize("spoil", [*ODD, pytest.param(text_at(named("rq:job:odd")), id=named("rq:job:odd"))])
 def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, spoil: Any) -> None:
     """A due job with a hostile number, or whose key is no hash, stops neither its queue's jobs nor other queues'."""
     for job_id in (*IDS, "other"):
         Job.create(jobs.nothing, id=job_id, connection=redis, origin="default").save()
-        redis.zadd("rq:scheduled:other" if job_id == "other" else "rq:scheduled:default", {job_id: 1000})
+        redis.zadd(named("rq:scheduled:other") if job_id == "other" else named("rq:scheduled:default"), {job_id: 1000})
     spoil(redis)
-    replace(redis, "rq:queue:spoilt"), redis.zadd("rq:scheduled:spoilt", {"x": 1})
-    replace(redis, "rq:scheduled:text")
-    replace(redis, "rq:scheduler:us")
+    replace(redis, named("rq:queue:spoilt")), redis.zadd(named("rq:scheduled:spoilt"), {"x": 1})
+    replace(redis, named("rq:scheduled:text"))
+    replace(redis, named("rq:scheduler:us"))
     names = ("spoilt", "text", "default", "other")
     locks, moved, more, _ = ours.run(promote(names, "us", {"name": "us"}))
-    odd = redis.type("rq:job:odd") == b"hash"
+    odd = redis.type(named("rq:job:odd")) == b"hash"
     assert (locks, moved, more) == (2, 5 + odd, 0)
     assert sorted(texts(redis)) == sorted(set(IDS) - (set() if odd else {"odd"})) and texts(
-        redis, "rq:queue:other"
+        redis, named("rq:queue:other")
     ) == ["other"]
-    assert redis.zrange("rq:scheduled:spoilt", 0, -1) == [b"x"]
+    assert redis.zrange(named("rq:scheduled:spoilt"), 0, -1) == [b"x"]
 
 
 @pytest.mark.parametrize(
@@ -215,38 +219,38 @@ def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, 
 )
 def test_failed_jobs_are_requeued_beside_an_odd_one(ours: Engine, redis: Redis, queue: Queue, spoil: Any) -> None:
     """A requeue leaves no job between the failed registry and its queue, whatever the hash of one says."""
-    redis.delete("rq:queue:default")
+    redis.delete(named("rq:queue:default"))
     for job_id in IDS:
-        redis.hset(f"rq:job:{job_id}", "status", "failed")
-        redis.zadd("rq:failed:default", {job_id: 2e9})
+        redis.hset(named(f"rq:job:{job_id}"), "status", "failed")
+        redis.zadd(named("rq:failed:default"), {job_id: 2e9})
     spoil(redis)
     chosen = [(job_id, "any", "") for job_id in IDS]
-    command = failed_requeue("rq:failed:default", NO_LOCK, "now", b"", 180, False, 3, "default", None, chosen)
+    command = failed_requeue(named("rq:failed:default"), NO_LOCK, "now", b"", 180, False, 3, "default", None, chosen)
     assert ours.run(command) == [b"ok", [b"done"] * 5]
-    assert texts(redis) == list(IDS) and not redis.exists("rq:failed:default")
+    assert texts(redis) == list(IDS) and not redis.exists(named("rq:failed:default"))
 
 
-@pytest.mark.parametrize("key", ["rq:queues", "rq:dead", "rq:group:g", "rq:executions:a"])
+@pytest.mark.parametrize("key", [named("rq:queues"), named("rq:dead"), named("rq:group:g"), named("rq:executions:a")])
 def test_failed_jobs_stay_listed_where_a_key_is_of_another_type(
     ours: Engine, redis: Redis, queue: Queue, key: str
 ) -> None:
     """Requeue, burial and purge take a job out of the failed registry only if the rest can be done, too."""
-    redis.hset("rq:job:a", mapping={"status": "failed", "group_id": "g"})
-    redis.zadd("rq:failed:default", {"a": 2e9})
-    redis.delete("rq:queue:default")
+    redis.hset(named("rq:job:a"), mapping={"status": "failed", "group_id": "g"})
+    redis.zadd(named("rq:failed:default"), {"a": 2e9})
+    redis.delete(named("rq:queue:default"))
     replace(redis, key)
     jobs_of = [("a", "any")]
-    failed = "rq:failed:default"
-    if key == "rq:queues":
+    failed = named("rq:failed:default")
+    if key == named("rq:queues"):
         chosen = [("a", "any", "")]
         command = failed_requeue(failed, NO_LOCK, "now", b"", 1, False, None, "default", None, chosen)
         assert ours.run(command) == [b"ok", [b"changed"]]
-    elif key == "rq:dead":
+    elif key == named("rq:dead"):
         assert ours.run(failed_bury(failed, NO_LOCK, key, 60, jobs_of)) == [b"ok", [b"changed"]]
     else:
         assert ours.run(failed_purge(failed, NO_LOCK, jobs_of)) == [b"ok", [b"done"]]
-        assert not redis.exists("rq:job:a")
-    assert (redis.zscore(failed, "a") is None) == (not redis.exists("rq:job:a"))
+        assert not redis.exists(named("rq:job:a"))
+    assert (redis.zscore(failed, "a") is None) == (not redis.exists(named("rq:job:a")))
 
 
 @pytest.mark.parametrize("number", [sys.maxsize, 10**20])
@@ -254,36 +258,36 @@ def test_rq_scheduler_s_jobs_are_moved_once(ours: Engine, redis: Redis, number: 
     """A ttl that the server refuses does not push a periodic job again at each run."""
     job = Job.create(jobs.nothing, id="odd", connection=redis, origin="default", meta={"interval": 60})
     job.save()
-    redis.hset("rq:job:odd", "ttl", number)
-    redis.zadd("rq:scheduler:scheduled_jobs", {"odd": 5})
+    redis.hset(named("rq:job:odd"), "ttl", number)
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"odd": 5})
     mover = mover_of(ours, redis)
     for _ in range(2):
         mover.move_due(ScheduleLock("t", 60), 10)
-        redis.set("rq:scheduler_lock", "t")
+        redis.set(named("rq:scheduler_lock"), "t")
     assert [one.id for one in mover.move_due(ScheduleLock("t", 60), 10)] == []
-    assert texts(redis) == ["odd"] and 0 < redis.ttl("rq:job:odd") <= LONGEST
+    assert texts(redis) == ["odd"] and 0 < redis.ttl(named("rq:job:odd")) <= LONGEST
 
 
 def mover_of(ours: Engine, redis: Redis) -> Mover:
     """A mover whose lock is held."""
     import logging
 
-    redis.set("rq:scheduler_lock", "t")
+    redis.set(named("rq:scheduler_lock"), "t")
     return Mover(redis, ours.run, Job, Queue, logging.getLogger("rq.worker"))
 
 
-@pytest.mark.parametrize("key", ["rq:queue:default", "rq:queues", "interval"])
+@pytest.mark.parametrize("key", [named("rq:queue:default"), named("rq:queues"), "interval"])
 def test_an_odd_job_of_rq_scheduler_is_put_off_alone(ours: Engine, redis: Redis, key: str) -> None:
     """A job that cannot be moved, for its queue or its next time, is tried again later; those behind it are moved."""
     for job_id, origin in (("odd", "default"), ("fine", "other")):
         meta = {"interval": sys.maxsize} if (key, job_id) == ("interval", "odd") else {}
         Job.create(jobs.nothing, id=job_id, connection=redis, origin=origin, meta=meta).save()
-    redis.zadd("rq:scheduler:scheduled_jobs", {"odd": 5, "fine": 6})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"odd": 5, "fine": 6})
     if key != "interval":
         replace(redis, key)
     moved = [job.id for job in mover_of(ours, redis).move_due(ScheduleLock("t", 60), 10)]
-    assert moved == ([] if key == "rq:queues" else ["fine"])
-    assert redis.zscore("rq:scheduler:scheduled_jobs", "odd") > 1e9
+    assert moved == ([] if key == named("rq:queues") else ["fine"])
+    assert redis.zscore(named("rq:scheduler:scheduled_jobs"), "odd") > 1e9
     assert key != "interval" or not texts(redis)
 
 
@@ -292,43 +296,46 @@ def test_an_odd_job_of_rq_scheduler_is_put_off_alone(ours: Engine, redis: Redis,
 
 @pytest.mark.parametrize("spoil", [
     *(pytest.param(number_of("timeout", number), id=f"timeout {str(number)[:9]}") for number in NUMBERS),
-    *(pytest.param(text_at(key), id=key) for key in ("rq:executions:odd", "rq:worker:x", "rq_pooled:claims:token")),
-    pytest.param(lambda redis: redis.rpush("rq_pooled:once:k", "list"), id="once"),
-    pytest.param(lambda redis: redis.rpush("rq_pooled:once-running:k", "list"), id="once-running"),
-    pytest.param(lambda redis: redis.set("rq_pooled:once-running:k", "no claim"), id="no claim"),
+    *(
+        pytest.param(text_at(named(key)), id=key)
+        for key in ("rq:executions:odd", "rq:worker:x", "rq_pooled:claims:token")
+    ),
+    pytest.param(lambda redis: redis.rpush(named("rq_pooled:once:k"), "list"), id="once"),
+    pytest.param(lambda redis: redis.rpush(named("rq_pooled:once-running:k"), "list"), id="once-running"),
+    pytest.param(lambda redis: redis.set(named("rq_pooled:once-running:k"), "no claim"), id="no claim"),
 ])  # fmt: skip
 def test_a_batch_is_claimed_beside_an_odd_job(ours: Engine, redis: Redis, queue: Queue, spoil: Any) -> None:
     """A claim that has popped an odd job goes on: no id is popped without a claim that its worker hears of."""
-    redis.hset("rq:job:odd", "rq_pooled_once", "k")
+    redis.hset(named("rq:job:odd"), "rq_pooled_once", "k")
     spoil(redis)
     claimed = ours.claim(*"vwxyz")
     assert [claim.job_id for claim in claimed.claims] == list(IDS)
-    assert redis.zcard("rq:wip:default") == redis.zcard("rq_pooled:leases:default") == 5
-    assert redis.ttl("rq_pooled:once-running:k") <= 2 * LONGEST + 86400
-    assert ours.commit(*map(finished, claimed.claims)) == ["ok"] * 5 or redis.type("rq:worker:x") == b"string"
+    assert redis.zcard(named("rq:wip:default")) == redis.zcard(named("rq_pooled:leases:default")) == 5
+    assert redis.ttl(named("rq_pooled:once-running:k")) <= 2 * LONGEST + 86400
+    assert ours.commit(*map(finished, claimed.claims)) == ["ok"] * 5 or redis.type(named("rq:worker:x")) == b"string"
 
 
-@pytest.mark.parametrize("key", ["rq:queue:first", "rq:wip:first", "rq_pooled:leases:first"])
+@pytest.mark.parametrize("key", [named("rq:queue:first"), named("rq:wip:first"), named("rq_pooled:leases:first")])
 def test_a_spoilt_queue_keeps_no_other_from_being_served(ours: Engine, redis: Redis, queue: Queue, key: str) -> None:
     """Where a queue's list, registry or leases are of another type, other queues are served; alone it is told."""
-    if key != "rq:queue:first":
+    if key != named("rq:queue:first"):
         Queue("first", redis).enqueue(jobs.nothing, job_id="first")
     replace(redis, key)
     assert [claim.job_id for claim in ours.claim(*"vwx", queues=["first", "default"]).claims] == ["a", "b", "odd"]
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         ours.claim("y", queues=["first"])
-    assert key == "rq:queue:first" or texts(redis, "rq:queue:first") == ["first"]
-    assert redis.type("rq:wip:first") != b"zset" and not redis.exists("rq:execution:first")
+    assert key == named("rq:queue:first") or texts(redis, named("rq:queue:first")) == ["first"]
+    assert redis.type(named("rq:wip:first")) != b"zset" and not redis.exists(named("rq:execution:first"))
 
 
 @pytest.mark.parametrize("limit", ["code 1 1000000 1", f"code {'9' * 18} {'9' * 18} {'9' * 18}", f"x {'9' * 400} 1 1"])
 @pytest.mark.parametrize("starts", ["text", ["soon"], []])
 def test_limits_of_any_size_stop_no_claim(ours: Engine, redis: Redis, queue: Queue, limit: str, starts: Any) -> None:
     """A limit with numbers beyond all bounds, or starts that are no times, costs no job its claim."""
-    redis.hset("rq_pooled:limits", "default", limit)
+    redis.hset(named("rq_pooled:limits"), "default", limit)
     if starts:
-        redis.set("rq_pooled:starts:default", starts) if starts == "text" else redis.rpush(
-            "rq_pooled:starts:default", *starts
+        redis.set(named("rq_pooled:starts:default"), starts) if starts == "text" else redis.rpush(
+            named("rq_pooled:starts:default"), *starts
         )
     claims = ours.claim(*"vwx", queues=["none", "default"]).claims
     assert [claim.job_id for claim in claims] == list(IDS[: 1 if limit.startswith("code 1 ") else 3])
@@ -339,16 +346,19 @@ def test_a_limit_beside_more_queues_than_lua_can_pass(ours: Engine, redis: Redis
     names = [f"q{i}" for i in range(20_000)]
     for job_id in "abc":
         Queue(names[-1], redis).enqueue(jobs.nothing, job_id=job_id)
-    redis.hset("rq_pooled:limits", names[-1], "code 0 0 2")
+    redis.hset(named("rq_pooled:limits"), names[-1], "code 0 0 2")
     claimed = ours.claim(*"vwxyz", queues=names)
     assert [claim.job_id for claim in claimed.claims] == ["a", "b"]
-    assert [limited.key for limited in claimed.limited] == [f"rq:queue:{names[-1]}"]
+    assert [limited.key for limited in claimed.limited] == [named(f"rq:queue:{names[-1]}")]
 
 
 # -- leases ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("key", ["rq:worker:x", "rq:workers", "rq:wip:other", "rq:executions:odd", "rq:job:odd"])
+@pytest.mark.parametrize(
+    "key",
+    [named("rq:worker:x"), named("rq:workers"), named("rq:wip:other"), named("rq:executions:odd"), named("rq:job:odd")],
+)
 def test_leases_are_renewed_beside_an_odd_key(ours: Engine, redis: Redis, queue: Queue, key: str) -> None:
     """A heartbeat renews the leases that it can, and hands no claim on, where one key is of another type."""
     Queue("other", redis).enqueue(jobs.nothing, job_id="other")
@@ -360,22 +370,29 @@ def test_leases_are_renewed_beside_an_odd_key(ours: Engine, redis: Redis, queue:
     _missing, handed_on, noted, _clock = ours.run(heartbeat(ours.settings, ours.token, 480, slots, claims))
     assert (handed_on, noted) == ([], 5)
     assert ids == ["other", "a", "b", "odd", "c"]
-    assert redis.zcount("rq_pooled:leases:default", 1e9, "inf") == 4
+    assert redis.zcount(named("rq_pooled:leases:default"), 1e9, "inf") == 4
 
 
 @pytest.mark.parametrize(
-    "key", ["rq:job:a", "rq:executions:a", "rq:queue:first", "rq:queue:first:intermediate", "rq:queues"]
+    "key",
+    [
+        named("rq:job:a"),
+        named("rq:executions:a"),
+        named("rq:queue:first"),
+        named("rq:queue:first:intermediate"),
+        named("rq:queues"),
+    ],
 )
 def test_intermediate_ids_are_rescued_beside_an_odd_key(ours: Engine, redis: Redis, queue: Queue, key: str) -> None:
     """An id that was left in an intermediate list goes back, whatever stands at the keys of another."""
-    redis.delete("rq:queue:default")
+    redis.delete(named("rq:queue:default"))
     Queue("first", redis).enqueue(jobs.nothing, job_id="x")
-    redis.rpush("rq:queue:default:intermediate", "a", "b")
+    redis.rpush(named("rq:queue:default:intermediate"), "a", "b")
     replace(redis, key)
-    keys = ["rq:queue:first", "rq:queue:default"]
+    keys = [named("rq:queue:first"), named("rq:queue:default")]
     for _ in range(2):
         ours.run(rescue_intermediate(keys, 0))
-    assert texts(redis) == (["b"] if key == "rq:job:a" else ["b", "a"])
+    assert texts(redis) == (["b"] if key == named("rq:job:a") else ["b", "a"])
 
 
 # -- outcomes --------------------------------------------------------------------------------------------------------
@@ -384,16 +401,16 @@ def test_intermediate_ids_are_rescued_beside_an_odd_key(ours: Engine, redis: Red
 @pytest.mark.parametrize(
     ("command", "word"),
     [
-        (("EXPIRE", "rq:job:a", sys.maxsize), "ok"),
-        (("EXPIRE", "rq:job:a", -sys.maxsize), "ok"),
-        (("EXPIRE", "rq:job:a", "12.5"), "ok"),
-        (("EXPIRE", "rq:job:a", "nan"), "ERR"),
-        (("EXPIRE", "rq:job:a", "soon"), "ERR"),
-        (("ZADD", "rq:failed:default", "nan", "a"), "ERR"),
-        (("ZADD", "rq:failed:default", "", "a"), "ERR"),
-        (("ZADD", "rq:failed:default", "+inf", "a"), "ok"),
-        (("HINCRBY", "rq:worker:v", "spoilt", 1), "ok"),
-        (("HINCRBYFLOAT", "rq:worker:v", "spoilt", 1), "ok"),
+        (("EXPIRE", named("rq:job:a"), sys.maxsize), "ok"),
+        (("EXPIRE", named("rq:job:a"), -sys.maxsize), "ok"),
+        (("EXPIRE", named("rq:job:a"), "12.5"), "ok"),
+        (("EXPIRE", named("rq:job:a"), "nan"), "ERR"),
+        (("EXPIRE", named("rq:job:a"), "soon"), "ERR"),
+        (("ZADD", named("rq:failed:default"), "nan", "a"), "ERR"),
+        (("ZADD", named("rq:failed:default"), "", "a"), "ERR"),
+        (("ZADD", named("rq:failed:default"), "+inf", "a"), "ok"),
+        (("HINCRBY", named("rq:worker:v"), "spoilt", 1), "ok"),
+        (("HINCRBYFLOAT", named("rq:worker:v"), "spoilt", 1), "ok"),
     ],
 )
 def test_an_outcome_is_recorded_whole_or_not_at_all(
@@ -403,12 +420,12 @@ def test_an_outcome_is_recorded_whole_or_not_at_all(
     beginning.
     """
     (claim,) = ours.claim("v").claims
-    redis.hset("rq:worker:v", "spoilt", "text")
+    redis.hset(named("rq:worker:v"), "spoilt", "text")
     (answer,) = ours.commit(finished(claim, command))
     assert answer.startswith(word)
-    counted = redis.hget("rq:worker:v", "successful_job_count")
+    counted = redis.hget(named("rq:worker:v"), "successful_job_count")
     assert counted == (b"1" if word == "ok" else None)
-    assert redis.ttl("rq:job:a") <= LONGEST
+    assert redis.ttl(named("rq:job:a")) <= LONGEST
 
 
 @pytest.mark.parametrize(("ttl", "score"), [("-1", -1), ("60", None), ("soon", None), (str(10**400), None)])
@@ -418,11 +435,11 @@ def test_the_barest_failure_is_kept_as_long_as_rq_keeps_it(
     """A failure that no horse could write outlives RQ's clean-up where the job says so, and is recorded whatever it
     says.
     """
-    redis.hset("rq:job:a", "failure_ttl", ttl)
+    redis.hset(named("rq:job:a"), "failure_ttl", ttl)
     (claim,) = ours.claim("v").claims
     assert ours.commit(bare_failure(claim, "reason")) == ["ok"]
     FailedJobRegistry(connection=redis).cleanup()
-    found = redis.zscore("rq:failed:default", "a")
+    found = redis.zscore(named("rq:failed:default"), "a")
     kept = {"60": 60, "soon": DEFAULT_FAILURE_TTL, "-1": 0}.get(ttl, LONGEST)
     assert found == score if score else abs(found - redis.time()[0] - kept) < 5
 
@@ -440,24 +457,24 @@ def test_times_beyond_a_hundred_years_are_refused(redis: Redis, name: str) -> No
     job = Job.create(jobs.nothing, connection=redis, result_ttl=sys.maxsize)
     with pytest.raises(ConfigurationError, match="result_ttl"):
         queue.enqueue_job(job)
-    assert redis.keys("rq:job:*") == [] and redis.llen(queue.key) == 0
+    assert redis.keys(named("rq:job:*")) == [] and redis.llen(queue.key) == 0
     assert queue.enqueue(jobs.nothing, **{name: LONGEST}).id
 
 
 def test_an_enqueue_writes_all_or_nothing(ours: Engine, redis: Redis) -> None:
     """Where the key of one of several jobs, or the queue, is of another type, none of them is enqueued."""
-    replace(redis, "rq:job:b")
+    replace(redis, named("rq:job:b"))
     two = [(job_id, False, sys.maxsize, ["data", b"", "status", "queued"], ("", 0)) for job_id in "ab"]
-    with pytest.raises(ResponseError, match="WRONGTYPE rq:job:b is no hash"):
-        ours.run(enqueue_jobs("rq:queue:q", 9, True, None, None, 1.0, "now", two))
-    assert not redis.exists("rq:job:a", "rq:queue:q")
-    redis.delete("rq:job:b")
-    assert ours.run(enqueue_jobs("rq:queue:q", 9, True, None, None, 1.0, "now", two)) == [
+    with pytest.raises(ResponseError, match=named("WRONGTYPE rq:job:b is no hash")):
+        ours.run(enqueue_jobs(named("rq:queue:q"), 9, True, None, None, 1.0, "now", two))
+    assert not redis.exists(named("rq:job:a"), named("rq:queue:q"))
+    redis.delete(named("rq:job:b"))
+    assert ours.run(enqueue_jobs(named("rq:queue:q"), 9, True, None, None, 1.0, "now", two)) == [
         b"ok",
         b"queued",
         b"queued",
     ]
-    assert 0 < redis.ttl("rq:job:a") <= LONGEST
+    assert 0 < redis.ttl(named("rq:job:a")) <= LONGEST
 
 
 def places_of(redis: Redis) -> dict[str, list[str]]:
@@ -466,20 +483,23 @@ def places_of(redis: Redis) -> dict[str, list[str]]:
     for key, (value, _) in key_space(redis).items():
         if (
             re.match(
-                "rq:(queue|wip|scheduled|failed|deferred|finished|ready|scheduler:scheduled_jobs)|rq_pooled:dead:", key
+                named(
+                    "rq:(queue|wip|scheduled|failed|deferred|finished|ready|scheduler:scheduled_jobs)|rq_pooled:dead:"
+                ),
+                key,
             )
             and value != b"text"
         ):
             for member in value:
                 name = (member[0] if isinstance(member, tuple) else member).decode()
-                found.setdefault(name.rpartition(":")[0] if key.startswith("rq:wip:") else name, []).append(key)
+                found.setdefault(name.rpartition(":")[0] if key.startswith(named("rq:wip:")) else name, []).append(key)
     return found
 
 
 #: Steps that end with a job in no place, or in two.
 ODD_ON_PURPOSE = ("claim_twice_queued", "commit_aside", "commit_retry")
 #: What a refused step may have changed: a lock, or a budget, whose reservation is asked for again.
-REPEATED = ("rq_pooled:lock:", "rq_pooled:budget:")
+REPEATED = (named("rq_pooled:lock:"), named("rq_pooled:budget:"))
 
 
 @pytest.mark.parametrize("name", [name for name in SCENES if name not in ODD_ON_PURPOSE])
@@ -505,9 +525,9 @@ def test_a_text_in_the_place_of_any_key_loses_no_job(server: EmbeddedServer, red
             if isinstance(reply, Exception) and not all(one.startswith(REPEATED) for one in changed):
                 broken.append(f"{key}: refused, but changed {changed}")
             for job_id in stood:
-                job = after.get(f"rq:job:{job_id}", (None,))[0]
+                job = after.get(named(f"rq:job:{job_id}"), (None,))[0]
                 at = stands.get(job_id, [])
-                twice = len(set(at) - {"rq:scheduler:scheduled_jobs"}) > 1  # a schedule keeps its job
+                twice = len(set(at) - {named("rq:scheduler:scheduled_jobs")}) > 1  # a schedule keeps its job
                 if (twice or not at) and isinstance(job, dict) and b"data" in job:
                     broken.append(f"{key}: {job_id} stands in {stands.get(job_id)}")
     assert not broken, "\n".join(broken)
@@ -518,16 +538,16 @@ def test_a_job_that_cannot_be_scheduled_stays_failed(ours: Engine, redis: Redis,
     """A requeue for a time that is none leaves the jobs in the failed registry, where they can be seen."""
     put_into_failed(redis, "a", "b")
     assert ours.run(requeue(ours, str(due))) == [b"ok", [b"changed", b"changed"]]
-    assert redis.zrange("rq:failed:default", 0, -1) == [b"a", b"b"]
+    assert redis.zrange(named("rq:failed:default"), 0, -1) == [b"a", b"b"]
 
 
 @pytest.mark.parametrize("age", [sys.maxsize, "inf", "1e300", "nan"])
 def test_a_dead_letter_is_kept_for_a_time_that_redis_takes(ours: Engine, redis: Redis, age: Any) -> None:
     """Whatever the age of dead letters is, a burial leaves no job between two registries, and none for ever."""
     put_into_failed(redis, "a")
-    command = failed_bury("rq:failed:default", NO_LOCK, "rq_pooled:dead:default", age, [("a", "any")])
+    command = failed_bury(named("rq:failed:default"), NO_LOCK, named("rq_pooled:dead:default"), age, [("a", "any")])
     assert ours.run(command) == [b"ok", [b"done"]]
-    assert redis.zrange("rq_pooled:dead:default", 0, -1) == [b"a"] and redis.ttl("rq:job:a") <= LONGEST
+    assert redis.zrange(named("rq_pooled:dead:default"), 0, -1) == [b"a"] and redis.ttl(named("rq:job:a")) <= LONGEST
 
 
 def test_limits_of_another_type_keep_no_job_from_running(ours: Engine, redis: Redis, queue: Queue) -> None:

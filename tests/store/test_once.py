@@ -17,6 +17,7 @@ import claim_jobs
 import once_jobs
 import pytest
 from engine import engine, finished
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import Repeat, Retry
@@ -29,7 +30,7 @@ from rq_pooled.errors import AlreadySpent, ConfigurationError
 from rq_pooled.pool import Pool
 from rq_pooled.store.leases import push_back
 
-KEY = "rq_pooled:once:order-42"
+KEY = named("rq_pooled:once:order-42")
 
 
 def lines(path: Path) -> list[str]:
@@ -59,7 +60,7 @@ def test_success_spends_the_key_and_the_second_is_a_duplicate(server: Any, redis
     assert first.return_value() == "noted" and second.return_value() is None
     assert redis.hget(second.key, "rq_pooled_duplicate_of") == b"first"
     assert second.id in queue.finished_job_registry
-    assert not redis.exists("rq_pooled:once-running:order-42")
+    assert not redis.exists(named("rq_pooled:once-running:order-42"))
 
 
 def test_enqueue_after_the_key_was_spent(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -93,7 +94,7 @@ def test_failure_does_not_spend(server: Any, redis: Redis, tmp_path: Path) -> No
     failing = queue.enqueue(claim_jobs.fail_unless_file, str(gate), once="order-42")
     run_all(server, tmp_path)
     assert failing.get_status() == JobStatus.FAILED
-    assert redis.keys("rq_pooled:once*") == []
+    assert redis.keys(named("rq_pooled:once*")) == []
     gate.touch()
     tried = queue.enqueue(claim_jobs.fail_unless_file, str(gate), once="order-42", job_id="tried")
     second = queue.enqueue(claim_jobs.note, str(notes), once="order-42")
@@ -111,7 +112,7 @@ def test_success_that_ends_as_a_failure_does_not_spend(server: Any, redis: Redis
     ) as worker:
         assert worker.wait() == 0
     assert job.get_status() == JobStatus.FAILED
-    assert redis.keys("rq_pooled:once*") == []
+    assert redis.keys(named("rq_pooled:once*")) == []
 
 
 def test_two_with_one_key_never_run_beside_each_other(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_worker_that_dies_holds_the_key_no_longer_than_its_claim(server: Any, re
     queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="first")
     with engine(server.url, token="dead") as dead:
         (claim,) = dead.claim("dead").claims
-        assert redis.exists("rq_pooled:once-running:order-42")
+        assert redis.exists(named("rq_pooled:once-running:order-42"))
         queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="second")
         with engine(server.url, token="alive") as alive:
             claimed = alive.claim("alive")
@@ -170,7 +171,7 @@ def test_worker_that_dies_holds_the_key_no_longer_than_its_claim(server: Any, re
         dead.run(push_back(dead.settings, dead.token, [claim]))  # what whoever finds the expired lease does
         run_all(server, tmp_path)
         assert redis.get(KEY) == b"first"
-        late = finished(claim, ("SET", KEY, "late", "NX"), ("DEL", "rq_pooled:once-running:order-42"))
+        late = finished(claim, ("SET", KEY, "late", "NX"), ("DEL", named("rq_pooled:once-running:order-42")))
         assert dead.commit(late) == ["lost"]
     assert lines(notes) == ["first"]
     assert redis.get(KEY) == b"first"
@@ -182,7 +183,7 @@ def test_an_earlier_job_is_returned_without_unpickling_it(redis: Redis, options:
     queue = Queue(connection=redis)
     first = queue.enqueue(claim_jobs.note, "x", meta={"plain": 1}, **options)
     if "once" in options:
-        redis.set("rq_pooled:once:key", first.id)
+        redis.set(named("rq_pooled:once:key"), first.id)
     redis.hset(first.key, "meta", pickle.dumps({"plain": 1, "bomb": Bomb()}))
     second = queue.enqueue(claim_jobs.note, "x", **options)
     assert second.id == first.id and second.meta["plain"] == 1 and second.args == ("x",)
@@ -201,8 +202,8 @@ def test_line_break_in_a_job_id_does_not_free_its_key(server: Any, redis: Redis)
     with engine(server.url, token="a") as one:
         for job_id in ("first\n1", "second"):
             fields = {"data": "x", "status": "queued", "origin": "default", "rq_pooled_once": "order-42"}
-            redis.hset(f"rq:job:{job_id}", mapping=fields)
-            redis.rpush("rq:queue:default", job_id)
+            redis.hset(named(f"rq:job:{job_id}"), mapping=fields)
+            redis.rpush(named("rq:queue:default"), job_id)
         claimed = one.claim("v", "w")
         assert [claim.job_id for claim in claimed.claims] == ["first\n1"] and claimed.held == 1
 
@@ -235,12 +236,12 @@ def test_duplicate_that_is_enqueued_again_runs_when_its_key_is_free(server: Any,
         pipeline.set(KEY, "another")
         pipeline.execute()
     run_all(server, tmp_path)
-    assert redis.hget("rq:job:job", "rq_pooled_duplicate_of") == b"another" and not notes.exists()
+    assert redis.hget(named("rq:job:job"), "rq_pooled_duplicate_of") == b"another" and not notes.exists()
     redis.delete(KEY)
     queue.enqueue(claim_jobs.note, str(notes), once="order-42", job_id="job")
     run_all(server, tmp_path)
     assert lines(notes) == ["job"] and redis.get(KEY) == b"job"
-    assert not redis.hexists("rq:job:job", "rq_pooled_duplicate_of")
+    assert not redis.hexists(named("rq:job:job"), "rq_pooled_duplicate_of")
 
 
 @pytest.mark.parametrize("kind", [Queue, StockQueue])
@@ -292,13 +293,13 @@ def test_a_thousand_concurrent_enqueues_of_one_key(server: Any, redis: Redis, tm
     ):
         ids = {job_id for some in threads.map(enqueue, range(10)) for job_id in some}
         queue = StockQueue(connection=redis)
-        wait_until(lambda: queue.count == 0 and redis.zcard("rq:wip:default") == 0, timeout=100)
+        wait_until(lambda: queue.count == 0 and redis.zcard(named("rq:wip:default")) == 0, timeout=100)
     pool.disconnect()
     spender = redis.get(KEY).decode()
     assert lines(notes) == [spender] and spender in ids
     assert queue.failed_job_registry.count == 0
     assert {Job.fetch(job_id, redis).get_status() for job_id in ids} == {JobStatus.FINISHED}
-    assert not redis.exists("rq_pooled:once-running:order-42")
+    assert not redis.exists(named("rq_pooled:once-running:order-42"))
 
 
 def test_stock_queue_and_results_that_are_not_kept(server: Any, redis: Redis, tmp_path: Path) -> None:
@@ -310,7 +311,11 @@ def test_stock_queue_and_results_that_are_not_kept(server: Any, redis: Redis, tm
         queue.enqueue(claim_jobs.note, str(notes), once="order-42", result_ttl=0, job_id=name)
     run_all(server, tmp_path)
     assert lines(notes) == ["first"]
-    keys = {key.decode() for key in redis.keys("*") if not key.startswith((b"rq:worker", b"rq:queues", b"rq:clean"))}
+    keys = {
+        key.decode()
+        for key in redis.keys("*")
+        if not key.startswith((named(b"rq:worker"), named(b"rq:queues"), named(b"rq:clean")))
+    }
     assert keys == {KEY}
 
 
@@ -366,9 +371,9 @@ def test_only_a_job_that_runs_holds_the_key(server: Any, redis: Redis) -> None:
         ours.register("w", "x")
         for name in ("runs", "spent"):
             StockQueue(connection=redis).enqueue(once_jobs.accept, job_id=name, job_timeout=100)
-            redis.hset(f"rq:job:{name}", mapping={"rq_pooled_once": name, "rq_pooled_once_of": ""})
-            redis.hset(f"rq:job:{name}", "rq_pooled_once_of", redis.hget(f"rq:job:{name}", "created_at"))
-        redis.set("rq_pooled:once:spent", "another")
+            redis.hset(named(f"rq:job:{name}"), mapping={"rq_pooled_once": name, "rq_pooled_once_of": ""})
+            redis.hset(named(f"rq:job:{name}"), "rq_pooled_once_of", redis.hget(named(f"rq:job:{name}"), "created_at"))
+        redis.set(named("rq_pooled:once:spent"), "another")
         assert len(ours.claim("w", "x").claims) == 2
-        assert 86_400 + 190 < redis.ttl("rq_pooled:once-running:runs") <= 86_400 + 200
-        assert not redis.exists("rq_pooled:once-running:spent")
+        assert 86_400 + 190 < redis.ttl(named("rq_pooled:once-running:runs")) <= 86_400 + 200
+        assert not redis.exists(named("rq_pooled:once-running:spent"))

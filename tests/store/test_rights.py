@@ -12,6 +12,7 @@ import crash_jobs
 import jobs
 import pytest
 from engine import Engine, engine, key_space
+from keys import named
 from redis import Redis
 from rq import Queue, Worker
 from rq.job import JobStatus
@@ -39,7 +40,9 @@ def script_of(name: str) -> str:
 
 def state(redis: Redis) -> str:
     """All that the server holds, without times and random ids."""
-    held = {key: value for key, value in key_space(redis).items() if not key.startswith("rq_pooled:stats:rights")}
+    held = {
+        key: value for key, value in key_space(redis).items() if not key.startswith(named("rq_pooled:stats:rights"))
+    }
     return re.sub(r"[0-9a-f]{32}|(?<![a-z])[\d.]+(?:e\+?\d+)?|\d{4}-\d\d-\d\dT[\d:.]+Z", "#", repr(held))
 
 
@@ -72,7 +75,7 @@ def test_a_step_happens_whole_or_not_at_all(server: EmbeddedServer, redis: Redis
         for right in commands_of(loader.scripts()[script_of(name)].text):
             redis.flushall()
             call = prepare(ours, redis)
-            for key in redis.keys("rq_pooled:stats:rights*"):
+            for key in redis.keys(named("rq_pooled:stats:rights*")):
                 redis.delete(key)
             before = state(redis)
             redis.execute_command("ACL", "SETUSER", "limited", f"-{right}")
@@ -95,9 +98,12 @@ def test_a_job_with_a_limit_waits_for_the_right_to_pass_it(redis: Redis, limited
         redis.execute_command("ACL", "SETUSER", "limited", f"-{right}")
         (reply,) = limited.command.execute([enqueueing(limited, ("key", 1))])
         redis.execute_command("ACL", "SETUSER", "limited", "+@all")
-        queued = [*redis.lrange("rq:queue:default", 0, -1), *redis.zrange("rq:rl:key:rate_limited", 0, -1)]
+        queued = [
+            *redis.lrange(named("rq:queue:default"), 0, -1),
+            *redis.zrange(named("rq:rl:key:rate_limited"), 0, -1),
+        ]
         kept = [] if isinstance(reply, Exception) else [b"a", b"b"]
-        assert sorted(queued) == kept and redis.exists("rq:job:a", "rq:job:b") == len(kept), right
+        assert sorted(queued) == kept and redis.exists(named("rq:job:a"), named("rq:job:b")) == len(kept), right
 
 
 def test_every_script_that_writes_is_tried() -> None:
@@ -147,4 +153,4 @@ def test_a_stop_waits_only_so_long_for_a_right(start_server: Any, tmp_path: Path
         worker.wait_for("cannot record outcomes of 1 jobs")
         assert worker.stop() == 2
         assert f"giving up on recording job {held.id}" in worker.output() and "(GUARD_WAIT)" in worker.output()
-    assert redis.zcard("rq:wip:default") == 1, "its claim stands: it runs again"
+    assert redis.zcard(named("rq:wip:default")) == 1, "its claim stands: it runs again"

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from engine import engine
+from keys import named
 from redis import Redis
 from redis.exceptions import NoScriptError, ResponseError
 from rq import Queue
@@ -33,7 +34,7 @@ from rq_pooled.store.keys import budget_keys, claims_key, leases_key
 from rq_pooled.store.scripts import load, needed, rights, run, run_script, scripts
 from rq_pooled.wire import Command
 
-LOCK = locks.SweepLock("rq_pooled:sweep:q", "", 30)
+LOCK = locks.SweepLock(named("rq_pooled:sweep:q"), "", 30)
 FILES = sorted((Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua"))
 assert FILES
 #: SCAN and ZSCAN are allowed: one page each.
@@ -59,40 +60,43 @@ def calls() -> dict[str, tuple[Command, int]]:
         "aside": (commit.set_aside("a:b", "q", 9, [("f", b"v")]), 2),
         "budget": (budget.reserve(budget_keys("shop"), "t", 1, 2, 1, 20, 60, 6, ["u"]), 4),
         "claim": (
-            claim.claim_jobs(ours, "t", ["rq:queue:a", "rq:queue:b"], "default", ["w"])[0],
+            claim.claim_jobs(ours, "t", [named("rq:queue:a"), named("rq:queue:b")], "default", ["w"])[0],
             2,
         ),
         "commit": (commit.commit_outcomes("t", []), 0),
         "enqueue": (
             enqueue.enqueue_jobs(
-                "rq:queue:a", 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]
+                named("rq:queue:a"), 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]
             ),
             1,
         ),
         "executions": (repair.remove_executions("0", 10, "t", 10), 0),
-        "ghosts": (repair.remove_ghosts("rq:failed:a", "0", 10, "t", 10), 1),
+        "ghosts": (repair.remove_ghosts(named("rq:failed:a"), "0", 10, "t", 10), 1),
         "heartbeat": (leases.heartbeat(ours, "t", 480, [], []), 0),
-        "intermediate": (repair.rescue_intermediate(["rq:queue:a"], 20), 1),
+        "intermediate": (repair.rescue_intermediate([named("rq:queue:a")], 20), 1),
         "limit": (limits.change_limit("a", "operator", "1 1000000 0"), 2),
-        "move": (rq_scheduler.move_job("rq:queue:a", ("t", 9), "j", 1.0, None, False, None, [], ["data", b""]), 3),
-        "postpone": (leases.postpone(["rq:queue:a"], 900), 1),
+        "move": (
+            rq_scheduler.move_job(named("rq:queue:a"), ("t", 9), "j", 1.0, None, False, None, [], ["data", b""]),
+            3,
+        ),
+        "postpone": (leases.postpone([named("rq:queue:a")], 900), 1),
         "promote": (scheduled.promote(["a", "b"], "name", {"name": "name"}), 2),
         "publish": (statistics.publish("a", 60, {"name": "value"}), 1),
         "push_back": (leases.push_back(ours, "t", []), 0),
-        "ready": (repair.queue_ready(["rq:queue:a"], 20, "now"), 1),
+        "ready": (repair.queue_ready([named("rq:queue:a")], 20, "now"), 1),
         "reads": (commit.guarded_reads([]), 0),
         "register": (workers.register_workers(480, False, ("", 0), [], []), 0),
         "rescue": (repair.rescue_jobs(True, []), 0),
         "rights": (rights(), 1),
         "sample": (statistics.note_clients(1, 10, 15), 1),
         "scheduler_due": (rq_scheduler.scheduler_due("t", 60), 2),
-        "stalled": (leases.find_stalled(ours, "t", ["rq:queue:a"], "w", 9e9), 1),
+        "stalled": (leases.find_stalled(ours, "t", [named("rq:queue:a")], "w", 9e9), 1),
         "failed_bury": (failed.failed_bury("r", LOCK, "d", 60, [("a", "any")]), 3),
         "failed_ghosts": (failed.failed_ghosts("r", LOCK, 0, 10, False), 2),
         "failed_page": (failed.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
         "failed_purge": (failed.failed_purge("r", LOCK, [("a", "any")]), 2),
         "failed_requeue": (failed.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "any", "")]), 2),
-        "unlock": (locks.unlock("rq:scheduler_lock", "t"), 1),
+        "unlock": (locks.unlock(named("rq:scheduler_lock"), "t"), 1),
         "unregister": (workers.unregister_workers("now", "name", [], []), 0),
     }
 
@@ -189,7 +193,7 @@ def test_a_client_loads_the_one_script_that_the_server_lacks(redis: Redis) -> No
     assert sent == ["EVALSHA", "SCRIPT", "EVALSHA"]
     assert redis.script_exists(*(script.sha1 for script in scripts().values())).count(True) == 1
     with pytest.raises(ResponseError, match="WRONGTYPE"):
-        redis.set("rq_pooled:stats:samples", "a text")
+        redis.set(named("rq_pooled:stats:samples"), "a text")
         run(send, statistics.note_clients(1, 10, 15))
     assert sent[3:] == ["EVALSHA", "SCRIPT", "EVALSHA"], "another error is not taken for an unknown script"
 
@@ -202,12 +206,8 @@ def test_one_module_knows_what_an_unknown_script_is() -> None:
 
 
 def test_own_keys_have_one_prefix() -> None:
-    """Whatever is ours begins with rq_pooled:, in the scripts and in the names that Python knows."""
-    assert claims_key("t").startswith("rq_pooled:") and leases_key("q").startswith("rq_pooled:")
-    for path in FILES:
-        _, code = split(path)
-        for literal in re.findall(r"'([a-z_]+:[^']*)'", code):
-            assert literal.startswith(("rq:", "rq_pooled:")), (path.stem, literal)
+    """Whatever is ours begins with rq_pooled:, and with the prefix where one is set."""
+    assert claims_key("t") == named("rq_pooled:claims:t") and leases_key("q") == named("rq_pooled:leases:q")
 
 
 def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:

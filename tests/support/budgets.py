@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from keys import named
 from redis import Redis
 
 from rq_pooled.config import Settings
@@ -21,4 +22,6 @@ def shop(server: EmbeddedServer, budget: int = 4, **settings: Any) -> Settings:
 def ours(redis: Redis, role: str = "") -> list[str]:
     """Return the names of the application's connections, but for those that only ask."""
     names = [entry["name"] for entry in redis.client_list()]
-    return [n for n in names if n.startswith("rq_pooled:shop:") and n.endswith(role) and not n.endswith(":probe")]
+    return [
+        n for n in names if n.startswith(named("rq_pooled:shop:")) and n.endswith(role) and not n.endswith(":probe")
+    ]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+from keys import named
 from redis import Redis
 
 from rq_pooled.config import Settings
@@ -59,7 +60,7 @@ class Engine:
     def claim(self, *names: str, queues: Sequence[str] = ("default",), strategy: str = "default") -> Claimed:
         """Claim one job for each name."""
         command, request = claim_jobs(
-            self.settings, self.token, [f"rq:queue:{queue}" for queue in queues], strategy, names
+            self.settings, self.token, [named(f"rq:queue:{queue}") for queue in queues], strategy, names
         )
         return request.read(self.run(command))
 
@@ -74,10 +75,10 @@ def finished(claim: Claim, *more: Sequence[Any], guards: Sequence[Any] = ()) -> 
     A guard is (digest, words of a read).
     """
     commands = [
-        ("HSET", f"rq:job:{claim.job_id}", "status", "finished"),
-        ("ZADD", f"rq:finished:{claim.queue}", 1, claim.job_id),
-        ("HINCRBY", f"rq:worker:{claim.worker_name}", "successful_job_count", 1),
-        ("XADD", f"rq:results:{claim.job_id}", "*", "type", 1),
+        ("HSET", named(f"rq:job:{claim.job_id}"), "status", "finished"),
+        ("ZADD", named(f"rq:finished:{claim.queue}"), 1, claim.job_id),
+        ("HINCRBY", named(f"rq:worker:{claim.worker_name}"), "successful_job_count", 1),
+        ("XADD", named(f"rq:results:{claim.job_id}"), "*", "type", 1),
         *more,
     ]
     reads = pack(word for digest, words in guards for word in (digest, len(words), *words))
@@ -111,9 +112,9 @@ def key_space(client: Redis) -> dict[str, Any]:
 def residue(client: Redis) -> list[str]:
     """The keys that only running jobs have, and workers that still show one."""
     keys = [key.decode() for key in client.keys("*")]
-    left = [key for key in keys if key.startswith(("rq_pooled:", "rq:execution", "rq:wip:"))]
-    left = [key for key in left if not key.startswith("rq_pooled:stats")]
-    return left + [key for key in keys if key.startswith("rq:worker:") and _shows_a_job(client, key)]
+    left = [key for key in keys if key.startswith((named("rq_pooled:"), named("rq:execution"), named("rq:wip:")))]
+    left = [key for key in left if not key.startswith(named("rq_pooled:stats"))]
+    return left + [key for key in keys if key.startswith(named("rq:worker:")) and _shows_a_job(client, key)]
 
 
 def _shows_a_job(client: Redis, key: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import retry_jobs
+from keys import named
 from redis import Redis
 from rq import Queue as StockQueue
 from rq import SimpleWorker
@@ -46,7 +47,7 @@ def make_older(redis: Redis, job: Job, seconds: float) -> None:
     ((entry_id, fields),) = redis.xrevrange(Result.get_key(job.id), count=1)
     redis.delete(Result.get_key(job.id))
     redis.xadd(Result.get_key(job.id), fields, id=f"{int(entry_id.split(b'-')[0]) - int(seconds * 1000)}-0")
-    redis.zincrby("rq:failed:" + job.origin, -seconds, job.id)
+    redis.zincrby(named("rq:failed:") + job.origin, -seconds, job.id)
 
 
 TRACEBACK = (
@@ -65,14 +66,14 @@ def fill(redis: Redis, number: int, queue: str = "default", age: float = 3600, p
     result = Result("x", Result.Type.FAILED, redis, exc_string=TRACEBACK).serialize()
     began = time.time() - age
     ids = [f"{prefix}{number:06d}" for number in range(number)]
-    redis.sadd("rq:queues", f"rq:queue:{queue}")
+    redis.sadd(named("rq:queues"), named(f"rq:queue:{queue}"))
     for start in range(0, number, 1000):
         with redis.pipeline(transaction=False) as pipe:
             for offset, job_id in enumerate(ids[start : start + 1000], start):
-                pipe.hset(f"rq:job:{job_id}", mapping=fields)
-                pipe.expire(f"rq:job:{job_id}", 31_536_000)
-                pipe.xadd(f"rq:results:{job_id}", result, id=f"{int(began * 1000) + offset}-0")
-                pipe.zadd(f"rq:failed:{queue}", {job_id: int(began + offset / 1000) + 31_536_000})
+                pipe.hset(named(f"rq:job:{job_id}"), mapping=fields)
+                pipe.expire(named(f"rq:job:{job_id}"), 31_536_000)
+                pipe.xadd(named(f"rq:results:{job_id}"), result, id=f"{int(began * 1000) + offset}-0")
+                pipe.zadd(named(f"rq:failed:{queue}"), {job_id: int(began + offset / 1000) + 31_536_000})
             pipe.execute()
     return ids
 
@@ -99,7 +100,7 @@ def fail_jobs(redis: Redis, name: str, errors: list[str], prefix: str = "q") -> 
         queue.failed_job_registry.add(job, ttl=1000)
         Result.create_failure(job, 1000, exc_string=text)
         ids.append(job.id)
-    redis.sadd("rq:queues", queue.key)
+    redis.sadd(named("rq:queues"), queue.key)
     return ids
 
 

@@ -8,6 +8,7 @@ import zlib
 from base64 import b64decode
 from typing import Any
 
+from keys import named
 from redis import Redis
 from rq.utils import utcparse
 
@@ -84,7 +85,7 @@ def _describe(redis: Redis, key: bytes, began: float) -> tuple[Any, ...]:
         return kind, life, sorted(_id(item) for item in redis.smembers(key))
     if kind == "zset":
         members = redis.zrange(key, 0, -1, withscores=True)
-        if key.startswith((b"rq:failed:", b"rq:finished:")):
+        if key.startswith((named(b"rq:failed:"), named(b"rq:finished:"))):
             # An entry whose time has come (failure_ttl=0) goes with whatever cleans up next: now, or in ten minutes.
             members = [(member, score) for member, score in members if not 0 < score <= time.time()]
         return kind, life, {_id(member): _score(score, began) for member, score in members}
@@ -103,13 +104,13 @@ def _score(score: float, began: float) -> Any:
 def _field(key: bytes, name: str, value: bytes, began: float) -> Any:
     if name in _DATES and _is_date(value, began):
         return "<date>"
-    if key.startswith(b"rq:execution:") and name in ("created_at", "last_heartbeat"):
+    if key.startswith(named(b"rq:execution:")) and name in ("created_at", "last_heartbeat"):
         return "<seconds>" if began - 1 < float(value) < time.time() + 1 else value
     if name == "exc_info":
         return _traceback(zlib.decompress(value).decode())
     if name == "data":
         return zlib.decompress(value)
-    if key.startswith(b"rq:worker:"):
+    if key.startswith(named(b"rq:worker:")):
         if name == "pid":
             return "<pid>" if value.isdigit() else value
         if name == "ip_address":

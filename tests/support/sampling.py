@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+from keys import named
 from redis import Redis
 from rq.job import Job
 from support import wait_until
@@ -12,7 +13,9 @@ from support import wait_until
 
 def of_worker(redis: Redis) -> dict[str, str]:
     """Return the server's connections that are ours: id to name."""
-    return {entry["id"]: entry["name"] for entry in redis.client_list() if entry["name"].startswith("rq_pooled:")}
+    return {
+        entry["id"]: entry["name"] for entry in redis.client_list() if entry["name"].startswith(named("rq_pooled:"))
+    }
 
 
 def by_role(redis: Redis, role: str) -> list[str]:
@@ -48,7 +51,7 @@ class Sampler:
         with Redis.from_url(self._url, client_name="sampler") as client:
             while not self._over.wait(0.002):
                 names = [entry["name"] for entry in client.client_list()]
-                ours = [name for name in names if name.startswith("rq_pooled:")]
+                ours = [name for name in names if name.startswith(named("rq_pooled:"))]
                 self.strangers |= set(names) - set(ours)
                 self.most = max(self.most, sum(not name.endswith(self._but) for name in ours))
                 self.names |= set(ours)

@@ -7,6 +7,7 @@ from typing import Any
 
 import jobs
 from engine import Engine, finished
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.job import Job
@@ -23,8 +24,8 @@ from rq_pooled.store.locks import SweepLock
 from rq_pooled.store.repair import queue_ready, remove_executions, remove_ghosts, rescue_intermediate, rescue_jobs
 from rq_pooled.wire import Command, pack_runs
 
-LOCK = SweepLock("rq_pooled:sweep:q", "", 30)
-OWN_LOCK = SweepLock("rq_pooled:sweep:q", "us", 30)
+LOCK = SweepLock(named("rq_pooled:sweep:q"), "", 30)
+OWN_LOCK = SweepLock(named("rq_pooled:sweep:q"), "us", 30)
 Scene = Callable[[Engine, Redis], Command]
 SCENES: dict[str, Scene] = {}
 
@@ -40,22 +41,22 @@ def enqueue(redis: Redis, *ids: str, **fields: Any) -> None:
     for job_id in ids:
         Queue(connection=redis).enqueue(jobs.nothing, job_id=job_id)
         if fields:
-            redis.hset(f"rq:job:{job_id}", mapping=fields)
+            redis.hset(named(f"rq:job:{job_id}"), mapping=fields)
 
 
 def fail(redis: Redis, *ids: str, **fields: Any) -> None:
     """Have jobs stand in the failed registry."""
     enqueue(redis, *ids, status="failed", **fields)
-    redis.delete("rq:queue:default")
-    redis.zadd("rq:failed:default", dict.fromkeys(ids, 2e9))
+    redis.delete(named("rq:queue:default"))
+    redis.zadd(named("rq:failed:default"), dict.fromkeys(ids, 2e9))
 
 
 def schedule(redis: Redis, *ids: str, **fields: Any) -> None:
     """Have jobs be due since long ago."""
     for job_id in ids:
         Job.create(jobs.nothing, id=job_id, connection=redis, origin="default").save()
-        redis.hset(f"rq:job:{job_id}", mapping={"status": "scheduled", "ttl": 900, **fields})
-        redis.zadd("rq:scheduled:default", {job_id: 1000})
+        redis.hset(named(f"rq:job:{job_id}"), mapping={"status": "scheduled", "ttl": 900, **fields})
+        redis.zadd(named("rq:scheduled:default"), {job_id: 1000})
 
 
 def claim_two(ours: Engine, redis: Redis, **fields: Any) -> list[Any]:
@@ -67,7 +68,7 @@ def claim_two(ours: Engine, redis: Redis, **fields: Any) -> list[Any]:
 
 def claiming(ours: Engine) -> Command:
     """A claim for three workers."""
-    return claim_jobs(ours.settings, ours.token, ["rq:queue:default"], "default", ["v", "w", "x"])[0]
+    return claim_jobs(ours.settings, ours.token, [named("rq:queue:default")], "default", ["v", "w", "x"])[0]
 
 
 @scene
@@ -80,15 +81,15 @@ def claim(ours: Engine, redis: Redis) -> Command:
 @scene
 def claim_stale(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b")
-    redis.delete("rq:job:a")
+    redis.delete(named("rq:job:a"))
     return claiming(ours)
 
 
 @scene
 def claim_once(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b", "c", rq_pooled_once="k", timeout=5)
-    redis.hset("rq:job:b", "rq_pooled_once", "spent")
-    redis.set("rq_pooled:once:spent", "another")
+    redis.hset(named("rq:job:b"), "rq_pooled_once", "spent")
+    redis.set(named("rq_pooled:once:spent"), "another")
     return claiming(ours)
 
 
@@ -102,7 +103,7 @@ def claim_limited(ours: Engine, redis: Redis) -> Command:
 @scene
 def claim_twice_queued(ours: Engine, redis: Redis) -> Command:
     claim_two(ours, redis)
-    redis.lpush("rq:queue:default", "a")
+    redis.lpush(named("rq:queue:default"), "a")
     enqueue(redis, "c")
     return claiming(ours)
 
@@ -145,23 +146,27 @@ def commit_aside(ours: Engine, redis: Redis) -> Command:
     (one, _) = claim_two(ours, redis)
     ours.run(set_aside(one.member, "default", 60, [("f", b"large")]))
     outcome = finished(one)
-    outcome.commands = (1, pack_runs([("ASIDE", 1, 4, "f", "HSET", f"rq:job:{one.job_id}", "result", "")]))
+    outcome.commands = (1, pack_runs([("ASIDE", 1, 4, "f", "HSET", named(f"rq:job:{one.job_id}"), "result", "")]))
     return commit_outcomes(ours.token, [outcome])
 
 
 @scene
 def commit_retry(ours: Engine, redis: Redis) -> Command:
     (one, _) = claim_two(ours, redis)
-    more = [("HDEL", "rq:job:a", "ended_at"), ("LPUSH", "rq:queue:default", "a"), ("EXPIRE", "rq:job:a", "50")]
-    return commit_outcomes(ours.token, [finished(one, *more, ("SADD", "rq:queues", "rq:queue:default"))])
+    more = [
+        ("HDEL", named("rq:job:a"), "ended_at"),
+        ("LPUSH", named("rq:queue:default"), "a"),
+        ("EXPIRE", named("rq:job:a"), "50"),
+    ]
+    return commit_outcomes(ours.token, [finished(one, *more, ("SADD", named("rq:queues"), named("rq:queue:default")))])
 
 
 @scene
 def commit_lost(ours: Engine, redis: Redis) -> Command:
     one, other = claim_two(ours, redis)
-    redis.zrem("rq:wip:default", one.member, other.member)
-    redis.zadd("rq:canceled:default", {"a": 1})
-    redis.hdel("rq:job:b", "data")
+    redis.zrem(named("rq:wip:default"), one.member, other.member)
+    redis.zadd(named("rq:canceled:default"), {"a": 1})
+    redis.hdel(named("rq:job:b"), "data")
     return commit_outcomes(ours.token, [finished(one), finished(other)])
 
 
@@ -178,44 +183,46 @@ def push_back_begun(ours: Engine, redis: Redis) -> Command:
 @scene
 def stalled(ours: Engine, redis: Redis) -> Command:
     claims = claim_two(ours, redis, ttl=900)
-    redis.hset("rq:job:b", "rq_pooled_stalls", 9)
+    redis.hset(named("rq:job:b"), "rq_pooled_stalls", 9)
     end_lease(redis, *(one.member for one in claims))
-    return leases.find_stalled(ours.settings, ours.token, ["rq:queue:default"], "v", 9e9)
+    return leases.find_stalled(ours.settings, ours.token, [named("rq:queue:default")], "v", 9e9)
 
 
 @scene
 def stalled_deleted(ours: Engine, redis: Redis) -> Command:
     claims = claim_two(ours, redis)
-    redis.delete("rq:job:a")
+    redis.delete(named("rq:job:a"))
     end_lease(redis, *(one.member for one in claims))
-    return leases.find_stalled(ours.settings, ours.token, ["rq:queue:default"], "v", 9e9)
+    return leases.find_stalled(ours.settings, ours.token, [named("rq:queue:default")], "v", 9e9)
 
 
 @scene
 def promote(ours: Engine, redis: Redis) -> Command:
     schedule(redis, "a", "b", enqueue_at_front=1)
     schedule(redis, "c", "gone")
-    redis.delete("rq:job:gone")
+    redis.delete(named("rq:job:gone"))
     return scheduled.promote(["default"], "us", {"name": "us"})
 
 
 @scene
 def promote_from_another(ours: Engine, redis: Redis) -> Command:
     schedule(redis, "a")
-    redis.set("rq:scheduler-lock:default", "other", ex=60)
-    redis.hset("rq:scheduler:other", "rq_pooled", "1")
-    redis.pexpire("rq:scheduler-lock:default", 30000)
+    redis.set(named("rq:scheduler-lock:default"), "other", ex=60)
+    redis.hset(named("rq:scheduler:other"), "rq_pooled", "1")
+    redis.pexpire(named("rq:scheduler-lock:default"), 30000)
     return scheduled.promote(["default"], "us", {"name": "us"})
 
 
 def moving(ours: Engine, redis: Redis, next_time: int | None, depends_on: list[str]) -> Command:
     """A move of one of rq-scheduler's jobs, whose lock we hold."""
     enqueue(redis, "a", ttl=900)
-    redis.delete("rq:queue:default")
-    redis.zadd("rq:scheduler:scheduled_jobs", {"a": 1000})
-    redis.set("rq:scheduler_lock", "us", ex=60)
+    redis.delete(named("rq:queue:default"))
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"a": 1000})
+    redis.set(named("rq:scheduler_lock"), "us", ex=60)
     fields = ["status", "queued", "enqueued_at", "now"]
-    return rq_scheduler.move_job("rq:queue:default", ("us", 60), "a", 1000.0, next_time, False, 900, depends_on, fields)
+    return rq_scheduler.move_job(
+        named("rq:queue:default"), ("us", 60), "a", 1000.0, next_time, False, 900, depends_on, fields
+    )
 
 
 @scene
@@ -237,14 +244,14 @@ def move_deferred(ours: Engine, redis: Redis) -> Command:
 @scene
 def move_gone(ours: Engine, redis: Redis) -> Command:
     command = moving(ours, redis, 2000, [])
-    redis.delete("rq:job:a")
+    redis.delete(named("rq:job:a"))
     return command
 
 
 def requeue(ours: Engine, due: str, lock: SweepLock = LOCK) -> Command:
     """A requeue of two failed jobs."""
     words = ("now", b"", 180, True, 3, "default", None, [("a", "any", due), ("b", "any", due)])
-    return failed.failed_requeue("rq:failed:default", lock, *words)
+    return failed.failed_requeue(named("rq:failed:default"), lock, *words)
 
 
 @scene
@@ -256,45 +263,47 @@ def failed_requeue(ours: Engine, redis: Redis) -> Command:
 @scene
 def failed_requeue_later(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b")
-    redis.set("rq_pooled:sweep:q", "us", ex=9)
+    redis.set(named("rq_pooled:sweep:q"), "us", ex=9)
     return requeue(ours, "3000", OWN_LOCK)
 
 
 @scene
 def failed_requeue_ghost(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b")
-    redis.delete("rq:job:a")
+    redis.delete(named("rq:job:a"))
     return requeue(ours, "")
 
 
 @scene
 def failed_bury(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b")
-    redis.zadd("rq:scheduler:scheduled_jobs", {"b": 1})
-    return failed.failed_bury("rq:failed:default", LOCK, "rq_pooled:dead:q", 60, [("a", "any"), ("b", "any")])
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"b": 1})
+    return failed.failed_bury(
+        named("rq:failed:default"), LOCK, named("rq_pooled:dead:q"), 60, [("a", "any"), ("b", "any")]
+    )
 
 
 @scene
 def failed_purge(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b", group_id="g")
-    redis.sadd("rq:group:g", "a")
-    redis.zadd("rq:executions:a", {"x": 1})
-    redis.zadd("rq:scheduler:scheduled_jobs", {"b": 1})
-    return failed.failed_purge("rq:failed:default", LOCK, [("a", "any"), ("b", "any")])
+    redis.sadd(named("rq:group:g"), "a")
+    redis.zadd(named("rq:executions:a"), {"x": 1})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"b": 1})
+    return failed.failed_purge(named("rq:failed:default"), LOCK, [("a", "any"), ("b", "any")])
 
 
 @scene
 def failed_ghosts(ours: Engine, redis: Redis) -> Command:
     fail(redis, "a", "b")
-    redis.delete("rq:job:a")
-    return failed.failed_ghosts("rq:failed:default", LOCK, 0, 10, False)
+    redis.delete(named("rq:job:a"))
+    return failed.failed_ghosts(named("rq:failed:default"), LOCK, 0, 10, False)
 
 
 def enqueueing(ours: Engine, limit: tuple[str, int] = ("", 0), **options: Any) -> Command:
     """An enqueue of two jobs."""
     fields = ["data", b"x", "status", "queued", "created_at", "then", "origin", "default", "timeout", "5"]
     one = [(name, name == "a", 900, fields, limit) for name in "ab"]
-    return enqueue_jobs("rq:queue:default", 9, False, options.get("once"), options.get("unique"), 9, "now", one)
+    return enqueue_jobs(named("rq:queue:default"), 9, False, options.get("once"), options.get("unique"), 9, "now", one)
 
 
 @scene
@@ -304,31 +313,31 @@ def enqueue_two(ours: Engine, redis: Redis) -> Command:
 
 @scene
 def enqueue_unique(ours: Engine, redis: Redis) -> Command:
-    redis.set("rq_pooled:unique:u", "then gone")
-    return enqueueing(ours, once="rq_pooled:once:k", unique="rq_pooled:unique:u")
+    redis.set(named("rq_pooled:unique:u"), "then gone")
+    return enqueueing(ours, once=named("rq_pooled:once:k"), unique=named("rq_pooled:unique:u"))
 
 
 @scene
 def rescue(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b")
-    redis.delete("rq:queue:default", "rq:queues")
-    return rescue_jobs(True, [(name, redis.hget(f"rq:job:{name}", "enqueued_at").decode()) for name in "ab"])
+    redis.delete(named("rq:queue:default"), named("rq:queues"))
+    return rescue_jobs(True, [(name, redis.hget(named(f"rq:job:{name}"), "enqueued_at").decode()) for name in "ab"])
 
 
 @scene
 def intermediate(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b")
-    redis.rename("rq:queue:default", "rq:queue:default:intermediate")
-    redis.zadd("rq_pooled:intermediate:default", {"a": 1, "b": 2, "c": 3})
-    return rescue_intermediate(["rq:queue:default"], 20)
+    redis.rename(named("rq:queue:default"), named("rq:queue:default:intermediate"))
+    redis.zadd(named("rq_pooled:intermediate:default"), {"a": 1, "b": 2, "c": 3})
+    return rescue_intermediate([named("rq:queue:default")], 20)
 
 
 @scene
 def ready(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", "b", status="ready_to_enqueue")
-    redis.delete("rq:queue:default", "rq:queues")
-    redis.zadd("rq:ready:default", {"a": 1, "b": 2, "c": 3})
-    return queue_ready(["rq:queue:default"], 20, "now")
+    redis.delete(named("rq:queue:default"), named("rq:queues"))
+    redis.zadd(named("rq:ready:default"), {"a": 1, "b": 2, "c": 3})
+    return queue_ready([named("rq:queue:default")], 20, "now")
 
 
 @scene
@@ -340,7 +349,7 @@ def limit(ours: Engine, redis: Redis) -> Command:
 @scene
 def limit_cleared(ours: Engine, redis: Redis) -> Command:
     ours.run(change_limit("default", "code", "1 1 1"))
-    redis.lpush("rq_pooled:starts:default", "1")
+    redis.lpush(named("rq_pooled:starts:default"), "1")
     return change_limit("default", "clear", "")
 
 
@@ -357,8 +366,8 @@ def publish(ours: Engine, redis: Redis) -> Command:
 @scene
 def postpone(ours: Engine, redis: Redis) -> Command:
     for one in claim_two(ours, redis):
-        redis.zadd("rq:wip:default", {one.member: 1})
-    return leases.postpone(["rq:queue:default"], 900)
+        redis.zadd(named("rq:wip:default"), {one.member: 1})
+    return leases.postpone([named("rq:queue:default")], 900)
 
 
 @scene
@@ -369,7 +378,7 @@ def aside(ours: Engine, redis: Redis) -> Command:
 
 @scene
 def register(ours: Engine, redis: Redis) -> Command:
-    redis.hset("rq:worker:v", mapping={"birth": "b", "death": "d"})
+    redis.hset(named("rq:worker:v"), mapping={"birth": "b", "death": "d"})
     slots = [(name, {"birth": "c", "state": "idle"}) for name in "vw"]
     return workers.register_workers(480, False, ("", 0), ["default", "low"], slots)
 
@@ -389,18 +398,18 @@ def sample(ours: Engine, redis: Redis) -> Command:
 
 @scene
 def ghosts(ours: Engine, redis: Redis) -> Command:
-    redis.zadd("rq:finished:default", {"a": 1, "b": 2})
-    return remove_ghosts("rq:finished:default", "0", 10, "t", 10)
+    redis.zadd(named("rq:finished:default"), {"a": 1, "b": 2})
+    return remove_ghosts(named("rq:finished:default"), "0", 10, "t", 10)
 
 
 @scene
 def executions(ours: Engine, redis: Redis) -> Command:
-    redis.hset("rq:execution:a:x", "id", "x")
-    redis.zadd("rq:executions:a", {"x": 1, "y": 2})
+    redis.hset(named("rq:execution:a:x"), "id", "x")
+    redis.zadd(named("rq:executions:a"), {"x": 1, "y": 2})
     return remove_executions("0", 100, "t", 10)
 
 
 @scene
 def scheduler_due(ours: Engine, redis: Redis) -> Command:
-    redis.zadd("rq:scheduler:scheduled_jobs", {"a": 1})
+    redis.zadd(named("rq:scheduler:scheduled_jobs"), {"a": 1})
     return rq_scheduler.scheduler_due("t", 60)

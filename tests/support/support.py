@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from keys import named
+
 from rq_pooled.pool import local, registry
 
 SUPPORT = Path(__file__).resolve().parent
@@ -39,7 +41,11 @@ def keys_of_jobs(redis: Any) -> list[bytes]:
     """Return the keys of ours that jobs need: gone when the jobs are. What processes publish about themselves is
     not.
     """
-    return [key for key in redis.scan_iter("rq_pooled:*", count=1000) if not key.startswith(b"rq_pooled:stats")]
+    return [
+        key
+        for key in redis.scan_iter(named("rq_pooled:*"), count=1000)
+        if not key.startswith(named(b"rq_pooled:stats"))
+    ]
 
 
 def drop_pools() -> None:

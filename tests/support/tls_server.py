@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from commands import free_port
 from conftest import IN_CI
+from keys import named
 
 from rq_pooled.embedded import EmbeddedServer, EmbeddedServerError
 
@@ -50,7 +51,9 @@ class TLSServer:
 
     def ours(self) -> list[str]:
         """Return the roles of rq_pooled's connections, in order, all of them over TLS."""
-        entries = [entry for entry in self.server.client().client_list() if entry["name"].startswith("rq_pooled:")]
+        entries = [
+            entry for entry in self.server.client().client_list() if entry["name"].startswith(named("rq_pooled:"))
+        ]
         assert all(entry["laddr"].endswith(f":{self.port}") for entry in entries)
         return sorted(entry["name"].rpartition(":")[2] for entry in entries)
 

@@ -14,6 +14,7 @@ import jobs
 import psutil
 import pytest
 from engine import residue
+from keys import named
 from redis import Redis
 from rq import Queue, Retry
 from rq.job import Job, JobStatus
@@ -37,13 +38,13 @@ def test_after_the_deadline_running_jobs_go_back(server: EmbeddedServer, redis: 
         horses = [int(pid) for pid in redis.lrange("running", 0, -1)]
         stop(worker)
         assert worker.wait(20) == 0
-        assert redis.lrange("rq:queue:default", 0, -1) == [job.id.encode() for job in (*held, behind)]
+        assert redis.lrange(named("rq:queue:default"), 0, -1) == [job.id.encode() for job in (*held, behind)]
         for job in held:
             fields = redis.hgetall(job.key)
             assert (fields[b"status"], fields[b"rq_pooled_stalls"], fields[b"retries_left"]) == (b"queued", b"1", b"1")
         assert residue(redis) == []
         assert not [pid for pid in horses if psutil.pid_exists(pid)]
-        assert redis.smembers("rq:workers") == set()
+        assert redis.smembers(named("rq:workers")) == set()
 
 
 def test_a_job_that_ends_in_time_is_recorded(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -107,7 +108,7 @@ def test_a_job_popped_while_stopping_goes_back(server: EmbeddedServer, redis: Re
         with running_worker(server.url, log=tmp_path / f"{attempt}", concurrency=4, ready=None) as worker:
             worker.wait_for("connections: command")
             enqueued += [queue.enqueue(jobs.nothing) for _ in range(40)]
-            wait_until(lambda n=attempt: redis.zcard("rq:finished:default") > n * 8)
+            wait_until(lambda n=attempt: redis.zcard(named("rq:finished:default")) > n * 8)
             stop(worker)
             assert worker.wait(20) == 0
         waiting = set(queue.job_ids)
@@ -165,7 +166,7 @@ def test_hangup_with_preloaded_code_starts_anew(server: EmbeddedServer, redis: R
             assert held.get_status() == JobStatus.FINISHED
             assert (first.return_value(), after.return_value()) == (1, 2)
             assert len(re.findall(rf"started with PID {worker.pid}", worker.output())) == 2
-            assert redis.smembers("rq:workers") == {b"rq:worker:w"}
+            assert redis.smembers(named("rq:workers")) == {named(b"rq:worker:w")}
             assert worker.stop() == 0
     finally:
         del os.environ["PYTHONPATH"]
@@ -317,4 +318,4 @@ def test_a_hard_stop_puts_back_what_a_handler_has_not_finished(
         assert worker.wait(20) == 0
         assert "1 job goes back to its queue" in worker.output()
     assert queue.job_ids == [job.id] and job.get_status() == JobStatus.QUEUED
-    assert not redis.zcard("rq:wip:default")
+    assert not redis.zcard(named("rq:wip:default"))

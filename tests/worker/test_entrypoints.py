@@ -17,6 +17,7 @@ from typing import Any
 
 import entry_jobs
 import pytest
+from keys import named
 from redis import Redis
 from rq import Queue
 from rq.cli.workers import worker as rq_worker
@@ -98,7 +99,7 @@ def is_finished(job: Job) -> bool:
 
 
 def registered(redis: Redis) -> set[str]:
-    return {key.decode().removeprefix("rq:worker:") for key in redis.smembers("rq:workers")}
+    return {key.decode().removeprefix(named("rq:worker:")) for key in redis.smembers(named("rq:workers"))}
 
 
 def noted(redis: Redis) -> list[str]:
@@ -107,7 +108,7 @@ def noted(redis: Redis) -> list[str]:
 
 def ours(redis: Redis) -> list[str]:
     """Return the names of rq_pooled's connections."""
-    return [entry["name"] for entry in redis.client_list() if entry["name"].startswith("rq_pooled:")]
+    return [entry["name"] for entry in redis.client_list() if entry["name"].startswith(named("rq_pooled:"))]
 
 
 # -- options of rq worker ----------------------------------------------------------------------------------------------
@@ -230,15 +231,15 @@ def test_results_ttl(run: Run, redis: Redis, queue: Queue) -> None:
 def test_worker_ttl(worker: Any, redis: Redis) -> None:
     """--worker-ttl is how long each slot's registration lives without a heartbeat, and a minute more, as with RQ."""
     with worker("q", "--worker-ttl", "77", "--name", "w", concurrency=2):
-        assert all(127 < redis.ttl(f"rq:worker:{name}") <= 137 for name in ("w", "w-1"))
+        assert all(127 < redis.ttl(named(f"rq:worker:{name}")) <= 137 for name in ("w", "w-1"))
 
 
 def test_maintenance_interval(worker: Any, redis: Redis) -> None:
     """--maintenance-interval is how often registries are cleaned, the first time at once."""
     with worker("q", "--maintenance-interval", "1"):
         for _ in range(2):
-            redis.zadd("rq:finished:q", {"expired": 1})
-            wait_until(lambda: not redis.exists("rq:finished:q"), timeout=10, what="maintenance")
+            redis.zadd(named("rq:finished:q"), {"expired": 1})
+            wait_until(lambda: not redis.exists(named("rq:finished:q")), timeout=10, what="maintenance")
 
 
 def test_job_monitoring_interval(worker: Any, redis: Redis, queue: Queue) -> None:
@@ -247,8 +248,8 @@ def test_job_monitoring_interval(worker: Any, redis: Redis, queue: Queue) -> Non
     with worker("q", "--job-monitoring-interval", "1", "--name", "w"):
         wait_until(lambda: job.get_status() == "started")
         for _ in range(2):
-            last = redis.hget("rq:worker:w", "last_heartbeat")
-            wait_until(lambda last=last: redis.hget("rq:worker:w", "last_heartbeat") != last, timeout=5)
+            last = redis.hget(named("rq:worker:w"), "last_heartbeat")
+            wait_until(lambda last=last: redis.hget(named("rq:worker:w"), "last_heartbeat") != last, timeout=5)
         redis.set("go", 1)
         wait_until(lambda: is_finished(job))
 
@@ -483,7 +484,7 @@ def test_looking_changes_nothing(worker: Any, redis: Redis, queue: Queue, server
         try:
             before = everything(redis)
             workers = rq_pooled.Worker.all(connection=redis)
-            one = rq_pooled.Worker.find_by_key("rq:worker:seen", connection=redis)
+            one = rq_pooled.Worker.find_by_key(named("rq:worker:seen"), connection=redis)
             rq_pooled.Worker(["q"], name="other", connection=redis)
             rq_pooled.Worker([queue], "another", 500, redis)
             rq_pooled.Worker([queue])
@@ -539,10 +540,10 @@ def test_a_warm_shutdown_leaves_nothing(worker: Any, redis: Redis, queue: Queue)
     assert all(is_finished(job) for job in jobs)
     assert waiting.get_status() == "queued"
     assert ours(redis) == []
-    assert registered(redis) == set() and not redis.exists("rq:workers:q")
+    assert registered(redis) == set() and not redis.exists(named("rq:workers:q"))
     for name in ("w", "w-1"):
-        assert redis.hget(f"rq:worker:{name}", "death")
-        assert 0 < redis.ttl(f"rq:worker:{name}") <= 60
+        assert redis.hget(named(f"rq:worker:{name}"), "death")
+        assert 0 < redis.ttl(named(f"rq:worker:{name}")) <= 60
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
