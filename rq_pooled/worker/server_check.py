@@ -37,7 +37,7 @@ def check_server(
         ServerUnsupported: it is older than 6.2, or a node of a cluster that was not asked where the keys are.
     """
     (reply,) = execute([("INFO",)])
-    # An ACL refuses INFO. What else it refuses is said when it is asked for.
+    # An ACL: what it cannot do will be said when it is asked to.
     if isinstance(reply, ResponseError):
         logger.warning("the server does not answer INFO (%s): its version and eviction policy are not checked", reply)
         return OLDEST
@@ -49,8 +49,8 @@ def check_server(
         )
     if not in_cluster and (info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1"):
         raise ServerUnsupported(
-            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or for `rq worker` "
-            "in RQ_POOLED_URL"
+            f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}, or in "
+            "RQ_POOLED_URL for `rq worker`"
         )
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
@@ -60,9 +60,8 @@ def check_server(
 
 def leads_to_one_node(client: Redis, settings: Settings) -> bool:
     """Tell whether a client leads to one node of a cluster, while URL says how to find the one that has the keys."""
-    if not is_cluster_url(settings.url) or isinstance(
-        client.connection_pool.connection_kwargs.get("connection_pool"), Finder
-    ):
+    finder = client.connection_pool.connection_kwargs.get("connection_pool")
+    if not is_cluster_url(settings.url) or isinstance(finder, Finder):
         return False
     try:
         return bool(client.info("cluster").get("cluster_enabled"))
