@@ -16,8 +16,8 @@ PACKAGE = Path(rq_pooled.__file__).parent
 PREFIXES = ("rq_pooled:", "rq:")
 #: What names none: fields of a job's meta, and a text that is encoded to try an encoding.
 EXEMPT = {"retry/attempts.py", "retry/backoff.py", "connection/url_parameters.py"}
-#: Who may know the prefix itself: RQ's seam and what refuses it; above the store, messages, names of connections, and the
-#: slot of a cluster.
+#: Who may know the prefix itself: RQ's seam and what refuses it; above the store, messages, names of connections, and
+#: the slot of a cluster.
 KNOW_THE_PREFIX = {
     *("rq_api.py", "rq_version.py", "store/keys.py", "__main__.py"),
     *("connection/away.py", "connection/names.py", "connection/options.py", "connection/resending.py"),
