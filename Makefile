@@ -13,7 +13,7 @@ help:
 	@echo 'make lint    ruff: rules and layout'
 	@echo 'make format  lay the code out as lint wants it'
 	@echo 'make types   mypy --strict'
-	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 (docs/reliability.md)'
+	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 CLUSTER=1 (docs/reliability.md)'
 	@echo 'make soak    run 50 000 jobs through one worker and look at its memory'
 	@echo 'make reliability  measure single faults on stock RQ and here, and write the table of docs/reliability.md'
 	@echo 'make bench   run the benchmarks; they print what README quotes'
@@ -46,7 +46,7 @@ docs: .venv/ready
 	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
 
 chaos: .venv/ready-dev
-	@$(BIN)/python -m tests.chaos --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)
+	@$(if $(CLUSTER),RQ_KEY_PREFIX='{app}') $(BIN)/python -m tests.chaos $(if $(CLUSTER),--cluster) --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)
 
 soak: .venv/ready-dev
 	@$(BIN)/python -m tests.chaos.soak $(ARGS)

@@ -130,7 +130,7 @@ class BreakableStage(Stage):
             pid = f":{member.process.pid}:" if member else ""
             self._note("cut connections", member.process.pid if member else 0)
             for entry in self.admin.client_list():
-                if pid in entry["name"] and entry["name"] != "chaos-admin":
+                if pid in entry["name"] and entry["name"] != "chaos-admin" and not entry["name"].endswith(":harness"):
                     self.admin.client_kill_filter(_id=entry["id"])
 
         self._ask(cut)

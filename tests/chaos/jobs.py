@@ -13,6 +13,8 @@ from rq import Queue, Retry, get_current_job
 from rq.exceptions import DuplicateJobError
 from rq.job import Job
 
+from rq_pooled.rq_api import key_prefix
+
 from . import journal
 
 QUEUE = "chaos"
@@ -83,7 +85,7 @@ def use_redis() -> str:
     job, execution = _me()
     with journal.running(job.id, execution):
         for _ in range(5):
-            _insist(lambda: job.connection.set(f"chaos:touched:{job.id}", execution, ex=600))
+            _insist(lambda: job.connection.set(f"{key_prefix()}:chaos:touched:{job.id}", execution, ex=600))
         return job.id
 
 
@@ -103,7 +105,7 @@ def share() -> str:
     """
     job, execution = _me()
     with journal.running(job.id, execution):
-        key = f"chaos:shared:{job.id}:{execution}"
+        key = f"{key_prefix()}:chaos:shared:{job.id}:{execution}"
         for step in range(5):
             job.meta["step"] = step
             _insist(job.save_meta)

@@ -20,8 +20,10 @@ KINDS: dict[str, tuple[float, float, float]] = {
     "flush scripts": (2, 0.0, 0.0),
     "fill memory": (1, 0.5, 4.0),
 }
+#: The same on a cluster, where no node can be made a replica by hand; the slot of all keys moves.
+CLUSTER_KINDS = {kind: KINDS[kind] for kind in KINDS if kind != "demote server"} | {"move slot": (4.0, 0.0, 3.0)}
 #: Only one of these at a time: the server is in one state.
-ON_SERVER = {"freeze server", "crash server", "restart server", "demote server", "fill memory"}
+ON_SERVER = {"freeze server", "crash server", "restart server", "demote server", "fill memory", "move slot"}
 #: These talk to the server, which has to be there.
 THROUGH_SERVER = {"cut connections", "flush scripts"}
 #: Seconds between two faults, and before the first.
@@ -43,16 +45,21 @@ class Fault:
         return f"{self.at:7.2f} s  {self.kind:<15} for {self.length:.2f} s  pick {self.pick:.3f}"
 
 
-def make(seed: int, seconds: float, only: frozenset[str] = frozenset()) -> list[Fault]:
-    """Return the faults of ``seconds`` seconds; ``only`` these kinds if given."""
+def make(
+    seed: int,
+    seconds: float,
+    only: frozenset[str] = frozenset(),
+    table: dict[str, tuple[float, float, float]] = KINDS,
+) -> list[Fault]:
+    """Return the faults of ``seconds`` seconds, of the kinds in ``table``; ``only`` these if given."""
     random = Random(seed)
-    kinds = [kind for kind in KINDS if not only or kind in only]
-    weights = [KINDS[kind][0] for kind in kinds]
+    kinds = [kind for kind in table if not only or kind in only]
+    weights = [table[kind][0] for kind in kinds]
     faults: list[Fault] = []
     at, server_free_at = BEFORE, 0.0
     while True:
         kind = random.choices(kinds, weights)[0]
-        _, low, high = KINDS[kind]
+        _, low, high = table[kind]
         # Squared: short ones are more frequent, and more races happen there.
         length = low + (high - low) * random.random() ** 2
         if kind in ON_SERVER | THROUGH_SERVER or random.random() > OVERLAP:

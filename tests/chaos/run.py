@@ -14,6 +14,7 @@ from keys import named
 from redis.exceptions import RedisError
 
 from . import journal, plan
+from .cluster_stage import ClusterStage
 from .inflict import BreakableStage
 from .jobs import QUEUE
 from .load import Enqueuer, Watch
@@ -71,6 +72,7 @@ def run(
     only: frozenset[str] = frozenset(),
     directory: Path | None = None,
     say: Callable[[str], None] = lambda _line: None,
+    cluster: bool = False,
 ) -> Report:
     """Break things for ``seconds`` seconds, wait for the end of all jobs, and judge.
 
@@ -78,13 +80,13 @@ def run(
     """
     directory = directory or Path(tempfile.mkdtemp(prefix="chaos-"))
     notes = directory / "journal"
-    faults = plan.make(seed, seconds, only)
-    stage = BreakableStage(directory, notes, engine)
+    faults = plan.make(seed, seconds, only, plan.CLUSTER_KINDS if cluster else plan.KINDS)
+    stage = (ClusterStage if cluster else BreakableStage)(directory, notes, engine)
     threads: list[Enqueuer | Watch] = []
     deaths: list[str] = []
     try:
         stage.start(WORKERS)
-        enqueuer, watch = Enqueuer(stage.server.url, seed, RATE), Watch(stage.server.url)
+        enqueuer, watch = Enqueuer(stage.url, seed, RATE), Watch(stage.url)
         threads = [watch, enqueuer]
         for thread in threads:
             thread.start()

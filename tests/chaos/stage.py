@@ -13,7 +13,10 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from support import PYTHONPATH, TESTS, WorkerProcess
 
+from rq_pooled.config import Settings
+from rq_pooled.config.cluster_url import is_cluster_url
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.pool import Pool
 
 from .jobs import QUEUE
 
@@ -75,6 +78,9 @@ class Member:
 
 def client(url: str, timeout: float = 2.0) -> Redis:
     """Return a client that never sends anything twice."""
+    if is_cluster_url(url):
+        settings = Settings(url=url, socket_timeout=timeout, socket_connect_timeout=timeout)
+        return Redis(connection_pool=Pool(settings, "harness"))
     return Redis.from_url(url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0))
 
 
@@ -119,12 +125,21 @@ class Stage:
         env["PYTHONPATH"] = os.pathsep.join([*path, str(TESTS), PYTHONPATH, env.get("PYTHONPATH", "")])
         env |= {f"RQ_POOLED_{name}": str(value) for name, value in SETTINGS.items()}
         env["RQ_POOLED_CONCURRENCY"] = str(CONCURRENCY)
-        command = [sys.executable, "-m", "rq.cli", "worker", "--url", self.server.url, "--name", name]
-        command += ["--worker-class", "rq_pooled.Worker", QUEUE]
+        command = self.command(name)
         # Not in the current directory: its rq_pooled would come before that of ``engine``.
         member = Member(name, WorkerProcess(command, env, self.directory / f"{name}.log", self.directory))
         self.members.append(member)
         return member
+
+    @property
+    def url(self) -> str:
+        """Where the server is found."""
+        return self.server.url
+
+    def command(self, name: str) -> list[str]:
+        """Return what runs a worker."""
+        command = [sys.executable, "-m", "rq.cli", "worker", "--url", self.url, "--name", name]
+        return [*command, "--worker-class", "rq_pooled.Worker", QUEUE]
 
     # -- the end -------------------------------------------------------------------------------------------------
 
