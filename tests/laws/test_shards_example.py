@@ -29,8 +29,8 @@ def printed() -> list[tuple[str, list[str]]]:
     return [(block[0].removeprefix("$ "), block[1:]) for block in blocks]
 
 
-def run(command: str) -> list[str]:
-    """Run a command of the README, with this Python, and return what it prints."""
+def run(command: str, log: str = "") -> list[str]:
+    """Run a command of the README, with this Python, and return what it prints; ``log`` is what workers may say."""
     words = shlex.split(command)
     settings = {}
     while "=" in words[0]:
@@ -41,7 +41,8 @@ def run(command: str) -> list[str]:
         cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **settings},
         capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
-    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout + ended.stderr
+    said = [line for line in ended.stderr.splitlines() if not (log and re.search(log, line))]
+    assert ended.returncode == 0 and not said, ended.stdout + ended.stderr
     return ended.stdout.splitlines()
 
 
@@ -85,16 +86,14 @@ def test_a_shard_moves_while_it_works(two_masters: Cluster) -> None:
     url, (first, second) = two_masters.url, two_masters.masters
     output: list[str] = []
     command = f"SHARD_URLS={url} python examples/shards/run.py --orders 600"
-    shop = threading.Thread(target=lambda: output.extend(run(command)))
+    shop = threading.Thread(target=lambda: output.extend(run(command, "Worker .*(lost the server|server is back)")))
     shop.start()
     redis = second.client()
     wait_until(lambda: redis.zcard("{shop-b}:finished:orders") > 20, 60, "packed orders")
-    moves = []
     for node in (first, second, first):
-        moves += run(f"python examples/shards/move.py '{{shop-b}}' redis://{node.address}")
+        run(f"python examples/shards/move.py '{{shop-b}}' redis://{node.address}")
         wait_until(lambda: not shop.is_alive() or node.client().zcard("{shop-b}:finished:orders") > 20, 60)  # noqa: B023
     shop.join(100)
-    print(moves)
     taken = [re.fullmatch(r".* (\d+) orders taken, (\d+) packed", line) for line in output]
     assert len(taken) == 2 and all(match and match[1] == match[2] for match in taken), output
     assert sum(int(match[1]) for match in taken if match) == 600
