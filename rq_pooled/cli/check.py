@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 from redis import Redis
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import AskError, AuthenticationError, AuthorizationError, RedisError
 
 from ..capacity.level import Level
 from ..config.secrets import message_of
@@ -173,8 +173,8 @@ def _lost(error: Exception) -> bool:
     """Tell whether the server could not be reached or cannot serve for now; a refused login is an answer."""
     if any(isinstance(one, (AuthenticationError, AuthorizationError)) for one in (error, error.__cause__)):
         return False
-    # This is a wrong URL, or protected mode.
-    if isinstance(error, ServerUnreachable) and error.exit_code == USAGE:
+    # This is a wrong URL, or protected mode; the URL of one node of a cluster, too.
+    if isinstance(error, AskError) or (isinstance(error, ServerUnreachable) and error.exit_code == USAGE):
         return False
     return isinstance(error, (*LOST, OSError)) or is_away(error)
 

@@ -27,7 +27,9 @@ def roles(cluster: Cluster) -> dict[str, list[str]]:
     """Return the roles of the worker's connections to each node that has any."""
     found: dict[str, list[str]] = {}
     for node in cluster.nodes:
-        names = [entry["name"] for entry in node.client().client_list() if entry["name"].startswith("rq_pooled:")]
+        names = [
+            entry["name"] for entry in node.client().client_list() if entry["name"].startswith(f"{PREFIX}_pooled:")
+        ]
         ours = sorted(name.rpartition(":")[2] for name in names if not name.endswith(":test"))
         if ours:
             found[node.address] = ours
