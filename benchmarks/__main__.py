@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from . import connections, latency, memory, startup, streams, sweeper, throughput
+from . import connections, latency, memory, signing, startup, streams, sweeper, throughput
 from .common import machine, server
 
-ALL = [throughput, latency, memory, startup, connections, streams, sweeper]
+ALL = [throughput, latency, memory, startup, connections, streams, sweeper, signing]
 
 
 def main() -> None:

@@ -25,6 +25,8 @@ _COUNTED = (
     "stalls",
     "reconnects",
     "horses_replaced",
+    "refused",
+    "unsigned",
 )
 
 

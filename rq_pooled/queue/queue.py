@@ -36,6 +36,9 @@ from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
+from ..signing.attach import sign_for
+from ..signing.policy import current
+from ..signing.serializer import sealed
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
@@ -88,6 +91,8 @@ class Queue(AdmittingQueue):
             )
         super().__init__(name, get_connection() if connection is None else connection, *args, **kwargs)
         self._retry = retry
+        self.signing = current()
+        self.serializer = sealed(self.serializer)
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
         """Create a job as RQ does, with this queue's ``retry`` where none is given."""
@@ -97,6 +102,8 @@ class Queue(AdmittingQueue):
         job = super().create_job(*args, **kwargs)
         if isinstance(retry, Backoff):
             attach(job, retry)
+        # Last: it covers what the others write.
+        sign_for(self, job)
         return job
 
     def enqueue_job(
@@ -104,6 +111,7 @@ class Queue(AdmittingQueue):
     ) -> Job:
         """Enqueue a job, or return the one that an unconfirmed call with this id has enqueued; see the class."""
         _check_unique(job, unique)
+        sign_for(self, job)
         # Keywords: Sentry's integration replaces rq's method by one that takes nothing else.
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -119,6 +127,7 @@ class Queue(AdmittingQueue):
     ) -> Job:
         """Schedule a job, or return the one that an unconfirmed call with this id has scheduled; see the class."""
         _check_unique(job, unique)
+        sign_for(self, job)
         if pipeline is not None:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         with confirming(self.name, self.connection, [job.id], job):
