@@ -6,7 +6,7 @@ It begins with a byte that is no pickle and no zlib, so code without keys fails 
 from __future__ import annotations
 
 import zlib
-from hmac import compare_digest, digest
+from hmac import compare_digest
 from typing import NamedTuple
 
 from ..errors import ConfigurationError, NotVerified
@@ -56,7 +56,7 @@ def seal(keys: Keys, purpose: bytes, job_id: str, name: str, content: bytes) -> 
     if head.count(0) != 4:
         raise ConfigurationError(f"the name {name!r} contains a character that no name has: call another function")
     signed = head + content
-    return signed + digest(keys.secret, signed, "sha256")
+    return signed + keys.secret.mac(signed)
 
 
 def unseal(keys: Keys, data: bytes) -> Envelope:
@@ -76,7 +76,7 @@ def unseal(keys: Keys, data: bytes) -> Envelope:
     if secret is None:
         shown = name[:32].decode("ascii", "replace")
         raise NotVerified(f"the key {shown!r} that signed it is not known here: add it to SIGNING_KEYS")
-    if start > len(signed) or not compare_digest(digest(secret, signed, "sha256"), mac):
+    if start > len(signed) or not compare_digest(secret.mac(signed), mac):
         raise NotVerified("its signature is wrong: it was altered, or signed with another secret")
     return Envelope(data[_START : _START + 1], job_id, what, mac, start)
 

@@ -6,7 +6,7 @@ It stands in a field of its own in the job's hash. RQ's ``save`` writes single f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hmac import compare_digest, digest
+from hmac import compare_digest
 from typing import Any, NamedTuple
 
 from ..errors import NotVerified
@@ -24,6 +24,9 @@ SIGNED = (
     *("retry_intervals", "repeat_intervals", "rq_pooled:retry"),
 )
 _SIGNED = tuple(name.encode() for name in SIGNED)
+_NAMES = tuple(zip(_SIGNED, SIGNED))
+#: What is not there is the same as what is empty, as for RQ.
+_NOTHING = (None, "", b"")
 _CALLBACKS = tuple(name.encode() for name in CALLBACKS)
 _FIELD, _PURPOSE = FIELD.encode(), b"rq_pooled job 1"
 
@@ -50,17 +53,18 @@ def sign(keys: Keys, job_id: str, fields: Mapping[str, Any], data: bytes) -> byt
         fields: as RQ's ``to_dict`` returns them.
         data: the job's envelope.
     """
-    values = [as_written(fields.get(name)) for name in SIGNED]
+    values = [(name, as_written(value)) for name, key in _NAMES if (value := fields.get(key)) not in _NOTHING]
     text = _text(job_id.encode(), as_written(fields.get("origin")), data[-MAC:], values)
-    return keys.name + b":" + digest(keys.secret, text, "sha256").hex().encode()
+    return keys.name + b":" + keys.secret.mac(text).hex().encode()
 
 
 def as_written(value: Any) -> bytes:
-    """Return a value as redis-py writes it; what is not there is the same as what is empty, as for RQ."""
+    """Return a value as redis-py writes it."""
     return value if type(value) is bytes else b"" if value is None else str(value).encode("utf-8", "surrogateescape")
 
 
-def _text(job_id: bytes, origin: bytes, mac: bytes, values: list[bytes]) -> bytes:
+def _text(job_id: bytes, origin: bytes, mac: bytes, values: list[tuple[bytes, bytes]]) -> bytes:
+    # A repr of bytes can be read in one way only.
     return repr((_PURPOSE, job_id, origin, mac, values)).encode()
 
 
@@ -101,8 +105,8 @@ def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope,
     secret = keys.all.get(name)
     if secret is None:
         raise NotVerified("the signature of its fields is missing, or of a key that is not known here")
-    text = _text(job_id, origin, envelope.mac, [raw.get(field, b"") for field in _SIGNED])
-    if not compare_digest(digest(secret, text, "sha256").hex().encode(), given):
+    text = _text(job_id, origin, envelope.mac, [(name, value) for name in _SIGNED if (value := raw.get(name))])
+    if not compare_digest(secret.mac(text).hex().encode(), given):
         raise NotVerified(
             "the signature of its fields is wrong: its queue, callbacks, webhooks, timeout or rules of retries were "
             "altered"

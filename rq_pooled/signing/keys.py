@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from hashlib import sha256
+from hmac import compare_digest
 from typing import NamedTuple
 
 from ..errors import ConfigurationError
@@ -16,12 +18,40 @@ _NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _MAKE = "make one: python -c 'import secrets; print(\"k1:\" + secrets.token_urlsafe(32))'"
 
 
+class Secret:
+    """HMAC-SHA256 with one secret, as RFC 2104 has it: the two states after the padded key are kept, and copied.
+
+    ``hmac.digest`` sets them up each time, which takes three times as long for a short text.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, secret: bytes) -> None:
+        block = sha256().block_size
+        padded = (secret if len(secret) <= block else sha256(secret).digest()).ljust(block, b"\0")
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in padded))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in padded))
+
+    def mac(self, data: bytes | memoryview) -> bytes:
+        """Return the signature of data."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and compare_digest(self.mac(b""), other.mac(b""))
+
+    def __hash__(self) -> int:
+        return hash(self.mac(b""))
+
+
 class Keys(NamedTuple):
     """The keys of one process: the first signs, all verify."""
 
     name: bytes
-    secret: bytes
-    all: Mapping[bytes, bytes]
+    secret: Secret
+    all: Mapping[bytes, Secret]
 
     def __repr__(self) -> str:
         return f"Keys({', '.join(name.decode() for name in self.all)})"
@@ -33,7 +63,7 @@ def parse_keys(text: str, source: str) -> Keys:
     Raises:
         ConfigurationError: there is none, or one cannot be used; says which by its place and name only.
     """
-    found: dict[bytes, bytes] = {}
+    found: dict[bytes, Secret] = {}
     parts = [part.strip() for part in re.split(r"[,\n]", text)]
     for place, part in enumerate(filter(None, parts), 1):
         name, colon, secret = part.partition(":")
@@ -49,7 +79,7 @@ def parse_keys(text: str, source: str) -> Keys:
             )
         if name.encode() in found:
             raise ConfigurationError(f"{source}: two keys have the name {name}: give each its own")
-        found[name.encode()] = secret.encode("utf-8", "surrogateescape")
+        found[name.encode()] = Secret(secret.encode("utf-8", "surrogateescape"))
     if not found:
         raise ConfigurationError(f"{source} is empty: leave it out to sign nothing, or {_MAKE}")
     name_of_first = next(iter(found))
