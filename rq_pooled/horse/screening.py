@@ -65,12 +65,14 @@ class Screened:
             restore(raw)
             return
         # RQ itself unpacks without a bound, and loads an old result: nothing here reads either.
-        known = {name: raw[name] for name in raw if name not in (b"exc_info", b"result")}
+        known = {**raw, b"data": verified.data}
+        known.pop(b"exc_info", None)
+        known.pop(b"result", None)
         used: Any = job.serializer
         inner = used.inner if isinstance(used, Sealed) else used
         job.serializer = serializer = Sealed(inner, verified.bound)
         serializer.verified = (verified.data, verified.start)
-        restore({**known, b"data": verified.data})
+        restore(known)
         self.unsigned = not verified.start
         if self.unsigned:
             # Code that does not know keys yet reads its result.

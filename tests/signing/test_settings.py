@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import signed_jobs
 from commands import refusal, run, run_command
 from rq import Callback
 from signing_scene import K1, K2, Signing
+from support import running_worker, wait_until
 
 import rq_pooled
 from rq_pooled import Queue
@@ -105,6 +107,24 @@ def test_accept_unsigned(signing: Signing) -> None:
     assert (job.return_value(), job.meta) == ("old", {"a": 1, "count": 1})
     dependent = plain.fetch_job("dependent")
     assert dependent is not None and dependent.meta == {"a": 1}
+
+
+def test_what_workers_count(signing: Signing, tmp_path: Path) -> None:
+    """Jobs that ran without a signature and jobs that were not loaded are told by `stats` and, where there are keys, by
+    `check`."""
+    signing.use(SIGNING="accept-unsigned")
+    rq.Queue("default", connection=signing.redis).enqueue(signed_jobs.note, "unsigned")
+    Queue("default", connection=signing.redis).enqueue(signed_jobs.note, "refused", job_id="a")
+    signing.redis.hset("rq:job:a", "timeout", 5)
+    url = signing.server.url
+    with running_worker(url, "default", log=tmp_path / "log", RQ_POOLED_HEARTBEAT_INTERVAL="0.2"):
+        expected = "1 jobs ran without a signature, 1 were not loaded"
+        wait_until(lambda: expected in run_command(url, "check").stdout, 30)
+        signing.use(None)
+        assert "signature" not in run_command(url, "check").stdout
+        found = json.loads(run_command(url, "stats", "--json").stdout)
+    counters = [one["worker"]["counters"] for one in found["processes"] if one["worker"]]
+    assert [(one["unsigned"], one["refused"]) for one in counters] == [(1, 1)]
 
 
 @pytest.mark.parametrize("keys", [K1, None])
