@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import rq
 import signed_jobs
+from commands import run
 from rq import Callback
 from rq.job import Job
 from signed_jobs import Evil
@@ -227,7 +228,7 @@ def test_maintenance_calls_no_forged_callback(signing: Signing) -> None:
     genuine(signing, "a", on_failure=Callback(signed_jobs.on_failure))
     redis = signing.redis
     redis.delete("rq:queue:default")
-    for job_id, name in (("good", None), ("bad", "signed_jobs.on_success")):
+    for job_id, name in (("good", None), ("bad", "signed_jobs.forged")):
         genuine(signing, job_id, on_failure=Callback(signed_jobs.on_failure))
         redis.lrem("rq:queue:default", 0, job_id)
         redis.hset(f"rq:job:{job_id}", "status", "started")
@@ -239,3 +240,17 @@ def test_maintenance_calls_no_forged_callback(signing: Signing) -> None:
     assert [word for word in signing.ran if "of bad" in word] == []
     assert "failure of good" in signing.ran and "next" in signing.ran
     assert signing.status("bad") == signing.status("good") == "failed"
+
+
+def test_rq_unpacks_with_a_bound() -> None:
+    """In a process with keys RQ's own `restore`, which dependents pass, keeps a bomb packed."""
+    code = (
+        "import zlib, redis, rq.job; from rq_pooled.horse.screening import use_in_jobs;"
+        "from rq_pooled.signing.keys import parse_keys; from rq_pooled.signing.policy import Policy;"
+        "use_in_jobs(Policy(parse_keys('k1:a-secret-of-a-test', '')));"
+        "bomb = zlib.compress(bytes(70 * 2**20)); job = rq.job.Job('x', connection=redis.Redis());"
+        "job.restore({b'data': bomb}); assert job.data == bomb;"
+        "job.restore({b'data': zlib.compress(b'small')}); assert job.data == b'small'"
+    )
+    result = run(["-c", code])
+    assert result.returncode == 0, result.stderr

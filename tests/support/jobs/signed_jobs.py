@@ -64,6 +64,11 @@ def on_failure(job: Any, connection: Redis, *_error: Any) -> None:
     connection.rpush(RAN, f"failure of {job.id}")
 
 
+def forged(job: Any, connection: Redis, *_error: Any) -> None:
+    """Say that it was called, though the producer named another callback."""
+    connection.rpush(RAN, f"forged of {job.id}")
+
+
 def evil() -> None:
     """Leave a trace."""
     Redis.from_url(os.environ["EVIL_URL"]).rpush(RAN, "EVIL")
