@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .queue import Queue
     from .retry import Backoff, RetryAfter
     from .scheduler.scheduler import Scheduler
+    from .signing.serializer import SignedSerializer
     from .worker.worker import Worker
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "Queue",
     "RetryAfter",
     "Scheduler",
+    "SignedSerializer",
     "Sweeper",
     "Worker",
     "get_connection",
@@ -33,6 +35,7 @@ _HOMES = {
     "Queue": "queue",
     "RetryAfter": "retry",
     "Scheduler": "scheduler.scheduler",
+    "SignedSerializer": "signing.serializer",
     "Sweeper": "failed",
     "Worker": "worker.worker",
     "get_connection": "pool",

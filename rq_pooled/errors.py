@@ -133,3 +133,7 @@ class AlreadyQueued(RQPooledError):
     def __init__(self, message: str, job_id: str) -> None:
         super().__init__(message)
         self.job_id = job_id
+
+
+class NotVerified(RQPooledError, ValueError):
+    """A job in Redis is not signed as it should be, or calls what ALLOWED does not name: it is not loaded."""

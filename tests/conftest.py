@@ -18,7 +18,7 @@ import rq_pooled.pool.registry as pools
 from rq_pooled.embedded import EmbeddedServer, EmbeddedServerError, find_server
 
 #: Its fixtures, for the modules that ask for them.
-pytest_plugins = ["tls_server", "cluster_fixtures"]
+pytest_plugins = ["tls_server", "cluster_fixtures", "signing_scene"]
 
 KIND = os.environ.get("RQ_POOLED_TEST_SERVER") or None
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true", "yes")

@@ -146,6 +146,8 @@ def check(
             findings += [_counted(found, state, most, names) for state, most in counts.items() if most is not None]
             if rates is not None:
                 findings.append(_failures(client, rates))
+            if settings.signing_keys is not None or settings.signing_keys_file is not None:
+                findings.append(_signatures(client))
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:
@@ -263,6 +265,14 @@ def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, floa
     count = sum(queue[state] for queue in queues if not names or queue["name"] in names)
     text = f"{count} job{'s' * (count != 1)} {_BESIDE[state]}"
     return Finding(state, _judged(count, limits), text, f"{state}={count};{limits[0]:g};{limits[1]:g}")
+
+
+def _signatures(client: Redis) -> Finding:
+    """Tell what workers did since their starts; the alert rules judge it."""
+    counters = [one["worker"]["counters"] for one in processes(client) if one["worker"]]
+    unsigned, refused = (sum(one[name] for one in counters) for name in ("unsigned", "refused"))
+    text = f"{unsigned} jobs ran without a signature, {refused} were not loaded"
+    return Finding("signatures", OK, text, f"unsigned={unsigned} refused={refused}")
 
 
 def _failures(client: Redis, limits: tuple[float, float]) -> Finding:

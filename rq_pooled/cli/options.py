@@ -35,9 +35,14 @@ def open_server(url: str | None) -> Redis:
 
 
 def setting_options() -> list[click.Option]:
-    """Return one option per setting. Values stay text here: Settings alone knows what is allowed."""
+    """Return one option per setting but for keys, which everybody on the host would see.
+
+    Values stay text here: Settings alone knows what is allowed.
+    """
     options = []
     for setting in Settings.describe():
+        if setting.secret and setting.name != "url":
+            continue
         flags = ["--" + setting.name.replace("_", "-"), *(["-u"] if setting.name == "url" else []), setting.name]
         text = f"{setting.description}  [{shown(setting.default)}]"
         metavar = {"s": "SECONDS", "": "TEXT"}.get(setting.unit, setting.unit.upper())

@@ -23,7 +23,8 @@ def settings(markdown: bool) -> None:
         say(f"rq-pooled: {line}", err=True)
     for setting in Settings.describe():
         value = getattr(current, setting.name)
-        say(f"{setting.env[0]:<34} {scrub_url(value) if setting.name == 'url' else shown(value)}")
+        words = scrub_url(value) if setting.name == "url" else "***" if setting.secret and value else shown(value)
+        say(f"{setting.env[0]:<34} {words}")
 
 
 def settings_as_markdown() -> str:

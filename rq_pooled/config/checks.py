@@ -16,6 +16,7 @@ from .own_urls import form_of, is_own_url, server_url
 from .secrets import scrub, scrub_url
 
 _SCHEMES = ("redis", "rediss", "unix")
+_ALLOWED = r"[\w*]+(?:\.[\w*]+)*"
 _MODULE_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 
 
@@ -37,7 +38,9 @@ def checked(
 
     def refuse(name: str, problem: str, remedy: str) -> ConfigurationError:
         given = str(values.get(name, fields[name].default))
-        shown = (scrub_url(given) if name == "url" else scrub(given)) or "empty"
+        # A URL says most of what is wrong with it, other secrets nothing.
+        hidden = fields[name].metadata["setting"].secret and name != "url"
+        shown = (scrub_url(given) if name == "url" else "***" if hidden else scrub(given)) or "empty"
         source = sources.get(name, "the argument " + name if name in values else "the default")
         line = f"{name.upper()} is {shown} (from {source}): {problem}; {remedy}"
         return ConfigurationError(" ".join(line.split()))
@@ -74,6 +77,10 @@ def checked(
     ):
         if value(name) is not None and not re.fullmatch(pattern, value(name)):
             raise refuse(name, f"it must be written as {form}", "change it")
+    if value("signing") not in (None, "require", "accept-unsigned"):
+        raise refuse("signing", "it must be require or accept-unsigned", "change it")
+    if any(not re.fullmatch(_ALLOWED, one) for one in value("allowed")):
+        raise refuse("allowed", "it must be dotted names, in which * stands for one name", "write shop.tasks.*")
     for name, kind in (("preload", "modules"), ("sweep_requeue", "exceptions")):
         if any(not re.fullmatch(_MODULE_NAME, one) for one in value(name)):
             raise refuse(name, f"it must be names of {kind}, separated by commas", "change it")

@@ -17,6 +17,7 @@ class SettingInfo(NamedTuple):
     optional: bool
     description: str
     allowed: str
+    secret: bool
 
 
 class Field(NamedTuple):
@@ -30,6 +31,7 @@ class Field(NamedTuple):
     above: bool
     optional: bool
     env: tuple[str, ...]
+    secret: bool
 
     @property
     def allowed(self) -> str:
@@ -62,9 +64,9 @@ def setting(
         low: the least value; with ``above`` it is itself too low.
         high: the largest value.
         env: variables of the environment that are read besides the one with our prefix.
-        secret: the value is left out of ``repr``.
+        secret: the value is left out of ``repr``, and shown nowhere.
     """
-    meta = Field(kind, description, unit, low, high, above, default is None, env)
+    meta = Field(kind, description, unit, low, high, above, default is None, env, secret)
     return dataclasses.field(default=default, repr=not secret, metadata={"setting": meta})
 
 

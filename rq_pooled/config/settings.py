@@ -185,6 +185,28 @@ class Settings:
     app: str | None = setting(
         None, str, "Flask app (module:app_or_factory), imported before forking, whose context wraps each job"
     )
+    signing_keys: str | None = setting(
+        None,
+        str,
+        "keys that sign jobs, as name:secret, separated by commas: the first signs, all verify (docs/security.md)",
+        secret=True,
+    )
+    signing_keys_file: str | None = setting(None, str, "a file with these keys instead, such as a container's secret")
+    signing: str | None = setting(
+        None,
+        str,
+        "with keys: require (so unless set) refuses jobs that are not signed, accept-unsigned runs and counts them",
+    )
+    signing_unbound: int = setting(
+        0,
+        int,
+        "1 (yes): jobs that SignedSerializer signed in a plain rq.Queue run, too, if they have no callbacks; 0 (no)",
+        low=0,
+        high=1,
+    )
+    allowed: tuple[str, ...] = setting(
+        (), tuple, "what jobs may call, separated by commas: dotted names, in which * stands for one name; none: all"
+    )
 
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
@@ -254,6 +276,7 @@ class Settings:
                 meta.optional,
                 meta.description,
                 meta.allowed,
+                meta.secret,
             )
             for field, meta in ((field, field.metadata["setting"]) for field in dataclasses.fields(cls))
         ]

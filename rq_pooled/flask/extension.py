@@ -19,6 +19,7 @@ from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from ..rq_version import check_rq
+from ..signing.policy import sign_by
 from .blueprint import Authorize, make_blueprint
 
 __all__ = ["RQPooled"]
@@ -58,7 +59,9 @@ class RQPooled:
         check_rq()
         if app.extensions.get("rq_pooled", self) is not self:
             raise ConfigurationError("this application has an RQPooled already: use app.extensions['rq_pooled']")
-        self._clients[app] = _Client(_settings_of(app))
+        settings = _settings_of(app)
+        sign_by(settings, {key for key in app.config if key.startswith(PREFIX)})
+        self._clients[app] = _Client(settings)
         app.extensions["rq_pooled"] = self
 
     @property

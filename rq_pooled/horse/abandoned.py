@@ -12,6 +12,8 @@ from rq.queue import Queue
 from .. import rq_api
 from ..retry import attempts
 from ..retry.backoff import Rules
+from ..signing.policy import current
+from .screening import Screened
 from .worker import HorseMixin, attempt
 
 
@@ -32,8 +34,8 @@ def use_in_maintenance(worker: HorseMixin) -> None:
 def _abandoned(job_class: type[Job], worker: HorseMixin, penalty: Any) -> type[Job]:
     class Abandoned(job_class):  # type: ignore[misc, valid-type]
         def restore(self, raw_data: Any) -> None:
-            super().restore(raw_data)
             self._raw = raw_data
+            self._screened = Screened(current(), self, None, raw_data, super().restore)
 
         def retry(self, queue: Queue, pipeline: Any) -> None:
             already = len(pipeline.command_stack)
@@ -51,6 +53,9 @@ def _abandoned(job_class: type[Job], worker: HorseMixin, penalty: Any) -> type[J
 
 
 def _call_back(worker: HorseMixin, job: Any, call: Callable[[], Any]) -> None:
+    # Then the name of its callback is anybody's.
+    if job._screened.refusal is not None:
+        return
     attempts.decide(job, job._raw, AbandonedJobError)
     attempt(worker, job, call)
     worker.announce(-1)

@@ -14,10 +14,13 @@ from rq.serializers import DefaultSerializer
 
 from .. import rq_api
 from ..process.channel import ChildChannel
+from ..signing.policy import current
+from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
 from ..wire import Word, pack, pack_runs
 from .large import LARGE, LargeValues, set_apart, without_known
+from .screening import Screened
 from .success import snapshot
 from .tape import Tape
 from .time_limits import HANDLER_TIME
@@ -42,15 +45,19 @@ class Outcomes:
         self._channel = channel
         self._large = large
         # RQ asks a serializer whether it is one each time it is given one, which is slow; None is its default.
-        self._serializer = None if worker.serializer is DefaultSerializer else worker.serializer
+        used: Any = worker.serializer
+        is_default = (used.inner if isinstance(used, Sealed) else used) is DefaultSerializer
+        self._serializer = None if is_default else used
         # These are by key. They are not the worker's own queues: RQ gives a popped job a queue with the worker's
         # serializer.
         self._queues: dict[str, Queue] = {}
         self._webhooks: list[tuple[Job, str, str | None]] = []
         #: What leaves together with the message that this process is free again.
         self.outbox: list[tuple[Any, ...]] = []
-        #: The last one that was begun, whole.
+        #: The last one that was begun, whole, and what was found out about it before it was loaded.
         self.claim: Claim
+        self.screened: Screened
+        self._policy = current()
 
     def begin(self, claim: Claim) -> tuple[Job, Queue, Tape]:
         """Rebuild the job of a claim, and give the worker a tape for what its handlers write.
@@ -69,10 +76,12 @@ class Outcomes:
         rq_api.hold(worker, execution)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
         job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
-        job.restore(claim.raw)
+        self.screened = screened = Screened(self._policy, job, self._queue(claim.queue_key), claim.raw)
         worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
         recorder.running, recorder.outcome = job.key, worker.tape
         self._webhooks.clear()
+        if screened.refusal is not None:
+            worker.log.error("Worker %s: job %s is not loaded: %s", worker.name, job.id, screened.refusal)
         if job.webhooks:
             # They are sent once the outcome is recorded. The method is set on the object, since job classes are the
             # user's.
@@ -108,6 +117,7 @@ class Outcomes:
         if commands is None:
             tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
             tape.commands += rate_limits.closing_commands(self._worker.raw, tape.job_id, tape.status)
+            tape.commands += self.screened.counted(self._worker.key)
         words: list[Word] = []
         for digest, read in tape.guards:
             words += [digest, len(read), *read]

@@ -11,8 +11,9 @@ from .. import rq_api
 from ..failed.policies import Policy
 from ..process.channel import ChildChannel
 from ..process.memory import resident_megabytes
+from ..signing.policy import current
 from ..store import due
-from . import abandoned, dates, dependents, intervals
+from . import abandoned, dates, dependents, intervals, screening
 from .children import has_children, has_doomed_children, let_resource_trackers_live
 from .cleanup import Surroundings
 from .large import Gone, LargeValues, Refused
@@ -59,6 +60,7 @@ class HorseProcess:
         due.use_in_jobs()
         dependents.use_in_handlers()
         intervals.use_in_handlers()
+        screening.use_in_jobs(current())
         self._large = LargeValues(self._recorder.connection_pool, Relay(channel, self._recorder).execute, worker.log)
         self._outcomes = Outcomes(worker, channel, self._large)
         self._tasks = Tasks(worker, self._outcomes, Relay(channel, self._recorder, self._large), policies)

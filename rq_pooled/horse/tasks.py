@@ -57,6 +57,9 @@ class Tasks:
         """Run a job."""
         worker, claim = self._worker, Claim(*fields)
         job, queue, tape = self._outcomes.begin(claim)
+        if self._outcomes.screened.refusal is not None:
+            self._refuse(job, queue, tape, self._outcomes.screened.refusal)
+            return
         if claim.left_out:
             worker.announce(claim.time_limit(worker.queue_class.DEFAULT_TIMEOUT))
         os.environ["RQ_WORKER_ID"] = worker.name
@@ -77,6 +80,12 @@ class Tasks:
             worker.log.exception(
                 "Worker %s: job %s: an error after its outcome, which is recorded", worker.name, job.id
             )
+        self._deliver(tape)
+
+    def _refuse(self, job: Job, queue: Queue, tape: Tape, reason: str) -> None:
+        """Record the failure of a job that is not to be loaded: no retry, callback or handler sees it."""
+        job.ended_at = job.started_at = now()
+        self._worker.handle_job_failure(job, queue=queue, exc_string=reason, **rq_api.with_execution(self._worker.held))
         self._deliver(tape)
 
     def _skip(self, job: Job, queue: Queue) -> None:
@@ -101,6 +110,8 @@ class Tasks:
         worker = self._worker
         job, queue, tape = self._outcomes.begin(Claim(*fields))
         worker._stopped_job_id = job.id if stopped else None
+        # Its callbacks are not those of its producer, or not allowed.
+        quietly = quietly or self._outcomes.screened.refusal is not None
         rusage = resource.struct_rusage(usage)
         with integrations.around_job():
             job.started_at = worker.held.created_at
@@ -127,6 +138,7 @@ class Tasks:
         """
         worker = self._worker
         job, queue, tape = self._outcomes.begin(Claim(*fields))
+        quietly = quietly or self._outcomes.screened.refusal is not None
         with integrations.around_job():
             job.ended_at = now()
             if not quietly:

@@ -34,6 +34,8 @@ _COUNTERS = {
     "reconnects": "times that the server was lost and found again",
     "outage_seconds": "time without the server",
     "horses_replaced": "horses forked in place of others",
+    "refused": "jobs that were not loaded: not signed as they should be, or not allowed",
+    "unsigned": "outcomes of jobs that ran without a signature",
 }
 _QUEUE_STATES = (
     *("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "workers"),

@@ -17,6 +17,7 @@ from .events import Events
 from .exchange import Exchange
 from .forbidden import Forbidden
 from .slot import Task, send_receipt
+from .unsigned import UnsignedJobs
 
 #: Outcomes in one commit, and bytes after which it takes no further one: whatever is sent next waits for it.
 MAX_COMMIT, MAX_COMMIT_BYTES = 50, 1024 * 1024
@@ -50,6 +51,7 @@ class Committer:
         self._events = events
         self._tasks = tasks
         self._forbidden = Forbidden(context, events, burst=burst)
+        self._unsigned = UnsignedJobs(context)
         self._waiting: deque[Outcome] = deque()
         #: Those with which the connection was lost: the server may close it at one of them, so each is sent alone.
         self._suspects: deque[Outcome] = deque()
@@ -232,6 +234,7 @@ class Committer:
                 )
             else:
                 self._context.counters.recorded(outcome.status, outcome.commands[1].data)
+                self._unsigned.look()
             self._receipt(outcome, result == "ok" or outcome.attempts > 1)
             self._keep(outcome)
             self._events.job_done()

@@ -38,6 +38,9 @@ from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
+from ..signing.attach import sign_for
+from ..signing.policy import current
+from ..signing.serializer import sealed
 from ..wire import text
 from . import one_step
 from .conditions import AdmittingQueue
@@ -93,6 +96,8 @@ class Queue(AdmittingQueue):
             )
         super().__init__(name, get_connection() if connection is None else connection, *args, **kwargs)
         self._retry = retry
+        self.signing = current()
+        self.serializer = sealed(self.serializer)
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
         """Create a job as RQ does, with this queue's ``retry`` where none is given."""
@@ -102,6 +107,8 @@ class Queue(AdmittingQueue):
         job = super().create_job(*args, **kwargs)
         if isinstance(retry, Backoff):
             attach(job, retry)
+        # Last: it covers what the others write.
+        sign_for(self, job)
         return job
 
     def enqueue_job(
@@ -109,6 +116,7 @@ class Queue(AdmittingQueue):
     ) -> Job:
         """Enqueue a job, or return the one that an unconfirmed call with this id has enqueued; see the class."""
         _check_unique(job, unique)
+        sign_for(self, job)
         # Keywords: Sentry's integration replaces rq's method by one that takes nothing else.
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -135,6 +143,7 @@ class Queue(AdmittingQueue):
     ) -> Job:
         """Schedule a job, or return the one that an unconfirmed call with this id has scheduled; see the class."""
         _check_unique(job, unique)
+        sign_for(self, job)
         if pipeline is not None:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         with confirming(self.name, self.connection, [job.id], job):

@@ -16,13 +16,15 @@ BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 6
 #: The counters, in the order in which they are shown. All but ``outage_seconds`` are whole numbers.
 NAMES = (
     *("claims", "finished", "failed", "retried", "lost_claims", "stale_ids", "stalls"),
-    *("reconnects", "outage_seconds", "horses_replaced"),
+    *("reconnects", "outage_seconds", "horses_replaced", "refused", "unsigned"),
 )
 #: What is also told for the last minutes, and for how many seconds.
 RECENT, WINDOW = ("finished", "failed", "retried"), 300.0
 #: How RQ's handlers say that a job succeeded, also where its status does not; every outcome of theirs has this or
 #: ``failed_job_count``.
 _SUCCEEDED = b"\r\nsuccessful_job_count\r\n"
+#: How a horse says that it did not load a job, and that it ran one without a signature.
+REFUSED, UNSIGNED = b"\r\nrefused_job_count\r\n", b"\r\nunsigned_job_count\r\n"
 
 
 class Histogram:
@@ -80,6 +82,10 @@ class Counters:
         self.outage_seconds = 0.0
         #: Horses forked in place of others.
         self.horses_replaced = 0
+        #: Jobs that were not loaded: their signature is wrong, or ALLOWED does not name what they call.
+        self.refused = 0
+        #: Outcomes of jobs without a signature that ran, see SIGNING.
+        self.unsigned = 0
         #: From being enqueued to being claimed, and from being given to a horse to its outcome.
         self.queue_wait = Histogram()
         self.run_time = Histogram()
@@ -119,6 +125,8 @@ class Counters:
             self.retried += 1
         elif status != "canceled":  # deleted before it began
             self.failed += 1
+            self.refused += REFUSED in commands
+        self.unsigned += UNSIGNED in commands
 
     def fields(self) -> dict[str, Any]:
         """Return everything as a flat dictionary, the histograms as lists: the sum, then the count of each bucket."""

@@ -9,6 +9,7 @@ from redis import Redis
 from rq.job import Job
 from rq.serializers import DefaultSerializer, resolve_serializer
 
+from ..signing.serializer import Sealed
 from .unpickling import loads_inert
 
 
@@ -27,9 +28,11 @@ def fetch_inert(job_class: type[Job], job_id: str, connection: Redis, serializer
     Raises:
         rq.exceptions.NoSuchJobError: the job is gone.
     """
-    used = resolve_serializer(serializer)
-    if used is not DefaultSerializer:
+    used: Any = resolve_serializer(serializer)
+    is_sealed = isinstance(used, Sealed) and used.inner is DefaultSerializer
+    if used is not DefaultSerializer and not is_sealed:
         return job_class.fetch(job_id, connection=connection, serializer=serializer)
-    job = job_class.fetch(job_id, connection=connection, serializer=_Inert)
+    inert: Any = Sealed(_Inert, used.bound) if is_sealed else _Inert
+    job = job_class.fetch(job_id, connection=connection, serializer=inert)
     job.serializer = used
     return job

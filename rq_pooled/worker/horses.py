@@ -18,6 +18,7 @@ from ..parent.slots import RunHorse
 from ..pool.hooks import LongWaits, StopFlag
 from ..pool.registry import adopt, get_pool
 from ..process.channel import ChildChannel
+from ..signing.serializer import sealed
 
 #: Connections that a worker has of its own: command and listen.
 ROLES = 2
@@ -56,7 +57,7 @@ def prepare_horses(
             queue.key,
             connection=recorder,
             job_class=queue.job_class,
-            serializer=queue.serializer,
+            serializer=sealed(queue.serializer),
             death_penalty_class=worker.death_penalty_class,
         )
         for queue in worker.queues
@@ -76,7 +77,7 @@ def prepare_horses(
         adopt(pool)
         worker.__class__ = horse_class
         worker._is_horse = True
-        worker.connection, worker.queues = recorder, queues
+        worker.connection, worker.queues, worker.serializer = recorder, queues, sealed(worker.serializer)
         limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
         HorseProcess(worker, channel, *limits, policies, multiplexer is not None).run()
 

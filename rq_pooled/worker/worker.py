@@ -40,6 +40,7 @@ from ..parent.listen_connection import ListenConnection
 from ..pool.registry import get_connection
 from ..process.event_loop import Loop
 from ..queue import queue as _queue  # noqa: F401 - jobs enqueue with it: loaded once, before the horses are forked
+from ..signing.policy import policy_of, use
 from ..store.counters import Counters
 from ..store.keys import commands_channel
 from ..store.scripts import load, rights
@@ -120,6 +121,7 @@ class Worker(rq.worker.Worker):
             preflight.check(self, dequeue_strategy)
             self._dequeue_strategy = dequeue_strategy
             settings = self._load_settings()
+            use(policy_of(settings))
             preflight.load_modules(settings)
             with loop_for_stop_signals() as loop:
                 return self._work(settings, loop, burst, max_jobs, max_idle_time, with_scheduler)

@@ -15,7 +15,7 @@ from rq_pooled.store.scripts import KEYS, scripts
 PACKAGE = Path(rq_pooled.__file__).parent
 PREFIXES = ("rq_pooled:", "rq:")
 #: What names none: fields of a job's meta, and a text that is encoded to try an encoding.
-EXEMPT = {"retry/attempts.py", "retry/backoff.py", "connection/url_parameters.py"}
+EXEMPT = {"retry/attempts.py", "retry/backoff.py", "connection/url_parameters.py", "signing/job.py"}
 #: Who may know the prefix itself: RQ's seam and what refuses it; above the store, messages, names of connections, and
 #: the slot of all keys.
 KNOW_THE_PREFIX = {

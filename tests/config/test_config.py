@@ -69,6 +69,11 @@ DEFAULTS: dict[str, Any] = {
     "sweep_dead_count": 10_000,
     "preload": (),
     "app": None,
+    "signing_keys": None,
+    "signing_keys_file": None,
+    "signing": None,
+    "signing_unbound": 0,
+    "allowed": (),
 }
 
 

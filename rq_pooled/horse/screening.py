@@ -1,0 +1,141 @@
+"""A job is looked at before it is loaded: its signature, what it calls, how large it is unpacked."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import rq.job
+import rq.results
+from rq.job import Job
+from rq.queue import Queue
+from rq.serializers import DefaultSerializer
+
+from ..errors import NotVerified
+from ..signing.attach import attach
+from ..signing.envelope import MAX_UNPACKED, unpacked
+from ..signing.job import CALLBACKS, Verified, callbacks_of, verify
+from ..signing.policy import Policy
+from ..signing.serializer import Sealed
+from ..store.counters import REFUSED, UNSIGNED
+from ..store.unpickling import loads_inert
+
+#: What is not written back of a job that is not loaded: its hash keeps what it had, for those who look, or requeue it.
+_KEPT = frozenset(("data", "meta", "result", "exc_info", "webhooks", *CALLBACKS))
+#: What is not read of it besides: none of this may be unpickled, unpacked, called, or sent to.
+_LEFT_OUT = frozenset(name.encode() for name in (*_KEPT, "retries_left", "repeats_left", "retry_intervals"))
+
+
+class Screened:
+    """Restores a job from its hash, bare if it is not to be loaded.
+
+    Args:
+        policy: what is verified and allowed.
+        job: to be restored. Its serializer is replaced where it is signed.
+        queue: from which it was taken.
+        raw: the hash.
+        restore: the job's own way, unless given.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        job: Job,
+        queue: Queue | None,
+        raw: Mapping[bytes, bytes],
+        restore: Callable[[Any], Any] | None = None,
+    ) -> None:
+        #: Why it is not to be loaded, if it is not.
+        self.refusal: str | None = None
+        #: It is not signed, and runs all the same.
+        self.unsigned = False
+        restore = restore or job.restore
+        if not policy.checks:
+            restore(raw)
+            return
+        try:
+            verified = self._verified(policy, job, queue, raw)
+        except NotVerified as error:
+            self.refusal = f"{NotVerified.__module__}.{NotVerified.__name__}: {error}"
+            restore({b"data": b"", **{name: raw[name] for name in raw if name not in _LEFT_OUT}})
+            _write_little(job)
+            return
+        if policy.keys is None:
+            restore(raw)
+            return
+        # RQ itself unpacks without a bound, and loads an old result: nothing here reads either.
+        known = {**raw, b"data": verified.data}
+        known.pop(b"exc_info", None)
+        known.pop(b"result", None)
+        used: Any = job.serializer
+        inner = used.inner if isinstance(used, Sealed) else used
+        job.serializer = serializer = Sealed(inner, verified.bound)
+        serializer.verified = (verified.data, verified.start)
+        restore(known)
+        self.unsigned = not verified.start
+        if self.unsigned:
+            # Code that does not know keys yet reads its result.
+            job.serializer = inner
+        elif verified.bound:
+            attach(job, policy, raw)
+
+    def _verified(self, policy: Policy, job: Job, queue: Queue | None, raw: Mapping[bytes, bytes]) -> Verified:
+        if policy.keys is not None:
+            verified = verify(policy, job.id, queue.name if queue is not None else None, raw)
+        else:
+            verified = Verified(raw.get(b"data", b""), 0, False, "")
+        if policy.allowed:
+            policy.check_allowed(verified.name if verified.start else _name_of_unsigned(job, verified.data, raw))
+            for callback in callbacks_of(raw):
+                policy.check_allowed(callback, "one of its callbacks is")
+        return verified
+
+    def counted(self, worker_key: str) -> list[list[bytes]]:
+        """Return the commands that count the job where it was refused, or has no signature."""
+        found = (REFUSED, self.refusal is not None), (UNSIGNED, self.unsigned)
+        return [[b"HINCRBY", worker_key.encode(), word.strip(), b"1"] for word, is_so in found if is_so]
+
+
+def _name_of_unsigned(job: Job, data: bytes, raw: Mapping[bytes, bytes]) -> str:
+    """Return what a job without a signature seems to call; its arguments, once loaded, can do anything."""
+    if job.serializer is DefaultSerializer or isinstance(job.serializer, Sealed):
+        try:
+            name = loads_inert(unpacked(data))[0]
+        except NotVerified:
+            raise
+        except Exception:  # noqa: BLE001 - a damaged pickle may raise anything
+            raise NotVerified("it cannot be told what it calls") from None
+        return name if isinstance(name, str) else ""
+    # RQ writes the call there, unless the user wrote something else.
+    return raw.get(b"description", b"").decode(errors="replace").partition("(")[0]
+
+
+class _Bounded:
+    """Stands for ``zlib`` in RQ's modules: nothing is unpacked beyond MAX_UNPACKED."""
+
+    error = zlib.error
+    compress = staticmethod(zlib.compress)
+
+    @staticmethod
+    def decompress(data: bytes) -> bytes:
+        unpacker = zlib.decompressobj()
+        found = unpacker.decompress(data, MAX_UNPACKED + 1)
+        if not unpacker.eof or len(found) > MAX_UNPACKED:
+            raise zlib.error("cut off, or larger than what is unpacked")
+        return found
+
+
+def use_in_jobs(policy: Policy) -> None:
+    """Have RQ unpack with a bound in this process: it reads dependents that were not looked at."""
+    if policy.keys is not None:
+        rq.job.zlib = rq.results.zlib = _Bounded  # type: ignore[attr-defined, assignment]
+
+
+def _write_little(job: Job) -> None:
+    to_dict = job.to_dict
+
+    def little(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        return {name: value for name, value in to_dict(*args, **kwargs).items() if name not in _KEPT}
+
+    job.to_dict = little  # type: ignore[method-assign]

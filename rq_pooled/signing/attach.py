@@ -1,0 +1,77 @@
+"""Has a job object write its signature whenever it is saved, by whichever of RQ's ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import ConfigurationError, NotVerified
+from .envelope import is_sealed
+from .job import FIELD, SIGNED, as_written, sign, verify
+from .policy import Policy
+from .serializer import Sealed
+
+#: The attribute of a job object that signs itself.
+_MARK = "_rq_pooled_signs"
+
+
+def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) -> None:
+    """Have a job sign itself.
+
+    Args:
+        job: an RQ job. Its serializer is a ``Sealed``.
+        policy: with keys.
+        kept: its hash, if there is one: RQ's ``save`` leaves fields that RQ does not know.
+    """
+    keys = policy.keys
+    if keys is None or _MARK in job.__dict__:
+        return
+    before = {name: value for name in SIGNED if kept and (value := kept.get(name.encode())) is not None}
+    # On the object: job classes are the user's.
+    to_dict = job.to_dict
+
+    def signed(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        fields, data = to_dict(*args, **kwargs), job.data
+        if not is_sealed(data):
+            raise ConfigurationError(
+                f"job {job.id} cannot be signed: its serializer does not sign; leave it the queue's serializer"
+            )
+        return {**fields, FIELD: sign(keys, job.id, {**before, **fields}, data)}
+
+    job.to_dict = signed
+    setattr(job, _MARK, True)
+
+
+def sign_for(queue: Any, job: Any) -> None:
+    """Have a job that is about to be enqueued sign itself, if it is new, or if it verifies and changes its queue.
+
+    Args:
+        queue: with a ``Sealed`` serializer.
+        job: created in this process, or fetched.
+
+    Raises:
+        NotVerified: it was fetched and does not verify: signing it would make a forged job genuine.
+    """
+    policy = queue.signing
+    if policy.keys is None or _MARK in job.__dict__:
+        return
+    if not isinstance(job._data, bytes):
+        if not isinstance(job.serializer, Sealed) or not job.serializer.bound:
+            job.serializer = queue.serializer
+        if job.timeout is None:
+            job.timeout = queue._default_timeout
+        attach(job, policy)
+        return
+    # As it is, its own worker decides.
+    if job.origin == queue.name or not is_sealed(job.data):
+        return
+    raw = queue.connection.hgetall(job.key)
+    fields = {**job.to_dict(), "data": job.data}
+    mine = {name: as_written(fields[name]) for name in (*SIGNED, "origin", "data") if name in fields}
+    try:
+        verified = verify(policy, job.id, None, {**raw, **{name.encode(): value for name, value in mine.items()}})
+    except NotVerified as error:
+        raise NotVerified(f"job {job.id} is not moved to the queue {queue.name!r}: {error}") from None
+    if verified.bound:
+        job.serializer = queue.serializer
+        attach(job, policy, raw)

@@ -1,0 +1,137 @@
+"""What the signature of a job binds, beside its data: id, queue, callbacks, webhooks, time limit, rules of retries.
+
+It stands in a field of its own in the job's hash. RQ's ``save`` writes single fields and leaves it there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hmac import compare_digest
+from typing import Any, NamedTuple
+
+from ..errors import NotVerified
+from .envelope import BOUND, CALL, MAC, META, Envelope, expect, is_sealed, unpacked, unseal
+from .keys import Keys
+from .policy import Policy
+
+#: The field of a job's hash with its signature: the key's name, and the signature.
+FIELD = "rq_pooled:signature"
+CALLBACKS = ("success_callback_name", "failure_callback_name", "stopped_callback_name")
+#: The fields that its producer decides. What workers write during a job's life cannot be among them.
+SIGNED = (
+    *CALLBACKS,
+    *("success_callback_timeout", "failure_callback_timeout", "stopped_callback_timeout", "webhooks", "timeout"),
+    *("retry_intervals", "repeat_intervals", "rq_pooled:retry"),
+)
+_SIGNED = tuple(name.encode() for name in SIGNED)
+_NAMES = tuple(zip(_SIGNED, SIGNED))
+#: What is not there is the same as what is empty, as for RQ.
+_NOTHING = (None, "", b"")
+_CALLBACKS = tuple(name.encode() for name in CALLBACKS)
+_FIELD, _PURPOSE = FIELD.encode(), b"rq_pooled job 1"
+
+
+class Verified(NamedTuple):
+    """A job's data after it was looked at."""
+
+    #: As RQ's ``restore`` takes it: unpacked.
+    data: bytes
+    #: Where in it the content stands; 0 for a job that is not signed.
+    start: int
+    #: It has a signature that binds its fields.
+    bound: bool
+    #: The dotted name of what it calls, as its producer signed it.
+    name: str
+
+
+def sign(keys: Keys, job_id: str, fields: Mapping[str, Any], data: bytes) -> bytes:
+    """Return the value of FIELD for a job that is saved.
+
+    Args:
+        keys: the first signs.
+        job_id: of the job.
+        fields: as RQ's ``to_dict`` returns them.
+        data: the job's envelope.
+    """
+    values = [(name, as_written(value)) for name, key in _NAMES if (value := fields.get(key)) not in _NOTHING]
+    text = _text(job_id.encode(), as_written(fields.get("origin")), data[-MAC:], values)
+    return keys.name + b":" + keys.secret.mac(text).hex().encode()
+
+
+def as_written(value: Any) -> bytes:
+    """Return a value as redis-py writes it."""
+    return value if type(value) is bytes else b"" if value is None else str(value).encode("utf-8", "surrogateescape")
+
+
+def _text(job_id: bytes, origin: bytes, mac: bytes, values: list[tuple[bytes, bytes]]) -> bytes:
+    # A repr of bytes can be read in one way only.
+    return repr((_PURPOSE, job_id, origin, mac, values)).encode()
+
+
+def verify(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, bytes]) -> Verified:
+    """Look at a job's hash before anything of it is loaded.
+
+    Args:
+        policy: with keys.
+        job_id: under which the hash stands.
+        queue: from which the job was taken; None where that is not known.
+        raw: the hash.
+
+    Raises:
+        NotVerified: with the reason.
+    """
+    keys = policy.keys
+    assert keys is not None
+    data, whose = unpacked(raw.get(b"data", b"")), job_id.encode("utf-8", "surrogateescape")
+    if policy.unsigned and _FIELD not in raw and not is_sealed(data):
+        if is_sealed(raw.get(b"meta")):
+            _verify_meta(keys, job_id, raw)
+        return Verified(data, 0, False, "")
+    envelope = unseal(keys, data)
+    expect(envelope, BOUND + CALL, job_id)
+    if envelope.purpose == BOUND:
+        origin = raw.get(b"origin", b"")
+        if queue is not None and origin != queue.encode("utf-8", "surrogateescape"):
+            raise NotVerified("it was signed for another queue")
+        _verify_fields(keys, whose, origin, envelope, raw)
+    else:
+        _check_unbound(policy, raw)
+    _verify_meta(keys, job_id, raw)
+    return Verified(data, envelope.start, envelope.purpose == BOUND, envelope.name.decode())
+
+
+def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope, raw: Mapping[bytes, bytes]) -> None:
+    name, _, given = raw.get(_FIELD, b"").partition(b":")
+    secret = keys.all.get(name)
+    if secret is None:
+        raise NotVerified("the signature of its fields is missing, or of a key that is not known here")
+    text = _text(job_id, origin, envelope.mac, [(name, value) for name in _SIGNED if (value := raw.get(name))])
+    if not compare_digest(secret.mac(text).hex().encode(), given):
+        raise NotVerified(
+            "the signature of its fields is wrong: its queue, callbacks, webhooks, timeout or rules of retries were "
+            "altered"
+        )
+
+
+def _check_unbound(policy: Policy, raw: Mapping[bytes, bytes]) -> None:
+    if not policy.unbound:
+        raise NotVerified(
+            "a serializer signed it, which binds neither queue nor callbacks: enqueue with rq_pooled.Queue, or set "
+            "SIGNING_UNBOUND=yes"
+        )
+    if any(raw.get(field) for field in (*_CALLBACKS, b"webhooks")):
+        raise NotVerified("it has callbacks or webhooks, which a serializer cannot sign: enqueue with rq_pooled.Queue")
+
+
+def _verify_meta(keys: Keys, job_id: str, raw: Mapping[bytes, bytes]) -> None:
+    meta = raw.get(b"meta")
+    if meta:
+        try:
+            expect(unseal(keys, meta), META, job_id)
+        except NotVerified as error:
+            raise NotVerified(f"its meta does not verify: {error}") from None
+
+
+def callbacks_of(raw: Mapping[bytes, bytes]) -> list[str]:
+    """Return the names of a job's callbacks."""
+    return [value.decode(errors="replace") for field in _CALLBACKS if (value := raw.get(field))]

@@ -1,0 +1,96 @@
+"""The keys that sign and verify: ``k2:secret,k1:secret``, from a text or a file. No message ever shows a secret."""
+
+from __future__ import annotations
+
+import hmac
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from ..errors import ConfigurationError
+
+#: Characters of a secret at least: below this, guessing is a matter of time.
+SHORTEST = 16
+#: Bytes of a file of keys at most.
+_MAX_FILE = 64 * 1024
+_NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
+_MAKE = "make one: python -c 'import secrets; print(\"k1:\" + secrets.token_urlsafe(32))'"
+
+
+class Secret:
+    """One secret, with which HMAC-SHA256 signs."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: bytes) -> None:
+        self._secret = secret
+
+    def mac(self, data: bytes | memoryview) -> bytes:
+        """Return the signature of data."""
+        return hmac.digest(self._secret, data, "sha256")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and hmac.compare_digest(self._secret, other._secret)
+
+    def __hash__(self) -> int:
+        return hash(self._secret)
+
+
+class Keys(NamedTuple):
+    """The keys of one process: the first signs, all verify."""
+
+    name: bytes
+    secret: Secret
+    all: Mapping[bytes, Secret]
+
+    def __repr__(self) -> str:
+        return f"Keys({', '.join(name.decode() for name in self.all)})"
+
+
+def parse_keys(text: str, source: str) -> Keys:
+    """Return the keys in a text; line breaks separate them as commas do.
+
+    Raises:
+        ConfigurationError: there is none, or one cannot be used; says which by its place and name only.
+    """
+    found: dict[bytes, Secret] = {}
+    parts = [part.strip() for part in re.split(r"[,\n]", text)]
+    for place, part in enumerate(filter(None, parts), 1):
+        name, colon, secret = part.partition(":")
+        if not colon or not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{source}: key {place} has no name of 1 to 32 letters, digits, '.', '-' and '_': write it as "
+                f"name:secret; {_MAKE}"
+            )
+        if len(secret) < SHORTEST:
+            raise ConfigurationError(
+                f"{source}: the secret of the key {name} has {len(secret)} characters, and {SHORTEST} are the fewest; "
+                f"{_MAKE}"
+            )
+        if name.encode() in found:
+            raise ConfigurationError(f"{source}: two keys have the name {name}: give each its own")
+        found[name.encode()] = Secret(secret.encode("utf-8", "surrogateescape"))
+    if not found:
+        raise ConfigurationError(f"{source} is empty: leave it out to sign nothing, or {_MAKE}")
+    name_of_first = next(iter(found))
+    return Keys(name_of_first, found[name_of_first], found)
+
+
+def read_keys(path: str) -> Keys:
+    """Return the keys in a file.
+
+    Raises:
+        ConfigurationError: it cannot be read, or holds none that can be used.
+    """
+    source = f"the file {path} (SIGNING_KEYS_FILE)"
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE + 1)
+        text = data.decode()
+    except OSError as error:
+        raise ConfigurationError(f"{source} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{source} is no text: write keys as name:secret") from None
+    if len(data) > _MAX_FILE:
+        raise ConfigurationError(f"{source} has more than {_MAX_FILE} bytes: write only keys into it")
+    return parse_keys(text, source)

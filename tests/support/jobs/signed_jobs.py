@@ -1,0 +1,91 @@
+"""Jobs of tests about signatures. Each writes to a list in Redis, so that a test sees what ran."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from redis import Redis
+from rq import get_current_job
+
+import rq_pooled
+
+RAN = "test:ran"
+
+
+def _connection() -> Redis:
+    job = get_current_job()
+    assert job is not None
+    return job.connection
+
+
+def note(word: str) -> str:
+    """Say that it ran."""
+    _connection().rpush(RAN, word)
+    return word
+
+
+def echo(value: Any) -> Any:
+    """Return what it got: an attacker's way to have a value signed as a result."""
+    _connection().rpush(RAN, "echo")
+    return value
+
+
+def with_meta(word: str) -> str:
+    """Count in its meta."""
+    job = get_current_job()
+    assert job is not None
+    job.meta["count"] = job.meta.get("count", 0) + 1
+    job.save_meta()
+    return note(word)
+
+
+def fail_once(word: str) -> str:
+    """Fail the first time."""
+    job = get_current_job()
+    assert job is not None
+    if _connection().incr(f"test:tries:{job.id}") == 1:
+        raise ValueError("the first time")
+    return note(word)
+
+
+def enqueue(word: str) -> None:
+    """Enqueue from within a job."""
+    rq_pooled.Queue("default", connection=_connection()).enqueue(note, word)
+
+
+def on_success(job: Any, connection: Redis, _result: Any) -> None:
+    """Say that it was called."""
+    connection.rpush(RAN, f"success of {job.id}")
+
+
+def on_failure(job: Any, connection: Redis, *_error: Any) -> None:
+    """Say that it was called."""
+    connection.rpush(RAN, f"failure of {job.id}")
+
+
+def forged(job: Any, connection: Redis, *_error: Any) -> None:
+    """Say that it was called, though the producer named another callback."""
+    connection.rpush(RAN, f"forged of {job.id}")
+
+
+def evil() -> None:
+    """Leave a trace."""
+    Redis.from_url(os.environ["EVIL_URL"]).rpush(RAN, "EVIL")
+
+
+class Evil:
+    """Runs code when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return evil, ()
+
+
+class Order:
+    """Has methods that are jobs."""
+
+    def charge(self) -> None:
+        """Do nothing."""
+
+    def cancel(self) -> None:
+        """Do nothing."""
