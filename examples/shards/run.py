@@ -56,8 +56,14 @@ def place(front: Front, orders: int) -> int:
     """Place an order for each of so many customers, wait until all are packed, and show which shard has packed them."""
     taken = dict.fromkeys(front.shards, 0)
     before = {prefix: ask(port, "GET", "/orders")[1].get("packed", 0) for prefix, port in front.shards.items()}
+    deadline = time.monotonic() + 60
     for customer in range(1, orders + 1):
-        status, answer = ask(front.server_port, "POST", f"/orders/{customer}")
+        while True:
+            status, answer = ask(front.server_port, "POST", f"/orders/{customer}")
+            # 503: the order was not taken, since the shard moves just now.
+            if status != 503 or time.monotonic() > deadline:
+                break
+            time.sleep(0.1)
         if status != 202:
             print(f"customer {customer}: {status} {answer}")
             return 1
