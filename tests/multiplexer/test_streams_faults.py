@@ -268,7 +268,7 @@ def test_no_error_of_ours_stands_inside_a_reply(
             assert client.ask(*first) == b"+OK\r\n"
         client.send(("GET", "large"))
         hub.until(lambda: len(client.look()) > 1000, what="the begin of the reply")
-        hub.mux.on_away("the server is away")
+        hub.mux.on_away(ServerAway("the server is away"))
         hub.until(lambda: client.look() is not None and client.closed, what="its end")
         begin = b"$5000000\r\n"
         assert client.got.startswith(begin) and set(client.got[len(begin) :]) == set(b"x")
