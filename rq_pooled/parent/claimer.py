@@ -59,9 +59,11 @@ class Claimer:
         return self._max_jobs is not None and self.dispatched >= self._max_jobs
 
     def _free_slots(self) -> list[Slot]:
-        free = [slot for slot in self._slots if slot.free and not slot.spare][
-            : 1 if self._recovery.singly else MAX_CLAIM_JOBS
-        ]
+        most = MAX_CLAIM_JOBS
+        if self._recovery.singly:
+            # Of claims that are lost together none could be blamed: what was lost is found first, then one is sent.
+            most = 0 if self._recovery.pending or any(slot.reserved for slot in self._slots) else 1
+        free = [slot for slot in self._slots if slot.free and not slot.spare][:most]
         if self._max_jobs is None:
             return free
         under_way = sum(slot.reserved for slot in self._slots)

@@ -48,16 +48,24 @@ class Recovery:
         #: So many claims are to take one job each, to find out which one is to blame.
         self.singly = 0
         self.due = False
+        #: It was asked what is noted, and not answered yet.
+        self._asking = False
         events.server_back.append(self._recover)
         events.claims_unknown.append(self._recover)
 
     def _recover(self) -> None:
         self.due = True
 
+    @property
+    def pending(self) -> bool:
+        """Tell whether claims may be noted that nothing here knows of."""
+        return self.due or self._asking
+
     def on_claim_lost(self, error: Exception) -> None:
         """Note that a claim was not answered: what it took is found here when the server is back."""
         if is_blamed(error):
             self._loss = message_of(error)
+            self.singly = max(self.singly, 1)
         self.due = True
 
     def on_claim_answered(self) -> None:
@@ -83,10 +91,15 @@ class Recovery:
         Args:
             more: claims that are known, too.
         """
-        self.due = False
+        self.due, self._asking = False, True
         known = [claim.member for claim in (*self._slots.claims(), *self._committer.claims(), *more)]
 
+        def on_lost(_error: Exception) -> None:
+            self._asking = False
+            self._recover()
+
         def on_replies(replies: list[Any]) -> None:
+            self._asking = False
             strange: list[bytes] = []
             log, token = self._context.log, self._context.token
             unknown = [] if isinstance(replies[0], ResponseError) else unknown_claims(replies[0], known, strange)
@@ -99,13 +112,13 @@ class Recovery:
                 log.warning("putting back %d jobs whose claim was not answered", len(unknown))
                 self._on_unanswered(unknown)
 
-        return Exchange([known_claims(self._context.token)], on_replies, lambda _error: self._recover())
+        return Exchange([known_claims(self._context.token)], on_replies, on_lost)
 
     def _on_unanswered(self, claims: Sequence[Claim]) -> None:
         """Put claims back whose reply was lost, and claim one job at a time until it is known whether one is to
         blame.
         """
-        self.singly = len(claims)
+        self.singly = max(self.singly, len(claims))
         # Other workers have claimed most of these jobs since.
         if len(self._unanswered) > MAX_COUNTED:
             self._unanswered.clear()

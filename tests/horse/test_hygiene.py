@@ -19,6 +19,7 @@ from rq.job import Job, JobStatus
 from support import WorkerProcess, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.horse.cleanup import Surroundings
 
 Run = Callable[..., Any]
 
@@ -79,6 +80,16 @@ def test_surroundings_are_given_back(run: Run) -> None:
     assert after["pid"] == pid
     for name in ("cwd", "umask", "ignored", "worker"):
         assert after[name] == before[name]
+
+
+def test_what_is_looked_at_stays_as_it_is() -> None:
+    """The first job of a horse has the umask of the worker: reading it, which is setting it, changes nothing."""
+    before = os.umask(0o077)
+    try:
+        Surroundings()
+    finally:
+        left = os.umask(before)
+    assert left == 0o077
 
 
 def test_a_blocked_alarm_is_heard_by_the_next_job(run: Run, redis: Redis) -> None:

@@ -17,6 +17,7 @@ import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from rq import Queue
+from rq.utils import now, utcformat
 from support import ROOT, running_worker, wait_until
 
 from rq_pooled import health
@@ -249,6 +251,16 @@ def test_key_of_another_type_hides_no_queue(server: EmbeddedServer, redis: Redis
     assert (good["name"], good["length"]) == ("good", 2) and good["oldest_age"] is not None
     assert (odd["length"], odd["oldest_age"], odd["failed"], odd["workers"]) == (0, None, 0, 0)
     assert run_command(server.url, "check", "--queue-age", "1h").returncode == 0
+
+
+def test_the_oldest_job_of_a_head_counts(redis: Redis) -> None:
+    """A queue is as old as the oldest of the jobs at its head, wherever among them that stands."""
+    queue = Queue("q", connection=redis)
+    for job_id, seconds in (("new", 10), ("old", 1000), ("middle", 100)):
+        job = queue.enqueue(stats_jobs.succeed, "x", job_id=job_id)
+        redis.hset(job.key, "enqueued_at", utcformat(now() - timedelta(seconds=seconds)))
+    (found,) = health.queues(redis)
+    assert 1000 <= found["oldest_age"] < 1050
 
 
 def test_top_piped(server: EmbeddedServer, busy: Any) -> None:

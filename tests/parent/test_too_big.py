@@ -96,6 +96,22 @@ def test_a_job_that_the_server_does_not_send_fails_alone(
         assert worker.stop() == 0
 
 
+def test_jobs_that_the_server_does_not_send_fail_each_for_itself(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """Of jobs whose claims were lost together each is claimed alone, so that all that are to blame fail in the end."""
+    server = start_server({"client-output-buffer-limit": "normal 40kb 0 0"})
+    redis, names = server.client(), [f"big-{i}" for i in range(3)]
+    queue = Queue(connection=redis)
+    for job_id in names:
+        queue.enqueue_call(jobs.length, args=(os.urandom(60_000),), job_id=job_id)
+    queue.enqueue(jobs.nothing, job_id="small")
+    with running_worker(server.url, log=tmp_path / "log", concurrency=4) as worker:
+        wait_until(lambda: statuses(redis, *names, "small") == ["failed"] * 3 + ["finished"], 30, "the end of all")
+        assert worker.output().count(", was read") == 3
+        assert worker.stop() == 0
+
+
 def test_a_reply_that_is_cut_harms_no_job_that_uses_redis(
     start_server: Callable[..., EmbeddedServer], tmp_path: Path
 ) -> None:

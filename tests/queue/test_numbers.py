@@ -15,6 +15,7 @@ from keys import named
 from redis import Redis
 from rq import Callback, Repeat, Retry
 from rq import Queue as StockQueue
+from rq.job import Job
 from support import running_worker
 
 from rq_pooled import Queue, Scheduler
@@ -26,12 +27,22 @@ LAST = datetime.max.replace(tzinfo=timezone.utc)
 FIRST = datetime.min.replace(tzinfo=timezone.utc)
 Enqueue = Callable[[Any], Any]
 
+
+
+def changed(job: Job, **values: Any) -> Job:
+    """Return a job whose attributes a program has set by itself, past the checks of rq.Retry and rq.Repeat."""
+    vars(job).update(values)
+    return job
+
+
 REFUSED: list[tuple[str, Enqueue]] = [
     ("interval of retry is 9223372036854775807", lambda q: q.enqueue(jobs.nothing, retry=Retry(1, sys.maxsize))),
     ("interval of retry is a number of 31 digits", lambda q: q.enqueue(jobs.nothing, retry=Retry(2, [1, HUGE]))),
     ("interval of retry is nan", lambda q: q.enqueue(jobs.nothing, retry=Retry(1, [float("nan")]))),
     ("Retry: max is 1.5", lambda q: q.enqueue(jobs.nothing, retry=Retry(1.5))),
     ("Retry: max is a number", lambda q: q.enqueue(jobs.nothing, retry=Retry(HUGE))),
+    ("Retry: max is -1", lambda q: q.enqueue_job(changed(q.create_job(jobs.nothing), retries_left=-1))),
+    ("Repeat: times is -2", lambda q: q.enqueue_job(changed(q.create_job(jobs.nothing), repeats_left=-2))),
     ("interval of repeat is a number", lambda q: q.enqueue(jobs.nothing, repeat=Repeat(3, HUGE))),
     ("Repeat: times is 2.5", lambda q: q.enqueue(jobs.nothing, repeat=Repeat(2.5, 1))),
     ("result_ttl is a number", lambda q: q.enqueue(jobs.nothing, result_ttl=-HUGE)),
