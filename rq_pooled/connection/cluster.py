@@ -65,6 +65,8 @@ class Owners(Finder):
         #: All nodes that were named, the newest first; the owner by the word of another node is asked first.
         self._known: list[Address] = []
         self._hint: Address | None = None
+        #: Those that were no help when they were asked last.
+        self._failed: set[Address] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
@@ -95,7 +97,7 @@ class Owners(Finder):
             redis.exceptions.AuthenticationError: all of them refuse the login.
         """
         asked = self._asked()
-        each = max(_LEAST, self._timeout / len(asked))
+        each = max(self._timeout / len(asked), min(_LEAST, self._timeout / 3))
         told: list[str] = []
         errors: list[Exception] = []
         ends = time.monotonic() + self._timeout
@@ -106,12 +108,14 @@ class Owners(Finder):
             try:
                 with within(min(each, left), "SOCKET_CONNECT_TIMEOUT"), self._open(host, port) as connection:
                     owner = self._owner(connection)
+                self._failed.discard((host, port))
                 if owner is not None:
                     return self._reachable(owner, host, ends)
                 told.append(f"{host}:{port} names no node for slot {self.slot}")
             except NoCluster:
                 raise
             except (RedisError, OSError) as error:
+                self._failed.add((host, port))
                 errors.append(error)
                 told.append(f"{host}:{port} is no help ({message_of(error)})")
         if errors and all(isinstance(error, AuthenticationError) for error in errors) and len(errors) == len(told):
@@ -124,7 +128,8 @@ class Owners(Finder):
         self._hint = None
         # One of the URL soon, in case all that was learnt is of a cluster that has been replaced.
         mixed = [*first, *self._given[:1], *self._known[:3], *self._given[1:], *self._known[3:]]
-        return list(dict.fromkeys(mixed))[:_MOST_ASKED]
+        # A frozen node costs time at each search, so those that were no help are asked last.
+        return sorted(dict.fromkeys(mixed), key=self._failed.__contains__)[:_MOST_ASKED]
 
     @contextmanager
     def _open(self, host: str, port: int) -> Iterator[Any]:
@@ -150,6 +155,7 @@ class Owners(Finder):
             if any(first <= self.slot <= last for first, last in ranges):
                 found = nodes[0] if nodes else None
             known += [(self._reached.get(node.host, node.host), node.port) for node in nodes if node.host]
+        self._failed &= {*self._given, *known}
         self._known = [address for address in known if address not in self._given][:_MOST_KNOWN]
         return found
 

@@ -312,7 +312,7 @@ def test_half_a_reply_goes_with_its_connection(hub: Hub, redis: Redis) -> None:
     client, other = hub.client(), hub.client()
     assert client.ask("GET", "n") == b"$-1\r\n"
     hub.mux._shared._rest = b"$1048576"  # a header that is cut in the middle
-    hub.mux.on_away("the server was lost")
+    hub.mux.on_away(ConnectionError("the server was lost"))
     hub.connect()
     assert other.ask("GET", "n") == b"$-1\r\n"
 
@@ -427,7 +427,7 @@ def test_what_was_not_sent_when_the_connection_was_lost_is_not_sent_later(hub: H
     client.send(("INCR", "n"))
     assert select.select([stream._socket], [], [], 5)[0]
     hub.mux._serve_one(stream)
-    hub.mux.on_away("the server was lost in this very turn")
+    hub.mux.on_away(ConnectionError("the server was lost in this very turn"))
     hub.until(lambda: client.look())
     assert client.got.startswith(b"-RQPOOLED LOST")
     assert other.ask("GET", "n") == b"$-1\r\n", "nobody gets the reply to another's command"
