@@ -32,6 +32,15 @@ from .finder import Address, Finder, MasterAway, Node
 _MOST_KNOWN, _MOST_ASKED = 32, 8
 #: Seconds for which at least a node that says nothing is waited for, as far as the whole search has as long.
 _LEAST = 0.5
+#: MovedError is an AskError, and MasterDownError a ClusterDownError.
+_CLASSES: tuple[tuple[type[Exception], str], ...] = (
+    (MovedError, "MOVED"),
+    (AskError, "ASK"),
+    (TryAgainError, "TRYAGAIN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+)
+_REDIRECTS = ("MOVED", "ASK")
+_REFUSALS = (*_REDIRECTS, "TRYAGAIN", "CLUSTERDOWN")
 _MOVED = re.compile(r"(?:^|\s)(\d+) (\S*):(\d+)\s*$")
 
 
@@ -81,7 +90,7 @@ class Owners(Finder):
     def heard(self, error: Exception, connection: Any) -> None:
         """Note that a connection was refused: where the slot is now is asked before anything else goes there."""
         self.latest = None
-        told = _MOVED.search(str(error)) if isinstance(error, AskError) else None
+        told = _MOVED.search(str(error)) if _word(error) in _REDIRECTS else None
         if told is not None and int(told[1]) == self.slot:
             host = told[2] if told[2] not in ("", "?") else connection.host
             self._hint = (self._reached.get(host, host), int(told[3]))
@@ -187,7 +196,7 @@ class Owners(Finder):
 
 def is_refusal(error: BaseException | None) -> bool:
     """Tell whether an error says that the node does not serve the slot now, and that the command did not run."""
-    return isinstance(error, (AskError, TryAgainError, ClusterDownError))
+    return _word(error) in _REFUSALS
 
 
 def is_of_slot(error: Exception, slot: int) -> bool:
@@ -195,14 +204,33 @@ def is_of_slot(error: Exception, slot: int) -> bool:
 
     A command of a job on a key without our hash tag is answered MOVED for ever.
     """
-    told = _MOVED.search(str(error)) if isinstance(error, AskError) else None
+    told = _MOVED.search(str(error)) if is_redirect(error) else None
     return told is None or int(told[1]) == slot
 
 
 def said(error: Exception) -> str:
     """Return a refusal as the node said it: redis-py takes the first word off the text."""
-    word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
-    return f"{word}{message_of(error)}"
+    word = _word(error) if is_redirect(error) and not str(error).startswith(_REDIRECTS) else ""
+    return f"{word} {message_of(error)}".strip()
+
+
+def is_redirect(error: BaseException) -> bool:
+    """Tell whether an error names another node for a key."""
+    return _word(error) in _REDIRECTS
+
+
+def is_moved(error: BaseException) -> bool:
+    """Tell whether an error says that a slot has its place elsewhere."""
+    return _word(error) == "MOVED"
+
+
+def _word(error: BaseException | None) -> str:
+    """Return the first word of a refusal: where redis-py has a class for it, that word is not in the text any more."""
+    for cls, word in _CLASSES:
+        if isinstance(error, cls):
+            return word
+    # redis-py 5 has these classes for its own client of clusters only.
+    return str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
 
 
 def remedy(url: str) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from redis.exceptions import AskError, ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
-from .cluster import remedy, said
+from .cluster import is_redirect, remedy, said
 from .place import shown
 
 
@@ -25,7 +25,7 @@ class Noticing:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
             # From a script it is only a text on 6.2.
-            if isinstance(error, AskError) and not hasattr(self, "slot"):
+            if is_redirect(error) and not hasattr(self, "slot"):
                 where = remedy(shown(self))
                 error.args = (f"{said(error)}: the server is one node of a cluster; {where}",)
             if isinstance(error, ReadOnlyError) or "READONLY" in str(error):
