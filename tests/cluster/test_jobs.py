@@ -11,6 +11,7 @@ import cluster_jobs
 import pytest
 from cluster import Cluster
 from commands import refusal, run, start
+from keys import named
 from redis import Redis
 from rq import Callback, Retry
 from rq.defaults import RQ_KEY_PREFIX as PREFIX
@@ -27,7 +28,9 @@ def roles(cluster: Cluster) -> dict[str, list[str]]:
     """Return the roles of the worker's connections to each node that has any."""
     found: dict[str, list[str]] = {}
     for node in cluster.nodes:
-        names = [entry["name"] for entry in node.client().client_list() if entry["name"].startswith("rq_pooled:")]
+        names = [
+            entry["name"] for entry in node.client().client_list() if entry["name"].startswith(named("rq_pooled:"))
+        ]
         ours = sorted(name.rpartition(":")[2] for name in names if not name.endswith(":test"))
         if ours:
             found[node.address] = ours
