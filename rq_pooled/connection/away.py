@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..rq_api import key_prefix
-from .cluster import said
+from .cluster import is_refusal, said
 from .finder import MasterAway
 
 #: The server cannot be reached, or did not answer in time.
@@ -77,7 +77,9 @@ def is_away(error: BaseException) -> bool:
         return error.passing
     known = (ServerAway, *_AWAY_CLASSES)
     # A connection of redis-py's Sentinel raises another error, with this one as its context.
-    return isinstance(error, known) or isinstance(error.__context__, known) or _AWAY.search(str(error)) is not None
+    if isinstance(error, known) or isinstance(error.__context__, known) or is_refusal(error):
+        return True
+    return _AWAY.search(str(error)) is not None
 
 
 def is_forbidden(error: BaseException) -> bool:

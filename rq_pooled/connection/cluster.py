@@ -32,6 +32,15 @@ from .finder import Address, Finder, MasterAway, Node
 _MOST_KNOWN, _MOST_ASKED = 32, 8
 #: Seconds for which at least a node that says nothing is waited for, as far as the whole search has as long.
 _LEAST = 0.5
+#: MovedError is an AskError, and MasterDownError a ClusterDownError.
+_CLASSES: tuple[tuple[type[Exception], str], ...] = (
+    (MovedError, "MOVED"),
+    (AskError, "ASK"),
+    (TryAgainError, "TRYAGAIN"),
+    (ClusterDownError, "CLUSTERDOWN"),
+)
+_REDIRECTS = ("MOVED", "ASK")
+_REFUSALS = (*_REDIRECTS, "TRYAGAIN", "CLUSTERDOWN")
 _MOVED = re.compile(r"(?:^|\s)(\d+) (\S*):(\d+)\s*$")
 
 
@@ -65,6 +74,8 @@ class Owners(Finder):
         #: All nodes that were named, the newest first; the owner by the word of another node is asked first.
         self._known: list[Address] = []
         self._hint: Address | None = None
+        #: Those that were no help when they were asked last.
+        self._failed: set[Address] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
@@ -79,7 +90,7 @@ class Owners(Finder):
     def heard(self, error: Exception, connection: Any) -> None:
         """Note that a connection was refused: where the slot is now is asked before anything else goes there."""
         self.latest = None
-        told = _MOVED.search(str(error)) if isinstance(error, AskError) else None
+        told = _MOVED.search(str(error)) if _word(error) in _REDIRECTS else None
         if told is not None and int(told[1]) == self.slot:
             host = told[2] if told[2] not in ("", "?") else connection.host
             self._hint = (self._reached.get(host, host), int(told[3]))
@@ -95,7 +106,7 @@ class Owners(Finder):
             redis.exceptions.AuthenticationError: all of them refuse the login.
         """
         asked = self._asked()
-        each = max(_LEAST, self._timeout / len(asked))
+        each = max(self._timeout / len(asked), min(_LEAST, self._timeout / 3))
         told: list[str] = []
         errors: list[Exception] = []
         ends = time.monotonic() + self._timeout
@@ -106,12 +117,14 @@ class Owners(Finder):
             try:
                 with within(min(each, left), "SOCKET_CONNECT_TIMEOUT"), self._open(host, port) as connection:
                     owner = self._owner(connection)
+                self._failed.discard((host, port))
                 if owner is not None:
                     return self._reachable(owner, host, ends)
                 told.append(f"{host}:{port} names no node for slot {self.slot}")
             except NoCluster:
                 raise
             except (RedisError, OSError) as error:
+                self._failed.add((host, port))
                 errors.append(error)
                 told.append(f"{host}:{port} is no help ({message_of(error)})")
         if errors and all(isinstance(error, AuthenticationError) for error in errors) and len(errors) == len(told):
@@ -124,7 +137,8 @@ class Owners(Finder):
         self._hint = None
         # One of the URL soon, in case all that was learnt is of a cluster that has been replaced.
         mixed = [*first, *self._given[:1], *self._known[:3], *self._given[1:], *self._known[3:]]
-        return list(dict.fromkeys(mixed))[:_MOST_ASKED]
+        # A frozen node costs time at each search, so those that were no help are asked last.
+        return sorted(dict.fromkeys(mixed), key=self._failed.__contains__)[:_MOST_ASKED]
 
     @contextmanager
     def _open(self, host: str, port: int) -> Iterator[Any]:
@@ -150,6 +164,7 @@ class Owners(Finder):
             if any(first <= self.slot <= last for first, last in ranges):
                 found = nodes[0] if nodes else None
             known += [(self._reached.get(node.host, node.host), node.port) for node in nodes if node.host]
+        self._failed &= {*self._given, *known}
         self._known = [address for address in known if address not in self._given][:_MOST_KNOWN]
         return found
 
@@ -181,7 +196,7 @@ class Owners(Finder):
 
 def is_refusal(error: BaseException | None) -> bool:
     """Tell whether an error says that the node does not serve the slot now, and that the command did not run."""
-    return isinstance(error, (AskError, TryAgainError, ClusterDownError))
+    return _word(error) in _REFUSALS
 
 
 def is_elsewhere(error: BaseException) -> bool:
@@ -194,14 +209,33 @@ def is_of_slot(error: Exception, slot: int) -> bool:
 
     A command of a job on a key without our hash tag is answered MOVED for ever.
     """
-    told = _MOVED.search(str(error)) if isinstance(error, AskError) else None
+    told = _MOVED.search(str(error)) if is_redirect(error) else None
     return told is None or int(told[1]) == slot
 
 
 def said(error: Exception) -> str:
     """Return a refusal as the node said it: redis-py takes the first word off the text."""
-    word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
-    return f"{word}{message_of(error)}"
+    word = _word(error) if is_redirect(error) and not str(error).startswith(_REDIRECTS) else ""
+    return f"{word} {message_of(error)}".strip()
+
+
+def is_redirect(error: BaseException) -> bool:
+    """Tell whether an error names another node for a key."""
+    return _word(error) in _REDIRECTS
+
+
+def is_moved(error: BaseException) -> bool:
+    """Tell whether an error says that a slot has its place elsewhere."""
+    return _word(error) == "MOVED"
+
+
+def _word(error: BaseException | None) -> str:
+    """Return the first word of a refusal: where redis-py has a class for it, that word is not in the text any more."""
+    for cls, word in _CLASSES:
+        if isinstance(error, cls):
+            return word
+    # redis-py 5 has these classes for its own client of clusters only.
+    return str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
 
 
 def remedy(url: str) -> str:

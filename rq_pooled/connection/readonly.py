@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from redis.exceptions import AskError, ReadOnlyError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 
-from .cluster import remedy, said
+from .cluster import is_redirect, remedy, said
 from .place import shown
 
 
@@ -24,7 +24,7 @@ class Noticing:
         try:
             return super().read_response(*args, **kwargs)  # type: ignore[misc]
         except ResponseError as error:
-            if isinstance(error, AskError) and not hasattr(self, "slot"):
+            if is_redirect(error) and not hasattr(self, "slot"):
                 where = remedy(shown(self))
                 error.args = (f"{said(error)}: the server is one node of a cluster; {where}",)
             # On 6.2 the error of a script has it only in its text.

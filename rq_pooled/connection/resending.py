@@ -12,12 +12,12 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from redis.exceptions import MovedError, RedisError, ResponseError, WatchError
+from redis.exceptions import RedisError, ResponseError, WatchError
 
 from ..deadline import current as current_deadline
 from ..delays import jittered_delay
 from ..errors import ServerUnreachable
-from .cluster import Owners, is_of_slot, is_refusal, said
+from .cluster import Owners, is_moved, is_of_slot, is_refusal, said
 
 #: What ends a WATCH.
 _ENDS_WATCH = (b"EXEC", b"UNWATCH", b"DISCARD")
@@ -161,7 +161,7 @@ class _Again:
         attempt = 0
         while True:
             # Who says where it has moved to has no more to do with it.
-            delay = 0.0 if isinstance(error, MovedError) and not attempt else jittered_delay(attempt, _FIRST, _LONGEST)
+            delay = 0.0 if is_moved(error) and not attempt else jittered_delay(attempt, _FIRST, _LONGEST)
             if time.monotonic() + delay >= self._ends:
                 raise ServerUnreachable(
                     f"the cluster does not serve slot {self._connection.slot} for now ({said(error)}); the command "

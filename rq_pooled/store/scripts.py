@@ -19,7 +19,7 @@ from redis.exceptions import NoScriptError, ResponseError
 from .. import rq_api
 from ..wire import Command, Packed, Word, encoded
 from . import keys
-from .keys import RIGHTS
+from .keys import NONE, RIGHTS
 
 _FOLDER = Path(__file__).parent / "lua"
 
@@ -57,7 +57,11 @@ def scripts() -> dict[str, Script]:
 
 
 def call(name: str, keys: Sequence[str], *arguments: Word | Packed) -> Command:
-    """Return the command that runs a script; keys and arguments are as in the header of its file."""
+    """Return the command that runs a script; keys and arguments are as in the header of its file.
+
+    A script without keys is given one that never exists, by which a cluster knows where it belongs.
+    """
+    keys = keys or (NONE,)
     return ("EVALSHA", scripts()[name].sha1, len(keys), *keys, *arguments)
 
 

@@ -45,6 +45,8 @@ class ClusterStage(BreakableStage):
 
     def _move_slot(self, fault: Fault) -> Later:
         """Begin to move the slot, and end it later: half of the keys are here and half there meanwhile."""
+        # One that was crashed before may not have been noticed as back.
+        self.cluster.wait_until_whole()
         deed = self._note("move slot", 0, fault.length)
         target = self.cluster.other(self.cluster.owner(PREFIX))
         stack = contextlib.ExitStack()

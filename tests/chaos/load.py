@@ -201,8 +201,8 @@ class Watch(_Worker):
         now, roles = time.time(), defaultdict(list)
         for entry in entries:
             match = NAME.fullmatch(entry["name"])
-            # Its own stand beside those of workers on a cluster.
-            if match and match[2] != "harness":
+            # On a cluster its own stand beside those of workers, and those that ask for the owner are left at once.
+            if match and match[2] not in ("harness", "cluster"):
                 roles[int(match[1])].append(match[2])
         found = {pid: tuple(sorted(some)) for pid, some in roles.items()}
         self.crowds += [Crowd(now, pid, some) for pid, some in found.items() if self._roles.get(pid) != some]

@@ -11,6 +11,7 @@ import cluster_jobs
 import pytest
 from cluster import Cluster
 from commands import refusal, run, start
+from keys import named
 from redis import Redis
 from rq import Callback, Retry
 from rq.defaults import RQ_KEY_PREFIX as PREFIX
@@ -28,7 +29,7 @@ def roles(cluster: Cluster) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for node in cluster.nodes:
         names = [
-            entry["name"] for entry in node.client().client_list() if entry["name"].startswith(f"{PREFIX}_pooled:")
+            entry["name"] for entry in node.client().client_list() if entry["name"].startswith(named("rq_pooled:"))
         ]
         ours = sorted(name.rpartition(":")[2] for name in names if not name.endswith(":test"))
         if ours:

@@ -20,6 +20,7 @@ import pytest
 from proxy import CutProxy, SlowProxy
 from redis import Connection, ConnectionPool, Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TryAgainError
 from sampling import by_role
 
 from rq_pooled.capacity.stop_flag import Brake
@@ -409,6 +410,27 @@ def test_places_that_others_may_have_are_not_kept(hub: Hub, redis: Redis) -> Non
     lease.overdue = True
     hub.until(client.look)
     assert b"-RQPOOLED LOST" in client.got and b"BUDGET" in client.got
+
+
+def test_a_node_that_refuses_answers_what_was_sent(hub: Hub, redis: Redis) -> None:
+    """Where the command connection was refused and not lost (a slot that moved), what jobs have sent is answered."""
+    refused = ConnectionError("MOVED")
+    refused.__cause__ = TryAgainError("the slot is not served here now")
+    guest = hub.guest()
+    client, lent = hub.client(guest), hub.client(guest)
+    assert client.ask("SET", "n", "1") == b"+OK\r\n"
+    before = hub.mux._shared._upstream
+    client.send(("INCR", "n"))
+    lent.send(("BLPOP", "list", "20"))
+    hub.until(lambda: hub.mux._shared._owed and hub.mux.connections()["exclusive"])
+    hub.mux.on_away(refused)
+    hub.until(client.look)
+    assert client.got == b":2\r\n"
+    client.got = b""
+    redis.rpush("list", "word")
+    hub.until(lent.look)
+    assert lent.got.endswith(b"word\r\n")
+    assert client.ask("GET", "n") == b"$1\r\n2\r\n" and hub.mux._shared._upstream is not before
 
 
 def test_what_is_under_way_on_the_shared_connection_is_bounded(hubs: Callable[..., Hub], start_server: Any) -> None:
