@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from redis.connection import SSLConnection
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
     AuthenticationError,
+    AuthorizationError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -93,6 +96,7 @@ class Owners(Finder):
             MasterAway: none of them names an owner.
             NoCluster: what was asked is no cluster.
             redis.exceptions.AuthenticationError: all of them refuse the login.
+            redis.exceptions.AuthorizationError: all of them refuse to tell this user.
         """
         asked = self._asked()
         each = max(_LEAST, self._timeout / len(asked))
@@ -114,8 +118,12 @@ class Owners(Finder):
             except (RedisError, OSError) as error:
                 errors.append(error)
                 told.append(f"{host}:{port} is no help ({message_of(error)})")
-        if errors and all(isinstance(error, AuthenticationError) for error in errors) and len(errors) == len(told):
-            raise errors[0]
+        if errors and len(errors) == len(told):
+            if all(isinstance(error, AuthenticationError) for error in errors):
+                raise errors[0]
+            if all(isinstance(error, NoPermissionError) for error in errors):
+                text = "the user may not ask the cluster where the keys are: allow it +cluster|shards, +cluster|slots"
+                raise AuthorizationError(f"{text} and +cluster|myid ({message_of(errors[0])})") from errors[0]
         raise MasterAway(f"no node of the cluster names the owner of slot {self.slot}: {'; '.join(told)}", True)
 
     def _asked(self) -> list[Address]:
@@ -138,7 +146,7 @@ class Owners(Finder):
     def _owner(self, connection: Any) -> _Named | None:
         """Return what a node says who the owner is, and remember the other nodes that it names."""
         try:
-            shards = _of_shards(_ask(connection, "CLUSTER", "SHARDS"), hasattr(connection, "ssl_context"))
+            shards = _of_shards(_ask(connection, "CLUSTER", "SHARDS"), isinstance(connection, SSLConnection))
         except ResponseError as error:
             if "cluster support disabled" in str(error):
                 raise NoCluster(f"{connection.host}:{connection.port} is no node of a cluster") from None
