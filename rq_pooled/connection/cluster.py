@@ -68,6 +68,8 @@ class Owners(Finder):
         #: All nodes that were named, the newest first; the owner by the word of another node is asked first.
         self._known: list[Address] = []
         self._hint: Address | None = None
+        #: The ids of the nodes that the latest help has named.
+        self._ids: set[str] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
@@ -152,6 +154,11 @@ class Owners(Finder):
                 raise NoCluster(f"{connection.host}:{connection.port} is no node of a cluster") from None
             # Before 7.0, and services that have only the older command.
             shards = _of_slots(_ask(connection, "CLUSTER", "SLOTS"))
+        ids = {node.id for _, nodes in shards for node in nodes}
+        # A stale address in the URL must not lead away from a cluster that is down. Behind one address a cluster may
+        # be replaced.
+        if len(self._given) > 1 and self._ids and ids.isdisjoint(self._ids):
+            raise RedisConnectionError("it is of another cluster: restart this process if that took the other's place")
         found: _Named | None = None
         known: list[Address] = []
         for ranges, nodes in shards:
@@ -159,6 +166,7 @@ class Owners(Finder):
                 found = nodes[0] if nodes else None
             known += [(self._reached.get(node.host, node.host), node.port) for node in nodes if node.host]
         self._known = [address for address in known if address not in self._given][:_MOST_KNOWN]
+        self._ids = ids if found else self._ids
         return found
 
     def _reachable(self, owner: _Named, asked: str, ends: float) -> Address:
