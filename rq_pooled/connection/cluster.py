@@ -12,12 +12,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from redis.connection import SSLConnection
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
     AuthenticationError,
+    AuthorizationError,
     ClusterDownError,
     MovedError,
+    NoPermissionError,
     RedisError,
     ResponseError,
     TryAgainError,
@@ -76,6 +79,8 @@ class Owners(Finder):
         self._hint: Address | None = None
         #: Those that were no help when they were asked last.
         self._failed: set[Address] = set()
+        #: The ids of the nodes that the latest help has named.
+        self._ids: set[str] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
@@ -104,6 +109,7 @@ class Owners(Finder):
             MasterAway: none of them names an owner.
             NoCluster: what was asked is no cluster.
             redis.exceptions.AuthenticationError: all of them refuse the login.
+            redis.exceptions.AuthorizationError: all of them refuse to tell this user.
         """
         asked = self._asked()
         each = max(self._timeout / len(asked), min(_LEAST, self._timeout / 3))
@@ -127,8 +133,12 @@ class Owners(Finder):
                 self._failed.add((host, port))
                 errors.append(error)
                 told.append(f"{host}:{port} is no help ({message_of(error)})")
-        if errors and all(isinstance(error, AuthenticationError) for error in errors) and len(errors) == len(told):
-            raise errors[0]
+        if errors and len(errors) == len(told):
+            if all(isinstance(error, AuthenticationError) for error in errors):
+                raise errors[0]
+            if all(isinstance(error, NoPermissionError) for error in errors):
+                text = "the user may not ask the cluster where the keys are: allow it +cluster|shards, +cluster|slots"
+                raise AuthorizationError(f"{text} and +cluster|myid ({message_of(errors[0])})") from errors[0]
         raise MasterAway(f"no node of the cluster names the owner of slot {self.slot}: {'; '.join(told)}", True)
 
     def _asked(self) -> list[Address]:
@@ -152,12 +162,17 @@ class Owners(Finder):
     def _owner(self, connection: Any) -> _Named | None:
         """Return what a node says who the owner is, and remember the other nodes that it names."""
         try:
-            shards = _of_shards(_ask(connection, "CLUSTER", "SHARDS"), hasattr(connection, "ssl_context"))
+            shards = _of_shards(_ask(connection, "CLUSTER", "SHARDS"), isinstance(connection, SSLConnection))
         except ResponseError as error:
             if "cluster support disabled" in str(error):
                 raise NoCluster(f"{connection.host}:{connection.port} is no node of a cluster") from None
             # Before 7.0, and services that have only the older command.
             shards = _of_slots(_ask(connection, "CLUSTER", "SLOTS"))
+        ids = {node.id for _, nodes in shards for node in nodes}
+        # A stale address in the URL must not lead away from a cluster that is down. Behind one address a cluster may
+        # be replaced.
+        if len(self._given) > 1 and self._ids and ids.isdisjoint(self._ids):
+            raise RedisConnectionError("it is of another cluster: restart this process if that took the other's place")
         found: _Named | None = None
         known: list[Address] = []
         for ranges, nodes in shards:
@@ -166,6 +181,7 @@ class Owners(Finder):
             known += [(self._reached.get(node.host, node.host), node.port) for node in nodes if node.host]
         self._failed &= {*self._given, *known}
         self._known = [address for address in known if address not in self._given][:_MOST_KNOWN]
+        self._ids = ids if found else self._ids
         return found
 
     def _reachable(self, owner: _Named, asked: str, ends: float) -> Address:

@@ -69,7 +69,10 @@ class Resending:
             def read() -> Any:
                 return super(Resending, self).read_response(*args, **kwargs)  # type: ignore[misc]
 
+            watch = index == 0 and _name(_cut(self._sent)[0]) == b"WATCH"
             self._early = deque(_Again(self, read).replies(index, error))
+            # What is watched over the new connection would be lost with it as well.
+            self._watching = watch and not isinstance(self._early[0], Exception)
             return self.read_response(*args, **kwargs)
         self._note_watch()
         return reply

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +141,38 @@ def test_what_is_watched_is_watched_no_more(cluster: Cluster, cluster_client: Re
         pipe.multi()
         pipe.incr(f"{PREFIX}:a")
         assert pipe.execute() == [2]
+
+
+def test_a_watch_that_was_refused_watches(cluster: Cluster, cluster_client: Redis) -> None:
+    """A WATCH that was sent again to the new owner is remembered: the next move ends its transaction, too."""
+    cluster_client.set(f"{PREFIX}:a", 1)
+    with cluster_client.pipeline() as pipe:
+        cluster.move(PREFIX, cluster.other(cluster.owner(PREFIX)))
+        pipe.watch(f"{PREFIX}:a")
+        cluster.move(PREFIX, cluster.other(cluster.owner(PREFIX)))
+        cluster.owner(PREFIX).call("SET", f"{PREFIX}:a", 100)
+        pipe.multi()
+        pipe.incr(f"{PREFIX}:a")
+        with pytest.raises(WatchError):
+            pipe.execute()
+    assert cluster_client.get(f"{PREFIX}:a") == b"100"
+
+
+def test_a_node_of_another_cluster(cluster: Cluster) -> None:
+    """A stale address in the URL, now of another cluster, is not followed while the cluster in use is down."""
+    other = Cluster(os.environ.get("RQ_POOLED_TEST_SERVER") or None, 1, False)
+    try:
+        pool = Pool(Settings(url=f"cluster://{cluster.masters[0].address},{other.masters[0].address}"), "test")
+        with Redis(connection_pool=pool) as client:
+            client.set(f"{PREFIX}:a", 1)
+            for node in cluster.nodes:
+                node.server.kill()
+            with pytest.raises(ServerUnreachable, match="it is of another cluster: restart this process"):
+                client.set(f"{PREFIX}:a", 2)
+        pool.disconnect()
+        assert other.masters[0].call("EXISTS", f"{PREFIX}:a") == 0
+    finally:
+        other.close()
 
 
 def test_the_url_of_one_node(cluster: Cluster) -> None:
