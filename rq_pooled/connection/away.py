@@ -17,8 +17,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..rq_api import key_prefix
-from .cluster import is_refusal, said
 from .finder import MasterAway
+from .redirects import is_refusal, said
 
 #: The server cannot be reached, or did not answer in time.
 LOST = (RedisConnectionError, RedisTimeoutError)

@@ -6,7 +6,6 @@ is asked is left at once: a worker keeps its connections to one node.
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,37 +13,18 @@ from typing import Any, NamedTuple
 
 from redis.connection import SSLConnection
 from redis.crc import key_slot
-from redis.exceptions import (
-    AskError,
-    AuthenticationError,
-    AuthorizationError,
-    ClusterDownError,
-    MovedError,
-    NoPermissionError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AuthenticationError, AuthorizationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from ..config.secrets import message_of
 from ..deadline import hurried, within
 from .finder import Address, Finder, MasterAway, Node
+from .redirects import redirect_of
 
 #: Nodes that are remembered besides those of the URL, and nodes that are asked in one search.
 _MOST_KNOWN, _MOST_ASKED = 32, 8
 #: Seconds for which at least a node that says nothing is waited for, as far as the whole search has as long.
 _LEAST = 0.5
-#: MovedError is an AskError, and MasterDownError a ClusterDownError.
-_CLASSES: tuple[tuple[type[Exception], str], ...] = (
-    (MovedError, "MOVED"),
-    (AskError, "ASK"),
-    (TryAgainError, "TRYAGAIN"),
-    (ClusterDownError, "CLUSTERDOWN"),
-)
-_REDIRECTS = ("MOVED", "ASK")
-_REFUSALS = (*_REDIRECTS, "TRYAGAIN", "CLUSTERDOWN")
-_MOVED = re.compile(r"(?:^|\s)(\d+) (\S*):(\d+)\s*$")
 
 
 class NoCluster(RedisConnectionError):
@@ -95,10 +75,10 @@ class Owners(Finder):
     def heard(self, error: Exception, connection: Any) -> None:
         """Note that a connection was refused: where the slot is now is asked before anything else goes there."""
         self.latest = None
-        told = _MOVED.search(str(error)) if _word(error) in _REDIRECTS else None
-        if told is not None and int(told[1]) == self.slot:
-            host = told[2] if told[2] not in ("", "?") else connection.host
-            self._hint = (self._reached.get(host, host), int(told[3]))
+        told = redirect_of(error)
+        if told is not None and told[0] == self.slot:
+            host = told[1] if told[1] not in ("", "?") else connection.host
+            self._hint = (self._reached.get(host, host), told[2])
 
     # -- asking --------------------------------------------------------------------------------------------------
 
@@ -208,50 +188,6 @@ class Owners(Finder):
                 continue
         # What is wrong with it is said when it is connected to.
         return owner.host, owner.port
-
-
-def is_refusal(error: BaseException | None) -> bool:
-    """Tell whether an error says that the node does not serve the slot now, and that the command did not run."""
-    return _word(error) in _REFUSALS
-
-
-def is_elsewhere(error: BaseException) -> bool:
-    """Tell whether a node that answers has said that the keys are at another one, or on their way; a script, too."""
-    return is_refusal(error) or is_refusal(error.__cause__) or "non local key" in str(error)
-
-
-def is_of_slot(error: Exception, slot: int) -> bool:
-    """Tell whether a refusal is about a slot, and so passes once its owner is asked; see ``is_refusal``.
-
-    A command of a job on a key without our hash tag is answered MOVED for ever.
-    """
-    told = _MOVED.search(str(error)) if is_redirect(error) else None
-    return told is None or int(told[1]) == slot
-
-
-def said(error: Exception) -> str:
-    """Return a refusal as the node said it: redis-py takes the first word off the text."""
-    word = _word(error) if is_redirect(error) and not str(error).startswith(_REDIRECTS) else ""
-    return f"{word} {message_of(error)}".strip()
-
-
-def is_redirect(error: BaseException) -> bool:
-    """Tell whether an error names another node for a key."""
-    return _word(error) in _REDIRECTS
-
-
-def is_moved(error: BaseException) -> bool:
-    """Tell whether an error says that a slot has its place elsewhere."""
-    return _word(error) == "MOVED"
-
-
-def _word(error: BaseException | None) -> str:
-    """Return the first word of a refusal: where redis-py has a class for it, that word is not in the text any more."""
-    for cls, word in _CLASSES:
-        if isinstance(error, cls):
-            return word
-    # redis-py 5 has these classes for its own client of clusters only.
-    return str(error).partition(" ")[0] if isinstance(error, ResponseError) else ""
 
 
 def remedy(url: str) -> str:

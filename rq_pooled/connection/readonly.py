@@ -7,8 +7,9 @@ from typing import Any
 
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from .cluster import is_redirect, remedy, said
+from .cluster import remedy
 from .place import shown
+from .redirects import is_redirect, said
 
 
 class Noticing:

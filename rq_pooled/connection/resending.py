@@ -17,7 +17,8 @@ from redis.exceptions import RedisError, ResponseError, WatchError
 from ..deadline import current as current_deadline
 from ..delays import jittered_delay
 from ..errors import ServerUnreachable
-from .cluster import Owners, is_moved, is_of_slot, is_refusal, said
+from .cluster import Owners
+from .redirects import is_moved, is_of_slot, is_refusal, said
 
 #: What ends a WATCH.
 _ENDS_WATCH = (b"EXEC", b"UNWATCH", b"DISCARD")

@@ -18,8 +18,8 @@ from ..capacity.reservation import Ask, Reservation
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings
 from ..connection.away import is_closed
-from ..connection.cluster import is_elsewhere
 from ..connection.place import Place
+from ..connection.redirects import is_elsewhere
 from ..horse.stream import Door
 from ..process.event_loop import Loop
 from .dialer import Dialer
