@@ -115,7 +115,8 @@ def test_a_sleeping_worker_follows(cluster: Cluster, worker: WorkerProcess, clus
     moved = time.monotonic()
     job = queue.enqueue(cluster_jobs.count, "b")
     wait_until(lambda: job.is_finished, 10, "a job at the new owner")
-    assert time.monotonic() - moved < 2.5
+    # Two seconds, and what a busy machine adds.
+    assert time.monotonic() - moved < 5
     wait_until(lambda: roles(cluster).keys() == {target.address}, 5, "connections to the new owner")
     assert "lost the server (MOVED" in worker.output() or "is not served here now" in worker.output()
     assert worker.stop() == 0
