@@ -271,15 +271,15 @@ def by_queues(running: EmbeddedServer, numbers: tuple[int, ...], seconds: float,
         queues = [f"q{each}" for each in range(number)]
         with fleet(running) as (redis, workers):
             workers.grow(SERVING, 1, queues)
-            # No share of a heartbeat is looked for here.
+            # A window need not hold a whole heartbeat: promotion costs more here.
             costs = measure(redis, queues[-1], min(seconds, 10), jobs)
         rows.append(
             (
                 str(number),
-                f"{costs.idle.commands / costs.idle.time / SERVING:.1f}",
+                f"{costs.idle.commands / costs.idle.time / SERVING:,.1f}",
                 f"{costs.idle.cpu / costs.idle.time * 1000 / SERVING:.2f}",
-                f"{costs.busy.commands / costs.jobs:.1f}",
-                f"{costs.job_us:.0f}",
+                f"{costs.busy.commands / costs.jobs:,.1f}",
+                f"{costs.job_us:,.0f}",
                 f"{costs.wake_commands:,.0f}",
                 f"{costs.wake_ms:.1f}",
             )
