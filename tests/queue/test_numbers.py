@@ -28,7 +28,6 @@ FIRST = datetime.min.replace(tzinfo=timezone.utc)
 Enqueue = Callable[[Any], Any]
 
 
-
 def changed(job: Job, **values: Any) -> Job:
     """Return a job whose attributes a program has set by itself, past the checks of rq.Retry and rq.Repeat."""
     vars(job).update(values)

@@ -441,7 +441,7 @@ def test_another_call_with_an_unconfirmed_id_is_enqueued(proxy: CutProxy, redis:
         redis.delete(queue.key)
 
 
-@pytest.mark.parametrize("value", [("result_ttl", "soon"), ("created_at", b"\xff"), None], ids=["number", "date", "type"])
+@pytest.mark.parametrize("value", [("result_ttl", "soon"), ("created_at", b"\xff"), None])
 def test_an_unconfirmed_job_that_was_damaged_is_told_in_words(
     proxy: CutProxy, redis: Redis, value: tuple[str, Any] | None
 ) -> None:
