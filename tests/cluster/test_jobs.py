@@ -12,11 +12,11 @@ from cluster import Cluster
 from commands import refusal, run, start
 from redis import Redis
 from rq import Callback, Retry
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 from rq.job import Job
 from support import QUICK, WorkerProcess, wait_until
 
 import rq_pooled
+from rq_pooled.store.keys import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster import Cluster
 from redis import Redis
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
+
+from rq_pooled.store.keys import PREFIX
 
 pytestmark = pytest.mark.timeout(120)
 
