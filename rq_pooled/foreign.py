@@ -98,6 +98,18 @@ def plain(data: Any) -> Any:
     return data
 
 
+def bounded(data: Any) -> Any:
+    """Return data as ``plain``, with texts above MAX_LINE characters cut; two names that are cut differ as before."""
+    if isinstance(data, (str, bytes)):
+        word = plain(data)
+        return word if len(word) <= MAX_LINE else label(word)
+    if isinstance(data, dict):
+        return {bounded(key): bounded(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [bounded(value) for value in data]
+    return data
+
+
 def whole_number(value: bytes | str | None) -> int:
     """Return a number as RQ writes counts; 0 for anything else, such as one that no counter could reach."""
     word = text(value or b"")

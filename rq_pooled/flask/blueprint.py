@@ -19,7 +19,7 @@ from ..connection.away import LOST
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
-from ..foreign import plain, shown
+from ..foreign import bounded, shown
 from ..monitoring.health import health_word
 from ..monitoring.processes import pool_stats
 from . import actions
@@ -127,14 +127,15 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     @blueprint.get("/queues/status")
     def queues_status() -> Response:
         with within(DEADLINE, "the deadline of a page"):
-            return jsonify(queues=queue_states(client_of().redis))
+            return jsonify(queues=bounded(queue_states(client_of().redis)))
 
     @blueprint.get("/queues/failed-jobs")
     def queues_failed_jobs() -> Response:
         asked = asked_for("queue", "exception", "offset", "limit")
         offset, limit = number(asked, "offset", 0), min(number(asked, "limit", 50), 200)
         with within(DEADLINE, "the deadline of a page"):
-            return jsonify(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, client_of().redis))
+            found = failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, client_of().redis)
+            return jsonify(bounded(found))
 
     @blueprint.get("/metrics")
     def metrics() -> Response:
@@ -214,6 +215,6 @@ def _is_from_this_site() -> bool:
 def _done(client: Redis, did: str, queue: str, report: dict[str, Any]) -> Any:
     """Answer a POST: a button of the page with the page, a program with the report."""
     if "page" not in request.form:
-        return jsonify(plain(report))
+        return jsonify(bounded(report))
     more = report["unfinished"] or report["done"] >= actions.MOST
     return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more)), 303)

@@ -10,14 +10,16 @@ from datetime import datetime
 import rq
 from redis import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError
-from rq.exceptions import DeserializationError, NoSuchJobError
+from rq.exceptions import DeserializationError
 from rq.job import Job, JobStatus
 from rq.utils import now
 
 from ..connection.away import LOST
 from ..errors import ConfigurationError, EnqueueUnconfirmed, RedisUnavailable
+from ..foreign import MAX_VALUE, printable
 from ..pool.failfast import failing_fast
 from .unique import call_key
+from .verdict import GONE, earlier_job
 
 #: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
 _REMEMBERED = 10_000
@@ -82,14 +84,22 @@ def is_unconfirmed(job_id: str) -> bool:
 
 
 def landed(queue: rq.Queue, wanted: Job) -> Job | None:
-    """Return the job that an unconfirmed enqueue of the same call left in Redis, if there is one."""
+    """Return the job that an unconfirmed enqueue of the same call left in Redis, if there is one.
+
+    Raises:
+        ConfigurationError: what is there cannot be read.
+    """
     since = _unconfirmed.get(wanted.id)
     if since is None:
         return None
-    try:
-        job = queue.job_class.fetch(wanted.id, connection=queue.connection, serializer=queue.serializer)
-    except NoSuchJobError:
+    job = earlier_job(queue, wanted.id)
+    if job == GONE:
         return None
+    if not isinstance(job, Job):
+        raise ConfigurationError(
+            f"job {printable(wanted.id, MAX_VALUE)} may have been enqueued by an earlier call, and {job}: not enqueued "
+            f"again; delete the key {printable(wanted.key, MAX_VALUE)}, or choose another job id"
+        )
     # An older job under this id was there before: the lost enqueue was to replace it, and did not.
     if job.created_at is None or job.created_at < since:
         return None

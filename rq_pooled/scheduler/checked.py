@@ -24,6 +24,8 @@ class CheckedScheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has n
 
     def _create_job(self, func: Any, *args: Any, commit: bool = True, **kwargs: Any) -> Job:
         check_floats(kwargs)
+        # The job is written before its place in the schedule, and would stay if that is of another type.
+        self.connection.zcard(SCHEDULED_JOBS)
         job: Job = super()._create_job(func, *args, commit=False, **kwargs)
         check_numbers(job)
         if commit:

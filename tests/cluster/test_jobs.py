@@ -14,12 +14,12 @@ from commands import refusal, run, start
 from keys import named
 from redis import Redis
 from rq import Callback, Retry
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 from rq.job import Job
 from support import QUICK, WorkerProcess, running_worker, wait_until
 
 import rq_pooled
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.store.keys import PREFIX
 
 pytestmark = pytest.mark.timeout(180)
 

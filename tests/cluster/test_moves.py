@@ -14,13 +14,13 @@ from cluster import Cluster, replicated
 from commands import start
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 from rq.job import Job
 from support import QUICK, WorkerProcess, wait_until
 
 import rq_pooled
 from rq_pooled.config import Settings
 from rq_pooled.pool import Pool
+from rq_pooled.store.keys import PREFIX
 
 pytestmark = pytest.mark.timeout(300)
 

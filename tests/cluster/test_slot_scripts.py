@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from cluster import Cluster
 from redis.exceptions import RedisError, ResponseError
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 
+from rq_pooled.store.keys import PREFIX
 from rq_pooled.store.scripts import scripts
 
 pytestmark = pytest.mark.timeout(120)

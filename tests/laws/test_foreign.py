@@ -443,10 +443,11 @@ def test_sweeps_in_a_schedule_of_another_type_are_told_of_its_key(
     ],
 )
 def test_a_schedule_of_another_type_is_named_to_callers(redis: Redis, call: Callable[[Scheduler], Any]) -> None:
-    """Each method that reads or writes the schedule names its key."""
+    """Each method that reads or writes the schedule names its key, and leaves nothing behind."""
     redis.set(named("rq:scheduler:scheduled_jobs"), "no schedule")
     with pytest.raises(ResponseError, match="WRONGTYPE rq:scheduler:scheduled_jobs is of another type"):
         call(Scheduler(connection=redis))
+    assert redis.keys() == [named("rq:scheduler:scheduled_jobs").encode()]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from rq.utils import now
 from support import drop_pools, running_worker, wait_until
 
 from rq_pooled.config import Settings
-from rq_pooled.errors import EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
+from rq_pooled.errors import ConfigurationError, EnqueueUnconfirmed, PoolExhausted, ServerUnreachable
 from rq_pooled.pool import Pool
 from rq_pooled.queue import Queue, confirming
 
@@ -439,6 +439,29 @@ def test_another_call_with_an_unconfirmed_id_is_enqueued(proxy: CutProxy, redis:
         assert redis.lrange(queue.key, 0, -1) == [b"sync-7"]
         assert Job.fetch("sync-7", connection=redis).args == (6,)
         redis.delete(queue.key)
+
+
+@pytest.mark.parametrize("value", [("result_ttl", "soon"), ("created_at", b"\xff"), None])
+def test_an_unconfirmed_job_that_was_damaged_is_told_in_words(
+    proxy: CutProxy, redis: Redis, value: tuple[str, Any] | None
+) -> None:
+    """Where an unconfirmed job is there and cannot be read, the repeat says so in one line, and enqueues nothing."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="warm-up")
+    redis.delete(queue.key)
+    proxy.cut_on(b"EVALSHA")
+    with pytest.raises(EnqueueUnconfirmed):
+        queue.enqueue(JOB, 3, job_id="mine")
+    key = named("rq:job:mine")
+    if value is None:
+        redis.delete(key)
+        redis.set(key, "no hash")
+    else:
+        redis.hset(key, *value)
+    with pytest.raises(ConfigurationError, match="job mine may have been enqueued .* cannot be read") as caught:
+        queue.enqueue(JOB, 3, job_id="mine")
+    assert key in str(caught.value) and "\n" not in str(caught.value)
+    assert redis.lrange(queue.key, 0, -1) == [b"mine"]
 
 
 def test_the_same_call_is_known_however_it_is_pickled(proxy: CutProxy, redis: Redis) -> None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from cluster import Cluster
 from redis import Redis
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 from support import TESTS, WorkerProcess
 
 from rq_pooled.config import Settings
 from rq_pooled.pool import Pool
+from rq_pooled.store.keys import PREFIX
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

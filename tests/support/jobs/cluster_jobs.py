@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from rq import Retry, get_current_job
-from rq.defaults import RQ_KEY_PREFIX
 
 import rq_pooled
+from rq_pooled.store.keys import PREFIX
 
 
 def key(name: str) -> str:
     """Return a key in the slot of RQ's."""
-    return f"{RQ_KEY_PREFIX}:test:{name}"
+    return f"{PREFIX}:test:{name}"
 
 
 def client() -> Any:
