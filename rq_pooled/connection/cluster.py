@@ -214,7 +214,7 @@ def is_of_slot(error: Exception, slot: int) -> bool:
     return told is None or int(told[1]) == slot
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return a refusal as the node said it: redis-py takes the first word off the text."""
     word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
     return f"{word}{message_of(error)}"

@@ -13,10 +13,11 @@ from redis import Redis
 from redis.exceptions import MovedError, WatchError
 from rq.defaults import RQ_KEY_PREFIX as PREFIX
 
+import rq_pooled
 from rq_pooled.config import Settings
 from rq_pooled.connection.cluster import Owners
 from rq_pooled.deadline import within
-from rq_pooled.errors import ServerUnreachable
+from rq_pooled.errors import RedisUnavailable, ServerUnreachable
 from rq_pooled.pool import Pool
 
 pytestmark = pytest.mark.timeout(120)
@@ -125,6 +126,18 @@ def test_the_deadline_counts(cluster: Cluster, cluster_client: Redis) -> None:
             cluster_client.incr(f"{PREFIX}:b")
         assert 0.5 < time.monotonic() - began < 2
     assert cluster_client.get(f"{PREFIX}:b") is None
+
+
+def test_a_web_process_learns_why(cluster: Cluster, cluster_client: Redis) -> None:
+    """Enqueues that fail at once after one was refused for too long say what the node has said, whole."""
+    queue = rq_pooled.Queue("q", connection=cluster_client)
+    cluster_client.set(f"{PREFIX}:a", 1)
+    with cluster.moving(PREFIX, cluster.other(cluster.owner(PREFIX))) as move:
+        move(1)
+        with pytest.raises(ServerUnreachable), within(1, "X"):
+            queue.enqueue(len, "a")
+        with pytest.raises(RedisUnavailable, match=r"could not be used .* ago: (ASK \d+|TRYAGAIN|the slot of) "):
+            queue.enqueue(len, "b")
 
 
 def test_what_is_watched_is_watched_no_more(cluster: Cluster, cluster_client: Redis) -> None:
