@@ -182,8 +182,12 @@ def test_a_node_of_another_cluster(cluster: Cluster) -> None:
                 node.server.kill()
             with pytest.raises(ServerUnreachable, match="it is of another cluster: restart this process"):
                 client.set(f"{PREFIX}:a", 2)
-        pool.disconnect()
         assert other.masters[0].call("EXISTS", f"{PREFIX}:a") == 0
+        # One that took its place at all addresses is.
+        asked = owners(pool)
+        asked._given = [("127.0.0.1", other.masters[0].port), ("localhost", other.masters[0].port)]
+        assert asked.get_master_address()[1] == other.masters[0].port
+        pool.disconnect()
     finally:
         other.close()
 
