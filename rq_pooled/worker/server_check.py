@@ -44,9 +44,7 @@ def check_server(
             f"the server is version {info.get('redis_version', 'unknown')}; rq_pooled needs 6.2 or newer: upgrade it"
         )
     if not in_cluster and (info.get("redis_mode") == "cluster" or info.get("cluster_enabled") == "1"):
-        what = "the server is one node of a cluster, and the keys may move to another"
-        # RQ's own command cannot read such a URL.
-        raise ServerUnsupported(f"{what}: {remedy(url)}, and start it by rq-pooled worker")
+        raise ServerUnsupported(f"the server is one node of a cluster, and the keys may move to another: {remedy(url)}")
     policy = info.get("maxmemory_policy", "noeviction")
     if policy != "noeviction":
         logger.warning("the server may evict jobs when memory is short (maxmemory-policy %s); set noeviction", policy)
