@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 import click
 import redis
 import rq
-from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import AskError, AuthenticationError, AuthorizationError, RedisError
 
 from ..config.secrets import message_of
 from ..connection.away import LOST
@@ -67,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = _say(error, USAGE)
     except LOST as error:
         code = _say(error, TRY_AGAIN)
+    except AskError as error:
+        # URL leads to one node of a cluster; the text says what to write.
+        code = _say(f"the server refused a command: {error}", USAGE)
     except RedisError as error:
         # The server is READONLY after a failover, out of memory, or an ACL forbids it.
         code = _say(f"the server refused a command: {error}", TRY_AGAIN)

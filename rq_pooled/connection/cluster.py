@@ -61,6 +61,8 @@ class Owners(Finder):
         self._failed: set[Address] = set()
         #: The ids of the nodes that the latest help has named.
         self._ids: set[str] = set()
+        #: Addresses that in this search were found to be of another cluster.
+        self._strangers: set[Address] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
@@ -92,6 +94,7 @@ class Owners(Finder):
             redis.exceptions.AuthorizationError: all of them refuse to tell this user.
         """
         asked = self._asked()
+        self._strangers = set()
         each = max(self._timeout / len(asked), min(_LEAST, self._timeout / 3))
         told: list[str] = []
         errors: list[Exception] = []
@@ -149,10 +152,14 @@ class Owners(Finder):
             # Before 7.0, and services that have only the older command.
             shards = _of_slots(_ask(connection, "CLUSTER", "SLOTS"))
         ids = {node.id for _, nodes in shards for node in nodes}
-        # A stale address in the URL must not lead away from a cluster that is down. Behind one address a cluster may
-        # be replaced.
+        # A stale address in the URL must not lead away from a cluster that is down; all of them mean one that took its
+        # place.
         if len(self._given) > 1 and self._ids and ids.isdisjoint(self._ids):
-            raise RedisConnectionError("it is of another cluster: restart this process if that took the other's place")
+            self._strangers.add((connection.host, connection.port))
+            if not self._strangers.issuperset(self._given):
+                raise RedisConnectionError(
+                    "it is of another cluster: restart this process if that took the other's place"
+                )
         found: _Named | None = None
         known: list[Address] = []
         for ranges, nodes in shards:

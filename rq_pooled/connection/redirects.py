@@ -39,7 +39,7 @@ def is_of_slot(error: Exception, slot: int) -> bool:
     return told is None or told[0] == slot
 
 
-def said(error: Exception) -> str:
+def said(error: BaseException) -> str:
     """Return a refusal as the node said it: redis-py takes the first word off the text."""
     word = _word(error) if is_redirect(error) and not str(error).startswith(_REDIRECTS) else ""
     return f"{word} {message_of(error)}".strip()

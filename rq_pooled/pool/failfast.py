@@ -8,7 +8,7 @@ from typing import Any
 
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from ..config.secrets import message_of
+from ..connection.redirects import said
 from ..deadline import within
 from ..errors import RedisUnavailable, ServerFull, ServerUnreachable
 from .breaker import BreakerOpen
@@ -50,7 +50,7 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
     except (ServerUnreachable, RedisTimeoutError) as error:
         if not isinstance(error, ServerFull):
             # A full server is there, and the next call may find a place.
-            breaker.failed(message_of(error.__cause__ or error))
+            breaker.failed(said(error.__cause__ or error))
         elif trial:
             breaker.undecided()
         raise

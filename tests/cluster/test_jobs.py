@@ -135,6 +135,9 @@ def test_what_is_refused(cluster: Cluster) -> None:
     assert "is no node of a cluster; write redis:// instead of cluster:// in URL" in line
     line = refusal(run(way, f"redis://{node.address}/0"))
     assert f"one node of a cluster, and the keys may move to another: write cluster://{node.address}/ in URL" in line
+    other = cluster.other(node)
+    line = refusal(run(["-m", "rq_pooled", "stats", "--url", "{url}"], f"redis://{other.address}/0"))
+    assert f"one node of a cluster; write cluster://{other.address}/ in URL" in line
 
 
 def test_rq_worker(cluster: Cluster, cluster_client: Redis, tmp_path: Path) -> None:

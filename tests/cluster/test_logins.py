@@ -10,12 +10,12 @@ from cluster import Cluster
 from commands import PASSWORD, free_port, refusal, run
 from conftest import IN_CI
 from redis import Redis
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 from tls_server import tls_options
 
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServerError
 from rq_pooled.pool import Pool
+from rq_pooled.store.keys import PREFIX
 
 pytestmark = pytest.mark.timeout(120)
 WORKER = ["-m", "rq_pooled", "worker", "--burst", "--url", "{url}", "q"]

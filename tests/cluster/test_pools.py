@@ -11,13 +11,14 @@ import pytest
 from cluster import Cluster
 from redis import Redis
 from redis.exceptions import ResponseError, WatchError
-from rq.defaults import RQ_KEY_PREFIX as PREFIX
 
+import rq_pooled
 from rq_pooled.config import Settings
 from rq_pooled.connection.cluster import Owners
 from rq_pooled.deadline import within
-from rq_pooled.errors import ServerUnreachable
+from rq_pooled.errors import RedisUnavailable, ServerUnreachable
 from rq_pooled.pool import Pool
+from rq_pooled.store.keys import PREFIX
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -127,6 +128,18 @@ def test_the_deadline_counts(cluster: Cluster, cluster_client: Redis) -> None:
     assert cluster_client.get(f"{PREFIX}:b") is None
 
 
+def test_a_web_process_learns_why(cluster: Cluster, cluster_client: Redis) -> None:
+    """Enqueues that fail at once after one was refused for too long say what the node has said, whole."""
+    queue = rq_pooled.Queue("q", connection=cluster_client)
+    cluster_client.set(f"{PREFIX}:a", 1)
+    with cluster.moving(PREFIX, cluster.other(cluster.owner(PREFIX))) as move:
+        move(1)
+        with pytest.raises(ServerUnreachable), within(1, "X"):
+            queue.enqueue(len, "a")
+        with pytest.raises(RedisUnavailable, match=r"could not be used .* ago: (ASK \d+|TRYAGAIN|the slot of) "):
+            queue.enqueue(len, "b")
+
+
 def test_what_is_watched_is_watched_no_more(cluster: Cluster, cluster_client: Redis) -> None:
     """A transaction under WATCH is not sent again, since the new connection watches nothing: its caller begins anew."""
     cluster_client.set(f"{PREFIX}:a", 1)
@@ -169,8 +182,12 @@ def test_a_node_of_another_cluster(cluster: Cluster) -> None:
                 node.server.kill()
             with pytest.raises(ServerUnreachable, match="it is of another cluster: restart this process"):
                 client.set(f"{PREFIX}:a", 2)
-        pool.disconnect()
         assert other.masters[0].call("EXISTS", f"{PREFIX}:a") == 0
+        # One that took its place at all addresses is.
+        asked = owners(pool)
+        asked._given = [("127.0.0.1", other.masters[0].port), ("localhost", other.masters[0].port)]
+        assert asked.get_master_address()[1] == other.masters[0].port
+        pool.disconnect()
     finally:
         other.close()
 
