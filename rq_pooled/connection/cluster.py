@@ -70,10 +70,10 @@ class Owners(Finder):
         self._hint: Address | None = None
         #: The ids of the nodes that the latest help has named.
         self._ids: set[str] = set()
-        #: Addresses that in this search were found to be of another cluster.
-        self._strangers: set[Address] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
+        #: Addresses that in this search were found to be of another cluster.
+        self._strangers: set[Address] = set()
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
 
     def __repr__(self) -> str:
@@ -103,11 +103,11 @@ class Owners(Finder):
             redis.exceptions.AuthorizationError: all of them refuse to tell this user.
         """
         asked = self._asked()
-        self._strangers = set()
         each = max(_LEAST, self._timeout / len(asked))
         told: list[str] = []
         errors: list[Exception] = []
         ends = time.monotonic() + self._timeout
+        self._strangers = set()
         for host, port in asked:
             left = ends - time.monotonic()
             if left <= 0:
@@ -221,7 +221,7 @@ def is_of_slot(error: Exception, slot: int) -> bool:
     return told is None or int(told[1]) == slot
 
 
-def said(error: BaseException) -> str:
+def said(error: Exception) -> str:
     """Return a refusal as the node said it: redis-py takes the first word off the text."""
     word = "MOVED " if isinstance(error, MovedError) else "ASK " if isinstance(error, AskError) else ""
     return f"{word}{message_of(error)}"

@@ -50,7 +50,7 @@ def failing_fast(client: Any, more_time: float = 0.0) -> Iterator[None]:
     except (ServerUnreachable, RedisTimeoutError) as error:
         if not isinstance(error, ServerFull):
             # A full server is there, and the next call may find a place.
-            breaker.failed(said(error.__cause__ or error))
+            breaker.failed(said(error.__cause__ if isinstance(error.__cause__, Exception) else error))
         elif trial:
             breaker.undecided()
         raise
