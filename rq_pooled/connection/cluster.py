@@ -61,10 +61,10 @@ class Owners(Finder):
         self._failed: set[Address] = set()
         #: The ids of the nodes that the latest help has named.
         self._ids: set[str] = set()
-        #: Addresses that in this search were found to be of another cluster.
-        self._strangers: set[Address] = set()
         #: Host as the cluster names it -> the host by which it can be reached from here; the same for most.
         self._reached: dict[str, str] = {host: host for host, _ in self._given}
+        #: Addresses that in this search were found to be of another cluster.
+        self._strangers: set[Address] = set()
         self._shown = ",".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in self._given)
 
     def __repr__(self) -> str:
@@ -99,6 +99,7 @@ class Owners(Finder):
         told: list[str] = []
         errors: list[Exception] = []
         ends = time.monotonic() + self._timeout
+        self._strangers = set()
         for host, port in asked:
             left = ends - time.monotonic()
             if left <= 0:
