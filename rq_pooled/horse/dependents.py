@@ -15,6 +15,7 @@ from rq.job import Job
 from rq.timeouts import BaseTimeoutException
 
 from ..foreign import MAX_VALUE, is_text, is_wrong_type, printable
+from ..store.keys import queue_key
 from .tolerant_maintenance import check_unreadable
 
 log = logging.getLogger("rq.worker")
@@ -40,7 +41,7 @@ def use_in_handlers() -> None:
 
     def dependencies_are_met(self: Job, *args: Any, **kwargs: Any) -> bool:
         try:
-            return inherited_met(self, *args, **kwargs)
+            return inherited_met(self, *args, **kwargs) and (not _of_handlers(self.connection) or _has_queue(self))
         except Exception as error:
             if not _of_handlers(self.connection):
                 raise
@@ -66,6 +67,16 @@ def members_of(key: str, ask: Callable[[], Any]) -> Any:
         shown = ", ".join(printable(member, MAX_VALUE) for member in sorted(strange)[:_SHOWN])
         log.warning("%d members of %s are no text and are passed over: %s", len(strange), key, shown)
     return found - strange
+
+
+def _has_queue(job: Job) -> bool:
+    """Tell whether a job can be queued. Else the outcome of the job that it depends on could not be recorded."""
+    key = queue_key(job.origin)
+    kind = job.connection.type(key)
+    if kind in (b"list", b"none"):
+        return True
+    log.warning("%s is no list: job %s stays deferred", printable(key, MAX_VALUE), job.id)
+    return False
 
 
 def _of_handlers(connection: Any) -> bool:

@@ -85,11 +85,15 @@ def spoil(redis: Redis, how: str, parent: Job, child: Job) -> str:
         redis.sadd(child.dependencies_key, "odd")
         redis.hset(named("rq:job:odd"), "status", b"\xff")
         return f"what job {child.id} depends on cannot be read, it stays deferred: UnicodeDecodeError"
+    elif how == "queue":
+        redis.hset(child.key, "origin", "odd")
+        redis.set(named("rq:queue:odd"), "no list")
+        return f"{named('rq:queue:odd')} is no list: job {child.id} stays deferred"
     return f"1 jobs cannot be read and are passed over: {child.id} ("
 
 
 @pytest.mark.parametrize("fails", [False, True])
-@pytest.mark.parametrize("how", ["member", "gone", "half", "date", "number", "type", "dependency"])
+@pytest.mark.parametrize("how", ["member", "gone", "half", "date", "number", "type", "dependency", "queue"])
 def test_a_dependent_that_cannot_be_read_holds_back_no_other(
     server: EmbeddedServer, redis: Redis, tmp_path: Path, how: str, fails: bool
 ) -> None:
