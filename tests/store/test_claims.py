@@ -211,6 +211,14 @@ def test_strategies_inside_one_claim(server: Any, redis: Redis) -> None:
         assert len(orders) > 10 and {order[0] for order in orders} == set("abc")
 
 
+def test_an_id_without_a_job_uses_up_no_turn(server: Any, redis: Redis) -> None:
+    """Under round_robin a queue's turn passes with a job that is claimed, as in RQ, and not with a ghost."""
+    with engine(server.url) as ours:
+        fill_three(redis)
+        redis.delete(named("rq:job:a0"))
+        assert order_of(ours, "round_robin", 4) == ["a1", "b0", "c0", "a2"]
+
+
 @pytest.mark.parametrize(("size", "expected"), [(10, 50), (400_000, 3), (900_000, 2), (3_000_000, 6)])
 def test_one_claim_is_bounded(server: Any, redis: Redis, size: int, expected: int) -> None:
     """One claim takes at most 50 jobs, none after a megabyte of data that it returns, and leaves the rest in order."""

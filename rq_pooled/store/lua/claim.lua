@@ -133,7 +133,7 @@ end
 -- Queues that are none: their keys hold something else. What was wrong with the first one.
 local spoilt, failure = {}, nil
 
--- Pop the next id; under round_robin the queue that gave it moves to the end, as RQ's reorder_queues does.
+-- Pop the next id.
 local function pop()
   if strategy == 'random' then
     for i = #order, 2, -1 do
@@ -141,19 +141,23 @@ local function pop()
       order[i], order[j] = order[j], order[i]
     end
   end
-  for i, key in ipairs(order) do
+  for _, key in ipairs(order) do
     local id = not spoilt[key] and is_open(key) and redis.pcall('LPOP', key)
     if type(id) == 'table' then
       local wrong_type = string.find(id.err, 'WRONGTYPE', 1, true)
       spoilt[key], failure = true, failure or (wrong_type and 'WRONGTYPE ' .. key .. ' is no list' or id.err)
     elseif id then
-      if strategy == 'round_robin' then
-        for _ = 1, i do
-          table.insert(order, table.remove(order, 1))
-        end
-      end
       return key, id
     end
+  end
+end
+
+-- Under round_robin the queue whose job was claimed moves to the end, as RQ's reorder_queues does: a ghost takes no turn.
+local function pass_turn(key)
+  if strategy == 'round_robin' then
+    repeat
+      table.insert(order, table.remove(order, 1))
+    until order[#order] == key
   end
 end
 
@@ -265,6 +269,7 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     -- From here on the claim stands: what follows cannot fail, or is only tried.
     local name, execution = ARGV[slot], ARGV[slot + 1]
     slot = slot + 2
+    pass_turn(key)
     local queue = origin or string.sub(key, #QUEUE + 1)
     local member = id .. ':' .. execution
     redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', name)
