@@ -12,6 +12,7 @@ import pytest
 import rq
 import signed_jobs
 from commands import run
+from keys import named
 from rq import Callback
 from rq.job import Job
 from signed_jobs import Evil
@@ -29,12 +30,12 @@ def genuine(signing: Signing, job_id: str, **options: Any) -> Job:
 
 def copied(signing: Signing, job_id: str, new_id: str, queue: str = "default") -> None:
     """Copy a job's hash to another id, and put it into a queue."""
-    signing.redis.hset(f"rq:job:{new_id}", mapping=signing.redis.hgetall(f"rq:job:{job_id}"))  # type: ignore[arg-type]
-    signing.redis.rpush(f"rq:queue:{queue}", new_id)
+    signing.redis.hset(named(f"rq:job:{new_id}"), mapping=signing.redis.hgetall(named(f"rq:job:{job_id}")))  # type: ignore[arg-type]
+    signing.redis.rpush(named(f"rq:queue:{queue}"), new_id)
 
 
 def data_of(signing: Signing, job_id: str) -> bytes:
-    return zlib.decompress(signing.redis.hget(f"rq:job:{job_id}", "data") or b"")
+    return zlib.decompress(signing.redis.hget(named(f"rq:job:{job_id}"), "data") or b"")
 
 
 def test_whatever_is_altered_is_refused(signing: Signing) -> None:
@@ -53,38 +54,38 @@ def test_whatever_is_altered_is_refused(signing: Signing) -> None:
     redis = signing.redis
     for name, value in fields.items():
         genuine(signing, f"altered-{name.replace(':', '-')}")
-        redis.hset(f"rq:job:altered-{name.replace(':', '-')}", name, value)
+        redis.hset(named(f"rq:job:altered-{name.replace(':', '-')}"), name, value)
     genuine(signing, "exchanged", on_success=Callback(signed_jobs.on_success))
-    redis.hset("rq:job:exchanged", "success_callback_name", "signed_jobs.on_failure")
+    redis.hset(named("rq:job:exchanged"), "success_callback_name", "signed_jobs.on_failure")
     genuine(signing, "flipped")
     data = bytearray(data_of(signing, "flipped"))
     data[-40] ^= 1
-    redis.hset("rq:job:flipped", "data", zlib.compress(bytes(data)))
+    redis.hset(named("rq:job:flipped"), "data", zlib.compress(bytes(data)))
     genuine(signing, "unpickled")
-    redis.hset("rq:job:unpickled", "data", zlib.compress(pickle.dumps(EVIL_CALL)))
+    redis.hset(named("rq:job:unpickled"), "data", zlib.compress(pickle.dumps(EVIL_CALL)))
     genuine(signing, "no-field")
-    redis.hdel("rq:job:no-field", "rq_pooled:signature")
+    redis.hdel(named("rq:job:no-field"), "rq_pooled:signature")
     genuine(signing, "meta", meta={"a": 1})
-    redis.hset("rq:job:meta", "meta", pickle.dumps(Evil()))
+    redis.hset(named("rq:job:meta"), "meta", pickle.dumps(Evil()))
     genuine(signing, "meta-added")
-    redis.hset("rq:job:meta-added", "meta", pickle.dumps(Evil()))
+    redis.hset(named("rq:job:meta-added"), "meta", pickle.dumps(Evil()))
     genuine(signing, "result-added")
-    redis.hset("rq:job:result-added", "result", pickle.dumps(Evil()))
+    redis.hset(named("rq:job:result-added"), "result", pickle.dumps(Evil()))
     rq.Queue("default", connection=redis).enqueue(signed_jobs.note, "unsigned", job_id="unsigned")
     genuine(signing, "good", meta={"a": 1})
     copied(signing, "good", "copied")
     genuine(signing, "moved")
-    redis.lrem("rq:queue:default", 0, "moved")
-    redis.rpush("rq:queue:other", "moved")
+    redis.lrem(named("rq:queue:default"), 0, "moved")
+    redis.rpush(named("rq:queue:other"), "moved")
     genuine(signing, "moved-origin")
-    redis.hset("rq:job:moved-origin", "origin", "other")
-    redis.lrem("rq:queue:default", 0, "moved-origin")
-    redis.rpush("rq:queue:other", "moved-origin")
+    redis.hset(named("rq:job:moved-origin"), "origin", "other")
+    redis.lrem(named("rq:queue:default"), 0, "moved-origin")
+    redis.rpush(named("rq:queue:other"), "moved-origin")
     genuine(signing, "last")
     output = signing.work()
 
-    altered = {one for one in (b.decode() for b in redis.zrange("rq:failed:default", 0, -1))}
-    altered |= {one.decode() for one in redis.zrange("rq:failed:other", 0, -1)}
+    altered = {one for one in (b.decode() for b in redis.zrange(named("rq:failed:default"), 0, -1))}
+    altered |= {one.decode() for one in redis.zrange(named("rq:failed:other"), 0, -1)}
     assert signing.ran == ["result-added", "good", "last"], output
     expected = {f"altered-{name.replace(':', '-')}" for name in fields}
     others = {"exchanged", "flipped", "unpickled", "no-field", "meta", "meta-added", "unsigned", "copied"}
@@ -105,26 +106,26 @@ def test_each_purpose_swapped_for_another(signing: Signing) -> None:
     job, two = queue.fetch_job("echo"), queue.fetch_job("two")
     assert job is not None and two is not None and job.return_value() == call
     redis = signing.redis
-    entry = redis.xrange("rq:results:echo")[0][1]
+    entry = redis.xrange(named("rq:results:echo"))[0][1]
     result = b64decode(entry[b"return_value"])
-    meta = redis.hget("rq:job:echo", "meta") or b""
+    meta = redis.hget(named("rq:job:echo"), "meta") or b""
     data = data_of(signing, "echo")
     for name, field, value in (
         ("result-as-call", "data", zlib.compress(result)),
         ("meta-as-call", "data", zlib.compress(meta)),
         ("result-as-meta", "meta", result),
         ("call-as-meta", "meta", data),
-        ("others-meta", "meta", redis.hget("rq:job:two", "meta")),
+        ("others-meta", "meta", redis.hget(named("rq:job:two"), "meta")),
     ):
-        redis.hset("rq:job:echo", field, value)
-        redis.rpush("rq:queue:default", "echo")
+        redis.hset(named("rq:job:echo"), field, value)
+        redis.rpush(named("rq:queue:default"), "echo")
         signing.work()
         assert signing.refused("echo"), name
-        redis.hset("rq:job:echo", mapping={"data": zlib.compress(data), "meta": meta})
+        redis.hset(named("rq:job:echo"), mapping={"data": zlib.compress(data), "meta": meta})
     # Where results are read, too.
-    redis.delete("rq:results:echo")
-    for other in (meta, data, b64decode(redis.xrange("rq:results:two")[0][1][b"return_value"])):
-        redis.xadd("rq:results:echo", {**entry, b"return_value": b64encode(other)})
+    redis.delete(named("rq:results:echo"))
+    for other in (meta, data, b64decode(redis.xrange(named("rq:results:two"))[0][1][b"return_value"])):
+        redis.xadd(named("rq:results:echo"), {**entry, b"return_value": b64encode(other)})
         with pytest.raises(ValueError, match="signed"):
             job.return_value(refresh=True)
     assert signing.ran == ["echo", "echo"]
@@ -137,10 +138,10 @@ def test_a_serializer_signs_for_one_use_too(signing: Signing) -> None:
     queue.enqueue(signed_jobs.echo, EVIL_CALL[:2] + (("SWAPPED",), {}), job_id="echo")
     stock = ("--serializer", "rq_pooled.SignedSerializer")
     signing.work(*stock, worker_class="rq.worker.SimpleWorker")
-    result = b64decode(signing.redis.xrange("rq:results:echo")[0][1][b"return_value"])
+    result = b64decode(signing.redis.xrange(named("rq:results:echo"))[0][1][b"return_value"])
     for worker_class in ("rq.worker.SimpleWorker", "rq_pooled.Worker"):
-        signing.redis.hset("rq:job:echo", mapping={"data": zlib.compress(result), "status": "queued"})
-        signing.redis.rpush("rq:queue:default", "echo")
+        signing.redis.hset(named("rq:job:echo"), mapping={"data": zlib.compress(result), "status": "queued"})
+        signing.redis.rpush(named("rq:queue:default"), "echo")
         signing.work(*stock, worker_class=worker_class)
         assert signing.status("echo") == "failed"
     assert signing.ran == ["echo"]
@@ -156,7 +157,7 @@ def test_unbound_jobs(signing: Signing) -> None:
     queue.enqueue(signed_jobs.note, "runs", job_id="b", meta={"a": 1})
     queue.enqueue(signed_jobs.note, "called back", job_id="c", on_success=Callback(signed_jobs.on_success))
     genuine(signing, "stripped", on_success=Callback(signed_jobs.on_success))
-    signing.redis.hdel("rq:job:stripped", "rq_pooled:signature", "success_callback_name")
+    signing.redis.hdel(named("rq:job:stripped"), "rq_pooled:signature", "success_callback_name")
     signing.work()
     assert "callbacks" in signing.refused("c") and "missing" in signing.refused("stripped")
     assert signing.ran == ["runs"]
@@ -188,7 +189,7 @@ def test_garbage(signing: Signing, size: int) -> None:
     """Garbage of any size in the place of data is refused, and the next job runs."""
     genuine(signing, "a")
     genuine(signing, "next")
-    signing.redis.hset("rq:job:a", "data", os.urandom(1) * size)
+    signing.redis.hset(named("rq:job:a"), "data", os.urandom(1) * size)
     signing.work()
     assert signing.refused("a") and signing.ran == ["next"]
 
@@ -203,9 +204,9 @@ def test_a_bomb_is_not_unpacked(signing: Signing) -> None:
     for job_id in ("bomb", "error"):
         genuine(signing, job_id)
     genuine(signing, "next")
-    signing.redis.hset("rq:job:dependent", "data", bomb)
-    signing.redis.hset("rq:job:bomb", "data", bomb)
-    signing.redis.hset("rq:job:error", "exc_info", bomb)
+    signing.redis.hset(named("rq:job:dependent"), "data", bomb)
+    signing.redis.hset(named("rq:job:bomb"), "data", bomb)
+    signing.redis.hset(named("rq:job:error"), "exc_info", bomb)
     output = signing.work(RQ_POOLED_MAX_HORSE_MEMORY="300")
     assert "64 MB" in signing.refused("bomb") and signing.refused("dependent")
     assert signing.ran == ["first", "error", "next"]
@@ -217,7 +218,7 @@ def test_dependents_see_a_failure(signing: Signing) -> None:
     bad = genuine(signing, "bad", on_failure=Callback(signed_jobs.on_failure))
     genuine(signing, "waits", depends_on=bad)
     genuine(signing, "goes-on", depends_on=rq.job.Dependency(bad, allow_failure=True))
-    signing.redis.hset("rq:job:bad", "failure_callback_name", "os.abort")
+    signing.redis.hset(named("rq:job:bad"), "failure_callback_name", "os.abort")
     output = signing.work()
     assert signing.refused("bad") and signing.status("waits") == "deferred"
     assert signing.ran == ["goes-on"], output
@@ -227,14 +228,14 @@ def test_maintenance_calls_no_forged_callback(signing: Signing) -> None:
     """RQ's clean-up of abandoned jobs calls no callback that an attacker wrote into a hash."""
     genuine(signing, "a", on_failure=Callback(signed_jobs.on_failure))
     redis = signing.redis
-    redis.delete("rq:queue:default")
+    redis.delete(named("rq:queue:default"))
     for job_id, name in (("good", None), ("bad", "signed_jobs.forged")):
         genuine(signing, job_id, on_failure=Callback(signed_jobs.on_failure))
-        redis.lrem("rq:queue:default", 0, job_id)
-        redis.hset(f"rq:job:{job_id}", "status", "started")
-        redis.zadd("rq:wip:default", {f"{job_id}:e": 1})
+        redis.lrem(named("rq:queue:default"), 0, job_id)
+        redis.hset(named(f"rq:job:{job_id}"), "status", "started")
+        redis.zadd(named("rq:wip:default"), {f"{job_id}:e": 1})
         if name:
-            redis.hset(f"rq:job:{job_id}", "failure_callback_name", name)
+            redis.hset(named(f"rq:job:{job_id}"), "failure_callback_name", name)
     genuine(signing, "next")
     signing.work()
     assert [word for word in signing.ran if "of bad" in word] == []

@@ -6,6 +6,7 @@ import textwrap
 
 import pytest
 from commands import run
+from keys import named
 from signing_scene import Signing
 
 DJANGO = """
@@ -46,6 +47,6 @@ def test_signed_queues(signing: Signing, name: str, program: str) -> None:
     """A job that a framework enqueues through rq_pooled.Queue is signed, and runs where signatures are required."""
     result = run(["-c", textwrap.dedent(program)], URL=signing.server.url)
     assert result.returncode == 0, result.stderr
-    assert signing.redis.hexists("rq:job:a", "rq_pooled:signature")
+    assert signing.redis.hexists(named("rq:job:a"), "rq_pooled:signature")
     signing.work()
     assert signing.ran == [name]

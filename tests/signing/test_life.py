@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 import signed_jobs
+from keys import named
 from rq import Callback, Repeat, Retry
 from rq.group import Group
 from rq.job import Job
@@ -37,7 +38,7 @@ def test_every_way_in(signing: Signing) -> None:
 
     def all_done() -> bool:
         signing.work()
-        return not signing.redis.zcard("rq:scheduled:default")
+        return not signing.redis.zcard(named("rq:scheduled:default"))
 
     wait_until(all_done, 60)
     assert sorted(signing.ran) == sorted(
@@ -47,7 +48,7 @@ def test_every_way_in(signing: Signing) -> None:
             *[word for word in signing.ran if word.startswith(("success of ", "failure of ")) and "plain" not in word],
         ]
     )
-    assert signing.redis.zcard("rq:failed:default") == signing.redis.zcard("rq:failed:other") == 0
+    assert signing.redis.zcard(named("rq:failed:default")) == signing.redis.zcard(named("rq:failed:other")) == 0
 
 
 def test_what_is_read_back(signing: Signing) -> None:
@@ -74,7 +75,7 @@ def test_rotation_loses_no_job(signing: Signing, step: str) -> None:
     Queue("default", connection=signing.redis).enqueue(signed_jobs.note, "new")
     signing.work()
     assert signing.ran == ["old", "new"]
-    assert not signing.redis.zcard("rq:failed:default")
+    assert not signing.redis.zcard(named("rq:failed:default"))
 
 
 def test_a_job_of_a_missing_key_runs_after_a_requeue(signing: Signing) -> None:
@@ -82,11 +83,11 @@ def test_a_job_of_a_missing_key_runs_after_a_requeue(signing: Signing) -> None:
     queue = Queue("default", connection=signing.redis)
     callback = Callback(signed_jobs.on_success)
     queue.enqueue(signed_jobs.note, "kept", job_id="a", on_success=callback, meta={"a": 1}, retry=Retry(2))
-    before = signing.redis.hgetall("rq:job:a")
+    before = signing.redis.hgetall(named("rq:job:a"))
     signing.use(K2)
     signing.work()
     assert "'k1'" in signing.refused("a") and signing.ran == []
-    after = signing.redis.hgetall("rq:job:a")
+    after = signing.redis.hgetall(named("rq:job:a"))
     changed = {b"status", b"started_at", b"ended_at", b"last_heartbeat", b"worker_name", b"enqueued_at"}
     assert {name: value for name, value in after.items() if name not in changed} == {
         name: value for name, value in before.items() if name not in changed
@@ -103,8 +104,8 @@ def test_moved_to_another_queue(signing: Signing) -> None:
     queue, other = (Queue(name, connection=signing.redis) for name in ("default", "other"))
     queue.enqueue(signed_jobs.note, "moved", job_id="a", on_success=Callback(signed_jobs.on_success))
     queue.enqueue(signed_jobs.note, "forged", job_id="b", on_success=Callback(signed_jobs.on_success))
-    signing.redis.hset("rq:job:b", "success_callback_name", "os.getpid")
-    signing.redis.delete("rq:queue:default")
+    signing.redis.hset(named("rq:job:b"), "success_callback_name", "os.getpid")
+    signing.redis.delete(named("rq:queue:default"))
     moved, forged = queue.fetch_job("a"), queue.fetch_job("b")
     assert moved is not None and forged is not None
     other.enqueue_job(moved)

@@ -10,6 +10,7 @@ import pytest
 import rq
 import signed_jobs
 from commands import refusal, run, run_command
+from keys import named
 from rq import Callback
 from signing_scene import K1, K2, Signing
 from support import running_worker, wait_until
@@ -96,8 +97,8 @@ def test_accept_unsigned(signing: Signing) -> None:
     queue = Queue("default", connection=signing.redis)
     for job_id in ("new", "forged", "stripped"):
         queue.enqueue(signed_jobs.note, job_id, job_id=job_id, meta={"a": 1})
-    signing.redis.hset("rq:job:forged", "success_callback_name", "os.abort")
-    signing.redis.hdel("rq:job:stripped", "rq_pooled:signature")
+    signing.redis.hset(named("rq:job:forged"), "success_callback_name", "os.abort")
+    signing.redis.hdel(named("rq:job:stripped"), "rq_pooled:signature")
     output = signing.work()
     assert "jobs without a signature ran" in output
     assert output.count("without a signature") == 1
@@ -115,7 +116,7 @@ def test_what_workers_count(signing: Signing, tmp_path: Path) -> None:
     signing.use(SIGNING="accept-unsigned")
     rq.Queue("default", connection=signing.redis).enqueue(signed_jobs.note, "unsigned")
     Queue("default", connection=signing.redis).enqueue(signed_jobs.note, "refused", job_id="a")
-    signing.redis.hset("rq:job:a", "timeout", 5)
+    signing.redis.hset(named("rq:job:a"), "timeout", 5)
     url = signing.server.url
     with running_worker(url, "default", log=tmp_path / "log", RQ_POOLED_HEARTBEAT_INTERVAL="0.2"):
         expected = "1 jobs ran without a signature, 1 were not loaded"

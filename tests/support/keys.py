@@ -15,7 +15,7 @@ PREFIX = key_prefix()
 #: For tests that run stock rq-scheduler beside ours.
 default_prefix_only = pytest.mark.skipif(PREFIX != "rq", reason="rq-scheduler's own classes have 'rq:' built in")
 #: Where a text begins with a key of RQ's or ours, or names one. Fields of jobs that begin so are none.
-_KEY = re.compile(r"(?<![\w-])rq(?=(?:_pooled)?:(?!requeues|retry|next_at|\s))")
+_KEY = re.compile(r"(?<![\w-])rq(?=(?:_pooled)?:(?!requeues|retry|next_at|signature|\s))")
 
 
 def named(text: Text) -> Text:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from keys import named
 from redis import Redis
 from rq.job import Job
 from signed_jobs import RAN
@@ -61,7 +62,7 @@ class Signing:
 
     def status(self, job_id: str) -> str:
         """Return a job's status."""
-        return (self.redis.hget(f"rq:job:{job_id}", "status") or b"gone").decode()
+        return (self.redis.hget(named(f"rq:job:{job_id}"), "status") or b"gone").decode()
 
     def reason(self, job_id: str) -> str:
         """Return the last line of why a job failed."""
@@ -73,7 +74,9 @@ class Signing:
     def refused(self, job_id: str) -> str:
         """Return why a job was refused; it failed, stands in the registry, and nothing of it ran."""
         assert self.status(job_id) == "failed"
-        assert self.redis.zscore("rq:failed:default", job_id) or self.redis.zscore("rq:failed:other", job_id)
+        assert self.redis.zscore(named("rq:failed:default"), job_id) or self.redis.zscore(
+            named("rq:failed:other"), job_id
+        )
         reason = self.reason(job_id)
         assert reason.startswith("rq_pooled.errors.NotVerified: "), reason
         return reason.partition(": ")[2]
