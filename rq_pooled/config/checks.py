@@ -1,4 +1,4 @@
-"""Checks settings: the type, range and form of each, and how they stand to each other."""
+"""Checks settings: the type, range and form of each, and the relations between them."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def checked(
 
     Args:
         table: all settings, as fields of a dataclass made with ``fields.setting``.
-        values: those that were given, by name.
-        sources: where each was found, for the message.
+        values: the given values, by name.
+        sources: where each value was found, for the message.
 
     Raises:
         ConfigurationError: a value is not allowed; one line that names the setting and says what to change.
@@ -38,7 +38,7 @@ def checked(
 
     def refuse(name: str, problem: str, remedy: str) -> ConfigurationError:
         given = str(values.get(name, fields[name].default))
-        # A URL says most of what is wrong with it, other secrets nothing.
+        # The message shows most of a URL, and nothing of other secrets.
         hidden = fields[name].metadata["setting"].secret and name != "url"
         shown = (scrub_url(given) if name == "url" else "***" if hidden else scrub(given)) or "empty"
         source = sources.get(name, "the argument " + name if name in values else "the default")
@@ -64,7 +64,7 @@ def checked(
             raise refuse(name, f"it must be {meta.allowed}{reason}", "raise it")
         if meta.high is not None and number > meta.high:
             raise refuse(name, f"it must be {meta.allowed}", "lower it")
-        # Redis refuses, in the middle of a script, times whose milliseconds exceed 64 bits.
+        # Redis would refuse, in the middle of a script, a time whose milliseconds exceed 64 bits.
         if meta.unit == "s" and number > LONGEST:
             raise refuse(name, f"it must be at most {LONGEST} (100 years)", "lower it")
 
@@ -105,7 +105,7 @@ def checked(
 
 
 def _url_problem(url: str) -> str | None:
-    """Return what is wrong with a server's URL, or None."""
+    """Return a text about the error in a server's URL, or None."""
     scheme, colon, _ = url.partition("://")
     if not colon:
         return "it has no scheme"

@@ -3,7 +3,7 @@
     cluster://user:password@host1:6379,host2:6379/?socket_timeout=2
     clusters://…  the same over TLS
 
-One node is enough, as services with one endpoint give it. Nothing is opened here.
+One node is enough, such as the single endpoint of a service. No connection is opened here.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FORM = "cluster://host1:6379,host2:6379/"
 
 
 class ClusterURL(NamedTuple):
-    """The parts of a URL, decoded. What redis-py can read of it is left to redis-py, as ``server_url``."""
+    """The decoded parts of a URL. ``server_url`` is the part that redis-py reads itself."""
 
     nodes: tuple[tuple[str, int], ...]
     #: ``redis://`` or ``rediss://``: login and all parameters, without a host.
@@ -27,7 +27,7 @@ class ClusterURL(NamedTuple):
 
 
 def is_cluster_url(url: str) -> bool:
-    """Tell whether a URL is for this module."""
+    """Tell whether a URL has one of this module's schemes."""
     return url.partition("://")[0] in SCHEMES
 
 

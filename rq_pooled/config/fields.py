@@ -1,4 +1,4 @@
-"""The kinds of a setting: what it holds, what it may be, and how a text becomes it."""
+"""Describes a setting: its type, its allowed values, and the conversion from text."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SettingInfo(NamedTuple):
 
 
 class Field(NamedTuple):
-    """What is known about a setting besides its name and default."""
+    """The description of a setting, besides its name and default."""
 
     kind: type
     description: str
@@ -35,7 +35,7 @@ class Field(NamedTuple):
 
     @property
     def allowed(self) -> str:
-        """The allowed range in words, empty where anything goes."""
+        """The allowed range in words, empty for an unlimited setting."""
         if self.kind not in (int, float):
             return ""
         parts = ["a whole number" if self.kind is int else "a number"]
@@ -61,10 +61,10 @@ def setting(
     """Return a field of the dataclass ``Settings``.
 
     Args:
-        low: the least value; with ``above`` it is itself too low.
+        low: the least value; with ``above``, values must be greater than it.
         high: the largest value.
-        env: variables of the environment that are read besides the one with our prefix.
-        secret: the value is left out of ``repr``, and shown nowhere.
+        env: further environment variables, besides the one with our prefix.
+        secret: the value is left out of ``repr``, and never shown.
     """
     meta = Field(kind, description, unit, low, high, above, default is None, env, secret)
     return dataclasses.field(default=default, repr=not secret, metadata={"setting": meta})

@@ -1,4 +1,4 @@
-"""Makes a URL of REDIS_HOST and its companions, with which RQ lets a server be named, too.
+"""Makes a URL of REDIS_HOST and its related variables, by which RQ also finds a server.
 
 So workers, commands, queues and web pages find the same server.
 """
@@ -22,12 +22,12 @@ _YES, _NO = ("y", "yes", "t", "true", "1"), ("n", "no", "f", "false", "0", "none
 
 
 def url_of_host(source: Mapping[str, Any]) -> str | None:
-    """Return the URL of the server that REDIS_HOST names, None where it is not set.
+    """Return the URL of the server that REDIS_HOST names, None if it is not set.
 
-    Kubernetes sets REDIS_PORT to ``tcp://10.0.0.1:6379`` where a service is called redis: then 6379 is the port.
+    Kubernetes sets REDIS_PORT to ``tcp://10.0.0.1:6379`` if a service is called redis; the port is then 6379.
 
     Raises:
-        ValueError: one of them cannot be used; the text names it, and shows no password.
+        ValueError: a variable cannot be used; the text names it, and shows no password.
     """
     host = str(source.get("REDIS_HOST") or "").strip()
     if not host:

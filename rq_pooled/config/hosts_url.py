@@ -1,4 +1,4 @@
-"""Takes URLs apart that name several hosts, which redis-py cannot read; for sentinel_url and cluster_url."""
+"""Splits URLs with several hosts, which redis-py cannot read; for sentinel_url and cluster_url."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def split_url(url: str, port: int) -> HostsURL:
     """Return the parts of a URL.
 
     Args:
-        port: of a host that is written without one.
+        port: the port of a host that is written without one.
 
     Raises:
         ValueError: it cannot be read; the text says what is wrong and repeats nothing of the URL.
@@ -43,7 +43,7 @@ def split_url(url: str, port: int) -> HostsURL:
     login, _, hosts = netloc.rpartition("@")
     if "@" in login:
         raise ValueError("its hosts are malformed (a '@' in a password is written as %40)")
-    # Decoded and encoded again: redis-py's reader must not see other borders than this one.
+    # The login is decoded and encoded again, so that redis-py's reader sees the same borders as this one.
     user, colon, password = login.partition(":")
     user, password = quote(unquote(user), safe=""), quote(unquote(password), safe="")
     return HostsURL(

@@ -1,4 +1,4 @@
-"""The URLs that redis-py does not know: those by which a server is found, through sentinels or nodes of a cluster."""
+"""Handles URLs that redis-py does not know, which find a server through sentinels or nodes of a cluster."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ def is_own_url(url: str) -> bool:
 
 
 def form_of(url: str) -> str:
-    """Return how a URL of this scheme is written."""
+    """Return the form of a URL with this scheme."""
     return sentinel_url.FORM if is_sentinel_url(url) else cluster_url.FORM
 
 
 def server_url(url: str) -> str:
-    """Return the part of a URL that redis-py can read: login, database and parameters; any other URL as it is.
+    """Return the part of a URL that redis-py can read: login, database and parameters; other URLs are unchanged.
 
     Raises:
         ValueError: it cannot be read; the text says what is wrong and repeats nothing of the URL.

@@ -1,4 +1,4 @@
-"""Takes passwords out of texts, so that they can stand in a message or a log."""
+"""Removes passwords from texts for messages and logs."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://")
 _SECRET = r"(?:password|passwd|secret|token)="
 _SECRET_IN_QUERY = re.compile(rf"({_SECRET})[^&\s'\"]*", re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(rf"(?:^|[?])\w*{_SECRET}", re.IGNORECASE)
-#: What may follow the colon of a host; our own messages write the word "port" there.
+#: The text that may follow the colon of a host; our own messages write the word "port" there.
 _PORT = re.compile(r"\d{0,5}|port")
 
 
 def scrub(text: str) -> str:
     """Return ``text`` with ``***`` for the login and the password parameters of every URL in it.
 
-    The time that it takes is in proportion to the text: what a server or a job says comes through here.
+    It takes linear time, because texts of any size from servers and jobs pass through it.
     """
     return _RUN.sub(lambda run: _scrub_run(run[0]), text)
 
 
 def message_of(error: object) -> str:
-    """Return what an error says, in one line and without passwords; of an error without words the name of its type."""
+    """Return an error's message in one line and without passwords, or the name of its type if it has no message."""
     words = " ".join(scrub(str(error)).split())
     return words or (type(error).__name__ if isinstance(error, BaseException) else "")
 
 
 def scrub_url(url: str) -> str:
-    """Return one URL, also a malformed one, with ``***`` for what stands before its last ``@``."""
+    """Return one URL, even a malformed one, with ``***`` for all that stands before its last ``@``."""
     url = _without_ats(url)
     head, at, tail = url.rpartition("@")
     if not at:
@@ -49,10 +49,10 @@ def _scrub_run(run: str) -> str:
 
 
 def _without_ats(url: str) -> str:
-    """Return ``url`` with an ``@`` in the place of each password parameter that has one.
+    """Return ``url`` with an ``@`` in place of each password parameter that contains one.
 
-    What follows that ``@`` would pass for the host. What stands before it is hidden, too: with a ``?`` in the login
-    nothing tells where the login ends.
+    The text behind that ``@`` would be taken for the host. The text before it is hidden, too, because a ``?`` in the
+    login hides where the login ends.
     """
     kept = ""
     for number, part in enumerate(url.split("&")):
@@ -67,9 +67,9 @@ def _without_ats(url: str) -> str:
 
 
 def _without_login(url: str) -> str:
-    """Return a URL without an ``@`` with ``***`` in the place of its host, if what follows its colon is no port.
+    """Return a URL without an ``@`` with ``***`` in place of its host, if no port follows its colon.
 
-    It may be a password whose ``@`` was forgotten, and nothing tells where it ends.
+    The text may be a password whose ``@`` was forgotten, and its end is unknown.
     """
     found = _SCHEME.search(url)
     if found is None:

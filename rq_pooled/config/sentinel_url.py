@@ -1,9 +1,9 @@
-"""Reads ``sentinel://`` URLs: where the sentinels are, which service they watch, and who logs in where.
+"""Reads ``sentinel://`` URLs: the sentinels, the service that they watch, and the logins of both.
 
     sentinel://user:password@host1:26379,host2:26379/mymaster/0?sentinel_password=…
     rediss+sentinel://…  the same over TLS
 
-redis-py has no such URLs; other libraries read the same form. Nothing is opened here.
+redis-py has no such URLs; other libraries read the same form. No connection is opened here.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OWN_PARAMETERS = ("sentinel_username", "sentinel_password", "sentinel_tls")
 
 
 class SentinelURL(NamedTuple):
-    """The parts of a URL, decoded. What redis-py can read of it is left to redis-py, as ``server_url``."""
+    """The decoded parts of a URL. ``server_url`` is the part that redis-py reads itself."""
 
     sentinels: tuple[tuple[str, int], ...]
     service: str
@@ -31,14 +31,14 @@ class SentinelURL(NamedTuple):
     server_url: str
     sentinel_username: str | None
     sentinel_password: str | None
-    #: Whether the sentinels speak TLS; as the server does, unless ``sentinel_tls`` says otherwise.
+    #: Whether the sentinels speak TLS; by default as the server does, unless ``sentinel_tls`` is given.
     sentinel_tls: bool
-    #: The server's parameters for TLS, which count for the sentinels, too.
+    #: The server's parameters for TLS, which also hold for the sentinels.
     tls_url: str
 
 
 def is_sentinel_url(url: str) -> bool:
-    """Tell whether a URL is for this module."""
+    """Tell whether a URL has one of this module's schemes."""
     return url.partition("://")[0] in SCHEMES
 
 

@@ -37,7 +37,7 @@ class Settings:
         int,
         "bound of one web process's pool; a worker may lend its jobs this many less 3, or CONCURRENCY if that is more",
         "connections",
-        # The two roles of a worker, and one for its jobs.
+        # A worker has two roles of its own, and one for its jobs.
         low=3,
         high=100_000,
     )
@@ -228,10 +228,10 @@ class Settings:
         RQ.
 
         Args:
-            arguments: by lower-case name; ``None`` means not given.
+            arguments: the values by lower-case name; ``None`` means not given.
             module: RQ's settings module (``-c``) or Flask's config as a mapping; keys ``RQ_POOLED_NAME`` or ``NAME``.
             environ: the environment, ``os.environ`` unless given; a variable that is set but empty counts as not set.
-            prefix: of the variables and keys.
+            prefix: the prefix of the variables and keys.
 
         Raises:
             ConfigurationError: an unknown argument, or a value that is not allowed.

@@ -10,10 +10,10 @@ from .settings import PREFIX, Settings
 
 
 def misspelt(environ: Mapping[str, str] | None = None) -> list[str]:
-    """Return one line for each variable that is no setting but is written nearly as one.
+    """Return one line for each variable that is no setting but has nearly the name of one.
 
-    It is a hint: the variable may belong to a newer release. Kubernetes gives every pod RQ_POOLED_SERVICE_HOST
-    and more where a service is called rq-pooled, so only near misses are named.
+    The line is a hint, because the variable may belong to a newer release. Kubernetes gives every pod
+    RQ_POOLED_SERVICE_HOST and more if a service is called rq-pooled, so only near misses are named.
 
     Args:
         environ: the environment, ``os.environ`` unless given.
@@ -22,7 +22,7 @@ def misspelt(environ: Mapping[str, str] | None = None) -> list[str]:
     lines = []
     for name in sorted(os.environ if environ is None else environ):
         if name.upper().startswith(PREFIX) and name not in known:
-            # The prefix counts for nothing: with it, any two names would be alike.
+            # The prefix is not compared, because with it any two names would be alike.
             tails = {one[len(PREFIX) :]: one for one in known}
             near = get_close_matches(name.upper()[len(PREFIX) :], list(tails), 1, cutoff=0.8)
             if near:

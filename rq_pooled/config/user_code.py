@@ -1,4 +1,4 @@
-"""Says in one line what is wrong with a user's code: a settings module, PRELOAD, APP, a class of a worker."""
+"""Describes an error of a user's code in one line: a settings module, PRELOAD, APP, a class of a worker."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .secrets import message_of
 
 @contextmanager
 def user_code(problem: str) -> Iterator[None]:
-    """Turn anything that a user's code raises in the block into a ConfigurationError.
+    """Turn any error that a user's code raises in the block into a ConfigurationError.
 
     Args:
-        problem: begins its text, as in "--config shop cannot be imported".
+        problem: the beginning of its text, as in "--config shop cannot be imported".
     """
     try:
         yield

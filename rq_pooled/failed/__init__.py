@@ -1,4 +1,4 @@
-"""Failed jobs and dead letters: which are meant, what is done with them, and by whom."""
+"""Failed jobs and dead letters: how they are selected, listed and swept."""
 
 from .dead_letters import DeadLetterRegistry
 from .policies import Bury, Ghosts, Purge, Requeue

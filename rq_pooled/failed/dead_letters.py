@@ -25,15 +25,15 @@ class DeadLetterRegistry(BaseRegistry):
     """The dead letters of a queue. A sweep's ``Bury`` puts jobs here; requeueing takes them out.
 
     A dead letter is a job with the status *failed* that stands here instead of in the failed registry. It is deleted
-    when its time is over, or when it is the oldest of too many; both are given where jobs are buried.
+    when its time is over, or when it is the oldest of too many; ``Bury`` sets both bounds.
 
     Args:
-        name: of the queue.
-        connection: of the server; else that of ``queue``, else the process's pool.
+        name: the name of the queue.
+        connection: a connection to the server; by default that of ``queue``, else the process's pool.
         queue, args, kwargs: as for RQ's registries.
     """
 
-    # RQ formats it: braces of a prefix are doubled.
+    # Braces of a prefix are doubled, because RQ formats this text.
     key_template = dead_letters_key("").replace("{", "{{").replace("}", "}}") + "{0}"
 
     def __init__(
@@ -51,7 +51,7 @@ class DeadLetterRegistry(BaseRegistry):
         super().__init__(name, connection, job_class, queue, *args, **kwargs)
 
     def cleanup(self, timestamp: float | None = None, exception_handlers: list[Any] | None = None) -> None:
-        """Remove entries whose time is over; their jobs expire by themselves at the same time."""
+        """Remove entries whose time is over; their jobs expire at the same time."""
         end = "(" + str(timestamp) if timestamp is not None else self._now()
         self.connection.zremrangebyscore(self.key, "-inf", end)
 
@@ -83,7 +83,7 @@ class DeadLetterRegistry(BaseRegistry):
         return self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
 
     def requeue_many(self, policy: Requeue | None = None, dry_run: bool = False) -> Report:
-        """Put back all dead letters, or those that the policy means, page by page; see ``Sweeper.run``."""
+        """Put back all dead letters, or those that the policy selects, page by page; see ``Sweeper.run``."""
         (report,) = self._sweeper(policy or Requeue()).run(dry_run, check_queues=False)
         return report
 
@@ -92,7 +92,7 @@ class DeadLetterRegistry(BaseRegistry):
         return self._sweeper().trim(self.name, max_count)
 
     def find(self, selection: Selection) -> list[str]:
-        """Return the ids of the dead letters that are meant, the oldest first."""
+        """Return the ids of the selected dead letters, the oldest first."""
         return [job.id for job in self._sweeper().jobs(self.name, selection)]
 
     def get_job_ids(self, start: int = 0, end: int = -1, desc: bool = False, cleanup: bool = True) -> list[str]:

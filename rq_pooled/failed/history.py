@@ -20,7 +20,7 @@ _YEAR_9999 = 253_370_764_800
 
 
 def history(connection: Redis, job_id: str) -> dict[str, Any]:
-    """Return what became of a job, try by try, the oldest first; times are ISO 8601, in UTC.
+    """Return a job's tries with their outcomes, the oldest first; times are ISO 8601, in UTC.
 
     Raises:
         rq.exceptions.NoSuchJobError: the job is gone (deleted, or expired).
@@ -54,7 +54,7 @@ def _try(entry_id: str, entry: dict[bytes, bytes]) -> dict[str, Any]:
 
 
 def _made(at: float | None, result: str, traceback: str) -> dict[str, Any]:
-    """Return a try of which only this is known."""
+    """Return a try of which only these values are known."""
     exception, said = recorded_end(traceback)
     return {
         "at": None if at is None else _iso(at),
@@ -62,8 +62,8 @@ def _made(at: float | None, result: str, traceback: str) -> dict[str, Any]:
         "worker": "",
         "seconds": None,
         "exception": exception,
-        # Its first line, as everywhere: notes and a longer message follow it. What is no traceback ends with its
-        # reason.
+        # The first line is taken, as everywhere, because notes and a longer message follow it. A text that is no
+        # traceback ends with its reason.
         "error": said.strip() or next((line.strip() for line in reversed(traceback.splitlines()) if line.strip()), ""),
         "next_try": None,
         "traceback": traceback,
@@ -71,7 +71,7 @@ def _made(at: float | None, result: str, traceback: str) -> dict[str, Any]:
 
 
 def _seconds(value: bytes | str | None, of: int = 1) -> float | None:
-    """Return seconds since the epoch, None for what no calendar has."""
+    """Return seconds since the epoch, None for a time outside the calendar."""
     try:
         seconds = float(value or "nan") / of
     except ValueError:

@@ -19,15 +19,15 @@ from ..store.queues import queue_names
 from ..wire import raw, text
 from .tracebacks import exception_of
 
-#: Failed jobs that one call looks at when it has to choose among them, and how many it fetches at once.
+#: The failed jobs that one call reads when it has to choose among them, and the number fetched at once.
 MAX_SCANNED, _PAGE = 1000, 100
-#: Offset over several queues above which nothing is listed: so many entries of each are read to merge them.
+#: The largest offset over several queues, since so many entries of each are read to merge them.
 MAX_OFFSET = 10_000
 #: Bytes of a description, or of an error in a job's hash, above which it is not fetched.
 MAX_FIELD = 64 * 1024
 #: Bytes of a job's results in the server's memory above which its newest is not fetched.
 MAX_RESULTS = 4 * 1024 * 1024
-#: Seconds of the caller's deadline that are left for what comes after.
+#: Seconds of the caller's deadline that are left for its other work.
 _RESERVE = 1.0
 
 
@@ -38,16 +38,16 @@ def failed_jobs(
     limit: int = 50,
     connection: Redis | None = None,
 ) -> dict[str, Any]:
-    """Return failed jobs, those that expire last (the newest, if all have one failure_ttl) first; those kept for ever
+    """Return failed jobs, the last to expire first (the newest, if all share one failure_ttl); those kept for ever
     last.
 
-    Blocks for four round trips, and three more per hundred jobs. With ``exception`` at most 1 000 jobs are looked at;
-    ``next_offset`` says where to go on. Inside a deadline it ends a second before that, with what it has.
+    Blocks for four round trips, and three more per hundred jobs. With ``exception`` at most 1 000 jobs are read;
+    ``next_offset`` says where to go on. Inside a deadline it ends a second early, with the jobs found so far.
 
     Args:
-        queue: of this queue only.
-        exception: only those whose exception's name, with or without its module, is this.
-        offset, limit: how many to pass over, and how many to return at most. Without ``queue`` the offset has a limit.
+        queue: the only queue to list.
+        exception: the name, with or without its module, that a listed job's exception must have.
+        offset, limit: the jobs to skip, and the most to return. Without ``queue`` the offset has a limit.
 
     Returns:
         ``total`` (in the registries, whatever their exception), ``offset``, ``limit``, ``next_offset`` (None at the
@@ -88,8 +88,8 @@ def failed_jobs(
 def _entries(
     client: Redis, names: Sequence[str], offset: int, count: int
 ) -> tuple[int, list[str], list[tuple[str, str]]]:
-    """Return the entries of all registries, whose registry is none, and (queue, job id) of a window, latest expiry
-    first.
+    """Return the number of entries, the queues whose registry is of another type, and (queue, job id) of a window,
+    latest expiry first.
     """
     keys = {name: raw(FailedJobRegistry.key_template.format(name)) for name in names}
     pipeline: Any = client.pipeline(transaction=False)
@@ -101,18 +101,18 @@ def _entries(
     total = sum(sizes[name] for name in full)
     if offset >= total or count <= 0:
         return total, unreadable, []
-    # A window over n entries takes them from n registries at most: those whose first entry comes first.
+    # A window over n entries takes them from at most n registries: those whose first entries come first.
     if len(full) > offset + count:
         firsts = {name: row[0][0] for name, row in zip(full, _ranges(client, keys, full, 0, 0)) if row}
         full = sorted(sorted(firsts, key=lambda name: -firsts[name])[: offset + count])
-    # Of a single registry the window is a range of its own.
+    # In a single registry the window is a plain range.
     start = offset if len(full) == 1 else 0
     rows = [
         (score, name, job_id)
         for name, row in zip(full, _ranges(client, keys, full, start, offset + count - 1))
         for score, job_id in row
     ]
-    # Stable, so that equal scores stay in the order of their registry, and each page goes on where the last ended.
+    # The sort is stable, so equal scores keep their registry's order, and each page goes on where the last ended.
     rows.sort(key=lambda row: -row[0])
     return total, unreadable, [(name, job_id) for _, name, job_id in rows[offset - start : offset - start + count]]
 
@@ -127,7 +127,7 @@ def _ranges(
 
 
 def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yield the jobs, until the caller's deadline is near: a large error takes a while to unpack."""
+    """Yield the jobs until the caller's deadline is near, because a large error takes a while to unpack."""
     deadline = current()
     for start in range(0, len(entries), _PAGE):
         for job in _page(client, entries[start : start + _PAGE]):
@@ -143,7 +143,7 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
         pipeline.hmget(key, ("ended_at", "enqueued_at", "retries_left"))
         pipeline.hexists(key, "data")
         for name in ("description", "exc_info"):
-            # These are of any size.
+            # These texts may be of any size.
             pipeline.hstrlen(key, name)
     found = replies_of(pipeline)
     rows = list(zip(entries, *(found[part::4] for part in range(4)), _sizes_of_results(client, entries)))
@@ -178,7 +178,7 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
 
 
 def _sizes_of_results(client: Redis, entries: Sequence[tuple[str, str]]) -> list[int]:
-    """Return the memory that the results of jobs take, roughly; 0 where there are none, or the server does not tell."""
+    """Return the rough memory of the results of jobs; 0 for a job without any, or if the server does not tell."""
     pipeline: Any = client.pipeline(transaction=False)
     for _queue, job_id in entries:
         pipeline.memory_usage(raw(Result.get_key(job_id)))

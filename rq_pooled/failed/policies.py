@@ -1,4 +1,4 @@
-"""What a sweep does with failed jobs: requeue, bury, purge, and drop ghosts. Plain values; the sweeper acts on them."""
+"""Defines what a sweep does with failed jobs: requeue, bury, purge, drop ghosts. The sweeper acts on these values."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from .selection import Selection, check_number
 
 #: Bounds of the dead letters of a queue: seconds, jobs.
 DEAD_AGE, DEAD_COUNT = 30 * 86_400, 10_000
-#: What the server and RQ can still tell as a time: the longest life of a dead letter, the longest wait between two
-#: jobs.
+#: The longest life of a dead letter, and the longest wait between two jobs, that the server and RQ can handle.
 _TEN_YEARS, _YEAR = 3_650 * 86_400, 366 * 86_400
 
 
@@ -23,12 +22,12 @@ class Requeue(Selection):
     """Put jobs back into their queues, with as many retries as they had at first.
 
     Args:
-        times: how often a job is requeued by this policy in all; then it is left where it is. None counts nothing,
-            and begins the count anew.
-        delay: how long a job waits, drawn for its number of requeues; None puts it into its queue at once.
-        rate: jobs per second at most; further ones are scheduled for later.
-        at_front: put them at the front of their queues.
-        retries: retries to give to each, instead of its own number.
+        times: the most times that this policy requeues a job; then it stays failed. None counts nothing, and resets
+            the count.
+        delay: the wait of a job, drawn for its number of requeues; None puts it into its queue at once.
+        rate: the most jobs per second; further ones are scheduled for later.
+        at_front: put the jobs at the front of their queues.
+        retries: the retries of each job, instead of its own number.
     """
 
     times: int | None = None
@@ -54,8 +53,8 @@ class Bury(Selection):
     """Move jobs to the dead letters of their queue, which are bounded.
 
     Args:
-        max_age: seconds for which a dead letter is kept; then it is deleted.
-        max_count: dead letters that a queue keeps; beyond that the oldest are deleted.
+        max_age: seconds after which a dead letter is deleted.
+        max_count: the most dead letters of a queue; beyond that the oldest are deleted.
     """
 
     max_age: float = DEAD_AGE
@@ -73,8 +72,8 @@ class Bury(Selection):
 class Purge(Selection):
     """Delete jobs: those that are older than ``older_than``, and those beyond the newest ``beyond``.
 
-    With both, either is reason enough; with neither all that are meant go. A purge that leaves nothing out has to say
-    ``everything``: an age of 0, ``beyond=0``, the exception ``Exception`` and the function ``*`` leave nothing out.
+    With both, a job goes that meets either; with neither, all selected jobs go. A purge that excludes nothing needs
+    ``everything``: an age of 0, ``beyond=0``, the exception ``Exception`` and the function ``*`` exclude nothing.
     """
 
     beyond: int | None = None
@@ -93,7 +92,7 @@ class Purge(Selection):
 
     @property
     def chooses(self) -> bool:
-        """Tell whether something is left out; age and number are two reasons to go, so 0 for one takes all."""
+        """Tell whether some jobs are kept; a job goes by age or by number, so 0 for either takes all."""
         bounds = [bound for bound in (self.older_than, self.beyond) if bound is not None]
         return self._chooses_kind or (bool(bounds) and all(bounds))
 
@@ -104,5 +103,5 @@ class Ghosts:
 
 
 Policy = Requeue | Bury | Purge | Ghosts
-#: By the names that commands and jobs use.
+#: The policies by the names that commands and jobs use.
 POLICIES: dict[str, Callable[..., Policy]] = {"requeue": Requeue, "bury": Bury, "purge": Purge, "ghosts": Ghosts}

@@ -1,6 +1,6 @@
-"""The registries of failed jobs on a server: read in pages, changed by scripts that look before they change.
+"""Reads registries of failed jobs in pages, and changes them by scripts that check each job first.
 
-It decides nothing: which jobs and what to do with them is the sweeper's affair.
+The sweeper decides which jobs are changed, and how.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from ..store.scripts import run
 from ..wire import Command, encoded, text
 from .selection import FailedJob, Selection
 
-#: Jobs that one command reads or changes, and entries that one looks at for ghosts: each takes about 1 ms.
+#: The jobs that one command reads or changes, and the entries that one checks for ghosts; a command takes about 1 ms.
 PAGE, GHOST_PAGE = 25, 500
-#: Bytes of errors and data after which a page ends. A job whose data are larger is known by its description.
+#: Bytes of errors and data after which a page ends. A job with larger data is known by its description.
 PAGE_BYTES = 256 * 1024
 #: Seconds without a page after which another sweep may begin.
 LOCK_TTL = 30
-#: What RQ gives to a job that has no timeout.
+#: The timeout that RQ gives to a job without one.
 DEFAULT_TIMEOUT = rq.Queue.DEFAULT_TIMEOUT
 #: Stands for whatever ``ended_at`` a job has.
 ANY = "any"
 _EMPTY = zlib.compress(b"")
 
-#: Sends commands in one round trip and returns raw replies, error replies among them.
+#: Sends commands in one round trip and returns raw replies, including errors.
 Execute = Callable[[Sequence[Command]], list[Any]]
-#: (id, its ``ended_at`` as it was read, or ANY)
+#: A job's id, and its ``ended_at`` as it was read, or ANY.
 Fenced = tuple[str, str]
 
 
@@ -49,11 +49,11 @@ class FailedJobs:
     """Reads and changes one kind of registry, failed or dead letters, of any queue.
 
     Args:
-        execute: as the type says.
+        execute: sends commands, see ``Execute``.
         dead: the dead letters instead of the failed registry.
 
-    Methods raise redis-py's ConnectionError where the server is lost, and SweepUnderWay where the lock that they are
-    given has been lost. What changes jobs returns a word for each, see the headers of the scripts.
+    Methods raise redis-py's ConnectionError if the server is lost, and SweepUnderWay if the given lock has been lost.
+    Methods that change jobs return a word for each, see the headers of the scripts.
     """
 
     def __init__(self, execute: Execute, dead: bool = False) -> None:
@@ -87,7 +87,7 @@ class FailedJobs:
 
     @staticmethod
     def no_lock(queue: str) -> SweepLock:
-        """Return what stands for a lock where none is needed."""
+        """Return a stand-in for a lock where none is needed."""
         return SweepLock(sweep_lock_key(queue), "", LOCK_TTL)
 
     @contextmanager
@@ -115,7 +115,7 @@ class FailedJobs:
     def pages(
         self, queue: str, lock: SweepLock, with_data: bool
     ) -> Iterator[tuple[float, list[FailedJob], Callable[[list[FailedJob]], None]]]:
-        """Yield (server's time, entries, ``keep``) until the end; say with ``keep`` which entries are still there.
+        """Yield (server's time, entries, ``keep``) until the end; call ``keep`` with the entries that still exist.
 
         If ``keep`` is not called, all entries count as kept.
         """
@@ -138,7 +138,7 @@ class FailedJobs:
                 score, seen, last = job.score, (seen + 1 if job.score == score else 1), job.id
 
     def select(self, queue: str, selection: Selection, with_data: bool = False) -> Iterator[FailedJob]:
-        """Yield the jobs that are meant, in the order of the registry; ghosts are left out."""
+        """Yield the selected jobs in the order of the registry, without ghosts."""
         left = selection.limit or float("inf")
         for clock, page, _keep in self.pages(queue, self.no_lock(queue), with_data or selection.wants_data):
             for job in page:
@@ -160,7 +160,7 @@ class FailedJobs:
         retries: int | None = None,
         at_front: bool = False,
     ) -> list[str]:
-        """Put jobs back, each (id, its ended_at or ANY, when it is due or '' for now)."""
+        """Put jobs back, each (id, its ended_at or ANY, its due time or '' for now)."""
         registry, began = self.registry(queue), utcformat(now())
         command = failed_requeue(registry, lock, began, _EMPTY, DEFAULT_TIMEOUT, at_front, times, queue, retries, jobs)
         return self._words(command, queue)
@@ -189,7 +189,7 @@ class FailedJobs:
                 return trimmed
             ids = [text(job_id) for job_id in self._one(("ZRANGE", key, 0, min(excess, PAGE) - 1))]
             words = self.purge(queue, lock, [(job_id, ANY) for job_id in ids])
-            # One that is not failed any more has no place here either: its entry goes, the job stays.
+            # The entry of a job that is no longer failed goes, too; the job stays.
             changed = [job_id for job_id, word in zip(ids, words) if word == "changed"]
             if changed:
                 self._one(("ZREM", key, *changed))
@@ -201,7 +201,7 @@ class FailedJobs:
         return [text(word) for word in self._fenced(command, queue)[1]]
 
     def _fenced(self, command: Command, queue: str) -> list[Any]:
-        """Return the reply of a script that looks at the lock."""
+        """Return the reply of a script that checks the lock."""
         reply: list[Any] = self._one(command)
         if reply[0] == b"lost":
             raise SweepUnderWay(
@@ -221,7 +221,7 @@ class FailedJobs:
 
 
 def through(connection: Any) -> Execute:
-    """Return what sends commands over a client's pool."""
+    """Return a function that sends commands over a client's pool."""
 
     def execute(commands: Sequence[Command]) -> list[Any]:
         with connection.pipeline(transaction=False) as pipe:

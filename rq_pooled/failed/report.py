@@ -1,4 +1,4 @@
-"""What a sweep tells of each queue and policy."""
+"""Defines the report of a sweep on each queue and policy."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from .selection import FailedJob
 
 @dataclass
 class Report:
-    """What one policy did to one queue, or would have done in a dry run."""
+    """The result of one policy on one queue, or in a dry run the expected result."""
 
     queue: str
     policy: str
     dry_run: bool = False
-    #: Entries of the registry that were looked at.
+    #: Entries of the registry that were read.
     looked_at: int = 0
     #: Jobs requeued, buried or purged, or ghosts dropped.
     done: int = 0
-    #: Ghosts that were met, and their entries dropped, on the way to something else.
+    #: Ghosts whose entries another policy met and dropped.
     ghosts: int = 0
-    #: Jobs that were chosen, but had been requeued, deleted or changed by others meanwhile.
+    #: Selected jobs that others had requeued, deleted or changed meanwhile.
     changed: int = 0
-    #: Jobs that had been requeued as often as the policy allows.
+    #: Jobs that were requeued as often as the policy allows.
     spent: int = 0
     #: Dead letters that were deleted to keep their number bounded.
     trimmed: int = 0
-    #: True where the sweep ended because its time was over.
+    #: True if the sweep ended because its time was over.
     unfinished: bool = False
-    #: Why the queue was not swept to its end; empty if it was.
+    #: The error that kept the queue from being swept to its end; empty without one.
     error: str = ""
-    #: Some of the jobs.
+    #: The ids of some of the jobs.
     examples: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Report:
         return dict(vars(self))
 
     def count(self, jobs: Sequence[FailedJob], words: Sequence[str]) -> None:
-        """Note what became of jobs, a word each as the scripts return it."""
+        """Count jobs by the words that the scripts return for them."""
         for job, word in zip(jobs, words):
             if word == "done":
                 self.done += 1

@@ -1,4 +1,4 @@
-"""Which failed jobs are meant: by exception, by function, by age. Nothing of a job is unpickled to find out."""
+"""Selects failed jobs by exception, function and age, without unpickling their data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .tracebacks import recorded_name
 
 #: Bytes of a job's data that are unpacked to find its function's name, which stands at the beginning.
 _MAX_DATA = 64 * 1024
-#: Names of functions that have nothing in common: a pattern that takes them all leaves none out.
+#: Unrelated names of functions; a pattern that matches all of them excludes none.
 _ANY_FUNCTION = ("tasks.send_mail", "Q.q9", "ж.x.y")
 #: The first item of a JSON list, if it is a text.
 _FIRST_TEXT = re.compile(rb'\[\s*("(?:[^"\\]|\\.)*")', re.DOTALL)
@@ -36,7 +36,7 @@ class FailedJob:
     exists: bool
     data: bytes
     status: str
-    #: As it stands in the hash: tells whether the job has failed anew meanwhile.
+    #: The text in the hash, by which a newer failure of the job is recognised.
     ended_at: str
     description: str
     #: How often a sweep has requeued it.
@@ -65,8 +65,8 @@ class FailedJob:
 
     @cached_property
     def failed_at(self) -> float | None:
-        """When it failed, seconds since the epoch: by the server's clock, else by the worker's; None if it
-        is not known.
+        """The time of the failure in seconds since the epoch, by the server's clock, else by the worker's; None if
+        unknown.
         """
         if self.result_id:
             return int(self.result_id.partition("-")[0]) / 1000
@@ -74,30 +74,30 @@ class FailedJob:
 
     @cached_property
     def traceback(self) -> str:
-        """The error as it was recorded."""
+        """The recorded error."""
         return unpacked_error(self.error)
 
     @cached_property
     def exception(self) -> str:
-        """The dotted name of the exception that ended it, empty where none is named (its process was killed)."""
+        """The dotted name of the exception that ended it, empty if none is named (its process was killed)."""
         return recorded_name(self.traceback)
 
     @cached_property
     def function(self) -> str:
-        """The dotted name of its function: from its data where they were read, else from its description."""
+        """The dotted name of its function: from its data if they were read, else from its description."""
         return _function_in(self.data) or self.description.partition("(")[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which jobs of a registry are meant; what is left out excludes nothing.
+    """Selects jobs of a registry; a condition that is not given excludes none.
 
     Args:
         exceptions: classes or names; a name without a dot means every class of that name.
         functions: dotted names, ``*`` and ``?`` as in file names.
         older_than: seconds since the job failed.
-        limit: jobs at most, the oldest first.
-        exactly: exceptions are names as they were recorded: no others of that name, no descendants.
+        limit: the most jobs, the oldest first.
+        exactly: the names of exceptions must equal the recorded ones; no descendants match.
 
     Raises:
         ConfigurationError: an argument cannot be used.
@@ -127,12 +127,12 @@ class Selection:
 
     @property
     def chooses(self) -> bool:
-        """Tell whether something is left out: an age of 0, ``Exception`` and ``*`` are filters in form only."""
+        """Tell whether some jobs are excluded; an age of 0, ``Exception`` and ``*`` exclude none."""
         return self._chooses_kind or bool(self.older_than)
 
     @property
     def _chooses_kind(self) -> bool:
-        """Tell whether exceptions or functions leave something out."""
+        """Tell whether exceptions or functions exclude some jobs."""
         exceptions = bool(self._exceptions) and (self.exactly or not is_kind(Exception, self._exceptions))
         functions = bool(self._functions) and not all(
             any(fnmatchcase(function, name) for name in self._functions) for function in _ANY_FUNCTION
@@ -140,11 +140,11 @@ class Selection:
         return exceptions or functions
 
     def is_old_enough(self, job: FailedJob, now: float) -> bool:
-        """Tell whether it failed that long ago; a job whose time is not known is not."""
+        """Tell whether a job failed long enough ago; a job without a known time did not."""
         return self.older_than is None or (job.failed_at is not None and now - job.failed_at >= self.older_than)
 
     def is_meant(self, job: FailedJob) -> bool:
-        """Tell whether exception and function are as wanted."""
+        """Tell whether a job's exception and function match."""
         if self.exactly and job.exception not in self._exceptions:
             return False
         if self._exceptions and not is_recorded_kind(job.exception, self._exceptions):
@@ -153,7 +153,7 @@ class Selection:
 
 
 def check_number(name: str, value: float | None, low: float = 0, whole: bool = False, above: bool = False) -> None:
-    """Refuse what is no such number; None is one that was left out. Raises ConfigurationError."""
+    """Refuse any value but such a number or None. Raises ConfigurationError."""
     if value is None:
         return
     kinds = (int,) if whole else (int, float)

@@ -1,4 +1,4 @@
-"""What workers do to failed jobs in their maintenance, as the settings say."""
+"""Sweeps failed jobs in the workers' maintenance, as the settings say."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .policies import Bury, Ghosts, Policy, Purge, Requeue
 from .registry import Execute
 from .sweeper import Sweeper
 
-#: Seconds that a worker's maintenance gives to a queue: one of its horses runs no jobs meanwhile.
+#: Seconds that a worker's maintenance gives to a queue, because one of its horses runs no jobs meanwhile.
 MAINTENANCE_SECONDS = 5
 
 
 def maintenance_policies(settings: Settings) -> list[Policy]:
-    """Return what workers do to failed jobs in their maintenance: what the settings ask for, in this order."""
+    """Return the policies of the workers' maintenance, in their order, as the settings say."""
     policies: list[Policy] = [Ghosts()] if settings.sweep_ghosts else []
     if settings.sweep_requeue:
         delay = settings.sweep_requeue_delay
@@ -41,7 +41,7 @@ def maintenance_policies(settings: Settings) -> list[Policy]:
 
 
 def sweep_in_maintenance(queues: Sequence[str], policies: Sequence[Policy], execute: Execute, log: Logger) -> None:
-    """Sweep these queues for at most ``MAINTENANCE_SECONDS`` each; a queue that others sweep is left to them.
+    """Sweep these queues for at most ``MAINTENANCE_SECONDS`` each; skip a queue that another process sweeps.
 
     Raises:
         redis.exceptions.ConnectionError: the server was lost.

@@ -1,8 +1,8 @@
 """``Sweeper``: requeues, buries and purges failed jobs, page by page, with bounded memory and short server commands.
 
-What a sweep has done stands in Redis after each page, and nothing else has to be remembered: the next sweep resumes one
-that is killed. Each job changes in one atomic step, which first looks whether the job is still as it was when it was
-chosen. So a sweep may race with workers, other tools and people.
+All that a sweep has done stands in Redis after each page, so the next sweep resumes one that is killed. Each job
+changes in one atomic step, which first checks that the job is unchanged since it was selected. So a sweep may race with
+workers, other tools and people.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Sweeper:
 
     Args:
         queues: names or queues, one or several; None means all that the server knows when a sweep begins.
-        connection: of the server; else that of the given queue, else the process's pool.
+        connection: a connection to the server; by default that of the given queue, else the process's pool.
         policies: one or several, done in this order; see failed/policies.py. By default ghosts are dropped.
         dead: work on the dead letters instead of the failed registry.
         execute: sends commands instead of a connection.
@@ -64,7 +64,7 @@ class Sweeper:
             found = [queue.connection for queue in given or () if isinstance(queue, rq.Queue)]
             connection = found[0] if found else get_connection()
         self._names = None if given is None else [q.name if isinstance(q, rq.Queue) else str(q) for q in given]
-        # A name or a class is no policy, and the message says so of the whole of it.
+        # A name or a class is no policy, and the message shows the whole argument.
         single = isinstance(policies, (Selection, Ghosts, str, type))
         self._policies: tuple[Policy, ...] = (policies,) if single else tuple(policies)  # type: ignore[arg-type, assignment]
         for policy in self._policies:
@@ -73,7 +73,7 @@ class Sweeper:
         execute = execute or through(connection)
         self._store, self._dead_letters = FailedJobs(execute, dead), FailedJobs(execute, True)
         self._deadline = _FOREVER
-        #: Of the last run, whatever ended it: what was done until then.
+        #: The reports of the last run, up to the point where it ended, even by an error.
         self.reports: list[Report] = []
 
     def run(
@@ -86,11 +86,11 @@ class Sweeper:
     ) -> list[Report]:
         """Sweep once and return a report for each queue and policy.
 
-        A queue that cannot be swept keeps no other from it: the first error is raised when all have had their turn, and
-        ``reports`` has what was done.
+        A queue that cannot be swept does not stop the others: the first error is raised after the last queue, and
+        ``reports`` says what was done.
 
         Args:
-            dry_run: change nothing, and tell what would be done. Takes no lock.
+            dry_run: change nothing, and report what would be done. Takes no lock.
             progress: called with (entries looked at, entries in all) after each page.
             max_seconds: end after the page in which this time is over; the next sweep goes on.
             check_queues: refuse queues that the server does not know.
@@ -122,14 +122,14 @@ class Sweeper:
         return self._store.queues(self._names)
 
     def jobs(self, queue: str, selection: Selection | None = None, with_data: bool = False) -> Iterator[FailedJob]:
-        """Yield the failed jobs of a queue that are meant, in the order of the registry; ghosts are left out.
+        """Yield the selected failed jobs of a queue in the order of the registry, without ghosts.
 
-        ``with_data`` reads what tells the function's name for certain.
+        ``with_data`` reads the jobs' data, which tell the function's name for certain.
         """
         return self._store.select(queue, selection or Selection(), with_data)
 
     def requeue_ids(self, queue: str, ids: Sequence[str], policy: Requeue | None = None) -> dict[str, str]:
-        """Requeue single jobs of a queue, whatever else is under way; return a word for each id.
+        """Requeue single jobs of a queue, even during a sweep; return a word for each id.
 
         The words: ``done``, ``ghost`` (its job is gone, the entry is removed), ``gone`` (not in the registry),
         ``changed`` (it is not failed any more).
@@ -149,7 +149,7 @@ class Sweeper:
 
     def _sweep(self, queue: str, reports: list[Report], dry_run: bool, progress: Progress) -> None:
         if self._store.is_empty(queue):
-            # This is the usual case, and needs no lock.
+            # A registry within its bound is the usual case, and needs no lock.
             return
         with nullcontext(self._store.no_lock(queue)) if dry_run else self._store.locked(queue) as lock:
             for policy, report in zip(self._policies, reports):
@@ -171,7 +171,7 @@ class Sweeper:
         for clock, page, keep in self._store.pages(queue, lock, policy.wants_data):
             began = began or clock
             chosen: list[FailedJob] = []
-            # Neither ghosts nor jobs that were requeued too often use up the limit.
+            # Ghosts, and jobs that were requeued too often, do not count towards the limit.
             counted = report.done
             for job in page:
                 if not job.exists:
@@ -196,7 +196,7 @@ class Sweeper:
     def _act(
         self, policy: Requeue | Bury | Purge, lock: SweepLock, jobs: list[FailedJob], report: Report, clock: float
     ) -> list[str]:
-        """Change these jobs with one command, or say what would become of them."""
+        """Change these jobs with one command, or report what it would do."""
         queue = report.queue
         if report.dry_run:
             times = policy.times if isinstance(policy, Requeue) else None
@@ -232,9 +232,9 @@ class Sweeper:
                 return
 
     def _time_of_last_kept(self, policy: Requeue | Bury | Purge, queue: str, lock: SweepLock) -> float | None:
-        """Return when the oldest of the newest jobs failed that a Purge keeps; None where it does not count them.
+        """Return when the oldest job failed that a Purge keeps by number; None if the Purge counts no jobs.
 
-        The registry stands in the order of expiry, so all have to be looked at. The times of those kept are in memory.
+        The registry stands in the order of expiry, so all jobs are read. The times of the kept jobs are in memory.
         """
         number = policy.beyond if isinstance(policy, Purge) else None
         if number is None:
@@ -254,7 +254,7 @@ class Sweeper:
 def _is_due(policy: Requeue | Bury | Purge, job: FailedJob, began: float, threshold: float | None) -> bool:
     """Tell whether a sweep that began at this time takes the job.
 
-    What fails during a sweep is left to the next one: else jobs that fail at once would never let it end.
+    Jobs that fail during a sweep are left to the next one, else jobs that fail at once would never let it end.
     """
     if job.status not in ("failed", "stopped") or (job.failed_at or 0) > began or not policy.is_meant(job):
         return False
@@ -271,7 +271,7 @@ def sweep(queues: Any, policy: str, dry_run: bool = False, **options: Any) -> li
         queues: as for Sweeper.
         policy: ``requeue``, ``bury``, ``purge`` or ``ghosts``.
         dry_run: change nothing.
-        options: of the policy.
+        options: the arguments of the policy.
 
     Raises:
         ConfigurationError, UnknownQueue, SweepUnderWay: see Sweeper.

@@ -1,4 +1,4 @@
-"""Which exception a recorded traceback ends with, and what it says. Nothing is unpickled or imported."""
+"""Finds the exception and the message with which a recorded traceback ends. Nothing is unpickled or imported."""
 
 from __future__ import annotations
 
@@ -6,30 +6,30 @@ import re
 
 from ..retry.exception_names import NAME
 
-#: Begins what a new traceback is chained to; without such a line, a second traceback is part of a message.
+#: The line that chains a second traceback to the first; without it, a second traceback is part of a message.
 _CHAINED = (
     "During handling of the above exception, another exception occurred:",
     "The above exception was the direct cause of the following exception:",
 )
 _TRACEBACK = "Traceback (most recent call last):"
-#: What stands before each line about an exception group.
+#: The prefix of each line about an exception group.
 _GROUP_MARGIN = re.compile(r"^\s*[|+] ?")
-#: How RQ writes down what has no traceback: a job that it found abandoned.
+#: The text that RQ writes instead of a traceback for an abandoned job.
 _DUE_TO = re.compile(r"due to (\w+),")
 _FRAME = re.compile(r'^  File ".*", line \d+', re.MULTILINE)
 _EXCEPTION = re.compile(r"^([A-Za-z_][\w.]*)(?::|$)", re.MULTILINE)
 
 
 def recorded_name(text: str) -> str:
-    """Return the name of the exception that a traceback ends with, empty where none is named.
+    """Return the name of the exception with which a traceback ends, empty if none is named.
 
-    What the message of the exception says, tracebacks in it included, does not matter.
+    The message of the exception is ignored, even if it contains tracebacks.
     """
     return recorded_end(text)[0]
 
 
 def recorded_end(text: str) -> tuple[str, str]:
-    """Return the same name, and the line that it begins, empty where there is none."""
+    """Return the same name, and the line that begins with it, empty if there is none."""
     found, said, expecting, in_frames, in_group = "", "", True, False, False
     for line in text.splitlines():
         bare = _GROUP_MARGIN.sub("", line) if in_group or line.endswith("+ Exception Group " + _TRACEBACK) else line
@@ -47,8 +47,8 @@ def recorded_end(text: str) -> tuple[str, str]:
 
 
 def exception_of(text: str) -> tuple[str, str]:
-    """Return (name of the exception with its module, or "", and what it says, as one line) of a traceback."""
-    # The sweeper selects by the same name.
+    """Return a traceback's exception name with its module, or "", and its message in one line."""
+    # The sweeper selects jobs by the same name.
     name, said = recorded_end(text)
     if said:
         return name, said.strip()[:500]

@@ -1,7 +1,7 @@
-"""How a connection of the parent for jobs is begun: beside the command connection, to the address that it has.
+"""Begins the parent's connections for jobs, to the address of the command connection.
 
-That has been looked up already, and its context of TLS is used again. redis-py could open it, but would wait for the
-network with the parent's loop standing still.
+The address is resolved already, and the command connection's TLS context is reused. redis-py does not open them,
+because it waits for the network and stops the parent's loop meanwhile.
 """
 
 from __future__ import annotations
@@ -20,39 +20,39 @@ from ..connection.names import Introduce, client_name
 from ..connection.place import Place
 from ..wire import Command, pack_commands
 
-#: What a connection class may do in its own way when it connects.
+#: The methods that a connection class may override to connect in its own way.
 _OPENS = ("_connect", "connect", "connect_check_health", "on_connect", "on_connect_check_health")
 
 
 class Dialer:
-    """Makes what opens connections of one role.
+    """Begins connections of a given role.
 
     Args:
-        settings: the time to connect, and the name of the application.
-        make: returns a new redis-py connection object, not connected, with the credentials and options that count.
+        settings: give the time to connect and the name of the application.
+        make: returns a new, unconnected redis-py connection object with the credentials and options to use.
     """
 
     def __init__(self, settings: Settings, make: Callable[[str], Any]) -> None:
         self._settings = settings
         self._make = make
         sample = make("jobs")
-        #: The protocol and the database that every stream has unless it asks for another.
+        #: The protocol and the database with which every stream begins; it may ask for another.
         self.protocol, self.db = int(getattr(sample, "protocol", 2) or 2), int(getattr(sample, "db", 0) or 0)
-        #: Of a cluster, the slot of all keys.
+        #: The slot of all keys on a cluster.
         self.slot = slot_of(sample)
         introduce = getattr(sample, "redis_connect_func", None)
         own_way = isinstance(introduce, Introduce) and introduce.before is not None
-        # What a user's class does to connect (a proxy, a tunnel, a handshake of its own) only that class knows.
+        # Only a user's class knows how it connects: through a proxy, a tunnel, or with a handshake of its own.
         ways = [getattr(type(sample), name, None) for name in _OPENS]
         self._plain = not own_way and all(way is None or way.__module__.startswith("redis.") for way in ways)
 
     def open(self, role: str, place: Place) -> tuple[Any, bytes, int]:
-        """Begin to connect; return the socket, what is to be sent first, and how many replies that has.
+        """Begin to connect; return the socket, the bytes of the greeting, and the number of replies to it.
 
-        Only for a connection class of the user's own this waits, for at most SOCKET_CONNECT_TIMEOUT.
+        This waits only for a user's own connection class, for at most SOCKET_CONNECT_TIMEOUT.
 
         Raises:
-            OSError, redis.exceptions.RedisError: it cannot be.
+            OSError, redis.exceptions.RedisError: the connection cannot be begun.
         """
         connection = self._make(role)
         if not self._plain:

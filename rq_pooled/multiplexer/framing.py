@@ -1,25 +1,24 @@
-"""Where commands and replies begin and end in a stream of bytes. They are cut, never decoded.
+"""Finds where commands and replies begin and end in a stream of bytes. They are cut, never decoded.
 
-The parent writes the commands of many processes to one connection and gives each its own replies. A boundary that the
-server sees elsewhere would give one job another job's replies, so lengths are read as strictly as the server reads
-them.
+The parent writes the commands of many processes to one connection and gives each its own replies. Lengths are read as
+strictly as the server reads them: a boundary seen elsewhere would give one job another job's replies.
 """
 
 from __future__ import annotations
 
-#: A header line (``*3``, ``$100``) is no longer than this; a status or an error may be.
+#: A header line (``*3``, ``$100``) has at most this many bytes; a status or an error may have more.
 _MAX_HEADER = 32
 _MAX_LINE = 1024 * 1024
-#: Redis takes no longer bulk string, and no more words, unless it is told to.
+#: Redis accepts at most this length of a bulk string, and this many words, by default.
 _MAX_LENGTH = 512 * 1024 * 1024
-#: The lengths that nearly all headers have: a look-up is as strict as a check, and faster.
+#: The lengths that nearly all headers have; looking one up is as strict as checking it, and faster.
 _LENGTHS = {b"%d" % number: number for number in range(4096)}
 
 _STAR, _DOLLAR = b"*$"
 
 
 class Malformed(ValueError):
-    """The bytes are not what a client, or a server, sends."""
+    """The bytes do not follow the protocol."""
 
 
 def _length(token: bytes) -> int:
@@ -30,10 +29,10 @@ def _length(token: bytes) -> int:
 
 
 def cut_command(data: bytes, start: int) -> tuple[int, bytes]:
-    """Return (where the command that begins at ``start`` ends, its name as written); -1 if it is not all here.
+    """Return the end of the command that begins at ``start``, and its name as written; -1 if bytes are missing.
 
     Raises:
-        Malformed: it is no array of bulk strings, which is what redis-py sends.
+        Malformed: the command is no array of bulk strings, the only form that redis-py sends.
     """
     find, lengths, size = data.find, _LENGTHS, len(data)
     if data[start] != _STAR:
@@ -42,7 +41,7 @@ def cut_command(data: bytes, start: int) -> tuple[int, bytes]:
     if end < 0:
         return _unfinished(start, size)
     token = data[start + 1 : end]
-    # A command of no words has no reply, which would shift those of all others. ``_length`` refuses a 0, too.
+    # A command of no words has no reply, which would shift the replies of all others. ``_length`` refuses 0, too.
     words = lengths.get(token) or _length(token)
     position = end + 2
     name = None
@@ -57,7 +56,7 @@ def cut_command(data: bytes, start: int) -> tuple[int, bytes]:
         token = data[position + 1 : end]
         length = lengths.get(token)
         position = end + 4 + (_length(token) if length is None else length)
-        # Valkey 9 closes a connection on which a word ends otherwise; older servers skip the two bytes.
+        # Valkey 9 closes the connection if a word does not end in CRLF; older servers skip the two bytes.
         if position <= size and (data[position - 2] != 13 or data[position - 1] != 10):
             raise Malformed("a word does not end where its length says")
         if name is None:
@@ -72,7 +71,7 @@ def _unfinished(start: int, size: int) -> tuple[int, bytes]:
 
 
 def words_of(data: bytes, start: int, most: int) -> list[bytes]:
-    """Return the first ``most`` words of the command at ``start``, as far as they are here."""
+    """Return the first ``most`` words of the command at ``start``, as far as they have arrived."""
     words: list[bytes] = []
     end = data.find(b"\r\n", start)
     if end < 0:
@@ -91,17 +90,17 @@ def words_of(data: bytes, start: int, most: int) -> list[bytes]:
 
 
 class Passage:
-    """Follows one command that is too long to be waited for, from its beginning, through pieces of any size."""
+    """Follows one long command from its beginning, through pieces of any size, instead of waiting for all of it."""
 
     def __init__(self) -> None:
-        #: Words that have not begun, None before the header; bytes of the present word that are to come.
+        #: Words that have not begun, None before the header; missing bytes of the present word.
         self._words: int | None = None
         self._rest = 0
 
     def follow(self, data: bytes, start: int) -> tuple[int, bool]:
-        """Return (how far the command goes in ``data`` from ``start``, whether it ends there).
+        """Return how far the command goes in ``data`` from ``start``, and whether it ends there.
 
-        What stands behind that point is to be given again, with more. Raises ``Malformed``.
+        The caller passes the bytes behind that point again, with more. Raises ``Malformed``.
         """
         position, size = start, len(data)
         while True:
@@ -131,26 +130,26 @@ class ReplyCutter:
     __slots__ = ("_rest", "_todo", "fresh", "push")
 
     def __init__(self) -> None:
-        #: Values of the present reply that are not complete; bytes of the present string that are to come.
+        #: Incomplete values of the present reply; missing bytes of the present string.
         self._todo = 0
         self._rest = 0
-        #: No reply has begun.
+        #: True while no reply has begun.
         self.fresh = True
-        #: The present one, or the last, is a push: it answers no command.
+        #: The present or last reply is a push, which answers no command.
         self.push = False
 
     @property
     def in_string(self) -> bool:
-        """Tell whether a long string has begun and goes on."""
+        """Tell whether a string has begun that is not complete."""
         return self._rest > 0
 
     def cut(self, data: bytes, position: int) -> tuple[int, bool]:
-        """Return (how far the reply goes in ``data`` from ``position``, whether it ends there).
+        """Return how far the reply goes in ``data`` from ``position``, and whether it ends there.
 
-        What stands behind that point is to be given again, with more.
+        The caller passes the bytes behind that point again, with more.
 
         Raises:
-            Malformed: a server does not send this.
+            Malformed: the bytes are no reply of a server.
         """
         size, find, start = len(data), data.find, position
         todo, rest = self._todo, self._rest
@@ -168,7 +167,7 @@ class ReplyCutter:
                     raise Malformed("a line has no end")
                 break
             kind = data[position]
-            # These are $, = and !.
+            # The kinds are $, = and !: string, verbatim string, and long error.
             if kind == _DOLLAR or kind == 61 or kind == 33:
                 length = int(data[position + 1 : end])
                 position = end + 2
@@ -183,13 +182,13 @@ class ReplyCutter:
                 position = end + 2
                 if count > 0:
                     todo += count * (2 if kind in b"%|" else 1)
-                # Attributes stand before the value that they are about.
+                # Attributes stand before the value that they describe.
                 todo += kind == 124
             else:
                 raise Malformed(f"a reply begins with {data[position : position + 1]!r}")
             todo -= 1
         self._todo, self._rest = todo, rest
         done = not todo and not rest
-        # A header that is not complete does not count as begun: it will be read again.
+        # An incomplete header does not count as begun, because it is read again.
         self.fresh = done or (self.fresh and position == start)
         return position, done

@@ -1,4 +1,4 @@
-"""Who may open streams: the horses, and what they fork. A stream begins with its horse's token."""
+"""Lets horses and the processes that they fork open streams. A stream begins with its horse's token."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 
 from .streams import Guest, Stream
 
-#: Streams that have not said whose they are, and seconds that they have for it.
+#: The most streams that may lack a token at a time, and the seconds within which one must send it.
 _MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
-#: The longest word that may be a token.
+#: The most bytes that a token may have.
 _MAX_TOKEN = 64
 
 
@@ -19,30 +19,30 @@ class Guests:
     """Knows the horses and their streams.
 
     Args:
-        make: makes a stream of a socket, with the time at which it came.
+        make: makes a stream of a socket and the time at which it connected.
     """
 
     def __init__(self, make: Callable[[socket.socket, float], Stream]) -> None:
         self._make = make
         self._guests: dict[bytes, Guest] = {}
         self._streams: set[Stream] = set()
-        #: Those of them that have not said whose they are.
+        #: The streams that have sent no token yet.
         self.strangers: set[Stream] = set()
 
     def admit(self, describe: Callable[[], str]) -> Guest:
-        """Return a guest, who may open streams with its token until ``drop``."""
+        """Return a guest, whose token opens streams until ``drop``."""
         guest = Guest(describe)
         self._guests[guest.token] = guest
         return guest
 
     def drop(self, guest: Guest) -> None:
-        """Close all that a horse has opened, which has ended; its token opens nothing from then on."""
+        """Close all streams of a horse that has ended; its token opens nothing from then on."""
         self._guests.pop(guest.token, None)
         for stream in list(guest.streams):
             stream.close()
 
     def accept(self, accepted: socket.socket) -> Stream | None:
-        """Return the stream of a socket that has connected; None where too many strangers have."""
+        """Return the stream of a socket that has connected; None while too many strangers are open."""
         if len(self.strangers) >= _MOST_STRANGERS:
             accepted.close()
             return None
@@ -52,7 +52,7 @@ class Guests:
         return stream
 
     def introduce(self, stream: Stream) -> bool:
-        """Find out whose stream it is; return whether that is known now."""
+        """Find a stream's guest by the token it has sent; return whether the guest is known now."""
         token, end, rest = stream.data.partition(b"\n")
         if not end:
             if len(token) > _MAX_TOKEN:
@@ -68,12 +68,12 @@ class Guests:
         return True
 
     def forget(self, stream: Stream) -> None:
-        """Know a stream no more, which is closed."""
+        """Drop a closed stream from the lists."""
         self._streams.discard(stream)
         self.strangers.discard(stream)
 
     def close_strangers(self, now: float) -> None:
-        """Close the streams that have not said in time whose they are."""
+        """Close the streams that have not sent their token in time."""
         for stream in [one for one in self.strangers if now - one.since > _STRANGER_TIME]:
             stream.close()
 
@@ -83,6 +83,6 @@ class Guests:
             stream.close()
 
     def close_in_child(self) -> None:
-        """Close forked copies of their descriptors."""
+        """Close the forked copies of the streams' descriptors."""
         for stream in self._streams:
             stream.close_in_child()

@@ -1,4 +1,4 @@
-"""A stream that has waited too long is told for what, and what to change."""
+"""Refuses streams that have waited too long; the error says for what, and what to change."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .streams import Stream
 
 
 class LateStreams:
-    """Refuses streams: SOCKET_TIMEOUT after a command was sent, POOL_TIMEOUT after one could not be."""
+    """Refuses a stream SOCKET_TIMEOUT after its command was sent, or POOL_TIMEOUT after it began to wait."""
 
     def __init__(self, settings: Settings, opener: Opener, shared: Shared, sharing: Sharing, lending: Lending) -> None:
         self._settings = settings

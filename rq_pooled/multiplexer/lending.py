@@ -1,6 +1,6 @@
-"""Connections that streams are lent for what cannot be shared: a bounded number, kept for the next one.
+"""Lends streams connections for commands that cannot be shared: a bounded number, kept for the next stream.
 
-All states of one such connection stand here, from being opened to being closed, which makes this file long.
+The file is long because it holds all states of such a connection, from being opened to being closed.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from .streams import MOST_UNREAD, Stream
 from .upstream import Upstream
 
 ROLE = "exclusive"
-#: Seconds that a stream waits for one that is lent, before another is opened.
+#: Seconds that a stream waits for a lent connection to come back, before another is opened.
 _PATIENCE = 0.02
-#: Bytes that the server has not taken, beyond which the stream that sends them is not read.
+#: A stream is not read while the server has more than this many of its bytes still to take.
 _MOST_UNSENT = 1024 * 1024
-#: Seconds for which a connection stays idle while another process waits for a place in the budget, and while the server
-#: is fuller than it should be.
+#: Seconds for which a connection stays idle: while another process waits for a place in the budget, and while the
+#: server is above GUARD_WARN.
 _CROWDED_IDLE, _TIGHT_IDLE = 0.1, 1.0
 
 
 class Lending:
-    """Lends connections in the order in which they are asked for.
+    """Lends connections in the order of the requests.
 
     Args:
         loop, settings, opener: as the names say.
-        reservation: keeps a place in the budget for each.
-        plain: by name, whether a command leaves nothing behind on a connection; see CommandTable.
-        brake: whether others may be waiting for a connection to the server.
-        serve: called with a stream that has been lent one, and that needs it no more.
+        reservation: keeps a place in the budget for each connection.
+        plain: maps a command's name to whether it leaves nothing behind on a connection; see CommandTable.
+        brake: tells whether others may be waiting for a connection to the server.
+        serve: called with a stream when a loan begins, and when it ends.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class Lending:
         self._brake = brake
         self._serve_stream = serve
         self._refit = Refit()
-        #: How many there may be.
+        #: The most connections that there may be.
         self.most = max(settings.concurrency, settings.max_connections - 3)
         self._waiting: deque[Stream] = deque()
         self._opening: set[Upstream] = set()
-        #: With the time at which it came back; the last one is lent first.
+        #: Idle connections with the time at which each came back; the last one is lent first.
         self._idle: list[tuple[Upstream, float]] = []
-        #: Who has it, None while it is made fit for the next one, and when something last happened to it.
+        #: Each connection's stream, None while it is made fit for the next, and the time of its last event.
         self._lent: dict[Upstream, tuple[Stream | None, float]] = {}
-        #: Lent ones that are closed when they come back.
+        #: Lent connections that are closed when they come back.
         self._leaving: set[Upstream] = set()
-        #: By stream; the connection that it is lent.
+        #: The connection that each stream is lent.
         self._upstreams: dict[Stream, Upstream] = {}
 
     def __len__(self) -> int:
@@ -78,7 +78,7 @@ class Lending:
     # -- lending -------------------------------------------------------------------------------------------------
 
     def borrow(self, stream: Stream) -> None:
-        """Lend a connection as soon as there is one, perhaps at once."""
+        """Lend a connection as soon as one is free, perhaps at once."""
         now = time.monotonic()
         stream.wait("a connection", now)
         self._waiting.append(stream)
@@ -88,7 +88,7 @@ class Lending:
     def _serve(self) -> None:
         while self._waiting:
             stream = self._waiting[0]
-            # For a stream that has left, what it wanted would be done in vain, and a BLPOP would lose something.
+            # A stream that has left can take no reply: its BLPOP would lose an element.
             if stream.closed or stream.has_left():
                 self._waiting.popleft()
                 stream.close()
@@ -108,7 +108,7 @@ class Lending:
         self._serve_stream(stream)
 
     def _open_more(self) -> None:
-        """Open one for each stream that has waited for a moment; the first one of all at once."""
+        """Open one for each stream that has waited for a moment; open the very first at once."""
         now = time.monotonic()
         impatient = sum(now - stream.since >= _PATIENCE and not stream.closed for stream in self._waiting)
         needed = impatient if len(self) else min(1, len(self._waiting))
@@ -128,14 +128,14 @@ class Lending:
 
     def _take_back(self, upstream: Upstream) -> None:
         self._opening.discard(upstream)
-        # Its last borrower may not have read all yet, and that is no affair of the next one.
+        # It is paused if its last borrower has not read all replies, which must not hold up the next one.
         upstream.resume()
         if upstream in self._leaving:
             self._leaving.discard(upstream)
             upstream.close()
             self._serve()
             return
-        # With the one that is left the own streams get on, one after the other.
+        # One remaining connection is enough for this worker's streams, which use it in turn.
         if len(self) and self._brake.engaged:
             upstream.close()
             self._serve()
@@ -146,7 +146,7 @@ class Lending:
     # -- what streams send ---------------------------------------------------------------------------------------
 
     def pass_on(self, stream: Stream) -> None:
-        """Send what the stream has sent, as far as it is commands, over the connection that it is lent."""
+        """Send the commands that have arrived from the stream over the connection that it is lent."""
         loan, upstream, data = stream.loan, self._upstreams[stream], stream.data
         assert loan is not None
         position, prelude = loan.take(data, self._plain)
@@ -156,7 +156,7 @@ class Lending:
             upstream.send(prelude + data[:position] if prelude or stream.data else data)
 
     def is_clogged(self, stream: Stream) -> bool:
-        """Tell whether the server has not taken what the stream has sent, and it has to wait with more."""
+        """Tell whether the stream must stop sending, because the server has not taken enough of its bytes."""
         upstream = self._upstreams.get(stream)
         return upstream is not None and upstream.unsent > _MOST_UNSENT
 
@@ -194,7 +194,7 @@ class Lending:
             self._serve_stream(stream)
 
     def on_flushed(self, stream: Stream) -> None:
-        """Read the server again, once the stream has taken what there was for it."""
+        """Read the server again once the stream has taken all its replies."""
         upstream = self._upstreams.get(stream)
         if upstream is not None and upstream.paused and not stream.unread:
             upstream.resume()
@@ -217,13 +217,13 @@ class Lending:
     # -- the end of a stream, and of a connection ----------------------------------------------------------------
 
     def on_closed(self, stream: Stream) -> None:
-        """Take back what was lent to a stream that is closed; whatever it waits for ends with the connection."""
+        """Take back a closed stream's connection; close it if the stream still waited for replies on it."""
         loan, upstream = stream.loan, self._upstreams.pop(stream, None)
         stream.loan = None
         if upstream is None or loan is None:
             return
-        # The replies to subscriptions are not counted, see note_reply; one behind a command that waits would wait with
-        # it.
+        # The replies to subscriptions are not counted, see note_reply. UNSUBSCRIBE would wait behind a blocking
+        # command.
         pending = loan.patience != 0.0 if loan.subscribed else loan.pending
         if pending or loan.passage or loan.ends_with_stream:
             del self._lent[upstream]
@@ -248,9 +248,9 @@ class Lending:
     # -- looking after -------------------------------------------------------------------------------------------
 
     def overdue(self, now: float) -> list[Stream]:
-        """Return the streams for which the server has done nothing for too long.
+        """Return the streams to which the server has not replied within SOCKET_TIMEOUT.
 
-        A connection that is not fit for the next stream by then is closed.
+        A connection that is not fit for the next stream within that time is closed.
         """
         late = []
         for upstream, (stream, since) in list(self._lent.items()):
@@ -263,20 +263,20 @@ class Lending:
         return late
 
     def waited_since(self, before: float) -> list[Stream]:
-        """Return, and forget, the streams that have waited for a connection since before then."""
+        """Return the streams that began to wait for a connection before this time, and drop them."""
         late = [stream for stream in self._waiting if stream.since < before]
         for stream in late:
             self._waiting.remove(stream)
         return late
 
     def holders(self) -> list[str]:
-        """Say who has a connection, in words."""
+        """Return a text for each horse that has a connection."""
         guests = [stream.guest for stream, _ in self._lent.values() if stream is not None]
         said = [guest.describe() for guest in guests if guest is not None]
         return said or ["none: they are being opened"]
 
     def close_idle(self, now: float) -> None:
-        """Close what has not been needed for a while, which is short where others need connections."""
+        """Close connections that have been idle for MAX_IDLE, or for less where others need connections."""
         idle = _CROWDED_IDLE if self._reservation.crowded else _TIGHT_IDLE if self._brake.tight else None
         idle = idle or self._settings.max_idle
         if not idle:
@@ -289,23 +289,23 @@ class Lending:
             self._reservation.lend(len(self))
 
     def all(self) -> list[Upstream]:
-        """Return all, open or being opened."""
+        """Return all connections, open or being opened."""
         return [*self._opening, *(upstream for upstream, _ in self._idle), *self._lent]
 
     def close_idle_ones(self) -> None:
-        """Close those that no stream has."""
+        """Close the connections that no stream has."""
         idle, self._idle = self._idle, []
         for upstream, _ in idle:
             upstream.close()
 
     def leave(self, reason: str) -> None:
-        """Lend others from now on; what streams have begun over those that are lent, they end there."""
+        """Lend only new connections from now on; a loan that has begun goes on over its old connection."""
         for upstream in [*self._opening, *(upstream for upstream, _ in self._idle)]:
             upstream.lose(reason)
         self._leaving.update(self._lent)
 
     def close(self) -> None:
-        """Close all without a word."""
+        """Close all connections and report none as lost."""
         self._waiting.clear()
         for upstream in self.all():
             upstream.close()

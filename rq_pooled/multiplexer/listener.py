@@ -1,4 +1,4 @@
-"""Where the streams of jobs arrive: a Unix socket in a folder of its own."""
+"""Takes the streams of jobs at a Unix socket in a folder of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..errors import PlatformUnsupported
 from ..process.event_loop import Loop
 
 _PREFIX, _BACKLOG = "rq_pooled-", 1024
-#: Seconds between looks whether the socket's folder is still there.
+#: Seconds between checks that the socket's folder still exists.
 _LOOK_AT_FOLDER = 2.0
 
 
@@ -24,7 +24,7 @@ class Listener:
     """Listens until it is closed.
 
     Args:
-        loop: watches it.
+        loop: watches the socket.
         warn: logs, as ``Logger.warning``.
         on_accepted: called with the socket of each process of this user that connects.
 
@@ -42,7 +42,7 @@ class Listener:
         loop.call_every(_LOOK_AT_FOLDER, self._look_at_folder)
 
     def _listen(self) -> tuple[socket.socket, str]:
-        """Return a listening socket and its path; without a folder that can be written to it has an abstract name."""
+        """Return a listening socket and its path, which is an abstract name where no folder is writable."""
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         remove_stale_folders()
         try:
@@ -67,7 +67,7 @@ class Listener:
         return listener, path
 
     def _look_at_folder(self) -> None:
-        """Make the folder again where something that cleans up has removed it: horses know only its path."""
+        """Make the folder again if a cleaner has removed it, because horses know only its path."""
         if self._folder is None or os.path.exists(self.path):
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -105,7 +105,7 @@ class Listener:
         self._on_accepted(accepted)
 
     def close(self) -> None:
-        """Close it, and remove its folder."""
+        """Close the socket, and remove its folder."""
         self._loop.unwatch(self._listener)
         self._listener.close()
         self._remove_folder()
@@ -121,7 +121,7 @@ class Listener:
 
 
 def _is_own(accepted: socket.socket) -> bool:
-    """Tell whether the other end has our user id, where the system says so; elsewhere the folder keeps others out."""
+    """Tell whether the other end has our user id; where the system does not say, the folder keeps others out."""
     option = getattr(socket, "SO_PEERCRED", None)
     if option is None:
         return True
@@ -130,7 +130,7 @@ def _is_own(accepted: socket.socket) -> bool:
 
 
 def _bind(listener: socket.socket, path: str) -> None:
-    """Listen at a path, which exists only from then on: without a listener it would look like a dead worker's."""
+    """Listen first, then make the path appear: a path without a listener looks like a dead worker's."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path + "~")
     listener.bind(path + "~")
@@ -139,7 +139,7 @@ def _bind(listener: socket.socket, path: str) -> None:
 
 
 def remove_stale_folders() -> None:
-    """Remove what workers have left that were killed: no process listens there any more."""
+    """Remove the folders of killed workers: those in which no process listens any more."""
     for folder in glob(os.path.join(tempfile.gettempdir(), _PREFIX + "*")):
         with contextlib.suppress(OSError):
             if os.stat(folder).st_uid != os.geteuid():

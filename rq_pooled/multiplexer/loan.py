@@ -10,21 +10,20 @@ from ..wire import pack_commands
 from .framing import Passage, ReplyCutter, cut_command, words_of
 from .streams import LONG_REQUEST
 
-#: Seconds beyond the usual for the reply to a long command: the kernel has taken megabytes that a slow line delivers
-#: later.
+#: Extra seconds for the reply to a long command, because the kernel takes megabytes that a slow line delivers later.
 _UNDER_WAY = 30.0
-#: Of shard channels.
+#: The commands of shard channels.
 _OF_SHARDS = frozenset((b"SSUBSCRIBE", b"SUNSUBSCRIBE"))
-#: Goes to replicas like a write, and changes nothing.
+#: A command that is replicated like a write, and changes nothing.
 _MARK = pack_commands([("PUBLISH", NONE, "")])
-#: Bytes of whole commands that are passed on in one step: some hundred of the smallest.
+#: Bytes of whole commands that are passed on in one step: some hundreds of the smallest.
 _AT_ONCE = 16 * 1024
-#: Words of a long command that are looked at.
+#: The number of words of a long command that are read.
 _SOME_WORDS = 64
 
 
 class Loan:
-    """What a stream has done to the connection that it is lent."""
+    """Records what a stream has done to the connection that it is lent."""
 
     __slots__ = (
         *("doubtful", "ends_with_stream", "in_transaction", "mute", "passage", "patience", "pending", "rest"),
@@ -32,41 +31,41 @@ class Loan:
     )
 
     def __init__(self) -> None:
-        #: Replies that have not come; of these, so many that are not passed on, at first.
+        #: The number of outstanding replies, and how many of the first ones are not passed on.
         self.pending = 0
         self.mute = 0
         self.watching = self.in_transaction = self.subscribed = False
-        #: It has had to do with transactions; an error among the replies makes it uncertain what has come of them.
+        #: The stream has sent transaction commands; an error among the replies leaves the outcome uncertain.
         self.transactional = self.doubtful = False
-        #: The subscription is to shard channels, which are counted apart; a command that ends it has been sent.
+        #: The subscription is to shard channels, which are counted apart; an unsubscribing command has been sent.
         self.sharded = self.unsubscribing = False
-        #: Something that no later command undoes.
+        #: The stream has done something that no later command undoes, so the connection ends with it.
         self.ends_with_stream = False
         #: A long command that is being passed on in pieces.
         self.passage: Passage | None = None
-        #: What has come of a reply's header.
+        #: The part of a reply's header that has arrived.
         self.rest = b""
-        #: Seconds that the server may take beyond the usual, None for ever.
+        #: Seconds that the server may take beyond SOCKET_TIMEOUT; None for no limit.
         self.patience: float | None = 0.0
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the connection is as it was, and can be given back."""
+        """Tell whether the connection is in its first state again, and can be given back."""
         kept = self.watching or self.in_transaction or self.subscribed or self.ends_with_stream
         return not (self.pending or self.passage or kept)
 
     def is_overdue(self, late_by: float) -> bool:
-        """Tell whether a reply is missing that is this many seconds later than the usual."""
+        """Tell whether a reply that is this many seconds past SOCKET_TIMEOUT is overdue."""
         return bool(self.pending) and not self.subscribed and self.patience is not None and late_by > self.patience
 
     def take(self, data: bytes, plain: Mapping[bytes, bool | None]) -> tuple[int, bytes]:
-        """Take note of what is sent now; return how many bytes of ``data`` that is, and what is to be sent before them.
+        """Note the commands at the beginning of ``data``; return their length, and the bytes to send before them.
 
         Args:
-            plain: by name, whether a command leaves nothing behind on a connection.
+            plain: maps a command's name to whether it leaves nothing behind on a connection.
 
         Raises:
-            Malformed: it is no command.
+            Malformed: the bytes are no command.
         """
         size, position, prelude = len(data), 0, b""
         while position < min(size, _AT_ONCE):
@@ -87,12 +86,12 @@ class Loan:
                 continue
             if name.upper() in command_table.WAITS_FOR_REPLICAS and not self.in_transaction:
                 if self.pending:
-                    # What stands before it has to be answered first: of the replies only the first can be kept back.
+                    # Earlier commands are answered first, because only the first replies can be kept back.
                     break
-                # The server waits for what this connection has written, and the writes that the job means went over
-                # the shared one: something that is replicated after them stands for them.
+                # WAIT counts only this connection's writes, and the job's writes went over the shared connection. A
+                # mark that is replicated after them stands for them.
                 prelude, self.mute, self.pending = _MARK, 1, 1
-            # The shorter way of what leaves nothing behind.
+            # This is the shorter way for commands that leave nothing behind.
             if plain.get(name) and not self.subscribed:
                 self.pending += 1
             else:
@@ -101,13 +100,13 @@ class Loan:
         return position, prelude
 
     def note(self, words: Sequence[bytes]) -> None:
-        """Take note of a command that is sent now."""
+        """Note one command that is sent now."""
         name = words[0].upper()
         self.pending += 1
         if name in command_table.SUBSCRIBE or name in command_table.UNSUBSCRIBE:
             self._note_subscription(name, words)
         elif self.subscribed:
-            # Its reply cannot be told from what has been published.
+            # Its reply cannot be told apart from published messages.
             self.ends_with_stream = True
         if name in command_table.TRANSACTION:
             self.transactional = True
@@ -128,7 +127,7 @@ class Loan:
             self.patience = max(wait, self.patience)
 
     def _note_subscription(self, name: bytes, words: Sequence[bytes]) -> None:
-        """Take note of a change of subscriptions: only the plainest sequence has an end that its replies show."""
+        """Note a change of subscriptions. Only after the plainest sequence do the replies show the end."""
         sharded, ends = name in _OF_SHARDS, name in command_table.UNSUBSCRIBE
         mixed = self.subscribed and (self.unsubscribing or sharded != self.sharded)
         if mixed or self.in_transaction or (ends and len(words) > 2):
@@ -136,11 +135,11 @@ class Loan:
         self.subscribed, self.sharded, self.unsubscribing = True, sharded, ends
 
     def follow(self, data: bytes, cutter: ReplyCutter) -> tuple[bytes, bool, str]:
-        """Take note of what the server has sent.
+        """Note what the server has sent.
 
         Returns:
-            What of it is for the stream, whether that ends inside a reply, and the error that is the reply to what was
-            sent before WAIT: what follows would not be true then.
+            The bytes for the stream, whether they end inside a reply, and the error in reply to the mark before WAIT:
+            after it, the reply to WAIT would be untrue.
         """
         data, self.rest = self.rest + data, b""
         position, size, start, done = 0, len(data), 0, True
@@ -159,11 +158,11 @@ class Loan:
         return data[start:position], not done and not cutter.fresh, ""
 
     def note_reply(self, reply: bytes, is_push: bool) -> None:
-        """Take note of a reply that has come whole, as far as it began in the piece at hand."""
+        """Note a complete reply; ``reply`` holds only its part in the present piece."""
         if self.transactional and reply[:1] in (b"-", b"!"):
             self.doubtful = True
         if self.subscribed:
-            # Not counted: a subscription has as many as it has channels. The last number is of those that are left.
+            # Replies are not counted, since a subscription has one per channel. Its last number is the channels left.
             if reply.endswith(b":0\r\n") and b"unsubscribe\r\n" in reply[:32]:
                 self.subscribed, self.pending = False, 0
         elif not is_push and self.pending:

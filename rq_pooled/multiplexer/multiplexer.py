@@ -1,8 +1,8 @@
 """Lets the jobs of all horses use Redis through the parent: their commands share one connection to the server.
 
 A horse connects to a Unix socket here instead of to the server; redis-py in it does not notice. Each such connection is
-a *stream*. Whole commands of all streams go to the server in one write and the replies are cut apart again. What cannot
-be shared (commands that wait, WATCH, subscriptions, anything long) goes over a connection that the stream is lent.
+a *stream*. Whole commands of all streams go to the server in one write and the replies are cut apart again. Commands
+that cannot be shared (blocking, WATCH, subscriptions, anything long) go over a connection that the stream is lent.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from .sharing import Sharing
 from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
 from .upstream import CHUNK
 
-#: Seconds of one turn of the loop that jobs may have; what is left is served in the next one.
+#: Seconds of one turn of the loop that jobs may take; the rest is served in the next turn.
 TURN = 0.005
-#: Seconds between looks at what has been waiting for too long.
+#: Seconds between checks for streams that have waited too long.
 _TICK = 0.25
 
 
@@ -46,12 +46,12 @@ class Multiplexer:
     Args:
         loop, settings: as the names say.
         warn: logs, as ``Logger.warning``.
-        dialer: what its connections to the server are like.
-        place: returns where the command connection leads, None while that is not connected.
-        ask: sends one command over the command connection; the reply, or None where that is lost, comes back later.
+        dialer: begins its connections to the server.
+        place: returns where the command connection leads, None while it is not connected.
+        ask: sends one command over the command connection; the reply comes later, None if the connection is lost.
         lease: the worker's place in the budget, None without one.
-        brake: whether connections may be opened, and whether idle ones are better closed.
-        answered_at: returns when the command connection was last answered.
+        brake: tells whether connections may be opened, and whether idle ones should be closed.
+        answered_at: returns when the command connection last got a reply.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Multiplexer:
         self._pool_timeout = settings.pool_timeout
         self._dialer = dialer
         self._place = place
-        #: The node that was lost does not serve the slot, and answers what was sent to it.
+        #: The last node that was left still runs, but does not serve the slot; it answers commands sent to it.
         self._left = False
         self._lease = lease
         self._reservation = Reservation(lease, ask)
@@ -82,7 +82,7 @@ class Multiplexer:
             loop, settings, opener, self._reservation, self._sharing.known, brake, self._on_readable
         )
         self._late_streams = LateStreams(settings, opener, self._shared, self._sharing, self._lending)
-        #: What has something to be read, and what reads it.
+        #: Sources with something to read, each with the function that reads it.
         self._ready: deque[tuple[Any, Callable[[Any], None]]] = deque()
         self._guests = Guests(self._make_stream)
         self._listener = Listener(loop, warn, self._accept)
@@ -92,36 +92,36 @@ class Multiplexer:
 
     @property
     def path(self) -> str:
-        """Return where streams begin."""
+        """Return the path at which streams connect."""
         return self._listener.path
 
     def admit(self, describe: Callable[[], str]) -> Guest:
-        """Return a guest for a horse that is to be forked; ``describe`` says in words what it does."""
+        """Return a guest for a horse that is about to be forked; ``describe`` returns a text of what it does."""
         return self._guests.admit(describe)
 
     def door(self, token: bytes) -> Door:
-        """Return where the streams of the horse with this token begin."""
+        """Return how the horse with this token opens streams."""
         return Door(self.path, token, self._dialer.protocol, self._dialer.db, self._dialer.slot, self._pool_timeout)
 
     def drop(self, guest: Guest) -> None:
-        """Close all that a horse has opened, which has ended."""
+        """Close all streams of a horse that has ended."""
         self._guests.drop(guest)
 
     def job_ended(self, guest: Guest) -> None:
-        """Close what a job has left in the middle of something: the next one would get replies that are not its own."""
-        # One of them may be its last.
+        """Close the streams that a job has left unfinished, since the next job would get replies to its commands."""
+        # A stream without a token yet may be the job's last one.
         for stream in list(self._guests.strangers):
             self._serve_one(stream)
         for stream in list(guest.streams):
             stream.exclusive = False
-            # What the job sent before its last word may not have been looked at.
+            # The job's last commands may not have been read yet.
             self._serve_one(stream)
             if not stream.is_clean():
                 stream.close()
 
     def _accept(self, accepted: socket.socket) -> None:
         stream = self._guests.accept(accepted)
-        # What it has said already is served in this turn.
+        # Bytes that it has sent already are served in this turn.
         if stream is not None:
             self._on_readable(stream)
 
@@ -146,7 +146,7 @@ class Multiplexer:
         return bool(self._ready)
 
     def turn(self) -> None:
-        """Serve what has sent something, each source once, for ``TURN`` seconds in all; then write."""
+        """Serve each source with something to read once, for ``TURN`` seconds in all; then write."""
         if self._ready:
             until = time.monotonic() + TURN
             for _ in range(len(self._ready)):
@@ -158,7 +158,7 @@ class Multiplexer:
         self._shared.flush()
 
     def _queue(self, source: Any, serve: Callable[[Any], None]) -> None:
-        """Have ``serve`` called with a stream, or a connection to the server, in this turn or one of the next."""
+        """Call ``serve`` with a stream, or a connection to the server, in this turn or a later one."""
         if not source.queued:
             source.queued = True
             self._ready.append((source, serve))
@@ -194,12 +194,12 @@ class Multiplexer:
         """Pass on what was read before; read no more of it for now if it is much."""
         if stream.waits_for is None:
             self._advance(stream)
-        # One whose replies are unread may be about to send the last of its commands before it reads: redis-py does so.
+        # A stream with unread replies may still have commands to send, since redis-py sends all before it reads.
         if stream.waits_for is not None and len(stream.data) > (MOST_UNREAD if stream.unread else LONG_REQUEST):
             stream.read_on(False)
 
     def _advance(self, stream: Stream) -> None:
-        """Pass on what a stream has sent, as far as that can be now."""
+        """Pass on as much of what a stream has sent as is possible now."""
         until = time.monotonic() + TURN
         try:
             while stream.data and stream.waits_for is None and not stream.closed:
@@ -224,7 +224,7 @@ class Multiplexer:
 
     def _borrow(self, stream: Stream) -> None:
         stream.own_next = False
-        # Replies keep their order: what it sent before has to be answered first.
+        # Replies keep their order, so its earlier commands must be answered first.
         if stream.pending:
             stream.own_next = True
             stream.wait("replies", time.monotonic())
@@ -234,17 +234,17 @@ class Multiplexer:
     def _go_on(self, stream: Stream) -> None:
         if not stream.closed:
             stream.wait(None, time.monotonic())
-            # In its turn, since others may go on at the same time.
+            # The stream is queued rather than served here, since others may go on at the same time.
             self._on_readable(stream)
 
     # -- the server ----------------------------------------------------------------------------------------------
 
     def on_away(self, error: Exception) -> None:
-        """Give up the connections to a server that does not serve; keep those in use where others are served there.
+        """Give up the jobs' connections to a server that is lost; keep those in use if the server may still answer.
 
-        A server that has ended, or whose machine has, closes the others too. One at whose reply to a claim a limit was
-        passed closes that connection alone: the jobs that use the others have no part in it. A node of a cluster that
-        does not serve the slot is there, and what was sent to it is answered.
+        A server that has ended closes all connections itself. A server that only closed the command connection,
+        because of a limit, still serves the jobs on the others. A cluster node that lost the slot still answers what
+        was sent to it.
         """
         self._left = is_elsewhere(error)
         if self._left:
@@ -257,7 +257,7 @@ class Multiplexer:
             self._give_up(str(error))
 
     def on_back(self) -> None:
-        """Give up the connections that lead elsewhere than the command connection does now, unless they end there."""
+        """Give up connections that lead to another server than the command connection, unless they may end there."""
         place = self._place()
         for upstream in [*self._shared.all(), *self._lending.all()]:
             if not self._left and place is not None and not upstream.place.is_same(place):
@@ -273,12 +273,12 @@ class Multiplexer:
         return self._reservation.wanted
 
     def connections(self) -> dict[str, int]:
-        """Return how many there are, by role."""
+        """Return the number of connections by role."""
         return {"jobs": int(self._shared.exists), "exclusive": len(self._lending)}
 
     def _tick(self) -> None:
         now = time.monotonic()
-        # While the command connection is away, the lease ends and others may be given its places.
+        # The lease ends while the command connection is away, and its places may go to others.
         if self._lease is not None and self._lease.overdue:
             self._give_up("the worker's place in the application's BUDGET could not be renewed")
         self._late_streams.refuse(now)

@@ -1,4 +1,4 @@
-"""Opens the connections that jobs share or are lent, as far as server, guard and budget have room, and tries again."""
+"""Opens the connections that jobs share or are lent, within server, guard and budget, and tries again."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..process.event_loop import Loop
 from .dialer import Dialer
 from .upstream import Queue, Upstream
 
-#: Seconds between looks whether what stood in the way does so still.
+#: Seconds until an obstacle is checked again.
 _LOOK_AGAIN = 0.05
-#: Why there is none where the budget is used up.
+#: The reason given when the budget is used up.
 NO_PLACE = "the application's BUDGET has no place for it"
 
 
 class Opener:
-    """One for all of them: a server that has refused one of them will refuse the next.
+    """Opens all connections for jobs: a server that has refused one of them refuses the next.
 
     Args:
         loop, settings: as the names say.
-        dialer: what they are like.
-        place: returns where the command connection leads, None while that is not connected.
-        brake: whether anything may be opened.
-        queue: has a connection served that is to be read, when it is its turn.
+        dialer: begins the connections.
+        place: returns where the command connection leads, None while it is not connected.
+        brake: tells whether connections may be opened.
+        queue: serves a readable connection when it is its turn.
     """
 
     def __init__(
@@ -47,12 +47,12 @@ class Opener:
         self._place = place
         self._brake = brake
         self._queue = queue
-        #: Who is to be called again, each once.
+        #: The functions that will be called again, each once.
         self._again: set[Callable[[], None]] = set()
         self._failures = 0
         self._not_before = 0.0
         self.dialer = dialer
-        #: Why the last attempt came to nothing; empty if it did not.
+        #: Why the last attempt failed; empty if it succeeded.
         self.reason = ""
 
     def open(
@@ -65,12 +65,12 @@ class Opener:
         again: Callable[[], None],
         may_have: Callable[[], bool] = lambda: True,
     ) -> Upstream | None:
-        """Begin to open a connection and return it; None if that cannot be now: ``again`` is called when it may be.
+        """Begin to open a connection and return it; if that is impossible now, return None and call ``again`` later.
 
         Args:
             role, on_open, on_data, on_lost, on_drained: see Upstream.
             again: called once; it may ask again.
-            may_have: tells whether there is a place for it in the budget.
+            may_have: tells whether the budget has a place for the connection.
         """
         now = time.monotonic()
         if now < self._not_before:
@@ -125,7 +125,7 @@ class Opener:
         settings = self._settings
         self.reason = scrub(reason)
         now = time.monotonic()
-        # Several were tried at once, and the server has refused once.
+        # Failures of attempts that began together count as one.
         if now < self._not_before:
             return
         delay = jittered_delay(self._failures, settings.reconnect_base, settings.reconnect_cap)

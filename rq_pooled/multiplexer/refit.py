@@ -1,4 +1,4 @@
-"""A connection that was lent is made fit for the next stream: nothing of the last one is left on it."""
+"""Makes a lent connection fit for the next stream, so that nothing of the last one is left on it."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ class Refit:
     """Ends what a loan has left on a connection, and waits for the answer."""
 
     def __init__(self) -> None:
-        #: What ends with the bytes that are awaited, and the last that has come.
+        #: By connection: the bytes that end the refit, and the last bytes that have arrived.
         self._marks: dict[Upstream, tuple[bytes, bytes]] = {}
 
     def begin(self, upstream: Upstream, loan: Loan) -> None:
-        """Send what ends it."""
+        """Send the commands that end the loan's transaction or subscriptions."""
         if not loan.subscribed:
             upstream.send(_DISCARD if loan.in_transaction else _UNWATCH)
             return
-        # What is published until the subscriptions end comes, too: a word that nothing else contains is the last.
+        # Messages still arrive until the subscriptions end, so an unguessable word marks the last reply.
         mark = secrets.token_hex(16)
         kinds = [("SUNSUBSCRIBE",)] if loan.sharded else [("UNSUBSCRIBE",), ("PUNSUBSCRIBE",)]
         self._marks[upstream] = (f"${len(mark)}\r\n{mark}\r\n".encode(), b"")
         upstream.send(pack_commands([*kinds, ("ECHO", mark)]))
 
     def ends_with(self, upstream: Upstream, reply: bytes) -> bool:
-        """Take what has come; tell whether the connection is fit now.
+        """Take what the server has sent; tell whether the connection is fit now.
 
         Raises:
-            Malformed: that is no answer.
+            Malformed: the server sent an unexpected reply.
         """
         if upstream in self._marks:
             expected, seen = self._marks[upstream]
@@ -43,12 +43,12 @@ class Refit:
             if seen != expected:
                 return False
             del self._marks[upstream]
-            # A message may have been cut off.
+            # The cutter may stand inside a message.
             upstream.cutter = ReplyCutter()
         elif reply != b"+OK\r\n":
             raise Malformed(f"UNWATCH was answered with {reply[:40]!r}")
         return True
 
     def forget(self, upstream: Upstream) -> None:
-        """Wait no longer: it is closed."""
+        """Stop waiting for a connection that is closed."""
         self._marks.pop(upstream, None)

@@ -1,4 +1,4 @@
-"""The connection of the role ``jobs``: the commands of all horses go over it, and the replies come back in order."""
+"""Holds the connection of the role ``jobs``: all horses' commands go over it, and the replies come back in order."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from .streams import LONG_REPLY, MOST_UNREAD, Guest, Stream
 from .upstream import Upstream
 
 ROLE = "jobs"
-#: Seconds for which it is not read because one horse does not read.
+#: Seconds for which the connection is not read because one horse does not read its replies.
 _STUCK_TIME = 1.0
 _DOLLAR, _MINUS = b"$-"
 
 
 @dataclass(slots=True)
 class _Debt:
-    """So many replies that a stream is owed, and when it asked, by the monotonic clock."""
+    """The number of replies that a stream is owed, and when it asked, by the monotonic clock."""
 
     stream: Stream
     count: int
@@ -31,13 +31,13 @@ class _Debt:
 
 
 class Shared:
-    """Opens it with the first command, and counts who is owed how many replies.
+    """Opens the shared connection with the first command, and counts the replies that each stream is owed.
 
     Args:
         loop, settings, opener: as the names say.
         warn: logs, as ``Logger.warning``.
-        go_on: called with each stream that waits for this no more.
-        answered_at: returns when the command connection was last answered.
+        go_on: called with each stream that stops waiting for this connection.
+        answered_at: returns when the command connection last got a reply.
     """
 
     def __init__(
@@ -56,20 +56,20 @@ class Shared:
         self._go_on = go_on
         self._answered_at = answered_at
         self._upstream: Upstream | None = None
-        #: In the order in which the replies will come.
+        #: The debts in the order of the replies.
         self._owed: deque[_Debt] = deque()
         self._outgoing: list[bytes] = []
         self._rest = b""
-        #: It is closed as soon as no stream is owed anything: the server is elsewhere now.
+        #: The server is elsewhere now, so the connection is closed once no stream is owed a reply.
         self._leaving = False
         #: Bytes of the reply that is being passed on in pieces.
         self._long = 0
-        #: The server has sent something since the last look; when it had, and when a reply was last missing, at a look.
+        #: The server has sent something since the last check; the last check that found this, and that found a debt.
         self._heard = False
         self._heard_at = self._needed_at = time.monotonic()
-        #: Streams that wait until it is open.
+        #: Streams that wait until the connection is open.
         self.waiting: set[Stream] = set()
-        #: The horse for which it is not read.
+        #: The horse because of which the connection is not read.
         self._stuck: Guest | None = None
         self._stuck_timer: Timer | None = None
 
@@ -84,7 +84,7 @@ class Shared:
         return self._upstream is not None
 
     def want(self, stream: Stream) -> None:
-        """Have a stream wait until it is open."""
+        """Let a stream wait until the connection is open."""
         stream.wait("the shared connection", time.monotonic())
         self.waiting.add(stream)
         self._open()
@@ -110,7 +110,7 @@ class Shared:
         stream.under_way += len(commands)
 
     def flush(self) -> None:
-        """Send what was taken, in one write."""
+        """Send the commands of all streams in one write."""
         if self._outgoing and self._upstream is not None:
             data = self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing)
             self._outgoing.clear()
@@ -133,7 +133,7 @@ class Shared:
             debt = owed[0]
             stream, left = debt.stream, debt.count
             while left and position < size:
-                # The shorter way of a whole string, as most replies are.
+                # Most replies are whole strings; this is the shorter way for them.
                 if data[position] == _DOLLAR and cutter.fresh:
                     line = find(b"\r\n", position)
                     end = line + 4 + int(data[position + 1 : line]) if line > 0 and data[position + 1] != _MINUS else 0
@@ -141,7 +141,7 @@ class Shared:
                         position, left = end, left - 1
                         continue
                 end, done = cut(data, position)
-                # No stream that shares a connection has asked for it.
+                # A push answers no command of a stream that shares the connection, so it is not counted.
                 if cutter.push and done:
                     stream.deliver(data[start:position])
                     start = position = end
@@ -183,10 +183,10 @@ class Shared:
     # -- a horse that does not read ------------------------------------------------------------------------------
 
     def _wait_for(self, guest: Guest) -> None:
-        """Give a horse up that does not read, unless it begins to within a moment: all others wait for it."""
+        """Give up a horse that does not begin to read within a moment, because all others wait for it."""
         self._stuck = guest
         for stream in guest.streams:
-            # It may be about to send the last of its commands, before it reads.
+            # The horse may have to send the rest of its commands before it reads.
             if stream.unread:
                 stream.read_on(True)
         self._stuck_timer = self._loop.call_later(_STUCK_TIME, lambda: self._give_up_on(guest))
@@ -199,7 +199,7 @@ class Shared:
             self._read_on()
 
     def on_flushed(self, stream: Stream) -> None:
-        """Read again if this is where it was stuck: the stream has taken some of its replies, or is closed."""
+        """Read the server again once the stuck horse has taken enough of its replies, or has closed the stream."""
         if self._stuck is not None and self._stuck is stream.guest and self._stuck.unread <= MOST_UNREAD // 2:
             self._read_on()
 
@@ -213,14 +213,13 @@ class Shared:
     # -- looking after -------------------------------------------------------------------------------------------
 
     def look_after(self, now: float) -> None:
-        """Close it when it is idle; give it up when the server answers over the other connection only."""
+        """Close an idle connection; give up one on which the server is silent while it answers on another."""
         idle = self._settings.max_idle
         if self._heard:
             self._heard, self._heard_at = False, now
         if self._owed:
             self._needed_at = now
-            # An answer that came later than SOCKET_TIMEOUT after this silence began was to something that was asked
-            # later: a firewall has forgotten this connection.
+            # The server answered a later command on another connection, so a firewall has probably dropped this one.
             silent_since = max(self._owed[0].since, self._heard_at)
             if self._stuck is None and self._answered_at() - silent_since > self._settings.socket_timeout:
                 for upstream in self.all():
@@ -229,7 +228,7 @@ class Shared:
             self.close()
 
     def overdue(self, before: float) -> list[Stream]:
-        """Return the streams that were owed a reply before then and have not got it."""
+        """Return the streams whose replies have been due since before this time."""
         if self._upstream is None or self._upstream.paused:
             return []
         late = takewhile(lambda debt: debt.since < before, self._owed)
@@ -249,16 +248,16 @@ class Shared:
         self._open()
 
     def all(self) -> list[Upstream]:
-        """Return it, if there is one, open or being opened."""
+        """Return the connection in a list, open or being opened; an empty list without one."""
         return [self._upstream] if self._upstream is not None else []
 
     def close_idle(self) -> None:
-        """Close it if no stream waits for anything on it."""
+        """Close the connection if no stream waits for a reply on it."""
         if self.usable and not self._owed and not self._outgoing:
             self.close()
 
     def leave(self, reason: str) -> None:
-        """Open another one for what comes from now on; what was sent here is answered here."""
+        """Use a new connection for later commands; commands sent on this one are answered on it."""
         if self._upstream is not None and not self._upstream.is_open:
             self._upstream.lose(reason)
         elif self._owed:
@@ -267,7 +266,7 @@ class Shared:
             self.close()
 
     def close(self) -> None:
-        """Close it while no stream is owed anything."""
+        """Close the connection; no stream is owed a reply then."""
         if self._upstream is not None:
             upstream, self._upstream, self._leaving = self._upstream, None, False
             self._rest = b""

@@ -1,4 +1,4 @@
-"""Which commands of a stream go over the shared connection, and how far: whole ones, up to one that may not."""
+"""Sends a stream's whole commands over the shared connection, up to the first that may not be shared."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .streams import LONG_REQUEST, Stream
 
 #: Seconds for the rest of a transaction to come: redis-py sends it in one go.
 _TRANSACTION_TIME = 0.02
-#: Seconds between two questions about a command, while the server is away.
+#: Seconds between two questions about a command while the server is away.
 _ASK_AGAIN = 0.25
 
 
 class Sharing:
-    """Sends what may be shared, and asks the server about commands that are new.
+    """Sends commands that may be shared, and asks the server about unknown ones.
 
     Args:
         loop, shared: as the names say.
-        ask: sends one command over the command connection; the reply, or None where that is lost, comes back later.
-        serve: called with a stream that is to be served in its turn.
-        go_on: called with a stream that waits for this no more.
+        ask: sends one command over the command connection; the reply comes later, None if the connection is lost.
+        serve: called with a stream to serve in its turn.
+        go_on: called with a stream when its wait for an answer ends.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Sharing:
         self._serve = serve
         self._go_on = go_on
         self._table = CommandTable()
-        #: By name, whether a command may be shared; None where its words decide.
+        #: Maps a command's name to whether it may be shared; None where its words decide.
         self.known = self._table.known
-        #: Waiting until the server has said what a command is like, by its name.
+        #: By command name, the streams that wait for the server's answer about the command.
         self._for_answer: dict[bytes, set[Stream]] = {}
 
     @property
@@ -54,7 +54,7 @@ class Sharing:
         return [stream for asked in self._for_answer.values() for stream in asked]
 
     def is_done_at_once(self, stream: Stream, data: bytes) -> bool:
-        """Send ``data`` if it is one command that may be shared, which is most common; tell whether it was sent."""
+        """Send ``data`` if it is one command that may be shared, the commonest case; tell whether it was sent."""
         if not self._shared.usable:
             return False
         end, name = cut_command(data, 0)
@@ -102,14 +102,14 @@ class Sharing:
             return
         stream.data = data[position:]
         self._shared.add(stream, data if position == size else data[:position], count, time.monotonic())
-        # After that: the answer may come at once, and the stream goes on from here.
+        # This comes last, since the answer may come at once, and the stream then goes on from here.
         if asked is not None:
             self._find_out(stream, asked)
 
     def _transaction(self, data: bytes, start: int) -> tuple[int, int, bytes | None]:
-        """Return (end, number of commands, one of which nothing is known) of a transaction.
+        """Return a transaction's end, its number of commands, and the name of an unknown command in it.
 
-        The end is -1 if it is not all here; the number is 0 if it cannot be shared.
+        The end is -1 if bytes are missing; the number is 0 if the transaction cannot be shared.
         """
         end, _ = cut_command(data, start)
         number, size = 1, len(data)
@@ -120,7 +120,7 @@ class Sharing:
                 return -1, 0, None
             number += 1
             if name.upper() == b"EXEC":
-                # With more words it is an error after which old servers have the transaction still.
+                # EXEC with more words is an error, after which old servers keep the transaction open.
                 return end, number if data.startswith(b"*1\r\n", position) else 0, None
             if not self._table.is_known(name):
                 return end, 0, name
@@ -129,7 +129,7 @@ class Sharing:
         return -1, 0, None
 
     def _expect_more(self, stream: Stream) -> None:
-        """Wait a moment for the rest of a transaction; a program that sends it step by step waits for an answer."""
+        """Wait a moment for the rest of a transaction; after that, the program sends it step by step."""
         seen = len(stream.data)
 
         def look() -> None:
@@ -140,7 +140,7 @@ class Sharing:
         self._loop.call_later(_TRANSACTION_TIME, look)
 
     def _find_out(self, stream: Stream, name: bytes) -> None:
-        """Have the server asked what a command is like."""
+        """Ask the server about a command, once for all streams that wait for it."""
         stream.wait("the server's table of commands", time.monotonic())
         asked = self._for_answer.get(name)
         if asked is not None:
@@ -154,7 +154,7 @@ class Sharing:
 
     def _learn(self, name: bytes, reply: Any) -> None:
         if reply is None:
-            # The server is away, and what is learnt counts as long as this process lives.
+            # The server is away; the question is repeated, because a wrong guess would count for the process's life.
             self._loop.call_later(_ASK_AGAIN, lambda: self._ask_about(name))
             return
         self._table.learn(name, reply)

@@ -1,4 +1,4 @@
-"""The parent's end of the connections that jobs have to it, which take the place of connections to the server."""
+"""Defines the parent's end of the jobs' connections to it, which replace connections to the server."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from ..process.event_loop import Loop
 if TYPE_CHECKING:
     from .loan import Loan
 
-#: Bytes of one command, and of commands that wait for replies on the shared connection, beyond which a stream is lent a
-#: connection: what one sends must not hold up the others.
+#: The most bytes of one command, and of a stream's unanswered commands on the shared connection. Beyond it the stream
+#: is lent a connection, because one stream must not hold up the others.
 LONG_REQUEST = 64 * 1024
 #: Bytes of a reply beyond which its stream is lent connections until its job ends.
 LONG_REPLY = 1024 * 1024
@@ -24,10 +24,10 @@ MOST_UNREAD = 4 * 1024 * 1024
 
 
 class Guest:
-    """One horse, with whatever it forks: who may open streams.
+    """One horse and the processes that it forks, which may open streams.
 
     Args:
-        describe: says in words what it does, for messages.
+        describe: returns a text of what the horse does, for messages.
     """
 
     def __init__(self, describe: Callable[[], str]) -> None:
@@ -39,12 +39,12 @@ class Guest:
 
 
 class Stream:
-    """One connection of a guest. Nothing here ever waits.
+    """One connection of a guest. No method waits.
 
     Args:
-        loop: watches it.
-        accepted: its socket.
-        on_readable, on_flushed, on_closed: called from the loop with this.
+        loop: watches the socket.
+        accepted: the accepted socket.
+        on_readable, on_flushed, on_closed: called from the loop with the stream.
     """
 
     __slots__ = (
@@ -70,21 +70,21 @@ class Stream:
         self._replies = bytearray()
         self.guest: Guest | None = None
         self.closed = False
-        #: What it has sent and is not passed on yet.
+        #: Bytes that the stream has sent and that are not passed on yet.
         self.data = b""
-        #: Replies of the shared connection that it waits for, and bytes sent there since it waited for none.
+        #: The replies that it waits for on the shared connection, and the bytes sent there since it waited for none.
         self.pending = 0
         self.under_way = 0
-        #: Part of a reply has been given to it.
+        #: The stream has got part of a reply.
         self.in_reply = False
-        #: Until its job ends, all it sends goes over connections that it is lent; or only what it sends next.
+        #: Lent connections carry all its commands until its job ends, or only the next command.
         self.exclusive = False
         self.own_next = False
         self.loan: Loan | None = None
-        #: Why it is not served, and since when; None when it is.
+        #: What the stream waits for, None while it is served, and since when.
         self.waits_for: str | None = None
         self.since = now
-        #: It is among those that are to be served.
+        #: The stream stands in the queue of sources to serve.
         self.queued = False
         self._watch()
 
@@ -104,7 +104,7 @@ class Stream:
         self._on_readable(self)
 
     def receive(self, size: int) -> bytes | None:
-        """Return what is here, at most ``size`` bytes; None if nothing is, nothing at the end."""
+        """Return the bytes that have arrived, at most ``size``; None if there are none, empty bytes at the end."""
         try:
             return self._socket.recv(size)
         except (BlockingIOError, InterruptedError):
@@ -114,7 +114,7 @@ class Stream:
 
     @property
     def is_plain(self) -> bool:
-        """Tell whether its next command may be shared, as far as that is up to the stream."""
+        """Tell whether the stream's state permits that its next command is shared."""
         return (
             self.guest is not None
             and self.loan is None
@@ -123,13 +123,13 @@ class Stream:
         )
 
     def read_on(self, reading: bool) -> None:
-        """Read from it, or leave what it sends to the kernel, which makes it wait."""
+        """Start or stop reading; while it is not read, the kernel makes the sender wait."""
         if reading != self._reading:
             self._reading = reading
             self._watch()
 
     def has_left(self) -> bool:
-        """Tell whether the other end is closed, whatever else may be waiting to be read."""
+        """Tell whether the other end is closed and all that it sent has been read."""
         if self.closed:
             return True
         try:
@@ -140,7 +140,7 @@ class Stream:
             return True
 
     def wait(self, reason: str | None, now: float) -> None:
-        """Serve it no more until this is called with None."""
+        """Stop serving the stream until this is called with None."""
         self.waits_for, self.since = reason, now
 
     # -- replies -------------------------------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class Stream:
         return len(self._replies)
 
     def deliver(self, data: bytes) -> None:
-        """Send a piece of its replies; what it does not take yet is kept."""
+        """Send a piece of the stream's replies; keep what the socket does not take yet."""
         if self.closed or not data:
             return
         sent = 0
@@ -188,17 +188,17 @@ class Stream:
         self._on_flushed(self)
 
     def refuse(self, kind: str, reason: str) -> None:
-        """Answer with an error of our own, in the place of the reply that it waits for, and close."""
+        """Send an error of ours in place of the awaited reply, and close."""
         if not self.in_reply:
             self.deliver(f"-{ERROR} {kind} {' '.join(reason.split())}\r\n".encode())
         self.close()
 
     def is_clean(self) -> bool:
-        """Tell whether it waits for nothing and is owed nothing."""
+        """Tell whether the stream waits for nothing and is owed nothing."""
         return not (self.pending or self.data or self._replies or self.loan or self.waits_for)
 
     def close(self) -> None:
-        """Close it. Replies that come for it are dropped."""
+        """Close the stream; later replies for it are dropped."""
         if self.closed:
             return
         self.closed = True

@@ -1,6 +1,6 @@
-"""A connection of the parent to the server that carries the bytes of its horses, and never makes the parent wait.
+"""Defines a connection of the parent that carries its horses' bytes to the server, and never makes the parent wait.
 
-The dialer begins it; what follows, up to the greeting, goes on as far as the network lets it.
+The dialer begins the connection; TLS and the greeting follow as far as the network allows at each event.
 """
 
 from __future__ import annotations
@@ -20,27 +20,29 @@ from ..process.event_loop import Loop
 from .dialer import Dialer
 from .framing import Malformed, ReplyCutter
 
-#: Bytes that are read at once: of the smallest commands and replies these are some milliseconds. More where a long
-#: string is being passed on.
+#: Bytes that are read at once: the smallest commands and replies of one chunk take some milliseconds. The second
+#: number is for long strings.
 CHUNK, LONG_CHUNK = 32 * 1024, 256 * 1024
 #: What a server at its limit says to a new connection.
 FULL = b"max number of clients"
-#: Has a function called with a source, once, when it is the source's turn.
+#: Calls a function with a source, once, when it is the source's turn.
 Queue = Callable[[Any, Callable[[Any], None]], None]
 _AGAIN = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError, InterruptedError)
 
 
 class Upstream:
-    """One such connection.
+    """One connection to the server for jobs.
 
     Args:
         loop, dialer, role, place: as the names say.
-        queue: has this served when it is its turn.
-        on_open, on_data, on_lost, on_drained: called with this: when it may be used; in its turn, with what the server
-            has sent; when it is closed, with the reason; when all that was sent is on its way.
+        queue: serves the connection when it is its turn.
+        on_open: called with the connection when it may be used.
+        on_data: called with it and the server's bytes, in its turn.
+        on_lost: called with it and the reason when it is lost.
+        on_drained: called with it when the kernel has taken all that was sent.
 
     Raises:
-        OSError, redis.exceptions.RedisError: it cannot even be begun.
+        OSError, redis.exceptions.RedisError: the connection cannot be begun.
     """
 
     def __init__(
@@ -63,10 +65,10 @@ class Upstream:
         self._on_lost = on_lost
         self._on_drained = on_drained
         self.is_open = self.was_open = self.closed = False
-        #: It is among what is to be read.
+        #: The connection stands in the queue of sources to serve.
         self.queued = False
         self.cutter = ReplyCutter()
-        #: When the server's end last took some of what had been waiting to be sent, by the monotonic clock.
+        #: When the kernel last took waiting bytes to send, by the monotonic clock.
         self.moved_at = 0.0
         self._unsent = bytearray()
         self._connected = False
@@ -82,7 +84,7 @@ class Upstream:
     # -- connecting ----------------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        """Go on with connecting, the handshake of TLS, and the greeting, as far as the network lets it."""
+        """Continue connecting, the TLS handshake and the greeting as far as the network allows."""
         if self.closed or self.is_open:
             return
         try:
@@ -95,7 +97,7 @@ class Upstream:
                 self._connected = True
                 self._unsent += self._hello
                 self._hello = b""
-                # A full server has closed it by now; what it said is still there to be read.
+                # A full server has closed the connection by now; its message can still be read.
                 with contextlib.suppress(ConnectionError):
                     self._flush()
             self._read_answers()
@@ -118,7 +120,7 @@ class Upstream:
                 return
             answer, self._hello = self._hello[:end], self._hello[end:]
             self._answers -= 1
-            # The last one is to CLIENT SETNAME, which an ACL may refuse. A full server says so first of all.
+            # The last reply is to CLIENT SETNAME, which an ACL may refuse. A full server sends its error first.
             if answer[:1] in (b"-", b"!") and (self._answers or FULL in answer):
                 raise OSError(answer[1:].decode(errors="replace").strip())
         self._opened()
@@ -154,7 +156,7 @@ class Upstream:
             self.lose(error)
 
     def pause(self) -> None:
-        """Do not read for now: what is read could not be passed on."""
+        """Stop reading for now, because what is read could not be passed on."""
         if self._reading and not self.closed:
             self._reading = False
             self._watch()
@@ -167,7 +169,7 @@ class Upstream:
 
     @property
     def paused(self) -> bool:
-        """Tell whether it is not read."""
+        """Tell whether reading has stopped."""
         return not self._reading
 
     @property
@@ -176,10 +178,10 @@ class Upstream:
         return len(self._unsent)
 
     def receive(self) -> bytes | None:
-        """Return what is here, at most ``LONG_CHUNK``, None if nothing is. Raises OSError at the end."""
+        """Return the bytes that have arrived, about ``LONG_CHUNK`` at most, or None. Raises OSError at the end."""
         try:
             data: bytes = self._socket.recv(CHUNK if not self.cutter.in_string else LONG_CHUNK)
-            # A selector does not see what the layer of TLS has read ahead.
+            # A selector does not see the bytes that the TLS layer has read ahead.
             while self._secure and self._socket.pending() and len(data) < LONG_CHUNK:
                 data += self._socket.recv(CHUNK)
         except _AGAIN:
@@ -189,7 +191,7 @@ class Upstream:
         return data
 
     def send(self, data: bytes) -> None:
-        """Send, now or when the server takes it. Never raises: ``on_lost`` tells."""
+        """Send now, or when the kernel takes the bytes. This never raises; ``on_lost`` is called instead."""
         if self.closed:
             return
         if self._unsent:
@@ -225,13 +227,13 @@ class Upstream:
             self._on_drained(self)
 
     def lose(self, reason: str | Exception) -> None:
-        """Close, and say so."""
+        """Close the connection, and call ``on_lost`` with the reason."""
         if not self.closed:
             self.close()
             self._on_lost(self, str(reason) or type(reason).__name__)
 
     def close(self) -> None:
-        """Close without a word."""
+        """Close the connection without calling ``on_lost``."""
         if not self.closed:
             self.closed = True
             self.is_open = False

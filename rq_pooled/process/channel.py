@@ -1,8 +1,8 @@
 """Messages between the parent and one horse, over a socketpair: a length, then plain data.
 
 The data is written with ``marshal``: numbers, text, bytes, tuples and lists; from the parent also dictionaries. Both
-ends are forks of one interpreter. Unlike pickle, marshal runs no code when it reads, but it allocates what a few bytes
-announce, and may crash on what it has not written. So the parent looks at each byte that says what follows, first.
+ends are forks of one interpreter. Unlike pickle, marshal runs no code when it reads, but it allocates any size that a
+few bytes announce, and may crash on bytes that it has not written. So the parent first checks each type and length.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from collections import deque
 from typing import Any
 
 _HEADER = struct.Struct(">I")
-#: The longest message believed. Redis refuses strings over 512 MB, so a longer one is garbage.
+#: The longest accepted message. Redis refuses strings over 512 MB, so a longer message is garbage.
 MAX_MESSAGE = 512 * 1024 * 1024
 _CHUNK = 64 * 1024
 #: In marshal's second version the same data is always written alike, without references. It is the quickest, too.
 _VERSION = 2
-#: Most objects in one message: the parent looks at each.
+#: The most objects in one message, since the parent checks each.
 MAX_OBJECTS = 1_000_000
 _COUNT = struct.Struct("<I")
-#: Bytes of what has one length: None, True, False, numbers of up to 32 bits, floats.
+#: The bytes of types with a fixed length: None, True, False, numbers of up to 32 bits, floats.
 _FIXED = {ord("N"): 1, ord("T"): 1, ord("F"): 1, ord("i"): 5, ord("g"): 9}
-#: What says how many bytes, or objects, follow; large numbers say how many pairs of bytes.
+#: The types that announce how many bytes or objects follow; large numbers announce pairs of bytes.
 _STRINGS, _CONTAINERS, _LONG = frozenset(b"su"), frozenset(b"(["), ord("l")
-#: What reading a message may raise.
+#: The errors that reading a message may raise.
 GARBAGE = (ValueError, EOFError, TypeError)
 
 
 def encode(message: Any) -> bytes:
-    """Return ``message`` as it travels: four bytes of length, then its marshalled form."""
+    """Return the bytes of ``message``: four bytes of length, then its marshalled form."""
     body = marshal.dumps(message, _VERSION)
     return _HEADER.pack(len(body)) + body
 
@@ -43,7 +43,7 @@ def check(body: bytes) -> None:
     """Raise unless ``body`` is whole, of the types that horses send, and announces no more than it holds.
 
     Raises:
-        ValueError, EOFError: it is not.
+        ValueError, EOFError: ``body`` breaks one of these rules.
     """
     position, missing, end, objects = 0, 1, len(body), 0
     try:
@@ -57,7 +57,7 @@ def check(body: bytes) -> None:
                 position += 5
                 missing += count
                 objects += count
-                # Each object has a byte at least.
+                # Each object has at least one byte.
                 if missing > end - position or objects > MAX_OBJECTS:
                     raise ValueError(f"{count} objects were announced in a message of {end} bytes")
             elif kind == _LONG:
@@ -77,7 +77,7 @@ class Inbox:
     """Cuts a stream of bytes into messages.
 
     Args:
-        wary: look at each message before it is read, see ``check``.
+        wary: check each message before it is read, see ``check``.
     """
 
     def __init__(self, wary: bool = True) -> None:
@@ -88,7 +88,7 @@ class Inbox:
         """Take ``data`` and return the messages that are complete now, oldest first, added to ``messages``.
 
         Raises:
-            ValueError, EOFError, TypeError: the bytes are not what ``encode`` writes. What came before was added.
+            ValueError, EOFError, TypeError: ``encode`` does not write such bytes. Earlier messages were added.
         """
         messages = [] if messages is None else messages
         self._buffer += data
@@ -112,15 +112,15 @@ class Inbox:
 class ChildChannel:
     """The horse's end: blocking, since a horse has nothing else to do.
 
-    It belongs to the process that made it. A copy of that process, which a job has forked, says nothing and hears EOF.
+    It belongs to the process that made it. A process that a job has forked sends nothing and receives EOF.
     """
 
     def __init__(self, sock: socket.socket) -> None:
         self._pid = os.getpid()
         self._socket = sock
         self._socket.setblocking(True)
-        # Linux wakes a process that sleeps in recv, for nothing, whenever the parent has read what was sent before; not
-        # one that sleeps in poll. Without this a horse woke up 1.7 times per job.
+        # Linux wakes a process that sleeps in recv, but not in poll, whenever the parent has read earlier messages.
+        # Without poll a horse woke up 1.7 times per job in vain.
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._inbox = Inbox(wary=False)
@@ -133,7 +133,7 @@ class ChildChannel:
         self._socket.sendall(b"".join(map(encode, messages)))
 
     def receive(self) -> Any:
-        """Return the next message, waiting for it without bound. Raises EOFError when the parent closed its end."""
+        """Return the next message, and wait for it without bound. Raises EOFError when the parent closed its end."""
         if os.getpid() != self._pid:
             raise EOFError(f"the channel belongs to process {self._pid}")
         while not self._messages:
@@ -147,8 +147,8 @@ class ChildChannel:
     def ask(self, message: Any) -> Any:
         """Send ``message`` and return the answer.
 
-        A time limit that strikes meanwhile is kept back until then: interrupted, the answer would be taken for that of
-        the next message.
+        A time limit that expires meanwhile is held until the answer is here. Otherwise the answer would be taken for
+        that of the next message.
         """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGALRM,))
         try:
@@ -158,7 +158,7 @@ class ChildChannel:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close_in_copy(self) -> None:
-        """Close the descriptor in a process that was forked from the owner: EOF is to mean that the owner ended."""
+        """Close the descriptor in a process that was forked from the owner, so that EOF means the owner's end."""
         self._socket.close()
 
     def fileno(self) -> int:
@@ -167,7 +167,7 @@ class ChildChannel:
 
 
 class ParentChannel:
-    """The parent's end: never blocks; what the kernel does not take at once waits in ``unsent``."""
+    """The parent's end, which never blocks; bytes that the kernel does not take at once wait in ``unsent``."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -175,16 +175,16 @@ class ParentChannel:
         self._inbox = Inbox()
         self.unsent = bytearray()
         self.at_eof = False
-        #: What was wrong with what came last; nothing is read after it.
+        #: The error of the last message, if it was garbage; nothing is read after it.
         self.garbage: Exception | None = None
 
     def send(self, message: Any) -> bool:
-        """Send as much as fits; return True when all of it went, else call ``flush`` when it is writable."""
+        """Send as much as fits; return whether all of it went. If not, call ``flush`` when the end is writable."""
         self.unsent += encode(message)
         return self.flush()
 
     def flush(self) -> bool:
-        """Send what waits; return True when nothing is left. A closed peer counts as all sent: its death follows."""
+        """Send waiting bytes; return whether none are left. A closed peer counts as all sent: its death follows."""
         try:
             while self.unsent:
                 del self.unsent[: self._socket.send(self.unsent)]
@@ -195,9 +195,9 @@ class ParentChannel:
         return True
 
     def receive(self) -> list[Any]:
-        """Return the complete messages that are here now.
+        """Return the complete messages that have arrived.
 
-        Sets ``at_eof`` once the other end is closed, ``garbage`` when it wrote something that is no message.
+        Sets ``at_eof`` once the other end is closed, ``garbage`` when it wrote bytes that are no message.
         """
         messages: list[Any] = []
         while not self.at_eof and self.garbage is None:

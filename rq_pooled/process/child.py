@@ -1,4 +1,4 @@
-"""How a forked child becomes a horse: it dies with its parent, and leaves the parent's signals to the parent."""
+"""Makes a forked child a horse, which dies with its parent, and leaves the parent's signals to the parent."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .channel import ChildChannel
 
 # From <linux/prctl.h>.
 _PR_SET_PDEATHSIG = 1
-#: Signals that are the parent's affair, and pass without effect in a horse.
+#: Signals that only the parent handles, and that have no effect in a horse.
 _PASSING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def become_horse(parent: int, channel: ChildChannel) -> None:
     """Make this process, which was just forked by ``parent``, a horse that speaks on ``channel``; signals are blocked.
 
-    It leads a process group of its own, so that what its jobs start ends with it.
+    It leads a process group of its own, so that the processes of its jobs end with it.
     """
     os.setpgid(0, 0)
     _die_with_parent(parent)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # No-op handlers, not SIG_IGN, which the job's own subprocesses would inherit: platforms send SIGTERM to every
-    # process of a container, and only the parent decides what that means for a running job.
+    # Platforms send SIGTERM to every process of a container, and only the parent decides what it means for a running
+    # job. The handlers do nothing; SIG_IGN is not used, because the job's own subprocesses would inherit it.
     signal.signal(signal.SIGTERM, _no_op)
     signal.signal(signal.SIGINT, _no_op)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
@@ -35,7 +35,7 @@ def become_horse(parent: int, channel: ChildChannel) -> None:
 
 
 def _die_with_parent(parent: int) -> None:
-    """Make the kernel kill this process when its parent dies: a job must not run on while another is given it."""
+    """Make the kernel kill this process when its parent dies, so that no job runs on while another worker has it."""
     try:
         libc = ctypes.CDLL(None, use_errno=True)
         armed = libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) == 0
@@ -62,7 +62,7 @@ def _set_copies_free(channel: ChildChannel) -> None:
     before = threading.local()
 
     def block() -> None:
-        # A signal that reaches the copy before its handlers are reset would pass without effect.
+        # A signal that reaches the copy before its handlers are reset would have no effect.
         before.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _PASSING)
 
     def unblock() -> None:
@@ -74,7 +74,7 @@ def _set_copies_free(channel: ChildChannel) -> None:
         for signum in passing:
             signal.signal(signum, signal.SIG_DFL)
         unblock()
-        # Last, since Python drops a KeyboardInterrupt that is raised in here.
+        # This comes last, since Python drops a KeyboardInterrupt that is raised in here.
         if signal.SIGINT in passing:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -82,4 +82,4 @@ def _set_copies_free(channel: ChildChannel) -> None:
 
 
 def _no_op(_signum: int, _frame: Any) -> None:
-    """Let a signal pass without effect and without being inherited as ignored."""
+    """Do nothing at a signal; unlike SIG_IGN, this is not inherited."""

@@ -1,4 +1,4 @@
-"""How a horse is ended, and how its death is noticed: with all that it has left in its process group."""
+"""Ends horses and notices their deaths, together with the processes left in their process groups."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pidfd_works() -> bool:
 
 
 def wait_for(pid: int) -> tuple[int, resource.struct_rusage] | None:
-    """Return (wait status, rusage) of a child that has ended, and end what it left behind; None while it lives."""
+    """Return (wait status, rusage) of a child that has ended, and end its process group; None while it lives."""
     try:
         # macOS has none before Python 3.13.
         if not hasattr(os, "waitid"):
@@ -31,15 +31,15 @@ def wait_for(pid: int) -> tuple[int, resource.struct_rusage] | None:
             return status, rusage
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return None
-        # While it is not waited for, no other process can have its number.
+        # No other process can get its number until it is waited for.
         kill_group(pid)
         return os.wait4(pid, 0)[1:]
     except ChildProcessError:
-        # Other code waited for it: the cause is unknown, the death is certain.
+        # Other code has waited for it, so the cause is unknown, but the death is certain.
         return int(signal.SIGKILL), resource.getrusage(resource.RUSAGE_CHILDREN)
 
 
 def kill_group(pid: int, signum: int = signal.SIGKILL) -> None:
-    """Send ``signum`` to every process of a horse's group, as far as there are any."""
+    """Send ``signum`` to every process of a horse's group, if there is any."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signum)

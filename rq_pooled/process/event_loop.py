@@ -1,6 +1,6 @@
 """A selector loop: readable descriptors, timers and signals of one single-threaded process.
 
-It knows neither Redis nor RQ, and has no opinion about what a callback does except that it must not block for long.
+It knows neither Redis nor RQ. A callback may do anything, but must not block for long.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ class Timer:
 
 
 class Loop:
-    """Waits for the earliest of a readable or writable descriptor, a timer and a signal, and calls what belongs to it.
+    """Waits for the first of a readable or writable descriptor, a timer and a signal, and calls its callback.
 
-    Times are seconds of ``time.monotonic``. A callback that raises a subclass of Exception is logged and the loop
-    lives on: one broken duty must not take the others down. SystemExit and KeyboardInterrupt pass through.
+    Times are seconds of ``time.monotonic``. A callback that raises a subclass of Exception is logged, and the loop
+    goes on, because one broken duty must not end the others. SystemExit and KeyboardInterrupt pass through.
     """
 
     def __init__(self) -> None:
         self._selector = selectors.DefaultSelector()
-        # By source, since a closed one no longer knows its number.
+        # Entries are kept by source, since a closed source no longer knows its number.
         self._descriptors: dict[Any, int] = {}
         self._timers: list[tuple[float, int, Timer]] = []
-        #: Callbacks called, and those of them that counted themselves as minor: no duty became due by them.
+        #: The number of callbacks called, and of those that counted themselves as minor: they made no duty due.
         self._calls = self.minor_calls = 0
-        # Keeps timers of the same instant in order and out of comparison.
+        # The number keeps timers of the same instant in order, and keeps them from being compared.
         self._sequence = itertools.count()
         self._signals: dict[int, Callback] = {}
         self._previous_handlers: dict[int, Any] = {}
@@ -65,7 +65,7 @@ class Loop:
     def watch(self, source: Any, on_readable: Callback | None, on_writable: Callback | None = None) -> None:
         """Call ``on_readable`` and ``on_writable`` when ``source``, a descriptor or an object with ``fileno``, is.
 
-        One of the two is given at least. Watching a source again replaces what was there.
+        At least one of the two is given. Watching a source again replaces its callbacks.
         """
         self.unwatch(source)
         fd = source if isinstance(source, int) else source.fileno()
@@ -77,7 +77,7 @@ class Loop:
         self._descriptors[source] = fd
 
     def unwatch(self, source: Any) -> None:
-        """Stop watching. Sources that are unknown, or closed by now, are fine."""
+        """Stop watching. The source may be unknown or already closed."""
         fd = self._descriptors.pop(source, None)
         if fd is not None:
             with contextlib.suppress(KeyError):
@@ -92,10 +92,10 @@ class Loop:
         return timer
 
     def call_every(self, interval: float, callback: Callback) -> Callback:
-        """Call ``callback`` every ``interval`` seconds from now on, and return what ends it.
+        """Call ``callback`` every ``interval`` seconds from now on, and return a function that ends it.
 
-        The next call is planned before this one runs, so that an error in it does not end the series; calls that
-        were missed while the process was stopped are not made up for.
+        The next call is planned before the present one runs, so that an error in it does not end the series. Calls
+        that were missed while the process was stopped are not repeated.
         """
         timer: Timer
 
@@ -126,7 +126,7 @@ class Loop:
             received = self._wakeup.recv(4096)
         except BlockingIOError:
             return
-        # Each number once: a burst of SIGCHLD is one reason to look. Repeats that matter (a second SIGTERM)
+        # Each number counts once, because a burst of SIGCHLD needs one check. Repeats that matter (a second SIGTERM)
         # are seconds apart.
         for signum in dict.fromkeys(received):
             if callback := self._signals.get(signum):
@@ -137,7 +137,7 @@ class Loop:
     def turn(self, timeout: float | None = None) -> bool:
         """Wait until something is ready, at most ``timeout`` seconds (None: for ever), and serve all that is.
 
-        Returns whether anything was served and all of it was minor: then the caller need not look what is due now.
+        Returns whether callbacks were called and all were minor; then the caller need not check its duties.
         """
         self._calls = self.minor_calls = 0
         next_timer = self._time_to_next_timer()
@@ -183,9 +183,9 @@ class Loop:
         self._close_descriptors()
 
     def close_in_child(self) -> None:
-        """Let go of everything in a forked child without touching what the parent still uses.
+        """Close the loop's descriptors in a forked child, without any effect on the parent.
 
-        The epoll instance is shared with the parent: it is closed, never unregistered from.
+        The epoll instance is shared with the parent, so it is closed, and no source is unregistered from it.
         """
         signal.set_wakeup_fd(-1)
         for signum in self._signals:

@@ -1,4 +1,4 @@
-"""How much memory this process holds."""
+"""Reads how much memory this process holds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _STATM = Path("/proc/self/statm")
 
 
 def resident_megabytes() -> float:
-    """Return the memory of this process that is in RAM, in MB, shared pages included: what RSS shows.
+    """Return the RSS of this process in MB: its memory in RAM, including shared pages.
 
-    Where the system does not tell the present figure (macOS), the largest one of its life.
+    If the system does not tell the present figure (macOS), the largest one of the process's life is returned.
     """
     try:
         pages = int(_STATM.read_bytes().split()[1])

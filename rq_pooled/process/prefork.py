@@ -26,7 +26,7 @@ from .event_loop import Loop
 
 logger = logging.getLogger("rq_pooled.prefork")
 
-#: Seconds that a horse whose channel is closed may go on living before it is killed.
+#: Seconds that a horse may live on with a closed channel before it is killed.
 _EOF_GRACE = 1.0
 
 
@@ -38,7 +38,7 @@ class Horse:
         self.channel = channel
         self.pidfd: int | None = None
         self.retiring = False
-        #: It sent garbage.
+        #: The horse has sent garbage.
         self.distrusted = False
 
 
@@ -48,10 +48,10 @@ class Prefork:
     Args:
         loop: the parent's loop.
         main: runs in the child with ``(slot, channel)``; the child exits when it returns.
-        close_in_child: closes what else the parent has open (sockets to Redis); runs first thing in the child.
+        close_in_child: closes the parent's other descriptors (sockets to Redis); runs first in the child.
         on_message: called with ``(horse, message)`` for every message.
         on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
-        check: raises ValueError for a message that ``on_message`` is not to be called with.
+        check: raises ValueError for a message that must not reach ``on_message``.
     """
 
     def __init__(
@@ -85,11 +85,11 @@ class Prefork:
         """Fork a horse for ``slot``. Only from the main thread; raises OSError when the system has no room."""
         self._warn_about_threads()
         parent_end, child_end = socket.socketpair()
-        # What is buffered now would be written twice.
+        # Buffered output would be written twice, by parent and child.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
                 stream.flush()
-        # Keeps the collector from dirtying pages that parent and horses share; once is enough.
+        # This keeps the collector from dirtying pages that parent and horses share; once is enough.
         if not self.horses:
             gc.freeze()
         parent = os.getpid()
@@ -99,10 +99,10 @@ class Prefork:
             if pid == 0:
                 self._run_child(parent, slot, parent_end, child_end, blocked)
         finally:
-            # In the parent only: the child never leaves _run_child.
+            # Only the parent gets here, because the child never leaves _run_child.
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         child_end.close()
-        # Both sides set it: the group exists when either needs it.
+        # Parent and child both set the group, so that it exists when either needs it.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
         horse = Horse(pid, ParentChannel(parent_end))
@@ -118,8 +118,8 @@ class Prefork:
     ) -> NoReturn:
         status = 1
         try:
-            # Closing comes first: an end of another horse's channel kept here would hide that one's EOF from the
-            # parent, and a Redis socket kept here would keep the server's side open after the parent closed it.
+            # Closing comes first. An open end of another horse's channel would hide that horse's EOF from the parent,
+            # and an open Redis socket would keep the connection alive after the parent closed it.
             parent_end.close()
             for horse in self.horses.values():
                 horse.channel.close()
@@ -135,7 +135,7 @@ class Prefork:
         except SystemExit as error:
             status = error.code if isinstance(error.code, int) else 1
         except (EOFError, BrokenPipeError, ConnectionResetError):
-            # The parent has closed the channel while this horse was at something, and waits for no answer.
+            # The parent has closed the channel during the horse's work, and waits for no answer.
             pass
         except BaseException:
             logger.exception("horse %d: error outside of a job", os.getpid())
@@ -145,12 +145,12 @@ class Prefork:
                     with contextlib.suppress(Exception):
                         stream.flush()
             finally:
-                # A child that went on from here would be a second parent.
-                # The kernel shortens it so, too; os._exit raises for a larger number.
+                # The child must exit here, or it would go on as a second parent.
+                # The kernel keeps only these bits of the code, too, and os._exit raises for a larger number.
                 os._exit(status & 0xFF)
 
     def _warn_about_threads(self) -> None:
-        """Name the threads that user modules started in the parent: a fork copies their locks, but not them."""
+        """Log the names of threads that user modules started in the parent: a fork copies their locks, but not them."""
         for thread in threading.enumerate():
             if thread is threading.main_thread() or thread.name in self._named_threads:
                 continue
@@ -167,7 +167,7 @@ class Prefork:
     # -- messages ------------------------------------------------------------------------------------------------
 
     def send(self, horse: Horse, message: Any) -> None:
-        """Send ``message`` without blocking; what does not fit now follows when the horse reads."""
+        """Send ``message`` without blocking; the rest follows when the horse reads."""
         if not horse.channel.send(message):
             self._loop.watch(
                 horse.channel, lambda: self._on_readable(horse), on_writable=lambda: self._on_writable(horse)
@@ -178,17 +178,17 @@ class Prefork:
             self._loop.watch(horse.channel, lambda: self._on_readable(horse))
 
     def _on_readable(self, horse: Horse) -> None:
-        # Reaped earlier in the same turn.
+        # The horse was reaped earlier in the same turn.
         if horse.pid not in self.horses:
             return
         self.receive(horse)
         if horse.channel.at_eof:
-            # Only a hint: the horse may be about to die, or a job closed descriptors that are not its own.
+            # EOF is only a hint: the horse may be about to die, or a job has closed descriptors that are not its own.
             self._loop.unwatch(horse.channel)
             self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
 
     def receive(self, horse: Horse) -> None:
-        """Hand on what the horse has sent until now. A horse that sends garbage is killed, and not heard any more."""
+        """Pass on the horse's messages. A horse that sends garbage is killed, and its later messages are ignored."""
         if horse.distrusted:
             return
         for message in horse.channel.receive():
@@ -220,7 +220,7 @@ class Prefork:
         self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
 
     def reap(self) -> None:
-        """Collect every horse that has died. Only own pids are waited for, never other children."""
+        """Collect every horse that has died. Only horses are waited for, never other children."""
         for horse in list(self.horses.values()):
             self._reap(horse)
         if os.getpid() == 1:
@@ -233,7 +233,7 @@ class Prefork:
         if ended is None:
             return
         if not horse.retiring:
-            # An outcome that was complete before the death counts.
+            # An outcome that was sent completely before the death counts.
             self.receive(horse)
         del self.horses[horse.pid]
         self._loop.unwatch(horse.channel)
@@ -244,7 +244,7 @@ class Prefork:
         self._on_exit(horse, *ended)
 
     def _reap_strangers(self) -> None:
-        """As PID 1 of a container, wait for orphans that were handed to us, so that no zombies pile up."""
+        """Wait, as PID 1 of a container, for orphans that the kernel handed to us, so that no zombies pile up."""
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -257,7 +257,7 @@ class Prefork:
                 os.waitpid(found.si_pid, os.WNOHANG)
 
     def close(self, patience: float = 1.0) -> None:
-        """End all horses: idle ones by closing their channels, what lives after ``patience`` seconds by SIGKILL."""
+        """End all horses: idle ones by closing their channels, the rest by SIGKILL after ``patience`` seconds."""
         for horse in list(self.horses.values()):
             if not horse.retiring:
                 self.retire(horse)

@@ -1,4 +1,4 @@
-"""What one enqueue asks for besides RQ's arguments: it is read from the call, and noted on the job."""
+"""Reads our own arguments from an enqueue call, and notes them on the job."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _MAX_KEY = 1000
 
 @dataclass(frozen=True)
 class Asked:
-    """What one enqueue asks for."""
+    """The arguments of one enqueue that RQ does not know."""
 
     once: str | None = None
     #: Seconds, 0 for ever.
     once_ttl: int = 0
-    #: Seconds, 0 if it does not matter.
+    #: Seconds, 0 if equal calls are allowed.
     unique_for: float = 0.0
-    #: Return the job that stands in the way, instead of raising.
+    #: The earlier job is returned instead of raising an error.
     returns: bool = True
     max_length: int | None = None
 
 
-#: What the running ``enqueue`` asks for, until its job is created.
+#: The arguments of the running ``enqueue``, until its job is created.
 _asked: ContextVar[Asked | None] = ContextVar("_asked", default=None)
 
 
 @contextmanager
 def asking(kwargs: dict[str, Any]) -> Iterator[None]:
-    """Take our arguments out of ``kwargs``; the job that is created inside the block asks for them."""
+    """Take our arguments out of ``kwargs``, for the job that is created inside the block."""
     given = {name: kwargs.pop(name) for name in ("once", "once_ttl", "unique_for", "on_duplicate") if name in kwargs}
     if not given:
         yield
@@ -51,18 +51,18 @@ def asking(kwargs: dict[str, Any]) -> Iterator[None]:
 
 
 def attach_asked(job: Job) -> None:
-    """Note on a new job what is asked for; a spent-once key is written whenever the job is saved, in whatever way."""
+    """Note our arguments on a new job; its spent-once key is then written with every save of the job."""
     asked = _asked.get()
     if asked is None:
         return
-    # For one job: with is_async=False it runs inside the block, and what it enqueues is its own.
+    # The arguments are for one job only: with is_async=False it runs inside the block, and may itself enqueue.
     _asked.set(None)
     job._rq_pooled_asked = asked  # type: ignore[attr-defined]
     if asked.once is None:
         return
     fields, to_dict = {FIELD: asked.once, TTL_FIELD: asked.once_ttl}, job.to_dict
 
-    # On the object: job classes are the user's.
+    # The method is set on the object, because job classes are the user's.
     def with_key(*args: Any, **kwargs: Any) -> dict[str, Any]:
         found = to_dict(*args, **kwargs)
         return {**found, **fields, OF_FIELD: found["created_at"]}
@@ -71,7 +71,7 @@ def attach_asked(job: Job) -> None:
 
 
 def asked_by(job: Job) -> Asked | None:
-    """Return what was asked for when the job was created."""
+    """Return the arguments with which the job was created."""
     found: Asked | None = job.__dict__.get("_rq_pooled_asked")
     return found
 

@@ -1,8 +1,8 @@
-"""What may speak against an enqueue, asked in the step that enqueues: a spent key, the same call, a full queue.
+"""Checks, in the step that enqueues, what may refuse a job: a spent key, the same call, a full queue.
 
-``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job that asks for any of this carries an
-``Asked`` while it is being enqueued, and ``enqueue.lua`` takes the place of RQ's own write. Only what users enqueue
-carries one: retries, repeats, dependents and scheduled jobs that are due always get in.
+``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job with such a condition carries an ``Asked`` while
+it is being enqueued, and ``enqueue.lua`` replaces RQ's own write. Only jobs that users enqueue carry one: retries,
+repeats, dependents and due scheduled jobs always get in.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from .limits import Limit, declare_limit, make_limit
 from .numbers import check_enqueued, check_floats, check_numbers
 from .verdict import GONE, ask, earlier_job, full, note_status
 
-#: How often an enqueue is tried again because the job in its way went away in that moment.
+#: How often an enqueue is tried because the earlier job in its way ends at that moment.
 _ATTEMPTS = 5
 
 #: Limits that this process has declared, by connection pool.
@@ -62,10 +62,10 @@ class AdmittingQueue(rq.Queue):
         self.max_length = max_length
         super().__init__(*args, **kwargs)
 
-    # -- what is asked for ---------------------------------------------------------------------------------------
+    # -- arguments -----------------------------------------------------------------------------------------------
 
     def enqueue(self, f: Any, *args: Any, **kwargs: Any) -> Job:
-        """Enqueue a call; see the class for what is taken besides RQ's arguments."""
+        """Enqueue a call; see the class for the arguments that RQ does not have."""
         with asking(kwargs):
             return super().enqueue(f, *args, **kwargs)
 
@@ -75,13 +75,13 @@ class AdmittingQueue(rq.Queue):
             return super().enqueue_call(func, *args, **kwargs)
 
     def enqueue_at(self, datetime: datetime, f: Any, *args: Any, **kwargs: Any) -> Job:
-        """Schedule a call, see ``enqueue``; ``unique_for`` is refused, it is about jobs that are queued."""
+        """Schedule a call, see ``enqueue``; ``unique_for`` is refused, because it is about queued jobs."""
         with asking(kwargs):
             job: Job = super().enqueue_at(datetime, f, *args, **kwargs)
             return job
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
-        """Create a job as RQ does, with what the running ``enqueue`` asks for."""
+        """Create a job as RQ does, with our arguments of the running ``enqueue``."""
         check_floats(kwargs)
         job = super().create_job(*args, **kwargs)
         check_numbers(job)
@@ -97,7 +97,7 @@ class AdmittingQueue(rq.Queue):
     def enqueue_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
-        """Enqueue a job, if nothing speaks against it."""
+        """Enqueue a job unless a condition refuses it."""
         self._declare_limit()
         check_enqueued(self.connection, job)
         asked = asked_by(job)
@@ -133,7 +133,7 @@ class AdmittingQueue(rq.Queue):
             earlier = self._spender(asked)
             if earlier is not None:
                 return earlier
-        # RQ writes whole seconds; added to them, since RQ alone knows what a time without a zone means.
+        # RQ writes whole seconds. The fraction is added to them, since RQ alone knows what a time without a zone means.
         scheduled = super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         key = ScheduledJobRegistry.key_template.format(self.name)
         add_fraction(self.connection if pipeline is None else pipeline, key, job.id, datetime)
@@ -147,9 +147,7 @@ class AdmittingQueue(rq.Queue):
         *,
         rate_limit: Any = None,
     ) -> list[Job]:
-        """Enqueue many jobs; with ``max_length`` or ``rate_limit`` all that have no dependencies or none, in one
-        step.
-        """
+        """Enqueue many jobs; ``max_length`` and ``rate_limit`` take all without dependencies in one step, or none."""
         self._declare_limit()
         if rate_limit is not None:
             self._check_limited(rate_limit, pipeline)
@@ -192,7 +190,7 @@ class AdmittingQueue(rq.Queue):
     def _enqueue_job(
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
-        # RQ's enqueue_many passes by the limits of jobs.
+        # RQ's enqueue_many ignores the limits of jobs.
         if getattr(job, "has_rate_limit", False) and self._is_async and _batch.get() is None:
             return self._enqueue_rate_limited_job(job, pipeline=pipeline, at_front=at_front)
         return super()._enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -214,9 +212,9 @@ class AdmittingQueue(rq.Queue):
         return self._admit(job, asked, at_front, replace=not unique)
 
     def _enqueue_rate_limited_job(self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False) -> Job:
-        """Enqueue a job that has a limit, in one step where RQ takes two; RQ 3 calls it.
+        """Enqueue a job that has a limit, in one step where RQ takes two; RQ 3 calls this.
 
-        In between, a process that dies would leave its job waiting until another one of its limit ends.
+        A process that dies between two steps would leave its job waiting until another job of the limit ends.
         """
         if pipeline is not None or getattr(self.connection, "recording", False):
             parent: Any = super()
@@ -231,7 +229,8 @@ class AdmittingQueue(rq.Queue):
         try:
             return self._admit(job, asked, at_front, replace=not is_new)
         except DuplicateJobError:
-            # As in Queue._enqueue_async_job: it may have been sent twice, and then is there; else it is replaced.
+            # As in Queue._enqueue_async_job, the script may have been sent twice, so the job may be ours; else it is
+            # replaced.
             written, status = self.connection.hmget(job.key, "created_at", "status")
             if text(written or b"") == utcformat(job.created_at) and status in (b"queued", b"rate_limited"):
                 job._status = JobStatus(text(status))
@@ -239,7 +238,7 @@ class AdmittingQueue(rq.Queue):
             return self._admit(job, asked, at_front, replace=True)
 
     def _admit(self, job: Job, asked: Asked, at_front: bool, replace: bool) -> Job:
-        """Enqueue a job if nothing speaks against it; return it, or the one that stands in its way."""
+        """Enqueue a job unless a condition refuses it; return it, or the earlier job in its way."""
         why = ""
         for _ in range(_ATTEMPTS):
             moment = now()
@@ -259,7 +258,7 @@ class AdmittingQueue(rq.Queue):
             earlier = earlier_job(self, word)
             if isinstance(earlier, Job):
                 return earlier
-            # Where it has ended in this moment, nothing is in the way any more.
+            # If the earlier job has just ended, it is no longer in the way.
             if earlier != GONE:
                 why = f", and {earlier}"
                 break
@@ -269,7 +268,7 @@ class AdmittingQueue(rq.Queue):
             word,
         )
 
-    # -- what stands in the way ----------------------------------------------------------------------------------
+    # -- earlier jobs --------------------------------------------------------------------------------------------
 
     def _spender(self, asked: Asked) -> Job | None:
         """Return the job that spent the key, before anything is written; claim.lua decides again."""
@@ -290,7 +289,7 @@ class AdmittingQueue(rq.Queue):
         raise AlreadySpent(f"the key {asked.once!r} was spent by job {shown}: not enqueued", asked.once, job_id)
 
     def _declare_limit(self) -> None:
-        """Write the limit to Redis, once per process: an operator's goes before it, see queue/limits.py."""
+        """Write the limit to Redis, once per process; an operator's limit overrides it, see queue/limits.py."""
         if self._limit is None:
             return
         declared = _declared.setdefault(self.connection.connection_pool, set())

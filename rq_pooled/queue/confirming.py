@@ -1,4 +1,4 @@
-"""Whether an enqueue happened: what a connection error means for it, and the job that an unconfirmed one has left."""
+"""Decides whether an enqueue happened: what a connection error means, and which job an unconfirmed call has left."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from ..pool.failfast import failing_fast
 from .unique import call_key
 from .verdict import GONE, earlier_job
 
-#: How many unconfirmed ids a process remembers. An outage that leaves more behind forgets the oldest.
+#: The number of unconfirmed ids that a process remembers; the oldest are forgotten first.
 _REMEMBERED = 10_000
 _SHOWN = 10
 #: Seconds that each further job adds to ENQUEUE_DEADLINE.
 _TIME_PER_JOB = 0.002
-#: Connection errors that are replies of the server: the command was refused, not lost.
+#: Connection errors that are replies of the server, by which it refused the command.
 _REFUSALS = (AuthenticationError, AuthorizationError, BusyLoadingError)
 
-#: id of a job whose enqueue was not confirmed -> when that enqueue began (UTC, this process's clock, which also writes
-#: the job's ``created_at``). Of the process and not of a Queue: web code makes a new Queue for each request.
+#: Id of a job with an unconfirmed enqueue -> when that enqueue began (UTC, this process's clock, which also writes the
+#: job's ``created_at``). The process keeps it, because web code makes a new Queue for each request.
 _unconfirmed: OrderedDict[str, datetime] = OrderedDict()
 
 
@@ -56,7 +56,7 @@ def confirming(
     except _REFUSALS:
         raise
     except LOST as error:
-        # Status deferred: the job is written, waits for its dependencies and will be enqueued.
+        # The status deferred means that the job is written, waits for its dependencies and will be enqueued.
         saved = steps or (job is not None and job.get_status(refresh=False) == JobStatus.DEFERRED)
         doubtful = saved or any(map(is_unconfirmed, ids))
         if isinstance(error, RedisUnavailable) and not doubtful:
@@ -65,7 +65,7 @@ def confirming(
             _unconfirmed.setdefault(job_id, began)
             _unconfirmed.move_to_end(job_id)
         while len(_unconfirmed) > max(_REMEMBERED, len(ids)):
-            # All ids of one call are remembered: half of them would double the rest.
+            # All ids of one call are remembered, because a repeat would double the forgotten ones.
             _unconfirmed.popitem(last=False)
         raise EnqueueUnconfirmed(
             f"{what} may have been enqueued in {queue!r}: the connection was lost before the server confirmed "
@@ -84,7 +84,7 @@ def is_unconfirmed(job_id: str) -> bool:
 
 
 def landed(queue: rq.Queue, wanted: Job) -> Job | None:
-    """Return the job that an unconfirmed enqueue of the same call left in Redis, if there is one.
+    """Return the job that an unconfirmed enqueue of the same call left in Redis, or None.
 
     Raises:
         ConfigurationError: what is there cannot be read.
@@ -100,17 +100,17 @@ def landed(queue: rq.Queue, wanted: Job) -> Job | None:
             f"job {printable(wanted.id, MAX_VALUE)} may have been enqueued by an earlier call, and {job}: not enqueued "
             f"again; delete the key {printable(wanted.key, MAX_VALUE)}, or choose another job id"
         )
-    # An older job under this id was there before: the lost enqueue was to replace it, and did not.
+    # An older job has this id, so the lost enqueue, which would have replaced it, did not happen.
     if job.created_at is None or job.created_at < since:
         return None
-    # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still: one that broke
-    # off in between would never be enqueued.
+    # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still. A job whose call
+    # broke off in between would never be enqueued.
     if job.get_status(refresh=False) == JobStatus.DEFERRED and not (
         job in queue.deferred_job_registry and not job.dependencies_are_met()
     ):
         return None
     if not _same_call(job, wanted):
-        # The earlier call was not repeated, and this is another one.
+        # This call differs from the earlier one, so it is no repeat.
         return None
     queue.log.info("Job %s was enqueued by an earlier call whose reply was lost", job.id)
     return job

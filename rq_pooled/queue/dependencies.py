@@ -1,4 +1,4 @@
-"""How a job is registered with its dependencies: one WATCH over one connection, begun anew only where it must be."""
+"""Registers a job with its dependencies: one WATCH over one connection, repeated only after a real change."""
 
 from __future__ import annotations
 
@@ -22,12 +22,11 @@ from ..wire import text
 def set_up_watching(queue: Any, job: Job, setup: Callable[..., Job]) -> Job:
     """Call ``setup``, RQ's ``setup_dependencies``, until no other client has changed a dependency meanwhile.
 
-    It gets a pipeline of its own, for two reasons. Without one it reads the dependencies over a second connection while
-    the first one watches them: callers that together hold all connections of a bounded pool would wait for each other.
-    And while watching, redis-py turns a lost connection into a WatchError, too: RQ would send a MULTI that may have
-    been done once more.
+    It gets a pipeline of its own, for two reasons. Without one, it reads over a second connection while the first one
+    watches, so callers that hold all connections of a bounded pool would wait for each other. And redis-py turns a
+    connection lost during WATCH into a WatchError, after which RQ would repeat a MULTI that may have been done.
     """
-    # What an instrumentation has put around rq's method sees one call, whatever comes in between.
+    # An instrumentation around rq's method sees one call, however many tries there are.
     own = rqs_own(rq.Queue, "setup_dependencies")
     status = job.get_status(refresh=False)
     while True:
@@ -58,20 +57,20 @@ def set_up_watching(queue: Any, job: Job, setup: Callable[..., Job]) -> Job:
 
 @contextmanager
 def asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
-    """Have RQ read the job's dependencies over the pipeline that watches them.
+    """Let RQ read the job's dependencies over the pipeline that watches them.
 
-    On the object: job classes are the user's.
+    The method is set on the object, because job classes are the user's.
     """
     fetch = job.fetch_dependencies
 
     def fetch_over_pipe(watch: bool = False, pipeline: Pipeline | None = None) -> list[Any]:
         if pipeline is not pipe:
-            # An instrumentation asks, too.
+            # An instrumentation reads this, too.
             return fetch(watch=watch, pipeline=pipeline)
         keys = [job.key_for(job_id) for job_id in job._dependency_ids]
         pipe.watch(*keys)  # type: ignore[no-untyped-call] # redis-py's
-        # One by one, because that is how a connection that watches can be asked. A job that is nowhere does not count;
-        # one that was only saved has no status yet.
+        # They are read one by one, because a watching connection allows no other way. A missing job does not count; a
+        # job that was only saved has no status yet.
         found: Any = [pipe.hmget(key, "created_at", "status") for key in keys]
         return [_Dependency(text(status or b"")) for created, status in found if created or status]
 
@@ -83,7 +82,7 @@ def asking_over(pipe: Pipeline, job: Job) -> Iterator[None]:
 
 
 class _Dependency(NamedTuple):
-    """As much of a job as RQ asks for of a dependency."""
+    """The part of a dependency that RQ reads."""
 
     status: str | None
 

@@ -1,8 +1,8 @@
-"""Limits of queues: at most so many starts in any such time, so many jobs at once; for all workers together.
+"""Limits of queues: the starts per period, and the jobs at once, of all workers together.
 
-They live in Redis, one text per queue in the hash ``rq_pooled:limits``, and claim.lua keeps them. What code declares
-(``Queue(..., limit="10/5s")``) holds until an operator sets something else (``rq-pooled limit``), which goes before it
-until it is cleared.
+They stand in Redis, one text per queue in the hash ``rq_pooled:limits``, and claim.lua keeps them. A limit that code
+declares (``Queue(..., limit="10/5s")``) holds until an operator sets another (``rq-pooled limit``). The operator's
+limit holds until it is cleared.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from ..store.limits import change_limit
 from ..store.scripts import run_script
 from ..wire import text as text_of
 
-#: Starts that are remembered per queue, and the longest time for which.
+#: The most starts that are remembered per queue, and the longest period.
 MAX_STARTS, MAX_PERIOD = 100_000, 366 * 86_400
 _RATE = re.compile(r"\s*(\d{1,9})\s*/\s*(\S+)\s*")
 
-#: As ``Limit.written`` has it, led by who set it.
+#: The form of ``Limit.written``, led by its origin: an operator or code.
 _WRITTEN = re.compile(r"(code|operator) ([0-9]{1,18}) ([0-9]{1,18}) ([0-9]{1,18})")
 
 
 class Limit(NamedTuple):
-    """One queue's limit. ``starts`` 0: any number of starts; ``max_running`` 0: any number at once."""
+    """One queue's limit. ``starts`` 0 means any number of starts; ``max_running`` 0 any number at once."""
 
     starts: int = 0
     #: Seconds.
@@ -54,7 +54,7 @@ class LimitInForce(NamedTuple):
 
 
 def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit:
-    """Return the limit that these say.
+    """Return the limit that these arguments describe.
 
     Args:
         rate: ``"10/5s"``, ``"1000/1h"``, ``"1/1m30s"``: at most so many starts within any such time.
@@ -81,7 +81,7 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 
 
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
-    """Have ``limit`` hold for the queue unless an operator has set another; return what is in force."""
+    """Declare ``limit`` for the queue, unless an operator has set another; return the limit in force."""
     found = _read(run_script(connection, change_limit(queue, "code", limit.written())))
     # A limit that cannot be read does not stand in the way.
     assert found is not None
@@ -89,12 +89,12 @@ def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
 
 
 def set_limit(connection: Redis, queue: str, limit: Limit) -> None:
-    """Have ``limit`` hold for the queue, whatever code declares, until it is cleared. Waits for Redis."""
+    """Set an operator's limit, which overrides the declared one until it is cleared. Waits for Redis."""
     run_script(connection, change_limit(queue, "operator", limit.written()))
 
 
 def clear_limit(connection: Redis, queue: str) -> LimitInForce | None:
-    """Remove an operator's limit, or else the declared one; return what is in force then. Waits for Redis."""
+    """Remove an operator's limit, or else the declared one; return the limit then in force. Waits for Redis."""
     return _read(run_script(connection, change_limit(queue, "clear", "")))
 
 
@@ -103,7 +103,7 @@ def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None)
 
     Args:
         connection: to the server.
-        unreadable: is given what else stands there, by queue: claim.lua, too, takes it for no limit.
+        unreadable: receives unreadable texts by queue; claim.lua, too, takes them for no limit.
     """
     found = {}
     with names_key(LIMITS):

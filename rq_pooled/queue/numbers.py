@@ -1,4 +1,4 @@
-"""Times and counts of jobs that the server, the calendar or a timer would refuse later: refused when enqueued."""
+"""Refuses, at enqueue, times and counts of jobs that the server, the calendar or a timer would refuse later."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..errors import ConfigurationError
 
 #: The longest time that ``signal.alarm`` takes, 68 years.
 LONGEST_TIMER = 2**31 - 1
-#: The most tries or repeats: more is a mistake.
+#: The most tries or repeats; a larger number is a mistake.
 MOST = 10**9
 _KEPT = f"at most {LONGEST} seconds (100 years) can be kept; for ever leave ttl out, set the others to -1"
 _TIMED = f"at most {LONGEST_TIMER} seconds (68 years) can be measured; set timeout to -1 for none"
 _SPACED = f"give seconds from 0 to {LONGEST} (100 years)"
 _LATEST = "give a time from 1970 on, at most 100 years ahead"
-#: Attributes of a job, their names as arguments, the most that they may be, and what to say else.
+#: Attributes of a job, their names as arguments, the largest values, and the advice for larger ones.
 _SECONDS: tuple[tuple[str, str, int, str], ...] = (
     *((name, name, LONGEST, _KEPT) for name in ("ttl", "result_ttl", "failure_ttl")),
     ("timeout", "timeout", LONGEST_TIMER, _TIMED),
@@ -51,7 +51,7 @@ def check_numbers(job: Job) -> None:
 
 
 def check_enqueued(connection: Any, job: Job, moment: datetime | None = None) -> None:
-    """Refuse such a job, and a due time that is never reached; not what RQ's handlers enqueue, whose job has run."""
+    """Refuse such a job, and a due time that is never reached, unless RQ's handlers enqueue it after a run."""
     if getattr(connection, "recording", False) or getattr(connection, "relay", None) is not None:
         return
     check_numbers(job)
@@ -60,14 +60,14 @@ def check_enqueued(connection: Any, job: Job, moment: datetime | None = None) ->
 
 
 def check_interval(name: str, interval: Any) -> None:
-    """Refuse what is no time between two runs. Raises ConfigurationError."""
+    """Refuse a value that is no time between two runs. Raises ConfigurationError."""
     seconds: Any = interval if isinstance(interval, numbers.Real) else -1
     if not 0 <= seconds <= LONGEST:
         raise ConfigurationError(f"{name} is {_shown(interval)}: {_SPACED}")
 
 
 def check_floats(arguments: dict[str, Any]) -> None:
-    """Refuse floats that are no number, of which RQ makes an error without words. Raises ConfigurationError."""
+    """Refuse floats that are no number, for which RQ raises an error without words. Raises ConfigurationError."""
     for name in ("timeout", "ttl", "result_ttl", "failure_ttl"):
         value = arguments.get(name)
         if isinstance(value, float) and not abs(value) < float("inf"):
@@ -91,7 +91,7 @@ def check_delay(name: str, delay: timedelta) -> None:
 
 
 def _shown(value: object) -> str:
-    """Return a value as it is shown; Python itself refuses to write very long numbers."""
+    """Return a value as text for a message; Python refuses to write very long numbers."""
     if isinstance(value, int) and abs(value) >= 10**30:
         return f"a number of {int(value.bit_length() * 0.30103) + 1} digits"
     return repr(value)

@@ -1,7 +1,7 @@
-"""One round trip for an enqueue, where RQ takes two.
+"""Enqueues in one round trip, where RQ takes two.
 
-RQ writes the queue's name to the set of all queues before it saves the job. It writes to the pipeline that it is given,
-if there is one: ``begin`` returns such a pipeline, and ``enqueue_new.lua`` does what stands there and saves the job.
+RQ writes the queue's name to the set of all queues before it saves the job, and uses a given pipeline for that. So
+``begin`` returns a pipeline, and ``enqueue_new.lua`` does its commands and saves the job.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from .asked import asked_by
 from .conditions import AdmittingQueue
 from .refused_scripts import refuses_scripts
 
-#: What RQ calls, and what a subclass may have replaced: it is to see the pipeline that it was given.
+#: The methods that RQ calls. A subclass that replaces one must see the pipeline that it was given.
 _STEPS = ("_enqueue_async_job", "_enqueue_job", "enqueue_job", "setup_dependencies")
 
 
 def begin(queue: AdmittingQueue, job: Job) -> Pipeline | None:
-    """Return the pipeline to give to RQ's ``enqueue_job``; None where a job is enqueued in RQ's own steps."""
+    """Return the pipeline to give to RQ's ``enqueue_job``; None if the job must be enqueued in RQ's own steps."""
     connection = queue.connection
     kind: Any = type(queue)
     admitted = asked_by(job) is not None or queue.max_length is not None
@@ -35,7 +35,7 @@ def begin(queue: AdmittingQueue, job: Job) -> Pipeline | None:
         return None
     if getattr(connection, "recording", False) or refuses_scripts(connection):
         return None
-    # Classes with prefixes of their own name other keys.
+    # Classes with their own prefixes use other keys.
     if job.key != job_key(job.id) or queue.key != queue_key(queue.name):
         return None
     pipeline = connection.pipeline()
@@ -63,13 +63,13 @@ def save(queue: rq.Queue, pipeline: Pipeline, job: Job, at_front: bool) -> None:
 
 
 def end(pipeline: Pipeline | None) -> None:
-    """Do what is left in a pipeline: a job with that id was there, or a subclass has written more."""
+    """Run the commands left in a pipeline: a job with that id existed, or a subclass has written more."""
     if pipeline is not None and pipeline.command_stack:
         pipeline.execute()
 
 
 @cache
 def _is_known(queue_class: type[Any]) -> bool:
-    """Tell whether nothing but RQ and this package defines the steps of an enqueue."""
+    """Tell whether only RQ and this package define the steps of an enqueue."""
     owners = [next(cls for cls in queue_class.__mro__ if step in vars(cls)) for step in _STEPS]
     return all(owner.__module__.partition(".")[0] in ("rq", "rq_pooled") for owner in owners)

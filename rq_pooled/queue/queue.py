@@ -1,7 +1,7 @@
 """``Queue``: rq.Queue on the shared pool, whose enqueue either worked, did not, or says that it is in doubt.
 
-What RQ 2.11, 2.12 and 3.0 send, in order, for one enqueue without a pipeline, and what is known when it breaks off
-there:
+RQ 2.11, 2.12 and 3.0 send these steps, in order, for one enqueue without a pipeline. Each step says what is known if
+it breaks off:
 
 1. ``depends_on`` only: WATCH and reads, then MULTI: the job as deferred, its dependencies. Broken off: unknown. From
    here on the job exists.
@@ -10,13 +10,12 @@ there:
 
 A job without ``depends_on`` that is enqueued now needs one step instead of 2 and 3, see queue/one_step.py.
 
-A job with a limit of RQ 3 goes its own way at step 3, see queue/conditions.py.
+A job with a limit of RQ 3 takes another step 3, see queue/conditions.py.
 
-Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which does both only where no job has that id. Here the
-script is always tried first: should a request that was given up arrive late, after it was repeated, it changes nothing.
-(Stock ``enqueue_at`` also writes its registry outside of its MULTI; the script does not.) Where a job with that id is
-there already RQ's MULTI follows, which replaces it, as stock RQ does. Where scripts are refused, RQ's MULTI comes at
-once.
+Step 3 is stock RQ's MULTI, or its script for ``unique=True``, which writes only if no job has that id. Here the script
+is always tried first, because a late request then changes nothing after its repeat. (Stock ``enqueue_at`` also writes
+its registry outside of its MULTI; the script does not.) If a job with that id exists, RQ's MULTI follows and replaces
+it, as in stock RQ. If scripts are refused, RQ's MULTI is sent at once.
 """
 
 from __future__ import annotations
@@ -107,7 +106,7 @@ class Queue(AdmittingQueue):
         job = super().create_job(*args, **kwargs)
         if isinstance(retry, Backoff):
             attach(job, retry)
-        # Last: it covers what the others write.
+        # The signature is last, because it covers what the others write.
         sign_for(self, job)
         return job
 
@@ -117,7 +116,7 @@ class Queue(AdmittingQueue):
         """Enqueue a job, or return the one that an unconfirmed call with this id has enqueued; see the class."""
         _check_unique(job, unique)
         sign_for(self, job)
-        # Keywords: Sentry's integration replaces rq's method by one that takes nothing else.
+        # Arguments are passed by keyword, because Sentry's integration replaces rq's method and takes only those.
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
         with confirming(self.name, self.connection, [job.id], job):
@@ -191,7 +190,7 @@ class Queue(AdmittingQueue):
             return there + (super().enqueue_many(missing, group_id=group_id, rate_limit=rate_limit) if missing else [])
 
     def setup_dependencies(self, job: Job, pipeline: Pipeline | None = None) -> Job:
-        """Do step 1 of the module's docstring, over one connection; see queue/dependencies.py."""
+        """Do step 1 of the module's docstring over one connection; see queue/dependencies.py."""
         if not job._dependency_ids:
             return super().setup_dependencies(job, pipeline=pipeline)
         if pipeline is not None:
@@ -203,8 +202,8 @@ class Queue(AdmittingQueue):
         self, job: Job, pipeline: Pipeline | None = None, at_front: bool = False, unique: bool = False
     ) -> Job:
         """Do step 3 of the module's docstring."""
-        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. What a
-        # worker's handler enqueues becomes part of the job's outcome, which holds no scripts.
+        # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. A job that a
+        # worker's handler enqueues becomes part of an outcome, which holds no scripts.
         recording = getattr(self.connection, "recording", False)
         steps = pipeline if one_step.is_begun(pipeline) else None
         pipeline = pipeline if steps is None else None
@@ -213,19 +212,19 @@ class Queue(AdmittingQueue):
             try:
                 return self._enqueue_new(job, steps, at_front)
             except DuplicateJobError:
-                # With a connection of the caller's own redis-py may have sent the script twice: then this is our job,
-                # told by the time that was set just now. (For schedule_job a second time changes nothing.)
+                # Over a caller's own connection redis-py may have sent the script twice. The job is then ours, as the
+                # time that was just set shows. (For schedule_job a second time changes nothing.)
                 written = self.connection.hget(job.key, "enqueued_at")
                 if job.enqueued_at is not None and text(written or b"") == utcformat(job.enqueued_at):
                     return job
             except ResponseError as error:
-                # What asks for more than RQ's own enqueue (once, unique_for, max_length) cannot do without a script.
+                # An enqueue with once, unique_for or max_length needs a script.
                 if "_rq_pooled_admission" in job.__dict__ or not refuses_scripts(self.connection, error):
                     raise
         return super()._enqueue_async_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
 
     def _enqueue_new(self, job: Job, steps: Pipeline | None, at_front: bool) -> Job:
-        """Enqueue a job where none with its id is. Raises DuplicateJobError."""
+        """Enqueue a job if no job has its id. Raises DuplicateJobError."""
         if steps is None:
             return super()._enqueue_async_job(job, at_front=at_front, unique=True)
         self._prepare_for_queue(job)
@@ -233,9 +232,9 @@ class Queue(AdmittingQueue):
         return job
 
     def run_sync(self, job: Job) -> Job:
-        """Run a job in this process, as RQ; that it has started is written, too, which RQ forgets to send.
+        """Run a job in this process, as RQ does, and write that it has started, which RQ does not send.
 
-        So a job that runs here is not mistaken for one that was lost on its way to a worker; see queue/rescue.py.
+        So a job that runs here is not taken for one that was lost on its way to a worker; see queue/rescue.py.
         """
         job.prepare_for_execution("sync", self.connection)  # type: ignore[arg-type] # a pipeline that sends at once
         return super().run_sync(job)
@@ -247,6 +246,6 @@ class Queue(AdmittingQueue):
 
 
 def _check_unique(job: Job, unique: bool) -> None:
-    """Refuse, as RQ does, ``unique=True`` for a job without an id; reading ``job.id`` first would make up one."""
+    """Refuse ``unique=True`` for a job without an id, as RQ does; this comes before ``job.id``, which makes one up."""
     if unique and not job._id:
         raise ValueError("unique=True requires an explicit job_id")

@@ -1,4 +1,4 @@
-"""Which servers run no scripts: jobs are enqueued there in RQ's own way."""
+"""Remembers which servers run no scripts, where jobs are enqueued in RQ's own way."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from ..config.secrets import message_of
 
 log = logging.getLogger("rq_pooled.queue")
 
-#: What an access control list, a proxy or a server without Lua says of the commands that run scripts.
+#: The errors of an access control list, a proxy or a server without Lua for the commands that run scripts.
 _NO_SCRIPTS = re.compile(
     r"(unknown|unsupported|disallowed|no permissions|not allowed|not supported|disabled)\b.*\b(evalsha|eval|script)\b"
     r"|\b(evalsha|eval|script)\b.*(not allowed|not supported|disabled)",
     re.IGNORECASE,
 )
-#: Pools over which no scripts can be run, as far as that was found out.
+#: Pools over which a script has been refused.
 _refusing: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 def refuses_scripts(connection: Redis, error: Exception | None = None) -> bool:
-    """Tell whether this server, or what stands before it, runs no scripts; then nothing of one was done.
+    """Tell whether this server, or a proxy before it, runs no scripts; if so, no part of one was done.
 
     Args:
-        error: what a script has just ended with; a refusal is remembered, and logged once.
+        error: the error of the last script; a refusal is remembered, and logged once.
     """
     pool = connection.connection_pool
     if error is None or pool in _refusing:
         return pool in _refusing
-    # "script:" names the script in which a command was refused: that one has begun.
+    # "script:" names the script in which a command was refused, so that script has begun.
     if not isinstance(error, ResponseError) or "script:" in str(error) or not _NO_SCRIPTS.search(str(error)):
         return False
     _refusing.add(pool)

@@ -1,4 +1,4 @@
-"""Finds jobs that are queued but stand in no list, on demand: a stock worker that dies after its BLPOP loses the id."""
+"""Finds queued jobs that stand in no list, on demand; a stock worker that dies after its BLPOP loses the id."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ..store.repair import rescue_jobs
 from ..store.scripts import run_script
 from ..wire import raw, text
 
-#: Ids or keys of one command.
+#: The ids or keys of one command.
 PAGE = 1000
-#: What RQ writes as the worker of a job that its own program ran.
+#: The worker name that RQ writes for a job that runs in the enqueueing process.
 SYNC = "sync"
-#: Jobs of one command that looks through whole queues for each: 20 times 300 000 ids hold the server 60 ms.
+#: The jobs of one command that searches whole queues for each: 20 times 300 000 ids hold the server 60 ms.
 FEW = 20
 
 
@@ -39,17 +39,17 @@ def find_lost(
     progress: Callable[[int], None] = lambda _n: None,
     skipped: set[str] | None = None,
 ) -> Iterator[Lost]:
-    """Yield queued jobs that stand in no list, from pages of SCAN; holds the ids that do stand in one in memory.
+    """Yield queued jobs that stand in no list, from pages of SCAN; keeps the ids of all lists in memory.
 
-    Jobs of ``Queue(is_async=False)`` look the same while stock RQ runs them (ours says that they have started). So
-    a queue in which any job is known to have run that way is left out, unless it is named; see ``skipped``.
+    Jobs of ``Queue(is_async=False)`` look the same while stock RQ runs them (ours writes that they have started). So
+    a queue with any job that ran that way is left out, unless it is named; see ``skipped``.
 
     Args:
         connection: to the server.
         min_age: seconds, by the server's clock, since the job was enqueued.
         queues: names of queues to look at; None for all.
-        progress: called with about the number of keys that were looked at.
-        skipped: is given the names of queues that were left out.
+        progress: called with the approximate number of keys that were read.
+        skipped: receives the names of queues that were left out.
     """
     listed = set(_listed(connection))
     found: list[Lost] = []
@@ -105,7 +105,7 @@ def _listed(connection: Redis) -> Iterator[str]:
         queue = raw(queue_key(name))
         for key in (queue, queue + b":intermediate"):
             start = 0
-            # Overlapping pages: what others pop meanwhile moves the rest to the front.
+            # Pages overlap, because ids that others pop meanwhile move the rest to the front.
             while ids := _page(connection, key, start):
                 yield from map(text, ids)
                 start += PAGE
@@ -117,5 +117,5 @@ def _page(connection: Redis, key: bytes, start: int) -> list[Any]:
     except ResponseError as error:
         if not is_wrong_type(error):
             raise
-        # The key is no list: it holds no job, and rescue.lua puts none back there.
+        # A key of another type holds no jobs, and rescue.lua puts none back there.
         return []

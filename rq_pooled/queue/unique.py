@@ -1,7 +1,7 @@
-"""Which calls are the same: one digest for a function and its arguments, however they are pickled.
+"""Computes one digest for a function and its arguments, by which equal calls are recognised.
 
-A pickle will not do. Two equal arguments have different pickles where one object is referred to twice, where a
-dictionary was filled in another order, and for every set.
+A pickle cannot serve: equal arguments have different pickles if one object is referred to twice, or a dictionary was
+filled in another order, and sets always may.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _DEEPEST = 50
 
 
 def call_key(job: Job) -> str:
-    """Return the key that all jobs share which call the same function with equal arguments.
+    """Return the key that is shared by all jobs that call the same function with equal arguments.
 
     Raises:
         ConfigurationError: an argument cannot be compared by value.
@@ -63,22 +63,22 @@ def _parts(value: Any, depth: int) -> Iterator[bytes]:
             raise TypeError(f"{value.__qualname__} is made anew each time, and its name does not tell which")
         yield f"{value.__module__}.{value.__qualname__}".encode()
     else:
-        # Pickle would take it apart: how it is made, and from what.
+        # The object is described as pickle would: by its constructor and the parts.
         reduce = copyreg.dispatch_table.get(kind)
         reduced = reduce(value) if reduce else value.__reduce_ex__(4)
         if isinstance(reduced, str):
-            # It is a name.
+            # A text is the name of a global object.
             yield f"{value.__module__}.{reduced}".encode()
         else:
             yield from _parts(tuple(_listed(part) for part in reduced), depth + 1)
 
 
 def _is_its_name(value: Any) -> bool:
-    """Tell whether it is a class or a function: others have a ``__qualname__`` too, which says not all of them.
+    """Tell whether a value is a class or a function, which its ``__qualname__`` describes completely.
 
-    A bound method has an object, ``list[int]`` an argument.
+    Other values with a ``__qualname__`` have more parts: a bound method has an object, ``list[int]`` an argument.
     """
-    # Asked of the type: up to Python 3.10 isinstance() takes list[int] for a class.
+    # The type is checked, because up to Python 3.10 isinstance() takes list[int] for a class.
     kind = type(value)
     if kind is BuiltinFunctionType:
         return value.__self__ is None or isinstance(value.__self__, ModuleType)

@@ -1,4 +1,4 @@
-"""The one step that enqueues where something may speak against it: what enqueue.lua is asked, and what it answers."""
+"""Runs enqueue.lua, the one step that enqueues under conditions, and reads its verdict."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from ..wire import text
 from .asked import Asked
 from .unique import call_key
 
-#: Said of a job that has ended and was not kept.
+#: The text about a job that has ended and was not kept.
 GONE = "is not kept any more"
 
 
 def ask(
     queue: rq.Queue, asked: Asked, jobs: list[tuple[Job, bool]], replace: bool, moment: datetime
 ) -> tuple[str, list[str]]:
-    """Run enqueue.lua for jobs, each with whether it goes to the front; return its verdict and what belongs to it."""
+    """Run enqueue.lua for jobs, each (job, at front); return its verdict and the details."""
     command = enqueue_jobs(
         queue.key,
         asked.max_length,
@@ -45,20 +45,20 @@ def ask(
 
 
 def earlier_job(queue: rq.Queue, job_id: str) -> Job | str:
-    """Return the job that stands in the way, or what is to be said of it: GONE, or why it cannot be read."""
+    """Return the earlier job in the way, or a text about it: GONE, or why it cannot be read."""
     try:
         return fetch_inert(queue.job_class, job_id, queue.connection, queue.serializer)
     except NoSuchJobError:
         return GONE
     except Exception as error:
-        # A damaged hash may raise anything; what the server says is about the server.
+        # A damaged hash may raise any error; errors of the server are not about the job.
         if isinstance(error, RedisError) and not is_wrong_type(error):
             raise
         return f"cannot be read ({type(error).__name__}: {printable(error, MAX_VALUE)})"
 
 
 def note_status(job: Job, status: str, moment: datetime) -> None:
-    """Have a job know what the script has written of it."""
+    """Set on the job object what the script has written."""
     job._status = JobStatus(status)
     if job.enqueued_at is None and job._status == JobStatus.QUEUED:
         job.enqueued_at = moment
@@ -77,6 +77,6 @@ def full(name: str, length: int, max_length: Any, more: int) -> QueueFull:
 
 
 def _limit_of(job: Job) -> tuple[str, int]:
-    """Return the key of a job's limit, and how many jobs it lets in; RQ 3's."""
+    """Return the key of a job's RQ 3 limit, and the number of jobs that it admits."""
     key, concurrency = getattr(job, "rate_limit_key", None), getattr(job, "rate_limit_concurrency", None)
     return (key, concurrency) if key and concurrency else ("", 0)

@@ -1,8 +1,8 @@
-"""What a failed try of a job leads to, in a horse: another try, or none; and its line in the job's history.
+"""Decides in a horse whether a failed job is tried again, and writes the try into the job's history.
 
-RQ's own handler does the retrying. Around it, the job object is told what the exception means (``GiveUp``,
-``RetryAfter``, the rules of its ``Backoff``), and a RETRIED entry joins what the handler wrote: all of it is recorded
-by one commit, the state *scheduled* and the entry in the registry of scheduled jobs included.
+RQ's own handler does the retrying. Before it, the job object is changed as the exception asks (``GiveUp``,
+``RetryAfter``, the rules of its ``Backoff``). After it, a RETRIED entry joins the handler's commands. One commit
+records all of it, including the state *scheduled* and the entry in the registry of scheduled jobs.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from rq.results import Result
 
 from .backoff import GiveUp, RetryAfter, Rules
 
-#: The field of a RETRIED entry that says when the next try is due, seconds since the epoch.
+#: The field of a RETRIED entry with the due time of the next try, seconds since the epoch.
 NEXT_AT = "rq_pooled:next_at"
 _DAY = 86_400
 
 
 def decide(job: Job, raw: Mapping[bytes, bytes], raised: BaseException | type[BaseException]) -> Rules | None:
-    """Change the job object so that RQ's handler does with it what the exception asks for; return the job's rules."""
+    """Change the job object so that RQ's handler retries it as the exception asks; return the job's rules."""
     rules = Rules.read(raw)
     kind = raised if isinstance(raised, type) else type(raised)
     if not job.should_retry:
@@ -41,7 +41,7 @@ def decide(job: Job, raw: Mapping[bytes, bytes], raised: BaseException | type[Ba
 
 
 def next_try(job: Job, commands: Iterable[Sequence[Any]]) -> float | None:
-    """Return when the job is tried next, seconds since the epoch, by what RQ's handler wrote; None where it is not."""
+    """Return the time of the next try, seconds since the epoch, from what RQ's handler wrote; None without a try."""
     scheduled = ScheduledJobRegistry.key_template.format(job.origin).encode()
     for words in commands:
         if words[0] == b"ZADD" and words[1] == scheduled:
@@ -52,7 +52,7 @@ def next_try(job: Job, commands: Iterable[Sequence[Any]]) -> float | None:
 
 
 class Retried(Result):
-    """The history's entry for one failed try: RQ's RETRIED result, with the error and the time of the next try."""
+    """The history's entry for a failed try: RQ's RETRIED result, with the error and the time of the next try."""
 
     next_at: float = 0.0
 
@@ -64,9 +64,9 @@ class Retried(Result):
 def note(
     job: Job, exc_string: str, next_at: float, worker_name: str, execution: Execution | None, pipeline: Any
 ) -> None:
-    """Write the entry. It lives as long as RQ's own result of a failed job, counted from the next try; at least a day.
+    """Write the entry. It lives as long as RQ's result of a failed job, from the next try on, and at least a day.
 
-    Without an end it would outlive a job that is deleted, or that expires, before it has another result.
+    Without an expiry it would outlive a job that is deleted, or that expires, before it has another result.
     """
     entry = Retried(
         job.id,
@@ -86,7 +86,7 @@ def note(
 
 
 def retry_in_one_step(retry: Any, job: Job, queue: Queue, pipeline: Any) -> None:
-    """Call RQ's ``Job.retry`` such that all that it writes is in the pipeline: its state and time included."""
+    """Call RQ's ``Job.retry`` so that the pipeline gets all its writes, including state and time."""
     set_status = job.set_status
     job.set_status = lambda status, pipeline=pipeline: set_status(status, pipeline)  # type: ignore[method-assign]
     schedule_job = queue.schedule_job

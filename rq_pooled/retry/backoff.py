@@ -1,9 +1,8 @@
-"""``Backoff``: an ``rq.Retry`` whose delays grow and scatter, and what a job may raise about its own retry.
+"""``Backoff``: an ``rq.Retry`` whose delays grow and scatter, and exceptions by which a job decides its retry.
 
-A job that was enqueued with one has, besides what RQ keeps of any Retry, one field of our own in its hash: which
-exceptions are worth another try, and how many tries there were to begin with. RQ's ``Job.save`` writes single fields
-of the hash and ``restore`` reads those that it knows, so stock RQ neither sees nor drops it, and it is gone with the
-job.
+A job that was enqueued with one has a field of ours in its hash, besides RQ's fields of any Retry: the exceptions that
+are worth another try, and the first number of tries. RQ's ``Job.save`` writes single fields of the hash, and its
+``restore`` reads those that it knows, so stock RQ neither sees nor drops ours. It ends with the job.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from ..delays import retry_delays
 from ..errors import ConfigurationError
 from .exception_names import is_kind, names_of
 
-#: The field of a job's hash that says how it is retried.
+#: The field of a job's hash that holds its retry rules.
 FIELD = "rq_pooled:retry"
 JITTERS = ("full", "equal", "decorrelated", None)
-#: Every interval is written into the job; more tries than this are a mistake.
+#: The most tries, since every interval is written into the job, and more tries are a mistake.
 MAX_RETRIES = 1000
-#: Seconds that a delay may last at most: a year.
+#: The longest delay in seconds: a year.
 _LONGEST = 31_536_000
 
 Kinds = Iterable["type[BaseException] | str"]
@@ -34,8 +33,8 @@ Kinds = Iterable["type[BaseException] | str"]
 class RetryAfter(Exception):
     """Raised by a job that knows when it is worth trying again, as a service says with HTTP 429.
 
-    It counts as a try; the job comes back no earlier than ``seconds`` from now, whatever its own delays, and whatever
-    ``on`` of its Backoff says; only ``give_up_on`` goes before it. Without tries left the job fails.
+    It counts as a try. The job runs again no earlier than ``seconds`` from now; this overrides its own delays, and
+    ``on`` of its Backoff, but not ``give_up_on``. Without tries left the job fails.
 
     Args:
         seconds: from now, or a timedelta; at least 0 and at most a year.
@@ -55,7 +54,7 @@ class RetryAfter(Exception):
 
 
 class GiveUp(Exception):
-    """Raised by a job that cannot succeed, whatever is tried: it fails at once, and its other tries are not used.
+    """Raised by a job that cannot succeed: it fails at once, and its other tries are not used.
 
     Args:
         reason: kept with the job in the failed registry.
@@ -77,12 +76,12 @@ class Backoff(Retry):
     Args:
         max: tries after the first one, 1 to 1000.
         base: the first step, in seconds above 0.
-        factor: by which each step grows, at least 1.
+        factor: the factor by which each step grows, at least 1.
         cap: the longest step, in seconds, at least ``base``.
         jitter: ``full`` draws a delay from [0, step], ``equal`` from [step / 2, step], ``decorrelated`` from [base,
             the last delay times (factor + 1)]; None scatters nothing.
-        on: the exceptions that are worth another try: classes or dotted names, subclasses count. All, if empty.
-        give_up_on: those that are not; goes before ``on``.
+        on: the exceptions that are worth another try: classes or dotted names, subclasses count; empty means all.
+        give_up_on: the exceptions that are not; overrides ``on``.
         enqueue_at_front: as for ``rq.Retry``.
 
     Raises:
@@ -120,7 +119,7 @@ class Backoff(Retry):
 
     @property
     def intervals(self) -> list[int]:
-        """Seconds before each of the ``max`` tries, drawn anew each time: one object serves all jobs of a queue."""
+        """Seconds before each of the ``max`` tries, drawn at each access: one object serves all jobs of a queue."""
         return retry_delays(self.max, self.base, self.factor, self.cap, self.jitter)
 
     @intervals.setter
@@ -132,14 +131,12 @@ class Backoff(Retry):
         return f"Backoff({', '.join(f'{word}={getattr(self, word)!r}' for word in words)})"
 
     def delay(self, attempt: int) -> int:
-        """Return the seconds before one try, drawn anew; ``attempt`` counts from 0, and past ``max`` stays at the
-        end.
-        """
+        """Return the seconds before one try, drawn anew; ``attempt`` counts from 0, at most to ``max`` - 1."""
         return retry_delays(min(attempt, self.max - 1) + 1, self.base, self.factor, self.cap, self.jitter)[-1]
 
 
 class Rules(NamedTuple):
-    """What a job's own field says."""
+    """The retry rules in a job's own field."""
 
     max: int
     on: tuple[str, ...] = ()
@@ -147,14 +144,14 @@ class Rules(NamedTuple):
 
     @classmethod
     def read(cls, raw: Mapping[bytes, bytes]) -> Rules | None:
-        """Return the rules in a job's raw hash, None where it was not enqueued with a Backoff."""
+        """Return the rules in a job's raw hash, None if it was not enqueued with a Backoff."""
         text = raw.get(FIELD.encode())
         if not text:
             return None
         try:
             fields = json.loads(text)
             return cls(int(fields["max"]), tuple(fields.get("on", ())), tuple(fields.get("give_up_on", ())))
-        # Written by other code: RQ's own fields still count.
+        # The field was written by other code; RQ's own fields still count.
         except (ValueError, TypeError, KeyError):
             return None
 
@@ -166,12 +163,12 @@ class Rules(NamedTuple):
 
 
 def attach(job: Job, backoff: Backoff) -> None:
-    """Have the rules written with the job whenever it is saved, by whichever of RQ's ways."""
+    """Make every save of the job write the rules, too."""
     rules: dict[str, Any] = {"max": backoff.max}
     rules.update({name: value for name in ("on", "give_up_on") if (value := getattr(backoff, name))})
     text, to_dict = json.dumps(rules), job.to_dict
 
-    # On the object, since job classes are the user's, and before the one HSET that makes the job exist.
+    # The method is set on the object, since job classes are the user's, and before the HSET that creates the job.
     def with_rules(*args: Any, **kwargs: Any) -> dict[str, Any]:
         return {**to_dict(*args, **kwargs), FIELD: text}
 

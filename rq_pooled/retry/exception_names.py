@@ -1,6 +1,6 @@
-"""Names of exceptions: how a class is written down, and whether an exception is of the kind that a name means.
+"""Writes exception classes as names, and tells whether an exception belongs to the kind that a name means.
 
-Workers need not be able to import what was named: a class is known by the names in its line of ancestors.
+Workers need not import a named class, because a class is recognised by the names of its ancestors.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ NAME = re.compile(r"[^\W\d][\w<>]*(?:\.[\w<>]+)*")
 
 
 def names_of(kinds: Iterable[type[BaseException] | str] | type[BaseException] | str, what: str) -> tuple[str, ...]:
-    """Return the dotted names of exceptions that are given as classes or names, one or several.
+    """Return the dotted names of exceptions, given as one or several classes or names.
 
     Args:
         kinds: a name without a dot means every class of that name, one with dots a single class.
-        what: how an error calls the argument.
+        what: the name of the argument in an error.
 
     Raises:
-        ConfigurationError: something else, or a class that no worker can know.
+        ConfigurationError: a value is neither, or is a class that no worker can know.
     """
     if isinstance(kinds, (str, type)):
         kinds = (kinds,)
@@ -61,9 +61,9 @@ def is_kind(raised: type[BaseException], names: Iterable[str]) -> bool:
 
 
 def is_recorded_kind(recorded: str, names: Iterable[str]) -> bool:
-    """Tell the same of an exception of which only the name is left, as ``failed/tracebacks.py`` finds it.
+    """Tell the same of an exception by its name alone, as ``failed/tracebacks.py`` finds it.
 
-    Descent is known only of what is built in or loaded in this process.
+    Ancestors are known only for classes that are built in or loaded in this process.
     """
     names = tuple(names)
     if recorded.startswith("builtins."):

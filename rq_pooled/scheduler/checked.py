@@ -1,4 +1,4 @@
-"""rq-scheduler's methods that write its schedule, with what it would refuse too late refused at once, in words."""
+"""Checks the arguments of rq-scheduler's methods that write its schedule, which itself would fail too late."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckedScheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has n
 
     def _create_job(self, func: Any, *args: Any, commit: bool = True, **kwargs: Any) -> Job:
         check_floats(kwargs)
-        # The job is written before its place in the schedule, and would stay if that is of another type.
+        # The job is written before its place in the schedule, and would stay if the schedule is of another type.
         self.connection.zcard(SCHEDULED_JOBS)
         job: Job = super()._create_job(func, *args, commit=False, **kwargs)
         check_numbers(job)

@@ -2,8 +2,7 @@
 
 rq-scheduler 0.14 enqueues a job, removes it from its schedule and adds it again with its next time, in three requests.
 A scheduler that dies between them runs a job twice, or forgets a periodic one for ever. Here the next time is computed
-first, and one script does all of it, if the job is still due at the time at which it was read and the lock is still
-ours.
+first, and one script does all three, if the job's due time is unchanged and the lock is still ours.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from ..store.keys import SCHEDULED_JOBS
 from ..store.rq_scheduler import move_job
 from ..wire import Command, raw, text
 
-#: Jobs that are read at once.
+#: The number of jobs that are read at once.
 BATCH = 100
-#: Seconds after which a job is tried again that could not be read or has no valid cron line.
+#: Seconds until a job is tried again that cannot be read or has no valid cron line.
 POSTPONED = 60
-#: Seconds for which a job is put off before code of its users is run to move it: if that hangs, the process is killed,
-#: and the others have their turn first.
+#: Seconds for which a job is put off before users' code is run to move it. If that code hangs and the process is
+#: killed, other jobs are moved first.
 SET_ASIDE = 600
-#: What is said of a job that is where it should be.
+#: The words for a job that needs no further move.
 MOVED = ("moved", "deferred", "handled")
 
 #: Sends a command and returns its reply.
@@ -44,7 +43,7 @@ Run = Callable[[Command], Any]
 
 
 class ScheduleLock(NamedTuple):
-    """rq-scheduler's lock, as its holder knows it."""
+    """The value and life of rq-scheduler's lock, as its holder knows them."""
 
     token: str
     #: Seconds; each move renews it.
@@ -54,8 +53,8 @@ class ScheduleLock(NamedTuple):
 def next_cron_time(cron: str) -> int:
     """Return when the cron line is due next, in seconds since the epoch.
 
-    By this machine's local time, as rq-scheduler reads it, whatever ``use_local_timezone`` says. Its own function does
-    the same with a FutureWarning at each call, which is why it is not used.
+    The line is read in this machine's local time, as in rq-scheduler, even if ``use_local_timezone`` is False.
+    rq-scheduler's own function is not used, because it gives a FutureWarning at each call.
 
     Raises:
         ValueError: the line cannot be read, or is never due.
@@ -66,23 +65,23 @@ def next_cron_time(cron: str) -> int:
     return int(found.timestamp())
 
 
-#: Moves one job: (job, the time that it had when it was read, the server's time, lock); returns a word of move.lua or,
-#: where a user's hook has done it in another way, "handled", or "left" if it is still due.
+#: Moves one job: (job, its due time when it was read, the server's time, lock). Returns a word of move.lua, "handled"
+#: if a user's hook has moved it in another way, or "left" if it is still due.
 MoveOne = Callable[[Job, "float | None", int, "ScheduleLock | None"], str]
 
 
 class Mover:
-    """Moves what is due.
+    """Moves due jobs.
 
     Args:
-        connection: for reading.
+        connection: reads the schedule and jobs.
         run: sends the scripts, see ``Run``.
-        job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` goes before the
-        latter.
-        log: hears of jobs that cannot be moved.
-        choose_queue: returns the queue that a job is to be put into; by default ``queue_of``.
-        inert: never load anything but plain values of a job's meta: this process runs no jobs. Else it is done only
-            where a job cannot be moved without it.
+        job_class, queue_class: as rq-scheduler takes them; a job's own ``meta["queue_class_name"]`` overrides the
+            latter.
+        log: gets a line about each job that cannot be moved.
+        choose_queue: returns the queue for a job; by default ``queue_of``.
+        inert: load only plain values of a job's meta, because this process runs no jobs. Otherwise other values are
+            loaded where a job cannot be moved without them.
     """
 
     def __init__(
@@ -101,8 +100,8 @@ class Mover:
         self._queue_class = queue_class
         self._log = log
         self._choose_queue = choose_queue or self.queue_of
-        #: How many jobs the last call of ``move_due`` has left where they were, since a user's hook did, and until
-        #: which time it looked.
+        #: The number of jobs that a user's hook has left in the schedule at the last ``move_due``, and the time up to
+        #: which that call looked.
         self.left, self.until = 0, 0.0
         self._inert = inert
 
@@ -153,7 +152,7 @@ class Mover:
             self._connection.zrem(SCHEDULED_JOBS, raw(job_id))
             return None, "gone"
         except RedisError as error:
-            # A key of another type is one job's trouble; all else is the server's.
+            # A key of another type concerns one job; all other errors concern the server.
             if not is_wrong_type(error):
                 raise
             return self._postponed(job_id, now, error)
@@ -172,12 +171,12 @@ class Mover:
         return None, "postponed"
 
     def move(self, job: Job, due: float | None, now: int, lock: ScheduleLock | None) -> str:
-        """Move one job; return the word of move.lua. Raises ValueError where that says that the job is unfit.
+        """Move one job; return the word of move.lua. Raises ValueError if that says that the job is unfit.
 
         Args:
-            due: the time that it had when it was read; nothing is done if it has another one now. None: whatever it is.
+            due: its due time when it was read; nothing is done if that has changed. None moves it at any time.
             now: the server's time, from which an interval counts.
-            lock: as the caller holds it; nothing is done if another scheduler does. None: without it.
+            lock: the caller's lock; nothing is done if another scheduler holds it. None needs no lock.
         """
         queue = self._choose_queue(job)
         next_time = _next_time(job, now)
@@ -202,7 +201,7 @@ class Mover:
         return verdict
 
     def _fields(self, job: Job) -> list[Any]:
-        """Return what is written of the job: of its meta only a new count of repeats, else it stays as it stands."""
+        """Return the fields to write for a job; its meta changes only by a new count of repeats."""
         try:
             return list(_build_hset_args(job))
         except pickle.PicklingError:
@@ -220,7 +219,7 @@ class Mover:
             job.meta = meta
 
     def queue_of(self, job: Job) -> Queue:
-        """Return the queue that the job is to be put into."""
+        """Return the queue for a job."""
         name = job.meta.get("queue_class_name")
         queue_class: Any = import_attribute(name) if name else self._queue_class
         key = f"{queue_class.redis_queue_namespace_prefix}{job.origin}"
@@ -229,7 +228,7 @@ class Mover:
 
 
 def _needs_code(job: Job) -> bool:
-    """Tell whether an inert job is moved only with code of its users: its queue's class, or a count beside objects."""
+    """Tell whether moving an inert job needs users' code: for its queue's class, or for a count beside objects."""
     if job.meta.get("queue_class_name"):
         return True
     if job.meta.get("repeat") is None:
@@ -242,7 +241,7 @@ def _needs_code(job: Job) -> bool:
 
 
 def _next_time(job: Job, now: int) -> int | None:
-    """Return when a job is due again, None if it is not; counts down its repeats, as rq-scheduler does."""
+    """Return when a job is due again, None if never; count down its repeats, as rq-scheduler does."""
     meta = job.meta
     interval, times, cron = meta.get("interval"), meta.get("repeat"), meta.get("cron_string")
     if times:

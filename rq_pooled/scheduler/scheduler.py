@@ -40,9 +40,9 @@ from .mover import BATCH, MOVED, Mover, ScheduleLock, next_cron_time
 
 logger = logging.getLogger("rq_pooled.scheduler")
 
-#: Longest sleep while another scheduler holds the lock: it may have died, then the lock expires.
+#: Longest sleep while another scheduler holds the lock, which expires if that scheduler has died.
 LOCKED_RETRY = 5.0
-#: Shortest sleep between two looks.
+#: Shortest sleep between two checks of the schedule.
 _SHORTEST = 0.05
 #: The last second that a datetime can be.
 _LAST = datetime.max.replace(tzinfo=timezone.utc, microsecond=0).timestamp()
@@ -51,7 +51,7 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @dataclass
 class _Move:
-    """A move that is being made, and the word that move.lua had for it; see ``Mover.move``."""
+    """A move in progress, and the word that move.lua returned for it; see ``Mover.move``."""
 
     job: Job
     due: float | None
@@ -61,11 +61,11 @@ class _Move:
 
 
 class Scheduler(CheckedScheduler):
-    """rq-scheduler's ``Scheduler``: all of its methods, keys and its lock, so both kinds can be used side by side.
+    """rq-scheduler's ``Scheduler``, with all of its methods, keys and its lock, so both kinds can be used side by side.
 
-    Different are: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic step; a
-    job that cannot be read is logged and put off by a minute instead of ending the scheduler; ``run`` wakes up when the
-    next job is due, and at the latest after ``interval`` seconds.
+    These things differ: the connection may be left out; jobs go into our ``Queue``; a due job is moved in one atomic
+    step; a job that cannot be read is logged and put off by a minute instead of ending the scheduler; ``run`` wakes up
+    when the next job is due, and at the latest after ``interval`` seconds.
 
     Raises:
         ConfigurationError: no connection is given and the settings cannot be used; a class has keys of its own.
@@ -73,7 +73,7 @@ class Scheduler(CheckedScheduler):
     """
 
     queue_class = Queue
-    # rq-scheduler's own names do not follow the prefix of keys.
+    # These keys have our prefix, because rq-scheduler's own names ignore it.
     redis_scheduler_namespace_prefix = SCHEDULER_INSTANCE
     scheduler_key, scheduler_lock_key, scheduled_jobs_key = SCHEDULER_RUNS, SCHEDULER_LOCK, SCHEDULED_JOBS
 
@@ -104,7 +104,7 @@ class Scheduler(CheckedScheduler):
         )
         self._stop = threading.Event()
         self._signalled = False
-        #: The move that ``enqueue_job`` is to make, while ``enqueue_jobs`` calls it.
+        #: The move for ``enqueue_job`` to make while ``enqueue_jobs`` calls it.
         self._moving: _Move | None = None
 
     # -- scheduling: what in rq-scheduler warns on Python 3.12 or breaks off half-way -------------------------------
@@ -172,7 +172,7 @@ class Scheduler(CheckedScheduler):
     def get_jobs(
         self, until: Any = None, with_times: bool = False, offset: int | None = None, length: int | None = None
     ) -> Iterator[Any]:
-        """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; forgets those that are gone.
+        """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; drop entries without a job.
 
         An entry that cannot be read is logged and left out.
         """
@@ -194,7 +194,7 @@ class Scheduler(CheckedScheduler):
             except Exception as error:  # noqa: BLE001 - whatever is wrong with one job must not hide the others
                 self._leave_out(word, error)
                 continue
-            # What has no date in this calendar is due at its end.
+            # A time outside the calendar becomes the calendar's last second.
             due = datetime.fromtimestamp(min(score, _LAST), timezone.utc).replace(tzinfo=None)
             yield (job, due) if with_times else job
 
@@ -209,14 +209,13 @@ class Scheduler(CheckedScheduler):
     # -- moving --------------------------------------------------------------------------------------------------
 
     def get_queue_for_job(self, job: Job) -> Any:
-        """Return the queue that a job is to be put into."""
+        """Return the queue for a job."""
         return self._mover.queue_of(job)
 
     def enqueue_job(self, job: Job) -> None:
-        """Move a job to its queue now, due or not, and give it its next time if it has one; in one step.
+        """Move a job to its queue now, even if it is not due, and write its next time, if any, in the same step.
 
-        ``enqueue_jobs`` calls it for each job that is due, as in rq-scheduler: a subclass may do more here, or leave
-        the job.
+        ``enqueue_jobs`` calls this for each due job, as in rq-scheduler; a subclass may do more here, or leave the job.
         """
         moving = self._moving
         if moving is None or moving.job is not job:
@@ -225,12 +224,12 @@ class Scheduler(CheckedScheduler):
             moving.verdict = self._mover.move(job, moving.due, moving.now, moving.lock)
 
     def enqueue_jobs(self) -> list[Job]:
-        """Move the jobs that are due; return them. While the lock is held, see ``acquire_lock``, a lost one ends it.
+        """Move the due jobs and return them. If the lock was held, see ``acquire_lock``, losing it ends the call.
 
-        A job is moved once: if another scheduler was faster, nothing is done.
+        A job is moved once, so nothing is done if another scheduler was faster.
         """
         moved: list[Job] = []
-        # A caller without the lock is let do as in rq-scheduler: it may have one of its own.
+        # A caller without the lock may go on, as in rq-scheduler, since it may have a lock of its own.
         lock = self._lock if self._lock_acquired else None
         if type(self).get_jobs_to_queue is not Scheduler.get_jobs_to_queue:
             moved += self._move_chosen(lock)
@@ -246,8 +245,7 @@ class Scheduler(CheckedScheduler):
 
     def _move_chosen(self, lock: ScheduleLock | None) -> Iterator[Job]:
         """Move the jobs that a subclass's ``get_jobs_to_queue`` chooses; yield those that were moved."""
-        # Which it chooses next, and when, is its own affair: it is asked again after the interval, or when a job is
-        # due.
+        # The subclass alone knows its next jobs, so it is asked again after the interval, or when a job is due.
         self._mover.left, self._mover.until = 1, int(self.connection.time()[0])
         for job in self.get_jobs_to_queue():
             due = self.connection.zscore(SCHEDULED_JOBS, job.id)
@@ -261,7 +259,7 @@ class Scheduler(CheckedScheduler):
                 yield job
 
     def _move_one(self, job: Job, due: float | None, now: int, lock: ScheduleLock | None) -> str:
-        """Have ``enqueue_job``, which a subclass may override, move a job; see ``MoveOne``."""
+        """Move a job through ``enqueue_job``, which a subclass may override; see ``MoveOne``."""
         self._moving = moving = _Move(job, due, now, lock)
         try:
             self.enqueue_job(job)
@@ -273,22 +271,22 @@ class Scheduler(CheckedScheduler):
 
     @names_key(SCHEDULER_LOCK)
     def acquire_lock(self) -> bool:
-        """Take rq-scheduler's lock, or go on with it where it is ours still; return whether that worked."""
+        """Take rq-scheduler's lock, or keep it if it is still ours; return whether we hold it."""
         taken = self.connection.set(SCHEDULER_LOCK, self._lock.token, ex=self._lock.life, nx=True)
         if not taken and raw(self.connection.get(SCHEDULER_LOCK) or b"") == raw(self._lock.token):
-            # The server was lost while we held it. Should it end in this moment: each move looks whose it is.
+            # The server was lost while we held the lock. The lock may end at any moment, so each move checks it.
             taken = self.connection.expire(SCHEDULER_LOCK, self._lock.life)
         self._lock_acquired = bool(taken)
         return self._lock_acquired
 
     def remove_lock(self) -> None:
-        """Give the lock back, if it is ours still."""
+        """Give the lock back if it is still ours."""
         if self._lock_acquired:
             self._lock_acquired = False
             run_script(self.connection, unlock(SCHEDULER_LOCK, self._lock.token))
 
     def register_birth(self) -> None:
-        """Say that this scheduler begins. Raises ValueError if another one has its name."""
+        """Register this scheduler. Raises ValueError if another one has its name."""
         if self.connection.exists(self.key) and not self.connection.hexists(self.key, "death"):
             raise ValueError(f"there is an active scheduler named {self.name!r} already")
         self.connection.delete(self.key)
@@ -296,7 +294,7 @@ class Scheduler(CheckedScheduler):
         self.log.info("scheduler %s: started", self.name)
 
     def heartbeat(self) -> None:
-        """Say that this scheduler is alive, also to a server that has forgotten it."""
+        """Renew this scheduler's registration, even at a server that has lost it."""
         with self.connection.pipeline() as pipeline:
             pipeline.hsetnx(self.key, "birth", str(time.time()))
             pipeline.hdel(self.key, "death")
@@ -308,12 +306,11 @@ class Scheduler(CheckedScheduler):
     def run(self, burst: bool = False) -> None:
         """Move due jobs until SIGTERM, SIGINT or ``stop``; with ``burst`` once.
 
-        After a signal it raises SystemExit, as rq-scheduler does, when the job that is being moved is where it should
-        be. A server that is lost later is waited for, with growing delay; one log line when it goes, one when it is
-        back.
+        After a signal, the present move is finished, then this raises SystemExit, as rq-scheduler does. A server that
+        is lost later is tried again with growing delays, with one log line when it goes, and one when it is back.
 
         Raises:
-            SystemExit: a signal has come; the exit code is 0.
+            SystemExit: a signal has arrived; the exit code is 0.
             redis.exceptions.ConnectionError: the server cannot be reached at the beginning.
             ValueError: another scheduler has this name.
         """
@@ -348,18 +345,18 @@ class Scheduler(CheckedScheduler):
             raise SystemExit
 
     def stop(self) -> None:
-        """Have ``run`` end after the job that it is moving. From any thread or signal handler."""
+        """End ``run`` after its present move. This may be called from any thread or signal handler."""
         self._stop.set()
 
     def _round(self) -> float | None:
-        """Move what is due; return the seconds until something may be due again, None if another holds the lock."""
+        """Move due jobs; return the seconds until a job may be due again, None if another scheduler holds the lock."""
         self.heartbeat()
         if not self.acquire_lock():
             self.log.debug("another scheduler holds the lock")
             return None
         self.enqueue_jobs()
         seconds, microseconds = self.connection.time()
-        # What a subclass has left is asked about again after the interval only.
+        # Jobs that a subclass has left are offered again only after the interval.
         since = f"({self._mover.until}" if self._mover.left else "-inf"
         first = self.connection.zrangebyscore(SCHEDULED_JOBS, since, "+inf", start=0, num=1, withscores=True)
         self.remove_lock()
@@ -385,7 +382,7 @@ class Scheduler(CheckedScheduler):
 
 
 def _epoch(until: Any) -> Any:
-    """Return a timedelta as the time that it means from now; rq-scheduler reads everything else itself."""
+    """Return a timedelta as a time from now; rq-scheduler reads all other values itself."""
     if isinstance(until, timedelta):
         return int((datetime.now(timezone.utc) + until).timestamp())
     if isinstance(until, datetime):

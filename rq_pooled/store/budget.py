@@ -1,4 +1,4 @@
-"""How the connections of a budget are reserved, see capacity/budget.py."""
+"""Reserves connections of a budget, see capacity/budget.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a claim is, how jobs are claimed, and how the server notes it.
+"""Defines claims: how jobs are claimed, and how the server notes it.
 
 A claim is one job, popped and marked started by one script, and fenced by its execution id.
 """
@@ -24,8 +24,7 @@ from .scripts import call
 MAX_CLAIM_BYTES = 1024 * 1024
 #: Most jobs of one claim: 200 small ones hold the server for 5 to 8 ms.
 MAX_CLAIM_JOBS = 50
-#: Field of a job's hash: how often its execution ended without an outcome. Gone with the next outcome, and with the
-#: job.
+#: Field of a job's hash: how often its execution ended without an outcome. The next outcome removes it.
 STALLS = b"rq_pooled_stalls"
 
 
@@ -34,17 +33,17 @@ class Claim(NamedTuple):
 
     job_id: str
     execution_id: str
-    #: The queue in whose started registry it stands, from the job's ``origin``.
+    #: The queue whose started registry lists the claim, from the job's ``origin``.
     queue: str
-    #: The queue that it was popped from: where it goes when it is put back.
+    #: The queue that the job was popped from, to which it returns when it is put back.
     queue_key: str
-    #: The RQ worker (one per slot) that it was given to.
+    #: The RQ worker (one per slot) that has the claim.
     worker_name: str
-    #: Seconds since the epoch by the worker's clock, which is what RQ's executions keep.
+    #: Seconds since the epoch by the worker's clock, as RQ's executions keep it.
     created_at: float
     #: The job's hash as it was before the claim.
     raw: Mapping[bytes, bytes]
-    #: Fields that ``raw`` lacks since they are large: the horse reads them, see horse/large.py.
+    #: Large fields that ``raw`` lacks; the horse reads them, see horse/large.py.
     left_out: tuple[bytes, ...] = ()
 
     def time_limit(self, default: int) -> float:
@@ -57,17 +56,17 @@ class Claim(NamedTuple):
 
     @property
     def member(self) -> str:
-        """Its name in ``rq:wip:<queue>``, which is the claim itself: test it, remove it, and the claim is gone."""
+        """The member of ``rq:wip:<queue>`` that is the claim itself: the claim stands as long as it is there."""
         return f"{self.job_id}:{self.execution_id}"
 
 
 class Limited(NamedTuple):
-    """A queue that has jobs and may not start one, see queue/limits.py."""
+    """A queue with jobs that its limit keeps from starting, see queue/limits.py."""
 
     key: str
-    #: Seconds until it may; None where it waits for a running job to end.
+    #: Seconds until a job may start; None where the queue waits for a running job to end.
     wait: float | None
-    #: A key that exists until that may have changed.
+    #: A key that exists until a job may be able to start.
     watch: str
 
 
@@ -84,7 +83,7 @@ class Claimed(NamedTuple):
 
 
 class ClaimRequest(NamedTuple):
-    """What a claim was asked with, needed to read its reply."""
+    """The arguments of a claim that are needed to read its reply."""
 
     created_at: float
     slots: list[tuple[str, str]]
@@ -115,7 +114,7 @@ class ClaimRequest(NamedTuple):
 def claim_jobs(
     settings: Settings, token: str, queue_keys: Sequence[str], strategy: str, names: Sequence[str]
 ) -> tuple[Command, ClaimRequest]:
-    """Return the command that claims up to one job for each worker name, and what its reply is read with."""
+    """Return the command that claims up to one job for each worker name, and the object that reads its reply."""
     created_at = time.time()
     slots = [(name, uuid4().hex) for name in names[:MAX_CLAIM_JOBS]]
     command = call(
@@ -140,17 +139,17 @@ def known_claims(token: str) -> Command:
 
 
 def drop_notes(token: str, members: Sequence[bytes]) -> Command:
-    """Return the command that removes notes which are no claims, a thousand at most."""
+    """Return the command that removes at most a thousand notes that are no claims."""
     return ("HDEL", claims_key(token), *members[:1000])
 
 
 def forget(token: str, claim: Claim) -> Command:
-    """Return the command that has the server no longer note a claim for a process."""
+    """Return the command that removes the server's note of a claim for a process."""
     return ("HDEL", claims_key(token), claim.member)
 
 
 def unknown_claims(reply: Sequence[bytes], known: Iterable[str], unreadable: list[bytes] | None = None) -> list[Claim]:
-    """Return the claims in the server's note that are not among ``known`` members: their reply was lost.
+    """Return the claims in the server's note that are not among ``known`` members, because their reply was lost.
 
     Args:
         unreadable: gets the members of notes that no claim has written.
@@ -171,7 +170,7 @@ def unknown_claims(reply: Sequence[bytes], known: Iterable[str], unreadable: lis
 
 
 def _note_of(note: bytes) -> tuple[str, str, str]:
-    """Return queue, key and worker name of a claim's note: two lengths go first, since a name may have any bytes."""
+    """Return queue, key and worker name of a claim's note, led by two lengths, since a name may have any bytes."""
     of_queue, of_key, words = note.split(b" ", 2)
     end = int(of_queue)
     return text(words[:end]), text(words[end : end + int(of_key)]), text(words[end + int(of_key) :])

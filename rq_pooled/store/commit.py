@@ -1,4 +1,4 @@
-"""What is recorded of a job that ran, and the scripts that prepare and record it."""
+"""Defines what is recorded of a job that ran, and the scripts that prepare and record it."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ NOTHING = (0, Packed(0, b""))
 
 @dataclass
 class Outcome:
-    """What is to be recorded for a claim, packed: the parent only passes it on."""
+    """The record of a claim's end, packed, since the parent only passes it on."""
 
     claim: Claim
-    #: The job's status after it: only whether it is ``failed`` matters here.
+    #: The job's status afterwards; only whether it is ``failed`` matters here.
     status: str
-    #: Reads that have to give the same reply still, as commit.lua takes them, and how many.
+    #: The number of reads whose replies must not have changed, and the reads as commit.lua takes them.
     guards: tuple[int, Packed]
-    #: The commands that RQ's handler chose, likewise.
+    #: The number of commands that RQ's handler chose, and the commands in the same form.
     commands: tuple[int, Packed]
     #: Further commands, which enqueue dependents; they are made anew when a guard's reply has changed.
     dependents: tuple[int, Packed] = NOTHING
-    #: The slot and its task whose horse waits to hear that it was recorded, if one does.
+    #: The slot and task whose horse waits for the confirmation, if one does.
     receipt_for: Any = None
     #: How often its guards' replies had changed.
     changes: int = 0
@@ -49,7 +49,7 @@ class Outcome:
     refusals: int = 0
     #: How often the connection was lost while it was on its way.
     losses: int = 0
-    #: It was recorded once already, by a server that may have lost its last seconds since.
+    #: It was recorded once already, by a server that may have lost its last seconds of writes.
     again: bool = False
 
     def words(self) -> list[Word | Packed]:
@@ -57,16 +57,16 @@ class Outcome:
         claim = self.claim
         counts = (self.guards[0], self.commands[0] + self.dependents[0])
         packed = (self.guards[1], self.commands[1], self.dependents[1])
-        # What is sent again says nothing about what its worker does now.
+        # An outcome that is sent again must not change what its worker says of itself.
         name = "" if self.again else claim.worker_name
         return [claim.job_id, claim.execution_id, claim.queue, name, *counts, *packed]
 
     def size(self) -> int:
-        """Return about how many bytes it holds."""
+        """Return its approximate size in bytes."""
         return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents))
 
     def on_recorded(self) -> None:
-        """Keep what is needed to record it again; not the job's data, which may be large."""
+        """Note that it was recorded, and drop the job's data, which recording it again does not need."""
         self.claim, self.again = self.claim._replace(raw={}), True
 
 
@@ -88,21 +88,21 @@ def commit_outcomes(token: str, outcomes: Iterable[Outcome]) -> Command:
 
 
 def set_aside(member: str, queue: str, life: int, values: Iterable[tuple[str, Word]]) -> Command:
-    """Put large values of a claim's outcome aside, each (field, value), for so many seconds."""
+    """Put large values of a claim's outcome aside, each (field, value), for ``life`` seconds."""
     words = [word for value in values for word in value]
     return call("aside", (aside_key(member), registry_key("wip", queue)), member, life, *words)
 
 
 def guarded_reads(commands: Iterable[RawCommand]) -> Command:
-    """Read, with a digest per reply."""
+    """Return the command that runs reads and digests each reply."""
     return call("reads", (), pack_runs(commands))
 
 
 def bare_failure(claim: Claim, reason: str) -> Outcome:
-    """Return the plainest failure of a job that RQ's own code cannot even be given.
+    """Return a minimal failure of a job whose hash RQ's own code cannot read.
 
-    Only for jobs whose hash makes every horse fail that rebuilds it: without this, they would be claimed and
-    buried for ever. Written as RQ writes a failed job, but for the fields that only a Job could compute.
+    Every horse that rebuilds such a job fails, so it would be claimed again without end. The failure is written as RQ
+    writes one, without the fields that only a Job can compute.
     """
     job, registry = job_key(claim.job_id), FailedJobRegistry.key_template.format(claim.queue)
     ended = utcformat(now())
@@ -120,9 +120,7 @@ def bare_failure(claim: Claim, reason: str) -> Outcome:
 
 
 def _failure_score(raw: Mapping[bytes, bytes]) -> int:
-    """Return the score of a failed job as RQ's registry computes it: a negative one, which its clean-up leaves, for
-    ever.
-    """
+    """Return the score of a failed job as RQ's registry computes it; a negative score means for ever."""
     try:
         ttl = min(int(raw[b"failure_ttl"]), LONGEST)
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""What a worker counts, cheaply enough for thousands of jobs a second; published with the heartbeat."""
+"""Counts what a worker does, cheaply enough for thousands of jobs a second; published with the heartbeat."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from typing import Any
 from ..foreign import seconds_of
 from .keys import QUEUE
 
-#: Upper bounds of the histograms' buckets in seconds; one more bucket holds what is above the last.
+#: Upper bounds of the histograms' buckets in seconds; one more bucket holds all longer durations.
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 #: The counters, in the order in which they are shown. All but ``outage_seconds`` are whole numbers.
 NAMES = (
     *("claims", "finished", "failed", "retried", "lost_claims", "stale_ids", "stalls"),
     *("reconnects", "outage_seconds", "horses_replaced", "refused", "unsigned"),
 )
-#: What is also told for the last minutes, and for how many seconds.
+#: The counters that are also published for the last minutes, and the number of seconds that this covers.
 RECENT, WINDOW = ("finished", "failed", "retried"), 300.0
-#: How RQ's handlers say that a job succeeded, also where its status does not; every outcome of theirs has this or
+#: How RQ's handlers record that a job succeeded, even if its status does not; every outcome of theirs has this or
 #: ``failed_job_count``.
 _SUCCEEDED = b"\r\nsuccessful_job_count\r\n"
-#: How a horse says that it did not load a job, and that it ran one without a signature.
+#: How a horse records that it did not load a job, and that it ran one without a signature.
 REFUSED, UNSIGNED = b"\r\nrefused_job_count\r\n", b"\r\nunsigned_job_count\r\n"
 
 
 class Histogram:
-    """How often a duration fell into each bucket, and the sum of all."""
+    """Counts durations by bucket, and sums all of them."""
 
     __slots__ = ("counts", "sum")
 
@@ -37,7 +37,7 @@ class Histogram:
         self.sum = 0.0
 
     def add(self, seconds: float) -> None:
-        """Count one duration; one below 0, of two clocks that disagree, counts as 0."""
+        """Count one duration; a negative one, from two clocks that disagree, counts as 0."""
         seconds = max(0.0, seconds)
         self.counts[bisect_left(BOUNDS, seconds)] += 1
         self.sum += seconds
@@ -67,36 +67,34 @@ class Counters:
         self._earlier: deque[tuple[float, tuple[int, ...]]] = deque([(time.monotonic(), (0,) * len(RECENT))])
         #: Jobs given to a horse.
         self.claims = 0
-        #: Outcomes recorded. Each is one of: succeeded (repeats too), failed for good or stopped, to be run again.
+        #: Recorded outcomes: succeeded (repeats too), failed for good or stopped, and to be run again.
         self.finished = 0
         self.failed = 0
         self.retried = 0
         #: Outcomes dropped because the job was cancelled, deleted or handed on meanwhile.
         self.lost_claims = 0
-        #: Ids in a queue without a job.
+        #: Ids without a job that were found in a queue.
         self.stale_ids = 0
-        #: Jobs of other workers, which had died or were silent, found and put back or failed.
+        #: Jobs of dead or silent workers that were put back or failed.
         self.stalls = 0
-        #: How often the server was lost and found again, and for how long it was away in all.
+        #: How often the server was lost and found again, and the seconds that it was away in all.
         self.reconnects = 0
         self.outage_seconds = 0.0
         #: Horses forked in place of others.
         self.horses_replaced = 0
         #: Jobs that were not loaded: their signature is wrong, or ALLOWED does not name what they call.
         self.refused = 0
-        #: Outcomes of jobs without a signature that ran, see SIGNING.
+        #: Outcomes of jobs that ran without a signature, see SIGNING.
         self.unsigned = 0
-        #: From being enqueued to being claimed, and from being given to a horse to its outcome.
+        #: Seconds from enqueue to claim, and from giving a job to a horse to its outcome.
         self.queue_wait = Histogram()
         self.run_time = Histogram()
-        #: Jobs given to a horse by key of their queue, since ``rates`` was last asked.
+        #: Jobs given to a horse since the last call of ``rates``, by queue key.
         self._begun: dict[str, int] = {}
         self._begun_since = time.monotonic()
 
     def rates(self) -> dict[str, float]:
-        """Return how many jobs per minute were begun from each queue, by name, since this was last asked; none if
-        none.
-        """
+        """Return the jobs begun per minute since the last call, by queue name; queues without any are left out."""
         now = time.monotonic()
         minutes = max(1.0, now - self._begun_since) / 60
         rates = {key.removeprefix(QUEUE): round(count / minutes, 1) for key, count in self._begun.items()}
@@ -107,7 +105,7 @@ class Counters:
         """Count a job given to a horse.
 
         Args:
-            queue_key: of the queue it was taken from.
+            queue_key: the key of the queue that it was taken from.
             enqueued_at: as in the job's hash, written by RQ.
             claimed_at: seconds since the epoch.
         """
@@ -151,7 +149,7 @@ class Counters:
 
 
 def quantile(found: dict[str, Any], share: float) -> float | None:
-    """Return the bound below which ``share`` of a histogram's durations are; None if there are none, inf past the
+    """Return the bound below which ``share`` of a histogram's durations lie; None if there are none, inf past the
     last.
     """
     if not found["count"]:

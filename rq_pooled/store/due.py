@@ -1,7 +1,7 @@
-"""Due times with their fraction: RQ cuts it off, so a job due in two seconds started after one.
+"""Keeps the fraction of due times: RQ cuts it off, so a job due in two seconds may start after one.
 
-A due time of ours is never a whole number. The promotion takes a whole one for a stock client's, whose fraction is
-lost, and moves that job one second later; see promote.lua. Stock schedulers compare with whole seconds, and are never
+A due time of ours is never a whole number. A whole number comes from a stock client, which has lost the fraction, so
+the promotion moves that job one second later; see promote.lua. Stock schedulers compare whole seconds, and are never
 early.
 """
 
@@ -18,7 +18,7 @@ _patched = False
 
 
 def fraction_of(microseconds: int) -> float:
-    """Return what to add to a whole second: milliseconds, rounded up, and never a whole second."""
+    """Return the fraction to add to a whole second: milliseconds, rounded up, and never a whole second."""
     milliseconds = -(-microseconds // 1000)
     return (milliseconds + (milliseconds % 1000 == 0)) / 1000
 
@@ -30,7 +30,7 @@ def due_at(seconds: float) -> str:
 
 
 class _Adding:
-    """Stands in for the connection of a registry: RQ decides on the whole second that it writes."""
+    """Stands in for the connection of a registry, to which RQ writes a whole second."""
 
     def __init__(self, connection: Any, fraction: float) -> None:
         self._connection = connection
@@ -42,7 +42,7 @@ class _Adding:
 
 
 def use_in_jobs() -> None:
-    """Have RQ's registries of this process keep fractions, for a horse, whose process is ours."""
+    """Make RQ's registries in this process keep fractions; only for a horse, whose process is ours."""
     global _patched
     if _patched:
         return
@@ -62,9 +62,10 @@ def use_in_jobs() -> None:
 
 
 def add_fraction(connection: Any, key: str, job_id: str, moment: datetime) -> None:
-    """Add to a due time that RQ has just written what it has cut off; to one that is there no more, nothing.
+    """Add the fraction that RQ has cut off to the due time that it has just written, if the entry still exists.
 
-    For processes that are not ours. Where this is lost, the time is a whole one, and the job runs a second later.
+    This serves processes that are not ours. If the command is lost, the time stays whole, and the job runs a second
+    later.
     """
     if not _patched:
         with contextlib.suppress(RedisError):  # the job is scheduled, whatever becomes of this

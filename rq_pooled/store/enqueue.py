@@ -1,4 +1,4 @@
-"""How jobs are enqueued in one step where something may speak against it."""
+"""Enqueues jobs in one step, under conditions that may refuse them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scripts import call
 def enqueue_new(
     job_key: str, queue_key: str, job_id: str, at_front: bool, ttl: int | None, fields: Sequence[Word]
 ) -> Command:
-    """Enqueue a job, given as field and value by turns, unless one with its id is there."""
+    """Enqueue a job, given as alternating fields and values, unless a job with its id exists."""
     return call("enqueue_new", (job_key, queue_key, QUEUES), job_id, "L" if at_front else "R", ttl or -1, *fields)
 
 

@@ -1,4 +1,4 @@
-"""How failed jobs and dead letters are read and changed, under the lock of a sweep."""
+"""Reads and changes failed jobs and dead letters, under the lock of a sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .scripts import call
 def failed_page(
     registry: str, lock: SweepLock, place: tuple[str, int, str], limit: int, max_bytes: int, with_data: bool
 ) -> Command:
-    """Read the entries after ``place``: (score, entries with it that were seen, the last of them)."""
+    """Read the entries after ``place``: (score, number of entries seen with this score, the last of them)."""
     return call("failed_page", (registry, lock.key), lock.owner, lock.ttl, *place, limit, max_bytes, int(with_data))
 
 
@@ -28,7 +28,7 @@ def failed_requeue(
     retries: int | None,
     jobs: Iterable[tuple[str, str, str]],
 ) -> Command:
-    """Requeue jobs, each (id, its ended_at or 'any', when it is due or '')."""
+    """Requeue jobs, each (id, its ended_at or 'any', its due time or '')."""
     limits = ("" if times is None else times, queue, "" if retries is None else retries)
     words = [word for job in jobs for word in job]
     head = (lock.owner, lock.ttl, now, empty, default_timeout, int(at_front), *limits)
@@ -48,5 +48,5 @@ def failed_purge(registry: str, lock: SweepLock, jobs: Iterable[tuple[str, str]]
 
 
 def failed_ghosts(registry: str, lock: SweepLock, start: int, limit: int, dry_run: bool) -> Command:
-    """Remove entries without a job among those from rank ``start`` on."""
+    """Remove entries without a job, from rank ``start`` on."""
     return call("failed_ghosts", (registry, lock.key), lock.owner, lock.ttl, start, limit, int(dry_run))

@@ -1,4 +1,4 @@
-"""Fetches jobs without unpickling what Redis holds of them: for web processes and schedulers, which run no jobs."""
+"""Fetches jobs without unpickling their data, for web processes and schedulers, which run no jobs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class _Inert:
 
 
 def fetch_inert(job_class: type[Job], job_id: str, connection: Redis, serializer: Any = None) -> Job:
-    """Return a job whose ``meta`` has its plain values, all else in it Inert; ``job.get_meta()`` loads what it is.
+    """Return a job whose ``meta`` has plain values and Inert objects; ``job.get_meta()`` loads the real ones.
 
-    Other serializers than RQ's default one are used as they are.
+    Serializers other than RQ's default one are used as they are.
 
     Raises:
         rq.exceptions.NoSuchJobError: the job is gone.

@@ -1,7 +1,7 @@
-"""The keys and channels in Redis: all of ours, and those of RQ and rq-scheduler that are written by hand.
+"""Names the keys and channels in Redis: all of ours, and those of RQ and rq-scheduler that our code uses directly.
 
-Each begins with the prefix that RQ has read from RQ_KEY_PREFIX, ``rq`` unless it is set, and each of ours with
-``<prefix>_pooled:``. The comments, here and in the scripts, write them with ``rq``.
+Each begins with the prefix that RQ reads from RQ_KEY_PREFIX, by default ``rq``; each of ours begins with
+``<prefix>_pooled:``. Comments, here and in the scripts, write them with ``rq``.
 
 A script in lua/ knows each upper-case text of this module by the same name: ``JOB .. id`` there is ``JOB + id`` here.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .. import rq_api
 
-#: What all keys of this application begin with, and all of ours.
+#: The prefix of all keys, and the prefix of ours.
 PREFIX = rq_api.key_prefix()
 OURS = f"{PREFIX}_pooled"
 
@@ -22,31 +22,31 @@ def literal(text: str) -> str:
 
 # -- ours ------------------------------------------------------------------------------------------------------------
 
-#: No key has this name: a command on it, or a message to it, changes nothing.
+#: A name that no key has, so a command on it, or a message to it, changes nothing.
 NONE = f"{OURS}:none"
-#: The sorted set of the processes that publish statistics: key of the hash -> server time at which that expires.
+#: The sorted set of the processes that publish statistics: key of the hash -> server time at which the hash expires.
 STATS = f"{OURS}:stats"
-#: The list of samples of the number of clients, newest first. Its name begins as that of the statistics: neither
+#: The list of samples of the number of clients, newest first. It shares the prefix of the statistics, since neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = f"{STATS}:starting"
-#: A text on which commands are tried, see rights.lua.
+#: The text on which commands are tried, see rights.lua.
 RIGHTS = f"{STATS}:rights"
-#: The prefixes under which a server before 7.0 is asked about rights: RQ's keys, and ours.
+#: The prefixes under which a server before 7.0 is asked about rights on RQ's keys, and on ours.
 RIGHTS_OF_RQ, RIGHTS_OF_OURS = f"{PREFIX}:rights", f"{OURS}:rights"
-#: The PubSub channel on which workers announce levels and leaks as JSON, once however many workers there are.
+#: The PubSub channel on which levels and leaks are announced as JSON, once for all workers together.
 EVENTS = f"{OURS}:events"
-#: Queue -> its limit, and the one that code declares, see queue/limits.py.
+#: The hashes of queue -> limit in force, and of queue -> limit declared by code, see queue/limits.py.
 LIMITS, DECLARED_LIMITS = f"{OURS}:limits", f"{OURS}:limits:code"
-#: The locks of the one worker that looks for stalled jobs, and of the one that looks for ghosts.
+#: The locks under which one worker at a time looks for stalled jobs, and for ghosts.
 STALLED_LOCK, GHOSTS_LOCK = f"{OURS}:lock:stalled", f"{OURS}:lock:ghosts"
-#: The prefixes of the starts that a limit counts, and of the keys that are there while a queue's limit is reached: by
-#: jobs that run, by jobs that started.
+#: The prefixes of the starts that a limit counts, and of the keys that exist while a queue's limit is reached: by
+#: running jobs, by started jobs.
 STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"
-#: The prefixes of leases, of large values of outcomes, of keys that are spent, and of those whose job runs.
+#: The prefixes of leases, of large values of outcomes, of spent keys, and of keys whose job runs.
 LEASES, ASIDE, ONCE, ONCE_RUNNING = f"{OURS}:leases:", f"{OURS}:aside:", f"{OURS}:once:", f"{OURS}:once-running:"
-#: The prefix of what was seen in the intermediate queue of a queue, see intermediate.lua.
+#: The prefix of the ids seen in a queue's intermediate queue, see intermediate.lua.
 INTERMEDIATE = f"{OURS}:intermediate:"
 
 
@@ -74,7 +74,7 @@ def aside_key(member: str) -> str:
 
 
 def budget_keys(name: str) -> tuple[str, str, str, str]:
-    """Return the leases of a budget, what each holds, the order of their commands, and who waits; see budget.lua."""
+    """Return the keys of a budget: leases, their connections, their commands' order, and waiting; see budget.lua."""
     leases = f"{OURS}:budget:{name}"
     return leases, f"{leases}:held", f"{leases}:order", f"{leases}:waiting"
 
@@ -100,12 +100,12 @@ def once_key(key: str) -> str:
 
 
 def once_running_key(key: str) -> str:
-    """Return the text that names the claim of the job with this key that runs."""
+    """Return the text that names the claim of the running job with this key."""
     return f"{ONCE_RUNNING}{key}"
 
 
 def unique_key(digest: str) -> str:
-    """Return the text that names the job which is the only one of its call, see queue/unique.py."""
+    """Return the text that names the only job of a unique call, see queue/unique.py."""
     return f"{OURS}:unique:{digest}"
 
 
@@ -116,11 +116,11 @@ def notice_key(token: str) -> str:
 
 # -- RQ's ------------------------------------------------------------------------------------------------------------
 
-#: The set of the keys of all queues, and that of the keys of all workers; those of a queue have its name behind it.
+#: The sets of the keys of all queues, and of all workers; a queue's own set of workers has its name appended.
 QUEUES, WORKERS = f"{PREFIX}:queues", f"{PREFIX}:workers"
 #: Exists while the workers are told to take no jobs.
 SUSPENDED = f"{PREFIX}:suspended"
-#: The set of the names of all groups, and that of the keys of all rate limits.
+#: The set of the names of all groups, and the set of the keys of all rate limits.
 GROUPS, RATE_LIMITS = f"{PREFIX}:groups", f"{PREFIX}:rl-keys"
 #: The prefixes of jobs, queues, workers, groups and rate limits.
 JOB, QUEUE, WORKER = f"{PREFIX}:job:", f"{PREFIX}:queue:", f"{PREFIX}:worker:"
@@ -129,7 +129,7 @@ GROUP, RATE_LIMIT = f"{PREFIX}:group:", f"{PREFIX}:rl:"
 RESULTS, EXECUTION, EXECUTIONS = f"{PREFIX}:results:", f"{PREFIX}:execution:", f"{PREFIX}:executions:"
 #: A pattern of SCAN that finds the keys of both kinds.
 EXECUTION_PATTERN = f"{literal(PREFIX)}:execution*"
-#: The prefixes of registries; that of jobs that have started is ``wip``.
+#: The prefixes of registries; started jobs stand in ``wip``.
 WIP, FINISHED, CANCELED = f"{PREFIX}:wip:", f"{PREFIX}:finished:", f"{PREFIX}:canceled:"
 DEFERRED, SCHEDULED, READY = f"{PREFIX}:deferred:", f"{PREFIX}:scheduled:", f"{PREFIX}:ready:"
 #: The prefixes of RQ's schedulers, and of the locks under which one at a time moves a queue's due jobs.
@@ -162,7 +162,7 @@ def queue_key(queue: str) -> str:
 
 
 def registry_key(kind: str, queue: str) -> str:
-    """Return a registry of a queue, as ``wip``, ``failed`` or ``scheduled``."""
+    """Return a registry of a queue, such as ``wip``, ``failed`` or ``scheduled``."""
     return f"{PREFIX}:{kind}:{queue}"
 
 
@@ -187,14 +187,14 @@ def group_key(group: str) -> str:
 
 
 def waiting_key(limit: str) -> str:
-    """Return the sorted set of the jobs that wait at a rate limit; RQ 3's."""
+    """Return the sorted set of the jobs that wait at a rate limit of RQ 3."""
     return f"{RATE_LIMIT}{limit}:rate_limited"
 
 
 # -- rq-scheduler's --------------------------------------------------------------------------------------------------
 
-#: Job -> when it is due, and the lock of who moves them. rq-scheduler's own class and its command know these with
-#: ``rq`` only; our Scheduler has them under the prefix.
+#: The sorted set of job -> due time, and the lock under which jobs are moved. rq-scheduler's own class and command
+#: always use ``rq``; our Scheduler uses the prefix.
 SCHEDULED_JOBS, SCHEDULER_LOCK = f"{SCHEDULER}scheduled_jobs", f"{PREFIX}:scheduler_lock"
-#: The hash of a scheduler that runs, in old versions the one key for it, and the prefix of those of today.
+#: The hash of a running scheduler: the single key of old versions, and the prefix of today's keys.
 SCHEDULER_RUNS, SCHEDULER_INSTANCE = f"{PREFIX}:scheduler", f"{PREFIX}:scheduler_instance:"

@@ -1,4 +1,4 @@
-"""The leases of claims: how they are renewed, given back, and dealt with where they are over."""
+"""Renews the leases of claims, gives claims back, and finds expired leases."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .claim import Claim
 from .keys import claims_key
 from .scripts import call
 
-#: Expired leases that one look deals with, and jobs among them that it fails: each of these needs a horse.
+#: Expired leases that one search handles, and jobs among them that it fails, each of which needs a horse.
 MAX_STALLED, MAX_STALLED_FAILURES = 100, 5
 
 
 class Stalled(NamedTuple):
-    """The reply to a look for expired leases."""
+    """The reply to a search for expired leases."""
 
-    #: There may be more.
+    #: There may be more expired leases.
     more: bool
-    #: What went back: job id, queue, worker that had it, how often it has stalled.
+    #: Jobs that were put back: job id, queue, last worker, number of stalls.
     returned: list[tuple[str, str, str, int]]
-    #: What has stalled too often and is to be failed: claim, how often.
+    #: Jobs that have stalled too often and must be failed: claim, number of stalls.
     taken: list[tuple[Claim, int]]
 
 
@@ -43,7 +43,7 @@ def heartbeat(
 
 
 def push_back(settings: Settings, token: str, claims: Iterable[Claim], begun: bool = False) -> Command:
-    """Return the command that puts claimed jobs back at the front of their queues; ``begun`` counts as a stall."""
+    """Return the command that puts claimed jobs back at the front of their queues; a begun job counts as stalled."""
     words: list[Word] = []
     for claim in claims:
         words += (claim.job_id, claim.execution_id, claim.queue, claim.worker_name, claim.queue_key)
@@ -56,7 +56,7 @@ def find_stalled(settings: Settings, token: str, queue_keys: Sequence[str], name
     Jobs go back. One that stalled too often is claimed for the worker of this name, to be failed.
     """
     limits = (settings.heartbeat_ttl, math.ceil(settings.abandon_after), settings.max_stalls)
-    # A little less than the interval, so that the next worker does not find the lock of the round before.
+    # The lock lives a little less than the interval, so that the next round does not find it.
     lock_life = max(1, int(settings.stalled_interval * 0.9 * 1000))
     executions = [uuid4().hex for _ in range(MAX_STALLED_FAILURES)]
     words: Iterable[Word] = (*limits, lock_life, claims_key(token), name, MAX_STALLED, valid_until, *executions)
@@ -64,7 +64,7 @@ def find_stalled(settings: Settings, token: str, queue_keys: Sequence[str], name
 
 
 def stalled_of(reply: Any, name: str) -> Stalled:
-    """Return the reply to ``find_stalled`` in our terms."""
+    """Read the reply to ``find_stalled``."""
     more, back, failed = reply
     returned = [(text(job), text(queue), text(holder), stalls) for job, queue, holder, stalls in back]
     taken = []
@@ -76,5 +76,5 @@ def stalled_of(reply: Any, name: str) -> Stalled:
 
 
 def postpone(queue_keys: Sequence[str], abandon_after: int) -> Command:
-    """Keep RQ's clean-up from claims with a lease of ours, once each."""
+    """Keep RQ's clean-up away from claims with a lease of ours, once per claim."""
     return call("postpone", queue_keys, abandon_after)

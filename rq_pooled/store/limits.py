@@ -1,4 +1,4 @@
-"""How the limits of queues are changed, see queue/limits.py."""
+"""Changes the limits of queues, see queue/limits.py."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from .scripts import call
 
 
 def change_limit(queue: str, who: str, written: str) -> Command:
-    """Change the limit of a queue: by its ``code``, an ``operator``, or ``clear`` it."""
+    """Set the limit of a queue, as its ``code`` or an ``operator``, or ``clear`` it."""
     return call("limit", (LIMITS, DECLARED_LIMITS), queue, who, written)

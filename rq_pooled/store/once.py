@@ -1,8 +1,9 @@
-"""Spent-once keys: what is written where.
+"""Defines where spent-once keys are written.
 
-A job with a key carries it in its hash. ``rq_pooled:once:<key>`` holds the id of the job that spent it: the first that
-succeeded, in the step that records its result. While a job with the key runs, ``rq_pooled:once-running:<key>`` names
-its claim, so that no other job with that key runs beside it; it counts only as long as that claim stands.
+A job with a key carries it in its hash. ``rq_pooled:once:<key>`` holds the id of the job that spent it: the first job
+that succeeded; the step that records its result writes the id. While a job with the key runs,
+``rq_pooled:once-running:<key>`` names its claim, so that no other job with that key runs. It counts only while that
+claim stands.
 """
 
 from __future__ import annotations
@@ -16,27 +17,27 @@ from .keys import job_key, once_key, once_running_key
 
 #: Fields of a job's hash: its key, and the seconds for which it stays spent (0: for ever).
 FIELD, TTL_FIELD = "rq_pooled_once", "rq_pooled_once_ttl"
-#: Field of a job's hash: when the job was created that has the key. Another one that takes its id has another time, and
-#: not its key, although RQ leaves the fields of the old hash.
+#: Field of a job's hash: the time at which the key's job was created. A later job with the same id has another time,
+#: so a key that RQ left in the old hash is not its own.
 OF_FIELD = "rq_pooled_once_of"
 #: Field of the hash of a job that was not run: the id of the job that spent its key.
 DUPLICATE_FIELD = "rq_pooled_duplicate_of"
-#: Field of a claim, not of the hash, where it may be from an earlier run: the same.
+#: Field of a claim: the same id. The hash is not read for it, because its value may be from an earlier run.
 SPENDER_FIELD = "rq_pooled_once_spender"
-#: Field of a claim, not of the hash: the key that says who runs was written by it.
+#: Field of a claim, not of the hash: this claim has written the key of the running job.
 RUNNING_FIELD = "rq_pooled_once_running"
 
 
 def duplicate_of(raw: Mapping[bytes, bytes]) -> str | None:
-    """Return the id of the job that spent the key of a claimed job, None if it is to be run."""
+    """Return the id of the job that spent a claimed job's key, None if the claimed job must run."""
     found = raw.get(SPENDER_FIELD.encode())
     return text(found) if found else None
 
 
 def closing_commands(fields: Mapping[bytes, bytes], job_id: str, succeeded: bool) -> list[list[Any]]:
-    """Return what is to be recorded together with the outcome of a job, nothing for one that has no key.
+    """Return the commands to record with the outcome of a job, none for a job without a key.
 
-    NX: what is spent stays spent by whom it was spent, whatever happened to the claim of this job meanwhile.
+    NX keeps the first spender of a key, even if this job's claim was lost meanwhile.
     """
     key = fields.get(FIELD.encode())
     if key is None or RUNNING_FIELD.encode() not in fields:  # a duplicate, or the key is not its own
@@ -52,7 +53,7 @@ def closing_commands(fields: Mapping[bytes, bytes], job_id: str, succeeded: bool
 
 
 def _seconds(field: bytes) -> int:
-    """Return the life of a spent key as the server takes it, 0 for ever; what is no number is for ever."""
+    """Return the life of a spent key as the server takes it; 0, and any text that is no number, means for ever."""
     try:
         return max(0, min(int(field), LONGEST))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Which queues there are."""
+"""Lists the queues of a server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""RQ 3's rate limits: what our own code writes about the slot of a job that ends."""
+"""Frees the slot that a job holds at a rate limit of RQ 3, where RQ's own code does not."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from .keys import JOB, QUEUE, RATE_LIMIT
 
 
 def closing_commands(raw: Mapping[bytes, bytes], job_id: str, status: bytes) -> list[list[bytes]]:
-    """Return what RQ's own code does not write for the end of a rate-limited job, which RQ 2 runs without knowing
-    limits.
+    """Return the command that frees the slot of a rate-limited job under RQ 2, which knows no limits.
 
-    Its slot is taken back. An RQ 3 worker admits the waiting jobs in its maintenance: only RQ 3 has the script for it.
+    An RQ 3 worker admits the waiting jobs in its maintenance, because only RQ 3 has the script for it.
     """
     key = raw.get(b"rate_limit_key")
     if rq_api.RQ3 or not key or status in (b"queued", b"started"):
@@ -24,7 +23,7 @@ def closing_commands(raw: Mapping[bytes, bytes], job_id: str, status: bytes) -> 
 
 
 def release_commands(raw: Mapping[bytes, bytes], job_id: str, ended_at: str) -> list[tuple[Word, ...]]:
-    """Return the command that frees the slot of a job, for an outcome that is written without RQ's code."""
+    """Return the command that frees a job's slot, for an outcome that is written without RQ's code."""
     key, concurrency = raw.get(b"rate_limit_key"), raw.get(b"rate_limit_concurrency", b"")
     if not key:
         return []
@@ -36,6 +35,6 @@ def release_commands(raw: Mapping[bytes, bytes], job_id: str, ended_at: str) -> 
 
 
 def _sets(key: bytes) -> tuple[bytes, bytes]:
-    """Return the sorted sets of the jobs that a limit has let in, and of those that wait."""
+    """Return a limit's sorted sets of admitted and of waiting jobs."""
     limit = RATE_LIMIT.encode() + key
     return limit + b":allowed", limit + b":rate_limited"

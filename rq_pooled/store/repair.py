@@ -1,4 +1,4 @@
-"""How what others have left half done is found and mended."""
+"""Finds and mends what dead processes have left half done."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def rescue_intermediate(queue_keys: Sequence[str], age: float) -> Command:
 
 
 def queue_ready(queue_keys: Sequence[str], age: float, now: str) -> Command:
-    """Queue dependents that have been ready for ``age`` seconds; only stock workers of RQ 3 leave such."""
+    """Queue dependents that have been ready for ``age`` seconds; only stock workers of RQ 3 leave them."""
     return call("ready", queue_keys, age, now)
 
 
 def rescue_jobs(apply: bool, jobs: Iterable[tuple[str, str]]) -> Command:
-    """Put queued jobs that stand in no list back, each (id, its enqueued_at); or only tell which."""
+    """Put back queued jobs that stand in no list, each (id, its enqueued_at), or only return which they are."""
     return call("rescue", (), int(apply), *(word for job in jobs for word in job))

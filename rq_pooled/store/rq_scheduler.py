@@ -1,4 +1,4 @@
-"""How the jobs of rq-scheduler come into their queues."""
+"""Moves the jobs of rq-scheduler into their queues."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def move_job(
     dependencies: Sequence[str],
     fields: Sequence[Word],
 ) -> Command:
-    """Move a job of rq-scheduler, if it is still due then and the lock, (its value, seconds), is still ours."""
+    """Move a job of rq-scheduler if its due time is unchanged and the lock, (its value, seconds), is still ours."""
     token, life = lock or ("", 0)
     times = ("" if due is None else repr(float(due)), "" if next_time is None else next_time)
     words = (token, life, job_id, *times, "L" if at_front else "R", ttl or -1, len(dependencies), *dependencies)

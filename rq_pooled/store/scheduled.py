@@ -1,4 +1,4 @@
-"""How RQ's scheduled jobs come into their queues."""
+"""Moves RQ's scheduled jobs into their queues."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from ..wire import Command
 from .keys import registry_key
 from .scripts import call
 
-#: Life of a scheduler lock, as RQ's own: its interval of one second plus 60.
+#: Seconds that a scheduler lock lives, as RQ's own: its interval of one second plus 60.
 SCHEDULER_LOCK_TTL = 61
 #: Jobs per queue that one promotion moves; when there are more, it is called again at once.
 MAX_PROMOTED = 100
-#: What RQ's scheduler gives to a job without a timeout.
+#: The timeout that RQ's scheduler gives to a job without one.
 DEFAULT_TIMEOUT = 180
 
 

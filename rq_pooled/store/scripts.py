@@ -1,7 +1,7 @@
-"""The Lua scripts: their texts, their hashes, and the rights that they need.
+"""Loads the Lua scripts: their texts, their hashes, and the rights that they need.
 
-The typed functions stand in the modules of what they are about. They only build commands, each a tuple of words for
-one EVALSHA. The caller sends them, and several can travel in one round trip.
+The typed function of each script stands in the module of its subject. It only builds a command, a tuple of words for
+one EVALSHA. The caller sends it, and several can travel in one round trip.
 """
 
 from __future__ import annotations
@@ -71,26 +71,24 @@ def _texts() -> dict[Any, str]:
 
 
 def load() -> list[Command]:
-    """Return the commands that make the server know all scripts; needed once, and after a SCRIPT FLUSH."""
-    # RQ's own for rate limits serve maintenance.
+    """Return the commands that load all scripts into the server: needed once, and after a SCRIPT FLUSH."""
+    # RQ's own scripts for rate limits are used by maintenance.
     texts = [*(script.text for script in scripts().values()), *rq_api.rate_limit_scripts().values()]
     return [("SCRIPT", "LOAD", text) for text in texts]
 
 
 def with_text(command: Command) -> Command:
-    """Return a call with the script's text in the place of its hash, where the reply may not be waited for."""
+    """Return a call with the script's text instead of its hash, for a caller that cannot wait for the reply."""
     return ("EVAL", _texts()[command[1]], *command[2:])
 
 
 def is_unknown(reply: Any) -> bool:
-    """Tell whether a reply says that the server does not know the script, after a SCRIPT FLUSH or on a new master: then
-    nothing was done.
-    """
+    """Tell whether the server did not know the script and did nothing, as after SCRIPT FLUSH or on a new master."""
     return isinstance(reply, NoScriptError) or (isinstance(reply, ResponseError) and "NOSCRIPT" in str(reply))
 
 
 def run(send: Callable[[Command], Any], command: Command) -> Any:
-    """Return the reply to the call of a script: one round trip where the server knows it, else three.
+    """Return the reply to the call of a script: one round trip if the server knows it, else three.
 
     Args:
         send: sends a command and waits for its reply; raises an error of the server.
@@ -115,7 +113,7 @@ def run_script(client: Redis, command: Command) -> Any:
     def send(words: Command) -> Any:
         try:
             return execute(*words)
-        # Nothing was sent: one of the words is a text that stands for other bytes, which is rare.
+        # Nothing was sent, because a word is a text that stands for other bytes, which is rare.
         except UnicodeEncodeError:
             return execute(*encoded(words))
 
@@ -133,24 +131,24 @@ def rights() -> Command:
 
 
 def needed() -> list[str]:
-    """Return the commands that a worker's scripts run, in order; DEL last, which ends the key they are tried on."""
+    """Return the commands that a worker's scripts run, in order; DEL is last, since it removes the tried key."""
     named = {name for script in _WORKING for name in re.findall(r"'([A-Z]{3,})'", scripts()[script].text)}
     return sorted((named & _WORDS.keys()) | _OF_RQ, key=lambda name: (name == "DEL", name))
 
 
 def _text(name: str) -> str:
-    """Return a script whole: a line ``-- include name`` stands for a function that it shares with others."""
+    """Return a complete script: each line ``-- include name`` is replaced by a shared function."""
     text = (_FOLDER / f"{name}.lua").read_text()
     line = re.compile("^-- include (.+)\n", re.MULTILINE)
     text = line.sub(lambda found: (_FOLDER / "shared" / f"{found[1]}.lua").read_text(), text)
     text = _ask_rights(text)
-    # What a script knows of the installed RQ.
+    # The script gets what it must know of the installed RQ.
     text = text.replace("-- RQ\n", rq_api.lua_prelude()).replace("-- RQ limits\n", _limits())
     return _name_keys(text)
 
 
-#: The names by which scripts know keys, and the keys or their beginnings; none has a letter that Lua's quotes would not
-#: take as it is.
+#: The names by which scripts know keys, and the keys or their prefixes, none with a character that Lua would have to
+#: escape.
 KEYS = {
     name: text
     for name, text in vars(keys).items()
@@ -171,32 +169,32 @@ def _name_keys(text: str) -> str:
 
 
 def _limits() -> str:
-    """Return what scripts that deal with rate limits know of the installed RQ."""
+    """Return the Lua text that tells scripts for rate limits about the installed RQ."""
     guarded = (_FOLDER / "shared" / "guarded_limit.lua").read_text()
     of_rq = rq_api.lua_limits()
     return rq_api.lua_prelude() + _ask_rights(guarded, of_rq) + of_rq
 
 
 def commands_of(text: str) -> list[str]:
-    """Return the commands that a script's text names, in order; DEL last, which ends the key they are tried on."""
+    """Return the commands that a script's text names, in order; DEL is last, since it removes the tried key."""
     code = re.sub("--.*", "", text)
     return sorted(set(re.findall("[A-Z]{3,}", code)) & _WORDS.keys(), key=lambda name: (name == "DEL", name))
 
 
-#: Where a script asks for rights: ``-- rights first``, then of which commands, if not of all that follow, and a key. A
-#: server that can only try is not asked again while that key exists; it tries all that follow.
+#: The line at which a script asks for rights: ``-- rights first``, then the commands, by default all that follow, and a
+#: key. While that key exists, a server that can only try commands is not asked again; it tries all that follow.
 _RIGHTS_LINE = re.compile(r"^ *-- rights first(?: of ([A-Z ]+))?(?:: (.+))?\n", re.MULTILINE)
 
 
 def _ask_rights(text: str, more: str = "") -> str:
-    """Return a text that asks, at its lines ``-- rights first``, for the rights of what follows, and of ``more``."""
+    """Return a text that asks, at each line ``-- rights first``, for the rights to later commands and ``more``."""
     asked = (_FOLDER / "shared" / "rights_first.lua").read_text()
 
     def ask(line: re.Match[str]) -> str:
         every = commands_of(text[line.end() :] + more)
         chosen = line[1].split() if line[1] else every
         every = every if line[2] else chosen
-        # One question for our own keys; all others are for RQ's.
+        # One question is for our own keys; all others are for RQ's.
         ours = (chosen[0], "RIGHTS_OF_OURS")
         questions = [f"may('{name}', {key})" for name, key in [*((name, "RIGHTS_OF_RQ") for name in chosen), ours]]
         tries = [_try(name, key) for name, key in [*((name, "RIGHTS_OF_RQ") for name in every), ours]]
@@ -207,7 +205,7 @@ def _ask_rights(text: str, more: str = "") -> str:
 
 
 def _try(command: str, key: str) -> str:
-    """Return the words with which a command is tried, as a Lua table: itself, a key if it takes one, and more."""
+    """Return the words with which a command is tried, as a Lua table: its name, any key, and fillers."""
     takes_key, more = _WORDS[command]
     words = [f"'{command}'", key if takes_key else "false", *["'1'"] * more]
     return "{ " + ", ".join(words) + " }"

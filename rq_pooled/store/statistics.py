@@ -1,4 +1,4 @@
-"""How a process publishes its statistics: one hash with expiry, under its name."""
+"""Publishes a process's statistics: one hash with expiry, under its name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..wire import Command
 from .keys import SAMPLES, STATS, stats_key
 from .scripts import call
 
-#: Seconds that the statistics of a web process are kept: one without requests is silent, which is no fault.
+#: Seconds that the statistics of a web process are kept, long because a process without requests is silent.
 WEB_TTL = 3600.0
 
 
@@ -21,10 +21,10 @@ def publish(process: str, ttl: float, fields: Mapping[str, Any]) -> Command:
 
 
 def withdraw(process: str) -> list[Command]:
-    """Return the commands that remove what a process has published: it ends."""
+    """Return the commands that remove the statistics of a process that ends."""
     return [("DEL", stats_key(process)), ("ZREM", STATS, stats_key(process))]
 
 
 def note_clients(connected: int, maxclients: int, interval: float) -> Command:
-    """Note the number of clients, unless that was done less than ``interval`` seconds ago."""
+    """Note the number of clients, unless it was noted less than ``interval`` seconds ago."""
     return call("sample", [SAMPLES], connected, maxclients, interval)

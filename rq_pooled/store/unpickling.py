@@ -1,6 +1,6 @@
-"""Reads pickles without running what they name: for processes that only want to know what a job's ``meta`` says.
+"""Reads pickles without running code that they name, for processes that only read a job's ``meta``.
 
-A pickle names classes and functions, and loading it imports and calls them. Here each of them is an ``Inert`` object.
+A pickle names classes and functions, and loading it imports and calls them. Here each is an ``Inert`` object instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class Inert:
-    """Stands for an object whose class is not looked for. It takes whatever a pickle does to it, and keeps nothing."""
+    """Stands for an object whose class is not loaded. It accepts all operations of a pickle, and keeps nothing."""
 
     def __init__(self, *_args: Any, **_kwargs: Any) -> None:
         pass
@@ -44,12 +44,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def loads_inert(data: bytes) -> Any:
-    """Return what was pickled: plain values as they are, all else Inert. Raises whatever a damaged pickle raises."""
+    """Return the pickled value, with Inert for all but plain values. A damaged pickle may raise any error."""
     return _Unpickler(io.BytesIO(data)).load()
 
 
 def plain_meta(data: bytes | None) -> dict[str, Any]:
-    """Return a job's ``meta`` that way; nothing where it is no dictionary."""
+    """Return a job's ``meta`` read with ``loads_inert``; an empty dictionary where it is none."""
     try:
         meta = loads_inert(data) if data else {}
     except Exception:  # noqa: BLE001 - a damaged pickle may raise anything

@@ -1,4 +1,4 @@
-"""How workers start, stand in RQ's registries, and end."""
+"""Registers workers in RQ's registries when they start, and removes them when they end."""
 
 from __future__ import annotations
 

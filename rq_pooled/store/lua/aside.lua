@@ -1,5 +1,5 @@
--- Put large values of an outcome aside, as long as its claim stands: the outcome itself names only their fields, and
--- commit.lua takes the values from here. Whatever ends the claim removes them; should nothing do so, they expire.
+-- Put large values of an outcome aside, as long as its claim stands. The outcome names only their fields, and
+-- commit.lua takes the values from here. The end of the claim removes them; else they expire.
 --
 -- KEYS[1]     where to (rq_pooled:aside:<job id>:<execution id>)
 -- KEYS[2]     the started registry (rq:wip:<queue>)
@@ -7,7 +7,7 @@
 -- ARGV[3..]   field, value ...
 -- returns     1, or 0 where the claim is gone and nothing was kept
 --
--- As in commit.lua, a write that the server never denies comes first: results are recorded when its memory is full.
+-- As in commit.lua, a write that the server never denies comes first, so results are recorded when memory is full.
 redis.call('DEL', NONE)
 -- rights first
 

@@ -13,10 +13,10 @@
 --             holds nothing does, number of this command } and, where fewer were granted than wanted,
 --             { token whose lease has ended ... }, { token, connections ... } of all that hold some
 --
--- A lease that has ended still counts: its process may only be paused, and its sockets are open. CLIENT LIST tells, which
--- a script may not ask: a process that needs the place asks it, and names the tokens that are really gone.
+-- A lease that has ended still counts, because its process may only be paused, with open sockets. A script may not run
+-- CLIENT LIST, so a process that needs the place runs it, and names the tokens of ended processes.
 --
--- As in heartbeat.lua, a write that the server never denies comes first: places are found when its memory is full.
+-- As in heartbeat.lua, a write that the server never denies comes first, so places are found when memory is full.
 redis.call('DEL', NONE)
 -- rights first
 
@@ -60,13 +60,14 @@ end
 
 local last = tonumber(redis.call('HGET', KEYS[3], token) or 0)
 if number < last or (wish == 0 and wanted > mine) then
-  -- A later command of this token was faster, or others have taken what it would give back.
+  -- A later command of this token came first, or others have taken the connections that this one gives back.
   return { mine, others, hunger, number }
 end
 
 local granted = math.min(wanted, math.max(mine, budget - others))
 if hunger == 2 and mine >= least then
-  granted = math.min(wanted, mine) -- the next place is for one that has none
+  -- The next place is for a process that has none.
+  granted = math.min(wanted, mine)
 end
 if granted < least then
   remove(token)
@@ -78,11 +79,13 @@ else
 end
 if granted < wanted then
   redis.call('ZADD', KEYS[4], clock + wish, token)
-  redis.call('PEXPIRE', KEYS[4], math.ceil(wish * 1000)) -- so that EXISTS tells whether anybody waits
+  -- The key expires, so that EXISTS tells whether a process waits.
+  redis.call('PEXPIRE', KEYS[4], math.ceil(wish * 1000))
 elseif wanted > mine then
   redis.call('ZREM', KEYS[4], token)
 end
-local life = math.ceil(term * 1000) + 3600000 -- of the keys, when no process is left that renews anything
+-- The keys expire this many milliseconds after the last process has stopped renewing.
+local life = math.ceil(term * 1000) + 3600000
 for i = 1, 3 do
   redis.call('PEXPIRE', KEYS[i], life)
 end

@@ -16,7 +16,7 @@ if redis.call('EXISTS', SUSPENDED) == 1 then
   return { 1, 0, {}, {}, {} }
 end
 
--- Changes nothing, but is refused when the server is out of memory: after the first LPOP nothing would be.
+-- This changes nothing, but is refused when the server is out of memory; after the first LPOP no command would be.
 redis.call('LPUSHX', NONE, '')
 local ASKED = RIGHTS .. ':' .. ARGV[8]
 -- rights first of EXPIRE HGET HGETALL HKEYS HMGET HSET HSTRLEN LPUSH PERSIST SADD ZADD ZREM: ASKED
@@ -27,8 +27,10 @@ local max_bytes, strategy = tonumber(ARGV[5]), ARGV[6]
 local claims = ARGV[8]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
-local MAX_NAMES = 5000 -- Lua cannot unpack more than some 8000 values at once
-local MAX_SKIPPED = 1000 -- ids without data, or held back, that one call looks at: it must not hold the server
+-- Lua cannot unpack more than some 8000 values at once.
+local MAX_NAMES = 5000
+-- The ids without data, or held back, that one call may read, since it must not hold up the server.
+local MAX_SKIPPED = 1000
 
 -- Return an error where the user may not do what few jobs need: those with limits, with spent-once keys, or queued twice.
 local few, known
@@ -46,10 +48,10 @@ end
 -- include read_job
 -- include has_job
 
--- Limits, see queue/limits.py: read in one step for all queues, and not at all where none is set.
+-- Limits, see queue/limits.py, are read in one step for all queues, and not at all where none is set.
 local limits, closed, limited = {}, {}, {}
 local microseconds = tonumber(time[1]) * 1000000 + tonumber(time[2])
--- Of another type it holds no limit any more, and must not keep every job from running.
+-- A key of another type holds no limits, and must not keep all jobs from running.
 if redis.call('EXISTS', LIMITS) == 1 and fits(LIMITS, 'hash') then
   if of_few() then
     return of_few()
@@ -62,17 +64,18 @@ if redis.call('EXISTS', LIMITS) == 1 and fits(LIMITS, 'hash') then
     for i, text in ipairs(redis.call('HMGET', LIMITS, unpack(names))) do
       local starts, period, running = string.match(text or '', '^%a+ (%d+) (%d+) (%d+)$')
       if starts and #text <= 65 then -- else no limit, see limit.lua
-        -- No more than queue/limits.py lets anybody write: LINDEX and PEXPIRE refuse larger numbers.
+        -- The bounds are those of queue/limits.py, because LINDEX and PEXPIRE refuse larger numbers.
         local limit = {
           starts = math.min(tonumber(starts), 100000),
           period = math.min(tonumber(period), 31622400000000),
           list = STARTS .. names[i]
         }
         if limit.starts > 0 and not fits(limit.list, 'list') then
-          redis.call('DEL', limit.list) -- ours, and nothing that counts starts
+          -- The key is ours, and a value of another type counts no starts.
+          redis.call('DEL', limit.list)
         end
         if tonumber(running) > 0 and fits(WIP .. names[i], 'zset') then
-          -- Counted are the claims that stand. One whose worker died stops to count when it is handed on or given up.
+          -- Standing claims count. The claim of a dead worker counts until it is handed on or given up.
           limit.places = tonumber(running) - redis.call('ZCOUNT', WIP .. names[i], '(' .. clock, '+inf')
         end
         limits[KEYS[first + i - 1]] = limit
@@ -81,8 +84,8 @@ if redis.call('EXISTS', LIMITS) == 1 and fits(LIMITS, 'hash') then
   end
 end
 
--- Tell whether the queue may start a job now. One that may not, and has jobs, is reported once, with a key that its
--- worker watches while it sleeps. NX: a key that is there already is not touched, so no worker is woken.
+-- Tell whether the queue may start a job now. A queue that may not, and has jobs, is reported once, with a key that its
+-- worker watches while it sleeps. NX leaves an existing key untouched, so no worker is woken.
 local function is_open(key)
   local limit = limits[key]
   if not limit or closed[key] then
@@ -130,7 +133,7 @@ if strategy == 'random' then
   math.randomseed(tonumber(ARGV[7]))
 end
 
--- Queues that are none: their keys hold something else. What was wrong with the first one.
+-- Queues whose keys hold another type, and the error of the first one.
 local spoilt, failure = {}, nil
 
 -- Pop the next id.
@@ -152,7 +155,7 @@ local function pop()
   end
 end
 
--- Under round_robin the queue whose job was claimed moves to the end, as RQ's reorder_queues does: a ghost takes no turn.
+-- Under round_robin the queue of a claimed job moves to the end, as in RQ's reorder_queues; a ghost takes no turn.
 local function pass_turn(key)
   if strategy == 'round_robin' then
     repeat
@@ -161,7 +164,7 @@ local function pass_turn(key)
   end
 end
 
--- Write the claim itself. Where that fails, the job goes back, and its queue is left alone so that others are served.
+-- Write the claim itself. If that fails, the job goes back, and its queue is skipped so that others are served.
 local function register(key, id, queue, execution)
   local wip, leases, member = WIP .. queue, LEASES .. queue, id .. ':' .. execution
   local lease_reply = redis.pcall('ZADD', leases, clock + lease, member)
@@ -179,7 +182,7 @@ end
 
 -- include is_running
 
--- Tell whether an execution of the job that was popped runs already, of one that lists any.
+-- Tell whether an execution of the popped job, which lists executions, runs already.
 local function runs_already(job, id, key)
   local origin = redis.pcall('HGET', job, 'origin')
   return is_running(id, type(origin) == 'string' and origin ~= '' and origin or string.sub(key, #QUEUE + 1))
@@ -200,7 +203,7 @@ local function look_at(once)
   return false, type(redis.pcall('ZSCORE', WIP .. queue, member)) == 'string'
 end
 
--- Tell whether the key in a hash is that of the job, and was not left by an earlier one with its id, see store/once.py.
+-- Tell whether a hash's key belongs to this job, and not to an earlier one with its id, see store/once.py.
 local function has_its_key(of, created_at)
   return not of or of == created_at
 end
@@ -214,7 +217,8 @@ local function field_of(raw, name)
 end
 
 local stale, held, jobs, bytes = {}, {}, {}, 0
-local taken_keys = {} -- spent-once keys whose jobs this call holds back: many may wait, and their data are not read
+-- Spent-once keys whose jobs this call holds back; many jobs may wait for one, so their data are not read.
+local taken_keys = {}
 local slot = 9
 while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local key, id = pop()
@@ -257,16 +261,18 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     spender, taken = look_at(once)
     taken_keys[once] = taken or nil
   end
-  bytes = bytes + (taken and 0 or size) -- what is held back must not end the call: others wait behind it
+  -- A job that is held back does not count, because others behind it must still be claimed.
+  bytes = bytes + (taken and 0 or size)
   if refused then
     redis.call('LPUSH', key, id)
     spoilt[key], failure = true, failure or refused.err
   elseif not data then
     stale[#stale + 1] = id
   elseif running or taken then
-    held[#held + 1] = { key, id } -- queued twice, or another with its spent-once key runs: not beside each other
+    -- The job is queued twice, or another one with its spent-once key runs, and the two must not run together.
+    held[#held + 1] = { key, id }
   elseif register(key, id, origin or string.sub(key, #QUEUE + 1), ARGV[slot + 1]) then
-    -- From here on the claim stands: what follows cannot fail, or is only tried.
+    -- The claim stands from here on, so the commands that follow cannot fail, or are only tried.
     local name, execution = ARGV[slot], ARGV[slot + 1]
     slot = slot + 2
     pass_turn(key)
@@ -277,7 +283,8 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.call('HSET', EXECUTION .. member, 'id', execution, 'job_id', id, 'created_at', now_seconds,
       'last_heartbeat', now_seconds, 'worker_name', name)
     if key ~= QUEUE .. queue then
-      redis.call('HSET', EXECUTION .. member, 'queue_key', key) -- where it goes back to when it stalls
+      -- The job returns to this queue when it stalls.
+      redis.call('HSET', EXECUTION .. member, 'queue_key', key)
     end
     redis.call('EXPIRE', EXECUTION .. member, abandon_after)
     redis.pcall('ZADD', EXECUTIONS .. id, clock + abandon_after + 60, execution)
@@ -311,7 +318,7 @@ for i = #held, 1, -1 do
   redis.call('LPUSH', held[i][1], held[i][2])
 end
 if #jobs > 0 then
-  -- Only needed until the reply has arrived; a worker that was killed leaves it behind.
+  -- The note is needed only until the reply has arrived; it expires in case the worker is killed.
   redis.call('EXPIRE', claims, abandon_after + 60)
 end
 if failure and #jobs == 0 and #stale == 0 then

@@ -13,12 +13,12 @@
 -- returns     one of these per outcome: ok | lost (the claim is gone: nothing was recorded) | changed (a guard's
 --             reply differs: nothing was recorded) | error text (a command failed: the claim stands)
 --
--- A script cannot undo what it wrote. So the errors that do happen, a key that holds another type than its command
--- expects and a number that the server refuses, are looked for before the first command of an outcome: what is refused is
--- sent again, and would count twice. A number that cannot be added to another one in a hash is left out: it only counts.
+-- A script cannot undo its writes, and a refused outcome is sent again and would count twice. So the errors that happen,
+-- a key of an unexpected type and a number that the server refuses, are looked for before an outcome's first command. A
+-- number that cannot be added to one in a hash is left out, because it is only a statistic.
 --
 -- A write that the server never denies comes first: under maxmemory a script may go on once it has written, so
--- results can be recorded when nothing else fits.
+-- results are recorded even when memory is full.
 redis.call('DEL', NONE)
 -- rights first of DEL EXISTS HDEL HSET SCARD SREM TYPE ZREM ZSCORE: RIGHTS .. ':' .. ARGV[2]
 
@@ -38,16 +38,17 @@ local MAX_WORDS = 7000 -- more than Lua can unpack at once
 local LONGEST = 3155760000 -- seconds, 100 years; the server refuses what, in milliseconds, does not fit into 64 bits
 local ONLY_COUNTS = { HINCRBY = true, HINCRBYFLOAT = true }
 
--- Return a number of seconds as EXPIRE takes it, or nil if it is none.
+-- Return a number of seconds as EXPIRE takes it, or nil if the text is no number.
 local function bounded(seconds)
-  if #seconds < 10 and string.find(seconds, '^%-?%d+$') then -- most often
+  -- This is the usual case.
+  if #seconds < 10 and string.find(seconds, '^%-?%d+$') then
     return seconds
   end
   local number = tonumber(seconds)
   return number and number == number and string.format('%.0f', math.max(-LONGEST, math.min(number, LONGEST))) or nil
 end
 
--- Tell whether a command takes a job from a rate limit. Where that has become something else there is no slot to free.
+-- Tell whether a command takes a job from a rate limit. A limit's key of another type has no slot to free.
 local function of_limit(command, key)
   return command == 'ZREM' and string.sub(key, 1, #RATE_LIMIT) == RATE_LIMIT
 end
@@ -67,7 +68,8 @@ local function forbidden(command, key)
   end
 end
 
-local types = {} -- of keys, as far as looked at in this call
+-- The types of the keys that this call has checked.
+local types = {}
 local function refused(command, key, value, words)
   local missing = forbidden(command, key)
   if missing then
@@ -138,7 +140,7 @@ local function plain_success(id, execution, args, w, words)
   }
   if (tonumber(ttl) or 0) > 0 then
     commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
-    -- Dependents are there where the outcome was completed with what enqueues them, see Outcomes.
+    -- Dependents exist if the outcome was completed with the commands that enqueue them, see Outcomes.
     commands[8] = { 'EXPIRE', job .. ':dependents', ttl }
   elseif ttl == '-1' then
     commands[6] = { 'PERSIST', results }
@@ -148,8 +150,8 @@ local function plain_success(id, execution, args, w, words)
   return commands
 end
 
--- A job that was cancelled or deleted while it ran may have written its hash since (save, save_meta): part of one, or
--- with the old status, which would say for ever that it runs. Put that right, or let it expire in a day.
+-- A job that was cancelled or deleted while it ran may have written its hash since (save, save_meta). Such a hash is
+-- partial, or its old status says for ever that the job runs. Correct the status, or let the hash expire in a day.
 local function tidy_up(id, queue)
   local job = JOB .. id
   local found = redis.pcall('HMGET', job, 'status', 'data')
@@ -166,7 +168,7 @@ local function tidy_up(id, queue)
   end
 end
 
--- Free the slot of a job that was cancelled or deleted while it ran. RQ's own code looks whether it still needs it.
+-- Free the slot of a job that was cancelled or deleted while it ran. RQ's own code checks whether the job still needs it.
 local function free_slot(id, slot)
   if not RQ3 then
     return
@@ -187,7 +189,7 @@ local function free_slot(id, slot)
   end
 end
 
--- Do one command of an outcome about which all has gone well until here; return the result of the outcome after it.
+-- Run one command of an outcome whose earlier commands have succeeded; return the outcome's result after it.
 local function apply(...)
   if ... == 'EVALSHA' then
     local words = { ... }
@@ -199,7 +201,7 @@ local function apply(...)
         arguments[#arguments + 1] = words[i]
       end
     end
-    -- It comes after what it follows from. An error in it costs a slot, which RQ's maintenance frees; the outcome stands.
+    -- The outcome is written already and stands. An error here costs a slot, which RQ's maintenance frees.
     pcall(rq_scripts[words[2]], keys, arguments)
     return 'ok'
   end
@@ -233,14 +235,15 @@ while at <= #ARGV do
     end
     at = at + 2 + words
   end
-  -- Commands that are not as they stand in ARGV, by the place where they begin there: a list of what is to be done.
+  -- Commands that replace those in ARGV, in lists, by the index at which the original begins.
   local first, made, slot = at, {}, {}
   for _ = 1, commands do
     local words = tonumber(ARGV[at])
     if ARGV[at + 1] == 'EVALSHA' then
       slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
     end
-    if result ~= 'ok' then -- only to find where the next outcome begins
+    -- After an error the loop only finds where the next outcome begins.
+    if result ~= 'ok' then
     elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
       local args, w, count, failure = ARGV, at + 1, words, nil
       if ARGV[w] == 'ASIDE' then
@@ -283,8 +286,8 @@ while at <= #ARGV do
     at = at + 1 + words
   end
   if result == 'ok' or result == 'lost' then
-    -- The claim goes last. For a lost one, this is what Job.cancel of a running job leaves lying about. Where one of
-    -- these keys has become something else, that is no reason to stop: the outcome is recorded, the others wait.
+    -- The claim is removed last. For a lost claim, these are the keys that Job.cancel of a running job leaves. A key of
+    -- another type is no reason to stop, because the outcome is recorded, and the other outcomes wait.
     redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
     redis.pcall('ZREM', EXECUTIONS .. id, execution)
     redis.pcall('SREM', worker .. ':executions', member)
@@ -303,7 +306,7 @@ while at <= #ARGV do
   end
   results[#results + 1] = result
 end
--- Wakes the workers that wait for a place in a queue that may run only so many jobs at once.
+-- Wake the workers that wait for a place in a queue with a limit of running jobs.
 for _, key in pairs(freed) do
   redis.call('DEL', key)
 end

@@ -1,4 +1,4 @@
--- Enqueue jobs if nothing speaks against it: all of them or none, in one step.
+-- Enqueue jobs if no condition refuses them: all of them or none, in one step.
 --
 -- KEYS[1]     queue (rq:queue:<name>)
 -- ARGV[1]     jobs that may wait in the queue with these, -1 for any number
@@ -11,7 +11,7 @@
 -- returns     { 'ok', status of each job ... } | { 'exists', id } | { 'spent', id that spent the key } | { 'unique', id that is queued or running }
 --             | { 'full', jobs in the queue }
 
--- Those of what follows the first write; a web process may have few others.
+-- These are the rights to commands after the first write; a web process may have few others.
 -- rights first of EXPIRE HGET HSET LPUSH RPUSH
 local queue, most, replace = KEYS[1], tonumber(ARGV[1]), ARGV[2] == '1'
 local once, unique, now = ARGV[3], ARGV[4], ARGV[6]
@@ -24,7 +24,7 @@ local once, unique, now = ARGV[3], ARGV[4], ARGV[6]
 
 local life = math.floor(math.min(math.max(1, tonumber(ARGV[5]) or 1), 3155760000000))
 
--- Jobs that wait for their limits count among those that wait in the queue.
+-- Jobs that wait for their limits count as jobs in the queue.
 local jobs, at, limits, waiting = {}, 7, {}, 0
 if not fits(queue, 'list') then
   return redis.error_reply('WRONGTYPE ' .. queue .. ' is no list')
@@ -60,8 +60,8 @@ if once ~= '' then
 end
 if unique ~= '' then
   -- rights first of SET
-  -- The key says which job; whether it still counts says that job itself. So whatever ends it, by whomever, frees the key.
-  -- With the time of its creation: a later job with the same id is another call.
+  -- The key names the job, and the job's own state decides whether the key still counts, so any end of it frees the key.
+  -- The key has the job's time of creation, because a later job with the same id is another call.
   local born, holder = string.match(fits(unique, 'string') and redis.call('GET', unique) or '', '^(%S+) (.+)$')
   local now = holder and redis.pcall('HMGET', JOB .. holder, 'status', 'created_at') or {}
   local status = now[2] == born and now[1]

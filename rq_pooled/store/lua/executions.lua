@@ -12,7 +12,7 @@ if not is_alone(ARGV[3], ARGV[4]) then
 end
 local reply, removed = redis.call('SCAN', ARGV[1], 'MATCH', EXECUTION_PATTERN, 'COUNT', ARGV[2]), 0
 
--- A claim that stands is left alone whatever its hash looks like: a worker holds it.
+-- A claim that stands is left alone in any case, because a worker holds it.
 local function is_claimed(id, execution)
   local origin = redis.pcall('HGET', JOB .. id, 'origin')
   local wip = type(origin) == 'string' and redis.pcall('ZSCORE', WIP .. origin, id .. ':' .. execution)

@@ -1,7 +1,7 @@
 -- Move failed jobs to the dead letters of their queue.
 --
--- A job that rq-scheduler's schedule still names is no dead letter: it comes again under this id, and what expires or is
--- trimmed here would end the schedule. Its entry is removed, and the job with the results of its runs stays.
+-- A job that rq-scheduler's schedule still names is no dead letter: it runs again under this id, and its deletion here
+-- would end the schedule. Its entry is removed; the job and its results stay.
 --
 -- KEYS[1]     the failed registry              KEYS[2]  lock of the sweep
 -- KEYS[3]     the dead letters
@@ -28,7 +28,8 @@ local function bury(id, ended_at)
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
-  local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at') -- an error: no job, a ghost
+  -- An error means that there is no job: a ghost.
+  local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at')
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
@@ -42,8 +43,9 @@ local function bury(id, ended_at)
     redis.call('PERSIST', job)
     return 'done'
   end
-  ends = ends + 0.000001 -- the order of burial is the order of the registry
-  -- All digits: rounded, two of them would be one.
+  -- Jobs keep the order of their burial.
+  ends = ends + 0.000001
+  -- All digits are written, because two rounded scores could be equal.
   redis.call('ZADD', dead, string.format('%.17g', ends), id)
   for _, key in ipairs({ job, job .. ':dependents', JOB .. ':' .. id .. ':dependencies', RESULTS .. id }) do
     redis.call('EXPIRE', key, age)

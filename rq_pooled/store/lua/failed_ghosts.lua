@@ -1,4 +1,4 @@
--- Remove entries of a registry whose job is gone: it has expired, or was deleted.
+-- Remove entries of a registry whose job has expired or was deleted.
 --
 -- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds

@@ -1,8 +1,8 @@
 -- Read the next entries of a registry of failed jobs, from where the last call stopped.
 --
--- Entries stand by score, and many have the same. So a place is: a score, how many entries with it were seen and are
--- still there, and the last of them. Where that one has moved, others have removed some: all with this score are read
--- again, since it is better to see an entry twice than never.
+-- Entries stand by score, and many share one. So a place is a score, the number of its entries that were seen and still
+-- exist, and the last of them. If that entry has moved, others were removed; then all with this score are read again,
+-- since an entry may be seen twice, but must not be missed.
 --
 -- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds
@@ -37,7 +37,8 @@ for i = 1, #found, 2 do
   local job = JOB .. id
   local fields = redis.pcall('HMGET', job, 'status', 'ended_at', 'description', 'rq_pooled:requeues')
   if fields.err then
-    fields[1], fields[2], fields[3], fields[4] = false, false, false, false -- a key of that name, but no job
+    -- The key exists, but holds no job.
+    fields[1], fields[2], fields[3], fields[4] = false, false, false, false
   end
   local exists = has_job(job)
   local data = ''
@@ -54,7 +55,7 @@ for i = 1, #found, 2 do
       end
     end
   end
-  -- RQ before 1.12 had no results; its errors stand in the hash.
+  -- RQ before 1.12 has no results; its errors stand in the hash.
   if exists and text == '' and redis.call('HSTRLEN', job, 'exc_info') <= budget then
     text = redis.call('HGET', job, 'exc_info') or ''
   end

@@ -1,6 +1,6 @@
--- Delete failed jobs and all that belongs to them, as RQ's Job.delete does, and their results.
+-- Delete failed jobs, their results, and all keys that RQ's Job.delete removes.
 --
--- A job that rq-scheduler's schedule still names keeps one id for ever: its failed run is forgotten, and the job stays.
+-- A job that rq-scheduler's schedule still names keeps its id for all runs, so only its failed run is removed.
 --
 -- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds

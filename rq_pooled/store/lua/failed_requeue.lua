@@ -1,5 +1,5 @@
--- Put failed jobs back into their queues, or schedule them, with as many retries as they had at first. Does what
--- RQ's requeue does to a job, in one step, and lets it stay until it has run: RQ leaves the expiry of the failure.
+-- Put failed jobs back into their queues, or schedule them, with as many retries as they had at first. Each job changes
+-- as under RQ's requeue, in one step, and lives until it has run; RQ would leave the expiry of the failure.
 --
 -- KEYS[1]     the registry                     KEYS[2]  lock of the sweep
 -- ARGV[1]     owner of the lock, or '' to ignore it      ARGV[2]  life of the lock, seconds

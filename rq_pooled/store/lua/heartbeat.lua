@@ -10,7 +10,7 @@
 -- returns     { { worker name whose hash is gone ... }, { number (from 1) of a claim that was handed on ... },
 --             number of claims noted in the claims hash, server time in milliseconds }
 --
--- As in commit.lua, a write that the server never denies comes first: leases are renewed when its memory is full.
+-- As in commit.lua, a write that the server never denies comes first, so leases are renewed when memory is full.
 redis.pcall('DEL', NONE)
 -- RQ
 
@@ -20,7 +20,7 @@ local slots, claims = tonumber(ARGV[6]), ARGV[7]
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 
--- Each command is only tried: one key that has become something else must cost no other job its lease.
+-- Each command is only tried, because one key of another type must cost no other job its lease.
 local missing, at = {}, 8
 for _ = 1, slots do
   local worker = WORKER .. ARGV[at]
@@ -34,7 +34,7 @@ for _ = 1, slots do
     end
     if ARGV[at + 1] ~= '' then
       redis.pcall('HSET', worker, 'state', ARGV[at + 1])
-      -- Left behind where a job was handed on.
+      -- A job that was handed on leaves this behind.
       redis.pcall('DEL', worker .. ':executions')
       redis.pcall('HDEL', worker, 'current_job')
     end
@@ -56,7 +56,7 @@ while at <= #ARGV do
   if redis.pcall('ZSCORE', WIP .. queue, member) then
     redis.pcall('ZADD', WIP .. queue, 'XX', clock + abandon_after, member)
     redis.pcall('ZADD', LEASES .. queue, clock + lease, member)
-    -- Never recreate a hash that was deleted: half an execution makes Job.delete raise.
+    -- A deleted hash is never recreated, because half an execution makes Job.delete raise.
     if redis.pcall('EXISTS', EXECUTION .. member) == 1 then
       redis.pcall('HSET', EXECUTION .. member, 'last_heartbeat', now_seconds)
       redis.pcall('EXPIRE', EXECUTION .. member, abandon_after)
@@ -67,8 +67,8 @@ while at <= #ARGV do
       redis.pcall('HSET', JOB .. id, 'last_heartbeat', now)
     end
   else
-    -- Cancelled or deleted: it runs on, as in RQ, also when it has written its old status since (job.save()). Else the
-    -- job is in its queue again, or another worker's by now.
+    -- A cancelled or deleted job runs on, as in RQ, even if it has written its old status since (job.save()). Otherwise
+    -- the job is in its queue again, or another worker has it.
     local status = redis.pcall('HGET', JOB .. id, 'status')
     local runs_on = not status or type(status) == 'table' or status == 'canceled' or status == 'stopped'
       or (status == 'started' and not is_running(id, queue))

@@ -1,5 +1,5 @@
--- Rescue ids from RQ's intermediate lists: a stock worker moves an id there, writes that the job has started, and
--- removes it, all within milliseconds. What stays was left by one that died in between. RQ would fail such a job.
+-- Rescue ids from RQ's intermediate lists. A stock worker moves an id there, writes that the job has started, and
+-- removes it, all within milliseconds. An id that stays is from a worker that died in between; RQ would fail its job.
 --
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller; other queues known to RQ are looked at, too
 -- ARGV[1]     seconds after which an id was left
@@ -28,8 +28,8 @@ end
 
 -- include fits
 
--- Tell whether an execution stands that is to be left alone. One of a stock worker that has not begun the job (it writes
--- that and removes the id from the list in one step) is dropped: its worker died in between.
+-- Tell whether an execution stands that must be left alone. The execution of a stock worker that has not begun the job
+-- is dropped, because its worker died: it begins the job and removes the id from the list in one step.
 local function is_running(id, queue, begun)
   local running = false
   for _, execution in ipairs(redis.pcall('ZRANGE', EXECUTIONS .. id, 0, 9)) do
@@ -62,10 +62,12 @@ for _, key in ipairs(keys) do
       local waiting = fields[2] == 'queued' or fields[2] == 'started'
       local queue = fields[3] or string.sub(key, #QUEUE + 1)
       local rescue = fields[1] and waiting and not is_running(id, queue, fields[2] == 'started')
-      rescue = rescue and type(redis.pcall('LLEN', key)) == 'number' -- else there is no queue to go to
+      -- A key of another type is no queue to which the job could go.
+      rescue = rescue and type(redis.pcall('LLEN', key)) == 'number'
       redis.call('LREM', list, 1, id)
       redis.call('ZREM', seen_key, id)
-      redis.call('DEL', list .. ':first_seen:' .. id) -- where RQ notes the same, for a day
+      -- RQ notes the same in this key, for a day.
+      redis.call('DEL', list .. ':first_seen:' .. id)
       if rescue then
         redis.call('HSET', JOB .. id, 'status', 'queued')
         redis.call('LPUSH', key, id)
@@ -73,7 +75,7 @@ for _, key in ipairs(keys) do
       found[#found + 1] = { id, key, rescue and 1 or 0 }
     end
   end
-  -- An id that passed through in time must not count as left when it passes again.
+  -- An id that was removed in time must not count as left behind when it comes again.
   for _, id in ipairs(redis.pcall('ZRANGE', seen_key, 0, -1)) do
     if not here[id] then
       redis.call('ZREM', seen_key, id)

@@ -10,12 +10,13 @@
 -- include fits
 for _, key in ipairs(KEYS) do
   if not fits(key, 'hash') then
-    redis.call('DEL', key) -- ours: what it held was lost when it was overwritten
+    -- The key is ours, and its limits were lost when it was overwritten.
+    redis.call('DEL', key)
   end
 end
 local queue, who, limit = ARGV[1], ARGV[2], ARGV[3]
 local before = redis.call('HGET', KEYS[1], queue)
--- Anything else, numbers that queue/limits.py cannot read included, is no limit, and gives way.
+-- Any other text, including numbers that queue/limits.py cannot read, is no limit, and is replaced.
 local operators = before and #before <= 65 and string.match(before, '^operator %d+ %d+ %d+$')
 local after = before
 if who == 'code' then

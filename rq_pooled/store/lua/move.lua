@@ -74,7 +74,8 @@ if next_time == '' then
 else
   redis.call('ZADD', scheduled, next_time, id)
 end
-if not waits then -- last: what comes before can be done again
+-- This comes last, because the commands before it can be repeated.
+if not waits then
   local limit = redis.call('HMGET', job, 'rate_limit_key', 'rate_limit_concurrency', 'enqueued_at')
   local time = redis.call('TIME')
   if not pass_limit(id, limit[1], limit[2], ARGV[6] == 'L', time[1] + time[2] / 1000000, limit[3] or '') then

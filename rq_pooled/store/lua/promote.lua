@@ -1,5 +1,5 @@
--- Move scheduled jobs that are due to their queues, under RQ's own scheduler lock. Does what RQScheduler's
--- enqueue_scheduled_jobs does to a job, in one step, by the server's clock.
+-- Move due scheduled jobs to their queues, under RQ's own scheduler lock. Each job changes as under RQScheduler's
+-- enqueue_scheduled_jobs, in one step, by the server's clock.
 --
 -- KEYS[1..n]  scheduled registries (rq:scheduled:<queue>)
 -- ARGV[1]     this scheduler's name            ARGV[2]  life of its locks, seconds
@@ -7,8 +7,8 @@
 -- ARGV[5]     jobs per queue at most
 -- ARGV[6..]   field, value ... of the hash rq:scheduler:<name>
 --
--- A due time of ours has a fraction, and is due at it. A whole one was written elsewhere, where the fraction is cut off: it is
--- due a second later, never early.
+-- A due time of ours has a fraction, and counts exactly. A whole number was written by a stock client, which cuts the
+-- fraction off, so the job is moved a second later, never early.
 --
 -- returns     { queues whose lock is ours, jobs moved, 1 if a queue has more that are due, milliseconds after which
 --             to look again: when the next is due or at the next full second for what is ours, when its lock ends for
@@ -20,8 +20,8 @@ local name, lock_ttl, now, default_timeout, limit = ARGV[1], ARGV[2], ARGV[3], A
 local time = redis.call('TIME')
 local second, clock = tonumber(time[1]), time[1] .. string.format('.%06d', time[2])
 local locks, moved, more, wait = 0, 0, 0, 15000
--- The lock keeps stock schedulers out, which read ids before they move them; among ours it only saves work. So that of a
--- worker of ours which has not renewed it, as it does every second, is taken over at once.
+-- The lock keeps stock schedulers out, which read ids before they move them; among our workers it only saves work. So a
+-- lock that a worker of ours has not renewed, as it does every second, is taken over at once.
 local SILENT = 3000
 local function is_ours_and_silent(owner, lock)
   return redis.pcall('HEXISTS', SCHEDULER .. owner, 'rq_pooled') == 1
@@ -42,7 +42,7 @@ for _, scheduled in ipairs(KEYS) do
   elseif not owner or owner == name or is_ours_and_silent(owner, lock) then
     locks = locks + 1
     redis.call('SET', lock, name, 'EX', lock_ttl)
-    -- All until now but those of exactly this second: these are whole.
+    -- These are all jobs due until now, except those of exactly this second, whose times are whole.
     local due = redis.call('ZRANGEBYSCORE', scheduled, 0, '(' .. second, 'LIMIT', 0, limit)
     if #due < limit then
       for _, id in ipairs(redis.call('ZRANGEBYSCORE', scheduled, '(' .. second, clock, 'LIMIT', 0, limit - #due)) do
@@ -80,7 +80,7 @@ for _, scheduled in ipairs(KEYS) do
       redis.call('ZREM', scheduled, id)
     end
   else
-    -- That of a scheduler which lives is renewed long before.
+    -- A living scheduler renews its lock long before.
     local left = redis.call('PTTL', lock)
     if redis.pcall('HEXISTS', SCHEDULER .. owner, 'rq_pooled') == 1 then
       wait = math.min(wait, SILENT + 2000)
@@ -90,7 +90,7 @@ for _, scheduled in ipairs(KEYS) do
   end
 end
 if locks > 0 then
-  -- Also what was scheduled meanwhile, and what others wrote, is due at full seconds: look then.
+  -- The next look is at a full second, for jobs that were scheduled meanwhile, and those of stock clients.
   wait = math.min(wait, 1002 - math.floor(tonumber(time[2]) / 1000))
   redis.pcall('HSET', SCHEDULER .. name, unpack(ARGV, 6))
   redis.call('EXPIRE', SCHEDULER .. name, lock_ttl)

@@ -1,18 +1,19 @@
--- Publish the statistics of one process, and list it among those that do; forget those that are silent.
+-- Publish the statistics of one process, list it among the publishing processes, and drop silent ones.
 --
 -- KEYS[1]     hash of the process
 -- ARGV[1]     life of what is published, s
 -- ARGV[2..]   field, value ...
 -- returns     server time, microseconds since the epoch
 --
--- As in commit.lua, a write that the server never denies comes first: a full server must not hide who is there.
+-- As in commit.lua, a write that the server never denies comes first: a full server must not hide its processes.
 
 -- rights first
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 -- include fits
 if not fits(STATS, 'zset') then
-  redis.call('DEL', STATS) -- ours: all processes list themselves again
+  -- The key is ours, and all processes list themselves again.
+  redis.call('DEL', STATS)
 end
 redis.call('ZREMRANGEBYSCORE', STATS, '-inf', clock)
 

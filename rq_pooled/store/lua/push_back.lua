@@ -6,8 +6,8 @@
 -- ARGV[5..]   per claim: job id, execution id, wip queue, worker name, queue key to push to
 -- returns     number of jobs that were put back
 --
--- A job that would exceed its stalls stays claimed, with its lease ended: the next look for stalled claims fails
--- it. One whose queue cannot take it stays claimed, too, until it can.
+-- A job that would exceed its stalls stays claimed, with its lease ended, so the next search for stalled claims fails
+-- it. A job whose queue cannot take it stays claimed, too, until it can.
 -- As in commit.lua, a write that the server never denies comes first.
 redis.call('DEL', NONE)
 -- rights first
@@ -19,7 +19,7 @@ redis.call('DEL', NONE)
 
 local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local pushed = 0
--- From the last to the first, so that the order in the queue is the one in which they were popped.
+-- Jobs go back from the last to the first, so that the queue has its old order.
 for at = #ARGV - 4, 5, -5 do
   local id, execution, queue, name, key = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local member = id .. ':' .. execution
@@ -45,7 +45,8 @@ for at = #ARGV - 4, 5, -5 do
     redis.pcall('ZREM', EXECUTIONS .. id, execution)
     redis.pcall('ZREM', LEASES .. queue, member)
   end
-  redis.call('DEL', FULL .. queue) -- wakes who waits for a place
+  -- This wakes the workers that wait for a place in the queue.
+  redis.call('DEL', FULL .. queue)
   redis.pcall('HDEL', claims, member)
   redis.pcall('SREM', worker .. ':executions', member)
   if no_execution(worker) then

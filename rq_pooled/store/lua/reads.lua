@@ -1,10 +1,10 @@
--- Read, and say how to recognise later that the same read would give the same reply.
+-- Run reads, and digest each reply, by which a later change can be recognised.
 --
 -- KEYS        none: they are in the commands
 -- ARGV        per command: number of words, word ...
 -- returns     per command: { digest (see shared/digest.lua), reply, { field that was left out of it ... }, if any }
 --
--- Of a job's hash, read by HGETALL, large fields are left out. Its digest guards nothing: the job's status does.
+-- HGETALL of a job's hash leaves large fields out. Its digest guards nothing, because the job's status is guarded.
 
 -- include digest
 -- include read_job

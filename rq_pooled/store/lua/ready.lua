@@ -1,5 +1,5 @@
--- Queue dependents that a stock worker of RQ 3 had noted as ready, and did not queue since it died between its two steps.
--- Then free slots of rate limits that leaked, and fill free ones.
+-- Queue dependents that a stock worker of RQ 3 noted as ready, before it died between its two steps. Then free leaked
+-- slots of rate limits, and fill free ones.
 --
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller
 -- ARGV[1]     seconds after which a job was left   ARGV[2]  now, as RQ formats a date
@@ -34,8 +34,8 @@ for _, key in ipairs(KEYS) do
     found[#found + 1] = { id, key, queued and 1 or 0 }
   end
 end
--- Free slots that leaked (their job expired, or was deleted and its worker killed), and admit what no release has admitted:
--- a worker on RQ 2 frees slots only, and an enqueue may have died between its two steps. RQ's own code decides.
+-- Free leaked slots, whose job expired, or was deleted and its worker killed. Admit jobs that no release has admitted,
+-- since a worker on RQ 2 only frees slots, and an enqueue may die between its two steps. RQ's own code decides.
 local AT_ONCE, OLDEST = 50, 20
 for _, name in ipairs(RQ3 and redis.pcall('SRANDMEMBER', RATE_LIMITS, AT_ONCE) or {}) do
   local limit = RATE_LIMIT .. name

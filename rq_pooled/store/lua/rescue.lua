@@ -1,5 +1,5 @@
--- Put jobs that are queued but stand in no list back into their queues: a stock worker that died after its BLPOP took
--- their ids with it. What the caller has found from outside is looked at once more here, where nothing can move.
+-- Put queued jobs that stand in no list back into their queues: a stock worker that died after BLPOP lost their ids.
+-- The script checks the caller's findings again, because nothing can move meanwhile.
 --
 -- KEYS        none: they follow from the ids
 -- ARGV[1]     1: put back, 0: only tell
@@ -16,7 +16,7 @@ for at = 2, #ARGV, 2 do
   local fields = redis.pcall('HMGET', job, 'data', 'status', 'origin', 'enqueued_at')
   if fields[1] and fields[2] == 'queued' and fields[3] and fields[4] == enqueued_at then
     local key = QUEUE .. fields[3]
-    -- Where one of these is no list, it cannot be told.
+    -- If one of these keys is no list, the answer is unknown.
     local listed = not fits(key, 'list') or not fits(key .. ':intermediate', 'list')
     listed = listed or redis.call('LPOS', key, id) or redis.call('LPOS', key .. ':intermediate', id)
     for _, execution in ipairs(redis.pcall('ZRANGE', EXECUTIONS .. id, 0, 9)) do

@@ -1,4 +1,4 @@
--- Find out which commands this user may not run, without changing anything: each is tried on a key of a wrong type.
+-- Find the commands that this user may not run. Each is tried on a key of a wrong type, so nothing changes.
 --
 -- KEYS[1]     a key of our own, which exists only while this runs
 -- ARGV[1..]   per command: its name, number of words n, n words
@@ -13,7 +13,8 @@ local set = redis.pcall('SET', KEYS[1], '1', 'PX', 1000)
 if forbidden(set) then
   return { 'SET', set.err }
 elseif set.err then
-  return {} -- out of memory: nothing can be tried
+  -- The server is out of memory, so nothing can be tried.
+  return {}
 end
 local refused = {}
 local at = 1

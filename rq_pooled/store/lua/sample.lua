@@ -1,5 +1,5 @@
--- Note how many clients the server has, and how many connections of each role our processes have published, unless
--- another worker did a moment ago: one line for all workers, for an hour.
+-- Note the number of the server's clients, and of connections of each role that our processes have published, unless
+-- another worker did so a moment ago. All workers share one list of an hour.
 --
 -- KEYS[1]     list of samples, newest first: JSON [server time, clients, most clients or 0, {role: connections}]
 -- ARGV[1]     clients      ARGV[2]  most clients, 0 if unknown
@@ -10,7 +10,8 @@
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local newest = redis.call('LINDEX', KEYS[1], 0)
-local known, sample = pcall(cjson.decode, newest or '') -- what is no sample is passed over
+-- A text that is no sample is ignored.
+local known, sample = pcall(cjson.decode, newest or '')
 local noted = known and type(sample) == 'table' and tonumber(sample[1])
 if noted and clock - noted < tonumber(ARGV[3]) then
   return 0

@@ -1,5 +1,5 @@
--- Find claims whose lease is over: they are not renewed, so their worker is dead, cut off or stopped. Their jobs go
--- back to the front of their queues. One that has stalled too often is claimed for the caller, who is to fail it.
+-- Find claims whose lease has expired, because their worker is dead, cut off or stopped. Their jobs go back to the
+-- front of their queues. A job that has stalled too often is claimed for the caller, which fails it.
 --
 -- KEYS[1..n]  queues (rq:queue:<name>) of the caller; other queues known to RQ are looked at, too
 -- ARGV[1]     now, as RQ formats a date        ARGV[2]  now, seconds since the epoch as RQ's executions keep it
@@ -12,13 +12,13 @@
 --             { { queue key, job id, queue, stalls, execution id, { field, value ... },
 --             { field that was left out of it ... } } ... to fail } }
 --
--- As in commit.lua, a write that the server never denies comes first: jobs come back when its memory is full.
+-- As in commit.lua, a write that the server never denies comes first, so jobs come back when memory is full.
 redis.call('DEL', NONE)
 -- rights first
 
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
--- A call that lay in the socket of a server that was frozen is read before anybody could renew a lease.
+-- A server that was frozen may read this call from its socket before any worker can renew a lease.
 if clock > tonumber(ARGV[10]) then
   return { 0, {}, {} }
 end
@@ -30,7 +30,8 @@ end
 local now, now_seconds = ARGV[1], ARGV[2]
 local lease, abandon_after, max_stalls = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local claims, name, left = ARGV[7], ARGV[8], tonumber(ARGV[9])
-local SAMPLE = 100 -- of all queues, in case the workers of one are gone for good
+-- The number of queues, among all, that are checked in case the workers of one are gone for good.
+local SAMPLE = 100
 
 local queues, known = {}, {}
 local function add(key)
@@ -57,11 +58,11 @@ local function forget(queue, id, execution)
   redis.pcall('ZREM', EXECUTIONS .. id, execution)
   redis.call('ZREM', LEASES .. queue, member)
   redis.call('ZREM', WIP .. queue, member)
-  redis.call('DEL', FULL .. queue) -- wakes who waits for a place in the queue
+  -- This wakes the workers that wait for a place in the queue.
+  redis.call('DEL', FULL .. queue)
 end
 
--- Return the queue to which a job goes back: the one that it was popped from, else its own, else nothing where neither
--- can take it.
+-- Return the queue to which a job goes back: the one that it was popped from, else its own; nil if neither can take it.
 local function way_back(member, queue)
   local key = redis.pcall('HGET', EXECUTION .. member, 'queue_key')
   if type(key) == 'string' and fits(key, 'list') then
@@ -75,19 +76,23 @@ local back, failed, more, execution_at = {}, {}, 0, 11
 for _, queue in ipairs(queues) do
   local leases = LEASES .. queue
   local stalled = redis.pcall('ZRANGEBYSCORE', leases, '-inf', clock, 'LIMIT', 0, left)
-  local tells = fits(WIP .. queue, 'zset') -- else it does not tell which of them stand
+  -- A registry of another type does not tell which claims stand.
+  local tells = fits(WIP .. queue, 'zset')
   local pushed = {}
   for _, member in ipairs(tells and stalled or {}) do
     local id, execution = string.match(member, '^(.*):([^:]*)$')
     local job = JOB .. (id or '')
     local key = id and way_back(member, queue)
     if not id then
-      redis.call('ZREM', leases, member) -- no claim of anybody's
+      -- The member is no claim.
+      redis.call('ZREM', leases, member)
     elseif not redis.call('ZSCORE', WIP .. queue, member) or not has_job(job) then
-      forget(queue, id, execution) -- cancelled or deleted while it ran
+      -- The job was cancelled or deleted while it ran.
+      forget(queue, id, execution)
     elseif not key then
       left = left - 1
-      redis.call('ZADD', leases, clock + lease, member) -- stays claimed, until its queue is a list again
+      -- The job stays claimed until its queue is a list again.
+      redis.call('ZADD', leases, clock + lease, member)
     else
       local before = count_of(redis.call('HGET', job, 'rq_pooled_stalls'))
       if before + 1 > max_stalls and execution_at > #ARGV then
@@ -133,7 +138,7 @@ for _, queue in ipairs(queues) do
       end
     end
   end
-  -- From the last to the first, so that what stalled first runs first.
+  -- Jobs go back from the last to the first, so that the first to stall runs first.
   for i = #pushed, 1, -1 do
     redis.call('LPUSH', pushed[i][1], pushed[i][2])
   end
@@ -141,7 +146,8 @@ for _, queue in ipairs(queues) do
     more = 1
   end
   if more == 1 then
-    redis.call('DEL', STALLED_LOCK) -- the caller goes on at once
+    -- The lock is given back, because the caller continues at once.
+    redis.call('DEL', STALLED_LOCK)
     break
   end
 end

@@ -1,4 +1,4 @@
--- Give back a lock, if it is ours still.
+-- Give back a lock if the caller still holds it.
 --
 -- KEYS[1]     the lock
 -- ARGV[1]     its value while it is ours

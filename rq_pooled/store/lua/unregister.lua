@@ -14,7 +14,8 @@ for at = 4 + queues, #ARGV do
   end
   redis.pcall('HSET', worker, 'death', now)
   redis.pcall('DEL', worker .. ':executions')
-  redis.pcall('EXPIRE', worker, 60) -- as RQ: the grave is visible for a minute
+  -- A dead worker stays visible for a minute, as in RQ.
+  redis.pcall('EXPIRE', worker, 60)
 end
 for i = 4, 3 + queues do
   local lock = DUE_LOCK .. ARGV[i]

@@ -1,6 +1,5 @@
--- Say how to recognise later that the same read gives the same reply. Of the status of a job, on which others depend, only
--- counts whether and how it has ended: while a hundred jobs with one dependent run, each of them is queued and started, and
--- none of that changes anything for it.
+-- Return a digest of a reply, by which a later change can be recognised. Of a dependency's status only its end counts:
+-- while it is queued and started, nothing changes for its dependents.
 local UNFINISHED = { created = true, deferred = true, queued = true, scheduled = true, started = true,
   rate_limited = true, ready_to_enqueue = true }
 local function digest(reply, command, field)

@@ -1,4 +1,4 @@
--- Have a job in a queue live for so many seconds, and what belongs to it, as RQ does.
+-- Let a queued job and the keys that belong to it live for so many seconds, as RQ does.
 local function expire_job(id, ttl)
   local job = JOB .. id
   redis.call('EXPIRE', job, ttl)

@@ -1,10 +1,10 @@
--- Wrap one of RQ's scripts for rate limits: what it would meet is looked at first, since a script cannot undo.
+-- Wrap one of RQ's scripts for rate limits: its keys are checked first, since a script cannot undo its writes.
 --
--- Where a key is of another type nothing is done: such a set has no slots to give, such a job keeps its slot. A waiting
--- entry whose job is gone is dropped, as RQ does. One whose queue is no list waits on, and those behind it go first. At most
+-- If a key has another type, nothing is done: such a set has no slots to give, and such a job keeps its slot. A waiting
+-- entry whose job is gone is dropped, as in RQ. A job whose queue is no list waits on, and later jobs go first. At most
 -- 1 000 jobs are let in at once.
 local LET_IN = 1000
--- The sets of who is let in and who waits, then of release_stale the job and its executions.
+-- The keys are the sets of admitted and of waiting jobs, then for release_stale the job and its executions.
 local KEY_TYPES = { 'zset', 'zset', 'hash', 'zset' }
 local function guarded(script)
   return function(keys, arguments)

@@ -1,4 +1,4 @@
--- Tell whether a job is there: its hash has data. A key of that name that is no hash is no job; asking it is an error.
+-- Tell whether a job exists: its hash has data. A key of another type is no job; reading it is an error.
 local function has_job(job)
   return redis.pcall('HEXISTS', job, 'data') == 1
 end

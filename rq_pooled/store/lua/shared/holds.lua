@@ -1,4 +1,4 @@
--- Tell whether a lock is its caller's still, and renew it. A caller without a name needs none.
+-- Tell whether the caller still holds a lock, and renew it. A caller without a name needs no lock.
 local function holds(lock, owner, life)
   if owner ~= '' and redis.call('GET', lock) ~= owner then
     return false

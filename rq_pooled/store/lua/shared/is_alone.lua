@@ -1,4 +1,4 @@
--- Tell whether no other looks for ghosts, and keep the others away for so many seconds.
+-- Take or renew the lock of the search for ghosts for so many seconds; tell whether no other caller held it.
 local function is_alone(caller, life)
   local owner = redis.call('GET', GHOSTS_LOCK)
   if owner and owner ~= caller then

@@ -1,13 +1,13 @@
--- A job's hash as it is sent to a worker. What is large is left out, since what stands behind it on its connection would
--- wait for it: who needs it reads it over another one. Lengths are asked for before anything is read.
+-- A job's hash as it is sent to a worker. Large values are left out, since later replies on the connection would wait;
+-- the horse reads them over another connection. Lengths are read before values.
 local LARGE, LARGE_VALUE, AT_ONCE = 1048576, 65536, 5000
 
--- Fields that scripts and the parent look at stay, whatever their size.
+-- Fields that scripts and the parent read stay at any size.
 local function stays(name, length)
   return length <= LARGE_VALUE or name == 'origin' or string.find(name, 'rq_pooled', 1, true) == 1
 end
 
--- Take the large values out of a hash, flat, if it is large; return it and the names of their fields.
+-- Take the large values out of a large hash, given flat; return the rest and the names of their fields.
 local function lighten(raw)
   local light, left_out, size = {}, {}, 0
   for i = 2, #raw, 2 do
@@ -26,7 +26,7 @@ local function lighten(raw)
   return light, left_out
 end
 
--- Return the hash of a job, flat, and the names of the fields that were left out, or nil where it was read whole.
+-- Return the hash of a job, flat, and the names of the fields that were left out, or nil if it is complete.
 local function read_job(job)
   local length = redis.pcall('HSTRLEN', job, 'data')
   if type(length) ~= 'number' or length <= LARGE then

@@ -1,6 +1,6 @@
--- Refuse the call where its user may not run a command that follows, since a script cannot undo what it wrote before. The
--- loader puts the questions and the commands in, see store/scripts.py. A server before 7.0 answers no question: there each
--- command is tried on a text of ours, which none of them can change.
+-- Refuse the call if its user may not run a later command, since a script cannot undo its writes. The loader inserts the
+-- questions and the commands, see store/scripts.py. A server before 7.0 answers no questions, so each command is tried on
+-- a text of ours, which none of them can change.
 do
   local may, refused = redis.acl_check_cmd, {}
   if may and not (QUESTIONS) then
