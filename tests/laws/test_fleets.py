@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import rq
-from keys import named
+from keys import PREFIX, named
 from redis import Redis
 from rq.job import JobStatus
 from rq.results import Result
@@ -37,6 +37,9 @@ QUICK = {
     "RQ_POOLED_SHUTDOWN_TIMEOUT": "1",
 }
 CLASSES = {"ours": "rq_pooled.Worker", "stock": "rq.Worker"}
+
+
+pytestmark = pytest.mark.skipif(PREFIX != "rq", reason="RQ 2 knows no other prefix")
 
 
 @pytest.fixture(scope="session")

@@ -423,7 +423,9 @@ def test_sweeps_in_a_schedule_of_another_type_are_told_of_its_key(
     """Recurring sweeps are listed, removed and registered, or the key is named that is in the way."""
     redis.set(named("rq:scheduler:scheduled_jobs"), "no schedule")
     code, _, err = run("schedule-sweep", *words)
-    assert code == 75 and "WRONGTYPE rq:scheduler:scheduled_jobs is of another type" in err and err.count("\n") == 1
+    assert (
+        code == 75 and named("WRONGTYPE rq:scheduler:scheduled_jobs is of another type") in err and err.count("\n") == 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,9 @@ def test_sweeps_in_a_schedule_of_another_type_are_told_of_its_key(
 def test_a_schedule_of_another_type_is_named_to_callers(redis: Redis, call: Callable[[Scheduler], Any]) -> None:
     """Each method that reads or writes the schedule names its key, and leaves nothing behind."""
     redis.set(named("rq:scheduler:scheduled_jobs"), "no schedule")
-    with pytest.raises(ResponseError, match="WRONGTYPE rq:scheduler:scheduled_jobs is of another type"):
+    with pytest.raises(
+        ResponseError, match=re.escape(named("WRONGTYPE rq:scheduler:scheduled_jobs is of another type"))
+    ):
         call(Scheduler(connection=redis))
     assert redis.keys() == [named("rq:scheduler:scheduled_jobs").encode()]
 
@@ -469,7 +473,7 @@ def test_a_lock_that_no_sweep_has_written_is_named(redis: Redis, run: Run, value
     else:
         redis.set(named("rq_pooled:sweep:default"), value)
     code, out, err = run("sweep", "--purge", "--all")
-    assert code == 75 and words in err and len((out + err).splitlines()) < 3
+    assert code == 75 and named(words) in err and len((out + err).splitlines()) < 3
     if not isinstance(value, list):
         redis.expire(named("rq_pooled:sweep:default"), 20)
         shown = printable(value)

@@ -24,6 +24,8 @@ from typing import Any
 import fork_server
 
 _SUPPORT = Path(__file__).resolve().parent
+#: That of the tests before one of them changes it.
+_ENVIRONMENT = dict(os.environ)
 _ROOT = _SUPPORT.parent.parent
 _MODULES = ("rq.cli", "rq_pooled")
 #: A text of `python -c` that begins so asks for nothing that the server has not loaded before it does anything else.
@@ -40,7 +42,7 @@ class ForkServer:
 
     def __init__(self) -> None:
         self._connection, theirs = socket.socketpair()
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(_SUPPORT), str(_ROOT)])}
+        self.environment = {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join([str(_SUPPORT), str(_ROOT)])}
         line = [sys.executable, "-c", "import fork_server; fork_server.main()", str(theirs.fileno())]
         with theirs:
             self._process = subprocess.Popen(
