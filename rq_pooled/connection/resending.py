@@ -18,6 +18,7 @@ from ..deadline import current as current_deadline
 from ..delays import jittered_delay
 from ..errors import ServerUnreachable
 from .cluster import Owners
+from .framing import cut_command, words_of
 from .redirects import is_moved, is_of_slot, is_refusal, said
 
 #: What ends a WATCH.
@@ -194,22 +195,17 @@ def _foreign(error: Exception, slot: int) -> Exception:
 def _cut(sent: Any) -> list[bytes]:
     """Return the commands that redis-py has packed, each as it was sent."""
     data = b"".join(sent) if isinstance(sent, list) else sent
-    commands, start, size = [], 0, len(data)
-    while start < size:
-        end = data.index(b"\r\n", start)
-        words, position = int(data[start + 1 : end]), end + 2
-        for _ in range(words):
-            end = data.index(b"\r\n", position)
-            position = end + 4 + int(data[position + 1 : end])
-        commands.append(data[start:position])
-        start = position
+    commands, start = [], 0
+    while start < len(data):
+        end, _ = cut_command(data, start)
+        commands.append(data[start:end])
+        start = end
     return commands
 
 
 def _name(command: bytes) -> bytes:
     """Return the name of a packed command; nothing if there is none."""
-    words = bytes(command[:64]).split(b"\r\n", 3)
-    return words[2].upper() if len(words) > 2 else b""
+    return next(iter(words_of(command, 0, 1)), b"").upper()
 
 
 @cache

@@ -12,8 +12,8 @@ from collections.abc import Callable, Mapping
 from ..capacity.reservation import Reservation
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings
+from ..connection.framing import Malformed
 from ..process.event_loop import Loop
-from .framing import Malformed
 from .loan import Loan
 from .opener import Opener
 from .refit import Refit

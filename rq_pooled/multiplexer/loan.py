@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..connection import command_table
+from ..connection.framing import Passage, ReplyCutter, cut_command, words_of
 from ..store.keys import NONE
 from ..wire import pack_commands
-from .framing import Passage, ReplyCutter, cut_command, words_of
 from .streams import LONG_REQUEST
 
 #: Extra seconds for the reply to a long command, because the kernel takes megabytes that a slow line delivers later.

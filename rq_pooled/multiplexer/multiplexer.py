@@ -18,12 +18,12 @@ from ..capacity.reservation import Ask, Reservation
 from ..capacity.stop_flag import Brake
 from ..config.settings import Settings
 from ..connection.away import is_closed
+from ..connection.framing import Malformed
 from ..connection.place import Place
 from ..connection.redirects import is_elsewhere
 from ..horse.stream import Door
 from ..process.event_loop import Loop
 from .dialer import Dialer
-from .framing import Malformed
 from .guests import Guests
 from .late_streams import LateStreams
 from .lending import Lending
@@ -32,7 +32,7 @@ from .opener import Opener
 from .shared import Shared
 from .sharing import Sharing
 from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
-from .upstream import CHUNK
+from .upstream import CHUNK, Upstream
 
 #: Seconds of one turn of the loop that jobs may take; the rest is served in the next turn.
 TURN = 0.005
@@ -259,13 +259,18 @@ class Multiplexer:
     def on_back(self) -> None:
         """Give up connections that lead to another server than the command connection, unless they may end there."""
         place = self._place()
-        for upstream in [*self._shared.all(), *self._lending.all()]:
-            if not self._left and place is not None and not upstream.place.is_same(place):
+        if self._left or place is None:
+            return
+        for upstream in self._upstreams():
+            if not upstream.place.is_same(place):
                 upstream.lose("the server is another one now")
 
     def _give_up(self, reason: str) -> None:
-        for upstream in [*self._shared.all(), *self._lending.all()]:
+        for upstream in self._upstreams():
             upstream.lose(reason)
+
+    def _upstreams(self) -> list[Upstream]:
+        return [*self._shared.all(), *self._lending.all()]
 
     @property
     def places(self) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import secrets
 
+from ..connection.framing import Malformed, ReplyCutter
 from ..wire import pack_commands
-from .framing import Malformed, ReplyCutter
 from .loan import Loan
 from .upstream import Upstream
 

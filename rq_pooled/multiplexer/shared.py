@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from ..config.settings import Settings
+from ..connection.framing import Malformed
 from ..process.event_loop import Loop, Timer
-from .framing import Malformed
 from .opener import Opener
 from .streams import LONG_REPLY, MOST_UNREAD, Guest, Stream
 from .upstream import Upstream

@@ -8,8 +8,8 @@ from typing import Any
 
 from ..capacity.reservation import Ask
 from ..connection.command_table import CommandTable
+from ..connection.framing import cut_command, words_of
 from ..process.event_loop import Loop
-from .framing import cut_command, words_of
 from .shared import Shared
 from .streams import LONG_REQUEST, Stream
 

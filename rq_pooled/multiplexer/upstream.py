@@ -15,10 +15,10 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
+from ..connection.framing import Malformed, ReplyCutter
 from ..connection.place import Place
 from ..process.event_loop import Loop
 from .dialer import Dialer
-from .framing import Malformed, ReplyCutter
 
 #: Bytes that are read at once: the smallest commands and replies of one chunk take some milliseconds. The second
 #: number is for long strings.

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from rq_pooled.connection.framing import ReplyCutter
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.multiplexer.framing import ReplyCutter
 from rq_pooled.multiplexer.loan import Loan
 from rq_pooled.wire import pack_commands
 

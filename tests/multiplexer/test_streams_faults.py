@@ -26,12 +26,12 @@ from sampling import by_role
 from rq_pooled.capacity.stop_flag import Brake
 from rq_pooled.config import Settings
 from rq_pooled.connection.away import ServerAway
+from rq_pooled.connection.framing import ReplyCutter
 from rq_pooled.connection.options import make_connection
 from rq_pooled.connection.place import Place
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.multiplexer import guests, listener
 from rq_pooled.multiplexer.dialer import Dialer
-from rq_pooled.multiplexer.framing import ReplyCutter
 from rq_pooled.multiplexer.lending import _MOST_UNSENT
 from rq_pooled.multiplexer.loan import Loan
 from rq_pooled.multiplexer.multiplexer import Multiplexer

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from rq_pooled.connection.command_table import _SHARED, CommandTable, block_of, is_lasting
+from rq_pooled.connection.framing import Malformed, Passage, ReplyCutter, cut_command, words_of
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.multiplexer.framing import Malformed, Passage, ReplyCutter, cut_command, words_of
 from rq_pooled.wire import pack_commands
 
 BOUNDED = settings(deadline=None, max_examples=300)
