@@ -99,7 +99,6 @@ class Owners(Finder):
         told: list[str] = []
         errors: list[Exception] = []
         ends = time.monotonic() + self._timeout
-        self._strangers = set()
         for host, port in asked:
             left = ends - time.monotonic()
             if left <= 0:

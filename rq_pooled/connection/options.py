@@ -1,5 +1,5 @@
-"""How a connection is made: from the URL or from a client, to a server to the master that sentinels name, or to the
-owner of a slot that a cluster names.
+"""How a connection is made: from the URL or from a client; to a server, to the master that sentinels name, or to the
+node of a cluster that has the keys.
 """
 
 from __future__ import annotations

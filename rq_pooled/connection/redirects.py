@@ -26,8 +26,8 @@ def is_refusal(error: BaseException | None) -> bool:
 
 
 def is_elsewhere(error: BaseException) -> bool:
-    """Tell whether a node that answers has said that the keys are at another one, or on their way; a script, too."""
-    return is_refusal(error) or is_refusal(error.__cause__) or "non local key" in str(error)
+    """Tell whether an error, or the reply that it was raised for, is a node's refusal: that node answers still."""
+    return is_refusal(error) or is_refusal(error.__cause__)
 
 
 def is_of_slot(error: Exception, slot: int) -> bool:
