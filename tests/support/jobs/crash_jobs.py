@@ -398,10 +398,18 @@ def _sleep_lightly() -> None:
 
 def end_a_copy(signum: int) -> int:
     """Fork, end the copy by a signal, return the wait status."""
-    child = os.fork()
-    if child == 0:
-        time.sleep(60)
-        os._exit(1)
+    job = os.getpid()
+    try:
+        child = os.fork()
+        if child == 0:
+            time.sleep(60)
+            os._exit(1)
+    except KeyboardInterrupt:
+        if os.getpid() != job:
+            # The signal came later than the copy's own handler: it ends as an interpreter does.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        raise
     os.kill(child, signum)
     return os.waitpid(child, 0)[1]
 
