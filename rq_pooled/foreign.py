@@ -19,7 +19,6 @@ from .wire import text
 MAX_VALUE, MAX_LINE = 200, 4000
 #: Bytes of a recorded error that are unpacked, and how many of them are kept at either end.
 MAX_UNPACKED, _HEAD, _TAIL = 8 * 1024 * 1024, 512 * 1024, 256 * 1024
-_STEP = 256 * 1024
 #: What is no character: ``text`` makes it of bytes that are no UTF-8, and JSON may contain it.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -137,31 +136,37 @@ def unpacked_error(packed: bytes | str | None) -> str:
     """
     data = packed.encode("utf-8", "surrogateescape") if isinstance(packed, str) else packed or b""
     try:
-        return _inflated(data if data[:1] == b"x" else b64decode(data))
+        found = inflated(data if data[:1] == b"x" else b64decode(data), MAX_UNPACKED)
     except (ValueError, zlib.error):
-        return _cut(data, len(data)).decode(errors="replace")
-
-
-def _inflated(data: bytes) -> str:
-    unpacker = zlib.decompressobj()
-    parts, size = [], 0
-    while data and size <= MAX_UNPACKED:
-        part = unpacker.decompress(data, _STEP)
-        data = unpacker.unconsumed_tail
-        parts.append(part)
-        size += len(part)
-        if unpacker.eof or not part and not data:
-            break
-    if size > MAX_UNPACKED:
+        found = data
+    if found is None:
         return f"the recorded error is larger than {MAX_UNPACKED // 1024 // 1024} MB, which is not unpacked"
+    return _cut(found, len(found)).decode(errors="replace")
+
+
+def inflated(data: bytes, most: int) -> bytes | None:
+    """Return what zlib has packed; None if it is longer than ``most`` bytes, of which no more are unpacked.
+
+    Raises:
+        zlib.error: it is not packed, or cut off.
+    """
+    unpacker = zlib.decompressobj()
+    found = unpacker.decompress(data, most + 1)
+    if len(found) > most:
+        return None
     if not unpacker.eof:
         raise zlib.error("cut off")
-    return _cut(b"".join(parts), size).decode(errors="replace")
+    return found
 
 
 def _cut(data: bytes, size: int) -> bytes:
     left_out = size - _HEAD - _TAIL
     return data if left_out <= 0 else data[:_HEAD] + b"\n[%d bytes left out]\n" % left_out + data[-_TAIL:]
+
+
+def error_words(error: BaseException) -> str:
+    """Return the class and the text of an error that reading others' data raised, fit for one line."""
+    return f"{type(error).__name__}: {printable(error, MAX_VALUE)}"
 
 
 def is_wrong_type(error: Exception) -> bool:

@@ -14,7 +14,8 @@ from redis.exceptions import ResponseError
 from rq.job import Job
 from rq.timeouts import BaseTimeoutException
 
-from ..foreign import MAX_VALUE, is_text, is_wrong_type, printable
+from ..foreign import MAX_VALUE, error_words, is_text, is_wrong_type, printable
+from ..queue.handlers import is_of_handlers
 from ..store.keys import queue_key
 from .tolerant_maintenance import check_unreadable
 
@@ -29,7 +30,7 @@ def use_in_handlers() -> None:
 
     def fetch_many(cls: type[Job], job_ids: Iterable[str], connection: Any, *args: Any, **kwargs: Any) -> list[Any]:
         fetch = inherited.__get__(None, cls)
-        if not _of_handlers(connection):
+        if not is_of_handlers(connection):
             found: list[Any] = fetch(job_ids, connection, *args, **kwargs)
             return found
         strange: list[str] = []
@@ -41,12 +42,12 @@ def use_in_handlers() -> None:
 
     def dependencies_are_met(self: Job, *args: Any, **kwargs: Any) -> bool:
         try:
-            return inherited_met(self, *args, **kwargs) and (not _of_handlers(self.connection) or _has_queue(self))
+            return inherited_met(self, *args, **kwargs) and (not is_of_handlers(self.connection) or _has_queue(self))
         except Exception as error:
-            if not _of_handlers(self.connection):
+            if not is_of_handlers(self.connection):
                 raise
             _check(error)
-            log.warning("what job %s depends on cannot be read, it stays deferred: %s", self.id, _words(error))
+            log.warning("what job %s depends on cannot be read, it stays deferred: %s", self.id, error_words(error))
             return False
 
     Job.fetch_many = classmethod(fetch_many)  # type: ignore[assignment, method-assign]
@@ -79,10 +80,6 @@ def _has_queue(job: Job) -> bool:
     return False
 
 
-def _of_handlers(connection: Any) -> bool:
-    return getattr(connection, "recording", False) or getattr(connection, "relay", None) is not None
-
-
 def _fetched(fetch: Callable[[list[str]], list[Any]], ids: list[str], strange: list[str]) -> list[Any]:
     """Return the jobs, None where RQ fails to make one; halves are tried until what it fails at is alone."""
     try:
@@ -90,7 +87,7 @@ def _fetched(fetch: Callable[[list[str]], list[Any]], ids: list[str], strange: l
     except Exception as error:  # noqa: BLE001 - a damaged hash may raise anything
         _check(error)
         if len(ids) < 2:
-            strange.append(f"{printable(ids[0], MAX_VALUE)} ({_words(error)})")
+            strange.append(f"{printable(ids[0], MAX_VALUE)} ({error_words(error)})")
             return [None]
     half = len(ids) // 2
     return _fetched(fetch, ids[:half], strange) + _fetched(fetch, ids[half:], strange)
@@ -101,7 +98,3 @@ def _check(error: Exception) -> None:
     if isinstance(error, (BaseTimeoutException, MemoryError)):
         raise error
     check_unreadable(error)
-
-
-def _words(error: Exception) -> str:
-    return f"{type(error).__name__}: {printable(error, MAX_VALUE)}"

@@ -13,6 +13,7 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 
 from ..errors import NotVerified
+from ..foreign import inflated
 from ..signing.attach import attach
 from ..signing.envelope import MAX_UNPACKED, unpacked
 from ..signing.job import CALLBACKS, Verified, callbacks_of, verify
@@ -119,10 +120,9 @@ class _Bounded:
 
     @staticmethod
     def decompress(data: bytes) -> bytes:
-        unpacker = zlib.decompressobj()
-        found = unpacker.decompress(data, MAX_UNPACKED + 1)
-        if not unpacker.eof or len(found) > MAX_UNPACKED:
-            raise zlib.error("cut off, or larger than what is unpacked")
+        found = inflated(data, MAX_UNPACKED)
+        if found is None:
+            raise zlib.error("larger than what is unpacked")
         return found
 
 

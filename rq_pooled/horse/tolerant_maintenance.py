@@ -15,7 +15,7 @@ from rq.exceptions import NoSuchJobError
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
-from ..foreign import MAX_VALUE, is_text, is_wrong_type, printable
+from ..foreign import MAX_VALUE, error_words, is_text, is_wrong_type, printable
 from ..store.keys import GROUPS, group_key
 from ..wire import raw, text
 from .large import Refused
@@ -100,5 +100,5 @@ def screen_groups(worker: Any, error: Exception) -> None:
 
 
 def _say(worker: Any, what: str, error: Exception) -> None:
-    reason = f"{type(error).__name__}: {printable(error, MAX_VALUE)}"
+    reason = error_words(error)
     worker.log.warning("Worker %s: %s (%s)", worker.name, what, reason)

@@ -30,6 +30,7 @@ from ..store.due import add_fraction
 from ..store.keys import once_key
 from ..wire import text
 from .asked import Asked, asked_by, asking, attach_asked
+from .handlers import is_recording
 from .limits import Limit, declare_limit, make_limit
 from .numbers import check_enqueued, check_floats, check_numbers
 from .verdict import GONE, ask, earlier_job, full, note_status
@@ -216,7 +217,7 @@ class AdmittingQueue(rq.Queue):
 
         A process that dies between two steps would leave its job waiting until another job of the limit ends.
         """
-        if pipeline is not None or getattr(self.connection, "recording", False):
+        if pipeline is not None or is_recording(self.connection):
             parent: Any = super()
             enqueued: Job = parent._enqueue_rate_limited_job(job, pipeline=pipeline, at_front=at_front)
             return enqueued

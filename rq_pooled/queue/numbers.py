@@ -11,6 +11,7 @@ from rq.job import Job
 
 from ..durations import LONGEST
 from ..errors import ConfigurationError
+from .handlers import is_of_handlers
 
 #: The longest time that ``signal.alarm`` takes, 68 years.
 LONGEST_TIMER = 2**31 - 1
@@ -52,7 +53,7 @@ def check_numbers(job: Job) -> None:
 
 def check_enqueued(connection: Any, job: Job, moment: datetime | None = None) -> None:
     """Refuse such a job, and a due time that is never reached, unless RQ's handlers enqueue it after a run."""
-    if getattr(connection, "recording", False) or getattr(connection, "relay", None) is not None:
+    if is_of_handlers(connection):
         return
     check_numbers(job)
     if moment is not None:

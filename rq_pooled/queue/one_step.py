@@ -20,6 +20,7 @@ from ..store.keys import QUEUES, job_key, queue_key
 from ..store.scripts import run_script
 from .asked import asked_by
 from .conditions import AdmittingQueue
+from .handlers import is_recording
 from .refused_scripts import refuses_scripts
 
 #: The methods that RQ calls. A subclass that replaces one must see the pipeline that it was given.
@@ -33,7 +34,7 @@ def begin(queue: AdmittingQueue, job: Job) -> Pipeline | None:
     admitted = asked_by(job) is not None or queue.max_length is not None
     if admitted or job._dependency_ids or getattr(job, "has_rate_limit", False) or not _is_known(kind):
         return None
-    if getattr(connection, "recording", False) or refuses_scripts(connection):
+    if is_recording(connection) or refuses_scripts(connection):
         return None
     # Classes with their own prefixes use other keys.
     if job.key != job_key(job.id) or queue.key != queue_key(queue.name):

@@ -45,6 +45,7 @@ from . import one_step
 from .conditions import AdmittingQueue
 from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
+from .handlers import is_recording
 from .numbers import check_delay
 from .refused_scripts import refuses_scripts
 
@@ -204,11 +205,10 @@ class Queue(AdmittingQueue):
         """Do step 3 of the module's docstring."""
         # A deferred job exists already, and RQ's script would leave it in the registry of deferred jobs. A job that a
         # worker's handler enqueues becomes part of an outcome, which holds no scripts.
-        recording = getattr(self.connection, "recording", False)
         steps = pipeline if one_step.is_begun(pipeline) else None
         pipeline = pipeline if steps is None else None
         new = pipeline is None and not unique and job.get_status(refresh=False) != JobStatus.DEFERRED
-        if new and not recording and not refuses_scripts(self.connection):
+        if new and not is_recording(self.connection) and not refuses_scripts(self.connection):
             try:
                 return self._enqueue_new(job, steps, at_front)
             except DuplicateJobError:

@@ -13,7 +13,7 @@ from rq.scripts import _build_hset_args
 from rq.utils import utcformat
 
 from ..errors import QueueFull
-from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..foreign import error_words, is_wrong_type
 from ..store.enqueue import enqueue_jobs
 from ..store.inert_jobs import fetch_inert
 from ..store.keys import once_key
@@ -54,7 +54,7 @@ def earlier_job(queue: rq.Queue, job_id: str) -> Job | str:
         # A damaged hash may raise any error; errors of the server are not about the job.
         if isinstance(error, RedisError) and not is_wrong_type(error):
             raise
-        return f"cannot be read ({type(error).__name__}: {printable(error, MAX_VALUE)})"
+        return f"cannot be read ({error_words(error)})"
 
 
 def note_status(job: Job, status: str, moment: datetime) -> None:

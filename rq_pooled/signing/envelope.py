@@ -10,6 +10,7 @@ from hmac import compare_digest
 from typing import NamedTuple
 
 from ..errors import ConfigurationError, NotVerified
+from ..foreign import inflated
 from .keys import Keys
 
 #: A call whose hash has a signature, a call that a serializer signed alone, meta, a result, and anything else.
@@ -99,14 +100,11 @@ def unpacked(data: bytes) -> bytes:
     Raises:
         NotVerified: it is larger.
     """
-    unpacker = zlib.decompressobj()
     try:
-        found = unpacker.decompress(data, MAX_UNPACKED + 1)
+        found = inflated(data, MAX_UNPACKED)
     except zlib.error:
+        # RQ takes such data as they are.
         found = data
-    else:
-        if not unpacker.eof and len(found) <= MAX_UNPACKED:
-            found = data
-    if len(found) > MAX_UNPACKED:
+    if found is None or len(found) > MAX_UNPACKED:
         raise NotVerified(f"it has more than {MAX_UNPACKED // 2**20} MB unpacked, which is not loaded")
     return found

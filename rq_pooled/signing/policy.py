@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import cache
 
 from ..config.settings import PREFIX, Settings
 from ..errors import ConfigurationError, NotVerified
@@ -41,17 +42,13 @@ class Policy:
             raise NotVerified(f"{what} {name[:200]!r}, which ALLOWED does not name")
 
 
-_patterns: dict[tuple[str, ...], re.Pattern[str]] = {}
 _current: Policy | None = None
 
 
+@cache
 def _pattern(allowed: tuple[str, ...]) -> re.Pattern[str]:
-    found = _patterns.get(allowed)
-    if found is None:
-        # A star is one name: RQ would follow "shop.tasks.os.system" into modules that shop.tasks imports.
-        words = [r"[^.]+".join(map(re.escape, entry.split("*"))) for entry in allowed]
-        found = _patterns[allowed] = re.compile("|".join(words))
-    return found
+    # A star is one name: RQ would follow "shop.tasks.os.system" into modules that shop.tasks imports.
+    return re.compile("|".join(r"[^.]+".join(map(re.escape, entry.split("*"))) for entry in allowed))
 
 
 def current() -> Policy:

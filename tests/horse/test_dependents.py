@@ -112,6 +112,27 @@ def test_a_dependent_that_cannot_be_read_holds_back_no_other(
     assert "Traceback" not in worker.output() or fails
 
 
+@pytest.mark.parametrize("how", ["number", "queue"])
+def test_maintenance_passes_over_what_it_cannot_read(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, how: str
+) -> None:
+    """When RQ's maintenance fails an abandoned job, its dependents are enqueued but for the one that cannot be."""
+    queue = Queue(connection=redis)
+    parent = queue.enqueue(dependent_jobs.nothing)
+    after = Dependency(parent, allow_failure=True)
+    children = [queue.enqueue(dependent_jobs.nothing, depends_on=after) for _ in range(3)]
+    spoil(redis, how, parent, children[1])
+    redis.delete(queue.key)
+    redis.hset(parent.key, "status", "started")
+    redis.zadd(named("rq:wip:default"), {f"{parent.id}:e": 1})
+    with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait(30) == 0, worker.output()
+    with running_worker(server.url, "--burst", log=tmp_path / "more", ready=None) as worker:
+        assert worker.wait(30) == 0, worker.output()
+    assert parent.get_status(refresh=True) == "failed"
+    assert [children[i].get_status(refresh=True) for i in (0, 2)] == ["finished"] * 2, worker.output()
+
+
 def test_dependents_in_a_key_of_another_type_harm_no_outcome(
     server: EmbeddedServer, redis: Redis, tmp_path: Path
 ) -> None:
