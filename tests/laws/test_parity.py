@@ -500,11 +500,12 @@ def dependents(side: Side) -> None:
 
 @scenario
 def dependents_at_front(side: Side) -> None:
+    """One dependent per queue: RQ keeps dependents in a set, so the order of two in one queue is chance."""
     job = side.queue("other").enqueue("jobs.add", 1, 2, job_id="a")
-    for name in ("first", "second"):
+    for name in ("nobody", "nobody-else"):
         dependency = Dependency(jobs=[job], enqueue_at_front=True)
-        side.queue("nobody").enqueue("jobs.add", 1, 2, job_id=name, depends_on=dependency)
-    side.queue("nobody").enqueue("jobs.add", 1, 2, job_id="waiting")
+        side.queue(name).enqueue("jobs.add", 1, 2, job_id=f"first-{name}", depends_on=dependency)
+        side.queue(name).enqueue("jobs.add", 1, 2, job_id=f"waiting-{name}")
     side.work("other")
 
 
