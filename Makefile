@@ -7,7 +7,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
-	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
+	@echo 'make demo    run 200 real jobs with rq_pooled, then with stock RQ; show what they cost'
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis; JOBS=0 one at a time)'
 	@echo 'make flask-demo   a shop on Flask with its page, worker and Redis at http://127.0.0.1:8000/'
 	@echo 'make lint    ruff: rules and layout'
