@@ -18,6 +18,7 @@ help:
 	@echo 'make reliability  measure single faults on stock RQ and here, and write the table of docs/reliability.md'
 	@echo 'make bench   run the benchmarks; they print what README quotes'
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
+	@echo 'make recording  write docs/pictures/demo.svg: the demo as it runs in a terminal'
 	@echo 'make clean   remove .venv and all caches'
 
 demo: .venv/ready
@@ -44,6 +45,10 @@ bench: .venv/ready-dev
 
 docs: .venv/ready
 	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+
+recording: .venv/ready-dev
+	@$(BIN)/python -c 'import pyte' 2>/dev/null || $(PIP) install pyte
+	@$(BIN)/python docs/pictures/record.py
 
 chaos: .venv/ready-dev
 	@$(if $(CLUSTER),RQ_KEY_PREFIX='{app}') $(BIN)/python -m tests.chaos $(if $(CLUSTER),--cluster) --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)

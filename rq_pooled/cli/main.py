@@ -152,6 +152,6 @@ def demo(jobs: int, concurrency: int, as_json: bool) -> None:
     """
     from . import demo as play
 
-    with click.progressbar(length=2 * jobs, label=f"{jobs} jobs, {concurrency} at once", file=sys.stderr) as bar:
+    with click.progressbar(length=2 * jobs, label="rq_pooled, then stock RQ", file=sys.stderr) as bar:
         report = play.run(jobs, concurrency, bar.update)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else "\n" + report.as_table())
