@@ -15,7 +15,7 @@ from rq.serializers import DefaultSerializer
 from ..errors import NotVerified
 from ..foreign import inflated
 from ..signing.attach import attach
-from ..signing.envelope import MAX_UNPACKED, unpacked
+from ..signing.envelope import MAX_UNPACKED, is_sealed, unpacked
 from ..signing.job import CALLBACKS, Verified, callbacks_of, verify
 from ..signing.policy import Policy
 from ..signing.serializer import Sealed
@@ -120,6 +120,9 @@ class _Bounded:
 
     @staticmethod
     def decompress(data: bytes) -> bytes:
+        # It was unpacked where it was verified. An error that RQ takes for this takes longer.
+        if is_sealed(data):
+            return data
         found = inflated(data, MAX_UNPACKED)
         if found is None:
             raise zlib.error("larger than what is unpacked")

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, NotVerified
 from .envelope import is_sealed
-from .job import FIELD, SIGNED, as_written, sign, verify
+from .job import FIELD, NAMES, SIGNED, as_written, sign, verify
 from .policy import Policy
 from .serializer import Sealed
 
@@ -24,9 +24,8 @@ def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) 
         kept: its hash, if there is one: RQ's ``save`` leaves fields that RQ does not know.
     """
     keys = policy.keys
-    if keys is None or _MARK in job.__dict__:
+    if keys is None or getattr(job, _MARK, False):
         return
-    before = {name: value for name in SIGNED if kept and (value := kept.get(name.encode())) is not None}
     # On the object: job classes are the user's.
     to_dict = job.to_dict
 
@@ -36,7 +35,12 @@ def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) 
             raise ConfigurationError(
                 f"job {job.id} cannot be signed: its serializer does not sign; leave it the queue's serializer"
             )
-        return {**fields, FIELD: sign(keys, job.id, {**before, **fields}, data)}
+        all_fields = fields
+        if kept:
+            all_fields = {name: value for name, key in NAMES if (value := kept.get(key)) is not None}
+            all_fields.update(fields)
+        fields[FIELD] = sign(keys, job.id, all_fields, data)
+        return fields
 
     job.to_dict = signed
     setattr(job, _MARK, True)
