@@ -115,6 +115,27 @@ def verify(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, b
     return Verified(data, envelope.start, envelope.purpose == BOUND, envelope.name.decode())
 
 
+def look_at(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, bytes]) -> Verified:
+    """Verify a job's hash, see ``verify``, and what it calls.
+
+    Raises:
+        NotVerified: with the reason. What an unsigned job calls is not looked at.
+    """
+    verified = verify(policy, job_id, queue, raw)
+    if policy.allowed:
+        if verified.start:
+            policy.check_allowed(verified.name)
+        check_callbacks(policy, raw)
+    return verified
+
+
+def check_callbacks(policy: Policy, raw: Mapping[bytes, bytes]) -> None:
+    """Raise NotVerified if a callback may not be called."""
+    for field in _CALLBACKS:
+        if name := raw.get(field):
+            policy.check_allowed(name.decode(errors="replace"), "one of its callbacks is")
+
+
 def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope, raw: Mapping[bytes, bytes]) -> None:
     name, _, given = raw.get(_FIELD, b"").partition(b":")
     secret = keys.all.get(name)
@@ -145,8 +166,3 @@ def _verify_meta(keys: Keys, job_id: str, raw: Mapping[bytes, bytes]) -> None:
             expect(unseal(keys, meta), META, job_id)
         except NotVerified as error:
             raise NotVerified(f"its meta does not verify: {error}") from None
-
-
-def callbacks_of(raw: Mapping[bytes, bytes]) -> list[str]:
-    """Return the names of a job's callbacks."""
-    return [value.decode(errors="replace") for field in _CALLBACKS if (value := raw.get(field))]
