@@ -21,6 +21,7 @@ from ..connection.away import LOST
 from ..errors import TRY_AGAIN, USAGE, RQPooledError
 from ..rq_version import check_rq
 from . import schedule_sweep
+from .acl import acl
 from .check import check
 from .connections import connections
 from .failed import failed
@@ -133,7 +134,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(check, connections, stats, top, worker, sweep, requeue, failed, rescue, settings, limit, scheduler),
+    *(check, connections, stats, top, worker, sweep, requeue, failed, rescue, settings, limit, scheduler, acl),
     schedule_sweep.command,
 ):
     cli.add_command(command)

@@ -77,6 +77,8 @@ def checked(
     ):
         if value(name) is not None and not re.fullmatch(pattern, value(name)):
             raise refuse(name, f"it must be written as {form}", "change it")
+    if value("jobs_login") is not None and not re.fullmatch(r"[^:\s]+:\S+", value("jobs_login")):
+        raise refuse("jobs_login", "it must be written as user:password, without white space", "change it")
     if value("signing") not in (None, "require", "accept-unsigned"):
         raise refuse("signing", "it must be require or accept-unsigned", "change it")
     if any(not re.fullmatch(_ALLOWED, one) for one in value("allowed")):

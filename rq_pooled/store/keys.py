@@ -20,6 +20,14 @@ def literal(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
 
 
+def under(prefix: str | None, pattern: str) -> str:
+    """Return a pattern of keys or channels as it is for an application with a prefix, this one's if not given."""
+    return literal(prefix or PREFIX) + pattern[len(PREFIX) :] if pattern.startswith(PREFIX) else pattern
+
+
+#: Patterns of all keys of the application.
+ALL = (f"{PREFIX}:*", f"{OURS}:*")
+
 # -- ours ------------------------------------------------------------------------------------------------------------
 
 #: A name that no key has, so a command on it, or a message to it, changes nothing.

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "max_lifetime": 3600,
     "leak_warn": 60,
     "jobs_share": 1,
+    "jobs_login": None,
     "reconnect_base": 0.1,
     "reconnect_cap": 3,
     "reconnect_attempts": 0,
