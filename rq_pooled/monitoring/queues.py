@@ -57,9 +57,9 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     Each has ``name``, ``length``, ``workers``, ``suspended``, and ``oldest_age`` (seconds that the job at the head has
     been queued, None if there is none). The numbers of jobs are ``started``, ``scheduled``, ``deferred``, ``failed``,
     ``finished``, ``canceled`` and ``dead`` (buried failures). RQ 3 adds ``ready`` (dependents that a stock worker has
-    still to queue) and ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts as empty, and
-    ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as
-    ``\\xff``.
+    still to queue) and ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts
+    as empty, and ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown
+    with escapes such as ``\\xff``.
 
     Raises:
         ConfigurationError: RQ keeps its data under another prefix.
