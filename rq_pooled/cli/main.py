@@ -33,6 +33,7 @@ from .settings import settings
 from .stats import stats
 from .sweep import sweep
 from .top import top
+from .web import web
 from .worker import worker
 
 EXAMPLES = """\b
@@ -133,7 +134,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(check, connections, stats, top, worker, sweep, requeue, failed, rescue, settings, limit, scheduler),
+    *(check, connections, stats, top, web, worker, sweep, requeue, failed, rescue, settings, limit, scheduler),
     schedule_sweep.command,
 ):
     cli.add_command(command)
