@@ -10,6 +10,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.results import Result
 
+from ..config.describing import shown_description
 from ..foreign import seconds_of, unpacked_error, whole_number
 from ..retry.attempts import NEXT_AT
 from ..wire import raw, text
@@ -31,6 +32,7 @@ def history(connection: Redis, job_id: str) -> dict[str, Any]:
     if not connection.hexists(key, "data"):
         raise NoSuchJobError(f"there is no job {job_id}: it was deleted, has expired, or never was")
     fields = {name: text(value) if value else None for name, value in zip(names, values)}
+    fields["description"] = shown_description(fields["description"] or "") or None
     entries: Any = connection.xrange(raw(Result.get_key(job_id)))
     tries = [_try(text(entry_id), entry) for entry_id, entry in entries]
     if not tries and (error := unpacked_error(exc_info)):

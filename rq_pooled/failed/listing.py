@@ -9,6 +9,7 @@ from redis import Redis
 from rq.registry import FailedJobRegistry
 from rq.results import Result
 
+from ..config.describing import shown_description
 from ..deadline import current
 from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
@@ -167,7 +168,7 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
         yield {
             "id": job_id,
             "queue": queue,
-            "description": text(description or b""),
+            "description": shown_description(text(description or b"")),
             "exception": name,
             "reason": reason,
             "failed_at": seconds_of(ended_at),

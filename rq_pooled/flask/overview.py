@@ -11,6 +11,7 @@ from typing import Any
 from redis import Redis
 from rq.registry import ScheduledJobRegistry
 
+from ..config.describing import shown_description
 from ..config.settings import Settings
 from ..failed.listing import MAX_FIELD, failed_jobs
 from ..foreign import is_number, plain, replies_of, whole_number
@@ -131,7 +132,7 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
         {
             "id": plain(job_id),
             "queue": plain(name),
-            "description": plain(description or b""),
+            "description": plain(shown_description(text(description or b""))),
             "due_in": round(due - now, 3),
             "retries_left": whole_number(left),
             "kind": "repeat" if repeats is not None else "retry" if started else "scheduled",
