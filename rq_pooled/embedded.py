@@ -107,7 +107,8 @@ class EmbeddedServer:
     file to a value or, where a name takes several arguments, a sequence of them:
     ``{'appendonly': 'yes', 'save': ['3600', '1'], 'requirepass': 'x'}``. They travel in a file that only this
     user can read, so a password is on no argument list. Unless ``options`` name one, it is random and stands in
-    ``url``, since other users of the machine reach the port. ``password=False`` leaves it out. With ``unix_socket=True`` the ``url`` is a unix:// one.
+    ``url``, since other users of the machine reach the port. ``password=False`` leaves it out. With
+    ``unix_socket=True`` the ``url`` is a unix:// one.
 
     As a context manager it starts and closes itself. ``stop``, ``kill`` and ``start`` may be called in turn:
     the port and the data stay until ``close``.

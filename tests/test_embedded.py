@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -169,7 +170,7 @@ def test_a_forked_child_does_not_take_the_directory_away(start_server: StartServ
 
 
 def test_a_server_has_a_random_password() -> None:
-    """Nobody else on the machine gets in without the URL, whose password is another for each server."""
+    """Without the URL no other user of the machine gets in, and its password is another for each server."""
     with EmbeddedServer() as one, EmbeddedServer() as other:
         assert one.client().ping() and other.client().ping()
         with socket.create_connection((one.host, one.port), timeout=5) as stranger:
