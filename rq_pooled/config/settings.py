@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -218,6 +218,12 @@ class Settings:
         (), tuple, "what jobs may call, separated by commas: dotted names, in which * stands for one name; none: all"
     )
 
+    describe: str | Callable[[Any], str] | None = setting(  # noqa: RUF009 - the field of a setting, as all others
+        None,
+        object,
+        "what is shown of a job's call: a function's dotted name; rq_pooled.redaction.redact leaves secrets out",
+    )
+
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
         values = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
@@ -259,7 +265,7 @@ class Settings:
                 )
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for info in cls.describe(prefix):
+        for info in cls.rows(prefix):
             found = _find(info, arguments, environ, module)
             if found is not None:
                 sources[info.name], values[info.name] = found
@@ -275,7 +281,7 @@ class Settings:
         return cls(**checked(dataclasses.fields(cls), values, sources))
 
     @classmethod
-    def describe(cls, prefix: str = PREFIX) -> list[SettingInfo]:
+    def rows(cls, prefix: str = PREFIX) -> list[SettingInfo]:
         """Return one record for each setting, in the order of the table in docs/settings.md."""
         return [
             SettingInfo(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from typing import Any
 
+from ..config import describing
 from ..config.settings import Settings
 from ..config.withheld import withhold
 from ..connection.defaults import accepted_options
@@ -87,10 +88,12 @@ def prepare_horses(
             options = {**with_role(pool.connection_kwargs, "job"), **jobs_login(settings)}
             pool.become("job", share, options=options, hooks=[StopFlag(brake), LongWaits()])
         adopt(pool)
-        withhold(setting.env[0] for setting in Settings.describe() if setting.secret)
+        withhold(setting.env[0] for setting in Settings.rows() if setting.secret)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         worker.__class__ = horse_class
         worker._is_horse = True
+        # The parent has logged what is shown of the call; RQ would log all of it at the end.
+        worker.log_job_description = worker.log_job_description and describing.current() is None
         worker.connection, worker.queues, worker.serializer = recorder, queues, sealed(worker.serializer)
         limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
         HorseProcess(worker, channel, *limits, policies, multiplexer is not None).run()

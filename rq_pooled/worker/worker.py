@@ -21,6 +21,7 @@ from rq.worker import DequeueStrategy
 
 from ..capacity.budget import Lease
 from ..capacity.reservation import ALWAYS
+from ..config import describing
 from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..connection.away import LOST, is_away
@@ -122,6 +123,7 @@ class Worker(rq.worker.Worker):
             self._dequeue_strategy = dequeue_strategy
             settings = self._load_settings()
             use(policy_of(settings))
+            describing.use(settings)
             preflight.load_modules(settings)
             with loop_for_stop_signals() as loop:
                 return self._work(settings, loop, burst, max_jobs, max_idle_time, with_scheduler)

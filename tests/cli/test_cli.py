@@ -132,7 +132,7 @@ def test_worker_help_lists_everything_once(run: Run) -> None:
     assert code == 0
     flags = [line.split()[0].rstrip(",") for line in out.splitlines() if line.startswith("  -")]
     assert len(flags) == len(set(flags))
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         shown = setting.name == "url" or not setting.secret
         assert (f"--{setting.name.replace('_', '-')} " in out) is shown
     for parameter in rq_worker.params:
@@ -143,7 +143,7 @@ def test_worker_help_lists_everything_once(run: Run) -> None:
 def test_every_option_of_rq_worker_is_used() -> None:
     """A newer RQ with a further option is noticed here: each one that we accept is read by our command."""
     source = inspect.getsource(worker)
-    settings = {setting.name for setting in Settings.describe()}
+    settings = {setting.name for setting in Settings.rows()}
     for name in {parameter.name for parameter in rq_worker.params} - settings:
         assert name is not None
         assert f'options["{name}"]' in source or name.endswith("_class"), f"rq worker's {name} has no effect here"
@@ -151,7 +151,7 @@ def test_every_option_of_rq_worker_is_used() -> None:
 
 def test_numbers_are_shown_as_people_write_them() -> None:
     """No setting is shown with an exponent."""
-    shown = [options.shown(setting.default) for setting in Settings.describe()]
+    shown = [options.shown(setting.default) for setting in Settings.rows()]
     assert "2592000" in shown and not [text for text in shown if "e+" in text]
 
 

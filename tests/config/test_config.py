@@ -75,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "signing": None,
     "signing_unbound": 0,
     "allowed": (),
+    "describe": None,
 }
 
 
@@ -86,7 +87,7 @@ def test_defaults() -> None:
 
 def test_description_covers_every_setting() -> None:
     """Each setting describes itself in one line, with its environment names, for documentation and options."""
-    described = {info.name: info for info in Settings.describe()}
+    described = {info.name: info for info in Settings.rows()}
     assert list(described) == list(DEFAULTS)
     for name, info in described.items():
         assert info.env[0] == f"RQ_POOLED_{name.upper()}" and info.default == DEFAULTS[name]
