@@ -57,7 +57,14 @@ def test_each_block_runs_as_printed(page: Path, home: Path, server: EmbeddedServ
     report = home / "report.json"
     program = [sys.executable, str(SUPPORT / "page_program.py"), str(report)]
     done = subprocess.run(
-        program, input=json.dumps(steps), env=environment, cwd=home, text=True, capture_output=True, timeout=110
+        program,
+        input=json.dumps(steps),
+        env=environment,
+        cwd=home,
+        text=True,
+        capture_output=True,
+        timeout=110,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     wrong = []
@@ -72,7 +79,7 @@ def test_each_block_runs_as_printed(page: Path, home: Path, server: EmbeddedServ
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_what_does_not_run_says_why(page: Path) -> None:
-    """A block of text, which would not be tried, has a comment with the reason above it; pictures and data need none."""
+    """A block of text that is not tried has a comment with the reason above it; pictures and data need none."""
     silent = [block.line for block in blocks(page) if block.language in ("text", "txt") and not block.not_run]
     assert silent == []
 

@@ -39,8 +39,8 @@ class Page:
         os.environ.update(self.environment)
         try:
             with contextlib.redirect_stdout(out):
-                exec(compile(code, "page", "exec"), self.module.__dict__)
-        except BaseException:
+                exec(compile(code, "page", "exec"), self.module.__dict__)  # noqa: S102
+        except BaseException:  # noqa: BLE001
             return out.getvalue(), traceback.format_exc(limit=-3)
         return out.getvalue(), ""
 

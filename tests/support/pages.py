@@ -4,7 +4,7 @@
 |---|---|
 | none | runs as it is printed |
 | `<!-- not run: reason -->` | does not run |
-| `<!-- runs until: text -->` | runs until it has printed the text, goes on beside later blocks, and ends with the page by SIGTERM |
+| `<!-- runs until: text -->` | runs on after it has printed the text; SIGTERM ends it with the page |
 | `<!-- first: code -->` | runs after the code, which names what the prose has introduced |
 """
 
@@ -74,7 +74,7 @@ def blocks(page: Path) -> list[Block]:
 def as_shown(shown: str, printed: str) -> bool:
     """Tell whether a program printed what a page shows.
 
-    Numbers, times, ids, and the widths of columns are those of a moment. A `…` stands for any text, and a line of `...` for any lines.
+    Numbers, times, ids and widths of columns are those of a moment. A `…` stands for any text, and `...` for any lines.
     """
     pattern = re.escape(_moment(shown)).replace("…", ".*?").replace(re.escape("..."), ".*?")
     return re.fullmatch(pattern, _moment(printed), re.DOTALL) is not None
