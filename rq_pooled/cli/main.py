@@ -34,6 +34,7 @@ from .settings import settings
 from .stats import stats
 from .sweep import sweep
 from .top import top
+from .web import web
 from .worker import worker
 
 EXAMPLES = """\b
@@ -134,7 +135,7 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(check, connections, stats, top, worker, sweep, requeue, failed, rescue, settings, limit, scheduler, acl),
+    *(acl, check, connections, stats, top, web, worker, sweep, requeue, failed, rescue, settings, limit, scheduler),
     schedule_sweep.command,
 ):
     cli.add_command(command)

@@ -34,7 +34,8 @@ def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) 
             raise NotVerified("the signature of its fields is missing")
 
     def signed(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        fields, data = to_dict(*args, **kwargs), job.data
+        fields: dict[str, Any] = to_dict(*args, **kwargs)
+        data = job.data
         if not is_sealed(data):
             raise ConfigurationError(
                 f"job {job.id} cannot be signed: its serializer does not sign; leave it the queue's serializer"

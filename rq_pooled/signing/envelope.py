@@ -41,6 +41,12 @@ def is_sealed(data: object) -> bool:
     return isinstance(data, bytes) and data.startswith(MAGIC)
 
 
+def unverified(data: bytes) -> tuple[str, bytes]:
+    """Return the name and the content of an envelope that nothing verified: to be shown, and never to be loaded."""
+    name, content = (*data[_START + 1 :].split(b"\0", 3)[2:], b"", b"")[:2]
+    return name.decode(errors="replace"), content[:-MAC]
+
+
 def seal(keys: Keys, purpose: bytes, job_id: str, name: str, content: bytes) -> bytes:
     """Return content in an envelope, signed with the first key.
 

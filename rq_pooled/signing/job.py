@@ -141,7 +141,7 @@ def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope,
     secret = keys.all.get(name)
     if secret is None:
         raise NotVerified("the signature of its fields is missing, or of a key that is not known here")
-    text = _text(job_id, origin, envelope.mac, list(map(raw.get, _SIGNED, _EMPTY)))  # type: ignore[arg-type]
+    text = _text(job_id, origin, envelope.mac, list(map(raw.get, _SIGNED, _EMPTY)))
     if text is None or not compare_digest(secret.mac(text).hex().encode(), given):
         raise NotVerified(
             "the signature of its fields is wrong: its queue, callbacks, webhooks, timeout or rules of retries were "
