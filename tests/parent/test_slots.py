@@ -47,6 +47,7 @@ class Stable:
     def __init__(self, *names: str) -> None:
         self.loop = Loop()
         self.outcomes: list[Outcome] = []
+        self.untouched: list[list[Claim]] = []
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
@@ -64,6 +65,9 @@ class Stable:
             multiplexer=None,
             on_outcome=self.outcomes.append,
             on_request=lambda *_: None,
+            on_untouched=self.untouched.append,
+            on_ran=lambda *_: None,
+            ahead=True,
         )
         self.slots.start()
         self.until(lambda: all(slot.ready for slot in self.slots))
