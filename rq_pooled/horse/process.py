@@ -92,12 +92,13 @@ class HorseProcess:
         """Run jobs, the first one at once, each other one once its permit is taken; return whether to leave then."""
         for at, claim in enumerate(claims):
             begun, began = time.perf_counter(), time.monotonic()
+            pool: Any = self._recorder.connection_pool
             leaving = self._do("perform", claim, at > 0)
             seconds = max(0.0, self._outcomes.delivered_at - begun)
             if leaving or at == len(claims) - 1:
                 self._send(("free", leaving, seconds))
                 return leaving
-            if self._shares and self._recorder.connection_pool.was_used_since(began):
+            if self._shares and pool.was_used_since(began):
                 # Streams with replies on their way are the parent's to close, before the next job uses them.
                 self._send(("next", True, seconds))
                 self._channel.receive()

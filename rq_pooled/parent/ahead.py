@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 
 from ..config.settings import Settings
+from ..process.runnable import is_runnable, processor_time
 from ..store.claim import Claim
 from .context import Context
 from .events import Events
@@ -15,8 +16,12 @@ from .slots import Slots
 
 #: Seconds of expected work that a slot is given at once, and jobs.
 BUDGET, MAX_JOBS = 0.005, 16
-#: Seconds between two looks at slots where jobs wait, and for which a job may run before what waits is taken back.
-LOOK, PATIENCE = 0.003, 0.007
+#: Seconds between two looks at slots where jobs wait.
+LOOK = 0.003
+#: Seconds for which a job may run before what waits is taken back, or use a processor since it was first looked at.
+PATIENCE, PROCESSOR_TIME = 0.006, 0.004
+#: The same for a job that may only wait for a processor: as long as free slots find other jobs, and otherwise.
+WHILE_OTHERS, WHILE_NONE = 0.05, 0.014
 
 
 def is_ahead(settings: Settings) -> bool:
@@ -38,6 +43,10 @@ class Ahead:
         self._expected = expected
         self._allowed = allowed and is_ahead(context.settings)
         self._looking = False
+        #: The last claim found as many jobs as it asked for.
+        self.found_all = False
+        #: By slot: since when its job runs, and its horse's processor time when that job was first looked at.
+        self._seen: dict[Slot, tuple[float, float]] = {}
         events.shutdown_began.append(self.put_back)
         events.suspension_changed.append(lambda _suspended: self.put_back())
 
@@ -79,15 +88,31 @@ class Ahead:
 
     def _look(self) -> None:
         self._looking = False
-        overdue = time.monotonic() - PATIENCE
+        now = time.monotonic()
         for slot in self._slots:
             if slot.waiting:
                 # What has ended is recorded now.
                 self._slots.receive(slot)
-                if slot.since < overdue:
+                if self._is_overdue(slot, now - slot.since):
                     self._slots.waiting.put_back(slot)
         if any(slot.waiting for slot in self._slots):
             self.watch()
+        else:
+            self._seen.clear()
+
+    def _is_overdue(self, slot: Slot, seconds: float) -> bool:
+        if not slot.waiting or slot.horse is None:
+            return False
+        used = processor_time(slot.horse.pid)
+        since, before = self._seen.get(slot, (0.0, 0.0))
+        if since != slot.since:
+            self._seen[slot] = (slot.since, used)
+            before = used
+        if seconds < PATIENCE:
+            return False
+        if used - before >= PROCESSOR_TIME or not is_runnable(slot.horse.pid):
+            return True
+        return seconds >= (WHILE_OTHERS if self.found_all else WHILE_NONE)
 
     def put_back(self) -> None:
         """Put back all that waits."""

@@ -121,6 +121,7 @@ class Claimer:
             return
         self._refusals.end()
         claimed = request.read(reply)
+        self._ahead.found_all = len(claimed.claims) == request.most
         self._note_suspension(claimed)
         if claimed.stale:
             context.counters.stale_ids += len(claimed.stale)

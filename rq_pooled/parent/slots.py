@@ -20,6 +20,7 @@ from ..process.prefork import Horse, Prefork
 from ..store.claim import Claim
 from ..store.commit import Outcome, packed
 from .context import Context
+from .deadlines import Deadlines
 from .slot import Slot, Task, send_receipt
 from .task_deaths import TaskDeaths
 from .waiting import Waiting
@@ -28,8 +29,6 @@ from .waiting import Waiting
 RunHorse = Callable[[ChildChannel, "bytes | None"], None]
 #: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
 RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
-#: Seconds between looks whether a horse is past its deadline.
-DEADLINE_INTERVAL = 0.25
 #: Seconds, before KILL_GRACE, that a horse may take to clean up after a job; it takes microseconds.
 CLEAN_UP_TIME = 5.0
 #: Seconds, before KILL_GRACE, that a horse may take to move a bounded number of rq-scheduler's jobs.
@@ -86,6 +85,7 @@ class Slots:
         )
         self.waiting = Waiting(self._prefork, on_untouched)
         self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
+        self._deadlines = Deadlines(context, slots=self._slots, waiting=self.waiting, kill=self.kill)
         self._ending = False
         #: The guests are by process id, since a horse that is replaced may live on for a moment.
         self._guests: dict[int, Guest] = {}
@@ -129,7 +129,7 @@ class Slots:
         self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
         # This wakes the loop: a horse that hangs sends nothing.
         self._context.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
-        self._context.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
+        self._deadlines.start()
 
     @property
     def starting(self) -> bool:
@@ -287,7 +287,7 @@ class Slots:
         elif kind == "next":
             self._on_next(slot, *rest)
         elif kind == "phase":
-            self._set_deadline(slot, *rest)
+            self._deadlines.set(slot, *rest)
         elif kind in ("failure", "gone"):
             self._on_unreadable_message(slot, *rest)
         elif kind in ("read", "relay"):
@@ -301,7 +301,7 @@ class Slots:
             return
         slot.delivered = True
         # Webhooks have timeouts of their own.
-        self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
+        self._deadlines.set(slot, -1 if wants_receipt else CLEAN_UP_TIME)
         assert slot.task is not None
         receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
         parts = (packed(guards), packed(commands), packed(dependents))
@@ -311,7 +311,7 @@ class Slots:
         claim, task = slot.claim, slot.task
         if claim is not None and task is not None:
             slot.delivered = True
-            self._set_deadline(slot, CLEAN_UP_TIME)
+            self._deadlines.set(slot, CLEAN_UP_TIME)
             self._deaths.on_unreadable(task, claim, reason)
 
     def _note_run_time(self, slot: Slot, seconds: float) -> None:
@@ -359,11 +359,8 @@ class Slots:
         """Hand ``task`` to the slot's horse, which is free, and claims whose jobs are to wait there behind it."""
         assert slot.horse is not None
         self._begin(slot, task)
-        message = task.message()
-        if behind:
-            self.waiting.add(slot, behind)
-            message += tuple(tuple(claim) for claim in behind)
-        self._prefork.send(slot.horse, message)
+        self.waiting.add(slot, behind)
+        self._prefork.send(slot.horse, (*task.message(), *map(tuple, behind)))
 
     def _begin(self, slot: Slot, task: Task) -> None:
         """Note that the slot's horse is at ``task``."""
@@ -372,12 +369,12 @@ class Slots:
         if task.kind == "perform" and task.claim is not None:
             slot.jobs += 1
             # A horse that has to read large fields first says when the job begins.
-            self._set_deadline(
+            self._deadlines.set(
                 slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)
             )
         elif task.kind == "schedule":
             # Unpickling users' meta may run anything.
-            self._set_deadline(slot, SCHEDULE_TIME)
+            self._deadlines.set(slot, SCHEDULE_TIME)
 
     def assign_tasks(self) -> None:
         """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs.
@@ -396,24 +393,6 @@ class Slots:
             spare = Slot(self._context.identity.name, self._prefork.send, spare=True)
             self._slots.append(spare)
             self._spawn(spare)
-
-    def _set_deadline(self, slot: Slot, timeout: float) -> None:
-        """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
-        slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._context.settings.kill_grace
-
-    def _kill_overdue(self) -> None:
-        # A timer for each job would stay in the loop's heap long after the job. So one look serves all slots.
-        now = time.monotonic()
-        for slot in self._slots:
-            if slot.deadline is not None and slot.deadline <= now and slot.waiting:
-                # The job may have ended.
-                self.waiting.put_back(slot)
-            if slot.deadline is not None and slot.deadline <= now:
-                slot.deadline = None
-                self._context.log.warning(
-                    "killing its horse, %g s past its timeout", self._context.settings.kill_grace, worker=slot.name
-                )
-                self.kill(slot)
 
 
 def _token(slot: Slot) -> bytes | None:

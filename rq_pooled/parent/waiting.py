@@ -27,7 +27,7 @@ class Waiting:
         Permits come first, since a horse that finds none thinks that all was taken back.
         """
         slot.waiting.extend(claims)
-        if slot.horse is not None and slot.horse.channel.aside is not None:
+        if claims and slot.horse is not None and slot.horse.channel.aside is not None:
             slot.horse.channel.aside.permit(len(claims))
 
     def take_back(self, slot: Slot) -> list[Claim]:

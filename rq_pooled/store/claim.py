@@ -89,6 +89,8 @@ class ClaimRequest(NamedTuple):
     #: The ids of executions begin with it, and end with their number.
     executions: str
     names: Sequence[str]
+    #: How many jobs were asked for.
+    most: int
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
@@ -143,7 +145,7 @@ def claim_jobs(
         most,
         *names,
     )
-    return command, ClaimRequest(created_at, executions, names)
+    return command, ClaimRequest(created_at, executions, names, most)
 
 
 def known_claims(token: str) -> Command:

@@ -34,9 +34,7 @@ class Parts:
         held = {"slots": slots, "committer": self.committer, "wakeup": self.wakeup}
         self.recovery = Recovery(self.context, self.events, **held)
         self.expected = Expected()
-        self.ahead = Ahead(
-            self.context, self.events, slots=slots, expected=self.expected, allowed=max_jobs is None
-        )
+        self.ahead = Ahead(self.context, self.events, slots=slots, expected=self.expected, allowed=max_jobs is None)
         others = {"recovery": self.recovery, "refusals": refusals, "ahead": self.ahead}
         self.claimer = Claimer(self.context, self.events, **held, **others, max_jobs=max_jobs)
 

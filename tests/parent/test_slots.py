@@ -99,7 +99,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stable]]:
     monkeypatch.setattr("gc.freeze", lambda: None)
     monkeypatch.setattr(slots_module, "CLEAN_UP_TIME", 0.2)
     monkeypatch.setattr(slots_module, "SCHEDULE_TIME", 0.2)
-    monkeypatch.setattr(slots_module, "DEADLINE_INTERVAL", 0.05)
+    monkeypatch.setattr("rq_pooled.parent.deadlines.DEADLINE_INTERVAL", 0.05)
     made: list[Stable] = []
 
     def make(*names: str) -> Stable:

@@ -27,7 +27,7 @@ local now, claims = ARGV[1], ARGV[2]
 
 -- include digest
 -- include is_running
--- include no_execution
+-- include show_rest
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -291,10 +291,7 @@ while at <= #ARGV do
     redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
     redis.pcall('ZREM', EXECUTIONS .. id, execution)
     redis.pcall('SREM', worker .. ':executions', member)
-    if no_execution(worker) then
-      redis.pcall('HDEL', worker, 'current_job')
-      redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
-    end
+    show_rest(worker, now)
     redis.pcall('ZREM', LEASES .. queue, member)
     redis.pcall('HDEL', claims, member)
     redis.pcall('ZREM', wip, member)
