@@ -1,4 +1,7 @@
-"""One frozen ``Settings``: the table of all settings with their defaults, and where values come from."""
+"""One frozen ``Settings``: the table of all settings with their defaults, and where values come from.
+
+It is long since all settings stand in one table.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A second socketpair between the parent and one horse, which wakes nobody: permits one way, quiet messages the other.
+"""A second socketpair between the parent and one horse, at which neither sleeps: permits one way, messages the other.
 
 A permit is one byte. It belongs to a job that waits at the horse, and is taken by the process that reads it: by the
 horse, which then begins its next waiting job, or by the parent, which takes back all that wait. So a job never begins
