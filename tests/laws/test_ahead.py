@@ -88,7 +88,7 @@ def left(redis: Redis) -> list[bytes]:
 
 
 def test_short_jobs_come_several_at_a_time(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
-    """A backlog of short jobs is claimed in far fewer steps than slots could take singly; each job runs once, and nothing
+    """A backlog of short jobs is claimed in far fewer steps than slots could take singly; each runs once, and nothing
     but its result stays.
     """
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
@@ -111,7 +111,7 @@ def test_short_jobs_come_several_at_a_time(server: EmbeddedServer, redis: Redis,
 def test_one_at_a_time_where_that_is_asked_for(
     server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path, concurrency: int, ahead: str
 ) -> None:
-    """With one slot, or with CLAIM_AHEAD=0, no slot holds a second job: one slot keeps the strict order of the queue."""
+    """With one slot, or with CLAIM_AHEAD=0, no slot holds a second job: one slot keeps the strict order of its queue."""
     settings = {"RQ_POOLED_CLAIM_AHEAD": ahead}
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=concurrency, **settings):
         warm(queue, notes)
