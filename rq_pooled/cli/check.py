@@ -6,6 +6,7 @@ It is long, because each thing that can be asked has an option and a sentence of
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,8 @@ from ..connection.connect_errors import FULL
 from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
-from ..monitoring.guard import ConnectionGuard
+from ..monitoring.guard import ConnectionGuard, holders
+from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
 from . import secure as secured
@@ -143,7 +145,7 @@ def check(
             )
         seconds = settings.socket_timeout if timeout is None else parse_duration(timeout, "--timeout")
         setting = "SOCKET_TIMEOUT" if timeout is None else "--timeout"
-        client = open_server(url)
+        client, began = open_server(url), time.monotonic()
         with within(seconds, setting):
             level = ConnectionGuard(settings, client).level()
             # INFO is refused; PING tells whether all else is.
@@ -167,8 +169,10 @@ def check(
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:
         if _lost(error):
-            state = "full" if FULL in str(error) else "away"
-            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {message_of(error)}")]
+            full = FULL in str(error)
+            held = _held(client, seconds - (time.monotonic() - began)) if full else ""
+            text = f"server {'full' if full else 'away'}: {message_of(error)}{held}"
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, text)]
         else:
             # The server is there: this is no outage, and does not pass like one.
             findings = [Finding("server", UNKNOWN, f"the server refuses: {message_of(error)}")]
@@ -184,6 +188,15 @@ def check(
         line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
         say(line + (f" | {graphs}" if graphs else ""))
     context.exit(code)
+
+
+def _held(client: Redis, left: float) -> str:
+    """Return who holds the connections of a full server, where a worker of this host can be asked."""
+    with within(max(0.2, left), "--timeout"):
+        found = ask_neighbours(client)
+    if found is None:
+        return "; no worker of this host could be asked who holds them"
+    return "; held by: " + "; ".join(" ".join(line.split()) for line in holders(found["processes"], found["others"], 5))
 
 
 def _lost(error: Exception) -> bool:

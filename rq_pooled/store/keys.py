@@ -58,6 +58,8 @@ STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"
 LEASES, ASIDE, ONCE, ONCE_RUNNING = f"{OURS}:leases:", f"{OURS}:aside:", f"{OURS}:once:", f"{OURS}:once-running:"
 #: The prefix of the ids seen in a queue's intermediate queue, see intermediate.lua.
 INTERMEDIATE = f"{OURS}:intermediate:"
+#: The prefix of the sorted sets of dead letters.
+DEAD = f"{OURS}:dead:"
 
 
 def stats_key(process: str) -> str:
@@ -101,7 +103,7 @@ def sweep_lock_key(queue: str) -> str:
 
 def dead_letters_key(queue: str) -> str:
     """Return the sorted set of a queue's dead letters: job id -> when it is deleted, seconds since the epoch."""
-    return f"{OURS}:dead:{queue}"
+    return f"{DEAD}{queue}"
 
 
 def once_key(key: str) -> str:
@@ -142,6 +144,7 @@ EXECUTION_PATTERN = f"{literal(PREFIX)}:execution*"
 #: The prefixes of registries; started jobs stand in ``wip``.
 WIP, FINISHED, CANCELED = f"{PREFIX}:wip:", f"{PREFIX}:finished:", f"{PREFIX}:canceled:"
 DEFERRED, SCHEDULED, READY = f"{PREFIX}:deferred:", f"{PREFIX}:scheduled:", f"{PREFIX}:ready:"
+FAILED = f"{PREFIX}:failed:"
 #: The prefixes of RQ's schedulers, and of the locks under which one at a time moves a queue's due jobs.
 SCHEDULER, DUE_LOCK = f"{PREFIX}:scheduler:", f"{PREFIX}:scheduler-lock:"
 

@@ -28,6 +28,7 @@ from conftest import IN_CI
 from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.utils import now, utcformat
 from support import ROOT, running_worker, wait_until
@@ -578,3 +579,37 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
 def test_no_name_can_write_to_the_terminal() -> None:
     """Whatever a queue is called, a table has a line per row and no escapes."""
     assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]
+
+
+def test_a_full_server_is_explained_by_a_worker_of_this_host(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """When the server takes no connection, check and connections say so and who holds them, asked through a worker."""
+    one, other = start_server({"maxclients": "12"}), start_server()
+    words = (("check",), ("connections",))
+    with (
+        running_worker(other.url, "a", log=tmp_path / "other"),
+        running_worker(one.url, "a", log=tmp_path / "log", RQ_POOLED_GUARD_STOP="1", **FAST) as worker,
+    ):
+        greedy: list[Redis] = []
+        try:
+            for _ in range(12):
+                client = Redis.from_url(one.url, client_name="greedy", single_connection_client=True, retry=None)
+                greedy.append(client)
+        except RedisError:
+            pass
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "server full" in check.stdout and check.stdout.count("\n") == 1
+        assert re.search(r"held by: \d+ greedy \(from 127.0.0.1\); 2 .*command 1, listen 1", check.stdout), check.stdout
+        assert connections.returncode == 0 and "12 of 12 (100.0%) connections in use: stop" in connections.stdout
+        assert re.search(rf":{worker.pid} +command 1, listen 1", connections.stdout) and "greedy" in connections.stdout
+        assert "the server is full" in connections.stderr and connections.stderr.count("\n") == 1
+        worker.stop()
+        for client in greedy[-2:]:
+            client.ping()
+        greedy += [Redis.from_url(one.url, single_connection_client=True, retry=None) for _ in range(2)]
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "no worker of this host could be asked" in check.stdout
+        assert connections.returncode == 75
+        for client in greedy:
+            client.close()
