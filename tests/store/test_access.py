@@ -330,3 +330,18 @@ def test_the_table_speaks_of_every_key() -> None:
     written = [one for role in ("web", "page", "jobs") for one in ROLES[role].writes]
     undecided = {name for name in names if not any(fnmatchcase(getattr(keys, name), one) for one in written)}
     assert undecided == OF_WORKERS
+
+
+def test_check_says_whether_it_is_so(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check --secure` warns of an administrator, of missing keys and of jobs without a signature; else all is well."""
+    keys_of = {"RQ_POOLED_SIGNING_KEYS": "k1:0123456789abcdef", "RQ_POOLED_ALLOWED": "jobs.*"}
+    well = run_command(guarded.url("worker"), "check", "--secure", **keys_of)
+    assert well.returncode == 0 and "the user worker has no rights beyond" in well.stdout, well.stdout
+    assert "signed with the key k1 |" in well.stdout
+    for url, settings, said in (
+        (guarded.server.url, keys_of, "the user default may read other applications' keys and the server's conf"),
+        (guarded.url("web"), {}, "jobs are not signed"),
+        (guarded.url("web"), {**keys_of, "RQ_POOLED_SIGNING": "accept-unsigned"}, "without a signature run, too"),
+    ):
+        asked = run_command(url, "check", "--secure", **settings)
+        assert asked.returncode == 1 and asked.stdout.startswith("WARNING") and said in asked.stdout, asked.stdout
