@@ -19,11 +19,11 @@ from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
 from ..store.keys import NONE
-from ..wire import Word, pack, pack_runs, pack_text
+from ..wire import Word, pack, pack_runs
 from .kinds import Kinds
 from .large import LARGE, LargeValues, set_apart, without_known
 from .screening import UNSCREENED, Screened, Unscreened
-from .success import PLAIN_SUCCESS, snapshot
+from .success import snapshot
 from .tape import Tape
 from .time_limits import HANDLER_TIME
 from .worker import HorseMixin
@@ -159,10 +159,7 @@ class Outcomes:
 
     def _packed(self, commands: Sequence[Sequence[Word]]) -> tuple[int, int, bytes]:
         """Return commands as they travel; large values in them go ahead, over a connection that has nothing else."""
-        if len(commands) == 1 and commands[0][0] == PLAIN_SUCCESS:
-            packed = pack_text([len(commands[0]), *commands[0]])
-        else:
-            packed = pack_runs(commands)
+        packed = pack_runs(commands)
         if len(packed.data) > LARGE and self._large.known:
             commands = without_known(commands, self._large.known)
             packed = pack_runs(commands)
