@@ -1,8 +1,12 @@
-"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them."""
+"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them.
+
+It is long, because each thing that can be asked has an option and a sentence of its own.
+"""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +23,8 @@ from ..connection.connect_errors import FULL
 from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
-from ..monitoring.guard import ConnectionGuard
+from ..monitoring.guard import ConnectionGuard, holders
+from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
 from .options import open_server, server_options
@@ -76,6 +81,8 @@ class CheckCommand(click.Command):
 @click.option(
     "--ready", metavar="[WARN:]CRIT", help="Most dependents that may be ready and not queued (RQ 3), such as 1:100."
 )
+@click.option("--failed", metavar="[WARN:]CRIT", help="Most jobs that may stand as failed, such as 100:1000.")
+@click.option("--dead", metavar="[WARN:]CRIT", help="Most jobs that may stand as dead letters, such as 1:100.")
 @click.option(
     "--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]"
 )
@@ -103,6 +110,8 @@ def check(
     failed_rate: str | None,
     rate_limited: str | None,
     ready: str | None,
+    failed: str | None,
+    dead: str | None,
     connection_share: str | None,
     worker: str | None,
     away: str,
@@ -121,17 +130,19 @@ def check(
         counts = {
             "rate_limited": _limits(rate_limited, lambda text: _number(text, "--rate-limited")),
             "ready": _limits(ready, lambda text: _number(text, "--ready")),
+            "failed": _limits(failed, lambda text: _number(text, "--failed")),
+            "dead": _limits(dead, lambda text: _number(text, "--dead")),
         }
         shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
         by_queue = ages is not None or any(counts.values())
         if names and not by_queue:
             raise ConfigurationError(
                 "--queue says which queue, and not what is wrong there: "
-                "give --queue-age, --rate-limited or --ready, too"
+                "give --queue-age, --failed, --dead, --rate-limited or --ready, too"
             )
         seconds = settings.socket_timeout if timeout is None else parse_duration(timeout, "--timeout")
         setting = "SOCKET_TIMEOUT" if timeout is None else "--timeout"
-        client = open_server(url)
+        client, began = open_server(url), time.monotonic()
         with within(seconds, setting):
             level = ConnectionGuard(settings, client).level()
             # INFO is refused; PING tells whether all else is.
@@ -152,8 +163,10 @@ def check(
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:
         if _lost(error):
-            state = "full" if FULL in str(error) else "away"
-            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {message_of(error)}")]
+            full = FULL in str(error)
+            held = _held(client, seconds - (time.monotonic() - began)) if full else ""
+            text = f"server {'full' if full else 'away'}: {message_of(error)}{held}"
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, text)]
         else:
             # The server is there: this is no outage, and does not pass like one.
             findings = [Finding("server", UNKNOWN, f"the server refuses: {message_of(error)}")]
@@ -169,6 +182,15 @@ def check(
         line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
         say(line + (f" | {graphs}" if graphs else ""))
     context.exit(code)
+
+
+def _held(client: Redis, left: float) -> str:
+    """Return who holds the connections of a full server, where a worker of this host can be asked."""
+    with within(max(0.2, left), "--timeout"):
+        found = ask_neighbours(client)
+    if found is None:
+        return "; no worker of this host could be asked who holds them"
+    return "; held by: " + "; ".join(" ".join(line.split()) for line in holders(found["processes"], found["others"], 5))
 
 
 def _lost(error: Exception) -> bool:
@@ -257,8 +279,13 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
     return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
 
 
-#: What is said of jobs that RQ 3 keeps beside their queues.
-_BESIDE = {"rate_limited": "at rate limits", "ready": "ready and not queued"}
+#: What is said of jobs that stand beside their queues.
+_BESIDE = {
+    "rate_limited": "at rate limits",
+    "ready": "ready and not queued",
+    "failed": "failed",
+    "dead": "buried as dead letters",
+}
 
 
 def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, float], names: Sequence[str]) -> Finding:

@@ -23,6 +23,7 @@ from ..foreign import bounded, shown
 from ..monitoring.health import health_word
 from ..monitoring.processes import pool_stats
 from . import actions
+from .jobs import add_job_pages
 from .notices import tell, told
 from .overview import overview, queue_states
 from .page import present
@@ -40,6 +41,9 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+#: Views that answer with a page for people, an error too.
+_PAGES = ("failed", "job", "failed_confirm")
 
 #: Returns a false value (403), a true one (may look), or the word ``"write"`` (may requeue and sweep).
 Authorize = Callable[[], Any]
@@ -106,7 +110,7 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         elif isinstance(error, SweepUnderWay):
             code = 409
         reason = message_of(error)
-        if "page" in request.form:
+        if "page" in request.form or _view() in _PAGES:
             return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
         return jsonify(error=reason), code
 
@@ -178,15 +182,22 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         try:
             with within(DEADLINE, "the deadline of a page"):
                 message = shown(told(client.redis, request.args.get("did", "")))
-                found = present(overview(client.redis, client.settings))
+                found = present(overview(client.redis, client.settings), request.args.get("sort", ""))
         except RedisError as error:
             reason = message_of(error)
             silent = isinstance(error, LOST)
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if silent else "Redis refuses"
             return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
-        return render_template("rq_pooled/page.html", may_write=permission() == "write", message=message, **found)
+        return render_template(
+            "rq_pooled/page.html",
+            may_write=permission() == "write",
+            message=message,
+            sort=request.args.get("sort", ""),
+            **found,
+        )
 
+    add_job_pages(blueprint, lambda: client_of().redis, lambda: permission() == "write")
     return blueprint
 
 

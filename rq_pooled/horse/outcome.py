@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -60,10 +61,16 @@ class Outcomes:
         #: The last one that was begun, whole, and what was found out about it before it was loaded.
         self.claim: Claim
         self.screened: Screened | Unscreened
+        #: When the last one was delivered, by the clock of ``time.perf_counter``.
+        self.delivered_at = 0.0
         self._policy = current()
 
-    def begin(self, claim: Claim) -> tuple[Job, Queue, Tape]:
+    def begin(self, claim: Claim, waited: bool = False) -> tuple[Job, Queue, Tape]:
         """Rebuild the job of a claim, and give the worker a tape for what its handlers write.
+
+        Args:
+            claim: of the job.
+            waited: the job has waited here since it was claimed, and begins now.
 
         Raises:
             Refused, Gone: large fields of the job cannot be read; the job was deleted.
@@ -75,7 +82,8 @@ class Outcomes:
             claim = claim._replace(raw={**claim.raw, **large}, left_out=())
         self.claim = claim
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
-        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(claim.created_at, tz=timezone.utc)
+        begun = time.time() if waited else claim.created_at
+        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(begun, tz=timezone.utc)
         rq_api.hold(worker, execution)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
         queue = self._queue(claim.queue_key)
@@ -145,6 +153,7 @@ class Outcomes:
                 words += [digest, len(read), *read]
             guards = (len(tape.guards), *pack(words))
         tape.delivered = True
+        self.delivered_at = time.perf_counter()
         mine = self._packed(tape.commands)
         parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
         self.outbox.append(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))

@@ -11,6 +11,7 @@ import time
 from collections import deque
 
 from ..multiplexer.multiplexer import Multiplexer
+from .ahead import Ahead, is_ahead
 from .claimer import Claimer
 from .cleaner import Cleaner
 from .commands import Commands
@@ -18,6 +19,7 @@ from .committer import Committer
 from .context import Context
 from .duty import Duty
 from .events import Events
+from .expected import Expected
 from .guard import Guard
 from .heartbeat import Heartbeat
 from .horse_requests import HorseRequests
@@ -67,6 +69,7 @@ class Arbiter:
         self._max_idle_time = max_idle_time
         events = Events()
         tasks: deque[Task] = deque()
+        expected = Expected()
         self._committer = committer = Committer(context, events, tasks=tasks, burst=burst)
         self._requests = HorseRequests(context, events)
         self._slots = slots = Slots(
@@ -76,7 +79,11 @@ class Arbiter:
             multiplexer=multiplexer,
             on_outcome=committer.add,
             on_request=self._requests.add,
+            on_untouched=lambda claims: self._recovery.push_back(claims),
+            on_ran=expected.add,
+            ahead=is_ahead(context.settings),
         )
+        ahead = Ahead(context, events, slots=slots, expected=expected, allowed=max_jobs is None)
         if multiplexer is not None:
             events.server_lost.append(multiplexer.on_away)
             events.server_back.append(multiplexer.on_back)
@@ -96,6 +103,7 @@ class Arbiter:
             wakeup=wakeup,
             recovery=recovery,
             refusals=refusals,
+            ahead=ahead,
             max_jobs=max_jobs,
         )
         self._shutdown = Shutdown(context, events, slots=slots, committer=committer, recovery=recovery, turn=self._turn)

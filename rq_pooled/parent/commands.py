@@ -41,6 +41,7 @@ class Commands:
             self._stop()
         elif name == "kill-horse":
             for slot in slots:
+                self._slots.waiting.put_back(slot)
                 log.info("Received kill horse command%s", "" if slot.claim else "; not working, ignored")
                 if slot.claim is not None:
                     self._slots.kill(slot)
@@ -54,6 +55,11 @@ class Commands:
     def _stop_job(self, job_id: str, slots: list[Slot], execution_id: str | None = None) -> None:
         for slot in slots:
             self._slots.receive(slot)
+            for claim in [one for one in slot.waiting if one.job_id == job_id]:
+                if execution_id in (None, claim.execution_id) and self._slots.stop_waiting(slot, claim):
+                    return
+            # What waits behind it must not begin in its place, and die with its horse.
+            self._slots.waiting.put_back(slot)
             if execution_id is not None and slot.claim is not None and slot.claim.execution_id != execution_id:
                 continue
             if slot.claim is not None and slot.claim.job_id == job_id and slot.task and slot.task.kind == "perform":

@@ -28,6 +28,7 @@ from conftest import IN_CI
 from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.utils import now, utcformat
 from support import ROOT, running_worker, wait_until
@@ -87,7 +88,9 @@ def test_stats_of_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """On an empty server it says that there is nothing, and ends with 0."""
     shown = run_command(server.url, "stats")
     assert shown.returncode == 0 and "no worker runs" in shown.stdout
-    assert as_json(server.url, "stats") == {"processes": [], "queues": [], "unreadable": []}
+    found = as_json(server.url, "stats")
+    assert (found["processes"], found["queues"], found["unreadable"]) == ([], [], [])
+    assert not found["throughput"]["slots"]
 
 
 def test_connections(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
@@ -135,6 +138,8 @@ def test_check(server: EmbeddedServer, busy: Any) -> None:
         (("--connection-share", "0:100%"), 1, "WARNING - "),
         (("--connection-share", "0"), 2, "CRITICAL - "),
         (("--queue", "alone"), 3, "UNKNOWN - --queue says which queue, and not what is wrong there: give --queue-age"),
+        (("--failed", "1:100"), 1, "WARNING - 5 jobs failed"),
+        (("--dead", "1"), 0, "0 jobs buried as dead letters"),
         (("--queue-age", "soon"), 3, "UNKNOWN - --queue-age is soon"),
         (("--failed-rate", "2"), 3, "UNKNOWN - --failed-rate is 2"),
         (("--queue-age", "2h:1h"), 3, "UNKNOWN - 2h:1h warns later than it is critical"),
@@ -393,7 +398,7 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
 
 def test_a_screen_fits_whatever_there_is() -> None:
     """Any number of queues, processes and others fits any terminal; what does not fit is counted."""
-    states = ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")
+    states = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
     queue = {name: 1 for name in states}
     found = {
         "time": 0.0,
@@ -574,3 +579,37 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
 def test_no_name_can_write_to_the_terminal() -> None:
     """Whatever a queue is called, a table has a line per row and no escapes."""
     assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]
+
+
+def test_a_full_server_is_explained_by_a_worker_of_this_host(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """When the server takes no connection, check and connections say so and who holds them, asked through a worker."""
+    one, other = start_server({"maxclients": "12"}), start_server()
+    words = (("check",), ("connections",))
+    with (
+        running_worker(other.url, "a", log=tmp_path / "other"),
+        running_worker(one.url, "a", log=tmp_path / "log", RQ_POOLED_GUARD_STOP="1", **FAST) as worker,
+    ):
+        greedy: list[Redis] = []
+        try:
+            for _ in range(12):
+                client = Redis.from_url(one.url, client_name="greedy", single_connection_client=True, retry=None)
+                greedy.append(client)
+        except RedisError:
+            pass
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "server full" in check.stdout and check.stdout.count("\n") == 1
+        assert re.search(r"held by: \d+ greedy \(from 127.0.0.1\); 2 .*command 1, listen 1", check.stdout), check.stdout
+        assert connections.returncode == 0 and "12 of 12 (100.0%) connections in use: stop" in connections.stdout
+        assert re.search(rf":{worker.pid} +command 1, listen 1", connections.stdout) and "greedy" in connections.stdout
+        assert "the server is full" in connections.stderr and connections.stderr.count("\n") == 1
+        worker.stop()
+        for client in greedy[-2:]:
+            client.ping()
+        greedy += [Redis.from_url(one.url, single_connection_client=True, retry=None) for _ in range(2)]
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "no worker of this host could be asked" in check.stdout
+        assert connections.returncode == 75
+        for client in greedy:
+            client.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -135,8 +135,9 @@ class Stable(list[Slot]):
     def busy(self) -> bool:
         return bool(self.claims())
 
-    def give(self, slot: Slot, task: Task) -> None:
+    def give(self, slot: Slot, task: Task, behind: Sequence[Claim] = ()) -> None:
         slot.task, slot.ready = task, False
+        slot.waiting.extend(behind)
 
     def __getattr__(self, name: str) -> Callable[..., list[Claim]]:
         """Note everything else that is done to them."""

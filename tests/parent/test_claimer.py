@@ -11,9 +11,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, OutOfMemoryError
 
 from rq_pooled.errors import USAGE
+from rq_pooled.parent.ahead import Ahead
 from rq_pooled.parent.claimer import Claimer
 from rq_pooled.parent.committer import Committer
 from rq_pooled.parent.events import Events
+from rq_pooled.parent.expected import Expected
 from rq_pooled.parent.recovery import Recovery
 from rq_pooled.parent.refusals import Refusals
 from rq_pooled.parent.wakeup import Wakeup
@@ -31,9 +33,10 @@ class Parts:
         slots: Any = self.slots
         held = {"slots": slots, "committer": self.committer, "wakeup": self.wakeup}
         self.recovery = Recovery(self.context, self.events, **held)
-        self.claimer = Claimer(
-            self.context, self.events, **held, recovery=self.recovery, refusals=refusals, max_jobs=max_jobs
-        )
+        self.expected = Expected()
+        self.ahead = Ahead(self.context, self.events, slots=slots, expected=self.expected, allowed=max_jobs is None)
+        others = {"recovery": self.recovery, "refusals": refusals, "ahead": self.ahead}
+        self.claimer = Claimer(self.context, self.events, **held, **others, max_jobs=max_jobs)
 
     def claim(self, *replies: Any) -> None:
         """Send a claim; where a reply is given, it is answered."""

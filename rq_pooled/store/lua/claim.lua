@@ -5,10 +5,11 @@
 -- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
 -- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
--- ARGV[9..]   per free slot: worker name, execution id
+-- ARGV[9]     what execution ids begin with     ARGV[10] jobs in all; those beyond one per slot are claimed ahead
+-- ARGV[11..]  per free slot: worker name
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
 --             { field, value ... as before the claim }, { field that was left out of it ... }, if any } ... one per
---             slot that got a job, in slot order },
+--             job, for one slot after the other, and again from the first },
 --             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached } }
 -- RQ
@@ -136,8 +137,25 @@ end
 -- Queues whose keys hold another type, and the error of the first one.
 local spoilt, failure = {}, nil
 
+-- Tell whether a job of the queue may be claimed ahead: it is one beyond those that all workers' slots can take at once,
+-- and nothing limits when it begins.
+local beyond = {}
+local function has_more(key)
+  if limits[key] then
+    return false
+  end
+  local number = beyond[key]
+  if not number then
+    local length = redis.pcall('LLEN', key)
+    local slots = redis.pcall('SCARD', WORKERS .. ':' .. string.sub(key, #QUEUE + 1))
+    number = type(length) == 'number' and type(slots) == 'number' and length - slots or 0
+  end
+  beyond[key] = number - 1
+  return number > 0
+end
+
 -- Pop the next id.
-local function pop()
+local function pop(ahead)
   if strategy == 'random' then
     for i = #order, 2, -1 do
       local j = math.random(i)
@@ -145,7 +163,7 @@ local function pop()
     end
   end
   for _, key in ipairs(order) do
-    local id = not spoilt[key] and is_open(key) and redis.pcall('LPOP', key)
+    local id = not spoilt[key] and (not ahead or has_more(key)) and is_open(key) and redis.pcall('LPOP', key)
     if type(id) == 'table' then
       local wrong_type = string.find(id.err, 'WRONGTYPE', 1, true)
       spoilt[key], failure = true, failure or (wrong_type and 'WRONGTYPE ' .. key .. ' is no list' or id.err)
@@ -219,9 +237,11 @@ end
 local stale, held, jobs, bytes = {}, {}, {}, 0
 -- Spent-once keys whose jobs this call holds back; many jobs may wait for one, so their data are not read.
 local taken_keys = {}
-local slot = 9
-while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
-  local key, id = pop()
+local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 10
+while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
+  local ahead = #jobs >= slots
+  local execution = executions .. string.format('%08x', #jobs)
+  local key, id = pop(ahead)
   if not id then
     break
   end
@@ -271,10 +291,12 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   elseif running or taken then
     -- The job is queued twice, or another one with its spent-once key runs, and the two must not run together.
     held[#held + 1] = { key, id }
-  elseif register(key, id, origin or string.sub(key, #QUEUE + 1), ARGV[slot + 1]) then
+  elseif RQ3 and ahead and (field_of(raw, 'rate_limit_key') or '') ~= '' then
+    redis.call('LPUSH', key, id)
+    beyond[key] = 0
+  elseif register(key, id, origin or string.sub(key, #QUEUE + 1), execution) then
     -- The claim stands from here on, so the commands that follow cannot fail, or are only tried.
-    local name, execution = ARGV[slot], ARGV[slot + 1]
-    slot = slot + 2
+    local name = ARGV[11 + #jobs % slots]
     pass_turn(key)
     local queue = origin or string.sub(key, #QUEUE + 1)
     local member = id .. ':' .. execution
@@ -290,11 +312,13 @@ while slot < #ARGV and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     redis.pcall('ZADD', EXECUTIONS .. id, clock + abandon_after + 60, execution)
     redis.call('EXPIRE', EXECUTIONS .. id, abandon_after + 60)
     redis.pcall('HSET', claims, member, string.format('%d %d ', #queue, #key) .. queue .. key .. name)
-    redis.pcall('HSET', WORKER .. name, 'state', 'busy', 'last_heartbeat', now)
     redis.pcall('SADD', WORKER .. name .. ':executions', member)
-    redis.call('EXPIRE', WORKER .. name .. ':executions', abandon_after + 60)
-    if not RQ3 then
-      redis.pcall('HSET', WORKER .. name, 'current_job', id, 'current_job_working_time', 0)
+    if not ahead then
+      redis.pcall('HSET', WORKER .. name, 'state', 'busy', 'last_heartbeat', now)
+      redis.call('EXPIRE', WORKER .. name .. ':executions', abandon_after + 60)
+      if not RQ3 then
+        redis.pcall('HSET', WORKER .. name, 'current_job', id, 'current_job_working_time', 0)
+      end
     end
     if spender then -- it is not run, only recorded
       raw[#raw + 1], raw[#raw + 2] = 'rq_pooled_once_spender', spender

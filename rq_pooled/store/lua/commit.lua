@@ -27,7 +27,7 @@ local now, claims = ARGV[1], ARGV[2]
 
 -- include digest
 -- include is_running
--- include no_execution
+-- include show_rest
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -350,12 +350,7 @@ for _, words in pairs(finished_jobs) do
 end
 for worker, words in pairs(worked) do
   redis.pcall('SREM', worker .. ':executions', unpack(words, 2))
-  if no_execution(worker) then
-    if not RQ3 then
-      redis.pcall('HDEL', worker, 'current_job')
-    end
-    redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
-  end
+  show_rest(worker, now)
 end
 -- The claims are removed last.
 if #members > 0 then
