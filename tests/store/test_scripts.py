@@ -71,6 +71,7 @@ def calls() -> dict[str, tuple[Command, int]]:
             ),
             1,
         ),
+        "enqueue_many": (enqueue.enqueue_many(named("rq:queue:a"), [("j", True, 9, ["data", b""])]), 2),
         "enqueue_new": (enqueue.enqueue_new(named("rq:job:j"), named("rq:queue:a"), "j", True, 9, ["data", b""]), 3),
         "executions": (repair.remove_executions("0", 10, "t", 10), 0),
         "ghosts": (repair.remove_ghosts(named("rq:failed:a"), "0", 10, "t", 10), 1),

@@ -17,7 +17,7 @@ from rq_pooled.store import failed, leases, rq_scheduler, scheduled, statistics,
 from rq_pooled.store.budget import reserve
 from rq_pooled.store.claim import claim_jobs
 from rq_pooled.store.commit import commit_outcomes, set_aside
-from rq_pooled.store.enqueue import enqueue_jobs, enqueue_new
+from rq_pooled.store.enqueue import enqueue_jobs, enqueue_many, enqueue_new
 from rq_pooled.store.keys import budget_keys
 from rq_pooled.store.limits import change_limit
 from rq_pooled.store.locks import SweepLock
@@ -311,6 +311,12 @@ def enqueueing(ours: Engine, limit: tuple[str, int] = ("", 0), **options: Any) -
 @scene
 def enqueue_two(ours: Engine, redis: Redis) -> Command:
     return enqueueing(ours)
+
+
+@scene
+def enqueue_many_two(ours: Engine, redis: Redis) -> Command:
+    fields = ["data", b"x", "status", "queued", "created_at", "then", "origin", "default", "timeout", "5"]
+    return enqueue_many(named("rq:queue:default"), [(name, name == "a", 900, fields) for name in "ab"])
 
 
 @scene
