@@ -60,12 +60,14 @@ class Waiting:
         aside = slot.horse.channel.aside if slot.horse is not None else None
         if aside is not None:
             aside.in_use = False
-        if not slot.waiting:
+        claims = list(slot.waiting)
+        if slot.claim is not None and slot.task is not None and slot.task.kind == "perform":
+            # It was noted as running. Code of the job before it has taken its permit.
+            claims.insert(0, slot.claim)
+        if not claims:
             return False
-        # Code of a job may have taken some.
         if aside is not None:
             aside.take_back()
-        claims = list(slot.waiting)
         slot.waiting.clear()
         self._on_untouched(claims)
         return True
