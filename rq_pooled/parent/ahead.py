@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import time
 from collections.abc import Sequence
 
@@ -16,6 +17,8 @@ from .slots import Slots
 
 #: Seconds of expected work that a slot is given at once, and jobs.
 BUDGET, MAX_JOBS = 0.005, 16
+#: Descriptors per slot that the system must allow.
+DESCRIPTORS = 10
 #: Seconds between two looks at slots where jobs wait.
 LOOK = 0.003
 #: Seconds for which a job may run before what waits is taken back, or use a processor since it was first looked at.
@@ -25,8 +28,13 @@ WHILE_OTHERS, WHILE_NONE = 0.05, 0.014
 
 
 def is_ahead(settings: Settings) -> bool:
-    """Tell whether jobs may wait at horses. One job at a time is RQ's strict order."""
-    return bool(settings.claim_ahead) and settings.concurrency > 1
+    """Tell whether jobs may wait at horses. One job at a time is RQ's strict order.
+
+    Each horse takes five descriptors of the parent then, instead of three.
+    """
+    descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    enough = descriptors == resource.RLIM_INFINITY or descriptors >= DESCRIPTORS * settings.concurrency
+    return bool(settings.claim_ahead) and settings.concurrency > 1 and enough
 
 
 class Ahead:

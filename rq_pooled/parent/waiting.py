@@ -27,8 +27,8 @@ class Waiting:
         Permits come first, since a horse that finds none thinks that all was taken back.
         """
         slot.waiting.extend(claims)
-        if claims and slot.horse is not None and slot.horse.channel.aside is not None:
-            slot.horse.channel.aside.permit(len(claims))
+        if claims and slot.horse is not None and slot.horse.channel.side is not None:
+            slot.horse.channel.side.permit(len(claims))
 
     def take_back(self, slot: Slot) -> list[Claim]:
         """Take and return what waits; afterwards the slot's claim is that of the job that runs, if any.
@@ -38,8 +38,8 @@ class Waiting:
         if slot.horse is None:
             return []
         taken: list[Claim] = []
-        if slot.waiting and slot.horse.channel.aside is not None:
-            taken = _last(slot, slot.horse.channel.aside.take_back())
+        if slot.waiting and slot.horse.channel.side is not None:
+            taken = _last(slot, slot.horse.channel.side.take_back())
         self._prefork.receive(slot.horse)
         return taken
 
@@ -57,15 +57,17 @@ class Waiting:
 
     def end(self, slot: Slot) -> bool:
         """Have put back what still waits though the horse begins no more of it; return whether there was any."""
-        aside = slot.horse.channel.aside if slot.horse is not None else None
-        if aside is not None:
-            aside.in_use = False
-        if not slot.waiting:
-            return False
-        # Code of a job may have taken some.
-        if aside is not None:
-            aside.take_back()
+        side = slot.horse.channel.side if slot.horse is not None else None
+        if side is not None:
+            side.in_use = False
         claims = list(slot.waiting)
+        if slot.claim is not None and slot.task is not None and slot.task.kind == "perform":
+            # It was noted as running. Code of the job before it has taken its permit.
+            claims.insert(0, slot.claim)
+        if not claims:
+            return False
+        if side is not None:
+            side.take_back()
         slot.waiting.clear()
         self._on_untouched(claims)
         return True

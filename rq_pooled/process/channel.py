@@ -16,7 +16,7 @@ import struct
 from collections import deque
 from typing import Any
 
-from .aside import MAX_QUIET, ChildAside, ParentAside
+from .side_channel import MAX_QUIET, ChildSide, ParentSide
 
 _HEADER = struct.Struct(">I")
 #: The longest accepted message. Redis refuses strings over 512 MB, so a longer message is garbage.
@@ -117,11 +117,11 @@ class ChildChannel:
     It belongs to the process that made it. A process that a job has forked sends nothing and receives EOF.
     """
 
-    def __init__(self, sock: socket.socket, aside: ChildAside | None = None) -> None:
+    def __init__(self, sock: socket.socket, side: ChildSide | None = None) -> None:
         self._pid = os.getpid()
         self._socket = sock
         self._socket.setblocking(True)
-        self._aside = aside
+        self._side = side
         #: Something was sent since the last message came: what follows must not overtake it.
         self._spoken = False
         # Linux wakes a process that sleeps in recv, but not in poll, whenever the parent has read earlier messages.
@@ -143,15 +143,15 @@ class ChildChannel:
         if os.getpid() != self._pid:
             return
         data = b"".join(map(encode, messages))
-        if self._spoken or self._aside is None or len(data) > MAX_QUIET:
+        if self._spoken or self._side is None or len(data) > MAX_QUIET:
             self._spoken = True
             self._socket.sendall(data)
         else:
-            self._aside.say(data)
+            self._side.say(data)
 
     def take_permit(self) -> bool:
         """Take the permit for the next waiting job; False: the parent has taken back all that wait."""
-        return self._aside is not None and self._aside.take_permit()
+        return self._side is not None and self._side.take_permit()
 
     def receive(self) -> Any:
         """Return the next message, and wait for it without bound. Raises EOFError when the parent closed its end."""
@@ -187,8 +187,8 @@ class ChildChannel:
     def close_in_copy(self) -> None:
         """Close the descriptors in a process that was forked from the owner, so that EOF means the owner's end."""
         self._socket.close()
-        if self._aside is not None:
-            self._aside.close()
+        if self._side is not None:
+            self._side.close()
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -198,10 +198,10 @@ class ChildChannel:
 class ParentChannel:
     """The parent's end, which never blocks; bytes that the kernel does not take at once wait in ``unsent``."""
 
-    def __init__(self, sock: socket.socket, aside: ParentAside | None = None) -> None:
+    def __init__(self, sock: socket.socket, side: ParentSide | None = None) -> None:
         self._socket = sock
         self._socket.setblocking(False)
-        self.aside = aside
+        self.side = side
         #: Permits that a horse had not taken when its channel was closed.
         self.untaken = 0
         self._inbox, self._quiet = Inbox(), Inbox()
@@ -248,9 +248,9 @@ class ParentChannel:
             if len(data) < _CHUNK:
                 break
         # What was said quietly is older. It is read later, so that nothing that was said before the rest is missed.
-        if self.aside is not None and self.aside.in_use:
+        if self.side is not None and self.side.in_use:
             try:
-                self._quiet.feed(self.aside.read(), messages)
+                self._quiet.feed(self.side.read(), messages)
             except GARBAGE as error:
                 self.garbage = self.garbage or error
         return messages + aloud if messages else aloud
@@ -262,12 +262,12 @@ class ParentChannel:
     def close(self) -> None:
         """Close this end; an idle horse takes it as the request to exit."""
         self._socket.close()
-        if self.aside is not None:
-            self.untaken += self.aside.take_back()
-            self.aside.close()
+        if self.side is not None:
+            self.untaken += self.side.take_back()
+            self.side.close()
 
     def close_in_child(self) -> None:
         """Close this end in another horse, which takes no permits."""
         self._socket.close()
-        if self.aside is not None:
-            self.aside.close()
+        if self.side is not None:
+            self.side.close()

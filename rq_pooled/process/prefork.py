@@ -19,11 +19,11 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import PlatformUnsupported
-from .aside import ChildAside, ParentAside
 from .channel import ChildChannel, ParentChannel
 from .child import become_horse
 from .deaths import kill_group, pidfd_works, wait_for
 from .event_loop import Loop
+from .side_channel import ChildSide, ParentSide
 
 logger = logging.getLogger("rq_pooled.prefork")
 
@@ -53,7 +53,7 @@ class Prefork:
         on_message: called with ``(horse, message)`` for every message.
         on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
         check: raises ValueError for a message that must not reach ``on_message``.
-        ahead: horses are given jobs that wait there, see aside.py.
+        ahead: horses are given jobs that wait there, see side_channel.py.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Prefork:
         """Fork a horse for ``slot``. Only from the main thread; raises OSError when the system has no room."""
         self._warn_about_threads()
         parent_end, child_end = socket.socketpair()
-        aside = ParentAside() if self._ahead else None
+        side = ParentSide() if self._ahead else None
         # Buffered output would be written twice, by parent and child.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
@@ -102,7 +102,7 @@ class Prefork:
         try:
             pid = os.fork()
             if pid == 0:
-                self._run_child(parent, slot, (parent_end, child_end), aside, blocked)
+                self._run_child(parent, slot, (parent_end, child_end), side, blocked)
         finally:
             # Only the parent gets here, because the child never leaves _run_child.
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -110,7 +110,7 @@ class Prefork:
         # Parent and child both set the group, so that it exists when either needs it.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
-        horse = Horse(pid, ParentChannel(parent_end, aside))
+        horse = Horse(pid, ParentChannel(parent_end, side))
         self.horses[pid] = horse
         self._loop.watch(horse.channel, lambda: self._on_readable(horse))
         if self._has_pidfd:
@@ -123,7 +123,7 @@ class Prefork:
         parent: int,
         slot: int,
         ends: tuple[socket.socket, socket.socket],
-        aside: ParentAside | None,
+        side: ParentSide | None,
         mask: set[Any],
     ) -> NoReturn:
         status = 1
@@ -131,15 +131,15 @@ class Prefork:
             # Closing comes first. An open end of another horse's channel would hide that horse's EOF from the parent,
             # and an open Redis socket would keep the connection alive after the parent closed it.
             ends[0].close()
-            if aside is not None:
-                aside.close_mine()
+            if side is not None:
+                side.close_mine()
             for horse in self.horses.values():
                 horse.channel.close_in_child()
                 if horse.pidfd is not None:
                     os.close(horse.pidfd)
             self._close_in_child()
             self._loop.close_in_child()
-            channel = ChildChannel(ends[1], ChildAside(aside.theirs) if aside is not None else None)
+            channel = ChildChannel(ends[1], ChildSide(side.theirs) if side is not None else None)
             become_horse(parent, channel)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._main(slot, channel)

@@ -88,9 +88,7 @@ def left(redis: Redis) -> list[bytes]:
 
 
 def test_short_jobs_come_several_at_a_time(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
-    """A backlog of short jobs is claimed in far fewer steps than slots could take singly; each runs once, and nothing
-    but its result stays.
-    """
+    """A backlog of short jobs is claimed in far fewer steps than singly; each runs once, and only its result stays."""
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
         warm(queue, notes)
         ids = enqueue(queue, notes, *[SHORT] * 400)
@@ -111,7 +109,7 @@ def test_short_jobs_come_several_at_a_time(server: EmbeddedServer, redis: Redis,
 def test_one_at_a_time_where_that_is_asked_for(
     server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path, concurrency: int, ahead: str
 ) -> None:
-    """With one slot, or with CLAIM_AHEAD=0, no slot holds a second job: one slot keeps the strict order of its queue."""
+    """With one slot, or with CLAIM_AHEAD=0, no slot holds a second job; one slot keeps the order of the queue."""
     settings = {"RQ_POOLED_CLAIM_AHEAD": ahead}
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=concurrency, **settings):
         warm(queue, notes)
@@ -125,7 +123,7 @@ def test_one_at_a_time_where_that_is_asked_for(
 def test_nothing_waits_behind_a_job_that_turns_out_long(
     server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
 ) -> None:
-    """Short jobs behind one of the same function that takes long all end beside it; viewers see the long one running."""
+    """Short jobs behind one of the same function that takes long end beside it; viewers see the long one running."""
     gate = notes.parent / "gate"
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
         warm(queue, notes)
@@ -145,7 +143,7 @@ def test_nothing_waits_behind_a_job_that_turns_out_long(
 def test_a_horse_that_dies_takes_no_waiting_job_with_it(
     server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
 ) -> None:
-    """Jobs that kill their horse among short ones fail alone; those that waited behind them run once, and count no try."""
+    """Jobs that kill their horse among short ones fail alone; those that waited behind them run once, uncharged."""
     told = [("die", "") if number % 40 == 20 else SHORT for number in range(400)]
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
         warm(queue, notes)
@@ -188,7 +186,7 @@ def test_replaced_horses_leave_nothing_behind(server: EmbeddedServer, redis: Red
 
 
 def test_each_job_reads_its_own_replies(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
-    """Jobs that use Redis, one of which leaves a reply unread, come several at a time, and each gets its own replies."""
+    """Jobs that use Redis, and leave replies unread, come several at a time; each gets its own replies."""
     told = [[("save", ""), ("owe", ""), ("ask", ""), SHORT][number % 4] for number in range(200)]
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
         warm(queue, notes)

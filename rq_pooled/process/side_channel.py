@@ -17,7 +17,7 @@ _ALL = 4096
 MAX_QUIET = 8 * 1024
 
 
-class ParentAside:
+class ParentSide:
     """The parent's hold of both ends; it never blocks."""
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class ParentAside:
         self._mine.close()
 
 
-class ChildAside:
+class ChildSide:
     """The horse's end."""
 
     def __init__(self, sock: socket.socket) -> None:
