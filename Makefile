@@ -20,6 +20,7 @@ help:
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
 	@echo 'make recording  write docs/pictures/demo.svg: the demo as it runs in a terminal'
 	@echo 'make picture  write docs/pictures/page.png: the page of make flask-demo, taken by chromium'
+	@echo 'make release  build sdist and wheel into dist/ and check them; nothing is uploaded'
 	@echo 'make docs-site  build the site of the docs into build/site, with warnings as errors'
 	@echo 'make clean   remove .venv and all caches'
 
@@ -51,6 +52,11 @@ docs: .venv/ready
 recording: .venv/ready-dev
 	@$(BIN)/python -c 'import pyte' 2>/dev/null || $(PIP) install pyte
 	@$(BIN)/python docs/pictures/record.py
+
+release: .venv/ready-dev
+	@$(BIN)/python -c 'import build, twine, check_wheel_contents' 2>/dev/null || $(PIP) install '.[release]' --editable .
+	@rm -rf dist && $(BIN)/python -m build >/dev/null
+	@$(BIN)/twine check --strict dist/* && $(BIN)/check-wheel-contents dist/*.whl
 
 picture: .venv/ready-dev
 	@$(BIN)/python docs/pictures/page.py
@@ -101,4 +107,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo flask-demo test lint format types bench docs docs-site picture chaos soak reliability clean
+.PHONY: help demo flask-demo test lint format types bench docs docs-site release picture chaos soak reliability clean

@@ -52,7 +52,8 @@ def answer(url: str, data: bytes | None = None) -> None:
     end = time.monotonic() + PATIENCE
     while True:
         try:
-            urllib.request.urlopen(url, data, timeout=5).close()
+            request = urllib.request.Request(url, data, {"Authorization": "Bearer picture"})
+            urllib.request.urlopen(request, timeout=5).close()
             return
         except urllib.error.HTTPError:
             raise
