@@ -22,6 +22,9 @@ help:
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
 	@echo 'make recording  write docs/pictures/demo.svg: the demo as it runs in a terminal'
 	@echo 'make lock    choose anew what CI installs (.ci/lock), with the hashes of all files'
+	@echo 'make picture  write docs/pictures/page.png: the page of make flask-demo, taken by chromium'
+	@echo 'make release  build sdist and wheel into dist/ and check them; nothing is uploaded'
+	@echo 'make docs-site  build the site of the docs into build/site, with warnings as errors'
 	@echo 'make clean   remove .venv and all caches'
 
 demo: .venv/ready
@@ -52,6 +55,18 @@ docs: .venv/ready
 recording: .venv/ready-dev
 	@$(BIN)/python -c 'import pyte' 2>/dev/null || $(PIP) install pyte
 	@$(BIN)/python docs/pictures/record.py
+
+release: .venv/ready-dev
+	@$(BIN)/python -c 'import build, twine, check_wheel_contents' 2>/dev/null || $(PIP) install '.[release]' --editable .
+	@rm -rf dist && $(BIN)/python -m build >/dev/null
+	@$(BIN)/twine check --strict dist/* && $(BIN)/check-wheel-contents dist/*.whl
+
+picture: .venv/ready-dev
+	@$(BIN)/python docs/pictures/page.py
+
+docs-site: .venv/ready-dev
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install '.[docs]' --editable .
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
 
 chaos: .venv/ready-dev
 	@$(if $(CLUSTER),RQ_KEY_PREFIX='{app}') $(BIN)/python -m tests.chaos $(if $(CLUSTER),--cluster) --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)
@@ -110,4 +125,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: lock help demo flask-demo test lint format types bench docs chaos soak reliability clean
+.PHONY: help demo flask-demo test lint format types bench docs docs-site lock recording release picture chaos soak reliability clean
