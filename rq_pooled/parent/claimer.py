@@ -69,11 +69,17 @@ class Claimer:
         under_way = sum(slot.reserved for slot in self._slots)
         return free[: max(0, self._max_jobs - self.dispatched - under_way)]
 
+    def _places(self) -> list[Slot]:
+        """Return the slots that may be given a job now; without any a sentry only hands on its post."""
+        return [] if self._events.shutdown_began.happened else self._free_slots()
+
     @property
     def due(self) -> bool:
         """Tell whether a claim may be sent and may find something."""
         # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
         singly = self._context.settings.concurrency == 1
+        if self._wakeup.handing_on and not self._places():
+            return not any(slot.reserved for slot in self._slots)
         if self._events.shutdown_began.happened or (self._committer.under_way and singly):
             return False
         # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
@@ -83,10 +89,15 @@ class Claimer:
 
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that claims up to one job for each free slot."""
-        slots = self._free_slots()
+        slots = self._places()
         keys, strategy = self._context.identity.order()
         command, request = claim_jobs(
-            self._context.settings, self._context.token, keys, strategy, [slot.name for slot in slots]
+            self._context.settings,
+            self._context.token,
+            keys,
+            strategy,
+            [slot.name for slot in slots],
+            *self._wakeup.post(),
         )
         for slot in slots:
             slot.reserved = True
@@ -135,7 +146,8 @@ class Claimer:
             self._recovery.push_back(unwanted)
         wakeup.on_claimed(bool(claimed.claims))
         wakeup.leave_out(claimed.limited)
-        if len(claimed.claims) < len(slots) and not claimed.stale:
+        wakeup.note_post(claimed.sentry and bool(slots))
+        if not claimed.left or (len(claimed.claims) < len(slots) and not claimed.stale):
             wakeup.sleep()
             if claimed.held:
                 wakeup.wake_later(HELD_RETRY)

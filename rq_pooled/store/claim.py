@@ -19,6 +19,7 @@ from ..durations import LONGEST
 from ..wire import Command, text
 from .keys import claims_key
 from .scripts import call
+from .sentries import SENTRY_LIFE
 
 #: Bytes of job data after which one claim takes no further job.
 MAX_CLAIM_BYTES = 1024 * 1024
@@ -80,6 +81,10 @@ class Claimed(NamedTuple):
     stale: list[str]
     claims: list[Claim]
     limited: list[Limited]
+    #: Jobs may wait that it could have taken, had it had more free slots.
+    left: bool
+    #: The worker is the sentry of its queues, see store/sentries.py.
+    sentry: bool
 
 
 class ClaimRequest(NamedTuple):
@@ -90,7 +95,7 @@ class ClaimRequest(NamedTuple):
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
-        suspended, held, stale, jobs, closed = reply
+        suspended, held, stale, jobs, closed, left, sentry = reply
         claims = []
         for (name, execution_id), (key, job_id, queue, raw, *left_out) in zip(self.slots, jobs):
             fields = dict(zip(raw[::2], raw[1::2]))
@@ -108,13 +113,27 @@ class ClaimRequest(NamedTuple):
             )
         limited = [Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed]
         shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
-        return Claimed(bool(suspended), held, shown, claims, limited)
+        return Claimed(bool(suspended), held, shown, claims, limited, bool(left), bool(sentry))
 
 
 def claim_jobs(
-    settings: Settings, token: str, queue_keys: Sequence[str], strategy: str, names: Sequence[str]
+    settings: Settings,
+    token: str,
+    queue_keys: Sequence[str],
+    strategy: str,
+    names: Sequence[str],
+    place: str = "",
+    sentry: bool = False,
 ) -> tuple[Command, ClaimRequest]:
-    """Return the command that claims up to one job for each worker name, and the object that reads its reply."""
+    """Return the command that claims up to one job for each worker name, and the object that reads its reply.
+
+    Args:
+        settings, token: of the worker.
+        queue_keys, strategy: which queue is served before which.
+        names: of the free slots; without any a sentry only hands on its post.
+        place: of the sleepers that it wakes, see store/sentries.py.
+        sentry: the worker is the sentry there.
+    """
     created_at = time.time()
     slots = [(name, uuid4().hex) for name in names[:MAX_CLAIM_JOBS]]
     command = call(
@@ -128,6 +147,9 @@ def claim_jobs(
         strategy,
         random.randrange(2**31),
         claims_key(token),
+        place,
+        int(sentry),
+        SENTRY_LIFE,
         *(word for slot in slots for word in slot),
     )
     return command, ClaimRequest(created_at, slots)
