@@ -36,6 +36,8 @@ POLL_INTERVAL = 0.05
 #: Seconds between glances of those who doze, between a sentry's signs of life, and between looks on a cluster, since
 #: the slot of empty queues may move away without a word.
 GLANCE_INTERVAL = 1.0
+#: After so many glances those who doze say so again, in case the set of sleepers has lost them.
+GLANCES = 15
 #: Delay before a woken worker claims: at most, and per miss, once others were faster several times in a row. A push
 #: wakes every idle worker, and a hundred of them must not ask at once for one job.
 HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
@@ -69,6 +71,7 @@ class Wakeup:
         self.dozing = False
         self._retiring = False
         self._sign_due = False
+        self._glances = 0
         self._misses = 0
         self._timer: Timer | None = None
         self._later: Timer | None = None
@@ -288,9 +291,7 @@ class Wakeup:
 
     def check(self) -> None:
         """Look in case a wake-up was lost."""
-        if self.dozing:
-            self.dozing, self._look_due = False, True
-        else:
+        if not self.dozing:
             self._guarded = self._reachable
             self.wake()
 
@@ -299,6 +300,8 @@ class Wakeup:
         if self._later is None and not self._awake and (self.dozing or self._sentry or watches):
             self._look_due = self._context.command.connected
             self._sign_due = True
+            self._glances += 1
+            self.dozing = self.dozing and self._glances % GLANCES > 0
 
     def _poll(self) -> None:
         self._polling = None
