@@ -30,7 +30,7 @@ class Parts:
         self.events, self.slots = Events(), Stable(*names)
         refusals = Refusals(self.context, self.events, burst=burst)
         self.committer = Committer(self.context, self.events, tasks=deque(), burst=False)
-        self.wakeup = Wakeup(self.context, self.events, refusals=refusals)
+        self.wakeup = Wakeup(self.context, self.events, refusals=refusals, slots=self.slots, burst=burst)  # type: ignore[arg-type]
         slots: Any = self.slots
         held = {"slots": slots, "committer": self.committer, "wakeup": self.wakeup}
         self.recovery = Recovery(self.context, self.events, **held)

@@ -22,6 +22,7 @@ from rq_pooled.store.keys import budget_keys
 from rq_pooled.store.limits import change_limit
 from rq_pooled.store.locks import SweepLock
 from rq_pooled.store.repair import queue_ready, remove_executions, remove_ghosts, rescue_intermediate, rescue_jobs
+from rq_pooled.store.sentries import Post
 from rq_pooled.wire import Command, pack_runs
 
 LOCK = SweepLock(named("rq_pooled:sweep:q"), "", 30)
@@ -120,6 +121,12 @@ def claim_large(ours: Engine, redis: Redis) -> Command:
 def claim_of_another_queue(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", origin="elsewhere")
     return claiming(ours)
+
+
+@scene
+def doze(ours: Engine, redis: Redis) -> Command:
+    redis.set(Post.of(["default"], "v").sentry_key, "another")
+    return Post.of(["default"], "v").doze(1)
 
 
 @scene
