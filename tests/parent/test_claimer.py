@@ -80,7 +80,7 @@ def asked(parts: Parts) -> int:
     (exchange,) = parts.claimer.exchanges()
     parts.context.command.submit(exchange)
     words = list(exchange.commands[0])
-    return int(words[words.index("w") - 1])
+    return int(words[words.index("w") - 4])
 
 
 def test_several_jobs_are_asked_for_while_they_are_short() -> None:
