@@ -43,6 +43,7 @@ from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
 
+NOTHING_ENDED = dict.fromkeys(("finished", "failed", "finished_per_minute", "failed_per_minute"), 0)
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2", "RQ_POOLED_GUARD_INTERVAL": "0.2"}
 
 
@@ -415,6 +416,7 @@ def test_a_screen_fits_whatever_there_is() -> None:
         },
         "processes": [],
         "queues": [{"name": f"q{i}", "oldest_age": 1.0, **queue} for i in range(50)],
+        "throughput": NOTHING_ENDED,
     }
     for width, height in ((80, 24), (20, 5), (200, 400), (80, 10), (1, 1)):
         lines = screen(Paces().add(found), width, height)
@@ -572,7 +574,8 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
         connection_lines(found)[0]
         == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
     )
-    screenful = screen({"time": 0, "address": "x", "connections": found, "processes": [], "queues": []}, 80, 24)
+    nothing = {"time": 0, "address": "x", "processes": [], "queues": [], "throughput": NOTHING_ENDED}
+    screenful = screen({**nothing, "connections": found}, 80, 24)
     assert screenful[1].startswith("connections  9, +2.5/min; ours")
 
 
