@@ -282,7 +282,7 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
         if code != OK or names:
             text = f"queue {name}{waits if length else ' is empty'}"
             findings.append(Finding("queue", code, text, f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}"))
-    return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
+    return findings or [Finding("queue", OK, f"{len(found)} queue{'s' * (len(found) != 1)} in time")]
 
 
 #: What is said of jobs that stand beside their queues.
@@ -304,7 +304,8 @@ def _signatures(client: Redis) -> Finding:
     """Tell what workers did since their starts; the alert rules judge it."""
     counters = [one["worker"]["counters"] for one in processes(client) if one["worker"]]
     unsigned, refused = (sum(one[name] for one in counters) for name in ("unsigned", "refused"))
-    text = f"{unsigned} jobs ran without a signature, {refused} were not loaded"
+    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded"
+    text = f"{unsigned} job{'s' * (unsigned != 1)} ran without a signature, {kept}"
     return Finding("signatures", OK, text, f"unsigned={unsigned} refused={refused}")
 
 
@@ -315,7 +316,7 @@ def _failures(client: Redis, limits: tuple[float, float]) -> Finding:
     if not done:
         return Finding("failures", OK, "no job ended lately", "failed=0%")
     share = failed / done
-    text = f"{failed} of {done} jobs failed lately ({share:.1%})"
+    text = f"{failed} of {done} job{'s' * (done != 1)} failed lately ({share:.1%})"
     return Finding(
         "failures",
         _judged(share, limits) if failed else OK,

@@ -51,6 +51,10 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
     if late:
         most = max(late, key=lambda queue: queue["oldest_age"])
         add("warn", "queues", f"Jobs wait: the first of {_name(most)} for {span(most['oldest_age'])}.")
+    overdue = max(queues, key=lambda queue: float(queue["schedule_lag"]), default=None)
+    if overdue is not None and overdue["schedule_lag"] > 60:
+        late_by = span(overdue["schedule_lag"])
+        add("warn", "upcoming", f"Scheduled jobs of {_name(overdue)} are late by {late_by}: no worker moves them.")
     if connections["level"] == "warn":
         add("warn", "connections", f"The server fills up: {held}.")
     if connections["budget"] is not None and connections["budgeted"] > connections["budget"]:

@@ -31,7 +31,8 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Each has ``name``, ``length``, ``workers``, ``suspended``, and ``oldest_age`` (seconds that the job at the head has
     been queued, None if there is none). The numbers of jobs are ``started``, ``scheduled``, ``deferred``, ``failed``,
-    ``finished``, ``canceled`` and ``dead`` (buried failures). RQ 3 adds ``ready`` (dependents that a stock worker has
+    ``finished``, ``canceled`` and ``dead`` (buried failures). ``schedule_lag`` is for how many seconds the
+    first scheduled job has been due. RQ 3 adds ``ready`` (dependents that a stock worker has
     still to queue) and ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts
     as empty, and ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown
     with escapes such as ``\\xff``.
@@ -53,13 +54,15 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
         page = names[start : start + PAGE]
         for name, (length, workers, *others) in zip(page, run_script(client, queue_states(page, _HEAD))):
             counts = dict(zip(_STATES, others))
-            times = [when for when in map(seconds_of, others[len(_STATES) :]) if when is not None]
+            due, *heads = others[len(_STATES) :]
+            times = [when for when in map(seconds_of, heads) if when is not None]
             found.append(
                 {
                     "name": plain(name),
                     "length": max(0, length),
                     "oldest_age": round(max(0.0, now - min(times)), 3) if times else None,
                     "workers": max(0, workers),
+                    "schedule_lag": round(max(0.0, now - float(due)), 3) if due else 0.0,
                     "suspended": bool(suspended),
                     **{state: max(0, count) for state, count in counts.items()},
                     "rate_limited": held[name],

@@ -5,7 +5,8 @@
 -- ARGV[1]     ids at the head of each queue to look at
 -- ARGV[2..]   names of queues
 -- returns     for each queue { jobs, workers, started, scheduled, deferred, failed, finished, canceled, dead letters,
---             ready (-1 for a key of another type), enqueued_at of each job at the head that has one ... }
+--             ready (-1 for a key of another type), when the first scheduled job is due or '', enqueued_at of each job at
+--             the head that has one ... }
 local refused
 local function counted(reply)
   if type(reply) == 'number' then
@@ -22,6 +23,7 @@ for at = 2, #ARGV do
   for _, registry in ipairs({ WIP, SCHEDULED, DEFERRED, FAILED, FINISHED, CANCELED, DEAD, READY }) do
     state[#state + 1] = counted(redis.pcall('ZCARD', registry .. name))
   end
+  state[#state + 1] = state[4] > 0 and redis.call('ZRANGE', SCHEDULED .. name, 0, 0, 'WITHSCORES')[2] or ''
   local head = state[1] > 0 and redis.pcall('LRANGE', list, 0, tonumber(ARGV[1]) - 1) or {}
   for _, id in ipairs(head) do
     local when = redis.pcall('HGET', JOB .. id, 'enqueued_at')
