@@ -7,7 +7,7 @@ BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
-	@echo 'make demo    run 300 real jobs on a worker with ten slots and show what it cost'
+	@echo 'make demo    run 200 real jobs with rq_pooled, then with stock RQ; show what they cost'
 	@echo 'make test    run the tests (RQ_POOLED_TEST_SERVER=valkey|redis; JOBS=0 one at a time)'
 	@echo 'make flask-demo   a shop on Flask with its page, worker and Redis at http://127.0.0.1:8000/'
 	@echo 'make lint    ruff: rules and layout'
@@ -18,6 +18,7 @@ help:
 	@echo 'make reliability  measure single faults on stock RQ and here, and write the table of docs/reliability.md'
 	@echo 'make bench   run the benchmarks; they print what README quotes'
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
+	@echo 'make recording  write docs/pictures/demo.svg: the demo as it runs in a terminal'
 	@echo 'make clean   remove .venv and all caches'
 
 demo: .venv/ready
@@ -44,6 +45,10 @@ bench: .venv/ready-dev
 
 docs: .venv/ready
 	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md
+
+recording: .venv/ready-dev
+	@$(BIN)/python -c 'import pyte' 2>/dev/null || $(PIP) install pyte
+	@$(BIN)/python docs/pictures/record.py
 
 chaos: .venv/ready-dev
 	@$(if $(CLUSTER),RQ_KEY_PREFIX='{app}') $(BIN)/python -m tests.chaos $(if $(CLUSTER),--cluster) --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)

@@ -1,4 +1,7 @@
-"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them."""
+"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them.
+
+It is long, because each thing that can be asked has an option and a sentence of its own.
+"""
 
 from __future__ import annotations
 
@@ -76,6 +79,8 @@ class CheckCommand(click.Command):
 @click.option(
     "--ready", metavar="[WARN:]CRIT", help="Most dependents that may be ready and not queued (RQ 3), such as 1:100."
 )
+@click.option("--failed", metavar="[WARN:]CRIT", help="Most jobs that may stand as failed, such as 100:1000.")
+@click.option("--dead", metavar="[WARN:]CRIT", help="Most jobs that may stand as dead letters, such as 1:100.")
 @click.option(
     "--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]"
 )
@@ -103,6 +108,8 @@ def check(
     failed_rate: str | None,
     rate_limited: str | None,
     ready: str | None,
+    failed: str | None,
+    dead: str | None,
     connection_share: str | None,
     worker: str | None,
     away: str,
@@ -121,13 +128,15 @@ def check(
         counts = {
             "rate_limited": _limits(rate_limited, lambda text: _number(text, "--rate-limited")),
             "ready": _limits(ready, lambda text: _number(text, "--ready")),
+            "failed": _limits(failed, lambda text: _number(text, "--failed")),
+            "dead": _limits(dead, lambda text: _number(text, "--dead")),
         }
         shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
         by_queue = ages is not None or any(counts.values())
         if names and not by_queue:
             raise ConfigurationError(
                 "--queue says which queue, and not what is wrong there: "
-                "give --queue-age, --rate-limited or --ready, too"
+                "give --queue-age, --failed, --dead, --rate-limited or --ready, too"
             )
         seconds = settings.socket_timeout if timeout is None else parse_duration(timeout, "--timeout")
         setting = "SOCKET_TIMEOUT" if timeout is None else "--timeout"
@@ -257,8 +266,13 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
     return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
 
 
-#: What is said of jobs that RQ 3 keeps beside their queues.
-_BESIDE = {"rate_limited": "at rate limits", "ready": "ready and not queued"}
+#: What is said of jobs that stand beside their queues.
+_BESIDE = {
+    "rate_limited": "at rate limits",
+    "ready": "ready and not queued",
+    "failed": "failed",
+    "dead": "buried as dead letters",
+}
 
 
 def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, float], names: Sequence[str]) -> Finding:

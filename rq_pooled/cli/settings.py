@@ -21,7 +21,7 @@ def settings(markdown: bool) -> None:
     current = Settings.load()
     for line in misspelt():
         say(f"rq-pooled: {line}", err=True)
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         value = getattr(current, setting.name)
         words = scrub_url(value) if setting.name == "url" else "***" if setting.secret and value else shown(value)
         say(f"{setting.env[0]:<34} {words}")
@@ -44,7 +44,7 @@ def settings_as_markdown() -> str:
         "| environment | default | unit | what it is |",
         "|---|---|---|---|",
     ]
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         also = f" (also read: {', '.join(f'`{name}`' for name in setting.env[1:])})" if setting.env[1:] else ""
         allowed = f"; {setting.allowed}" if setting.allowed else ""
         lines.append(

@@ -39,12 +39,14 @@ def process_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
 
 def queue_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
     """Return a table of queues."""
-    rows: list[list[object]] = [["QUEUE", "QUEUED", "OLDEST", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED", "WORKERS"]]
+    rows: list[list[object]] = [
+        ["QUEUE", "QUEUED", "OLDEST", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED", "DEAD", "WORKERS"]
+    ]
     # These are RQ 3's, and rare: they are shown where there are some.
     rare = [state for state in ("rate_limited", "ready") if any(queue[state] for queue in found)]
     rows[0] += [state.replace("_", " ").upper() for state in rare]
     for queue in found:
-        states = [queue[state] for state in ("started", "scheduled", "deferred", "failed", "workers", *rare)]
+        states = [queue[state] for state in ("started", "scheduled", "deferred", "failed", "dead", "workers", *rare)]
         rows.append([queue["name"], queue["length"], seconds(queue["oldest_age"]), *states])
     return rows
 

@@ -14,9 +14,10 @@ from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
-from ..store.keys import job_key
+from ..store.keys import dead_letters_key, job_key
 from ..store.queues import is_shown, queue_names
 from ..wire import raw, text
+from .description import described, function_of
 from .tracebacks import exception_of
 
 #: The failed jobs that one call reads when it has to choose among them, and the number fetched at once.
@@ -37,6 +38,8 @@ def failed_jobs(
     offset: int = 0,
     limit: int = 50,
     connection: Redis | None = None,
+    *,
+    dead: bool = False,
 ) -> dict[str, Any]:
     """Return failed jobs, the last to expire first (the newest, if all share one failure_ttl); those kept for ever
     last.
@@ -48,13 +51,14 @@ def failed_jobs(
         queue: the only queue to list.
         exception: the name, with or without its module, that a listed job's exception must have.
         offset, limit: the jobs to skip, and the most to return. Without ``queue`` the offset has a limit.
+        dead: list the dead letters instead.
 
     Returns:
         ``total`` (in the registries, whatever their exception), ``offset``, ``limit``, ``next_offset`` (None at the
         end), ``unreadable`` (queues whose registry is a key of another type), and ``jobs``: each ``id``, ``queue``,
-        ``description``, ``exception`` (its name with module, "" if it cannot be told), ``reason`` (one line),
-        ``failed_at``, ``enqueued_at`` (seconds since the epoch or None), ``retries_left``, ``exists`` (False: an entry
-        whose job is gone).
+        ``description``, ``function`` (as the description names it, or ""), ``exception`` (its name with module, "" if
+        it cannot be told), ``reason`` (one line), ``failed_at``, ``enqueued_at`` (seconds since the epoch or None),
+        ``retries_left``, ``exists`` (False: an entry whose job is gone).
 
     Raises:
         ConfigurationError: the offset is too large, or RQ keeps its data under another prefix.
@@ -65,7 +69,7 @@ def failed_jobs(
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
     known = queue_names(client.execute_command) if queue is None else [queue] if is_shown(queue) else []
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
-    total, unreadable, entries = _entries(client, known, offset, scanned)
+    total, unreadable, entries = _entries(client, known, offset, scanned, dead)
     jobs: list[dict[str, Any]] = []
     looked = 0
     for job in _jobs(client, entries):
@@ -86,12 +90,14 @@ def failed_jobs(
 
 
 def _entries(
-    client: Redis, names: Sequence[str], offset: int, count: int
+    client: Redis, names: Sequence[str], offset: int, count: int, dead: bool
 ) -> tuple[int, list[str], list[tuple[str, str]]]:
     """Return the number of entries, the queues whose registry is of another type, and (queue, job id) of a window,
     latest expiry first.
     """
-    keys = {name: raw(FailedJobRegistry.key_template.format(name)) for name in names}
+    keys = {
+        name: raw(dead_letters_key(name) if dead else FailedJobRegistry.key_template.format(name)) for name in names
+    }
     pipeline: Any = client.pipeline(transaction=False)
     for key in keys.values():
         pipeline.zcard(key)
@@ -158,8 +164,9 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
         fields, results = next(more), next(more) if memory <= MAX_RESULTS else None
         ended_at, enqueued_at, retries_left = dates or (None, None, None)
         description, exc_info = fields or (None, None)
+        called = text(description or b"")
         if size and size > MAX_FIELD:
-            description = f"(a description of {size} bytes)"
+            called = f"(a description of {size} bytes)"
         result = {text(name): value for name, value in results[0][1].items()} if results else {}
         if memory > MAX_RESULTS:
             exc_info = f"results of {memory} bytes, which are not read"
@@ -167,7 +174,8 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
         yield {
             "id": job_id,
             "queue": queue,
-            "description": text(description or b""),
+            "description": described(called),
+            "function": function_of(called),
             "exception": name,
             "reason": reason,
             "failed_at": seconds_of(ended_at),

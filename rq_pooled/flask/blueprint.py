@@ -23,6 +23,7 @@ from ..foreign import bounded, shown
 from ..monitoring.health import health_word
 from ..monitoring.processes import pool_stats
 from . import actions
+from .jobs import add_job_pages
 from .notices import tell, told
 from .overview import overview, queue_states
 from .page import present
@@ -41,6 +42,9 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+
+#: Views that answer with a page for people, an error too.
+_PAGES = ("failed", "job", "failed_confirm")
 
 
 class Client(Protocol):
@@ -99,7 +103,7 @@ def make_blueprint(
         elif isinstance(error, SweepUnderWay):
             code = 409
         reason = message_of(error)
-        if "page" in request.form:
+        if "page" in request.form or _view() in _PAGES:
             return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
         return jsonify(error=reason), code
 
@@ -175,9 +179,8 @@ def make_blueprint(
         client = client_of()
         try:
             with within(DEADLINE, "the deadline of a page"):
-                message = told(client.redis, request.args.get("did", ""))
-                message = shown(message) if message and rights.may(VIEW, message["queue"]) else {}
-                found = present(overview(client.redis, client.settings))
+                message = shown(told(client.redis, request.args.get("did", "")))
+                found = present(overview(client.redis, client.settings), request.args.get("sort", ""))
         except RedisError as error:
             reason = message_of(error)
             silent = isinstance(error, LOST)
@@ -186,9 +189,15 @@ def make_blueprint(
             return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
         names = [queue["name"] for queue in found["queues"]]
         return render_template(
-            "rq_pooled/page.html", may=rights.may, may_write=rights.may_any(names), message=message, **found
+            "rq_pooled/page.html",
+            may=rights.may,
+            may_write=rights.may_any(names),
+            message=message,
+            sort=request.args.get("sort", ""),
+            **found,
         )
 
+    add_job_pages(blueprint, lambda: client_of().redis, rights)
     return blueprint
 
 

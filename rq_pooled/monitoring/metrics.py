@@ -19,6 +19,7 @@ from .guard import connections
 from .health import health
 from .processes import processes
 from .queues import queues
+from .throughput import throughput
 
 #: For the answer to a scrape.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,7 +39,7 @@ _COUNTERS = {
     "unsigned": "outcomes of jobs that ran without a signature",
 }
 _QUEUE_STATES = (
-    *("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "workers"),
+    *("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "dead", "workers"),
     *("ready", "rate_limited"),
 )
 _POOL_GAUGES = ("max", "created", "available", "in_use", "waiting")
@@ -90,6 +91,10 @@ class _Collector:
                 yield from self._server(report)
                 unreadable: list[str] = []
                 yield from _processes(processes(self._connection, unreadable))
+                ended = throughput(self._connection)
+                for name in ("finished", "failed"):
+                    value = ended[f"{name}_per_minute"]
+                    yield GaugeMetricFamily(f"rq_pooled_{name}_per_minute", "jobs that ended, lately", value=value)
                 found = queues(self._connection)
                 yield from _queues(found)
                 lost = GaugeMetricFamily("rq_pooled_unreadable", "entries of another type or shape", labels=["kind"])

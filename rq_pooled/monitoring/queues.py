@@ -20,7 +20,16 @@ from rq.registry import (
 from ..foreign import plain, replies_of, seconds_of
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
-from ..store.keys import RATE_LIMITS, SUSPENDED, job_key, queue_key, registry_key, waiting_key, workers_key
+from ..store.keys import (
+    RATE_LIMITS,
+    SUSPENDED,
+    dead_letters_key,
+    job_key,
+    queue_key,
+    registry_key,
+    waiting_key,
+    workers_key,
+)
 from ..store.queues import queue_names
 from ..wire import raw, text
 
@@ -32,6 +41,8 @@ _REGISTRIES: dict[str, type[BaseRegistry]] = {
     "finished": FinishedJobRegistry,
     "canceled": CanceledJobRegistry,
 }
+#: What is counted besides, in the order in which it is asked for.
+_COUNTED_STATES = (*_REGISTRIES, "dead", "ready")
 #: Ids at the head of a queue among which the oldest job is looked for; some may have no job any more.
 _HEAD = 10
 #: Rate limits of RQ 3, and jobs that wait at each, whose queues are looked up.
@@ -45,10 +56,10 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Each has ``name``, ``length``, ``workers``, ``suspended``, and ``oldest_age`` (seconds that the job at the head has
     been queued, None if there is none). The numbers of jobs are ``started``, ``scheduled``, ``deferred``, ``failed``,
-    ``finished`` and ``canceled``. RQ 3 adds ``ready`` (dependents that a stock worker has still to queue) and
-    ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts as empty, and
-    ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown with escapes such as
-    ``\\xff``.
+    ``finished``, ``canceled`` and ``dead`` (buried failures). RQ 3 adds ``ready`` (dependents that a stock worker has
+    still to queue) and ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts
+    as empty, and ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown
+    with escapes such as ``\\xff``.
 
     Raises:
         ConfigurationError: RQ keeps its data under another prefix.
@@ -65,11 +76,12 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
         pipeline.scard(raw(workers_key(name)))
         for registry in _REGISTRIES.values():
             pipeline.zcard(raw(registry.key_template.format(name)))
+        pipeline.zcard(raw(dead_letters_key(name)))
         pipeline.zcard(raw(registry_key("ready", name)))
     pipeline.srandmember(RATE_LIMITS, _LIMITS)
     (seconds, microseconds), suspended, *replies, limits = replies_of(pipeline)
     held = _held_back(client, limits or ())
-    now, width = seconds + microseconds / 1e6, 4 + len(_REGISTRIES)
+    now, width = seconds + microseconds / 1e6, 3 + len(_COUNTED_STATES)
     heads = [replies[at + 1] or [] for at in range(0, len(replies), width)]
     ages = _queued_for(client, heads, now)
     return [
@@ -79,12 +91,12 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
             "oldest_age": age,
             "workers": replies[at + 2] or 0,
             "suspended": bool(suspended),
-            **dict(zip((*_REGISTRIES, "ready"), [count or 0 for count in replies[at + 3 : at + width]])),
+            **dict(zip(_COUNTED_STATES, [count or 0 for count in replies[at + 3 : at + width]])),
             "rate_limited": held[name],
             "unreadable": [
                 state
                 for state, reply in zip(
-                    ("queued", "workers", *_REGISTRIES, "ready"), (replies[at], *replies[at + 2 : at + width])
+                    ("queued", "workers", *_COUNTED_STATES), (replies[at], *replies[at + 2 : at + width])
                 )
                 if reply is None
             ],

@@ -33,6 +33,7 @@ from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import utcformat
 
+from ..config.describing import described
 from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
@@ -100,11 +101,14 @@ class Queue(AdmittingQueue):
         self.serializer = sealed(self.serializer)
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
-        """Create a job as RQ does, with this queue's ``retry`` where none is given."""
+        """Create a job as RQ does, with this queue's ``retry``, and DESCRIBE's description, where none is given."""
         if kwargs.get("retry") is None and self._retry is not None:
             kwargs["retry"] = self._retry
         retry = kwargs.get("retry")
         job = super().create_job(*args, **kwargs)
+        # It is the eighth argument.
+        if kwargs.get("description") is None and not any(args[7:8]):
+            job.description = described(job, args[0] if args else kwargs.get("func")) or job.description
         if isinstance(retry, Backoff):
             attach(job, retry)
         # The signature is last, because it covers what the others write.

@@ -20,6 +20,14 @@ def literal(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
 
 
+def under(prefix: str | None, pattern: str) -> str:
+    """Return a pattern of keys or channels as it is for an application with a prefix, this one's if not given."""
+    return literal(prefix or PREFIX) + pattern[len(PREFIX) :] if pattern.startswith(PREFIX) else pattern
+
+
+#: Patterns of all keys of the application.
+ALL = (f"{PREFIX}:*", f"{OURS}:*")
+
 # -- ours ------------------------------------------------------------------------------------------------------------
 
 #: A name that no key has, so a command on it, or a message to it, changes nothing.
@@ -29,6 +37,8 @@ STATS = f"{OURS}:stats"
 #: The list of samples of the number of clients, newest first. It shares the prefix of the statistics, since neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
+#: The list of jobs that ended: 240 texts "slot finished failed", newest first, for slots of 15 s of the server's clock.
+ENDED = f"{STATS}:ended"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = f"{STATS}:starting"
 #: The text on which commands are tried, see rights.lua.

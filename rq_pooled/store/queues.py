@@ -28,6 +28,11 @@ def is_shown(queue: str) -> bool:
     return may_show is None or may_show(queue)
 
 
+def all_shown(ask: Callable[[str, str], Any]) -> bool:
+    """Tell whether every queue may be shown, and so what is known of all together."""
+    return _may_show.get() is None or len(queue_names(ask)) == ask("SCARD", QUEUES)
+
+
 def queue_names(ask: Callable[[str, str], Any]) -> list[str]:
     """Return the names of all queues that the server knows, in order; see ``show_only``.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,6 +27,10 @@ ACTIONS = {
     "requeue-group": ("queues/requeue", {"queue": "mail", "exception": "ValueError", "exactly": "1"}, "requeue"),
     "sweep": ("queues/sweep", {"queue": "mail"}, "bury"),
     "bury": ("queues/sweep", {"queue": "mail", "policy": "bury", "exception": "ValueError"}, "bury"),
+    "group": ("jobs", {"act": "requeue", "queue": "mail", "exception": "ValueError", "function": FACTORIAL}, "requeue"),
+    "jobs-requeue": ("jobs", {"act": "requeue", "jobs": '["q-0"]'}, "requeue"),
+    "jobs-bury": ("jobs", {"act": "bury", "jobs": '["q-0"]'}, "bury"),
+    "jobs-delete": ("jobs", {"act": "delete", "jobs": '["q-0"]', "confirm": "1"}, "purge"),
     "purge": ("queues/sweep", {"queue": "mail", "policy": "purge", "all": "1", "confirm": "1"}, "purge"),
 }
 
@@ -60,8 +65,13 @@ def test_each_action_needs_its_right_and_no_other(
     fail_jobs(redis, "mail", ["ValueError: x"])
     path, body, needed = ACTIONS[action]
     client = client_of(server, of_mail("view", right))
-    page = client.get("/rq/").text
-    assert (">Requeue</button>" in page) == (right == "requeue") and (">Bury</button>" in page) == (right == "bury")
+    for address in ("", "failed", "job?id=q-0"):
+        page = client.get(f"/rq/{address}").text
+        assert ("Requeue" in page) == (right == "requeue") and ("Bury" in page) == (right == "bury"), address
+        assert ("Delete" in page) == (right == "purge" and address != "")
+    for act, of in (("requeue", "requeue"), ("bury", "bury"), ("delete", "purge")):
+        asked = client.get("/rq/failed/confirm", query_string={"act": act, "job": "q-0"})
+        assert asked.status_code == (200 if of == right else 403)
     before = redis.zrange(named("rq:failed:mail"), 0, -1)
     code = client.post(f"/rq/{path}", data=body).status_code
     assert code == (200 if right == needed else 403)
@@ -75,8 +85,9 @@ def test_an_action_needs_the_sight_of_its_queue(server: EmbeddedServer, redis: R
     fail_jobs(redis, "mail", ["ValueError: x"])
     path, body, _ = ACTIONS[action]
     client = client_of(server, of_mail(*RIGHTS[1:]))
-    answers = [client.post(f"/rq/{path}", data=data) for data in (body, {**body, "queue": "none"})]
-    assert [answer.status_code for answer in answers] == [403, 403]
+    other = {"jobs": '["none"]'} if "jobs" in body else {"queue": "none"}
+    answers = [client.post(f"/rq/{path}", data=data) for data in (body, {**body, **other})]
+    assert answers[0].status_code == answers[1].status_code == (200 if "jobs" in body else 403)
     assert answers[0].text.replace("mail", "none") == answers[1].text
     assert redis.zcard(named("rq:failed:mail")) == 1
 
@@ -96,14 +107,32 @@ def test_what_may_not_be_viewed_is_nowhere(server: EmbeddedServer, redis: Redis)
     redis.hset(key, mapping={name: json.dumps(value) for name, value in published.items()})
     redis.zadd(named("rq_pooled:stats"), {key: 9e9})
     client = client_of(server, of_mail("view"))
-    paths = ("", "queues/status", "queues/failed-jobs", "metrics", "redis/pool-stats", "queues/failed-jobs?queue=mail")
+    # Two minutes ago 41 jobs failed, of all queues together.
+    redis.lpush(named("rq_pooled:stats:ended"), f"{int(time.time()) // 15 - 8} 43 41")
+    paths = (
+        "",
+        "failed",
+        "failed?dead=1",
+        "queues/status",
+        "queues/failed-jobs",
+        "metrics",
+        "redis/pool-stats",
+        "queues/failed-jobs?queue=mail",
+    )
     texts = [client.get(f"/rq/{path}") for path in paths]
     assert [answer.status_code for answer in texts] == [200] * len(paths)
     for path, answer in zip(paths, texts):
         for word in ("payroll", "LookupError", ">41<", ">42<", ">43<", ": 41", "47.0", ">47<"):
             assert word not in answer.text, (path, word)
-    assert "mail" in texts[0].text and texts[2].get_json()["total"] == 1
-    assert client.get("/rq/queues/failed-jobs?queue=payroll").status_code == 403
+    assert "mail" in texts[0].text and texts[4].get_json()["total"] == 1
+    for address in ("queues/failed-jobs?queue=payroll", "failed?queue=payroll", "failed?queue=payroll&exception="):
+        assert client.get(f"/rq/{address}").status_code == 403
+    hidden, gone = client.get("/rq/job?id=payroll-0"), client.get("/rq/job?id=nowhere-0")
+    assert hidden.status_code == gone.status_code == 404 and hidden.text.replace("payroll", "nowhere") == gone.text
+    redis.sadd(named("rq:job:q-0:dependents"), "payroll-1", "q-0")
+    redis.hset(named("rq:job:q-0"), "dependency_id", "payroll-2")
+    mine = client.get("/rq/job?id=q-0")
+    assert mine.status_code == 200 and "payroll" not in mine.text and "1 dependent<" in mine.text
     everything = client_of(server, lambda action, queue: action == "view").get("/rq/").text
     assert "payroll" in everything and "LookupError" in everything
 

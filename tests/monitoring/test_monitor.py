@@ -87,7 +87,9 @@ def test_stats_of_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """On an empty server it says that there is nothing, and ends with 0."""
     shown = run_command(server.url, "stats")
     assert shown.returncode == 0 and "no worker runs" in shown.stdout
-    assert as_json(server.url, "stats") == {"processes": [], "queues": [], "unreadable": []}
+    found = as_json(server.url, "stats")
+    assert (found["processes"], found["queues"], found["unreadable"]) == ([], [], [])
+    assert not found["throughput"]["slots"]
 
 
 def test_connections(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
@@ -135,6 +137,8 @@ def test_check(server: EmbeddedServer, busy: Any) -> None:
         (("--connection-share", "0:100%"), 1, "WARNING - "),
         (("--connection-share", "0"), 2, "CRITICAL - "),
         (("--queue", "alone"), 3, "UNKNOWN - --queue says which queue, and not what is wrong there: give --queue-age"),
+        (("--failed", "1:100"), 1, "WARNING - 5 jobs failed"),
+        (("--dead", "1"), 0, "0 jobs buried as dead letters"),
         (("--queue-age", "soon"), 3, "UNKNOWN - --queue-age is soon"),
         (("--failed-rate", "2"), 3, "UNKNOWN - --failed-rate is 2"),
         (("--queue-age", "2h:1h"), 3, "UNKNOWN - 2h:1h warns later than it is critical"),
@@ -393,7 +397,7 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
 
 def test_a_screen_fits_whatever_there_is() -> None:
     """Any number of queues, processes and others fits any terminal; what does not fit is counted."""
-    states = ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")
+    states = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
     queue = {name: 1 for name in states}
     found = {
         "time": 0.0,

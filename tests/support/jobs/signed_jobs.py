@@ -49,6 +49,15 @@ def fail_once(word: str) -> str:
     return note(word)
 
 
+def read_again(field: str, value: str) -> str:
+    """Read itself again, after a field of its hash was set as an attacker would meanwhile."""
+    job = get_current_job()
+    assert job is not None
+    job.connection.hset(job.key, field, value)
+    job.refresh()
+    return note(f"{field} {job.timeout}")
+
+
 def enqueue(word: str) -> None:
     """Enqueue from within a job."""
     rq_pooled.Queue("default", connection=_connection()).enqueue(note, word)
