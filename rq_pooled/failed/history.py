@@ -62,7 +62,7 @@ def history(connection: Redis, job_id: str) -> dict[str, Any]:
         if isinstance(reply, Exception):
             raise reply
     if not exists:
-        raise NoSuchJobError(f"there is no job {job_id}: it was deleted, has expired, or never was")
+        raise no_job(job_id)
     fields = {name: text(value) if value else None for name, value in zip(NAMES, values)}
     large = isinstance(memory, int) and memory > MAX_RESULTS
     pipeline.hmget(key, [name if size <= MAX_FIELD else "" for name, size in zip(_LONG, sizes)])
@@ -92,6 +92,11 @@ def history(connection: Redis, job_id: str) -> dict[str, Any]:
         "place": "failed" if isinstance(failed, float) else "dead" if isinstance(dead, float) else "",
         "tries": tries,
     }
+
+
+def no_job(job_id: str) -> NoSuchJobError:
+    """Return the error for a job that is gone."""
+    return NoSuchJobError(f"there is no job {job_id}: it was deleted, has expired, or never was")
 
 
 def _meta(value: bytes | None, size: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from redis import Redis
@@ -46,6 +47,7 @@ def sweep(
     older_than: str | None = None,
     exactly: bool = False,
     everything: bool = False,
+    confirmed: int | None = None,
 ) -> dict[str, Any]:
     """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them
     (``purge``).
@@ -55,6 +57,7 @@ def sweep(
         exception, exactly: as for ``requeue``; not for ghosts.
         older_than: a duration such as ``10m``: only jobs that failed so long ago; not for ghosts.
         everything: has to be said for a ``purge`` that leaves nothing out, see ``Purge``.
+        confirmed: for a ``purge``: the jobs that it may delete. Where it would delete more, none is deleted.
 
     Returns:
         As ``requeue``.
@@ -72,8 +75,8 @@ def sweep(
         raise ConfigurationError(
             "exception, older_than and all mean nothing for ghosts: give policy=bury or policy=purge"
         )
-    if everything and policy != "purge":
-        raise ConfigurationError("all=1 is for purge")
+    if (everything or confirmed is not None) and policy != "purge":
+        raise ConfigurationError("all=1 and confirm are for purge")
     if policy == "ghosts":
         return _run(client, queue, Ghosts())
     age = parse_duration(older_than) if older_than else None
@@ -86,7 +89,16 @@ def sweep(
         )
     if purge.chooses and everything:
         raise ConfigurationError("all=1 is for a purge that exception and older_than do not narrow: leave one out")
-    return _run(client, queue, purge)
+    (report,) = Sweeper(queue, client, purge).run(dry_run=True, max_seconds=SECONDS)
+    if not report.done:
+        return {**report.as_dict(), "dry_run": False}
+    if confirmed is None or report.done > confirmed:
+        jobs = f"{report.done} job{'' if report.done == 1 else 's'}"
+        raise ConfigurationError(
+            f"this deletes {jobs} of {printable(queue, 50)!r} for ever, and nothing is deleted yet: "
+            f"confirm={report.done} says that you mean them"
+        )
+    return _run(client, queue, replace(purge, limit=min(MOST, confirmed)))
 
 
 def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:

@@ -16,37 +16,57 @@ from rq.exceptions import NoSuchJobError
 from ..deadline import within
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.groups import GHOST, NEWEST, jobs_of_group
-from ..failed.history import history
+from ..failed.history import history, no_job
 from ..failed.listing import failed_jobs
 from ..failed.policies import Bury, Policy, Purge, Requeue
 from ..failed.sweeper import Sweeper
 from ..foreign import bounded, printable, replies_of, seconds_of, shown
 from ..monitoring.processes import server_time
 from ..store.keys import job_key
+from ..store.queues import queue_names
 from ..wire import raw, text
 from .notices import tell, told
 from .page import fits_a_form
 from .parameters import asked_for, flag, number, posted
-from .words import moment
+from .rights import BURY, PURGE, REQUEUE, VIEW, Rights
+from .words import count, moment
 
 #: Jobs on one page of the list, seconds within which a page is made, and characters of a traceback that are shown.
 PAGE, DEADLINE, MAX_TRACEBACK = 50, 4.0, 40_000
-#: What can be done to jobs: the policy, what the page that follows says was done, and the word on buttons.
-ACTS: dict[str, tuple[Callable[[], Policy], str]] = {
-    "requeue": (Requeue, "requeued"),
-    "bury": (Bury, "buried"),
-    "delete": (lambda: Purge(everything=True), "purged"),
+#: What can be done to jobs: the policy, what the page that follows says was done, and the right that it needs.
+ACTS: dict[str, tuple[Callable[[], Policy], str, str]] = {
+    "requeue": (Requeue, "requeued", REQUEUE),
+    "bury": (Bury, "buried", BURY),
+    "delete": (lambda: Purge(everything=True), "purged", PURGE),
 }
 
 
-def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], may_write: Callable[[], bool]) -> None:
-    """Add the pages to the blueprint; it asks who may see them, and who may POST."""
+def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights) -> None:
+    """Add the pages to the blueprint, which has asked whether they may be opened at all."""
+
+    def acts(queue: str | None, dead: bool) -> list[str]:
+        """Return what the request may do to failed jobs of a queue, or of any queue."""
+        names = queue_names(client().execute_command) if queue is None else [queue]
+        return [
+            act
+            for act, (_, _, right) in ACTS.items()
+            if not (dead and act == "bury") and any(rights.may(right, name) for name in names)
+        ]
+
+    def may_act(redis: Redis, act: str, ids: list[str]) -> list[str]:
+        """Return those of these jobs that the request may see; 403 if it may not do this to one of them."""
+        found = [(one, name) for one, name in zip(ids, _origins(redis, ids)) if name and rights.may(VIEW, name)]
+        for _, name in found:
+            rights.require(ACTS[act][2], name)
+        return [one for one, _ in found]
 
     @blueprint.get("/failed")
     def failed() -> Any:
         asked_for("queue", "exception", "function", "dead", "offset", "did")
         dead, offset, group = flag(request.args, "dead"), number(request.args, "offset", 0), _group(request.args)
         queue = request.args.get("queue") or None
+        if queue is not None:
+            rights.require(VIEW, queue)
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
             now, message = server_time(redis), told(redis, request.args.get("did", ""))
@@ -56,6 +76,7 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], may_write: 
             else:
                 listed = failed_jobs(queue, offset=offset, limit=PAGE, connection=redis, dead=dead)
                 total, jobs, looked_at = listed["total"], listed["jobs"], None
+            allowed = acts(queue, dead)
         rows = [
             {
                 **job,
@@ -83,7 +104,7 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], may_write: 
             after=offset + PAGE if offset + PAGE < total else None,
             newest=NEWEST,
             message=shown(message),
-            may_write=may_write(),
+            acts=allowed,
         )
 
     @blueprint.get("/job")
@@ -96,7 +117,15 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], may_write: 
                 found = history(redis, job_id)
             except NoSuchJobError as error:
                 raise UnknownQueue(str(error)) from None
+            if not rights.may(VIEW, found["origin"] or ""):
+                raise UnknownQueue(str(no_job(job_id)))
+            near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
+            hidden = {one for one, name in zip(near, _origins(redis, near)) if not rights.may(VIEW, name)}
             now = server_time(redis)
+        if hidden:
+            found["dependents"] = [one for one in found["dependents"] if one not in hidden]
+            found["dependent_count"] = len(found["dependents"])
+            found["dependency_id"] = None if found["dependency_id"] in hidden else found["dependency_id"]
         tries = found.pop("tries")
         times = ("created_at", "enqueued_at", "started_at", "ended_at")
         found["times"] = [(name[:-3], moment(seconds_of(found.pop(name)), now)) for name in times]
@@ -108,19 +137,28 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], may_write: 
             job=shown(found),
             tries=list(reversed(shown(tries))),
             message=message,
-            may_write=may_write() and fits_a_form(found["id"]),
+            acts=[
+                act
+                for act, (_, _, right) in ACTS.items()
+                if fits_a_form(found["id"]) and rights.may(right, found["origin"] or "")
+            ],
         )
 
     @blueprint.get("/failed/confirm")
     def failed_confirm() -> Any:
         act, dead, group = _act(request.args.get("act")), flag(request.args, "dead"), _group(request.args)
         ids = request.args.getlist("job")
+        if len(ids) > NEWEST:
+            raise ConfigurationError(f"{len(ids)} jobs are chosen: at most {NEWEST}")
         with within(DEADLINE, "the deadline of a page"):
-            if group is not None:
+            if group is None:
+                ids = may_act(client(), act, ids)
+            else:
+                rights.require(ACTS[act][2], group[0])
                 ids = [one["id"] for one in jobs_of_group(client(), *group, dead)[1] if one["exists"]]
         if not ids:
             raise ConfigurationError("no job is chosen: tick some, and press again")
-        fields = {"act": act, "dead": "1" if dead else ""}
+        fields = {"act": act, "dead": "1" if dead else "", "confirm": str(len(ids)) if act == "delete" else ""}
         if group is not None:
             fields.update(zip(("queue", "exception", "function"), group))
         else:
@@ -132,21 +170,25 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], may_write: 
             ids=shown(ids[:PAGE]),
             fields={name: value for name, value in fields.items() if value},
             dead=dead,
-            may_write=may_write(),
         )
 
     @blueprint.post("/jobs")
     def jobs_act() -> Any:
-        given = posted("act", "jobs", "queue", "exception", "function", "dead")
+        given = posted("act", "jobs", "queue", "exception", "function", "dead", "confirm")
         act, dead = _act(given.get("act")), flag(given, "dead")
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
             if "jobs" in given:
                 ids = _ids(given["jobs"])
-                report = act_on(redis, act, ids, dead)
+                known = may_act(redis, act, ids)
+                _check_confirmed(act, known, given)
+                report = act_on(redis, act, known, dead)
+                report["gone"] += len(ids) - len(known)
             elif "queue" in given:
+                rights.require(ACTS[act][2], given["queue"])
                 group = (given["queue"], given.get("exception", ""), given.get("function", ""))
                 ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
+                _check_confirmed(act, ids, given)
                 report = act_on(redis, act, ids, dead, given["queue"])
             else:
                 raise ConfigurationError("nothing says which jobs: give jobs, a JSON list of ids, or queue")
@@ -176,11 +218,8 @@ def act_on(client: Redis, act: str, ids: Sequence[str], dead: bool = False, queu
         raise ConfigurationError("dead letters are buried already: requeue or delete them")
     by_queue: dict[str, list[str]] = {} if queue is None else {queue: list(ids)}
     if queue is None:
-        pipeline = client.pipeline(transaction=False)
-        for job_id in ids:
-            pipeline.hget(raw(job_key(job_id)), "origin")
-        for job_id, origin in zip(ids, replies_of(pipeline) if ids else ()):
-            by_queue.setdefault(text(origin or b""), []).append(job_id)
+        for job_id, origin in zip(ids, _origins(client, ids)):
+            by_queue.setdefault(origin, []).append(job_id)
     words: list[str] = []
     for name, of_queue in by_queue.items():
         words += Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]()).values()  # type: ignore[arg-type]
@@ -191,6 +230,23 @@ def act_on(client: Redis, act: str, ids: Sequence[str], dead: bool = False, queu
         "changed": len(words) - gone - words.count("done"),
         "queues": [name for name in by_queue if name],
     }
+
+
+def _origins(client: Redis, ids: Sequence[str]) -> list[str]:
+    """Return the queue of each job, "" for one that is gone."""
+    pipeline = client.pipeline(transaction=False)
+    for job_id in ids:
+        pipeline.hget(raw(job_key(job_id)), "origin")
+    return [text(origin or b"") for origin in (replies_of(pipeline) if ids else ())]
+
+
+def _check_confirmed(act: str, ids: Sequence[str], given: dict[str, str]) -> None:
+    """Refuse to delete more jobs than were confirmed. Raises ConfigurationError."""
+    if act == "delete" and len(ids) > number(given, "confirm", 0):
+        raise ConfigurationError(
+            f"this deletes {count(len(ids), 'job')} for ever, and nothing is deleted yet: "
+            f"confirm={len(ids)} says that you mean them"
+        )
 
 
 def _group(args: Any) -> tuple[str, str, str] | None:

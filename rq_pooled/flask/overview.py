@@ -21,6 +21,7 @@ from ..monitoring.processes import note_busy, processes
 from ..monitoring.queues import queues
 from ..monitoring.throughput import throughput
 from ..store.keys import job_key
+from ..store.queues import all_shown
 from ..wire import raw, text
 
 #: Scheduled jobs that are shown.
@@ -34,7 +35,8 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         ``now`` (server time), ``connections`` (``health.connections``) with ``budget`` and ``budgeted`` (those that
         count for it), ``queues`` (``queue_states``), ``processes`` and ``workers`` (those that are workers, with
         ``busy_now``), ``failures`` (groups), ``failed`` (how many in all), ``looked_at`` (how many of them are
-        grouped), ``throughput``, ``upcoming``, ``scheduled``, ``unreadable`` (what is of another type).
+        grouped), ``throughput``, ``partial`` (it is of all queues, which may not all be shown), ``upcoming``,
+        ``scheduled``, ``unreadable`` (what is of another type).
     """
     unreadable: list[str] = []
     found = processes(client, unreadable)
@@ -58,6 +60,7 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         "failed": failing["total"],
         "looked_at": failing["looked_at"],
         "throughput": throughput(client, now),
+        "partial": not all_shown(client.execute_command),
         "upcoming": upcoming(client, names, now),
         "scheduled": sum(queue["scheduled"] for queue in states),
         "unreadable": unreadable,

@@ -58,6 +58,7 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
         "as_of": moment(now, now),
         "wrong": verdict(found),
         "ended": _ended(found["throughput"]),
+        "partial": found["partial"],
         "bars": bars(found["throughput"], now),
         "level": connections["level"],
         "connected": number(connections["connected"]),

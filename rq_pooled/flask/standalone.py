@@ -10,8 +10,8 @@ from typing import Any
 from flask import Flask, Response, abort, redirect, request, session
 
 from ..config.settings import PREFIX
-from .blueprint import Authorize
 from .extension import RQPooled
+from .rights import Authorize, Who
 
 #: What a browser is told where it has to log in.
 _LOGIN = {"WWW-Authenticate": 'Basic realm="rq_pooled", charset="UTF-8"'}
@@ -19,11 +19,11 @@ _LOGIN = {"WWW-Authenticate": 'Basic realm="rq_pooled", charset="UTF-8"'}
 _ENTER = "/enter"
 
 
-def page_app(authorize: Authorize | None, **settings: Any) -> Flask:
+def page_app(authorize: Authorize | None, *, who: Who | None = None, **settings: Any) -> Flask:
     """Return a WSGI application that is the page, at its root; connects nowhere.
 
     Args:
-        authorize: as for ``RQPooled.blueprint``. The request's environ is ``flask.request.environ``.
+        authorize, who: as for ``RQPooled.blueprint``. The request's environ is ``flask.request.environ``.
         settings: such as ``url="redis://…"``; those not given come from the environment.
 
     Raises:
@@ -31,7 +31,7 @@ def page_app(authorize: Authorize | None, **settings: Any) -> Flask:
     """
     app = Flask("rq_pooled.page", static_folder=None)
     app.config.update({f"{PREFIX}{name.upper()}": value for name, value in settings.items() if value is not None})
-    app.register_blueprint(RQPooled(app).blueprint(authorize))
+    app.register_blueprint(RQPooled(app).blueprint(authorize, who=who))
     return app
 
 
@@ -45,7 +45,11 @@ def guarded_app(credentials: Mapping[str, str], token: str, hosts: Iterable[str]
         may: ``"read"`` or ``"write"``.
         settings: as above.
     """
-    app = page_app(lambda: may if _is_known(credentials) else abort(_refused(bool(credentials))), **settings)
+    app = page_app(
+        lambda: may if _is_known(credentials) else abort(_refused(bool(credentials))),
+        who=lambda: request.authorization.username if credentials and request.authorization else "token",
+        **settings,
+    )
     # Cookies end with the process, and go to no other site.
     app.secret_key = secrets.token_bytes(32)
     app.config.update(SESSION_COOKIE_NAME="rq_pooled", SESSION_COOKIE_SAMESITE="Strict", SESSION_COOKIE_HTTPONLY=True)

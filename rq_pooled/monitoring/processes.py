@@ -14,6 +14,7 @@ from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
 from ..store.keys import STATS, stats_key, worker_key
+from ..store.queues import is_shown
 from ..wire import raw, text
 
 #: Hashes read in one pipeline, and slots of a worker that are asked for their state.
@@ -28,7 +29,12 @@ def processes(connection: Redis | None = None, unreadable: list[str] | None = No
     ``queues``, ``concurrency``, ``busy``, ``horses`` (pids), ``counters``, ``queue_wait`` and ``run_time``. What is
     something else than statistics is left out, and its name added to ``unreadable``.
     """
-    return read_processes(connection or get_connection(), unreadable)
+    found = read_processes(connection or get_connection(), unreadable)
+    for one in found:
+        # A worker's numbers are sums over its queues.
+        if one["worker"] and not all(map(is_shown, one["worker"]["queues"])):
+            one["worker"] = None
+    return found
 
 
 def pool_stats() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from redis import Redis
 from ..foreign import is_wrong_type
 from ..pool.registry import get_connection
 from ..store.keys import ENDED
+from ..store.queues import all_shown
 from ..wire import text
 from .processes import server_time
 
@@ -35,7 +36,8 @@ def throughput(connection: Redis | None = None, now: float | None = None) -> dic
     now = server_time(client) if now is None else now
     entries: list[Any] = []
     try:
-        entries = client.lrange(ENDED, 0, HOUR // SLOT - 1)
+        # The numbers are of all queues together.
+        entries = client.lrange(ENDED, 0, HOUR // SLOT - 1) if all_shown(client.execute_command) else []
     except Exception as error:
         if not is_wrong_type(error):
             raise

@@ -318,7 +318,9 @@ def test_sweep(operator: Any, redis: Redis) -> None:
         operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "older_than": "1d"}).json["done"] == 0
     )
     assert (
-        operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "exception": "OSError"}).json["done"]
+        operator.post(
+            "/rq/queues/sweep", json={"queue": "q", "policy": "purge", "exception": "OSError", "confirm": 1}
+        ).json["done"]
         == 1
     )
     assert redis.zrange(named("rq:failed:q"), 0, -1) == [b"q-0"] and not redis.exists(named("rq:job:q-2"))
@@ -397,7 +399,12 @@ def test_a_body_that_is_not_understood_changes_nothing(
 def test_purging_all_has_to_be_said(operator: Any, redis: Redis) -> None:
     """With all=1 a purge without a filter deletes the failed jobs of the queue."""
     fail_jobs(redis, "q", ["ValueError: one", "KeyError: 2"])
-    assert operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "all": True}).json["done"] == 2
+    assert (
+        operator.post("/rq/queues/sweep", json={"queue": "q", "policy": "purge", "all": True, "confirm": "2"}).json[
+            "done"
+        ]
+        == 2
+    )
 
 
 def test_a_queues_name_leads_nowhere_else(operator: Any, redis: Redis) -> None:

@@ -142,7 +142,7 @@ def test_a_group_and_dead_letters(redis: Redis, operator: Any) -> None:
     assert "Delete 3 dead letters?" in unbroken(asked)
     report = operator.post("/rq/jobs", data={"act": "requeue", "dead": 1, "jobs": '["q-0", "q-3", "nope"]'}).json
     assert report == {"done": 1, "gone": 2, "changed": 0, "queues": ["q"]}
-    assert operator.post("/rq/jobs", data={"act": "delete", "dead": 1, **GROUP}).json["done"] == 2
+    assert operator.post("/rq/jobs", data={"act": "delete", "dead": 1, "confirm": 2, **GROUP}).json["done"] == 2
     assert redis.zcard(named("rq_pooled:dead:q")) == 0 and not redis.exists(named("rq:job:q-1"))
 
 
