@@ -81,9 +81,11 @@ class Kinds:
             return
         attributes: dict[str, Any] = vars(job).copy()
         changeable: list[str] = []
-        for name, value in attributes.items():
+        for name, value in list(attributes.items()):
             kind = type(value)
             if (kind is list and all(type(item) in _SHARED for item in value)) or (kind is dict and not value):
+                # As it is now, since the job itself changes its own.
+                attributes[name] = value.copy()
                 changeable.append(name)
             elif kind not in _SHARED and name not in _SAME:
                 return
