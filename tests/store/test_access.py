@@ -31,7 +31,7 @@ from support import drop_pools, running_worker, wait_until
 from rq_pooled import Backoff, Queue
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.health import connections, health, processes, queues
+from rq_pooled.health import connections, failed_jobs, health, processes, queues
 from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
 from rq_pooled.queue.limits import limits_in_force
@@ -272,7 +272,10 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
 
     page, view = client_of("page"), client_of("page-view")
     fail_jobs(guarded.admin, "q", ["ValueError: one", "OSError: two", "KeyError: 3", "TypeError: four"])
-    looks = ("", "queues/status", "queues/failed-jobs", "metrics", "health/redis")
+    ids = {one["exception"]: one["id"] for one in failed_jobs(connection=guarded.admin)["jobs"]}
+    job_id = ids["TypeError"]
+    looks = ["", "queues/status", "queues/failed-jobs", "metrics", "health/redis", "redis/pool-stats", "failed"]
+    looks += [f"job?id={job_id}", "failed?queue=q", "failed?queue=q&dead=1"]
     for client in (page, view):
         for path in looks:
             assert client.get(f"/rq/{path}").status_code == 200, path
@@ -281,6 +284,8 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
         asked = {"queue": "q", "policy": policy, "exception": exception}
         assert page.post("/rq/queues/sweep", json=asked).json["done"] == 1
     assert page.post("/rq/queues/requeue", data={"queue": "q", "exception": "x", "page": "1"}).status_code == 303
+    dead = {"act": "requeue", "jobs": json.dumps([ids["OSError"]]), "dead": True}
+    assert page.post("/rq/jobs", json=dead).json["done"] == 1
     assert guarded.refused() == []
     before = guarded.admin.zrange(named("rq:failed:q"), 0, -1)
     assert view.post("/rq/queues/requeue", json={"queue": "q"}).status_code == 503
