@@ -138,7 +138,7 @@ def _check_part(part: Any, before: int) -> None:
 
 
 def _is_one_run(runs: int, words: int, data: bytes) -> bool:
-    """Tell whether ``data`` is one run of short words without line breaks, as of a plain success: a third of the time."""
+    """Tell whether ``data`` is one run of short words without line breaks, which takes a third of the time."""
     parts = data.split(b"\r\n") if runs == 1 and 2 <= words <= _FEW else []
     if len(parts) != 2 * words + 1 or parts[1] != b"%d" % (words - 1) or parts[-1]:
         return False
