@@ -27,6 +27,7 @@ from ..monitoring.guard import ConnectionGuard, holders
 from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from . import secure as secured
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -99,6 +100,7 @@ class CheckCommand(click.Command):
     metavar="SECONDS",
     help="End after this time, whatever the server does. [SOCKET_TIMEOUT]",
 )
+@click.option("--secure", is_flag=True, help="Jobs have to be signed, and this user's rights to end at its keys.")
 @server_options
 @click.pass_context
 def check(
@@ -116,6 +118,7 @@ def check(
     worker: str | None,
     away: str,
     timeout: str | None,
+    secure: bool,
 ) -> None:
     """Say in one line whether all is well: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios plugins do.
 
@@ -159,6 +162,9 @@ def check(
                 findings.append(_failures(client, rates))
             if settings.signing_keys is not None or settings.signing_keys_file is not None:
                 findings.append(_signatures(client))
+            if secure:
+                for name, (well, text) in (("rights", secured.rights(client)), ("signing", secured.signing(settings))):
+                    findings.append(Finding(name, OK if well else WARNING, text))
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:

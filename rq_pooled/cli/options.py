@@ -40,7 +40,7 @@ def setting_options() -> list[click.Option]:
     Values stay text here: Settings alone knows what is allowed.
     """
     options = []
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         if setting.secret and setting.name != "url":
             continue
         flags = ["--" + setting.name.replace("_", "-"), *(["-u"] if setting.name == "url" else []), setting.name]

@@ -23,7 +23,7 @@ def settings(markdown: bool, as_json: bool) -> None:
     for line in misspelt():
         say(f"rq-pooled: {line}", err=True)
     rows = []
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         value = getattr(current, setting.name)
         value = scrub_url(value) if setting.name == "url" else "***" if setting.secret and value else value
         rows.append((setting, value))
@@ -52,7 +52,7 @@ def settings_as_markdown() -> str:
         "| environment | default | unit | what it is |",
         "|---|---|---|---|",
     ]
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         also = f" (also read: {', '.join(f'`{name}`' for name in setting.env[1:])})" if setting.env[1:] else ""
         allowed = f"; {setting.allowed}" if setting.allowed else ""
         lines.append(

@@ -81,7 +81,9 @@ def convert(raw: Any, meta: Field) -> Any:
     if meta.kind is tuple:
         names = raw.split(",") if isinstance(raw, str) else list(raw)
         return tuple(name.strip() for name in names if name.strip())
-    if meta.kind is str:
+    if meta.kind is object and callable(raw):
+        return raw
+    if meta.kind in (str, object):
         if not isinstance(raw, str):
             raise TypeError
         return raw.strip()

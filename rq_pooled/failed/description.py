@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 
+from ..config.describing import shown_description
+
 #: How RQ describes a call: the function's dotted name, then its arguments.
 _CALL = re.compile(r"([^\W\d][\w.<>]*)\(")
 
 
 def described(description: str) -> str:
     """Return a job's description as pages, commands and JSON show it."""
-    return description
+    return shown_description(description)
 
 
 def function_of(description: str) -> str:

@@ -14,6 +14,7 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.results import Result
 
+from ..config.describing import current
 from ..foreign import seconds_of, unpacked_error, whole_number
 from ..retry.attempts import NEXT_AT
 from ..store.keys import dead_letters_key, registry_key
@@ -94,7 +95,9 @@ def history(connection: Redis, job_id: str) -> dict[str, Any]:
 
 
 def _meta(value: bytes | None, size: int) -> str:
-    """Return a job's meta where it is JSON, else its size: a pickle is never loaded."""
+    """Return a job's meta where it is JSON, else its size: a pickle is never loaded, and DESCRIBE speaks of calls."""
+    if current() is not None:
+        return f"{size} bytes" if size else ""
     try:
         return json.dumps(json.loads(value or b"")) if value else f"{size} bytes" if size else ""
     except (ValueError, RecursionError):

@@ -14,6 +14,7 @@ import rq.decorators
 from flask import Blueprint, Flask, current_app, has_app_context
 from redis import Redis
 
+from ..config import describing
 from ..config.settings import PREFIX, Settings
 from ..errors import ConfigurationError
 from ..pool.registry import get_connection
@@ -61,6 +62,8 @@ class RQPooled:
             raise ConfigurationError("this application has an RQPooled already: use app.extensions['rq_pooled']")
         settings = _settings_of(app)
         sign_by(settings, {key for key in app.config if key.startswith(PREFIX)})
+        if f"{PREFIX}DESCRIBE" in app.config:
+            describing.use(settings)
         self._clients[app] = _Client(settings)
         app.extensions["rq_pooled"] = self
 

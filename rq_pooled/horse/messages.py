@@ -4,7 +4,7 @@ To a horse. A claim is the tuple of store/claim.py. What has one is answered by 
 tasks without one have no answer. Each task ends with free.
 
 ========= =================================================== =========================================================
-perform   claim                                               task: run the job
+perform   claim, further ones                                 task: run the job; then the others, each with its permit
 bury      claim, pid, status, usage, stopped, quietly         task: record the end of a job whose horse died
 abandon   claim, reason, quietly                              task: fail a job that has stalled too often
 fail      claim, reason                                       task: fail a job whose outcome the server refused
@@ -13,12 +13,15 @@ maintain  command                                             task: do this, the
 schedule  token, life                                         task: move rq-scheduler's due jobs under this lock
 reply     replies, or why there are none                      answers read and relay
 committed recorded                                            answers an outcome with a receipt: was it recorded?
+begin                                                         answers next: the streams of the last job are closed
 ========= =================================================== =========================================================
 
 From a horse.
 
 ======== ==================================================== =========================================================
-free     leaving                                              the task is over; the horse ends if ``leaving``
+free     leaving, seconds that the job took, if one did       the task is over; the horse ends if ``leaving``
+next     waits, seconds that the job took                     the job is over; the next begins, if it has its permit.
+                                                              ``waits`` asks for begin
 phase    seconds                                              what begins now takes so long at most; -1 for ever
 read     commands                                             reads on which an outcome depends
 relay    commands                                             commands for the parent's connection
@@ -37,7 +40,7 @@ from typing import Any
 from ..connection.command_table import is_harmless
 
 #: The types of what follows the kind of a message, where that says all.
-_SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "failure": (str,), "gone": ()}
+_SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "next": (bool, float), "failure": (str,), "gone": ()}
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
@@ -68,6 +71,9 @@ def check_message(message: Any) -> None:
         # A float is bounded. A whole number is not, and arithmetic with a huge one raises.
         if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:
             raise ValueError("a phase is a number of seconds")
+    elif kind == "free" and size == 3 or kind == "next":
+        if tuple(map(type, message[1:])) != _SHAPES["next"] or not 0 <= message[2] < sys.float_info.max:
+            raise ValueError(f"{kind} is followed by a flag and seconds")
     elif kind in _SHAPES:
         if tuple(map(type, message[1:])) != _SHAPES[kind]:
             raise ValueError(f"what follows {kind} is not of the types {[one.__name__ for one in _SHAPES[kind]]}")

@@ -20,6 +20,14 @@ def literal(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
 
 
+def under(prefix: str | None, pattern: str) -> str:
+    """Return a pattern of keys or channels as it is for an application with a prefix, this one's if not given."""
+    return literal(prefix or PREFIX) + pattern[len(PREFIX) :] if pattern.startswith(PREFIX) else pattern
+
+
+#: Patterns of all keys of the application.
+ALL = (f"{PREFIX}:*", f"{OURS}:*")
+
 # -- ours ------------------------------------------------------------------------------------------------------------
 
 #: A name that no key has, so a command on it, or a message to it, changes nothing.
@@ -31,6 +39,9 @@ STATS = f"{OURS}:stats"
 SAMPLES = f"{STATS}:samples"
 #: The list of jobs that ended: 240 texts "slot finished failed", newest first, for slots of 15 s of the server's clock.
 ENDED = f"{STATS}:ended"
+#: The prefixes of the texts that name the sentry of a set of queues, and of the sorted sets of those who sleep beside
+#: it, see store/sentries.py.
+SENTRY, SLEEPERS = f"{STATS}:sentry:", f"{STATS}:sleepers:"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = f"{STATS}:starting"
 #: The text on which commands are tried, see rights.lua.
@@ -48,6 +59,8 @@ STALLED_LOCK, GHOSTS_LOCK = f"{OURS}:lock:stalled", f"{OURS}:lock:ghosts"
 STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"
 #: The prefixes of leases, of large values of outcomes, of spent keys, and of keys whose job runs.
 LEASES, ASIDE, ONCE, ONCE_RUNNING = f"{OURS}:leases:", f"{OURS}:aside:", f"{OURS}:once:", f"{OURS}:once-running:"
+#: Name of the control command that makes a worker the sentry. Its field ``work`` tells whether jobs wait already.
+SENTRY_COMMAND = f"{OURS}:sentry"
 #: The prefix of the ids seen in a queue's intermediate queue, see intermediate.lua.
 INTERMEDIATE = f"{OURS}:intermediate:"
 #: The prefix of the sorted sets of dead letters.

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "max_lifetime": 3600,
     "leak_warn": 60,
     "jobs_share": 1,
+    "jobs_login": None,
     "reconnect_base": 0.1,
     "reconnect_cap": 3,
     "reconnect_attempts": 0,
@@ -74,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "signing": None,
     "signing_unbound": 0,
     "allowed": (),
+    "describe": None,
 }
 
 
@@ -85,7 +87,7 @@ def test_defaults() -> None:
 
 def test_description_covers_every_setting() -> None:
     """Each setting describes itself in one line, with its environment names, for documentation and options."""
-    described = {info.name: info for info in Settings.describe()}
+    described = {info.name: info for info in Settings.rows()}
     assert list(described) == list(DEFAULTS)
     for name, info in described.items():
         assert info.env[0] == f"RQ_POOLED_{name.upper()}" and info.default == DEFAULTS[name]
