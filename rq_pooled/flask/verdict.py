@@ -41,7 +41,7 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
             what = most["exception"] if most["exception"] != "ghost" else "entries without a job"
             of = f"; most often {printable(what or 'its process ended', MAX_VALUE)}"
             of += f" in {printable(most['function'], MAX_VALUE)}" if most["function"] else ""
-            of += f", since {ago(found['now'] - most['first'])}"
+            of += f", since {ago(max(1.0, found['now'] - most['first']))}"
         if fails and share >= 0.1:
             add("stop", "failures", f"{share:.0%} of the jobs fail, {fails:g} a minute{of}.")
         else:
