@@ -122,7 +122,7 @@ def claim_jobs(
     queue_keys: Sequence[str],
     strategy: str,
     names: Sequence[str],
-    place: str = "",
+    crew: str = "",
     sentry: bool = False,
 ) -> tuple[Command, ClaimRequest]:
     """Return the command that claims up to one job for each worker name, and the object that reads its reply.
@@ -131,8 +131,8 @@ def claim_jobs(
         settings, token: of the worker.
         queue_keys, strategy: which queue is served before which.
         names: of the free slots; without any a sentry only hands on its post.
-        place: of the sleepers that it wakes, see store/sentries.py.
-        sentry: the worker is the sentry there.
+        crew: the workers of which it wakes the next one, see store/sentries.py.
+        sentry: the worker is their sentry.
     """
     created_at = time.time()
     slots = [(name, uuid4().hex) for name in names[:MAX_CLAIM_JOBS]]
@@ -147,7 +147,7 @@ def claim_jobs(
         strategy,
         random.randrange(2**31),
         claims_key(token),
-        place,
+        crew,
         int(sentry),
         SENTRY_LIFE,
         *(word for slot in slots for word in slot),

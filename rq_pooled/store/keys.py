@@ -29,8 +29,8 @@ STATS = f"{OURS}:stats"
 #: The list of samples of the number of clients, newest first. It shares the prefix of the statistics, since neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
-#: The prefixes of the texts that name the sentry of a set of queues, and of the sorted sets of those who sleep beside
-#: it, see store/sentries.py.
+#: The prefixes of the texts that name the sentry of a crew, and of the sorted sets of those who sleep beside it, see
+#: store/sentries.py.
 SENTRY, SLEEPERS = f"{STATS}:sentry:", f"{STATS}:sleepers:"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = f"{STATS}:starting"

@@ -5,7 +5,7 @@
 -- ARGV[3]     lease, seconds                   ARGV[4]  abandon after, seconds
 -- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
--- ARGV[9]     set of queues whose sleepers it wakes, '' for none
+-- ARGV[9]     crew whose sleepers it wakes, '' for none
 -- ARGV[10]    1 if this worker is its sentry   ARGV[11] life of a sentry's post, milliseconds
 -- ARGV[12..]  per free slot: worker name, execution id; none where a sentry only hands on its post
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
@@ -349,17 +349,17 @@ end
 -- include hand_on
 -- A sentry that has a job is one no longer, so that work goes round. Where no other worker sleeps it stays, as long as
 -- it has a place for the next job.
-local set, is_sentry, left = ARGV[9], ARGV[10] == '1', not dry
-if set ~= '' then
+local crew, is_sentry, left = ARGV[9], ARGV[10] == '1', not dry
+if crew ~= '' then
   left = left and has_jobs()
   local full = slot > #ARGV
   if left or (is_sentry and (full or #jobs > 0)) then
-    local told = hand_on(set, left, ARGV[11])
+    local told = hand_on(crew, left, ARGV[11])
     if told and left and last and type(redis.pcall('LINDEX', last, 1)) == 'string' then
       -- Where each wakes two, many are awake soon.
-      hand_on(set, left, ARGV[11])
+      hand_on(crew, left, ARGV[11])
     elseif not told and is_sentry and full then
-      redis.pcall('DEL', SENTRY .. set)
+      redis.pcall('DEL', SENTRY .. crew)
     end
     is_sentry = is_sentry and not (told or full)
   end
