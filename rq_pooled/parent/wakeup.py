@@ -97,7 +97,7 @@ class Wakeup:
     @property
     def due(self) -> bool:
         """Tell whether the queues are to be looked at."""
-        may = self._watching or (self._later is None and (self.dozing or self._has_place()))
+        may = self._watching or (self._later is None and (self.dozing or self._has_free_slot()))
         return may and not self._retiring and self._look_due and not self._awake
 
     @property
@@ -109,12 +109,12 @@ class Wakeup:
     def _watching(self) -> bool:
         return self._sentry or not self._guarded
 
-    def _has_place(self) -> bool:
+    def _has_free_slot(self) -> bool:
         return any(slot.free and not slot.spare for slot in self._slots)
 
     def post(self) -> tuple[str, bool]:
-        """Return what a claim has to know: the place whose sleepers it wakes, and whether this is the sentry there."""
-        return (self._post.place, self._sentry) if self._guarded else ("", False)
+        """Return what a claim has to know: the crew whose sleepers it wakes, and whether this is their sentry."""
+        return (self._post.crew, self._sentry) if self._guarded else ("", False)
 
     def note_post(self, sentry: bool) -> None:
         """Note what a claim has made of the sentry's post."""

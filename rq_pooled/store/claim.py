@@ -127,7 +127,7 @@ def claim_jobs(
     strategy: str,
     names: Sequence[str],
     per_name: int = 1,
-    place: str = "",
+    crew: str = "",
     sentry: bool = False,
 ) -> tuple[Command, ClaimRequest]:
     """Return the command that claims jobs for worker names, and the object that reads its reply.
@@ -137,8 +137,8 @@ def claim_jobs(
         queue_keys, strategy: which queue is served before which.
         names: of the free slots; without any a sentry only hands on its post.
         per_name: most jobs of a name; those after the first round are claimed ahead.
-        place: of the sleepers that it wakes, see store/sentries.py.
-        sentry: the worker is the sentry there.
+        crew: the workers of which it wakes the next one, see store/sentries.py.
+        sentry: the worker is their sentry.
     """
     created_at, names = time.time(), names[:MAX_CLAIM_JOBS]
     most = max(len(names), min(MAX_CLAIM_AHEAD, per_name * len(names)))
@@ -156,7 +156,7 @@ def claim_jobs(
         claims_key(token),
         executions,
         most,
-        place,
+        crew,
         int(sentry),
         SENTRY_LIFE,
         *names,

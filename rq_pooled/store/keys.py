@@ -39,8 +39,8 @@ STATS = f"{OURS}:stats"
 SAMPLES = f"{STATS}:samples"
 #: The list of jobs that ended: 240 texts "slot finished failed", newest first, for slots of 15 s of the server's clock.
 ENDED = f"{STATS}:ended"
-#: The prefixes of the texts that name the sentry of a set of queues, and of the sorted sets of those who sleep beside
-#: it, see store/sentries.py.
+#: The prefixes of the texts that name the sentry of a crew, and of the sorted sets of those who sleep beside it, see
+#: store/sentries.py.
 SENTRY, SLEEPERS = f"{STATS}:sentry:", f"{STATS}:sleepers:"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = f"{STATS}:starting"

@@ -24,8 +24,8 @@ SLEEPERS_LIFE = 3_600_000
 class Post(NamedTuple):
     """The sentry's post of a set of queues, as one worker sees it."""
 
-    #: Names the set of queues, in whatever order they are served.
-    place: str
+    #: Names the workers of a set of queues, in whatever order they serve these.
+    crew: str
     #: The control channel by which the worker is told.
     channel: str
 
@@ -38,12 +38,12 @@ class Post(NamedTuple):
     @property
     def sentry_key(self) -> str:
         """The text that names the sentry's channel."""
-        return f"{SENTRY}{self.place}"
+        return f"{SENTRY}{self.crew}"
 
     @property
     def sleepers_key(self) -> str:
         """The sorted set of the channels of those who sleep."""
-        return f"{SLEEPERS}{self.place}"
+        return f"{SLEEPERS}{self.crew}"
 
     def doze(self, busy: int) -> Command:
         """Become the sentry where there is none, else a sleeper; those with fewer ``busy`` slots are woken first."""

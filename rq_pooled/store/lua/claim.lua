@@ -6,7 +6,7 @@
 -- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
 -- ARGV[9]     what execution ids begin with     ARGV[10] jobs in all; those beyond one per slot are claimed ahead
--- ARGV[11]    set of queues whose sleepers it wakes, '' for none
+-- ARGV[11]    crew whose sleepers it wakes, '' for none
 -- ARGV[12]    1 if this worker is its sentry   ARGV[13] life of a sentry's post, milliseconds
 -- ARGV[14..]  per free slot: worker name; none where a sentry only hands on its post
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
@@ -374,17 +374,17 @@ end
 -- include hand_on
 -- A sentry that has a job is one no longer, so that work goes round. Where no other worker sleeps it stays, as long as
 -- it has a place for the next job.
-local set, is_sentry, left = ARGV[11], ARGV[12] == '1', not dry
-if set ~= '' then
+local crew, is_sentry, left = ARGV[11], ARGV[12] == '1', not dry
+if crew ~= '' then
   left = left and has_jobs()
   local full = #jobs >= slots
   if left or (is_sentry and (full or #jobs > 0)) then
-    local told = hand_on(set, left, ARGV[13])
+    local told = hand_on(crew, left, ARGV[13])
     if told and left and last and type(redis.pcall('LINDEX', last, 1)) == 'string' then
       -- Where each wakes two, many are awake soon.
-      hand_on(set, left, ARGV[13])
+      hand_on(crew, left, ARGV[13])
     elseif not told and is_sentry and full then
-      redis.pcall('DEL', SENTRY .. set)
+      redis.pcall('DEL', SENTRY .. crew)
     end
     is_sentry = is_sentry and not (told or full)
   end

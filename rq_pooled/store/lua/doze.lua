@@ -1,7 +1,7 @@
--- Take the sentry's post of a set of queues where it is free, else sleep beside the sentry.
+-- Take the sentry's post of a crew where it is free, else sleep beside the sentry.
 --
--- KEYS[1]     the sentry (rq_pooled:stats:sentry:<set>)
--- KEYS[2]     the sleepers (rq_pooled:stats:sleepers:<set>)
+-- KEYS[1]     the sentry (rq_pooled:stats:sentry:<crew>)
+-- KEYS[2]     the sleepers (rq_pooled:stats:sleepers:<crew>)
 -- ARGV[1]     this worker's control channel         ARGV[2]  slots of it that have a job
 -- ARGV[3]     life of the post, milliseconds
 -- returns     1 if this worker is the sentry now, else 0
