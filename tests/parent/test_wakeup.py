@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from keys import named
 from parts import Stable, context_of
 from redis.exceptions import ResponseError
@@ -104,3 +105,38 @@ def test_a_queue_that_may_start_nothing_is_left_out() -> None:
     assert not sleeper.wakeup.awake and not sleeper.wakeup.asleep
     look.on_replies([b"OK", 0, b"OK", 0])
     assert sleeper.wakeup.awake
+
+
+def dozing() -> Sleeper:
+    """A wake-up that sleeps beside a sentry."""
+    sleeper = Sleeper(reachable=True)
+    sleeper.look().on_replies([0])
+    sleeper.wakeup._glance()
+    return sleeper
+
+
+@pytest.mark.parametrize(
+    ("sentry", "sleepers", "job", "becomes"),
+    [(1, 1, 0, "asleep"), (0, 1, 0, "lost"), (1, 0, 0, "lost"), (1, 1, 1, "sentry"), (0, 1, 1, "sentry")],
+)
+def test_one_number_tells_all_that_a_glance_wants_to_know(sentry: int, sleepers: int, job: int, becomes: str) -> None:
+    """A worker that dozes takes over where a job waits, also where the sentry is gone, and dozes anew where a key is."""
+    sleeper = dozing()
+    look = sleeper.look()
+    (command,) = look.commands
+    post = sleeper.wakeup._post
+    there = {post.sentry_key: sentry, post.sleepers_key: sleepers, named("rq:queue:default"): job}
+    look.on_replies([sum(there.get(key, 0) for key in command[1:])])
+    state = {(False, False): "lost", (False, True): "asleep", (True, False): "sentry"}
+    assert state[sleeper.wakeup.awake and sleeper.wakeup.post()[1], sleeper.wakeup.dozing] == becomes
+    assert sleeper.wakeup.due == (becomes == "lost")
+
+
+def test_a_sentry_that_another_has_replaced_dozes() -> None:
+    """A sentry whose post names another worker, or nothing, lies down beside it."""
+    for named_there, stays in ((b"rq:pubsub:w", True), (b"rq:pubsub:v", False), (None, False)):
+        sleeper = Sleeper(reachable=True)
+        sleeper.look().on_replies([1])
+        answer = named(named_there) if named_there else None
+        sleeper.look().on_replies([b"OK", 0, answer, 1])
+        assert (sleeper.wakeup.post()[1], sleeper.wakeup.due) == (stays, not stays)
