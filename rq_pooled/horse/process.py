@@ -20,6 +20,7 @@ from .cleanup import Surroundings
 from .large import Gone, LargeValues, Refused
 from .outcome import Outcomes
 from .relay import Relay
+from .stream import StreamConnection
 from .tasks import TASKS, Tasks
 from .time_limits import announcing
 from .worker import HorseMixin
@@ -91,14 +92,13 @@ class HorseProcess:
     def _perform_all(self, claims: Sequence[tuple[Any, ...]]) -> bool:
         """Run jobs, the first one at once, each other one once its permit is taken; return whether to leave then."""
         for at, claim in enumerate(claims):
-            begun, began = time.perf_counter(), time.monotonic()
-            pool: Any = self._recorder.connection_pool
+            begun, sent = time.perf_counter(), StreamConnection.sent
             leaving = self._do("perform", claim, at > 0)
             seconds = max(0.0, self._outcomes.delivered_at - begun)
             if leaving or at == len(claims) - 1:
                 self._send(("free", leaving, seconds))
                 return leaving
-            if self._shares and pool.was_used_since(began):
+            if StreamConnection.sent != sent:
                 # Streams with replies on their way are the parent's to close, before the next job uses them.
                 self._send(("next", True, seconds))
                 self._channel.receive()

@@ -102,6 +102,13 @@ class StreamConnection(UnixDomainSocketConnection):
     """redis-py's connection over a Unix socket that raises what the parent has to say."""
 
     door: Door
+    #: How often this process has sent something, over all streams: a job that has may have left replies unread.
+    sent = 0
+
+    def send_packed_command(self, *args: Any, **kwargs: Any) -> None:
+        """Send bytes as redis-py does, and count it."""
+        StreamConnection.sent += 1
+        super().send_packed_command(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def send_command(self, *args: Any, **kwargs: Any) -> None:
         """Send a command as redis-py does; after one that subscribes, wait for the answer without reading it.
