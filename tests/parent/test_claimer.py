@@ -132,6 +132,17 @@ def test_a_long_job_comes_last_and_only_one_per_slot() -> None:
     assert parts.context.command.sent[-1] == "push_back"
 
 
+def test_no_job_waits_behind_a_long_one() -> None:
+    """Of two long jobs that were claimed for one slot the first one runs, and the second one goes back."""
+    parts = Parts("w", "w-1")
+    knows(parts, 1.0, b"long()")
+    for _ in range(200):
+        knows(parts, 0.0001, b"short()")
+    parts.claim(of_function(parts, {"a": b"long", "b": b"short", "c": b"long", "d": b"short", "e": b"long"}))
+    assert [slot.claim and slot.claim.job_id for slot in parts.slots] == ["a", "b"]
+    assert [claim.job_id for slot in parts.slots for claim in slot.waiting] == ["d"]
+
+
 def test_what_waits_goes_back_when_a_shutdown_begins() -> None:
     """A shutdown, or a suspension, takes back what waits in all slots."""
     for happens in (lambda events: events.shutdown_began(), lambda events: events.suspension_changed(True)):
