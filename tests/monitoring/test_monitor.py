@@ -447,11 +447,17 @@ def test_prometheus_text(server: EmbeddedServer, redis: Redis, busy: Any) -> Non
     assert families["rq_pooled_finished"].type == "counter" and families["rq_pooled_run_seconds"].type == "histogram"
 
 
-ALERTS = ROOT / "docs" / "alerts.yml"
+ALERTS, DASHBOARD = ROOT / "docs" / "alerts.yml", ROOT / "docs" / "grafana.json"
+
+
+def asked_by_dashboard() -> list[str]:
+    """Return the expressions of docs/grafana.json."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
 
 
 def test_alerts_name_metrics_that_exist(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
-    """Every metric of docs/alerts.yml is one that is really exposed."""
+    """Every metric of docs/alerts.yml and docs/grafana.json is one that is really exposed."""
     web = Redis(connection_pool=Pool(Settings(url=server.url, heartbeat_interval=0.05)))
     wait_until(lambda: web.ping() and [one for one in health.processes(redis) if one["pools"]], what="a web process")
     exposed = {sample.name for family in text_string_to_metric_families(metrics(redis)) for sample in family.samples}
@@ -459,7 +465,8 @@ def test_alerts_name_metrics_that_exist(server: EmbeddedServer, redis: Redis, bu
     named = set(
         re.findall(r"\brq_pooled_\w+", "\n".join(re.findall(r"expr: (?:\|\n)?((?:.+\n)(?:  {8,}.+\n)*)", text)))
     )
-    assert len(named) >= 8
+    named |= set(re.findall(r"\brq_pooled_\w+", "\n".join(asked_by_dashboard())))
+    assert len(named) >= 20
     # Only there while connections are sampled for a while.
     assert named - exposed <= {"rq_pooled_connections_per_minute", "rq_pooled_budget", "rq_pooled_budget_held"}
 
@@ -473,6 +480,20 @@ def test_alerts_pass_promtool() -> None:
     for words in (("check", "rules", str(ALERTS)), ("test", "rules", str(Path(__file__).parent / "alerts_test.yml"))):
         checked = subprocess.run([promtool, *words], check=False, capture_output=True, text=True, timeout=50)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_dashboard_passes_promtool(tmp_path: Path) -> None:
+    """Prometheus's own tool can read each expression of the dashboard."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        assert not IN_CI, "promtool is missing"
+        pytest.skip("promtool is not installed")
+    exprs = [expr.replace("$__rate_interval", "1m") for expr in asked_by_dashboard()]
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(exprs)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    words = [promtool, "check", "rules", str(tmp_path / "rules.yml")]
+    checked = subprocess.run(words, check=False, capture_output=True, text=True, timeout=50)
+    assert checked.returncode == 0 and f"{len(rules)} rules found" in checked.stdout, checked.stdout + checked.stderr
 
 
 def test_failed_jobs(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
