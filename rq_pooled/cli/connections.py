@@ -10,7 +10,9 @@ from redis.exceptions import NoPermissionError
 from ..config.settings import Settings
 from ..durations import show_duration
 from ..errors import ServerUnsupported
+from ..monitoring.audit import Deed
 from ..monitoring.guard import ConnectionGuard
+from .audit import note
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import table
@@ -33,6 +35,8 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
         raise ServerUnsupported(
             f"the server refuses CLIENT KILL to this user: {error}; let it, or use another"
         ) from None
+    if closed:
+        note(guard.client, Deed("reap", "", len(closed), "connections left behind"))
     found = guard.describe()
     if as_json:
         say_json({**found, "reaped": closed})
