@@ -4,6 +4,8 @@
 # No GNU extensions: the interpreter is looked for in a recipe, so that any make will do.
 
 BIN = .venv/bin
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-header \
+    --no-annotate
 PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 help:
@@ -19,6 +21,10 @@ help:
 	@echo 'make bench   run the benchmarks; they print what README quotes'
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
 	@echo 'make recording  write docs/pictures/demo.svg: the demo as it runs in a terminal'
+	@echo 'make lock    choose anew what CI installs (.ci/lock), with the hashes of all files'
+	@echo 'make picture  write docs/pictures/page.png: the page of make flask-demo, taken by chromium'
+	@echo 'make release  build sdist and wheel into dist/ and check them; nothing is uploaded'
+	@echo 'make docs-site  build the site of the docs into build/site, with warnings as errors'
 	@echo 'make clean   remove .venv and all caches'
 
 demo: .venv/ready
@@ -50,6 +56,18 @@ recording: .venv/ready-dev
 	@$(BIN)/python -c 'import pyte' 2>/dev/null || $(PIP) install pyte
 	@$(BIN)/python docs/pictures/record.py
 
+release: .venv/ready-dev
+	@$(BIN)/python -c 'import build, twine, check_wheel_contents' 2>/dev/null || $(PIP) install '.[release]' --editable .
+	@rm -rf dist && $(BIN)/python -m build >/dev/null
+	@$(BIN)/twine check --strict dist/* && $(BIN)/check-wheel-contents dist/*.whl
+
+picture: .venv/ready-dev
+	@$(BIN)/python docs/pictures/page.py
+
+docs-site: .venv/ready-dev
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install '.[docs]' --editable .
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
+
 chaos: .venv/ready-dev
 	@$(if $(CLUSTER),RQ_KEY_PREFIX='{app}') $(BIN)/python -m tests.chaos $(if $(CLUSTER),--cluster) --minutes $${MINUTES:-1} $${SEED:+--seed $$SEED} $(ARGS)
 
@@ -58,6 +76,16 @@ soak: .venv/ready-dev
 
 reliability: .venv/ready-dev
 	@$(BIN)/python -m tests.chaos.faults --write $(ARGS)
+
+# For every supported Python and system. CI=true, as .ci/run sets it, installs from these files and from nothing else.
+lock: .venv/ready
+	@$(PIP) install uv
+	@$(COMPILE) setup.cfg --extra embedded --extra flask --extra metrics --extra test --extra lint --extra types \
+	    -o .ci/lock/dev.txt
+	@for rq in 'rq==2.11.0' 'rq==2.12.*' 'rq>=3,<4'; do \
+	    { echo "$$rq"; case $$rq in *2.12*) echo hiredis;; esac; } | \
+	        $(COMPILE) --no-deps - -o ".ci/lock/rq-$$(echo "$$rq" | sed 's/[^0-9]*//; s/\.[*0]$$//; s/,.*//').txt" || exit 1; \
+	done
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -68,9 +96,14 @@ clean:
 	@$(PIP) install --editable '.[embedded]'
 	@touch $@
 
-.venv/ready-dev: .venv/bin/python setup.cfg pyproject.toml
+.venv/ready-dev: .venv/bin/python setup.cfg pyproject.toml .ci/lock/dev.txt
 	@echo 'installing rq_pooled and what its tests need into .venv'
-	@$(PIP) install --editable '.[embedded,flask,metrics,test,lint,types]'
+	@if [ -n "$$CI" ]; then \
+	    $(PIP) install --require-hashes -r .ci/lock/dev.txt && \
+	    $(PIP) install --no-deps --no-build-isolation --editable .; \
+	else \
+	    $(PIP) install --editable '.[embedded,flask,metrics,test,lint,types]'; \
+	fi
 	@touch $@ .venv/ready
 
 # The newest that runs: a name on PATH may be a shim of pyenv's that only prints an error.
@@ -92,4 +125,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo flask-demo test lint format types bench docs chaos soak reliability clean
+.PHONY: help demo flask-demo test lint format types bench docs docs-site lock recording release picture chaos soak reliability clean

@@ -6,6 +6,7 @@ It is long, because each thing that can be asked has an option and a sentence of
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,9 +23,11 @@ from ..connection.connect_errors import FULL
 from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
-from ..monitoring.guard import ConnectionGuard
+from ..monitoring.guard import ConnectionGuard, holders
+from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from . import secure as secured
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -97,6 +100,7 @@ class CheckCommand(click.Command):
     metavar="SECONDS",
     help="End after this time, whatever the server does. [SOCKET_TIMEOUT]",
 )
+@click.option("--secure", is_flag=True, help="Jobs have to be signed, and this user's rights to end at its keys.")
 @server_options
 @click.pass_context
 def check(
@@ -114,6 +118,7 @@ def check(
     worker: str | None,
     away: str,
     timeout: str | None,
+    secure: bool,
 ) -> None:
     """Say in one line whether all is well: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios plugins do.
 
@@ -140,7 +145,7 @@ def check(
             )
         seconds = settings.socket_timeout if timeout is None else parse_duration(timeout, "--timeout")
         setting = "SOCKET_TIMEOUT" if timeout is None else "--timeout"
-        client = open_server(url)
+        client, began = open_server(url), time.monotonic()
         with within(seconds, setting):
             level = ConnectionGuard(settings, client).level()
             # INFO is refused; PING tells whether all else is.
@@ -157,12 +162,17 @@ def check(
                 findings.append(_failures(client, rates))
             if settings.signing_keys is not None or settings.signing_keys_file is not None:
                 findings.append(_signatures(client))
+            if secure:
+                for name, (well, text) in (("rights", secured.rights(client)), ("signing", secured.signing(settings))):
+                    findings.append(Finding(name, OK if well else WARNING, text))
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:
         if _lost(error):
-            state = "full" if FULL in str(error) else "away"
-            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {message_of(error)}")]
+            full = FULL in str(error)
+            held = _held(client, seconds - (time.monotonic() - began)) if full else ""
+            text = f"server {'full' if full else 'away'}: {message_of(error)}{held}"
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, text)]
         else:
             # The server is there: this is no outage, and does not pass like one.
             findings = [Finding("server", UNKNOWN, f"the server refuses: {message_of(error)}")]
@@ -178,6 +188,15 @@ def check(
         line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
         say(line + (f" | {graphs}" if graphs else ""))
     context.exit(code)
+
+
+def _held(client: Redis, left: float) -> str:
+    """Return who holds the connections of a full server, where a worker of this host can be asked."""
+    with within(max(0.2, left), "--timeout"):
+        found = ask_neighbours(client)
+    if found is None:
+        return "; no worker of this host could be asked who holds them"
+    return "; held by: " + "; ".join(" ".join(line.split()) for line in holders(found["processes"], found["others"], 5))
 
 
 def _lost(error: Exception) -> bool:
@@ -263,7 +282,7 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
         if code != OK or names:
             text = f"queue {name}{waits if length else ' is empty'}"
             findings.append(Finding("queue", code, text, f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}"))
-    return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
+    return findings or [Finding("queue", OK, f"{len(found)} queue{'s' * (len(found) != 1)} in time")]
 
 
 #: What is said of jobs that stand beside their queues.
@@ -285,7 +304,8 @@ def _signatures(client: Redis) -> Finding:
     """Tell what workers did since their starts; the alert rules judge it."""
     counters = [one["worker"]["counters"] for one in processes(client) if one["worker"]]
     unsigned, refused = (sum(one[name] for one in counters) for name in ("unsigned", "refused"))
-    text = f"{unsigned} jobs ran without a signature, {refused} were not loaded"
+    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded"
+    text = f"{unsigned} job{'s' * (unsigned != 1)} ran without a signature, {kept}"
     return Finding("signatures", OK, text, f"unsigned={unsigned} refused={refused}")
 
 
@@ -296,7 +316,7 @@ def _failures(client: Redis, limits: tuple[float, float]) -> Finding:
     if not done:
         return Finding("failures", OK, "no job ended lately", "failed=0%")
     share = failed / done
-    text = f"{failed} of {done} jobs failed lately ({share:.1%})"
+    text = f"{failed} of {done} job{'s' * (done != 1)} failed lately ({share:.1%})"
     return Finding(
         "failures",
         _judged(share, limits) if failed else OK,

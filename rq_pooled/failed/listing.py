@@ -7,15 +7,16 @@ from typing import Any
 
 from redis import Redis
 from rq.registry import FailedJobRegistry
-from rq.results import Result
 
 from ..deadline import current
 from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
-from ..store.keys import dead_letters_key, job_key
+from ..store.failed import failed_look
+from ..store.keys import dead_letters_key
 from ..store.queues import is_shown, queue_names
+from ..store.scripts import run_script
 from ..wire import raw, text
 from .description import described, function_of
 from .tracebacks import exception_of
@@ -44,7 +45,7 @@ def failed_jobs(
     """Return failed jobs, the last to expire first (the newest, if all share one failure_ttl); those kept for ever
     last.
 
-    Blocks for four round trips, and three more per hundred jobs. With ``exception`` at most 1 000 jobs are read;
+    Blocks for three round trips, and one more per hundred jobs. With ``exception`` at most 1 000 jobs are read;
     ``next_offset`` says where to go on. Inside a deadline it ends a second early, with the jobs found so far.
 
     Args:
@@ -143,34 +144,13 @@ def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
 
 
 def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    pipeline: Any = client.pipeline(transaction=False)
-    for _queue, job_id in entries:
-        key = raw(job_key(job_id))
-        pipeline.hmget(key, ("ended_at", "enqueued_at", "retries_left"))
-        pipeline.hexists(key, "data")
-        for name in ("description", "exc_info"):
-            # These texts may be of any size.
-            pipeline.hstrlen(key, name)
-    found = replies_of(pipeline)
-    rows = list(zip(entries, *(found[part::4] for part in range(4)), _sizes_of_results(client, entries)))
-    pipeline = client.pipeline(transaction=False)
-    for (_queue, job_id), _dates, _exists, *sizes, memory in rows:
-        wanted = [name if size and size <= MAX_FIELD else "" for name, size in zip(("description", "exc_info"), sizes)]
-        pipeline.hmget(raw(job_key(job_id)), wanted)
-        if memory <= MAX_RESULTS:
-            pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
-    more = iter(replies_of(pipeline) if rows else [])
-    for (queue, job_id), dates, exists, size, _, memory in rows:
-        fields, results = next(more), next(more) if memory <= MAX_RESULTS else None
-        ended_at, enqueued_at, retries_left = dates or (None, None, None)
-        description, exc_info = fields or (None, None)
-        called = text(description or b"")
-        if size and size > MAX_FIELD:
-            called = f"(a description of {size} bytes)"
-        result = {text(name): value for name, value in results[0][1].items()} if results else {}
-        if memory > MAX_RESULTS:
-            exc_info = f"results of {memory} bytes, which are not read"
-        name, reason = exception_of(unpacked_error(result.get("exc_string")) or unpacked_error(exc_info))
+    rows = run_script(client, failed_look([job_id for _queue, job_id in entries], MAX_FIELD, MAX_RESULTS))
+    for (queue, job_id), (exists, ended_at, enqueued_at, left, description, error, older) in zip(entries, rows):
+        large = isinstance(description, int)
+        called = f"(a description of {description} bytes)" if large else text(description)
+        if isinstance(error, int):
+            error = f"results of {error} bytes, which are not read"
+        name, reason = exception_of(unpacked_error(error) or unpacked_error(older))
         yield {
             "id": job_id,
             "queue": queue,
@@ -180,15 +160,6 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
             "reason": reason,
             "failed_at": seconds_of(ended_at),
             "enqueued_at": seconds_of(enqueued_at),
-            "retries_left": whole_number(retries_left),
+            "retries_left": whole_number(left),
             "exists": bool(exists),
         }
-
-
-def _sizes_of_results(client: Redis, entries: Sequence[tuple[str, str]]) -> list[int]:
-    """Return the rough memory of the results of jobs; 0 for a job without any, or if the server does not tell."""
-    pipeline: Any = client.pipeline(transaction=False)
-    for _queue, job_id in entries:
-        pipeline.memory_usage(raw(Result.get_key(job_id)))
-    replies = pipeline.execute(raise_on_error=False) if entries else []
-    return [reply if isinstance(reply, int) else 0 for reply in replies]

@@ -17,15 +17,15 @@ from ..failed.groups import failure_groups
 from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
 from ..monitoring.guard import connections
-from ..monitoring.processes import processes
+from ..monitoring.processes import note_busy, processes
 from ..monitoring.queues import queues
 from ..monitoring.throughput import throughput
-from ..store.keys import job_key, worker_key
+from ..store.keys import job_key
 from ..store.queues import all_shown
 from ..wire import raw, text
 
-#: Scheduled jobs that are shown, and slots of a worker that are asked for their state.
-UPCOMING, SLOTS = 10, 200
+#: Scheduled jobs that are shown.
+UPCOMING = 10
 
 
 def overview(client: Redis, settings: Settings) -> dict[str, Any]:
@@ -88,19 +88,6 @@ def queue_states(client: Redis, found: list[dict[str, Any]] | None = None) -> li
         for name, rate in (process["worker"] or {}).get("rates", {}).items():
             rates[name] = rates.get(name, 0.0) + rate
     return [{**queue, "rate": round(rates.get(queue["name"], 0.0), 1)} for queue in queues(client)]
-
-
-def note_busy(client: Redis, workers: list[dict[str, Any]]) -> None:
-    """Give each worker ``busy_now``: its slots that run a job at this moment. Blocks for one round trip."""
-    pipeline: Any = client.pipeline(transaction=False)
-    slots = [min(int(one["worker"]["concurrency"]), SLOTS) for one in workers]
-    for one, count in zip(workers, slots):
-        name = one["worker"]["name"]
-        for slot in [name, *(f"{name}-{number}" for number in range(1, count))]:
-            pipeline.hget(raw(worker_key(slot)), "state")
-    states = iter(replies_of(pipeline) if workers else ())
-    for one, count in zip(workers, slots):
-        one["busy_now"] = sum(text(next(states) or b"") == "busy" for _ in range(max(1, count)))
 
 
 def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[dict[str, Any]]:

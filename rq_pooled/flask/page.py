@@ -57,7 +57,7 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
     page = {
         "as_of": moment(now, now),
         "wrong": verdict(found),
-        "ended": found["throughput"],
+        "ended": _ended(found["throughput"]),
         "partial": found["partial"],
         "bars": bars(found["throughput"], now),
         "level": connections["level"],
@@ -148,6 +148,12 @@ def _busiest(queues: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
         queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled", "dead"))
     )
     return sorted(counted[:_QUEUES], key=lambda queue: str(queue["name"]))
+
+
+def _ended(ended: dict[str, Any]) -> dict[str, Any]:
+    rates = {name: ended[f"{name}_per_minute"] for name in ("finished", "failed")}
+    shown_rates = {f"{name}_rate": number(round(rate)) if rate >= 10 else f"{rate:g}" for name, rate in rates.items()}
+    return {"finished": number(ended["finished"]), "failed_per_minute": rates["failed"], **shown_rates}
 
 
 def _group(group: dict[str, Any], now: float) -> dict[str, Any]:

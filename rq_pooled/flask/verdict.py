@@ -41,7 +41,7 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
             what = most["exception"] if most["exception"] != "ghost" else "entries without a job"
             of = f"; most often {printable(what or 'its process ended', MAX_VALUE)}"
             of += f" in {printable(most['function'], MAX_VALUE)}" if most["function"] else ""
-            of += f", since {ago(found['now'] - most['first'])}"
+            of += f", since {ago(max(1.0, found['now'] - most['first']))}"
         if fails and share >= 0.1:
             add("stop", "failures", f"{share:.0%} of the jobs fail, {fails:g} a minute{of}.")
         else:
@@ -51,6 +51,10 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
     if late:
         most = max(late, key=lambda queue: queue["oldest_age"])
         add("warn", "queues", f"Jobs wait: the first of {_name(most)} for {span(most['oldest_age'])}.")
+    overdue = max(queues, key=lambda queue: float(queue["schedule_lag"]), default=None)
+    if overdue is not None and overdue["schedule_lag"] > 60:
+        late_by = span(overdue["schedule_lag"])
+        add("warn", "upcoming", f"Scheduled jobs of {_name(overdue)} are late by {late_by}: no worker moves them.")
     if connections["level"] == "warn":
         add("warn", "connections", f"The server fills up: {held}.")
     if connections["budget"] is not None and connections["budgeted"] > connections["budget"]:

@@ -4,7 +4,7 @@ To a horse. A claim is the tuple of store/claim.py. What has one is answered by 
 tasks without one have no answer. Each task ends with free.
 
 ========= =================================================== =========================================================
-perform   claim                                               task: run the job
+perform   claim, further ones                                 task: run the job; then the others, each with its permit
 bury      claim, pid, status, usage, stopped, quietly         task: record the end of a job whose horse died
 abandon   claim, reason, quietly                              task: fail a job that has stalled too often
 fail      claim, reason                                       task: fail a job whose outcome the server refused
@@ -13,12 +13,15 @@ maintain  command                                             task: do this, the
 schedule  token, life                                         task: move rq-scheduler's due jobs under this lock
 reply     replies, or why there are none                      answers read and relay
 committed recorded                                            answers an outcome with a receipt: was it recorded?
+begin                                                         answers next: the streams of the last job are closed
 ========= =================================================== =========================================================
 
 From a horse.
 
 ======== ==================================================== =========================================================
-free     leaving                                              the task is over; the horse ends if ``leaving``
+free     leaving, seconds that the job took, if one did       the task is over; the horse ends if ``leaving``
+next     waits, seconds that the job took                     the job is over; the next begins, if it has its permit.
+                                                              ``waits`` asks for begin
 phase    seconds                                              what begins now takes so long at most; -1 for ever
 read     commands                                             reads on which an outcome depends
 relay    commands                                             commands for the parent's connection
@@ -37,10 +40,13 @@ from typing import Any
 from ..connection.command_table import is_harmless
 
 #: The types of what follows the kind of a message, where that says all.
-_SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "failure": (str,), "gone": ()}
+_SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "next": (bool, float), "failure": (str,), "gone": ()}
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
+#: What a short word begins with, to its length; and the most words of a run that is looked at as a whole.
+_SHORT = {b"$%d" % number: number for number in range(1000)}
+_FEW = 64
 #: The longest word that Redis takes.
 _MAX_WORD = 512 * 1024 * 1024
 #: An outcome's status is shown to people and compared with RQ's.
@@ -68,6 +74,9 @@ def check_message(message: Any) -> None:
         # A float is bounded. A whole number is not, and arithmetic with a huge one raises.
         if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:
             raise ValueError("a phase is a number of seconds")
+    elif kind == "free" and size == 3 or kind == "next":
+        if tuple(map(type, message[1:])) != _SHAPES["next"] or not 0 <= message[2] < sys.float_info.max:
+            raise ValueError(f"{kind} is followed by a flag and seconds")
     elif kind in _SHAPES:
         if tuple(map(type, message[1:])) != _SHAPES[kind]:
             raise ValueError(f"what follows {kind} is not of the types {[one.__name__ for one in _SHAPES[kind]]}")
@@ -102,6 +111,8 @@ def _check_part(part: Any, before: int) -> None:
     runs, words, data = part
     if type(runs) is not int or type(words) is not int or type(data) is not bytes:
         raise ValueError("a part of an outcome is two numbers and bytes")
+    if not before and _is_one_run(runs, words, data):
+        return
     position, end, found, begun = 0, len(data), 0, 0
     # Words until the next one that tells how many belong to its run.
     due = before
@@ -124,6 +135,14 @@ def _check_part(part: Any, before: int) -> None:
         raise ValueError("the words of an outcome are not in RESP, or not in runs") from None
     if position != end or found != words or begun != runs or due != before:
         raise ValueError(f"a part of an outcome does not have the {runs} runs and {words} words that it tells of")
+
+
+def _is_one_run(runs: int, words: int, data: bytes) -> bool:
+    """Tell whether ``data`` is one run of short words without line breaks, which takes a third of the time."""
+    parts = data.split(b"\r\n") if runs == 1 and 2 <= words <= _FEW else []
+    if len(parts) != 2 * words + 1 or parts[1] != b"%d" % (words - 1) or parts[-1]:
+        return False
+    return list(map(_SHORT.get, parts[:-1:2])) == list(map(len, parts[1::2]))
 
 
 def _length(head: bytes) -> int:

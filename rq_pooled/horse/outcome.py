@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
@@ -18,9 +19,11 @@ from ..signing.policy import current
 from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
+from ..store.keys import NONE
 from ..wire import Word, pack, pack_runs
+from .kinds import Kinds
 from .large import LARGE, LargeValues, set_apart, without_known
-from .screening import Screened
+from .screening import UNSCREENED, Screened, Unscreened
 from .success import snapshot
 from .tape import Tape
 from .time_limits import HANDLER_TIME
@@ -51,16 +54,23 @@ class Outcomes:
         # These are by key. They are not the worker's own queues: RQ gives a popped job a queue with the worker's
         # serializer.
         self._queues: dict[str, Queue] = {}
+        self._kinds = Kinds()
         self._webhooks: list[tuple[Job, str, str | None]] = []
         #: What leaves together with the message that this process is free again.
         self.outbox: list[tuple[Any, ...]] = []
         #: The last one that was begun, whole, and what was found out about it before it was loaded.
         self.claim: Claim
-        self.screened: Screened
+        self.screened: Screened | Unscreened
+        #: When the last one was delivered, by the clock of ``time.perf_counter``.
+        self.delivered_at = 0.0
         self._policy = current()
 
-    def begin(self, claim: Claim) -> tuple[Job, Queue, Tape]:
+    def begin(self, claim: Claim, waited: bool = False) -> tuple[Job, Queue, Tape]:
         """Rebuild the job of a claim, and give the worker a tape for what its handlers write.
+
+        Args:
+            claim: of the job.
+            waited: the job has waited here since it was claimed, and begins now.
 
         Raises:
             Refused, Gone: large fields of the job cannot be read; the job was deleted.
@@ -72,11 +82,13 @@ class Outcomes:
             claim = claim._replace(raw={**claim.raw, **large}, left_out=())
         self.claim = claim
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
-        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(claim.created_at, tz=timezone.utc)
+        begun = time.time() if waited else claim.created_at
+        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(begun, tz=timezone.utc)
         rq_api.hold(worker, execution)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
-        job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
-        self.screened = screened = Screened(self._policy, job, self._queue(claim.queue_key), claim.raw)
+        queue = self._queue(claim.queue_key)
+        job = self._rebuilt(claim, queue)
+        screened = self.screened
         worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
         recorder.running, recorder.outcome = job.key, worker.tape
         self._webhooks.clear()
@@ -88,7 +100,20 @@ class Outcomes:
             job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
                 (job, status, exc_string)
             )
-        return job, self._queue(claim.queue_key), worker.tape
+        return job, queue, worker.tape
+
+    def _rebuilt(self, claim: Claim, queue: Queue) -> Job:
+        worker, raw = self._worker, claim.raw
+        if worker.job_class is Job and not self._policy.checks:
+            job = self._kinds.rebuild(claim.queue_key, claim.job_id, raw)
+            if job is not None:
+                self.screened = UNSCREENED
+                return job
+        job = worker.job_class(claim.job_id, connection=self._recorder, serializer=self._serializer)
+        self.screened = Screened(self._policy, job, queue, raw)
+        if not self._policy.checks:
+            self._kinds.note(claim.queue_key, job, raw)
+        return job
 
     def _queue(self, key: str) -> Queue:
         queue = self._queues.get(key)
@@ -118,11 +143,17 @@ class Outcomes:
             tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
             tape.commands += rate_limits.closing_commands(self._worker.raw, tape.job_id, tape.status)
             tape.commands += self.screened.counted(self._worker.key)
-        words: list[Word] = []
-        for digest, read in tape.guards:
-            words += [digest, len(read), *read]
-        guards = (len(tape.guards), *pack(words))
+        guards = _NOTHING
+        if commands is not None and not tape.guards:
+            # Dependents have been looked for, where they cannot be read: the script is not to look for them again.
+            tape.guards.append((b"0", [b"EXISTS", NONE.encode()]))
+        if tape.guards:
+            words: list[Word] = []
+            for digest, read in tape.guards:
+                words += [digest, len(read), *read]
+            guards = (len(tape.guards), *pack(words))
         tape.delivered = True
+        self.delivered_at = time.perf_counter()
         mine = self._packed(tape.commands)
         parts = (guards, mine, _NOTHING) if commands is None else (guards, commands, mine)
         self.outbox.append(("outcome", tape.status.decode(), *parts, bool(self._webhooks)))

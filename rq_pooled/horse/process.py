@@ -1,9 +1,10 @@
-"""The loop of a horse: the parent gives it one task at a time, and it answers with the outcome."""
+"""The loop of a horse: the parent gives it tasks, and it answers each with its outcome."""
 
 from __future__ import annotations
 
 import gc
 import os
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,30 +75,63 @@ class HorseProcess:
     def run(self) -> None:
         """Serve tasks until the parent closes the channel, or until this process should not be used again."""
         gc.enable()
-        horse, leaving, outbox = os.getpid(), False, self._outcomes.outbox
         self._channel.send(("free", False))
+        leaving = False
         while not leaving:
             try:
-                kind, *rest = self._channel.receive()
+                kind, *rest = self._channel.receive_task()
             except (EOFError, OSError):
                 return
-            try:
-                TASKS[kind](self._tasks, *rest)
-            except Refused as error:
-                outbox.append(("failure", str(error)))
-            except Gone:
-                outbox.append(("gone",))
-            # This is a copy that user code made by os.fork, and let return.
-            if os.getpid() != horse:
-                os._exit(0)
-            try:
-                leaving = self._clean_up()
-            except Exception:
-                self._worker.log.exception("Worker %s: error while cleaning up after a job", self._worker.name)
-                leaving = True
-            # Both go in one write, so that the parent's answer is one write too. Cleaning up takes microseconds.
-            self._channel.send(*outbox, ("free", leaving))
-            outbox.clear()
+            if kind == "perform":
+                leaving = self._perform_all(rest)
+            else:
+                leaving = self._do(kind, *rest)
+                self._send(("free", leaving))
+
+    def _perform_all(self, claims: Sequence[tuple[Any, ...]]) -> bool:
+        """Run jobs, the first one at once, each other one once its permit is taken; return whether to leave then."""
+        for at, claim in enumerate(claims):
+            begun, began = time.perf_counter(), time.monotonic()
+            pool: Any = self._recorder.connection_pool
+            leaving = self._do("perform", claim, at > 0)
+            seconds = max(0.0, self._outcomes.delivered_at - begun)
+            if leaving or at == len(claims) - 1:
+                self._send(("free", leaving, seconds))
+                return leaving
+            if self._shares and pool.was_used_since(began):
+                # Streams with replies on their way are the parent's to close, before the next job uses them.
+                self._send(("next", True, seconds))
+                self._channel.receive()
+            else:
+                self._channel.send_quietly(*self._outcomes.outbox, ("next", False, seconds))
+                self._outcomes.outbox.clear()
+            if not self._channel.take_permit():
+                break
+        self._channel.send(("free", False))
+        return False
+
+    def _do(self, kind: str, *rest: Any) -> bool:
+        """Do one task and clean up after it; return whether this process should end. What it says is in the outbox."""
+        horse, outbox = os.getpid(), self._outcomes.outbox
+        try:
+            TASKS[kind](self._tasks, *rest)
+        except Refused as error:
+            outbox.append(("failure", str(error)))
+        except Gone:
+            outbox.append(("gone",))
+        # This is a copy that user code made by os.fork, and let return.
+        if os.getpid() != horse:
+            os._exit(0)
+        try:
+            return self._clean_up()
+        except Exception:
+            self._worker.log.exception("Worker %s: error while cleaning up after a job", self._worker.name)
+            return True
+
+    def _send(self, message: tuple[Any, ...]) -> None:
+        """Send the outbox and a message in one write, so that the parent's answer is one write too."""
+        self._channel.send(*self._outcomes.outbox, message)
+        self._outcomes.outbox.clear()
 
     def _clean_up(self) -> bool:
         """Leave nothing of a job to the next one; return whether this process should end instead."""

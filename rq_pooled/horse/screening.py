@@ -28,6 +28,20 @@ _KEPT = frozenset(("data", "meta", "result", "exc_info", "webhooks", *CALLBACKS)
 _LEFT_OUT = frozenset(name.encode() for name in (*_KEPT, "retries_left", "repeats_left", "retry_intervals"))
 
 
+class Unscreened:
+    """Stands for what was found out about a job of which nothing was to be found out."""
+
+    refusal: str | None = None
+    unsigned = False
+
+    def counted(self, worker_key: str) -> list[list[bytes]]:
+        """Return the commands that count the job: none."""
+        return []
+
+
+UNSCREENED = Unscreened()
+
+
 class Screened:
     """Restores a job from its hash, bare if it is not to be loaded.
 

@@ -168,6 +168,11 @@ class Tape:
         self.guards, self.commands = [], []
         self._effects, self._followed = Effects(), 0
 
+    def know_dependents(self) -> None:
+        """Guard the commit where nothing has: the key of the dependents is no set, and the script looks no more."""
+        if not self.guards:
+            self.guards.append((b"1", [b"EXISTS", self._dependents_key]))
+
     def write_first(self, words: list[bytes]) -> None:
         """Record a write that is done before all others."""
         self.commands.insert(0, words)

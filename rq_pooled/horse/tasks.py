@@ -53,10 +53,10 @@ class Tasks:
         #: An error has left RQ's code: what it left behind is unknown.
         self.must_leave = False
 
-    def perform(self, fields: tuple[Any, ...]) -> None:
-        """Run a job."""
+    def perform(self, fields: tuple[Any, ...], waited: bool = False) -> None:
+        """Run a job; one that has ``waited`` here begins now, not when it was claimed."""
         worker, claim = self._worker, Claim(*fields)
-        job, queue, tape = self._outcomes.begin(claim)
+        job, queue, tape = self._outcomes.begin(claim, waited)
         if self._outcomes.screened.refusal is not None:
             self._refuse(job, queue, tape, self._outcomes.screened.refusal)
             return
@@ -176,6 +176,7 @@ class Tasks:
         tape.expect_dependents()
         with self._worker.connection.record_to(tape):
             rq_api.enqueue_dependents(queue, job)
+        tape.know_dependents()
         try:
             self._outcomes.deliver(tape, commands)
         except Refused as error:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 
 from ..multiplexer.multiplexer import Multiplexer
+from .ahead import Ahead, is_ahead
 from .claimer import Claimer
 from .cleaner import Cleaner
 from .commands import Commands
@@ -18,6 +19,7 @@ from .committer import Committer
 from .context import Context
 from .duty import Duty
 from .events import Events
+from .expected import Expected
 from .guard import Guard
 from .heartbeat import Heartbeat
 from .horse_requests import HorseRequests
@@ -67,6 +69,7 @@ class Arbiter:
         self._max_idle_time = max_idle_time
         events = Events()
         tasks: deque[Task] = deque()
+        expected = Expected()
         self._committer = committer = Committer(context, events, tasks=tasks, burst=burst)
         self._requests = HorseRequests(context, events)
         self._slots = slots = Slots(
@@ -76,12 +79,16 @@ class Arbiter:
             multiplexer=multiplexer,
             on_outcome=committer.add,
             on_request=self._requests.add,
+            on_untouched=lambda claims: self._recovery.push_back(claims),
+            on_ran=expected.add,
+            ahead=is_ahead(context.settings),
         )
+        ahead = Ahead(context, events, slots=slots, expected=expected, allowed=max_jobs is None)
         if multiplexer is not None:
             events.server_lost.append(multiplexer.on_away)
             events.server_back.append(multiplexer.on_back)
         refusals = Refusals(context, events, burst=burst)
-        self._wakeup = wakeup = Wakeup(context, events, refusals=refusals)
+        self._wakeup = wakeup = Wakeup(context, events, refusals=refusals, slots=slots, burst=burst)
         self._heartbeat = Heartbeat(context, events, slots=slots, committer=committer, multiplexer=multiplexer)
         self._recovery = recovery = Recovery(context, events, slots=slots, committer=committer, wakeup=wakeup)
         self._maintenance = Maintenance(context, tasks=tasks)
@@ -96,10 +103,11 @@ class Arbiter:
             wakeup=wakeup,
             recovery=recovery,
             refusals=refusals,
+            ahead=ahead,
             max_jobs=max_jobs,
         )
         self._shutdown = Shutdown(context, events, slots=slots, committer=committer, recovery=recovery, turn=self._turn)
-        commands = Commands(context, slots=slots, stop=self._shutdown.on_command)
+        commands = Commands(context, slots=slots, stop=self._shutdown.on_command, make_sentry=wakeup.make_sentry)
         self._reconnector = Reconnector(
             context,
             events,
@@ -112,7 +120,7 @@ class Arbiter:
         self._guard = Guard(context, horses=slots.pids, allowed=allowed)
         #: Their order is the order on the wire: first what keeps claims alive, then results, then new claims.
         self._duties: tuple[Duty, ...] = (
-            *(recovery, self._heartbeat, committer, self._requests, Promoter(context)),
+            *(recovery, self._heartbeat, committer, self._requests, Promoter(context, wakeup=wakeup)),
             *(self._stall_finder, self._cleaner, self._scheduling, self._claimer, wakeup),
         )
         self._idle_since = time.monotonic()
@@ -238,4 +246,4 @@ class Arbiter:
     def _on_block_over(self) -> None:
         """Probe a connection that has been silent, and look once in case a wake-up was lost."""
         self._reconnector.probe()
-        self._wakeup.wake()
+        self._wakeup.check()

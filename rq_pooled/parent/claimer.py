@@ -7,6 +7,7 @@ from typing import Any
 from redis.exceptions import ResponseError
 
 from ..store.claim import MAX_CLAIM_JOBS, Claim, Claimed, ClaimRequest, claim_jobs
+from .ahead import Ahead
 from .committer import Committer
 from .context import Context
 from .events import Events
@@ -27,6 +28,7 @@ class Claimer:
     Args:
         context, events, slots, committer, wakeup, refusals: as the names say.
         recovery: finds what a claim took whose reply was lost.
+        ahead: says how many jobs a slot may be given at once.
         max_jobs: claim so many in all; None for ever.
     """
 
@@ -40,6 +42,7 @@ class Claimer:
         wakeup: Wakeup,
         recovery: Recovery,
         refusals: Refusals,
+        ahead: Ahead,
         max_jobs: int | None,
     ) -> None:
         self._context = context
@@ -49,6 +52,7 @@ class Claimer:
         self._wakeup = wakeup
         self._recovery = recovery
         self._refusals = refusals
+        self._ahead = ahead
         self._max_jobs = max_jobs
         #: Jobs handed to horses.
         self.dispatched = 0
@@ -69,11 +73,17 @@ class Claimer:
         under_way = sum(slot.reserved for slot in self._slots)
         return free[: max(0, self._max_jobs - self.dispatched - under_way)]
 
+    def _places(self) -> list[Slot]:
+        """Return the slots that may be given a job now; without any a sentry only hands on its post."""
+        return [] if self._events.shutdown_began.happened else self._free_slots()
+
     @property
     def due(self) -> bool:
         """Tell whether a claim may be sent and may find something."""
         # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
         singly = self._context.settings.concurrency == 1
+        if self._wakeup.handing_on and not self._places():
+            return not any(slot.reserved for slot in self._slots)
         if self._events.shutdown_began.happened or (self._committer.under_way and singly):
             return False
         # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
@@ -82,11 +92,13 @@ class Claimer:
         return self._wakeup.awake and not waiting and bool(self._free_slots())
 
     def exchanges(self) -> list[Exchange]:
-        """Return the exchange that claims up to one job for each free slot."""
-        slots = self._free_slots()
+        """Return the exchange that claims a job for each free slot, or several while they are short."""
+        slots = self._places()
+        per_slot = self._ahead.per_slot(slots) if slots and not self._recovery.singly else 1
         keys, strategy = self._context.identity.order()
+        names = [slot.name for slot in slots]
         command, request = claim_jobs(
-            self._context.settings, self._context.token, keys, strategy, [slot.name for slot in slots]
+            self._context.settings, self._context.token, keys, strategy, names, per_slot, *self._wakeup.post()
         )
         for slot in slots:
             slot.reserved = True
@@ -116,6 +128,7 @@ class Claimer:
             return
         self._refusals.end()
         claimed = request.read(reply)
+        self._ahead.found_all = len(claimed.claims) == request.most
         self._note_suspension(claimed)
         if claimed.stale:
             context.counters.stale_ids += len(claimed.stale)
@@ -125,28 +138,35 @@ class Claimer:
                 claimed.stale[0],
             )
         unwanted = []
-        for slot, claim in zip(slots, claimed.claims):
+        for number, slot in enumerate(slots[: len(claimed.claims)]):
+            claims = claimed.claims[number :: len(slots)]
             if slot.ready and not self._events.shutdown_began.happened:
-                self._dispatch(slot, claim)
+                given, back = self._ahead.share(claims)
+                unwanted += back
+                self._dispatch(slot, given)
             else:
                 # Its horse died meanwhile, or a shutdown began.
-                unwanted.append(claim)
+                unwanted += claims
         if unwanted:
             self._recovery.push_back(unwanted)
         wakeup.on_claimed(bool(claimed.claims))
         wakeup.leave_out(claimed.limited)
-        if len(claimed.claims) < len(slots) and not claimed.stale:
+        wakeup.note_post(claimed.sentry and bool(slots))
+        if not claimed.left or (len(claimed.claims) < len(slots) and not claimed.stale):
             wakeup.sleep()
             if claimed.held:
                 wakeup.wake_later(HELD_RETRY)
 
-    def _dispatch(self, slot: Slot, claim: Claim) -> None:
-        self._context.identity.note_claim(claim)
-        self._context.counters.claimed(claim.queue_key, claim.raw.get(b"enqueued_at"), claim.created_at)
-        self.dispatched += 1
-        self._recovery.forget(claim.job_id)
-        self._events.job_dispatched()
-        self._slots.give(slot, Task("perform", claim))
+    def _dispatch(self, slot: Slot, claims: list[Claim]) -> None:
+        for claim in claims:
+            self._context.identity.note_claim(claim)
+            self._context.counters.claimed(claim.queue_key, claim.raw.get(b"enqueued_at"), claim.created_at)
+            self.dispatched += 1
+            self._recovery.forget(claim.job_id)
+            self._events.job_dispatched()
+        self._slots.give(slot, Task("perform", claims[0]), claims[1:])
+        if len(claims) > 1:
+            self._ahead.watch()
 
     def _note_suspension(self, claimed: Claimed) -> None:
         if claimed.suspended == self._wakeup.suspended:

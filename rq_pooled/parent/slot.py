@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -45,6 +46,10 @@ class Slot:
     horse: Horse | None = None
     ready: bool = False
     task: Task | None = None
+    #: Claims whose jobs wait at its horse, each with a permit, and begin after the present one.
+    waiting: deque[Claim] = field(default_factory=deque)
+    #: Jobs that its horse was given.
+    jobs: int = 0
     #: A claim for it is under way.
     reserved: bool = False
     #: The outcome of the task has arrived; the horse is still cleaning up.

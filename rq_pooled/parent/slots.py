@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from resource import struct_rusage
 from typing import Any
 
@@ -20,19 +20,21 @@ from ..process.prefork import Horse, Prefork
 from ..store.claim import Claim
 from ..store.commit import Outcome, packed
 from .context import Context
+from .deadlines import Deadlines
 from .slot import Slot, Task, send_receipt
 from .task_deaths import TaskDeaths
+from .waiting import Waiting
 
 #: Runs a horse, given its channel and its token for the multiplexer.
 RunHorse = Callable[[ChildChannel, "bytes | None"], None]
 #: Seconds between two horses of a slot whose horses die before they are ready, doubling up to the second figure.
 RESPAWN_BASE, RESPAWN_CAP = 0.1, 30.0
-#: Seconds between looks whether a horse is past its deadline.
-DEADLINE_INTERVAL = 0.25
 #: Seconds, before KILL_GRACE, that a horse may take to clean up after a job; it takes microseconds.
 CLEAN_UP_TIME = 5.0
 #: Seconds, before KILL_GRACE, that a horse may take to move a bounded number of rq-scheduler's jobs.
 SCHEDULE_TIME = 60.0
+#: Seconds that a job counts whose horse was replaced after it, though others waited there.
+NEW_HORSE_TIME = 0.05
 #: Longest time in seconds for which the first claim waits for the first horses, which take some milliseconds.
 FIRST_HORSES_WAIT = 0.5
 
@@ -47,6 +49,9 @@ class Slots:
         multiplexer: lets jobs use Redis; None where each horse has a connection of its own.
         on_outcome: called with each outcome.
         on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; it answers the slot.
+        on_untouched: see Waiting.
+        on_ran: called with a claim and the seconds that its job took.
+        ahead: jobs may wait at horses.
     """
 
     def __init__(
@@ -58,12 +63,16 @@ class Slots:
         multiplexer: Multiplexer | None,
         on_outcome: Callable[[Outcome], None],
         on_request: Callable[[Slot, str, list[list[bytes]]], None],
+        on_untouched: Callable[[list[Claim]], None],
+        on_ran: Callable[[Claim, float], None],
+        ahead: bool,
     ) -> None:
         self._context = context
         self.tasks = tasks
         self._multiplexer = multiplexer
         self._on_outcome = on_outcome
         self._on_request = on_request
+        self._on_ran = on_ran
         self._deaths = TaskDeaths(context, tasks=tasks, on_outcome=on_outcome)
         self._prefork = Prefork(
             context.loop,
@@ -72,8 +81,11 @@ class Slots:
             self._on_message,
             self._on_exit,
             check_message,
+            ahead,
         )
+        self.waiting = Waiting(self._prefork, on_untouched)
         self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
+        self._deadlines = Deadlines(context, slots=self._slots, waiting=self.waiting, kill=self.kill)
         self._ending = False
         #: The guests are by process id, since a horse that is replaced may live on for a moment.
         self._guests: dict[int, Guest] = {}
@@ -96,6 +108,7 @@ class Slots:
     def claims(self) -> list[Claim]:
         """Return the claims whose outcomes have not arrived yet, in the order in which they were popped."""
         claims = [slot.claim for slot in self._slots] + [task.claim for task in self.tasks]
+        claims += [claim for slot in self._slots for claim in slot.waiting]
         return sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.created_at)
 
     def forget_maintenance(self) -> None:
@@ -116,7 +129,7 @@ class Slots:
         self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
         # This wakes the loop: a horse that hangs sends nothing.
         self._context.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
-        self._context.loop.call_every(DEADLINE_INTERVAL, self._kill_overdue)
+        self._deadlines.start()
 
     @property
     def starting(self) -> bool:
@@ -146,19 +159,27 @@ class Slots:
             self.tasks.remove(task)
             send_receipt(task.receipt_for, False)
         for slot in self._slots:
-            if slot.claim is claim:
-                # A complete outcome is refused by the fence, and its horse lives.
-                self.receive(slot)
+            if slot.claim is claim or claim in slot.waiting:
+                # A complete outcome is refused by the fence, and its horse lives. Of a job that waits only traces are
+                # removed.
+                self.waiting.put_back(slot)
                 if slot.claim is claim and slot.task is not None:
                     send_receipt(slot.task.receipt_for, False)
                     slot.handed_on = True
                     self.kill(slot)
 
+    def stop_waiting(self, slot: Slot, claim: Claim) -> bool:
+        """Stop a job that waits at the slot's horse, as one that runs is; return whether it had not begun."""
+        waited = self.waiting.take_one(slot, claim)
+        if waited:
+            self._deaths.on_death(Task("perform", claim), 0, 0, struct_rusage((0,) * 16), True)
+        return waited
+
     def interrupt(self) -> list[Claim]:
         """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
         for slot in self._slots:
             # A job that has ended is not put back.
-            self.receive(slot)
+            self.waiting.put_back(slot)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
         claims = [slot.claim for slot in interrupted if slot.claim is not None]
         for slot in interrupted:
@@ -170,6 +191,7 @@ class Slots:
         """Replace all horses, those that run a job when it has ended."""
         for slot in self.regular():
             slot.worn = True
+            self.waiting.put_back(slot)
         self.renew_worn()
 
     def renew_worn(self) -> None:
@@ -190,6 +212,7 @@ class Slots:
         slot.horse = None
         integrations.before_fork()
         slot.ready = slot.worn = slot.killed = False
+        slot.jobs = 0
         slot.end()
         if self._multiplexer is not None:
             slot.guest = self._multiplexer.admit(slot.describe)
@@ -224,16 +247,18 @@ class Slots:
         slot = self._slot_of(horse)
         if slot is None or self._ending:
             return
-        task, stopped, was_ready = slot.task, slot.stopped, slot.ready
+        stopped, was_ready, was_idle = slot.stopped, slot.ready, slot.task is None
         delivered = slot.delivered or slot.handed_on
+        task = self.waiting.task_at_death(slot, horse)
         slot.horse, slot.ready = None, False
         slot.end()
         if task is not None and not delivered:
-            self._note_run_time(slot, task)
+            if task.kind == "perform":
+                self._context.counters.run_time.add(time.monotonic() - slot.since)
             self._deaths.on_death(task, horse.pid, status, rusage, stopped)
         if slot.spare:
             self._slots.remove(slot)
-        if task is None and not was_ready:
+        if was_idle and not was_ready:
             slot.stillborn += 1
             self._spares_died += slot.spare
             delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** ((self._spares_died if slot.spare else slot.stillborn) - 1))
@@ -247,10 +272,6 @@ class Slots:
             self._context.counters.horses_replaced += 1
             self._spawn(slot)
 
-    def _note_run_time(self, slot: Slot, task: Task | None) -> None:
-        if task is not None and task.kind == "perform":
-            self._context.counters.run_time.add(time.monotonic() - slot.since)
-
     # -- messages ------------------------------------------------------------------------------------------------
 
     def _on_message(self, horse: Horse, message: tuple[Any, ...]) -> None:
@@ -263,8 +284,10 @@ class Slots:
             self._on_outcome_message(slot, *rest)
         elif kind == "free":
             self._on_free(slot, *rest)
+        elif kind == "next":
+            self._on_next(slot, *rest)
         elif kind == "phase":
-            self._set_deadline(slot, *rest)
+            self._deadlines.set(slot, *rest)
         elif kind in ("failure", "gone"):
             self._on_unreadable_message(slot, *rest)
         elif kind in ("read", "relay"):
@@ -277,9 +300,8 @@ class Slots:
         if claim is None:
             return
         slot.delivered = True
-        self._note_run_time(slot, slot.task)
         # Webhooks have timeouts of their own.
-        self._set_deadline(slot, -1 if wants_receipt else CLEAN_UP_TIME)
+        self._deadlines.set(slot, -1 if wants_receipt else CLEAN_UP_TIME)
         assert slot.task is not None
         receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
         parts = (packed(guards), packed(commands), packed(dependents))
@@ -289,10 +311,29 @@ class Slots:
         claim, task = slot.claim, slot.task
         if claim is not None and task is not None:
             slot.delivered = True
-            self._set_deadline(slot, CLEAN_UP_TIME)
+            self._deadlines.set(slot, CLEAN_UP_TIME)
             self._deaths.on_unreadable(task, claim, reason)
 
-    def _on_free(self, slot: Slot, leaving: bool) -> None:
+    def _note_run_time(self, slot: Slot, seconds: float) -> None:
+        if slot.task is not None and slot.task.kind == "perform" and slot.task.claim is not None:
+            self._context.counters.run_time.add(seconds)
+            self._on_ran(slot.task.claim, seconds)
+
+    def _on_next(self, slot: Slot, waits: bool, seconds: float) -> None:
+        self._note_run_time(slot, seconds)
+        if waits and self._multiplexer is not None and slot.guest is not None:
+            self._multiplexer.job_ended(slot.guest)
+        slot.end()
+        if slot.waiting:
+            self._begin(slot, Task("perform", slot.waiting.popleft()))
+        # Otherwise all that waited was taken back. The horse finds that, and says that it is free.
+        if waits and slot.horse is not None:
+            self._prefork.send(slot.horse, ("begin",))
+
+    def _on_free(self, slot: Slot, leaving: bool, seconds: float = 0.0) -> None:
+        # A new horse costs what a long job does.
+        cut_short = self.waiting.end(slot)
+        self._note_run_time(slot, max(seconds, NEW_HORSE_TIME) if cut_short else seconds)
         if self._multiplexer is not None and slot.guest is not None:
             self._multiplexer.job_ended(slot.guest)
         slot.end()
@@ -314,20 +355,26 @@ class Slots:
 
     # -- tasks ---------------------------------------------------------------------------------------------------
 
-    def give(self, slot: Slot, task: Task) -> None:
-        """Hand ``task`` to the slot's horse, which is free."""
+    def give(self, slot: Slot, task: Task, behind: Sequence[Claim] = ()) -> None:
+        """Hand ``task`` to the slot's horse, which is free, and claims whose jobs are to wait there behind it."""
         assert slot.horse is not None
+        self._begin(slot, task)
+        self.waiting.add(slot, behind)
+        self._prefork.send(slot.horse, (*task.message(), *map(tuple, behind)))
+
+    def _begin(self, slot: Slot, task: Task) -> None:
+        """Note that the slot's horse is at ``task``."""
         slot.task, slot.ready, slot.delivered, slot.stopped = task, False, False, False
         slot.since = time.monotonic()
         if task.kind == "perform" and task.claim is not None:
+            slot.jobs += 1
             # A horse that has to read large fields first says when the job begins.
-            self._set_deadline(
+            self._deadlines.set(
                 slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)
             )
         elif task.kind == "schedule":
             # Unpickling users' meta may run anything.
-            self._set_deadline(slot, SCHEDULE_TIME)
-        self._prefork.send(slot.horse, task.message())
+            self._deadlines.set(slot, SCHEDULE_TIME)
 
     def assign_tasks(self) -> None:
         """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs.
@@ -346,21 +393,6 @@ class Slots:
             spare = Slot(self._context.identity.name, self._prefork.send, spare=True)
             self._slots.append(spare)
             self._spawn(spare)
-
-    def _set_deadline(self, slot: Slot, timeout: float) -> None:
-        """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
-        slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._context.settings.kill_grace
-
-    def _kill_overdue(self) -> None:
-        # A timer for each job would stay in the loop's heap long after the job. So one look serves all slots.
-        now = time.monotonic()
-        for slot in self._slots:
-            if slot.deadline is not None and slot.deadline <= now:
-                slot.deadline = None
-                self._context.log.warning(
-                    "killing its horse, %g s past its timeout", self._context.settings.kill_grace, worker=slot.name
-                )
-                self.kill(slot)
 
 
 def _token(slot: Slot) -> bytes | None:

@@ -163,6 +163,10 @@ class Pool(BlockingConnectionPool):
         """Return how many connections are in use, in less time than ``stats`` takes."""
         return len(self.book.holds)
 
+    def was_used_since(self, moment: float) -> bool:
+        """Tell whether a connection that the pool still has was given back since then, by the monotonic clock."""
+        return any(line.released_at >= moment for line in list(self.book.lines.values()))
+
     @property
     def is_whole(self) -> bool:
         """Tell whether no lock is held by this thread, which uses no connection now, and no place has got lost.

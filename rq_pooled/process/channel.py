@@ -16,6 +16,8 @@ import struct
 from collections import deque
 from typing import Any
 
+from .side_channel import MAX_QUIET, ChildSide, ParentSide
+
 _HEADER = struct.Struct(">I")
 #: The longest accepted message. Redis refuses strings over 512 MB, so a longer message is garbage.
 MAX_MESSAGE = 512 * 1024 * 1024
@@ -115,10 +117,13 @@ class ChildChannel:
     It belongs to the process that made it. A process that a job has forked sends nothing and receives EOF.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, side: ChildSide | None = None) -> None:
         self._pid = os.getpid()
         self._socket = sock
         self._socket.setblocking(True)
+        self._side = side
+        #: Something was sent since the last message came: what follows must not overtake it.
+        self._spoken = False
         # Linux wakes a process that sleeps in recv, but not in poll, whenever the parent has read earlier messages.
         # Without poll a horse woke up 1.7 times per job in vain.
         self._poll = select.poll()
@@ -130,7 +135,23 @@ class ChildChannel:
         """Send messages whole; blocks while the parent does not read. Raises OSError when the parent is gone."""
         if os.getpid() != self._pid:
             return
+        self._spoken = True
         self._socket.sendall(b"".join(map(encode, messages)))
+
+    def send_quietly(self, *messages: Any) -> None:
+        """Send messages that the parent need not act on at once, and which do not wake it where that can be."""
+        if os.getpid() != self._pid:
+            return
+        data = b"".join(map(encode, messages))
+        if self._spoken or self._side is None or len(data) > MAX_QUIET:
+            self._spoken = True
+            self._socket.sendall(data)
+        else:
+            self._side.say(data)
+
+    def take_permit(self) -> bool:
+        """Take the permit for the next waiting job; False: the parent has taken back all that wait."""
+        return self._side is not None and self._side.take_permit()
 
     def receive(self) -> Any:
         """Return the next message, and wait for it without bound. Raises EOFError when the parent closed its end."""
@@ -143,6 +164,12 @@ class ChildChannel:
                 raise EOFError("the parent closed the channel")
             self._messages.extend(self._inbox.feed(data))
         return self._messages.popleft()
+
+    def receive_task(self) -> Any:
+        """Return the next message as ``receive`` does; all that was said about the last task has been read by then."""
+        message = self.receive()
+        self._spoken = False
+        return message
 
     def ask(self, message: Any) -> Any:
         """Send ``message`` and return the answer.
@@ -158,8 +185,10 @@ class ChildChannel:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def close_in_copy(self) -> None:
-        """Close the descriptor in a process that was forked from the owner, so that EOF means the owner's end."""
+        """Close the descriptors in a process that was forked from the owner, so that EOF means the owner's end."""
         self._socket.close()
+        if self._side is not None:
+            self._side.close()
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -169,10 +198,13 @@ class ChildChannel:
 class ParentChannel:
     """The parent's end, which never blocks; bytes that the kernel does not take at once wait in ``unsent``."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, side: ParentSide | None = None) -> None:
         self._socket = sock
         self._socket.setblocking(False)
-        self._inbox = Inbox()
+        self.side = side
+        #: Permits that a horse had not taken when its channel was closed.
+        self.untaken = 0
+        self._inbox, self._quiet = Inbox(), Inbox()
         self.unsent = bytearray()
         self.at_eof = False
         #: The error of the last message, if it was garbage; nothing is read after it.
@@ -200,6 +232,7 @@ class ParentChannel:
         Sets ``at_eof`` once the other end is closed, ``garbage`` when it wrote bytes that are no message.
         """
         messages: list[Any] = []
+        aloud: list[Any] = []
         while not self.at_eof and self.garbage is None:
             try:
                 data = self._socket.recv(_CHUNK)
@@ -209,12 +242,18 @@ class ParentChannel:
                 data = b""
             self.at_eof = not data
             try:
-                self._inbox.feed(data, messages)
+                self._inbox.feed(data, aloud)
             except GARBAGE as error:
                 self.garbage = error
             if len(data) < _CHUNK:
                 break
-        return messages
+        # What was said quietly is older. It is read later, so that nothing that was said before the rest is missed.
+        if self.side is not None and self.side.in_use:
+            try:
+                self._quiet.feed(self.side.read(), messages)
+            except GARBAGE as error:
+                self.garbage = self.garbage or error
+        return messages + aloud if messages else aloud
 
     def fileno(self) -> int:
         """Return the descriptor."""
@@ -223,3 +262,12 @@ class ParentChannel:
     def close(self) -> None:
         """Close this end; an idle horse takes it as the request to exit."""
         self._socket.close()
+        if self.side is not None:
+            self.untaken += self.side.take_back()
+            self.side.close()
+
+    def close_in_child(self) -> None:
+        """Close this end in another horse, which takes no permits."""
+        self._socket.close()
+        if self.side is not None:
+            self.side.close()

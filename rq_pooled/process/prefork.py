@@ -23,6 +23,7 @@ from .channel import ChildChannel, ParentChannel
 from .child import become_horse
 from .deaths import kill_group, pidfd_works, wait_for
 from .event_loop import Loop
+from .side_channel import ChildSide, ParentSide
 
 logger = logging.getLogger("rq_pooled.prefork")
 
@@ -52,6 +53,7 @@ class Prefork:
         on_message: called with ``(horse, message)`` for every message.
         on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
         check: raises ValueError for a message that must not reach ``on_message``.
+        ahead: horses are given jobs that wait there, see side_channel.py.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Prefork:
         on_message: Callable[[Horse, Any], None],
         on_exit: Callable[[Horse, int, resource.struct_rusage], None],
         check: Callable[[Any], None] = lambda _message: None,
+        ahead: bool = False,
     ) -> None:
         if not hasattr(os, "fork"):
             raise PlatformUnsupported(f"rq_pooled's worker needs os.fork, which {sys.platform} does not have")
@@ -71,6 +74,7 @@ class Prefork:
         self._on_message = on_message
         self._on_exit = on_exit
         self._check = check
+        self._ahead = ahead
         self.horses: dict[int, Horse] = {}
         self._named_threads: set[str] = set()
         self._has_pidfd = pidfd_works()
@@ -85,6 +89,7 @@ class Prefork:
         """Fork a horse for ``slot``. Only from the main thread; raises OSError when the system has no room."""
         self._warn_about_threads()
         parent_end, child_end = socket.socketpair()
+        side = ParentSide() if self._ahead else None
         # Buffered output would be written twice, by parent and child.
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(Exception):
@@ -97,7 +102,7 @@ class Prefork:
         try:
             pid = os.fork()
             if pid == 0:
-                self._run_child(parent, slot, parent_end, child_end, blocked)
+                self._run_child(parent, slot, (parent_end, child_end), side, blocked)
         finally:
             # Only the parent gets here, because the child never leaves _run_child.
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
@@ -105,7 +110,7 @@ class Prefork:
         # Parent and child both set the group, so that it exists when either needs it.
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)
-        horse = Horse(pid, ParentChannel(parent_end))
+        horse = Horse(pid, ParentChannel(parent_end, side))
         self.horses[pid] = horse
         self._loop.watch(horse.channel, lambda: self._on_readable(horse))
         if self._has_pidfd:
@@ -114,20 +119,27 @@ class Prefork:
         return horse
 
     def _run_child(
-        self, parent: int, slot: int, parent_end: socket.socket, child_end: socket.socket, mask: set[Any]
+        self,
+        parent: int,
+        slot: int,
+        ends: tuple[socket.socket, socket.socket],
+        side: ParentSide | None,
+        mask: set[Any],
     ) -> NoReturn:
         status = 1
         try:
             # Closing comes first. An open end of another horse's channel would hide that horse's EOF from the parent,
             # and an open Redis socket would keep the connection alive after the parent closed it.
-            parent_end.close()
+            ends[0].close()
+            if side is not None:
+                side.close_mine()
             for horse in self.horses.values():
-                horse.channel.close()
+                horse.channel.close_in_child()
                 if horse.pidfd is not None:
                     os.close(horse.pidfd)
             self._close_in_child()
             self._loop.close_in_child()
-            channel = ChildChannel(child_end)
+            channel = ChildChannel(ends[1], ChildSide(side.theirs) if side is not None else None)
             become_horse(parent, channel)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             self._main(slot, channel)

@@ -141,7 +141,8 @@ def _reading(frame: FrameType, data: bytes) -> _Use:
 def _called(call: Any) -> str:
     """Return the dotted name of what a job calls: of a method, with its class."""
     name, instance = call[0], call[1]
-    if instance is None:
+    # As RQ decides: an instance that is empty is not asked for its method.
+    if not instance:
         return str(name)
     owner = instance if isinstance(instance, type) else type(instance)
     return f"{owner.__module__}.{owner.__qualname__}.{name}"

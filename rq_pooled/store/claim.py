@@ -19,11 +19,12 @@ from ..durations import LONGEST
 from ..wire import Command, text
 from .keys import claims_key
 from .scripts import call
+from .sentries import SENTRY_LIFE
 
 #: Bytes of job data after which one claim takes no further job.
 MAX_CLAIM_BYTES = 1024 * 1024
-#: Most jobs of one claim: 200 small ones hold the server for 5 to 8 ms.
-MAX_CLAIM_JOBS = 50
+#: Most slots of one claim, and jobs: 200 small ones hold the server for 5 to 8 ms.
+MAX_CLAIM_JOBS, MAX_CLAIM_AHEAD = 50, 100
 #: Field of a job's hash: how often its execution ended without an outcome. The next outcome removes it.
 STALLS = b"rq_pooled_stalls"
 
@@ -80,27 +81,35 @@ class Claimed(NamedTuple):
     stale: list[str]
     claims: list[Claim]
     limited: list[Limited]
+    #: Jobs may wait that it could have taken, had it had more free slots.
+    left: bool
+    #: The worker is the sentry of its queues, see store/sentries.py.
+    sentry: bool
 
 
 class ClaimRequest(NamedTuple):
     """The arguments of a claim that are needed to read its reply."""
 
     created_at: float
-    slots: list[tuple[str, str]]
+    #: The ids of executions begin with it, and end with their number.
+    executions: str
+    names: Sequence[str]
+    #: How many jobs were asked for.
+    most: int
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
-        suspended, held, stale, jobs, closed = reply
+        suspended, held, stale, jobs, closed, left, sentry = reply
         claims = []
-        for (name, execution_id), (key, job_id, queue, raw, *left_out) in zip(self.slots, jobs):
+        for number, (key, job_id, queue, raw, *left_out) in enumerate(jobs):
             fields = dict(zip(raw[::2], raw[1::2]))
             claims.append(
                 Claim(
                     text(job_id),
-                    execution_id,
+                    f"{self.executions}{number:08x}",
                     text(queue),
                     text(key),
-                    name,
+                    self.names[number % len(self.names)],
                     self.created_at,
                     fields,
                     *map(tuple, left_out),
@@ -108,15 +117,32 @@ class ClaimRequest(NamedTuple):
             )
         limited = [Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed]
         shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
-        return Claimed(bool(suspended), held, shown, claims, limited)
+        return Claimed(bool(suspended), held, shown, claims, limited, bool(left), bool(sentry))
 
 
 def claim_jobs(
-    settings: Settings, token: str, queue_keys: Sequence[str], strategy: str, names: Sequence[str]
+    settings: Settings,
+    token: str,
+    queue_keys: Sequence[str],
+    strategy: str,
+    names: Sequence[str],
+    per_name: int = 1,
+    crew: str = "",
+    sentry: bool = False,
 ) -> tuple[Command, ClaimRequest]:
-    """Return the command that claims up to one job for each worker name, and the object that reads its reply."""
-    created_at = time.time()
-    slots = [(name, uuid4().hex) for name in names[:MAX_CLAIM_JOBS]]
+    """Return the command that claims jobs for worker names, and the object that reads its reply.
+
+    Args:
+        settings, token: of the worker.
+        queue_keys, strategy: which queue is served before which.
+        names: of the free slots; without any a sentry only hands on its post.
+        per_name: most jobs of a name; those after the first round are claimed ahead.
+        crew: the workers of which it wakes the next one, see store/sentries.py.
+        sentry: the worker is their sentry.
+    """
+    created_at, names = time.time(), names[:MAX_CLAIM_JOBS]
+    most = max(len(names), min(MAX_CLAIM_AHEAD, per_name * len(names)))
+    executions = uuid4().hex[:24]
     command = call(
         "claim",
         queue_keys,
@@ -128,9 +154,14 @@ def claim_jobs(
         strategy,
         random.randrange(2**31),
         claims_key(token),
-        *(word for slot in slots for word in slot),
+        executions,
+        most,
+        crew,
+        int(sentry),
+        SENTRY_LIFE,
+        *names,
     )
-    return command, ClaimRequest(created_at, slots)
+    return command, ClaimRequest(created_at, executions, names, most)
 
 
 def known_claims(token: str) -> Command:

@@ -31,7 +31,10 @@ KINDS = {
     "share": 4,
     "spawn": 2,
     "chain": 3,
+    "flood": 2,
 }
+#: Jobs of a flood: enough to be claimed ahead.
+FLOOD = 300
 #: Children of a job that enqueues, by its kind; retries of one that fails at first.
 CHILDREN = {"spawn": 2, "share": 1}
 #: Jobs of RQ 3's limit ``chaos`` that may be admitted at once.
@@ -125,8 +128,21 @@ class Enqueuer(_Worker):
             self._enqueue(job_id, kind, "sleep", round(seconds, 2))
         elif kind == "spawn":
             self._enqueue(job_id, kind, "spawn", CHILDREN[kind])
+        elif kind == "flood":
+            self._flood(job_id)
         else:
             self._enqueue(job_id, kind, kind)
+
+    def _flood(self, name: str) -> None:
+        """Enqueue many short jobs at once."""
+        ids, at = [f"{name}_{i}" for i in range(FLOOD)], time.time()
+        data = [Queue.prepare_data("chaos.jobs.ok", job_id=job_id, description=job_id, **FOREVER) for job_id in ids]
+        try:
+            self._queue.enqueue_many(data)
+            self._answered = True
+        except (RedisError, OSError):
+            self._answered = False
+        self.orders |= {job_id: Order(job_id, "flood", at, self._answered) for job_id in ids}
 
     def _enqueue(self, job_id: str, kind: str, function: str, *args: object, depends_on: str = "") -> None:
         if depends_on and (depends_on not in self.orders or not self.orders[depends_on].acknowledged):

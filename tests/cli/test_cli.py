@@ -130,6 +130,9 @@ def test_worker_help_lists_everything_once(run: Run) -> None:
     """The worker's help has a line for each setting and for each option of rq worker, none of them twice."""
     code, out, _ = run("worker", "--help")
     assert code == 0
+    first = out.index("Settings that matter first:") < out.index("--concurrency") < out.index("Horses and jobs:")
+    assert first and "Further settings:" not in out.partition("Settings that matter first:")[0]
+    assert out.index("--app") < out.index("Horses and jobs:") < out.index("--heartbeat-ttl")
     flags = [line.split()[0].rstrip(",") for line in out.splitlines() if line.startswith("  -")]
     assert len(flags) == len(set(flags))
     for setting in Settings.rows():
@@ -342,3 +345,13 @@ def test_what_stdout_cannot_encode_is_a_question_mark(redis: Redis, server: Embe
     Queue("\u043f\u043e\u0447\u0442\u0430", connection=redis).enqueue(print)
     done = command("stats", "--url", server.url, PYTHONIOENCODING="iso8859-1")
     assert (done.returncode, done.stderr) == (0, "") and "????? " in done.stdout
+
+
+def test_settings_as_json(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """settings --json has each setting with its value, and no password."""
+    monkeypatch.setenv("RQ_POOLED_URL", "redis://:s3cr3t@127.0.0.1:1/0")
+    monkeypatch.setenv("RQ_POOLED_SIGNING_KEYS", "a:" + "s3cr3t" * 8)
+    code, out, _ = run("settings", "--json")
+    found = json.loads(out)
+    assert code == 0 and "s3cr3t" not in out and len(found) == len(Settings.rows())
+    assert found["RQ_POOLED_CONCURRENCY"]["value"] == 1 and found["RQ_POOLED_PRELOAD"]["value"] == []

@@ -15,6 +15,7 @@ from rq.cli import main as rq
 from support import ROOT
 
 from rq_pooled.cli.main import cli as ours
+from rq_pooled.cli.web import CREDENTIALS
 from rq_pooled.config import Settings
 
 pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="rq_pooled is installed here, without its docs")
@@ -74,7 +75,7 @@ def test_commands_exist(page: Path) -> None:
 def test_settings_exist(page: Path) -> None:
     """Each RQ_POOLED_ variable that a page names is a setting, or a file that holds one."""
     names = {f"RQ_POOLED_{name.upper()}" for name in Settings.__dataclass_fields__}
-    known = names | {f"{name}_FILE" for name in names} | {"RQ_POOLED_TEST_SERVER"}
+    known = names | {f"{name}_FILE" for name in names} | {"RQ_POOLED_TEST_SERVER", CREDENTIALS}
     found = set(re.findall(r"\bRQ_POOLED_[A-Z_]*[A-Z]\b", page.read_text()))
     assert found - known == set()
 

@@ -28,6 +28,7 @@ from conftest import IN_CI
 from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.utils import now, utcformat
 from support import ROOT, running_worker, wait_until
@@ -42,6 +43,7 @@ from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
 
+NOTHING_ENDED = dict.fromkeys(("finished", "failed", "finished_per_minute", "failed_per_minute"), 0)
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2", "RQ_POOLED_GUARD_INTERVAL": "0.2"}
 
 
@@ -414,6 +416,7 @@ def test_a_screen_fits_whatever_there_is() -> None:
         },
         "processes": [],
         "queues": [{"name": f"q{i}", "oldest_age": 1.0, **queue} for i in range(50)],
+        "throughput": NOTHING_ENDED,
     }
     for width, height in ((80, 24), (20, 5), (200, 400), (80, 10), (1, 1)):
         lines = screen(Paces().add(found), width, height)
@@ -458,7 +461,7 @@ def test_alerts_name_metrics_that_exist(server: EmbeddedServer, redis: Redis, bu
     )
     assert len(named) >= 8
     # Only there while connections are sampled for a while.
-    assert named - exposed <= {"rq_pooled_connections_per_minute"}
+    assert named - exposed <= {"rq_pooled_connections_per_minute", "rq_pooled_budget", "rq_pooled_budget_held"}
 
 
 def test_alerts_pass_promtool() -> None:
@@ -571,10 +574,62 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
         connection_lines(found)[0]
         == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
     )
-    screenful = screen({"time": 0, "address": "x", "connections": found, "processes": [], "queues": []}, 80, 24)
+    nothing = {"time": 0, "address": "x", "processes": [], "queues": [], "throughput": NOTHING_ENDED}
+    screenful = screen({**nothing, "connections": found}, 80, 24)
     assert screenful[1].startswith("connections  9, +2.5/min; ours")
 
 
 def test_no_name_can_write_to_the_terminal() -> None:
     """Whatever a queue is called, a table has a line per row and no escapes."""
     assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]
+
+
+def test_a_full_server_is_explained_by_a_worker_of_this_host(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """When the server takes no connection, check and connections say so and who holds them, asked through a worker."""
+    one, other = start_server({"maxclients": "12"}), start_server()
+    words = (("check",), ("connections",))
+    with (
+        running_worker(other.url, "a", log=tmp_path / "other"),
+        running_worker(one.url, "a", log=tmp_path / "log", RQ_POOLED_GUARD_STOP="1", **FAST) as worker,
+    ):
+        greedy: list[Redis] = []
+        try:
+            for _ in range(12):
+                client = Redis.from_url(one.url, client_name="greedy", single_connection_client=True, retry=None)
+                greedy.append(client)
+        except RedisError:
+            pass
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "server full" in check.stdout and check.stdout.count("\n") == 1
+        assert re.search(r"held by: \d+ greedy \(from 127.0.0.1\); 2 .*command 1, listen 1", check.stdout), check.stdout
+        assert connections.returncode == 0 and "12 of 12 (100.0%) connections in use: stop" in connections.stdout
+        assert re.search(rf":{worker.pid} +command 1, listen 1", connections.stdout) and "greedy" in connections.stdout
+        assert "the server is full" in connections.stderr and connections.stderr.count("\n") == 1
+        worker.stop()
+        for client in greedy[-2:]:
+            client.ping()
+        greedy += [Redis.from_url(one.url, single_connection_client=True, retry=None) for _ in range(2)]
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "no worker of this host could be asked" in check.stdout
+        assert connections.returncode == 75
+        for client in greedy:
+            client.close()
+
+
+def test_metrics_tell_of_schedules_budget_and_connections(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Throughput, dead letters, the lag of schedules, each worker's connections and the budget's places are told."""
+    redis.sadd(named("rq:queues"), named("rq:queue:late"))
+    redis.zadd(named("rq:scheduled:late"), {"x": time.time() - 100})
+    redis.zadd(named("rq_pooled:dead:late"), {"y": 9e9})
+    budget = {"RQ_POOLED_BUDGET": "9", "RQ_POOLED_BUDGET_NAME": "shop"}
+    with running_worker(server.url, "a", log=tmp_path / "log", **FAST, **budget):
+        Queue("a", connection=redis).enqueue("math.factorial", 3)
+        wait_until(lambda: health.throughput(redis)["finished"] == 1)
+        text = metrics(redis, Settings(url=server.url, budget=9, budget_name="shop"))
+    assert re.search(r'rq_pooled_schedule_lag_seconds{queue="late"} 1\d\d\.', text)
+    assert 'rq_pooled_queue{queue="late",state="dead"} 1.0' in text and "rq_pooled_finished_per_minute 1.0" in text
+    assert "rq_pooled_budget 9.0" in text and "rq_pooled_budget_held 3.0" in text
+    assert re.search(r'rq_pooled_worker_connections{.*role="command".*} 1.0', text)
+    assert health.queues(redis)[-1]["schedule_lag"] > 90

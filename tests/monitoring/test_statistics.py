@@ -302,6 +302,7 @@ def test_throughput_counts_each_end_once(redis: Redis, server: EmbeddedServer, t
     for _ in range(3):
         queue.enqueue(stats_jobs.fail, str(tmp_path))
     with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **FAST):
+        wait_until(lambda: queue.failed_job_registry.count == 3, 40, "3 failures")
         wait_until(lambda: health.throughput(redis)["finished"] == 30, 40, "30 ends")
     found = health.throughput(redis)
     assert (found["finished"], found["failed"]) == (30, 3) and found["finished_per_minute"] > 0

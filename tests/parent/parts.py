@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +29,7 @@ _NAMES = {
     scripts()[name].sha1: name
     for name in (
         *("claim", "commit", "heartbeat", "intermediate", "promote", "publish", "push_back", "reads", "register"),
-        *("scheduler_due", "stalled"),
+        *("scheduler_due", "stalled", "doze"),
     )
 }
 
@@ -135,8 +135,9 @@ class Stable(list[Slot]):
     def busy(self) -> bool:
         return bool(self.claims())
 
-    def give(self, slot: Slot, task: Task) -> None:
+    def give(self, slot: Slot, task: Task, behind: Sequence[Claim] = ()) -> None:
         slot.task, slot.ready = task, False
+        slot.waiting.extend(behind)
 
     def __getattr__(self, name: str) -> Callable[..., list[Claim]]:
         """Note everything else that is done to them."""
@@ -174,7 +175,15 @@ def outcome_of(claim: Claim) -> Outcome:
 
 def claimed(*job_ids: str, suspended: bool = False) -> list[Any]:
     """The reply to a claim that took these jobs."""
-    return [suspended, 0, [], [[named(b"rq:queue:default"), job_id.encode(), b"default", []] for job_id in job_ids], []]
+    return [
+        suspended,
+        0,
+        [],
+        [[named(b"rq:queue:default"), job_id.encode(), b"default", []] for job_id in job_ids],
+        [],
+        bool(job_ids),
+        0,
+    ]
 
 
 def name_of(command: Any) -> str:

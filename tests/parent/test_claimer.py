@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,9 +12,11 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoPermissionError, OutOfMemoryError
 
 from rq_pooled.errors import USAGE
+from rq_pooled.parent.ahead import Ahead
 from rq_pooled.parent.claimer import Claimer
 from rq_pooled.parent.committer import Committer
 from rq_pooled.parent.events import Events
+from rq_pooled.parent.expected import Expected
 from rq_pooled.parent.recovery import Recovery
 from rq_pooled.parent.refusals import Refusals
 from rq_pooled.parent.wakeup import Wakeup
@@ -27,13 +30,14 @@ class Parts:
         self.events, self.slots = Events(), Stable(*names)
         refusals = Refusals(self.context, self.events, burst=burst)
         self.committer = Committer(self.context, self.events, tasks=deque(), burst=False)
-        self.wakeup = Wakeup(self.context, self.events, refusals=refusals)
+        self.wakeup = Wakeup(self.context, self.events, refusals=refusals, slots=self.slots, burst=burst)  # type: ignore[arg-type]
         slots: Any = self.slots
         held = {"slots": slots, "committer": self.committer, "wakeup": self.wakeup}
         self.recovery = Recovery(self.context, self.events, **held)
-        self.claimer = Claimer(
-            self.context, self.events, **held, recovery=self.recovery, refusals=refusals, max_jobs=max_jobs
-        )
+        self.expected = Expected()
+        self.ahead = Ahead(self.context, self.events, slots=slots, expected=self.expected, allowed=max_jobs is None)
+        others = {"recovery": self.recovery, "refusals": refusals, "ahead": self.ahead}
+        self.claimer = Claimer(self.context, self.events, **held, **others, max_jobs=max_jobs)
 
     def claim(self, *replies: Any) -> None:
         """Send a claim; where a reply is given, it is answered."""
@@ -63,6 +67,82 @@ def test_each_claimed_job_goes_to_the_slot_it_was_claimed_for() -> None:
     assert [slot.claim and slot.claim.job_id for slot in parts.slots] == ["a", "b", None]
     assert len(dispatched) == parts.claimer.dispatched == 2
     assert not parts.claimer.due and parts.wakeup.due
+
+
+def knows(parts: Parts, seconds: float, description: bytes = b"f(1)") -> None:
+    """Have the worker see a job that took so long."""
+    parts.expected.add(claim_of("z")._replace(raw={b"description": description}), seconds)
+
+
+def asked(parts: Parts) -> int:
+    """Send a claim, and return how many jobs it asks for."""
+    assert parts.claimer.due
+    (exchange,) = parts.claimer.exchanges()
+    parts.context.command.submit(exchange)
+    words = list(exchange.commands[0])
+    return int(words[words.index("w") - 4])
+
+
+def test_several_jobs_are_asked_for_while_they_are_short() -> None:
+    """A slot is given up to 16 jobs that take 5 ms together, and one where jobs are longer, or nothing is known."""
+    for seconds, most in ((None, 2), (0.0001, 32), (0.001, 10), (0.002, 4), (0.004, 2), (1.0, 2)):
+        parts = Parts("w", "w-1")
+        if seconds is not None:
+            knows(parts, seconds)
+        assert asked(parts) == most
+    for parts in (
+        Parts("w"),
+        Parts("w", "w-1", claim_ahead=0),
+        Parts("w", "w-1", max_jobs=50),
+        Parts("w", "w-1", max_jobs_per_horse=1),
+    ):
+        knows(parts, 0.0001)
+        assert asked(parts) == len(parts.slots)
+
+
+def test_what_is_lost_is_looked_for_singly() -> None:
+    """After a claim that was lost with what it took, none is claimed ahead until the one to blame is known."""
+    parts = Parts("w", "w-1")
+    knows(parts, 0.0001)
+    parts.recovery.singly = 2
+    assert asked(parts) == 1
+
+
+def of_function(parts: Parts, jobs: dict[str, bytes]) -> list[Any]:
+    """The reply to a claim of jobs that call these."""
+    reply = claimed(*jobs)
+    for job in reply[3]:
+        job[3] = [b"description", jobs[job[1].decode()] + b"()"]
+    return reply
+
+
+def test_a_long_job_comes_last_and_only_one_per_slot() -> None:
+    """Of what was claimed ahead a slot is given 5 ms of work and at most one long job behind it; the rest goes back."""
+    parts = Parts("w", "w-1")
+    knows(parts, 1.0, b"long()")
+    for _ in range(200):
+        knows(parts, 0.0001, b"short()")
+    knows(parts, 0.003, b"middling()")
+    kinds = {"a": "long", "b": "short", "c": "short", "d": "long", "e": "short", "f": "middling", "g": "short"}
+    kinds |= {"h": "middling", "i": "short"}
+    parts.claim(of_function(parts, {job_id: kind.encode() for job_id, kind in kinds.items()}))
+    first, second = parts.slots
+    assert [first.claim and first.claim.job_id, *(claim.job_id for claim in first.waiting)] == list("cegia")
+    assert [second.claim and second.claim.job_id, *(claim.job_id for claim in second.waiting)] == list("bfd")
+    assert parts.context.command.sent[-1] == "push_back"
+
+
+def test_what_waits_goes_back_when_a_shutdown_begins() -> None:
+    """A shutdown, or a suspension, takes back what waits in all slots."""
+    for happens in (lambda events: events.shutdown_began(), lambda events: events.suspension_changed(True)):
+        parts = Parts("w", "w-1")
+        knows(parts, 0.0001)
+        parts.claim(claimed("a", "b", "c"))
+        assert [claim.job_id for claim in parts.slots[0].waiting] == ["c"]
+        taken: list[Any] = []
+        parts.slots.waiting = SimpleNamespace(put_back=taken.append)  # type: ignore[attr-defined]
+        happens(parts.events)
+        assert taken == [parts.slots[0]]
 
 
 def test_what_is_claimed_when_a_shutdown_begins_goes_back() -> None:

@@ -47,6 +47,7 @@ class Stable:
     def __init__(self, *names: str) -> None:
         self.loop = Loop()
         self.outcomes: list[Outcome] = []
+        self.untouched: list[list[Claim]] = []
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
@@ -64,6 +65,9 @@ class Stable:
             multiplexer=None,
             on_outcome=self.outcomes.append,
             on_request=lambda *_: None,
+            on_untouched=self.untouched.append,
+            on_ran=lambda *_: None,
+            ahead=True,
         )
         self.slots.start()
         self.until(lambda: all(slot.ready for slot in self.slots))
@@ -95,7 +99,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stable]]:
     monkeypatch.setattr("gc.freeze", lambda: None)
     monkeypatch.setattr(slots_module, "CLEAN_UP_TIME", 0.2)
     monkeypatch.setattr(slots_module, "SCHEDULE_TIME", 0.2)
-    monkeypatch.setattr(slots_module, "DEADLINE_INTERVAL", 0.05)
+    monkeypatch.setattr("rq_pooled.parent.deadlines.DEADLINE_INTERVAL", 0.05)
     made: list[Stable] = []
 
     def make(*names: str) -> Stable:

@@ -31,7 +31,7 @@ from support import drop_pools, running_worker, wait_until
 from rq_pooled import Backoff, Queue
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.health import connections, health, processes, queues
+from rq_pooled.health import connections, failed_jobs, health, processes, queues
 from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
 from rq_pooled.queue.limits import limits_in_force
@@ -272,7 +272,10 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
 
     page, view = client_of("page"), client_of("page-view")
     fail_jobs(guarded.admin, "q", ["ValueError: one", "OSError: two", "KeyError: 3", "TypeError: four"])
-    looks = ("", "queues/status", "queues/failed-jobs", "metrics", "health/redis")
+    ids = {one["exception"]: one["id"] for one in failed_jobs(connection=guarded.admin)["jobs"]}
+    job_id = ids["TypeError"]
+    looks = ["", "queues/status", "queues/failed-jobs", "metrics", "health/redis", "redis/pool-stats", "failed"]
+    looks += [f"job?id={job_id}", "failed?queue=q", "failed?queue=q&dead=1"]
     for client in (page, view):
         for path in looks:
             assert client.get(f"/rq/{path}").status_code == 200, path
@@ -282,6 +285,8 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
         asked |= {"confirm": "1"} if policy == "purge" else {}
         assert page.post("/rq/queues/sweep", json=asked).json["done"] == 1
     assert page.post("/rq/queues/requeue", data={"queue": "q", "exception": "x", "page": "1"}).status_code == 303
+    dead = {"act": "requeue", "jobs": json.dumps([ids["OSError"]]), "dead": True}
+    assert page.post("/rq/jobs", json=dead).json["done"] == 1
     assert guarded.refused() == []
     before = guarded.admin.zrange(named("rq:failed:q"), 0, -1)
     assert view.post("/rq/queues/requeue", json={"queue": "q"}).status_code == 503
@@ -331,3 +336,18 @@ def test_the_table_speaks_of_every_key() -> None:
     written = [one for role in ("web", "page", "jobs") for one in ROLES[role].writes]
     undecided = {name for name in names if not any(fnmatchcase(getattr(keys, name), one) for one in written)}
     assert undecided == OF_WORKERS
+
+
+def test_check_says_whether_it_is_so(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check --secure` warns of an administrator, of missing keys and of jobs without a signature; else all is well."""
+    keys_of = {"RQ_POOLED_SIGNING_KEYS": "k1:0123456789abcdef", "RQ_POOLED_ALLOWED": "jobs.*"}
+    well = run_command(guarded.url("worker"), "check", "--secure", **keys_of)
+    assert well.returncode == 0 and "the user worker has no rights beyond" in well.stdout, well.stdout
+    assert "signed with the key k1 |" in well.stdout
+    for url, settings, said in (
+        (guarded.server.url, keys_of, "the user default may read other applications' keys and the server's conf"),
+        (guarded.url("web"), {}, "jobs are not signed"),
+        (guarded.url("web"), {**keys_of, "RQ_POOLED_SIGNING": "accept-unsigned"}, "without a signature run, too"),
+    ):
+        asked = run_command(url, "check", "--secure", **settings)
+        assert asked.returncode == 1 and asked.stdout.startswith("WARNING") and said in asked.stdout, asked.stdout

@@ -57,10 +57,12 @@ class Engine:
             )
         )
 
-    def claim(self, *names: str, queues: Sequence[str] = ("default",), strategy: str = "default") -> Claimed:
-        """Claim one job for each name."""
+    def claim(
+        self, *names: str, queues: Sequence[str] = ("default",), strategy: str = "default", per_name: int = 1
+    ) -> Claimed:
+        """Claim one job for each name, and up to ``per_name`` ahead."""
         command, request = claim_jobs(
-            self.settings, self.token, [named(f"rq:queue:{queue}") for queue in queues], strategy, names
+            self.settings, self.token, [named(f"rq:queue:{queue}") for queue in queues], strategy, names, per_name
         )
         return request.read(self.run(command))
 

@@ -5,6 +5,7 @@
 | none | runs as it is printed |
 | `<!-- not run: reason -->` | does not run |
 | `<!-- runs until: text -->` | runs on after it has printed the text; SIGTERM ends it with the page |
+| `<!-- prints: text -->` | has to print the text, which the prose quotes |
 | `<!-- first: code -->` | runs after the code, which names what the prose has introduced |
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from support import ROOT
 
 FENCE = re.compile(r"^( *)(`{3,})([\w+-]*)[^\n`]*\n(.*?)^\1\2 *$", re.MULTILINE | re.DOTALL)
-COMMENT = re.compile(r"<!-- (not run|runs until|first): (.*?) -->", re.DOTALL)
+COMMENT = re.compile(r"<!-- (not run|runs until|first|prints): (.*?) -->", re.DOTALL)
 ABOVE = re.compile(r"(?:<!--(?:(?!-->).)*-->\s*)+\Z", re.DOTALL)
 SHELL = ("", "sh", "bash", "console", "shell")
 
@@ -38,6 +39,7 @@ class Block:
     not_run: str = ""
     until: str = ""
     first: str = ""
+    prints: str = ""
 
     @property
     def shell(self) -> bool:
@@ -46,7 +48,7 @@ class Block:
     def steps(self) -> list[tuple[str, str | None]]:
         """Return what runs, each with the output that the page shows, or None if it shows none."""
         if not self.shell or not self.text.lstrip().startswith("$ "):
-            return [(self.text, None)]
+            return [(self.text, self.prints or None)]
         steps: list[tuple[str, str | None]] = []
         for line in self.text.splitlines():
             if line.startswith("$ "):

@@ -27,7 +27,7 @@ local now, claims = ARGV[1], ARGV[2]
 
 -- include digest
 -- include is_running
--- include no_execution
+-- include show_rest
 
 local EXPECTED = {
   HSET = 'hash', HMSET = 'hash', HSETNX = 'hash', HDEL = 'hash', HINCRBY = 'hash', HINCRBYFLOAT = 'hash',
@@ -244,103 +244,107 @@ end
 
 local results, freed, at = {}, {}, 3
 local members, claimed, worked = {}, {}, {} -- the claims that have ended: themselves, by queue, and by worker
-while at <= #ARGV do
-  local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local guards, commands = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  at = at + 6
-  local member = id .. ':' .. execution
-  local wip = WIP .. queue
-  local result = 'ok'
-  local score = not ended[member] and redis.pcall('ZSCORE', wip, member)
-  if not score then
-    local job = JOB .. id -- what tidy_up needs
-    result = forbidden('HMGET', job) or forbidden('ZRANGE', job) or forbidden('TTL', job) or forbidden('EXPIRE', job)
-      or 'lost'
-  elseif type(score) == 'table' and score.err then
-    result = score.err
-  end
-  for _ = 1, guards do
-    local expected, words = ARGV[at], tonumber(ARGV[at + 1])
-    if result == 'ok' then
-      local reply = redis.pcall(unpack(ARGV, at + 2, at + 1 + words))
-      if digest(reply, ARGV[at + 2], ARGV[at + 4]) ~= expected then
-        result = 'changed'
-      end
+local function record_all()
+  while at <= #ARGV do
+    local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local guards, commands = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+    at = at + 6
+    local member = id .. ':' .. execution
+    local wip = WIP .. queue
+    local result = 'ok'
+    local score = not ended[member] and redis.pcall('ZSCORE', wip, member)
+    if not score then
+      local job = JOB .. id -- what tidy_up needs
+      result = forbidden('HMGET', job) or forbidden('ZRANGE', job) or forbidden('TTL', job) or forbidden('EXPIRE', job)
+        or 'lost'
+    elseif type(score) == 'table' and score.err then
+      result = score.err
     end
-    at = at + 2 + words
-  end
-  -- Commands that replace those in ARGV, and plain successes, by the index at which the original begins.
-  local first, made, successes, slot = at, {}, {}, {}
-  for _ = 1, commands do
-    local words = tonumber(ARGV[at])
-    if ARGV[at + 1] == 'EVALSHA' then
-      slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
-    end
-    -- After an error the loop only finds where the next outcome begins.
-    if result ~= 'ok' then
-    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
-      local args, w, count, failure = ARGV, at + 1, words, nil
-      if ARGV[w] == 'ASIDE' then
-        args, failure = filled_in(member, w, words)
-        w, count = 1, args and #args
+    for _ = 1, guards do
+      local expected, words = ARGV[at], tonumber(ARGV[at + 1])
+      if result == 'ok' then
+        local reply = redis.pcall(unpack(ARGV, at + 2, at + 1 + words))
+        if digest(reply, ARGV[at + 2], ARGV[at + 4]) ~= expected then
+          result = 'changed'
+        end
       end
-      if failure then
-        result = failure
-      elseif args[w] == 'PLAIN_SUCCESS' then
-        -- Dependents exist if the outcome was completed with the commands that enqueue them: then a guard knows them.
-        local unknown = guards == 0 and redis.pcall('EXISTS', JOB .. id .. ':dependents') ~= 0
-        result = unknown and 'changed' or refused_success(id, args, w, commands == 1) or 'ok'
-        successes[at] = { args, w, count }
+      at = at + 2 + words
+    end
+    -- Commands that replace those in ARGV, and plain successes, by the index at which the original begins.
+    local first, made, successes, slot = at, {}, {}, {}
+    for _ = 1, commands do
+      local words = tonumber(ARGV[at])
+      if ARGV[at + 1] == 'EVALSHA' then
+        slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
+      end
+      -- After an error the loop only finds where the next outcome begins.
+      if result ~= 'ok' then
+      elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
+        local args, w, count, failure = ARGV, at + 1, words, nil
+        if ARGV[w] == 'ASIDE' then
+          args, failure = filled_in(member, w, words)
+          w, count = 1, args and #args
+        end
+        if failure then
+          result = failure
+        elseif args[w] == 'PLAIN_SUCCESS' then
+          -- Dependents exist if the outcome was completed with the commands that enqueue them: then a guard knows them.
+          local unknown = guards == 0 and redis.pcall('EXISTS', JOB .. id .. ':dependents') ~= 0
+          result = unknown and 'changed' or refused_success(id, args, w, commands == 1) or 'ok'
+          successes[at] = { args, w, count }
+        else
+          result = refused(args[1], args[2], args[3], #args) or 'ok'
+          made[at] = args
+        end
       else
-        result = refused(args[1], args[2], args[3], #args) or 'ok'
-        made[at] = args
+        result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
+        if ARGV[at + 1] == 'EVALSHA' then -- one of RQ's own, for its rate limits
+          result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2] or result
+        end
+        if ARGV[at + 1] == 'EXPIRE' and words == 3 then
+          local seconds = bounded(ARGV[at + 3])
+          result = seconds and result or 'ERR an expire time of ' .. ARGV[at + 3] .. ' seconds'
+          ARGV[at + 3] = seconds or ARGV[at + 3]
+        end
       end
-    else
-      result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
-      if ARGV[at + 1] == 'EVALSHA' then -- one of RQ's own, for its rate limits
-        result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2] or result
+      at = at + 1 + words
+    end
+    at = first
+    for _ = 1, commands do
+      local words = tonumber(ARGV[at])
+      if result ~= 'ok' then -- as above
+      elseif successes[at] then
+        local success = successes[at]
+        result = record_success(id, execution, success[1], success[2], success[3], guards > 0)
+      elseif made[at] then
+        result = apply(unpack(made[at]))
+      else
+        result = apply(unpack(ARGV, at + 1, at + words))
       end
-      if ARGV[at + 1] == 'EXPIRE' and words == 3 then
-        local seconds = bounded(ARGV[at + 3])
-        result = seconds and result or 'ERR an expire time of ' .. ARGV[at + 3] .. ' seconds'
-        ARGV[at + 3] = seconds or ARGV[at + 3]
+      at = at + 1 + words
+    end
+    if result == 'ok' or result == 'lost' then
+      -- Of a lost claim these are the keys that Job.cancel of a running job leaves. A key of another type is no reason to
+      -- stop, because the outcome is recorded, and the other outcomes wait.
+      redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
+      redis.pcall('ZREM', EXECUTIONS .. id, execution)
+      if result == 'lost' then
+        redis.pcall('ZREM', LEASES .. queue, member)
+        redis.pcall('ZREM', wip, member)
+        tidy_up(id, queue)
+        free_slot(id, slot)
       end
+      ended[member] = true
+      members[#members + 1] = member
+      add(claimed, queue, member)
+      add(worked, WORKER .. name, member)
+      freed[queue] = FULL .. queue
     end
-    at = at + 1 + words
+    results[#results + 1] = result
   end
-  at = first
-  for _ = 1, commands do
-    local words = tonumber(ARGV[at])
-    if result ~= 'ok' then -- as above
-    elseif successes[at] then
-      local success = successes[at]
-      result = record_success(id, execution, success[1], success[2], success[3], guards > 0)
-    elseif made[at] then
-      result = apply(unpack(made[at]))
-    else
-      result = apply(unpack(ARGV, at + 1, at + words))
-    end
-    at = at + 1 + words
-  end
-  if result == 'ok' or result == 'lost' then
-    -- Of a lost claim these are the keys that Job.cancel of a running job leaves. A key of another type is no reason to
-    -- stop, because the outcome is recorded, and the other outcomes wait.
-    redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
-    redis.pcall('ZREM', EXECUTIONS .. id, execution)
-    if result == 'lost' then
-      redis.pcall('ZREM', LEASES .. queue, member)
-      redis.pcall('ZREM', wip, member)
-      tidy_up(id, queue)
-      free_slot(id, slot)
-    end
-    ended[member] = true
-    members[#members + 1] = member
-    add(claimed, queue, member)
-    add(worked, WORKER .. name, member)
-    freed[queue] = FULL .. queue
-  end
-  results[#results + 1] = result
 end
+-- Where an outcome has this script itself fail, what was recorded before it has its claims removed all the same.
+local fine, fault = pcall(record_all)
 for name, count in pairs(counts) do
   redis.pcall('HINCRBY', WORKER .. name, 'successful_job_count', count[1])
   redis.pcall('HINCRBYFLOAT', WORKER .. name, 'total_working_time', count[2])
@@ -350,12 +354,7 @@ for _, words in pairs(finished_jobs) do
 end
 for worker, words in pairs(worked) do
   redis.pcall('SREM', worker .. ':executions', unpack(words, 2))
-  if no_execution(worker) then
-    if not RQ3 then
-      redis.pcall('HDEL', worker, 'current_job')
-    end
-    redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
-  end
+  show_rest(worker, now)
 end
 -- The claims are removed last.
 if #members > 0 then
@@ -369,4 +368,4 @@ end
 for _, key in pairs(freed) do
   redis.call('DEL', key)
 end
-return results
+return fine and results or redis.error_reply(tostring(fault))

@@ -12,10 +12,11 @@
 redis.call('DEL', NONE)
 -- rights first
 
+-- RQ
 -- include numbers
 -- include fits
 -- include has_job
--- include no_execution
+-- include show_rest
 
 local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local pushed = 0
@@ -49,9 +50,6 @@ for at = #ARGV - 4, 5, -5 do
   redis.call('DEL', FULL .. queue)
   redis.pcall('HDEL', claims, member)
   redis.pcall('SREM', worker .. ':executions', member)
-  if no_execution(worker) then
-    redis.pcall('HDEL', worker, 'current_job')
-    redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
-  end
+  show_rest(worker, now)
 end
 return pushed

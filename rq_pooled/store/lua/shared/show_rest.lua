@@ -1,0 +1,21 @@
+-- Show in the hash of a worker, of which executions have ended, that it has nothing to do, or the job that is left to it.
+-- A list of executions of another type counts as empty.
+local function show_rest(worker, now)
+  local executions = worker .. ':executions'
+  local left = redis.pcall('SCARD', executions)
+  if (type(left) == 'number' and left > 1) or redis.pcall('EXISTS', worker) ~= 1 then
+    return
+  end
+  if left == 1 then
+    local member = not RQ3 and redis.pcall('SRANDMEMBER', executions)
+    local id = type(member) == 'string' and string.match(member, '^(.*):[^:]*$')
+    if id then
+      redis.pcall('HSET', worker, 'current_job', id)
+    end
+  else
+    if not RQ3 then
+      redis.pcall('HDEL', worker, 'current_job')
+    end
+    redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
+  end
+end
