@@ -12,8 +12,10 @@ from ..connection.away import LOST
 from ..connection.connect_errors import FULL
 from ..durations import show_duration
 from ..errors import ServerUnsupported
+from ..monitoring.audit import Deed
 from ..monitoring.guard import ConnectionGuard
 from ..monitoring.neighbours import ask_neighbours
+from .audit import note
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import table
@@ -43,6 +45,8 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
     guard = ConnectionGuard(Settings.load({"url": url}), client)
     try:
         closed = guard.reap() if reap else []
+        if closed:
+            note(client, Deed("reap", "", len(closed), "connections left behind"))
         found = guard.describe()
     except NoPermissionError as error:
         raise ServerUnsupported(

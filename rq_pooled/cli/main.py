@@ -22,6 +22,7 @@ from ..errors import TRY_AGAIN, USAGE, RQPooledError
 from ..rq_version import check_rq
 from . import schedule_sweep
 from .acl import acl
+from .audit import audit
 from .check import check
 from .connections import connections
 from .failed import failed
@@ -135,7 +136,23 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(acl, check, connections, stats, top, web, worker, sweep, requeue, failed, rescue, settings, limit, scheduler),
+    *(
+        acl,
+        audit,
+        check,
+        connections,
+        stats,
+        top,
+        web,
+        worker,
+        sweep,
+        requeue,
+        failed,
+        rescue,
+        settings,
+        limit,
+        scheduler,
+    ),
     schedule_sweep.command,
 ):
     cli.add_command(command)

@@ -29,6 +29,7 @@ from .overview import overview, queue_states
 from .page import present
 from .parameters import asked_for, flag, number, posted, queue_of
 from .rights import BURY, PURGE, REQUEUE, VIEW, Authorize, Rights, Who
+from .trail import add_trail, tracked
 
 #: Seconds within which each request is answered. Health promises 2, of which Flask takes a part.
 HEALTH_DEADLINE, DEADLINE = 1.9, 4.0
@@ -44,7 +45,7 @@ _HEADERS = {
 }
 
 #: Views that answer with a page for people, an error too.
-_PAGES = ("failed", "job", "failed_confirm")
+_PAGES = ("failed", "job", "failed_confirm", "trail_page")
 
 
 class Client(Protocol):
@@ -153,7 +154,14 @@ def make_blueprint(
         rights.require(REQUEUE, queue_of(given))
         client = client_of().redis
         with within(DEADLINE, "the deadline of a page"):
-            report = actions.requeue(client, queue_of(given), given.get("exception"), exactly=flag(given, "exactly"))
+            report = tracked(
+                client,
+                rights,
+                REQUEUE,
+                given["queue"],
+                given,
+                lambda: actions.requeue(client, given["queue"], given.get("exception"), exactly=flag(given, "exactly")),
+            )
             return _done(client, "requeued", given["queue"], report)
 
     @blueprint.post("/queues/sweep")
@@ -162,15 +170,22 @@ def make_blueprint(
         client, policy = client_of().redis, given.get("policy", "ghosts")
         rights.require(PURGE if policy == "purge" else BURY, queue_of(given))
         with within(DEADLINE, "the deadline of a page"):
-            report = actions.sweep(
+            report = tracked(
                 client,
-                queue_of(given),
-                policy,
-                given.get("exception"),
-                given.get("older_than"),
-                exactly=flag(given, "exactly"),
-                everything=flag(given, "all"),
-                confirmed=number(given, "confirm", 0) if "confirm" in given else None,
+                rights,
+                "sweep" if policy == "ghosts" else policy,
+                given["queue"],
+                given,
+                lambda: actions.sweep(
+                    client,
+                    given["queue"],
+                    policy,
+                    given.get("exception"),
+                    given.get("older_than"),
+                    exactly=flag(given, "exactly"),
+                    everything=flag(given, "all"),
+                    confirmed=number(given, "confirm", 0) if "confirm" in given else None,
+                ),
             )
             return _done(client, {"bury": "buried", "purge": "purged"}.get(policy, "swept"), given["queue"], report)
 
@@ -197,6 +212,7 @@ def make_blueprint(
             **found,
         )
 
+    add_trail(blueprint, lambda: client_of().redis)
     add_job_pages(blueprint, lambda: client_of().redis, rights)
     return blueprint
 
@@ -228,4 +244,4 @@ def _done(client: Redis, did: str, queue: str, report: dict[str, Any]) -> Any:
     if "page" not in request.form:
         return jsonify(bounded(report))
     more = report["unfinished"] or report["done"] >= actions.MOST
-    return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more)), 303)
+    return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more, "trail_error" in report)), 303)

@@ -18,27 +18,21 @@ from ..errors import ConfigurationError, UnknownQueue
 from ..failed.groups import GHOST, NEWEST, jobs_of_group
 from ..failed.history import history, no_job
 from ..failed.listing import failed_jobs
-from ..failed.policies import Bury, Policy, Purge, Requeue
-from ..failed.sweeper import Sweeper
-from ..foreign import bounded, printable, replies_of, seconds_of, shown
+from ..foreign import bounded, printable, seconds_of, shown
+from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
-from ..store.keys import job_key
 from ..store.queues import queue_names
-from ..wire import raw, text
+from .actions import ACTS, act_on, origins_of
 from .notices import tell, told
 from .page import fits_a_form
 from .parameters import asked_for, flag, number, posted
-from .rights import BURY, PURGE, REQUEUE, VIEW, Rights
+from .rights import VIEW, Rights
+from .trail import note
 from .words import count, moment
 
 #: Jobs on one page of the list, seconds within which a page is made, and characters of a traceback that are shown.
 PAGE, DEADLINE, MAX_TRACEBACK = 50, 4.0, 40_000
-#: What can be done to jobs: the policy, what the page that follows says was done, and the right that it needs.
-ACTS: dict[str, tuple[Callable[[], Policy], str, str]] = {
-    "requeue": (Requeue, "requeued", REQUEUE),
-    "bury": (Bury, "buried", BURY),
-    "delete": (lambda: Purge(everything=True), "purged", PURGE),
-}
+_DEAD = {False: "", True: ", dead letters"}
 
 
 def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights) -> None:
@@ -55,7 +49,7 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
 
     def may_act(redis: Redis, act: str, ids: list[str]) -> list[str]:
         """Return those of these jobs that the request may see; 403 if it may not do this to one of them."""
-        found = [(one, name) for one, name in zip(ids, _origins(redis, ids)) if name and rights.may(VIEW, name)]
+        found = [(one, name) for one, name in zip(ids, origins_of(redis, ids)) if name and rights.may(VIEW, name)]
         for _, name in found:
             rights.require(ACTS[act][2], name)
         return [one for one, _ in found]
@@ -120,7 +114,7 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
             if not rights.may(VIEW, found["origin"] or ""):
                 raise UnknownQueue(str(no_job(job_id)))
             near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
-            hidden = {one for one, name in zip(near, _origins(redis, near)) if not rights.may(VIEW, name)}
+            hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
             now = server_time(redis)
         if hidden:
             found["dependents"] = [one for one in found["dependents"] if one not in hidden]
@@ -182,62 +176,30 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
                 ids = _ids(given["jobs"])
                 known = may_act(redis, act, ids)
                 _check_confirmed(act, known, given)
-                report = act_on(redis, act, known, dead)
+                done: dict[str, int] = {}
+                report = act_on(redis, act, known, dead, done=done)
                 report["gone"] += len(ids) - len(known)
+                named = f"{', '.join(known[:5])}{' …' if len(known) > 5 else ''}"
+                deeds = [Deed(ACTS[act][2], name, number, f"of {named}{_DEAD[dead]}") for name, number in done.items()]
             elif "queue" in given:
                 rights.require(ACTS[act][2], given["queue"])
                 group = (given["queue"], given.get("exception", ""), given.get("function", ""))
                 ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
                 _check_confirmed(act, ids, given)
                 report = act_on(redis, act, ids, dead, given["queue"])
+                words = f"exception={group[1]}, function={group[2]}{_DEAD[dead]}"
+                deeds = [Deed(ACTS[act][2], given["queue"], report["done"], words)]
             else:
                 raise ConfigurationError("nothing says which jobs: give jobs, a JSON list of ids, or queue")
+            error = note(redis, rights, *deeds) if deeds else ""
             if "page" not in request.form:
-                return jsonify(bounded(report))
-            token = tell(redis, ACTS[act][1], ", ".join(report["queues"]), report["done"], False)
+                return jsonify(bounded({**report, "trail_error": error} if error else report))
+            token = tell(redis, ACTS[act][1], ", ".join(report["queues"]), report["done"], False, bool(error))
         if request.form["page"] == "job" and act != "delete":
             return redirect(url_for(".job", id=ids[0], did=token), 303)
         if request.form["page"] in ("job", "failed"):
             return redirect(url_for(".failed", dead=1 if dead else None, did=token), 303)
         return redirect(url_for(".page", did=token), 303)
-
-
-def act_on(client: Redis, act: str, ids: Sequence[str], dead: bool = False, queue: str | None = None) -> dict[str, Any]:
-    """Requeue, bury or delete jobs by id, each in one atomic step that checks that it still has failed.
-
-    Args:
-        client: of the server.
-        act: of ACTS.
-        ids: of failed jobs; of dead letters with ``dead``.
-        queue: of all of them; each job says its own if not given.
-
-    Returns:
-        ``done``, ``gone`` (not there any more), ``changed`` (not failed any more), and ``queues`` that changed.
-    """
-    if dead and act == "bury":
-        raise ConfigurationError("dead letters are buried already: requeue or delete them")
-    by_queue: dict[str, list[str]] = {} if queue is None else {queue: list(ids)}
-    if queue is None:
-        for job_id, origin in zip(ids, _origins(client, ids)):
-            by_queue.setdefault(origin, []).append(job_id)
-    words: list[str] = []
-    for name, of_queue in by_queue.items():
-        words += Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]()).values()  # type: ignore[arg-type]
-    gone = words.count("gone") + words.count("ghost")
-    return {
-        "done": words.count("done"),
-        "gone": gone,
-        "changed": len(words) - gone - words.count("done"),
-        "queues": [name for name in by_queue if name],
-    }
-
-
-def _origins(client: Redis, ids: Sequence[str]) -> list[str]:
-    """Return the queue of each job, "" for one that is gone."""
-    pipeline = client.pipeline(transaction=False)
-    for job_id in ids:
-        pipeline.hget(raw(job_key(job_id)), "origin")
-    return [text(origin or b"") for origin in (replies_of(pipeline) if ids else ())]
 
 
 def _check_confirmed(act: str, ids: Sequence[str], given: dict[str, str]) -> None:

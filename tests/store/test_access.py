@@ -282,6 +282,7 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
     assert page.post("/rq/queues/requeue", json={"queue": "q", "exception": "ValueError"}).json["done"] == 1
     for policy, exception in (("bury", "OSError"), ("purge", "KeyError")):
         asked = {"queue": "q", "policy": policy, "exception": exception}
+        asked |= {"confirm": "1"} if policy == "purge" else {}
         assert page.post("/rq/queues/sweep", json=asked).json["done"] == 1
     assert page.post("/rq/queues/requeue", data={"queue": "q", "exception": "x", "page": "1"}).status_code == 303
     dead = {"act": "requeue", "jobs": json.dumps([ids["OSError"]]), "dead": True}
