@@ -104,3 +104,18 @@ def test_a_queue_that_may_start_nothing_is_left_out() -> None:
     assert not sleeper.wakeup.awake and not sleeper.wakeup.asleep
     look.on_replies([b"OK", 0, b"OK", 0])
     assert sleeper.wakeup.awake
+
+
+def test_a_worker_that_is_made_the_sentry_while_it_claims_is_the_sentry() -> None:
+    """The reply to a claim that was sent before says nothing of it: no other worker would hear of jobs."""
+    for told in (True, False):
+        sleeper = Sleeper(reachable=True)
+        sleeper.look().on_replies([0])
+        sleeper.wakeup.wake()
+        assert sleeper.wakeup.post()[1] is False
+        if told:
+            sleeper.wakeup.make_sentry(False)
+        sleeper.wakeup.note_post(False)
+        assert sleeper.wakeup.post()[1] is told
+    sleeper.wakeup.note_post(False)
+    assert sleeper.wakeup.post()[1] is False
