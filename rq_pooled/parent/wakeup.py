@@ -67,6 +67,8 @@ class Wakeup:
         #: It can be told to be the sentry, as far as is known since the last connect.
         self._reachable = False
         self._sentry = False
+        #: It was made the sentry since the last claim was sent.
+        self._told = False
         #: It sleeps beside a sentry.
         self.dozing = False
         self._retiring = False
@@ -114,17 +116,18 @@ class Wakeup:
 
     def post(self) -> tuple[str, bool]:
         """Return what a claim has to know: the crew whose sleepers it wakes, and whether this is their sentry."""
+        self._told = False
         return (self._post.crew, self._sentry) if self._guarded else ("", False)
 
     def note_post(self, sentry: bool) -> None:
-        """Note what a claim has made of the sentry's post."""
-        self._sentry = sentry
+        """Note what a claim has made of the sentry's post, unless another worker's claim has made more of it since."""
+        self._sentry = sentry or self._told
 
     def make_sentry(self, work: bool) -> None:
         """Be the sentry from now on, since the one before has a job; ``work`` is waiting, perhaps."""
         self.dozing = False
         if self._guarded and self._later is None:
-            self._sentry = True
+            self._sentry = self._told = True
             if work:
                 self.wake()
             self._look_due = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from rq.suspension import resume, suspend
 from support import QUICK, keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.process.runnable import is_runnable
 
 #: What a job is told, see ahead_jobs.run.
 Told = tuple[str, str]
@@ -253,6 +255,30 @@ def test_a_killed_parent_loses_nothing(server: EmbeddedServer, redis: Redis, que
         # Notes of the killed worker expire.
         kinds = [named(kind) for kind in ("rq:execution:*", "rq:executions:*", "rq:wip:*", "rq_pooled:leases:*")]
         wait_until(lambda: not [key for kind in kinds for key in redis.keys(kind)], what="no traces of claims")
+
+
+def test_what_waits_at_a_frozen_worker_runs_elsewhere_alone(
+    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
+) -> None:
+    """A worker is frozen, and its jobs are handed on: its horse begins none of those that waited there."""
+    gate = notes.parent / "gate"
+    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2, **QUICK) as worker:
+        warm(queue, notes)
+        ids = enqueue(queue, notes, ("freeze", str(gate)), *[SHORT] * 39)
+        wait_until(lambda: ids[0] in begun(notes), what="the job that freezes its worker")
+        horse = next(int(line.split()[2]) for line in notes.read_text().splitlines() if f" {ids[0]} " in line)
+        try:
+            with running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2, **QUICK):
+                finished(queue, 40)
+                gate.touch()
+                wait_until(lambda: begun(notes, "end")[ids[0]] == 2, what="the end of the job that froze its worker")
+                # It has nothing more to do when it sleeps.
+                wait_until(lambda: not is_runnable(horse), what="the horse waits")
+        finally:
+            os.kill(worker.process.pid, signal.SIGCONT)
+        wait_until(lambda: not left(redis), what="no traces of claims")
+        lines = [line.split() for line in notes.read_text().splitlines()]
+        assert [line[1] for line in lines if line[2] == str(horse) and line[1] in ids] == [ids[0]] * 2
 
 
 def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
