@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from . import connections, enqueue, latency, memory, scaling, signing, startup, streams, sweeper, throughput
+from . import connections, enqueue, latency, memory, page, scaling, signing, startup, streams, sweeper, throughput
 from .common import machine, server
 
-ALL = [throughput, enqueue, latency, memory, startup, connections, streams, sweeper, signing, scaling]
+ALL = [throughput, enqueue, latency, memory, startup, connections, streams, sweeper, page, signing, scaling]
 
 
 def main() -> None:

@@ -70,7 +70,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Costs:
-    """What a fleet costs the server: idle per second and worker, busy per job, and a job that wakes all."""
+    """What a fleet costs the server: idle per second and worker, busy per job, and a job while all are idle."""
 
     idle: Sample
     busy: Sample
@@ -158,7 +158,7 @@ def _busy(redis: Redis, queue: str, number: int) -> tuple[Sample, int]:
 
 
 def _wake(redis: Redis, queue: str, idle: Sample | None = None) -> tuple[float, float]:
-    """Return the commands of one job that wakes all workers, and the median of milliseconds until its first line.
+    """Return the commands of one job while all workers are idle, and the median of milliseconds until its first line.
 
     Without ``idle`` there are no workers: the commands are those of the program that enqueues.
     """
@@ -241,7 +241,7 @@ def by_workers(running: EmbeddedServer, fleets: list[tuple[int, int]], seconds: 
             workers.grow(number, concurrency, [QUEUE])
             add(redis, number, concurrency)
     idle_header = ["workers of CONCURRENCY", "commands/s", "per worker", "server CPU, ms/s", "per worker"]
-    idle_header += ["commands of a job that wakes all", "p50 to its first line, ms"]
+    idle_header += ["commands of a job", "p50 to its first line, ms"]
     busy_header = ["workers of CONCURRENCY", "jobs/s", "scripts/s", "scripts per job", "commands per job"]
     busy_header += ["server CPU", "us per job", "jobs/s of one core"]
     return Tables(
@@ -285,7 +285,7 @@ def by_queues(running: EmbeddedServer, numbers: tuple[int, ...], seconds: float,
             )
         )
     header = ["queues per worker", "idle commands/s per worker", "idle server CPU, ms/s per worker"]
-    header += ["commands per job", "server CPU per job, us", "commands of a job that wakes all"]
+    header += ["commands per job", "server CPU per job, us", "commands of a job"]
     header += ["p50 to its first line, ms"]
     return Table("Queues", header, rows, f"{SERVING} workers of CONCURRENCY 1; all jobs are in the last queue.")
 

@@ -42,7 +42,9 @@ _HOMES = {
     "get_pool": "pool",
 }
 #: Public modules: `except rq_pooled.errors.QueueFull` works after `import rq_pooled` alone.
-_MODULES = frozenset(("config", "deadline", "embedded", "errors", "flask", "health", "metrics", "pool", "retry"))
+_MODULES = frozenset(
+    ("config", "deadline", "embedded", "errors", "flask", "health", "metrics", "pool", "redaction", "retry")
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,7 @@ from its configuration to its end, makes this file long.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -105,7 +106,9 @@ class EmbeddedServer:
     Persistence is off unless ``options`` switches it on. ``options`` maps names of the server's configuration
     file to a value or, where a name takes several arguments, a sequence of them:
     ``{'appendonly': 'yes', 'save': ['3600', '1'], 'requirepass': 'x'}``. They travel in a file that only this
-    user can read, so a password is on no argument list. With ``unix_socket=True`` the ``url`` is a unix:// one.
+    user can read, so a password is on no argument list. Unless ``options`` name one, it is random and stands in
+    ``url``, since other users of the machine reach the port. ``password=False`` leaves it out. With
+    ``unix_socket=True`` the ``url`` is a unix:// one.
 
     As a context manager it starts and closes itself. ``stop``, ``kill`` and ``start`` may be called in turn:
     the port and the data stay until ``close``.
@@ -117,6 +120,7 @@ class EmbeddedServer:
         *,
         kind: str | None = None,
         unix_socket: bool = False,
+        password: bool = True,
         start_timeout: float = 10,
     ) -> None:
         self.host = "127.0.0.1"
@@ -126,6 +130,8 @@ class EmbeddedServer:
         self.socket_path = ""
         self.directory = ""
         self._options = dict(options or {})
+        if password and not {"requirepass", "aclfile"} & self._options.keys():
+            self._options["requirepass"] = secrets.token_urlsafe(24)
         self._wanted_kind = kind
         self._unix_socket = unix_socket
         self._start_timeout = start_timeout

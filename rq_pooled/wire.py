@@ -9,6 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 Word = bytes | str | int | float
+#: Bytes from which on a word is copied as rarely as can be.
+_LONG = 16 * 1024
 
 
 class Packed(NamedTuple):
@@ -38,11 +40,24 @@ def encoded(command: Command) -> list[Any]:
 
 def pack(words: Iterable[Word]) -> Packed:
     """Return the RESP form of ``words``: text as UTF-8 (or what ``text`` was given), numbers as Python writes them."""
-    parts = []
+    words, parts = list(words), []
     for word in words:
-        data = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogateescape")
-        parts.append(b"$%d\r\n%b\r\n" % (len(data), data))
-    return Packed(len(parts), b"".join(parts))
+        if isinstance(word, bytes):
+            if len(word) > _LONG:
+                return Packed(len(words), b"".join(map(_packed, words)))
+            # Formatting text, one character for each byte, takes two thirds of the time.
+            shown = word.decode("latin-1")
+        else:
+            shown = str(word)
+            if not shown.isascii():
+                shown = shown.encode("utf-8", "surrogateescape").decode("latin-1")
+        parts.append(f"${len(shown)}\r\n{shown}\r\n")
+    return Packed(len(parts), "".join(parts).encode("latin-1"))
+
+
+def _packed(word: Word) -> bytes:
+    raw = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogateescape")
+    return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
 def pack_runs(runs: Iterable[Sequence[Word]]) -> Packed:
@@ -60,8 +75,7 @@ def pack_commands(commands: Iterable[Command]) -> bytes:
                 count += word.words
                 data.append(word.data)
             else:
-                raw = word if isinstance(word, bytes) else str(word).encode("utf-8", "surrogateescape")
                 count += 1
-                data.append(b"$%d\r\n%b\r\n" % (len(raw), raw))
+                data.append(_packed(word))
         parts.append(b"*%d\r\n%b" % (count, b"".join(data)))
     return b"".join(parts)

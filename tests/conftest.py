@@ -74,7 +74,7 @@ def _server_available() -> None:
 @pytest.fixture(scope="session")
 def server(_server_available: None) -> Iterator[EmbeddedServer]:
     """One running server for the whole session; tests that stop, pause or configure one use ``start_server``."""
-    with EmbeddedServer(kind=KIND) as running:
+    with EmbeddedServer(kind=KIND, password=False) as running:
         yield running
 
 
@@ -93,6 +93,8 @@ def start_server(_server_available: None) -> Iterator[Callable[..., EmbeddedServ
 
     def start(options: dict[str, Any] | None = None, **kwargs: Any) -> EmbeddedServer:
         kwargs.setdefault("kind", KIND)
+        # Proxies, sentinels, replicas and tests' own URLs lead to it by its port.
+        kwargs.setdefault("password", False)
         one = EmbeddedServer(options, **kwargs)
         started.append(one)
         return one.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -166,3 +167,17 @@ def test_a_forked_child_does_not_take_the_directory_away(start_server: StartServ
             os._exit(0)
     os.waitpid(pid, 0)
     assert os.path.isdir(server.directory)
+
+
+def test_a_server_has_a_random_password() -> None:
+    """Without the URL no other user of the machine gets in, and its password is another for each server."""
+    with EmbeddedServer() as one, EmbeddedServer() as other:
+        assert one.client().ping() and other.client().ping()
+        with socket.create_connection((one.host, one.port), timeout=5) as stranger:
+            stranger.sendall(b"KEYS *\r\n")
+            assert stranger.recv(100).startswith(b"-NOAUTH")
+        assert one.url.rpartition("@")[0] != other.url.rpartition("@")[0]
+        password = one.url.split("@")[0].rpartition(":")[2]
+        assert len(password) >= 32 and password not in repr(one)
+    with EmbeddedServer(password=False) as one:
+        assert "@" not in one.url and one.client().ping()

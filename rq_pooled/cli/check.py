@@ -1,8 +1,12 @@
-"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them."""
+"""``rq-pooled check``: one line and an exit code, as Nagios and container probes want them.
+
+It is long, because each thing that can be asked has an option and a sentence of its own.
+"""
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +23,11 @@ from ..connection.connect_errors import FULL
 from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
-from ..monitoring.guard import ConnectionGuard
+from ..monitoring.guard import ConnectionGuard, holders
+from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from . import secure as secured
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -76,6 +82,8 @@ class CheckCommand(click.Command):
 @click.option(
     "--ready", metavar="[WARN:]CRIT", help="Most dependents that may be ready and not queued (RQ 3), such as 1:100."
 )
+@click.option("--failed", metavar="[WARN:]CRIT", help="Most jobs that may stand as failed, such as 100:1000.")
+@click.option("--dead", metavar="[WARN:]CRIT", help="Most jobs that may stand as dead letters, such as 1:100.")
 @click.option(
     "--connection-share", metavar="[WARN:]CRIT", help="Share of the server's connections. [GUARD_WARN:GUARD_STOP]"
 )
@@ -92,6 +100,7 @@ class CheckCommand(click.Command):
     metavar="SECONDS",
     help="End after this time, whatever the server does. [SOCKET_TIMEOUT]",
 )
+@click.option("--secure", is_flag=True, help="Jobs have to be signed, and this user's rights to end at its keys.")
 @server_options
 @click.pass_context
 def check(
@@ -103,10 +112,13 @@ def check(
     failed_rate: str | None,
     rate_limited: str | None,
     ready: str | None,
+    failed: str | None,
+    dead: str | None,
     connection_share: str | None,
     worker: str | None,
     away: str,
     timeout: str | None,
+    secure: bool,
 ) -> None:
     """Say in one line whether all is well: 0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN, as Nagios plugins do.
 
@@ -121,17 +133,19 @@ def check(
         counts = {
             "rate_limited": _limits(rate_limited, lambda text: _number(text, "--rate-limited")),
             "ready": _limits(ready, lambda text: _number(text, "--ready")),
+            "failed": _limits(failed, lambda text: _number(text, "--failed")),
+            "dead": _limits(dead, lambda text: _number(text, "--dead")),
         }
         shares = _limits(connection_share, lambda text: _share(text, "--connection-share"))
         by_queue = ages is not None or any(counts.values())
         if names and not by_queue:
             raise ConfigurationError(
                 "--queue says which queue, and not what is wrong there: "
-                "give --queue-age, --rate-limited or --ready, too"
+                "give --queue-age, --failed, --dead, --rate-limited or --ready, too"
             )
         seconds = settings.socket_timeout if timeout is None else parse_duration(timeout, "--timeout")
         setting = "SOCKET_TIMEOUT" if timeout is None else "--timeout"
-        client = open_server(url)
+        client, began = open_server(url), time.monotonic()
         with within(seconds, setting):
             level = ConnectionGuard(settings, client).level()
             # INFO is refused; PING tells whether all else is.
@@ -148,12 +162,17 @@ def check(
                 findings.append(_failures(client, rates))
             if settings.signing_keys is not None or settings.signing_keys_file is not None:
                 findings.append(_signatures(client))
+            if secure:
+                for name, (well, text) in (("rights", secured.rights(client)), ("signing", secured.signing(settings))):
+                    findings.append(Finding(name, OK if well else WARNING, text))
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:
         if _lost(error):
-            state = "full" if FULL in str(error) else "away"
-            findings = [Finding("server", OK if away == "ok" else CRITICAL, f"server {state}: {message_of(error)}")]
+            full = FULL in str(error)
+            held = _held(client, seconds - (time.monotonic() - began)) if full else ""
+            text = f"server {'full' if full else 'away'}: {message_of(error)}{held}"
+            findings = [Finding("server", OK if away == "ok" else CRITICAL, text)]
         else:
             # The server is there: this is no outage, and does not pass like one.
             findings = [Finding("server", UNKNOWN, f"the server refuses: {message_of(error)}")]
@@ -169,6 +188,15 @@ def check(
         line = " ".join(f"{NAMES[code]} - {'; '.join(shown)}".split()).replace("|", "/")
         say(line + (f" | {graphs}" if graphs else ""))
     context.exit(code)
+
+
+def _held(client: Redis, left: float) -> str:
+    """Return who holds the connections of a full server, where a worker of this host can be asked."""
+    with within(max(0.2, left), "--timeout"):
+        found = ask_neighbours(client)
+    if found is None:
+        return "; no worker of this host could be asked who holds them"
+    return "; held by: " + "; ".join(" ".join(line.split()) for line in holders(found["processes"], found["others"], 5))
 
 
 def _lost(error: Exception) -> bool:
@@ -254,11 +282,16 @@ def _ages(queues: list[dict[str, Any]], limits: tuple[float, float], names: Sequ
         if code != OK or names:
             text = f"queue {name}{waits if length else ' is empty'}"
             findings.append(Finding("queue", code, text, f"'age {name}'={age:.1f}s;{limits[0]:g};{limits[1]:g}"))
-    return findings or [Finding("queue", OK, f"{len(found)} queues in time")]
+    return findings or [Finding("queue", OK, f"{len(found)} queue{'s' * (len(found) != 1)} in time")]
 
 
-#: What is said of jobs that RQ 3 keeps beside their queues.
-_BESIDE = {"rate_limited": "at rate limits", "ready": "ready and not queued"}
+#: What is said of jobs that stand beside their queues.
+_BESIDE = {
+    "rate_limited": "at rate limits",
+    "ready": "ready and not queued",
+    "failed": "failed",
+    "dead": "buried as dead letters",
+}
 
 
 def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, float], names: Sequence[str]) -> Finding:
@@ -271,7 +304,8 @@ def _signatures(client: Redis) -> Finding:
     """Tell what workers did since their starts; the alert rules judge it."""
     counters = [one["worker"]["counters"] for one in processes(client) if one["worker"]]
     unsigned, refused = (sum(one[name] for one in counters) for name in ("unsigned", "refused"))
-    text = f"{unsigned} jobs ran without a signature, {refused} were not loaded"
+    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded"
+    text = f"{unsigned} job{'s' * (unsigned != 1)} ran without a signature, {kept}"
     return Finding("signatures", OK, text, f"unsigned={unsigned} refused={refused}")
 
 
@@ -282,7 +316,7 @@ def _failures(client: Redis, limits: tuple[float, float]) -> Finding:
     if not done:
         return Finding("failures", OK, "no job ended lately", "failed=0%")
     share = failed / done
-    text = f"{failed} of {done} jobs failed lately ({share:.1%})"
+    text = f"{failed} of {done} job{'s' * (done != 1)} failed lately ({share:.1%})"
     return Finding(
         "failures",
         _judged(share, limits) if failed else OK,

@@ -8,12 +8,26 @@ import click
 from redis.exceptions import NoPermissionError
 
 from ..config.settings import Settings
+from ..connection.away import LOST
+from ..connection.connect_errors import FULL
 from ..durations import show_duration
 from ..errors import ServerUnsupported
+from ..monitoring.audit import Deed
 from ..monitoring.guard import ConnectionGuard
+from ..monitoring.neighbours import ask_neighbours
+from .audit import note
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import table
+
+#: What a worker of this host does not tell about a server that is full.
+_UNKNOWN: dict[str, Any] = {
+    **dict.fromkeys(("share", "trend_per_minute", "minutes_left", "maxclients")),
+    "steady_growth": False,
+    "orphans": [],
+    "refused": [],
+    "history": [],
+}
 
 
 @click.command()
@@ -24,16 +38,27 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
 
     Ours are listed by process and role, others by name and address. A connection counts as left behind if its process
     publishes no statistics and does not use it. The process may still live in another container, so --reap alone
-    closes such connections; a process that does live opens a new one.
+    closes such connections; a process that does live opens a new one. Where the server is full, a worker of this host
+    and user is asked.
     """
-    guard = ConnectionGuard(Settings.load({"url": url}), open_server(url))
+    client = open_server(url)
+    guard = ConnectionGuard(Settings.load({"url": url}), client)
     try:
         closed = guard.reap() if reap else []
+        if closed:
+            note(client, Deed("reap", "", len(closed), "connections left behind"))
+        found = guard.describe()
     except NoPermissionError as error:
         raise ServerUnsupported(
             f"the server refuses CLIENT KILL to this user: {error}; let it, or use another"
         ) from None
-    found = guard.describe()
+    except LOST as error:
+        if FULL not in str(error) or (known := ask_neighbours(client)) is None:
+            raise
+        found, closed = {**_UNKNOWN, **known, "level": "stop"}, []
+        if found["maxclients"]:
+            found["share"] = found["connected"] / found["maxclients"]
+        say("rq-pooled: the server is full, and refused this command; a worker of this host was asked", err=True)
     if as_json:
         say_json({**found, "reaped": closed})
         return

@@ -1,6 +1,6 @@
 """``rq-pooled demo``: real jobs on a server of its own, and what they cost in connections.
 
-The job functions come first; below them server, jobs, a worker started by its command, and a table.
+The job functions come first; below them server, jobs, the two workers started by their commands, and a table.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -27,13 +28,9 @@ from rq.job import Job
 from ..embedded import EmbeddedServer
 from ..errors import TRY_AGAIN, RQPooledError
 
-#: One job in so many fails at first and is retried a second later; one in so many fails for good.
+#: One job in so many fails the first time; one in so many fails for good.
 FLAKY_EVERY, BROKEN_EVERY = 10, 25
-RETRIES, RETRY_DELAY = 3, 1
-
-# Stock RQ 2.12 with redis-py 8.1, as measured for this project (docs/architecture.md). `rq worker-pool -n 10` held 40
-# server connections while busy. `rq worker` opened 402 for 400 jobs: one for each, and two of its own.
-STOCK_PER_SLOT, STOCK_OWN = 4, 2
+RETRIES = 3
 
 _OURS = "demo"
 
@@ -66,23 +63,30 @@ def source_files(count: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a demo run has to tell. ``stock_*`` are computed from measurements of stock RQ, not measured in this run."""
+class Cost:
+    """What the jobs took with one of the two workers: seconds, and connections of the server."""
 
-    jobs: int
     finished: int
     failed: int
     retries: int
     seconds: float
     jobs_per_second: float
+    most_connections: int
+    connections_opened: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a demo run has to tell: the same jobs with rq_pooled and with ``rq worker-pool``."""
+
+    jobs: int
     bytes: int
     words: int
     concurrency: int
     server: str
-    most_connections: int
-    connections_opened: int
-    stock_connections: int
-    stock_connections_opened: int
+    rq_version: str
+    rq_pooled: Cost
+    stock_rq: Cost
 
     def as_dict(self) -> dict[str, Any]:
         """Return the report as a plain dictionary, for JSON."""
@@ -90,27 +94,25 @@ class Report:
 
     def as_table(self) -> str:
         """Return the report as lines of text, 80 columns wide at most."""
-        rows: list[tuple[str, Any, Any]] = [
-            ("", "rq_pooled", "stock RQ*"),
-            ("jobs", self.jobs, ""),
-            ("seconds", f"{self.seconds:.1f}", ""),
-            ("retries", self.retries, ""),
-            ("failures, as planned", self.failed, ""),
-            ("most connections at once", self.most_connections, self.stock_connections),
-            ("connections opened", self.connections_opened, self.stock_connections_opened),
+        rows = [
+            ("seconds", "seconds"),
+            ("jobs per second", "jobs_per_second"),
+            ("most connections at once", "most_connections"),
+            ("connections opened", "connections_opened"),
+            ("retries", "retries"),
+            ("failures, as planned", "failed"),
         ]
-        lines = [f"{name:<26}{ours:>10}{stock:>12}".rstrip() for name, ours, stock in rows]
-        lines.insert(1, "-" * 48)
-        lines += [
-            "",
-            (
-                f"{self.finished} files, {self.bytes / 1e6:.1f} MB, {self.words} words; {self.concurrency} at once on "
-                f"{self.server}."
-            ),
-            f"* computed, not run here: measured were {STOCK_PER_SLOT} connections per busy slot of rq worker-pool,",
-            "  and one new connection per job.",
-        ]
-        return "\n".join(lines)
+        ours, stock = asdict(self.rq_pooled), asdict(self.stock_rq)
+        lines = [f"{'':<26}{'rq_pooled':>10}{'stock RQ*':>12}", "-" * 48]
+        lines += [f"{label:<26}{ours[name]:>10}{stock[name]:>12}" for label, name in rows]
+        return "\n".join(
+            [
+                *lines,
+                "",
+                f"{self.jobs} files, {self.bytes / 1e6:.1f} MB, {self.words} words; {self.concurrency} at once.",
+                f"* rq worker-pool -n {self.concurrency}, RQ {self.rq_version}, on the same server ({self.server}).",
+            ]
+        )
 
 
 class DemoFailed(RQPooledError, RuntimeError):
@@ -120,29 +122,36 @@ class DemoFailed(RQPooledError, RuntimeError):
 
 
 def run(jobs: int, concurrency: int, progress: Callable[[int], object], stalled_after: float = 60) -> Report:
-    """Run the demo and return its report; blocks until all jobs have ended.
+    """Run the demo and return its report; blocks until all jobs have ended with both workers.
 
-    ``progress`` is called with the number of jobs that have ended since the last call. Raises DemoFailed when the
-    worker ends early or no job ends for ``stalled_after`` seconds, EmbeddedServerError without a server.
+    ``progress`` is called with the number of jobs that have ended since the last call: twice ``jobs`` in all. Raises
+    DemoFailed when a worker ends early or no job ends for ``stalled_after`` seconds, EmbeddedServerError without a
+    server.
     """
     # A terminated demo takes worker and server along, too.
     previous = signal.signal(signal.SIGTERM, _exit)
     try:
-        with EmbeddedServer() as server, tempfile.TemporaryFile() as log:
+        with EmbeddedServer() as server:
             # The name lets our own connections be left out of the count.
             connection = Redis.from_url(server.url, client_name=_OURS)
             try:
-                ids = _enqueue(connection, jobs)
-                before = _opened(connection)
-                started = time.monotonic()
-                worker = _start_worker(server.url, concurrency, log)
-                try:
-                    most = _watch(connection, worker, log, jobs, progress, stalled_after)
-                    seconds = time.monotonic() - started
-                    opened = _opened(connection) - before
-                finally:
-                    _end(worker)
-                return _report(connection, ids, concurrency, seconds, most, opened, f"{server.kind} {server.version}")
+                costs: list[Cost] = []
+                for command in (_rq_pooled(concurrency), _stock_rq(concurrency)):
+                    connection.flushall()
+                    ids = _enqueue(connection, jobs)
+                    with tempfile.TemporaryFile() as log:
+                        costs.append(_cost(command, server.url, connection, ids, log, progress, stalled_after))
+                    results: list[Any] = [job.return_value() for job in _fetch(connection, ids) if job.is_finished]
+                return Report(
+                    jobs=jobs,
+                    bytes=sum(result["bytes"] for result in results),
+                    words=sum(result["words"] for result in results),
+                    concurrency=concurrency,
+                    server=f"{server.kind} {server.version}",
+                    rq_version=version("rq"),
+                    rq_pooled=costs[0],
+                    stock_rq=costs[1],
+                )
             finally:
                 connection.close()
     finally:
@@ -160,18 +169,54 @@ def _enqueue(connection: Redis, count: int) -> list[str]:
         if number % BROKEN_EVERY == 0:
             job = queue.enqueue(measure, path + ".missing", result_ttl=3600)
         elif number % FLAKY_EVERY == 0:
-            job = queue.enqueue(measure_flaky, path, retry=Retry(RETRIES, RETRY_DELAY), result_ttl=3600)
+            job = queue.enqueue(measure_flaky, path, retry=Retry(RETRIES), result_ttl=3600)
         else:
             job = queue.enqueue(measure, path, result_ttl=3600)
         ids.append(job.id)
     return ids
 
 
-def _start_worker(url: str, concurrency: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "rq_pooled", "worker", "--quiet", "--concurrency", str(concurrency), "demo"]
+def _rq_pooled(concurrency: int) -> list[str]:
+    return ["-m", "rq_pooled", "worker", "--quiet", "--concurrency", str(concurrency), "demo"]
+
+
+def _stock_rq(concurrency: int) -> list[str]:
+    return ["-c", "from rq.cli import main; main()", "worker-pool", "--quiet", "-n", str(concurrency), "demo"]
+
+
+def _cost(
+    command: list[str],
+    url: str,
+    connection: Redis,
+    ids: list[str],
+    log: IO[bytes],
+    progress: Callable[[int], object],
+    stalled_after: float,
+) -> Cost:
+    """Run all jobs with a worker that ``command`` starts; return what they took, its start included."""
+    before = _opened(connection)
+    started = time.monotonic()
     # If the demo is killed its server dies with it: a worker that reconnected for ever would be left behind.
-    environ = {**os.environ, "RQ_POOLED_URL": url, "RQ_POOLED_RECONNECT_ATTEMPTS": "20"}
-    return subprocess.Popen(command, env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+    environ = {**os.environ, "RQ_POOLED_URL": url, "RQ_REDIS_URL": url, "RQ_POOLED_RECONNECT_ATTEMPTS": "20"}
+    worker = subprocess.Popen(
+        [sys.executable, *command], env=environ, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        most = _watch(connection, worker, log, len(ids), progress, stalled_after)
+        seconds = time.monotonic() - started
+        opened = _opened(connection) - before
+    finally:
+        _end(worker)
+    found = _fetch(connection, ids)
+    return Cost(
+        finished=sum(job.is_finished for job in found),
+        failed=sum(job.is_failed for job in found),
+        retries=sum(RETRIES - (job.retries_left or 0) for job in found if job.retries_left is not None),
+        seconds=round(seconds, 1),
+        jobs_per_second=round(len(ids) / seconds, 1),
+        most_connections=most,
+        connections_opened=opened,
+    )
 
 
 def _watch(
@@ -203,28 +248,8 @@ def _watch(
     return most
 
 
-def _report(
-    connection: Redis, ids: list[str], concurrency: int, seconds: float, most: int, opened: int, server: str
-) -> Report:
-    found = [job for job in Job.fetch_many(ids, connection=connection) if job is not None]
-    results: list[Any] = [job.return_value() for job in found if job.is_finished]
-    retries = sum(RETRIES - (job.retries_left or 0) for job in found if job.retries_left is not None)
-    return Report(
-        jobs=len(ids),
-        finished=len(results),
-        failed=sum(job.is_failed for job in found),
-        retries=retries,
-        seconds=round(seconds, 2),
-        jobs_per_second=round(len(ids) / seconds, 1),
-        bytes=sum(result["bytes"] for result in results),
-        words=sum(result["words"] for result in results),
-        concurrency=concurrency,
-        server=server,
-        most_connections=most,
-        connections_opened=opened,
-        stock_connections=STOCK_PER_SLOT * concurrency,
-        stock_connections_opened=STOCK_OWN + len(ids) + retries,
-    )
+def _fetch(connection: Redis, ids: list[str]) -> list[Job]:
+    return [job for job in Job.fetch_many(ids, connection=connection) if job is not None]
 
 
 def _opened(connection: Redis) -> int:

@@ -15,9 +15,11 @@ from ..errors import TRY_AGAIN, ConfigurationError
 from ..failed.history import history
 from ..failed.selection import Selection
 from ..failed.sweeper import Sweeper
-from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..failed.tracebacks import exception_of
+from ..foreign import MAX_VALUE, is_wrong_type, printable, whole_number
 from .options import dead_option, open_server, selection_options, server_options
 from .printing import say, say_blocked, say_json
+from .tables import table
 
 
 @click.command(short_help="List failed jobs, or print the history of one.")
@@ -47,6 +49,7 @@ def failed(
                         "queue": queue,
                         "function": one.function,
                         "exception": one.exception,
+                        "message": exception_of(one.traceback)[1],
                         "seconds_ago": None if one.failed_at is None else round(clock - one.failed_at),
                     }
                 )
@@ -58,10 +61,13 @@ def failed(
         say_json(rows)
     elif not rows:
         say("no job matches")
-    for row in rows if not as_json else ():
-        ago = "?" if row["seconds_ago"] is None else show_duration(max(0.0, float(row["seconds_ago"])))
-        words = (printable(row[name] or "-", MAX_VALUE) for name in ("id", "queue", "function", "exception"))
-        say("  ".join([*words, f"{ago} ago"]))
+    if rows and not as_json:
+        lines: list[list[object]] = [["JOB", "QUEUE", "FUNCTION", "FAILED", "MESSAGE"]]
+        for row in rows:
+            ago = "?" if row["seconds_ago"] is None else show_duration(max(0.0, float(row["seconds_ago"])))
+            said = row["message"] or row["exception"] or "-"
+            lines.append([row["id"], row["queue"], row["function"] or "-", f"{ago} ago", said])
+        say(*table(lines, left=5))
     if blocked:
         say_blocked(blocked, "not read")
         click.get_current_context().exit(TRY_AGAIN)
@@ -79,12 +85,16 @@ def _show(connection: Redis, job_id: str, as_json: bool) -> None:
     if as_json:
         say_json(past)
         return
-    left = f", {past['retries_left']} retries left" if past["retries_left"] else ""
+    left = whole_number(past["retries_left"])
+    left_words = f", {left} retr{'y' if left == 1 else 'ies'} left" if left else ""
     head = [printable(word, MAX_VALUE) for word in (job_id, past["origin"], past["description"] or "")]
-    say("  ".join(head), f"{past['status']}{left}")
+    say("  ".join(head), f"{past['status']}{left_words}")
     if not past["tries"]:
         say("no try is recorded")
     for number, one in enumerate(past["tries"], 1):
         took = "" if one["seconds"] is None else f" after {one['seconds']:g} s"
         then = f"; next try {one['next_try']}" if one["next_try"] else ""
-        say(f"{number:>3}. {one['at']}  {one['result']}{took}: {one['error'] or '-'}{then}")
+        where = f" on {one['worker']}" if one["worker"] else ""
+        say(f"{number:>3}. {one['at']}  {one['result']}{took}{where}: {one['error'] or '-'}{then}")
+        if one["result"] != "successful":
+            say(*("     " + line for line in one["traceback"].rstrip().splitlines()))

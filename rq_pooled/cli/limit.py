@@ -6,9 +6,11 @@ from typing import Any
 
 import click
 
+from ..monitoring.audit import Deed
 from ..queue.limits import Limit, LimitInForce, clear_limit, limits_in_force, make_limit, set_limit
 from ..store.keys import QUEUES, queue_key
 from ..wire import raw
+from .audit import note
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -36,9 +38,11 @@ def limit(
     cleared = False
     if queue is not None and wanted is not None:
         set_limit(connection, queue, wanted)
+        note(connection, Deed("limit", queue, None, str(wanted)))
     elif queue is not None and clear:
         cleared = queue in limits_in_force(connection)
         clear_limit(connection, queue)
+        note(connection, Deed("limit", queue, None, "cleared"))
     unreadable: dict[str, str] = {}
     found = limits_in_force(connection, unreadable)
     for name, text in unreadable.items():

@@ -21,6 +21,8 @@ from ..connection.away import LOST
 from ..errors import TRY_AGAIN, USAGE, RQPooledError
 from ..rq_version import check_rq
 from . import schedule_sweep
+from .acl import acl
+from .audit import audit
 from .check import check
 from .connections import connections
 from .failed import failed
@@ -33,11 +35,12 @@ from .settings import settings
 from .stats import stats
 from .sweep import sweep
 from .top import top
+from .web import web
 from .worker import worker
 
 EXAMPLES = """\b
 Examples:
-  rq-pooled demo                                   what ten jobs at once cost
+  rq-pooled demo                                   what ten jobs at once cost, beside stock RQ
   rq-pooled worker                                 one job at a time, as rq worker does
   rq-pooled worker --concurrency 10 high default   ten at once, "high" first
   rq-pooled worker --burst --url rediss://example.org:6380/0
@@ -133,24 +136,41 @@ def cli(context: click.Context) -> None:
 
 
 for command in (
-    *(check, connections, stats, top, worker, sweep, requeue, failed, rescue, settings, limit, scheduler),
+    *(
+        acl,
+        audit,
+        check,
+        connections,
+        stats,
+        top,
+        web,
+        worker,
+        sweep,
+        requeue,
+        failed,
+        rescue,
+        settings,
+        limit,
+        scheduler,
+    ),
     schedule_sweep.command,
 ):
     cli.add_command(command)
 
 
 @cli.command(short_help="Run real jobs on a server of its own; show what they cost.")
-@click.option("--jobs", type=click.IntRange(1, 100_000), default=300, show_default=True, help="How many jobs.")
+@click.option("--jobs", type=click.IntRange(1, 100_000), default=200, show_default=True, help="How many jobs.")
 @click.option("--concurrency", type=click.IntRange(1, 100), default=10, show_default=True, help="How many at once.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def demo(jobs: int, concurrency: int, as_json: bool) -> None:
     """Run real jobs on a server of its own and show what they cost.
 
     Starts a bundled Valkey (or redis-server from PATH) on a free port, enqueues jobs that hash, compress and count
-    the words of the standard library's sources, a few of them failing, and runs a worker on them.
+    the words of the standard library's sources, a few of them failing, and runs a worker on them. Then `rq worker-pool`
+    runs the same jobs.
     """
     from . import demo as play
 
-    with click.progressbar(length=jobs, label=f"{jobs} jobs, {concurrency} at once", file=sys.stderr) as bar:
+    with click.progressbar(length=2 * jobs, label="rq_pooled, then stock RQ", file=sys.stderr) as bar:
         report = play.run(jobs, concurrency, bar.update)
     click.echo(json.dumps(report.as_dict(), indent=2) if as_json else "\n" + report.as_table())

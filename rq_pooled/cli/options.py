@@ -40,7 +40,7 @@ def setting_options() -> list[click.Option]:
     Values stay text here: Settings alone knows what is allowed.
     """
     options = []
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         if setting.secret and setting.name != "url":
             continue
         flags = ["--" + setting.name.replace("_", "-"), *(["-u"] if setting.name == "url" else []), setting.name]
@@ -64,18 +64,45 @@ def rq_options() -> list[click.Parameter]:
     return parameters
 
 
+#: The settings in the order in which the help of ``worker`` shows them, by subject.
+GROUPS = {
+    "Settings that matter first": ("url", "concurrency", "shutdown_timeout", "preload", "app"),
+    "Horses and jobs": ("max_jobs_per_horse", "max_horse_memory", "kill_grace", "jobs_share", "allowed"),
+    "Leases and recovery": (
+        *("heartbeat_interval", "heartbeat_ttl", "abandon_after", "stalled_interval", "max_stalls"),
+        *("reconnect_base", "reconnect_cap", "reconnect_attempts"),
+    ),
+    "Guard and budget of the server's connections": (
+        *("guard_warn", "guard_stop", "guard_interval", "guard_wait", "guard_maxclients", "budget", "budget_name"),
+    ),
+    "Connections and pools": (
+        *("max_connections", "pool_timeout", "enqueue_deadline", "breaker_delay", "socket_timeout"),
+        *("socket_connect_timeout", "block", "keepalive_idle", "keepalive_interval", "keepalive_count"),
+        *("health_check_interval", "max_idle", "max_lifetime", "leak_warn"),
+    ),
+    "Sweeps of failed jobs": (
+        *("sweep_ghosts", "sweep_requeue", "sweep_requeue_times", "sweep_requeue_delay", "sweep_requeue_rate"),
+        *("sweep_bury_after", "sweep_purge_after", "sweep_keep", "sweep_dead_age", "sweep_dead_count"),
+    ),
+}
+
+
 class WorkerCommand(click.Command):
-    """A command whose help lists our options and RQ's apart, since both lists are long."""
+    """A command whose help lists first what matters first, then the other settings by subject, then RQ's options."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write two lists of options, ours first."""
+        """Write a list of options for each group."""
+        # QUEUES is in the first line.
+        left = {p.name: p for p in self.get_params(ctx) if isinstance(p, click.Option)}
         ours = {option.name for option in setting_options()}
-        for title, wanted in (("Settings", True), ("Options of rq worker", False)):
-            # QUEUES is in the first line.
-            listed = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
-            records = [p.get_help_record(ctx) for p in listed if (p.name in ours) is wanted]
-            with formatter.section(title):
-                formatter.write_dl([record for record in records if record is not None])
+        groups = [(title, [left.pop(name) for name in names]) for title, names in GROUPS.items()]
+        groups.append(("Further settings", [left.pop(name) for name in list(left) if name in ours]))
+        groups.append(("Options of rq worker", list(left.values())))
+        for title, options in groups:
+            records = [record for option in options if (record := option.get_help_record(ctx)) is not None]
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
 
 
 def shown(value: Any) -> str:

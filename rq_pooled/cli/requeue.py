@@ -13,8 +13,10 @@ from rq.registry import FailedJobRegistry
 from ..failed.policies import Requeue
 from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, is_wrong_type, printable
+from ..monitoring.audit import Deed
 from ..store.keys import dead_letters_key
 from ..wire import raw, text
+from .audit import note
 from .options import dead_option, dry_run_option, open_server, selection_options, server_options
 from .printing import say, say_json
 from .sweep import run, said_all
@@ -62,7 +64,7 @@ def requeue(
         return
     policy = Requeue(at_front=at_front, retries=retries, **filters)
     said_all(policy, everything)
-    run(Sweeper(list(queues) or None, connection, policy, dead=dead), dry_run, as_json)
+    run(connection, list(queues) or None, policy, dead, dry_run, as_json)
 
 
 def _requeue_ids(
@@ -75,14 +77,24 @@ def _requeue_ids(
     as_json: bool,
 ) -> None:
     """Requeue single jobs, wherever they stand; those that cannot be are named, and are no error."""
-    words = {}
-    for job_id in ids:
-        try:
-            words[job_id] = _requeue_id(connection, job_id, queues, policy, dead, dry_run)
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            words[job_id] = "unreadable"
+    words: dict[str, str] = {}
+    done: dict[str, list[str]] = {}
+    try:
+        for job_id in ids:
+            try:
+                words[job_id], queue = _requeue_id(connection, job_id, queues, policy, dead, dry_run)
+            except ResponseError as error:
+                if not is_wrong_type(error):
+                    raise
+                words[job_id] = "unreadable"
+            else:
+                if words[job_id] == "done":
+                    done.setdefault(queue, []).append(job_id)
+    finally:
+        if not dry_run:
+            note(
+                connection, *(Deed("requeue", name, len(some), f"of {', '.join(some)}") for name, some in done.items())
+            )
     if as_json:
         say_json({"dry_run": dry_run, "jobs": words})
         return
@@ -99,7 +111,8 @@ def _requeue_ids(
 
 def _requeue_id(
     connection: Redis, job_id: str, queues: tuple[str, ...], policy: Requeue, dead: bool, dry_run: bool
-) -> str:
+) -> tuple[str, str]:
+    """Return what came of it, and the queue in which the job was found."""
     origin = connection.hget(raw(Job.key_for(job_id)), "origin")
     for queue in queues or ([text(origin)] if origin else []):
         for in_dead in (True,) if dead else (False, True):
@@ -107,8 +120,8 @@ def _requeue_id(
             if connection.zscore(raw(registry), raw(job_id)) is None:
                 continue
             if dry_run:
-                return "done"
+                return "done", queue
             word = Sweeper(queue, connection, policy, dead=in_dead).requeue_ids(queue, [job_id], policy)[job_id]
             if word != "gone":
-                return word
-    return "gone"
+                return word, queue
+    return "gone", ""

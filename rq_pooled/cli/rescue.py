@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from typing import Any
 
 import click
@@ -10,7 +11,9 @@ import click
 from ..durations import parse_duration
 from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, printable
+from ..monitoring.audit import Deed
 from ..queue.rescue import Lost, find_lost, put_back
+from .audit import note
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -43,6 +46,11 @@ def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | Non
     if queues and not lost:
         Sweeper(list(queues), connection, ()).queues()
     found = put_back(connection, lost, apply)
+    if apply:
+        numbers = Counter(job.queue for job in found)
+        note(
+            connection, *(Deed("rescue", name, number, f"older than {older_than}") for name, number in numbers.items())
+        )
     if as_json:
         say_json({"applied": apply, "jobs": [job._asdict() for job in found]})
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from contextlib import suppress
 from datetime import datetime
@@ -14,16 +13,17 @@ from redis import Redis
 from rq.exceptions import InvalidJobOperation
 from rq.job import Job
 
-from ..durations import show_duration
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.policies import Policy
 from ..foreign import names_key, replies_of
+from ..monitoring.audit import Deed
 from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
+from .audit import note
 from .options import open_server, server_options
 from .printing import say, say_json
-from .sweep import policy_of, sweep
+from .sweep import chosen_of, policy_of, sweep, words_of
 
 #: What the job calls, with plain arguments.
 FUNCTION = "rq_pooled.sweeper.sweep"
@@ -61,7 +61,9 @@ def schedule_sweep(
         if cron is not None:
             raise click.UsageError("--remove excludes --cron.")
         connection = open_server(url)
-        _show([], as_json, _remove(connection, remove))
+        said = _remove(connection, remove)
+        note(connection, Deed("schedule-sweep remove", "", None, said))
+        _show([], as_json, said)
         return
     if cron is None:
         given = [key for key, value in options.items() if value not in (None, (), False)]
@@ -77,6 +79,8 @@ def schedule_sweep(
         if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
     job_id = _register(connection, cron, name, in_queue, queues, policy)
+    words = f"{job_id.removeprefix(PREFIX)}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
+    note(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",)))
     _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
 
 
@@ -88,9 +92,7 @@ def _register(connection: Redis, cron: str, name: str | None, in_queue: str, que
     job_id = PREFIX + (name or _name(kind, queues))
     if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
         raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
-    fields = [one for one in dataclasses.fields(policy) if one.init]
-    chosen = {one.name: value for one in fields if (value := getattr(policy, one.name)) not in (None, (), one.default)}
-    what = ", ".join(f"{key} {_words(key, value)}" for key, value in chosen.items())
+    chosen, what = chosen_of(policy), words_of(policy)
     try:
         Scheduler(in_queue, connection=connection).cron(
             cron,
@@ -115,12 +117,6 @@ def _name(kind: str, queues: list[str]) -> str:
     # The queue "a_b" would be "a b", too, the queue "a-b" both "a" and "b", and the queue "all" all of them.
     ambiguous = name != said or len(queues) > 1 or queues == ["all"]
     return f"{name}-{sha256(repr(queues).encode()).hexdigest()[:8]}" if ambiguous else name
-
-
-def _words(key: str, value: Any) -> str:
-    if key in ("older_than", "max_age"):
-        return show_duration(value)
-    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
 
 
 def _sweeps(connection: Redis) -> list[dict[str, Any]]:

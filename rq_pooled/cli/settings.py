@@ -8,12 +8,13 @@ from ..config.secrets import scrub_url
 from ..config.settings import Settings
 from ..config.typos import misspelt
 from .options import shown
-from .printing import say
+from .printing import say, say_json
 
 
 @click.command(short_help="Show the settings that the environment gives.")
 @click.option("--markdown", is_flag=True, help="Print the table of docs/settings.md.")
-def settings(markdown: bool) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print data as JSON.")
+def settings(markdown: bool, as_json: bool) -> None:
     """Show the settings that the environment gives, without passwords."""
     if markdown:
         click.echo(settings_as_markdown(), nl=False)
@@ -21,9 +22,16 @@ def settings(markdown: bool) -> None:
     current = Settings.load()
     for line in misspelt():
         say(f"rq-pooled: {line}", err=True)
-    for setting in Settings.describe():
+    rows = []
+    for setting in Settings.rows():
         value = getattr(current, setting.name)
-        words = scrub_url(value) if setting.name == "url" else "***" if setting.secret and value else shown(value)
+        value = scrub_url(value) if setting.name == "url" else "***" if setting.secret and value else value
+        rows.append((setting, value))
+    if as_json:
+        known = ("default", "unit", "description")
+        say_json({one.env[0]: {"value": value, **{key: getattr(one, key) for key in known}} for one, value in rows})
+    for setting, value in rows if not as_json else ():
+        words = shown(value)
         say(f"{setting.env[0]:<34} {words}")
 
 
@@ -39,12 +47,12 @@ def settings_as_markdown() -> str:
         "prefix). An empty variable counts as not set. `rq-pooled settings` shows what the environment gives; it and",
         "the log of a worker name variables that are nearly a setting. `rq worker` takes the server from its own",
         "`--url` or `RQ_REDIS_URL`. Where no URL is set, `REDIS_HOST` names the server, with `REDIS_PORT`, `REDIS_DB`,",
-        "`REDIS_PASSWORD` and `REDIS_SSL`, as in RQ.",
+        "`REDIS_PASSWORD` and `REDIS_SSL`, as in RQ. Seconds may be written as `1m30s` or `2d`.",
         "",
         "| environment | default | unit | what it is |",
         "|---|---|---|---|",
     ]
-    for setting in Settings.describe():
+    for setting in Settings.rows():
         also = f" (also read: {', '.join(f'`{name}`' for name in setting.env[1:])})" if setting.env[1:] else ""
         allowed = f"; {setting.allowed}" if setting.allowed else ""
         lines.append(

@@ -8,6 +8,7 @@ from ..durations import show_duration
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from ..monitoring.throughput import throughput
 from ..store.counters import NAMES, quantile
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -28,9 +29,9 @@ def stats(url: str | None, as_json: bool) -> None:
     """
     client = open_server(url)
     unreadable: list[str] = []
-    found, waiting = processes(client, unreadable), queues(client)
+    found, waiting, ended = processes(client, unreadable), queues(client), throughput(client)
     if as_json:
-        say_json({"processes": found, "queues": waiting, "unreadable": unreadable})
+        say_json({"processes": found, "queues": waiting, "throughput": ended, "unreadable": unreadable})
         return
     if unreadable:
         count = f"{len(unreadable)} process{'es' * (len(unreadable) != 1)}"
@@ -59,5 +60,8 @@ def stats(url: str | None, as_json: bool) -> None:
                 f"{worker['name']}: half of the jobs waited at most {at_most[0]}, 95 % {at_most[1]}; ran {at_most[2]}, "
                 f"{at_most[3]}"
             )
+    if ended["since"] is not None:
+        say("", f"ended in the last hour: {ended['finished']} finished, {ended['failed']} failed")
+        say(f"a minute, lately: {ended['finished_per_minute']:g} finished, {ended['failed_per_minute']:g} failed")
     if waiting:
         say("", *table(queue_rows(waiting)))

@@ -8,15 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import click
+from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from ..durations import show_duration
 from ..errors import TRY_AGAIN, RQPooledError, SweepUnderWay
-from ..failed.policies import DEAD_AGE, DEAD_COUNT, POLICIES, Policy, Purge, Requeue
+from ..failed.policies import DEAD_AGE, DEAD_COUNT, POLICIES, Ghosts, Policy, Purge, Requeue
 from ..failed.report import Report
 from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, printable
+from ..monitoring.audit import Deed
 from ..retry.backoff import Backoff
+from .audit import note
 from .options import as_seconds, dead_option, dry_run_option, open_server, selection_options, server_options
 from .printing import say, say_blocked, say_json
 
@@ -50,7 +53,7 @@ def sweep(queues: tuple[str, ...], dead: bool, dry_run: bool, url: str | None, a
     Names of exceptions are as in a traceback, with or without their module; subclasses count where they are built in.
     """
     policy = policy_of(options)
-    run(Sweeper(list(queues) or None, open_server(url), policy, dead=dead), dry_run, as_json)
+    run(open_server(url), list(queues) or None, policy, dead, dry_run, as_json)
 
 
 def policy_of(options: dict[str, Any]) -> Policy:
@@ -99,8 +102,26 @@ def said_all(policy: Purge | Requeue, everything: bool) -> bool:
     return everything
 
 
-def run(sweeper: Sweeper, dry_run: bool, as_json: bool) -> None:
-    """Sweep, on a terminal with a progress bar, and say what was done."""
+def words_of(policy: Policy) -> str:
+    """Return what a policy leaves out or adds, for people; "" for one that is as it is by default."""
+    return ", ".join(f"{name} {_words(name, value)}" for name, value in chosen_of(policy).items())
+
+
+def chosen_of(policy: Policy) -> dict[str, Any]:
+    """Return the values of a policy that are not its defaults."""
+    fields = [one for one in dataclasses.fields(policy) if one.init]
+    return {one.name: value for one in fields if (value := getattr(policy, one.name)) not in (None, (), one.default)}
+
+
+def _words(key: str, value: Any) -> str:
+    if key in ("older_than", "max_age"):
+        return show_duration(value)
+    return ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+def run(connection: Redis, queues: list[str] | None, policy: Policy, dead: bool, dry_run: bool, as_json: bool) -> None:
+    """Sweep, on a terminal with a progress bar, write down what was done, and say it."""
+    sweeper = Sweeper(queues, connection, policy, dead=dead)
     shown = sys.stderr.isatty() and not as_json
     with click.progressbar(length=1, label="failed jobs", file=sys.stderr, hidden=not shown) as bar:
 
@@ -114,6 +135,11 @@ def run(sweeper: Sweeper, dry_run: bool, as_json: bool) -> None:
         except (RQPooledError, RedisError, KeyboardInterrupt) as error:
             # What was done until then is told first.
             ended = error
+    if not dry_run:
+        action = "sweep" if isinstance(policy, Ghosts) else type(policy).__name__.lower()
+        words = ", ".join(filter(None, (words_of(policy), "dead letters" if dead else "")))
+        changed = [one for one in sweeper.reports if one.done or one.ghosts or one.trimmed]
+        note(connection, *(Deed(action, one.queue, one.done, words) for one in changed))
     _tell(sweeper.reports, as_json, complete=ended is None)
     blocked: dict[str, list[str]] = {}
     for report in sweeper.reports:

@@ -9,6 +9,9 @@ from typing import Any
 from ..durations import show_duration
 from ..foreign import MAX_VALUE, printable
 
+#: Seconds after which what a process reported is marked as old.
+OLD = 5.0
+
 
 def table(rows: Iterable[Sequence[object]], left: int = 1) -> list[str]:
     """Return aligned lines; the first ``left`` columns to the left, the others to the right."""
@@ -26,12 +29,13 @@ def process_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
     rows: list[list[object]] = [["PROCESS", "KIND", "CONN", "BUSY", "JOBS/S", "DONE", "FAILED", "RETRIED", "SEEN"]]
     for one in sorted(found, key=lambda one: (one["kind"] != "worker", one["name"])):
         worker, connections = one["worker"], sum(one["connections"].values())
-        seen = f"{show_duration(round(one['age']))} ago"
+        # A star marks figures that are older than OLD; what is busy is asked now, where a screen has asked.
+        seen = f"{show_duration(round(one['age']))} ago{'*' if one['age'] > OLD else ' '}"
         if worker is None:
             rows.append([one["name"], one["kind"], connections, "-", "-", "-", "-", "-", seen])
             continue
         counters = worker["counters"]
-        busy = f"{worker['busy']}/{worker['concurrency']}"
+        busy = f"{one.get('busy_now', worker['busy'])}/{worker['concurrency']}"
         done = [counters[name] for name in ("finished", "failed", "retried")]
         rows.append([one["name"], "worker", connections, busy, f"{pace(worker):.1f}", *done, seen])
     return rows
@@ -39,12 +43,14 @@ def process_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
 
 def queue_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
     """Return a table of queues."""
-    rows: list[list[object]] = [["QUEUE", "QUEUED", "OLDEST", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED", "WORKERS"]]
+    rows: list[list[object]] = [
+        ["QUEUE", "QUEUED", "OLDEST", "RUNNING", "SCHEDULED", "DEFERRED", "FAILED", "DEAD", "WORKERS"]
+    ]
     # These are RQ 3's, and rare: they are shown where there are some.
     rare = [state for state in ("rate_limited", "ready") if any(queue[state] for queue in found)]
     rows[0] += [state.replace("_", " ").upper() for state in rare]
     for queue in found:
-        states = [queue[state] for state in ("started", "scheduled", "deferred", "failed", "workers", *rare)]
+        states = [queue[state] for state in ("started", "scheduled", "deferred", "failed", "dead", "workers", *rare)]
         rows.append([queue["name"], queue["length"], seconds(queue["oldest_age"]), *states])
     return rows
 

@@ -17,8 +17,9 @@ from ..connection.place import address_of
 from ..durations import show_duration
 from ..errors import RQPooledError
 from ..monitoring.guard import ConnectionGuard
-from ..monitoring.processes import processes
+from ..monitoring.processes import note_busy, processes
 from ..monitoring.queues import queues
+from ..monitoring.throughput import throughput
 from ..store.counters import quantile
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -96,12 +97,15 @@ class Paces:
 def look(client: Redis, settings: Settings) -> dict[str, Any]:
     """Return everything that the screen shows. Blocks for about ten round trips."""
     pool = client.connection_pool
+    found = processes(client)
+    note_busy(client, [one for one in found if one["worker"]])
     return {
         "time": time.time(),
         "address": address_of(pool.connection_class, pool.connection_kwargs),
         "connections": ConnectionGuard(settings, client).describe(),
-        "processes": processes(client),
+        "processes": found,
         "queues": queues(client),
+        "throughput": throughput(client),
     }
 
 
@@ -115,7 +119,7 @@ def screen(found: dict[str, Any], width: int, height: int) -> list[str]:
         return sum(one[name] for one in counters)
 
     slots = sum(one["worker"]["concurrency"] for one in workers)
-    busy = sum(one["worker"]["busy"] for one in workers)
+    busy = sum(one.get("busy_now", one["worker"]["busy"]) for one in workers)
     done = ", ".join(f"{name} {total(name)}" for name in ("finished", "failed", "retried"))
     trouble = {
         "lost": "lost_claims",
@@ -129,6 +133,7 @@ def screen(found: dict[str, Any], width: int, height: int) -> list[str]:
         f"rq-pooled top - {found['address']} - {time.strftime('%H:%M:%S', time.localtime(found['time']))}",
         "connections  " + _connections(connections),
         f"jobs         {jobs:.1f}/s, {busy} of {slots} slots busy; {done}",
+        _throughput(found["throughput"], found["queues"]),
         "trouble      " + ", ".join(f"{word} {total(name)}" for word, name in trouble.items()) + f", away {away}",
         _latency(workers),
     ]
@@ -155,6 +160,15 @@ def _connections(found: dict[str, Any]) -> str:
     orphans = f", {len(found['orphans'])} left behind" if found["orphans"] else ""
     others = sum(other["total"] for other in found["others"])
     return f"{found['connected']}{of}{pace}{growth}; ours {found['ours']}, others {others}{orphans}"
+
+
+def _throughput(ended: dict[str, Any], queues: Sequence[dict[str, Any]]) -> str:
+    rates, sums = ([ended[name + per] for name in ("finished", "failed")] for per in ("_per_minute", ""))
+    kept = [sum(queue[state] for queue in queues) for state in ("failed", "dead")]
+    return (
+        f"a minute     {rates[0]:g} finished, {rates[1]:g} failed; in the last hour {sums[0]} and {sums[1]}; "
+        f"kept {kept[0]} failed, {kept[1]} buried"
+    )
 
 
 def _latency(workers: Sequence[dict[str, Any]]) -> str:

@@ -79,7 +79,7 @@ def run_worker(**options: Any) -> None:
         log_job_description=not options["disable_job_desc_logging"],
         serializer=options["serializer"],
         # The URL is in the connection, which may come from elsewhere (SENTINEL in the settings module).
-        **{setting.name: getattr(settings, setting.name) for setting in Settings.describe() if setting.name != "url"},
+        **{setting.name: getattr(settings, setting.name) for setting in Settings.rows() if setting.name != "url"},
     )
     found.work(
         burst=options["burst"],

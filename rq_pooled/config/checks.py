@@ -73,10 +73,13 @@ def checked(
         raise refuse("url", problem, f"write it as {form_of(result['url']) if is_own_url(result['url']) else forms}")
     for name, pattern, form in (
         ("budget_name", r"[\w.-]+", "letters, digits, '.', '-' and '_'"),
+        ("describe", _MODULE_NAME + r"\.\w+", "module.function"),
         ("app", _MODULE_NAME + r":[\w.]+(\(\))?", "module:app_or_factory"),
     ):
-        if value(name) is not None and not re.fullmatch(pattern, value(name)):
+        if isinstance(value(name), str) and not re.fullmatch(pattern, value(name)):
             raise refuse(name, f"it must be written as {form}", "change it")
+    if value("jobs_login") is not None and not re.fullmatch(r"[^:\s]+:\S+", value("jobs_login")):
+        raise refuse("jobs_login", "it must be written as user:password, without white space", "change it")
     if value("signing") not in (None, "require", "accept-unsigned"):
         raise refuse("signing", "it must be require or accept-unsigned", "change it")
     if any(not re.fullmatch(_ALLOWED, one) for one in value("allowed")):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from typing import Any, NamedTuple
+
+from ..durations import parse_duration
+from ..errors import ConfigurationError
 
 
 class SettingInfo(NamedTuple):
@@ -77,7 +81,9 @@ def convert(raw: Any, meta: Field) -> Any:
     if meta.kind is tuple:
         names = raw.split(",") if isinstance(raw, str) else list(raw)
         return tuple(name.strip() for name in names if name.strip())
-    if meta.kind is str:
+    if meta.kind is object and callable(raw):
+        return raw
+    if meta.kind in (str, object):
         if not isinstance(raw, str):
             raise TypeError
         return raw.strip()
@@ -86,6 +92,10 @@ def convert(raw: Any, meta: Field) -> Any:
     is_switch = (meta.low, meta.high, meta.kind) == (0, 1, int)
     if isinstance(raw, str) and is_switch:
         raw = {"yes": "1", "no": "0"}.get(raw.strip().lower(), raw)
+    if meta.unit == "s" and isinstance(raw, str) and raw.strip()[-1:].isalpha():
+        # A duration as commands take it, such as 1m30s; else it is wrong as a number.
+        with suppress(ConfigurationError):
+            raw = parse_duration(raw)
     if meta.kind is float or isinstance(raw, str):
         return meta.kind(raw)
     if raw != int(raw):

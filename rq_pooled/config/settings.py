@@ -1,13 +1,13 @@
 """One frozen ``Settings``: the table of all settings with their defaults, and where values come from.
 
-It is long since all settings stand in one table.
+One table of everything that can be set makes this file long.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -16,6 +16,7 @@ from ..errors import ConfigurationError
 from .checks import checked
 from .fields import SettingInfo, setting
 from .host_url import url_of_host
+from .withheld import withheld
 
 PREFIX = "RQ_POOLED_"
 
@@ -96,6 +97,12 @@ class Settings:
         "own, which it keeps, for jobs that send tens of thousands of commands",
         low=0,
         high=1,
+    )
+    jobs_login: str | None = setting(
+        None,
+        str,
+        "user:password with which jobs' connections log in, instead of the worker's (docs/security.md)",
+        secret=True,
     )
     reconnect_base: float = setting(0.1, float, "first delay before connecting again", "s", low=0, above=True)
     reconnect_cap: float = setting(3.0, float, "longest delay before connecting again", "s", low=0, above=True)
@@ -219,6 +226,12 @@ class Settings:
         (), tuple, "what jobs may call, separated by commas: dotted names, in which * stands for one name; none: all"
     )
 
+    describe: str | Callable[[Any], str] | None = setting(  # noqa: RUF009 - the field of a setting, as all others
+        None,
+        object,
+        "what is shown of a job's call: a function's dotted name; rq_pooled.redaction.redact leaves secrets out",
+    )
+
     def __post_init__(self) -> None:
         fields = dataclasses.fields(self)
         values = {f.name: getattr(self, f.name) for f in fields if getattr(self, f.name) != f.default}
@@ -241,7 +254,8 @@ class Settings:
         Args:
             arguments: the values by lower-case name; ``None`` means not given.
             module: RQ's settings module (``-c``) or Flask's config as a mapping; keys ``RQ_POOLED_NAME`` or ``NAME``.
-            environ: the environment, ``os.environ`` unless given; a variable that is set but empty counts as not set.
+            environ: the environment, ``os.environ`` and what was withheld from it unless given; a variable that is set
+                but empty counts as not set.
             prefix: the prefix of the variables and keys.
 
         Raises:
@@ -249,7 +263,7 @@ class Settings:
         """
         arguments = {name: value for name, value in (arguments or {}).items() if value is not None}
         module = module or {}
-        environ = os.environ if environ is None else environ
+        environ = ({**withheld, **os.environ} if withheld else os.environ) if environ is None else environ
         known = [field.name for field in dataclasses.fields(cls)]
         for name in arguments:
             if name not in known:
@@ -259,7 +273,7 @@ class Settings:
                 )
         values: dict[str, Any] = {}
         sources: dict[str, str] = {}
-        for info in cls.describe(prefix):
+        for info in cls.rows(prefix):
             found = _find(info, arguments, environ, module)
             if found is not None:
                 sources[info.name], values[info.name] = found
@@ -275,7 +289,7 @@ class Settings:
         return cls(**checked(dataclasses.fields(cls), values, sources))
 
     @classmethod
-    def describe(cls, prefix: str = PREFIX) -> list[SettingInfo]:
+    def rows(cls, prefix: str = PREFIX) -> list[SettingInfo]:
         """Return one record for each setting, in the order of the table in docs/settings.md."""
         return [
             SettingInfo(

@@ -18,7 +18,7 @@ def misspelt(environ: Mapping[str, str] | None = None) -> list[str]:
     Args:
         environ: the environment, ``os.environ`` unless given.
     """
-    known = [setting.env[0] for setting in Settings.describe()]
+    known = [setting.env[0] for setting in Settings.rows()]
     lines = []
     for name in sorted(os.environ if environ is None else environ):
         if name.upper().startswith(PREFIX) and name not in known:

@@ -37,7 +37,7 @@ _PREFIX = key_prefix()
 #: What an access control list has to allow.
 NEEDED_RIGHTS = (
     f"let its user run all commands (but @dangerous) on the keys {_PREFIX}:* and {_PREFIX}_pooled:*, and use the "
-    f"channels {_PREFIX}:pubsub:*"
+    f"channels {_PREFIX}:pubsub:*; `rq-pooled acl worker` prints the rules"
 )
 
 

@@ -13,6 +13,7 @@ from rq.registry import BaseRegistry, FailedJobRegistry
 
 from ..pool.registry import get_connection
 from ..rq_version import check_rq
+from ..signing.serializer import sealed
 from ..store.keys import dead_letters_key, results_key
 from ..wire import text
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
@@ -49,6 +50,7 @@ class DeadLetterRegistry(BaseRegistry):
         if connection is None and queue is None:
             connection = get_connection()
         super().__init__(name, connection, job_class, queue, *args, **kwargs)
+        self.serializer = sealed(self.serializer)
 
     def cleanup(self, timestamp: float | None = None, exception_handlers: list[Any] | None = None) -> None:
         """Remove entries whose time is over; their jobs expire at the same time."""

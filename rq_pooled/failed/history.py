@@ -1,7 +1,11 @@
-"""The history of a job: its tries as RQ's results stream and ``Backoff`` keep them, without unpickling anything."""
+"""The history of a job: its tries as RQ's results stream and ``Backoff`` keep them, and what else its keys say.
+
+Nothing is unpickled, arguments are not read, and a value that is too large is named by its size.
+"""
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,33 +14,99 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.results import Result
 
+from ..config.describing import current
 from ..foreign import seconds_of, unpacked_error, whole_number
 from ..retry.attempts import NEXT_AT
+from ..store.keys import dead_letters_key, registry_key
 from ..wire import raw, text
+from .description import described, function_of
+from .listing import MAX_FIELD, MAX_RESULTS
 from .tracebacks import recorded_end
 
+#: The fields of a job's hash that are told as they are.
+NAMES = (
+    *("status", "origin", "retries_left", "created_at", "enqueued_at", "started_at", "ended_at", "timeout"),
+    *("worker_name", "group_id", "dependency_id"),
+)
+#: Fields that may be of any size, and what is read of a job's results and dependents.
+_LONG, _TRIES, _DEPENDENTS = ("description", "exc_info", "meta"), 20, 20
 #: Seconds since the epoch at which datetime ends.
 _YEAR_9999 = 253_370_764_800
 
 
 def history(connection: Redis, job_id: str) -> dict[str, Any]:
-    """Return a job's tries with their outcomes, the oldest first; times are ISO 8601, in UTC.
+    """Return a job with its tries and their outcomes, the oldest first; times are ISO 8601, in UTC.
+
+    Blocks for two round trips.
+
+    Returns:
+        ``id``, RQ's fields of NAMES as texts or None, ``data_bytes`` (of its arguments), ``meta`` (JSON, or its size as
+        text), ``dependents`` (ids, at most 20) and ``dependent_count``, ``place`` (``failed``, ``dead`` or ""), and
+        ``tries``: each ``at``, ``result``, ``worker``, ``seconds``, ``exception``, ``error`` (one line), ``next_try``,
+        ``traceback``.
 
     Raises:
         rq.exceptions.NoSuchJobError: the job is gone (deleted, or expired).
     """
-    key = raw(Job.key_for(job_id))
-    names = ("status", "origin", "description", "retries_left", "created_at", "enqueued_at", "ended_at", "exc_info")
-    *values, ended_at, exc_info = connection.hmget(key, names)
-    if not connection.hexists(key, "data"):
-        raise NoSuchJobError(f"there is no job {job_id}: it was deleted, has expired, or never was")
-    fields = {name: text(value) if value else None for name, value in zip(names, values)}
-    entries: Any = connection.xrange(raw(Result.get_key(job_id)))
-    tries = [_try(text(entry_id), entry) for entry_id, entry in entries]
-    if not tries and (error := unpacked_error(exc_info)):
+    key, results = raw(Job.key_for(job_id)), raw(Result.get_key(job_id))
+    pipeline: Any = connection.pipeline(transaction=False)
+    pipeline.hexists(key, "data")
+    pipeline.hmget(key, NAMES)
+    for name in ("data", *_LONG):
+        pipeline.hstrlen(key, name)
+    pipeline.scard(key + b":dependents")
+    pipeline.srandmember(key + b":dependents", _DEPENDENTS)
+    pipeline.memory_usage(results)
+    exists, values, data_bytes, *sizes, count, dependents, memory = pipeline.execute(raise_on_error=False)
+    for reply in (exists, values):
+        if isinstance(reply, Exception):
+            raise reply
+    if not exists:
+        raise no_job(job_id)
+    fields = {name: text(value) if value else None for name, value in zip(NAMES, values)}
+    large = isinstance(memory, int) and memory > MAX_RESULTS
+    pipeline.hmget(key, [name if size <= MAX_FIELD else "" for name, size in zip(_LONG, sizes)])
+    for registry in (registry_key("failed", fields["origin"] or ""), dead_letters_key(fields["origin"] or "")):
+        pipeline.zscore(raw(registry), raw(job_id))
+    if not large:
+        pipeline.xrevrange(results, count=_TRIES)
+    (description, exc_info, meta), failed, dead, *rest = pipeline.execute(raise_on_error=False)
+    if rest and isinstance(rest[0], Exception):
+        raise rest[0]
+    tries = [_try(text(entry_id), entry) for entry_id, entry in reversed(rest[0] if rest else [])]
+    if large:
+        tries = [_made(None, "failed", f"results of {memory} bytes, which are not read")]
+    elif not tries and (error := unpacked_error(exc_info)):
         # RQ before 1.12 had no results.
-        tries = [_made(seconds_of(ended_at), "failed", error)]
-    return {"id": job_id, **fields, "tries": tries}
+        tries = [_made(seconds_of(fields["ended_at"]), "failed", error)]
+    called = text(description or b"") if sizes[0] <= MAX_FIELD else f"(a description of {sizes[0]} bytes)"
+    return {
+        "id": job_id,
+        **fields,
+        "description": described(called),
+        "function": function_of(called),
+        "data_bytes": data_bytes,
+        "meta": _meta(meta, sizes[2]),
+        "dependents": sorted(map(text, dependents)) if isinstance(dependents, list) else [],
+        "dependent_count": count if isinstance(count, int) else 0,
+        "place": "failed" if isinstance(failed, float) else "dead" if isinstance(dead, float) else "",
+        "tries": tries,
+    }
+
+
+def no_job(job_id: str) -> NoSuchJobError:
+    """Return the error for a job that is gone."""
+    return NoSuchJobError(f"there is no job {job_id}: it was deleted, has expired, or never was")
+
+
+def _meta(value: bytes | None, size: int) -> str:
+    """Return a job's meta where it is JSON, else its size: a pickle is never loaded, and DESCRIBE speaks of calls."""
+    if current() is not None:
+        return f"{size} bytes" if size else ""
+    try:
+        return json.dumps(json.loads(value or b"")) if value else f"{size} bytes" if size else ""
+    except (ValueError, RecursionError):
+        return f"{size} bytes"
 
 
 def _try(entry_id: str, entry: dict[bytes, bytes]) -> dict[str, Any]:

@@ -7,16 +7,18 @@ from typing import Any
 
 from redis import Redis
 from rq.registry import FailedJobRegistry
-from rq.results import Result
 
 from ..deadline import current
 from ..errors import ConfigurationError
 from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_number
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
-from ..store.keys import job_key
-from ..store.queues import queue_names
+from ..store.failed import failed_look
+from ..store.keys import dead_letters_key
+from ..store.queues import is_shown, queue_names
+from ..store.scripts import run_script
 from ..wire import raw, text
+from .description import described, function_of
 from .tracebacks import exception_of
 
 #: The failed jobs that one call reads when it has to choose among them, and the number fetched at once.
@@ -37,24 +39,27 @@ def failed_jobs(
     offset: int = 0,
     limit: int = 50,
     connection: Redis | None = None,
+    *,
+    dead: bool = False,
 ) -> dict[str, Any]:
     """Return failed jobs, the last to expire first (the newest, if all share one failure_ttl); those kept for ever
     last.
 
-    Blocks for four round trips, and three more per hundred jobs. With ``exception`` at most 1 000 jobs are read;
+    Blocks for three round trips, and one more per hundred jobs. With ``exception`` at most 1 000 jobs are read;
     ``next_offset`` says where to go on. Inside a deadline it ends a second early, with the jobs found so far.
 
     Args:
         queue: the only queue to list.
         exception: the name, with or without its module, that a listed job's exception must have.
         offset, limit: the jobs to skip, and the most to return. Without ``queue`` the offset has a limit.
+        dead: list the dead letters instead.
 
     Returns:
         ``total`` (in the registries, whatever their exception), ``offset``, ``limit``, ``next_offset`` (None at the
         end), ``unreadable`` (queues whose registry is a key of another type), and ``jobs``: each ``id``, ``queue``,
-        ``description``, ``exception`` (its name with module, "" if it cannot be told), ``reason`` (one line),
-        ``failed_at``, ``enqueued_at`` (seconds since the epoch or None), ``retries_left``, ``exists`` (False: an entry
-        whose job is gone).
+        ``description``, ``function`` (as the description names it, or ""), ``exception`` (its name with module, "" if
+        it cannot be told), ``reason`` (one line), ``failed_at``, ``enqueued_at`` (seconds since the epoch or None),
+        ``retries_left``, ``exists`` (False: an entry whose job is gone).
 
     Raises:
         ConfigurationError: the offset is too large, or RQ keeps its data under another prefix.
@@ -63,9 +68,9 @@ def failed_jobs(
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
-    known = queue_names(client.execute_command) if queue is None else [queue]
+    known = queue_names(client.execute_command) if queue is None else [queue] if is_shown(queue) else []
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
-    total, unreadable, entries = _entries(client, known, offset, scanned)
+    total, unreadable, entries = _entries(client, known, offset, scanned, dead)
     jobs: list[dict[str, Any]] = []
     looked = 0
     for job in _jobs(client, entries):
@@ -86,12 +91,14 @@ def failed_jobs(
 
 
 def _entries(
-    client: Redis, names: Sequence[str], offset: int, count: int
+    client: Redis, names: Sequence[str], offset: int, count: int, dead: bool
 ) -> tuple[int, list[str], list[tuple[str, str]]]:
     """Return the number of entries, the queues whose registry is of another type, and (queue, job id) of a window,
     latest expiry first.
     """
-    keys = {name: raw(FailedJobRegistry.key_template.format(name)) for name in names}
+    keys = {
+        name: raw(dead_letters_key(name) if dead else FailedJobRegistry.key_template.format(name)) for name in names
+    }
     pipeline: Any = client.pipeline(transaction=False)
     for key in keys.values():
         pipeline.zcard(key)
@@ -137,50 +144,22 @@ def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
 
 
 def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    pipeline: Any = client.pipeline(transaction=False)
-    for _queue, job_id in entries:
-        key = raw(job_key(job_id))
-        pipeline.hmget(key, ("ended_at", "enqueued_at", "retries_left"))
-        pipeline.hexists(key, "data")
-        for name in ("description", "exc_info"):
-            # These texts may be of any size.
-            pipeline.hstrlen(key, name)
-    found = replies_of(pipeline)
-    rows = list(zip(entries, *(found[part::4] for part in range(4)), _sizes_of_results(client, entries)))
-    pipeline = client.pipeline(transaction=False)
-    for (_queue, job_id), _dates, _exists, *sizes, memory in rows:
-        wanted = [name if size and size <= MAX_FIELD else "" for name, size in zip(("description", "exc_info"), sizes)]
-        pipeline.hmget(raw(job_key(job_id)), wanted)
-        if memory <= MAX_RESULTS:
-            pipeline.xrevrange(raw(Result.get_key(job_id)), count=1)
-    more = iter(replies_of(pipeline) if rows else [])
-    for (queue, job_id), dates, exists, size, _, memory in rows:
-        fields, results = next(more), next(more) if memory <= MAX_RESULTS else None
-        ended_at, enqueued_at, retries_left = dates or (None, None, None)
-        description, exc_info = fields or (None, None)
-        if size and size > MAX_FIELD:
-            description = f"(a description of {size} bytes)"
-        result = {text(name): value for name, value in results[0][1].items()} if results else {}
-        if memory > MAX_RESULTS:
-            exc_info = f"results of {memory} bytes, which are not read"
-        name, reason = exception_of(unpacked_error(result.get("exc_string")) or unpacked_error(exc_info))
+    rows = run_script(client, failed_look([job_id for _queue, job_id in entries], MAX_FIELD, MAX_RESULTS))
+    for (queue, job_id), (exists, ended_at, enqueued_at, left, description, error, older) in zip(entries, rows):
+        large = isinstance(description, int)
+        called = f"(a description of {description} bytes)" if large else text(description)
+        if isinstance(error, int):
+            error = f"results of {error} bytes, which are not read"
+        name, reason = exception_of(unpacked_error(error) or unpacked_error(older))
         yield {
             "id": job_id,
             "queue": queue,
-            "description": text(description or b""),
+            "description": described(called),
+            "function": function_of(called),
             "exception": name,
             "reason": reason,
             "failed_at": seconds_of(ended_at),
             "enqueued_at": seconds_of(enqueued_at),
-            "retries_left": whole_number(retries_left),
+            "retries_left": whole_number(left),
             "exists": bool(exists),
         }
-
-
-def _sizes_of_results(client: Redis, entries: Sequence[tuple[str, str]]) -> list[int]:
-    """Return the rough memory of the results of jobs; 0 for a job without any, or if the server does not tell."""
-    pipeline: Any = client.pipeline(transaction=False)
-    for _queue, job_id in entries:
-        pipeline.memory_usage(raw(Result.get_key(job_id)))
-    replies = pipeline.execute(raise_on_error=False) if entries else []
-    return [reply if isinstance(reply, int) else 0 for reply in replies]

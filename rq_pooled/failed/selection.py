@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import ConfigurationError
 from ..foreign import seconds_of, unpacked_error, whole_number
 from ..retry.exception_names import is_kind, is_recorded_kind, names_of
+from ..signing.envelope import is_sealed, unverified
 from ..wire import text
 from .tracebacks import recorded_name
 
@@ -169,11 +170,16 @@ def check_number(name: str, value: float | None, low: float = 0, whole: bool = F
 
 
 def _function_in(data: bytes) -> str:
-    """Return the function's name from a job's data: a pickle's first string, or a JSON list's first item."""
+    """Return the function's name from a job's data: a pickle's first string, or a JSON list's first item.
+
+    Of a signed job it is what its producer signed, not verified here.
+    """
     if not data:
         return ""
     with suppress(zlib.error):
         data = zlib.decompressobj().decompress(data, _MAX_DATA)
+    if is_sealed(data):
+        return unverified(data)[0]
     if data[:1] == b"\x80":
         # The module is large, and most processes never need it.
         import pickletools

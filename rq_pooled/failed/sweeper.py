@@ -134,13 +134,25 @@ class Sweeper:
         The words: ``done``, ``ghost`` (its job is gone, the entry is removed), ``gone`` (not in the registry),
         ``changed`` (it is not failed any more).
         """
-        policy, lock = policy or Requeue(), self._store.no_lock(queue)
+        return self.act_on(queue, ids, policy or Requeue())
+
+    def act_on(self, queue: str, ids: Sequence[str], policy: Requeue | Bury | Purge) -> dict[str, str]:
+        """Requeue, bury or delete single jobs of a queue, whatever the policy selects; as ``requeue_ids``."""
+        lock = self._store.no_lock(queue)
         words: dict[str, str] = {}
         for start in range(0, len(ids), PAGE):
             page = ids[start : start + PAGE]
-            jobs = [(one, ANY, "") for one in page]
-            done = self._store.requeue(queue, lock, jobs, retries=policy.retries, at_front=policy.at_front)
+            fenced = [(one, ANY) for one in page]
+            if isinstance(policy, Bury):
+                done = self._store.bury(queue, lock, fenced, policy.max_age)
+            elif isinstance(policy, Purge):
+                done = self._store.purge(queue, lock, fenced)
+            else:
+                jobs = [(one, ANY, "") for one in page]
+                done = self._store.requeue(queue, lock, jobs, retries=policy.retries, at_front=policy.at_front)
             words.update(zip(page, done))
+        if isinstance(policy, Bury):
+            self._dead_letters.trim(queue, lock, policy.max_count)
         return words
 
     def trim(self, queue: str, max_count: int) -> int:

@@ -1,7 +1,9 @@
-"""What the page's buttons do to failed jobs: requeue some, sweep a queue. Bounded, so that a request ends soon."""
+"""What the page does to failed jobs: requeue, bury or delete some, sweep a queue. Bounded: a request ends soon."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from redis import Redis
@@ -10,10 +12,20 @@ from ..durations import parse_duration
 from ..errors import ConfigurationError
 from ..failed.policies import Bury, Ghosts, Policy, Purge, Requeue
 from ..failed.sweeper import Sweeper
-from ..foreign import printable
+from ..foreign import printable, replies_of
+from ..store.keys import job_key
+from ..wire import raw, text
+from .rights import BURY, PURGE, REQUEUE
 
 #: Jobs that one request changes, and seconds after which it stops: press again for more.
 MOST, SECONDS = 1000, 2.0
+
+#: What can be done to jobs: the policy, what the page that follows says was done, and the right that it needs.
+ACTS: dict[str, tuple[Callable[[], Policy], str, str]] = {
+    "requeue": (Requeue, "requeued", REQUEUE),
+    "bury": (Bury, "buried", BURY),
+    "delete": (lambda: Purge(everything=True), "purged", PURGE),
+}
 
 
 def requeue(
@@ -46,6 +58,7 @@ def sweep(
     older_than: str | None = None,
     exactly: bool = False,
     everything: bool = False,
+    confirmed: int | None = None,
 ) -> dict[str, Any]:
     """Drop entries without a job (``ghosts``), or move failed jobs to the dead letters (``bury``), or delete them
     (``purge``).
@@ -55,6 +68,7 @@ def sweep(
         exception, exactly: as for ``requeue``; not for ghosts.
         older_than: a duration such as ``10m``: only jobs that failed so long ago; not for ghosts.
         everything: has to be said for a ``purge`` that leaves nothing out, see ``Purge``.
+        confirmed: for a ``purge``: the jobs that it may delete. Where it would delete more, none is deleted.
 
     Returns:
         As ``requeue``.
@@ -72,8 +86,8 @@ def sweep(
         raise ConfigurationError(
             "exception, older_than and all mean nothing for ghosts: give policy=bury or policy=purge"
         )
-    if everything and policy != "purge":
-        raise ConfigurationError("all=1 is for purge")
+    if (everything or confirmed is not None) and policy != "purge":
+        raise ConfigurationError("all=1 and confirm are for purge")
     if policy == "ghosts":
         return _run(client, queue, Ghosts())
     age = parse_duration(older_than) if older_than else None
@@ -86,9 +100,67 @@ def sweep(
         )
     if purge.chooses and everything:
         raise ConfigurationError("all=1 is for a purge that exception and older_than do not narrow: leave one out")
-    return _run(client, queue, purge)
+    (report,) = Sweeper(queue, client, purge).run(dry_run=True, max_seconds=SECONDS)
+    if not report.done:
+        return {**report.as_dict(), "dry_run": False}
+    if confirmed is None or report.done > confirmed:
+        jobs = f"{report.done} job{'' if report.done == 1 else 's'}"
+        raise ConfigurationError(
+            f"this deletes {jobs} of {printable(queue, 50)!r} for ever, and nothing is deleted yet: "
+            f"confirm={report.done} says that you mean them"
+        )
+    return _run(client, queue, replace(purge, limit=min(MOST, confirmed)))
 
 
 def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:
     (report,) = Sweeper(queue, client, policy).run(max_seconds=SECONDS)
     return report.as_dict()
+
+
+def act_on(
+    client: Redis,
+    act: str,
+    ids: Sequence[str],
+    dead: bool = False,
+    queue: str | None = None,
+    done: dict[str, int] | None = None,
+) -> dict[str, Any]:
+    """Requeue, bury or delete jobs by id, each in one atomic step that checks that it still has failed.
+
+    Args:
+        client: of the server.
+        act: of ACTS.
+        ids: of failed jobs; of dead letters with ``dead``.
+        queue: of all of them; each job says its own if not given.
+        done: is given the number of each queue.
+
+    Returns:
+        ``done``, ``gone`` (not there any more), ``changed`` (not failed any more), and ``queues`` that changed.
+    """
+    if dead and act == "bury":
+        raise ConfigurationError("dead letters are buried already: requeue or delete them")
+    by_queue: dict[str, list[str]] = {} if queue is None else {queue: list(ids)}
+    if queue is None:
+        for job_id, origin in zip(ids, origins_of(client, ids)):
+            by_queue.setdefault(origin, []).append(job_id)
+    words: list[str] = []
+    for name, of_queue in by_queue.items():
+        said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]())  # type: ignore[arg-type]
+        words += said.values()
+        if done is not None:
+            done[name] = list(said.values()).count("done")
+    gone = words.count("gone") + words.count("ghost")
+    return {
+        "done": words.count("done"),
+        "gone": gone,
+        "changed": len(words) - gone - words.count("done"),
+        "queues": [name for name in by_queue if name],
+    }
+
+
+def origins_of(client: Redis, ids: Sequence[str]) -> list[str]:
+    """Return the queue of each job, "" for one that is gone."""
+    pipeline = client.pipeline(transaction=False)
+    for job_id in ids:
+        pipeline.hget(raw(job_key(job_id)), "origin")
+    return [text(origin or b"") for origin in (replies_of(pipeline) if ids else ())]

@@ -1,6 +1,6 @@
 """The endpoints of ``RQPooled.blueprint``: who may see what, and what is answered; page.py makes the page itself.
 
-A GET changes nothing. A POST needs the word "write" from the application, and must come from a page of this site.
+A GET changes nothing. A POST needs its right, see rights.py, and must come from a page of this site.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from ..foreign import bounded, shown
 from ..monitoring.health import health_word
 from ..monitoring.processes import pool_stats
 from . import actions
+from .jobs import add_job_pages
 from .notices import tell, told
 from .overview import overview, queue_states
 from .page import present
 from .parameters import asked_for, flag, number, posted, queue_of
+from .rights import BURY, PURGE, REQUEUE, VIEW, Authorize, Rights, Who
+from .trail import add_trail, tracked
 
 #: Seconds within which each request is answered. Health promises 2, of which Flask takes a part.
 HEALTH_DEADLINE, DEADLINE = 1.9, 4.0
@@ -41,8 +44,8 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
-#: Returns a false value (403), a true one (may look), or the word ``"write"`` (may requeue and sweep).
-Authorize = Callable[[], Any]
+#: Views that answer with a page for people, an error too.
+_PAGES = ("failed", "job", "failed_confirm", "trail_page")
 
 
 class Client(Protocol):
@@ -55,38 +58,33 @@ class Client(Protocol):
         """The client."""
 
 
-def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None, name: str) -> Blueprint:
+def make_blueprint(
+    client_of: Callable[[], Client], authorize: Authorize | None, name: str, who: Who | None = None
+) -> Blueprint:
     """Return the blueprint.
 
     Args:
         client_of: returns the current application's client.
-        authorize: asked for each request but ``/health/redis``.
+        authorize, who: asked for each request but ``/health/redis``, see ``Rights``.
         name: of the blueprint.
     """
+    rights = Rights(authorize, who)
     blueprint = Blueprint(
         name, __name__, template_folder="templates", static_folder="static", static_url_path="/rq-pooled-static"
     )
-
-    def permission() -> str:
-        """Return ``"write"``, ``"read"`` or ``""``."""
-        said = authorize() if authorize is not None else None
-        return "write" if said == "write" else "read" if said else ""
 
     @blueprint.before_request
     def check() -> None:
         if _view() == "health_redis":
             return
-        allowed = permission()
-        if not allowed:
-            why = (
-                "not allowed" if authorize else "RQPooled.blueprint() was given no authorize, so this is closed to all"
-            )
-            abort(403, why)
-        if request.method not in ("GET", "HEAD", "OPTIONS"):
-            if allowed != "write":
-                abort(403, 'not allowed: authorize has to return "write" for this')
-            if not _is_from_this_site():
-                abort(403, "not from a page of this site (programs send the header X-Requested-With)")
+        changes = request.method not in ("GET", "HEAD", "OPTIONS")
+        rights.enter(_view(), changes)
+        if changes and not _is_from_this_site():
+            abort(403, "not from a page of this site (programs send the header X-Requested-With)")
+
+    @blueprint.teardown_request
+    def end(_error: BaseException | None) -> None:
+        rights.leave()
 
     @blueprint.after_request
     def add_headers(response: Response) -> Response:
@@ -106,7 +104,7 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         elif isinstance(error, SweepUnderWay):
             code = 409
         reason = message_of(error)
-        if "page" in request.form:
+        if "page" in request.form or _view() in _PAGES:
             return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
         return jsonify(error=reason), code
 
@@ -133,6 +131,8 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     def queues_failed_jobs() -> Response:
         asked = asked_for("queue", "exception", "offset", "limit")
         offset, limit = number(asked, "offset", 0), min(number(asked, "limit", 50), 200)
+        if "queue" in asked:
+            rights.require(VIEW, asked["queue"])
         with within(DEADLINE, "the deadline of a page"):
             found = failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, client_of().redis)
             return jsonify(bounded(found))
@@ -151,24 +151,41 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
     @blueprint.post("/queues/requeue")
     def queue_requeue() -> Any:
         given = posted("queue", "exception", "exactly")
+        rights.require(REQUEUE, queue_of(given))
         client = client_of().redis
         with within(DEADLINE, "the deadline of a page"):
-            report = actions.requeue(client, queue_of(given), given.get("exception"), exactly=flag(given, "exactly"))
+            report = tracked(
+                client,
+                rights,
+                REQUEUE,
+                given["queue"],
+                given,
+                lambda: actions.requeue(client, given["queue"], given.get("exception"), exactly=flag(given, "exactly")),
+            )
             return _done(client, "requeued", given["queue"], report)
 
     @blueprint.post("/queues/sweep")
     def queue_sweep() -> Any:
-        given = posted("queue", "policy", "exception", "exactly", "older_than", "all")
+        given = posted("queue", "policy", "exception", "exactly", "older_than", "all", "confirm")
         client, policy = client_of().redis, given.get("policy", "ghosts")
+        rights.require(PURGE if policy == "purge" else BURY, queue_of(given))
         with within(DEADLINE, "the deadline of a page"):
-            report = actions.sweep(
+            report = tracked(
                 client,
-                queue_of(given),
-                policy,
-                given.get("exception"),
-                given.get("older_than"),
-                exactly=flag(given, "exactly"),
-                everything=flag(given, "all"),
+                rights,
+                "sweep" if policy == "ghosts" else policy,
+                given["queue"],
+                given,
+                lambda: actions.sweep(
+                    client,
+                    given["queue"],
+                    policy,
+                    given.get("exception"),
+                    given.get("older_than"),
+                    exactly=flag(given, "exactly"),
+                    everything=flag(given, "all"),
+                    confirmed=number(given, "confirm", 0) if "confirm" in given else None,
+                ),
             )
             return _done(client, {"bury": "buried", "purge": "purged"}.get(policy, "swept"), given["queue"], report)
 
@@ -178,15 +195,25 @@ def make_blueprint(client_of: Callable[[], Client], authorize: Authorize | None,
         try:
             with within(DEADLINE, "the deadline of a page"):
                 message = shown(told(client.redis, request.args.get("did", "")))
-                found = present(overview(client.redis, client.settings))
+                found = present(overview(client.redis, client.settings), request.args.get("sort", ""))
         except RedisError as error:
             reason = message_of(error)
             silent = isinstance(error, LOST)
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if silent else "Redis refuses"
             return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
-        return render_template("rq_pooled/page.html", may_write=permission() == "write", message=message, **found)
+        names = [queue["name"] for queue in found["queues"]]
+        return render_template(
+            "rq_pooled/page.html",
+            may=rights.may,
+            may_write=rights.may_any(names),
+            message=message,
+            sort=request.args.get("sort", ""),
+            **found,
+        )
 
+    add_trail(blueprint, lambda: client_of().redis)
+    add_job_pages(blueprint, lambda: client_of().redis, rights)
     return blueprint
 
 
@@ -217,4 +244,4 @@ def _done(client: Redis, did: str, queue: str, report: dict[str, Any]) -> Any:
     if "page" not in request.form:
         return jsonify(bounded(report))
     more = report["unfinished"] or report["done"] >= actions.MOST
-    return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more)), 303)
+    return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more, "trail_error" in report)), 303)

@@ -14,13 +14,15 @@ import rq.decorators
 from flask import Blueprint, Flask, current_app, has_app_context
 from redis import Redis
 
+from ..config import describing
 from ..config.settings import PREFIX, Settings
 from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from ..rq_version import check_rq
 from ..signing.policy import sign_by
-from .blueprint import Authorize, make_blueprint
+from .blueprint import make_blueprint
+from .rights import Authorize, Who
 
 __all__ = ["RQPooled"]
 
@@ -61,6 +63,8 @@ class RQPooled:
             raise ConfigurationError("this application has an RQPooled already: use app.extensions['rq_pooled']")
         settings = _settings_of(app)
         sign_by(settings, {key for key in app.config if key.startswith(PREFIX)})
+        if f"{PREFIX}DESCRIBE" in app.config:
+            describing.use(settings)
         self._clients[app] = _Client(settings)
         app.extensions["rq_pooled"] = self
 
@@ -110,15 +114,21 @@ class RQPooled:
         make: Any = rq.decorators.job
         return make(queue or self._default, connection=None, queue_class=queue_of, **options)
 
-    def blueprint(self, authorize: Authorize | None = None, name: str = "rq_pooled") -> Blueprint:
+    def blueprint(
+        self, authorize: Authorize | None = None, name: str = "rq_pooled", *, who: Who | None = None
+    ) -> Blueprint:
         """Return the health endpoints and the page, to be mounted: ``app.register_blueprint(…, url_prefix="/rq")``.
 
         Args:
-            authorize: called for each request but that for ``/health/redis``. A false value is 403, a true one may
-                look, and only the word ``"write"`` may requeue and sweep. Without it all is 403.
+            authorize: ``authorize(action, queue)`` returns True for what the request may do; docs/security.md has the
+                actions. It is asked about all but ``/health/redis``, and without it all is 403.
             name: of the blueprint, for ``url_for``.
+            who: returns who is asking, for the trail; else what the web server has authenticated.
+
+        Raises:
+            ConfigurationError: ``authorize`` takes other arguments.
         """
-        return make_blueprint(self._client, authorize, name)
+        return make_blueprint(self._client, authorize, name, who)
 
     def _client(self) -> _Client:
         if has_app_context():

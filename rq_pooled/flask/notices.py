@@ -16,21 +16,22 @@ _KEPT = 60
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 
 
-def tell(client: Redis, did: str, queue: str, count: int, more: bool) -> str:
+def tell(client: Redis, did: str, queue: str, count: int, more: bool, untold: bool = False) -> str:
     """Note what was done and return the word under which ``told`` finds it. Blocks for a round trip."""
     token = token_hex(16)
-    client.set(notice_key(token), json.dumps([did, queue, count, more]), ex=_KEPT)
+    client.set(notice_key(token), json.dumps([did, queue, count, more, untold]), ex=_KEPT)
     return token
 
 
 def told(client: Redis, token: str) -> dict[str, Any]:
-    """Return ``did``, ``queue``, ``count`` and ``more``, nothing where it was not noted. Blocks for a round trip, if at
-    all.
+    """Return ``did``, ``queue``, ``count``, ``more`` and ``untold`` (the trail was not written), or nothing.
+
+    Blocks for a round trip, if at all.
     """
     note: Any = client.get(notice_key(token)) if _TOKEN.fullmatch(token) else None
     try:
-        did, queue, count, more = json.loads(note or "")
+        did, queue, count, more, untold = json.loads(note or "")
     except (TypeError, ValueError):
         # The text is no notice, or none of ours.
         return {}
-    return {"did": did, "queue": queue, "count": count, "more": more}
+    return {"did": did, "queue": queue, "count": count, "more": more, "untold": untold}

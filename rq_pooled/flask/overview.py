@@ -12,25 +12,30 @@ from redis import Redis
 from rq.registry import ScheduledJobRegistry
 
 from ..config.settings import Settings
-from ..failed.listing import MAX_FIELD, failed_jobs
+from ..failed.description import described
+from ..failed.groups import failure_groups
+from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
 from ..monitoring.guard import connections
-from ..monitoring.processes import processes
+from ..monitoring.processes import note_busy, processes
 from ..monitoring.queues import queues
+from ..monitoring.throughput import throughput
 from ..store.keys import job_key
+from ..store.queues import all_shown
 from ..wire import raw, text
 
-#: Failed jobs that are looked at to group them, and scheduled jobs that are shown.
-FAILURES, UPCOMING = 200, 10
+#: Scheduled jobs that are shown.
+UPCOMING = 10
 
 
 def overview(client: Redis, settings: Settings) -> dict[str, Any]:
-    """Return the state of a server. Blocks for about fifteen round trips, whatever the number of queues and jobs.
+    """Return the state of a server. Blocks for about forty round trips, whatever the number of queues and jobs.
 
     Returns:
         ``now`` (server time), ``connections`` (``health.connections``) with ``budget`` and ``budgeted`` (those that
-        count for it), ``queues`` (``queue_states``), ``processes`` and ``workers`` (those of them that are workers),
-        ``failures``, ``failed`` (how many in all), ``looked_at`` (how many of them are grouped), ``upcoming``,
+        count for it), ``queues`` (``queue_states``), ``processes`` and ``workers`` (those that are workers, with
+        ``busy_now``), ``failures`` (groups), ``failed`` (how many in all), ``looked_at`` (how many of them are
+        grouped), ``throughput``, ``partial`` (it is of all queues, which may not all be shown), ``upcoming``,
         ``scheduled``, ``unreadable`` (what is of another type).
     """
     unreadable: list[str] = []
@@ -41,17 +46,21 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     names = [queue["name"] for queue in states if queue["scheduled"]]
     held = connections(client, settings)
     seconds, microseconds = client.time()
-    latest = failed_jobs(limit=FAILURES, connection=client)
+    failing = failure_groups(client)
     now = seconds + microseconds / 1e6
+    workers = [process for process in found if process["worker"]]
+    note_busy(client, workers)
     return {
         "now": now,
         "connections": {**held, "budget": settings.budget, "budgeted": _budgeted(held["processes"], settings)},
         "queues": states,
         "processes": found,
-        "workers": [process for process in found if process["worker"]],
-        "failures": failures(latest["jobs"]),
-        "failed": latest["total"],
-        "looked_at": len(latest["jobs"]),
+        "workers": workers,
+        "failures": failing["groups"],
+        "failed": failing["total"],
+        "looked_at": failing["looked_at"],
+        "throughput": throughput(client, now),
+        "partial": not all_shown(client.execute_command),
         "upcoming": upcoming(client, names, now),
         "scheduled": sum(queue["scheduled"] for queue in states),
         "unreadable": unreadable,
@@ -79,25 +88,6 @@ def queue_states(client: Redis, found: list[dict[str, Any]] | None = None) -> li
         for name, rate in (process["worker"] or {}).get("rates", {}).items():
             rates[name] = rates.get(name, 0.0) + rate
     return [{**queue, "rate": round(rates.get(queue["name"], 0.0), 1)} for queue in queues(client)]
-
-
-def failures(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Group failed jobs, as of ``failed_jobs``, by queue and exception, most first.
-
-    Each has ``queue``, ``exception``, ``count``, ``last`` (seconds since the epoch or None), and of the latest one
-    ``reason`` and ``description``. Entries without a job are the exception ``ghost``.
-    """
-    groups: dict[tuple[str, str], dict[str, Any]] = {}
-    for job in jobs:
-        name = job["exception"] if job["exists"] else "ghost"
-        group = groups.setdefault(
-            (job["queue"], name),
-            {"queue": job["queue"], "exception": name, "count": 0, "last": None, "reason": "", "description": ""},
-        )
-        group["count"] += 1
-        if group["count"] == 1 or (job["failed_at"] or 0.0) > (group["last"] or 0.0):
-            group.update(last=job["failed_at"], reason=job["reason"], description=job["description"])
-    return sorted(groups.values(), key=lambda group: (-group["count"], group["queue"], group["exception"]))
 
 
 def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[dict[str, Any]]:
@@ -131,7 +121,7 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
         {
             "id": plain(job_id),
             "queue": plain(name),
-            "description": plain(description or b""),
+            "description": described(plain(description or b"")),
             "due_in": round(due - now, 3),
             "retries_left": whole_number(left),
             "kind": "repeat" if repeats is not None else "retry" if started else "scheduled",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from collections.abc import Callable
+from operator import itemgetter
 from typing import Any
 
+from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
-from .chart import chart
+from .chart import bars, chart
+from .verdict import verdict
+from .words import ago, moment, number, span
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
@@ -14,19 +18,49 @@ _ROWS = 30
 _QUEUES, _NAMED = 100, 5
 #: Characters of a queue's name above which it has no buttons.
 _LONGEST = 1000
-_LEVELS = {"ok": "healthy", "warn": "filling up", "stop": "nearly full", "unknown": "limit unknown"}
+#: What rows can be sorted by, and how it is read.
+_SORTS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "failures": {key: itemgetter(key) for key in ("exception", "queue", "count", "first", "last")},
+    "queues": {
+        key: itemgetter(key)
+        for key in (
+            *("name", "length", "oldest_age", "started", "rate"),
+            *("scheduled", "deferred", "failed", "dead", "workers"),
+        )
+    },
+    "workers": {
+        "name": lambda one: one["worker"]["name"],
+        "busy": itemgetter("busy_now"),
+        "up": lambda one: one["uptime"] + one["age"],
+        "age": itemgetter("age"),
+        **{
+            key: lambda one, key=key: one["worker"]["counters"][key]  # type: ignore[misc]
+            for key in ("finished", "failed", "retried")
+        },
+    },
+}
+#: Seconds after which a figure that a process reported is marked as old.
+OLD = 5.0
 
 
-def present(found: dict[str, Any]) -> dict[str, Any]:
-    """Return the variables of the template page.html."""
+def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
+    """Return the variables of the template page.html.
+
+    Args:
+        found: by ``overview``.
+        sort: a section and what its rows are sorted by, such as ``queues.failed``; anything else sorts nothing.
+    """
     connections, now = found["connections"], found["now"]
     budget, ceiling = connections["budget"], connections["maxclients"]
     names = {(p["host"], p["pid"]): p for p in found["processes"]}
     rows = [_holder(one, names.get((one["host"], one["pid"]))) for one in connections["processes"]]
     page = {
-        "as_of": datetime.fromtimestamp(now, tz=timezone.utc).strftime("%H:%M:%S UTC"),
+        "as_of": moment(now, now),
+        "wrong": verdict(found),
+        "ended": _ended(found["throughput"]),
+        "partial": found["partial"],
+        "bars": bars(found["throughput"], now),
         "level": connections["level"],
-        "level_text": _LEVELS.get(connections["level"], connections["level"]),
         "connected": number(connections["connected"]),
         "ceiling": number(ceiling),
         "share": None if connections["share"] is None else f"{connections['share']:.1%}",
@@ -43,28 +77,20 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
         "others": connections["others"][:_ROWS],
         "other_count": number(sum(other["total"] for other in connections["others"])),
         "orphans": connections["orphans"][:_ROWS],
-        "queues": [_queue(queue) for queue in _busiest(found["queues"])],
+        "queues": [_queue(queue) for queue in _busiest(found["queues"], sort)],
         "queue_count": len(found["queues"]),
         "more_queues": number(max(0, len(found["queues"]) - _QUEUES)),
         "unreadable": [printable(name, MAX_VALUE) for name in found["unreadable"][:_NAMED]],
         "unreadable_count": len(found["unreadable"]),
-        "suspended": any(queue["suspended"] for queue in found["queues"]),
+        "oldest": span(max((queue["oldest_age"] or 0 for queue in found["queues"]), default=0) or None),
         "queued": number(sum(queue["length"] for queue in found["queues"])),
         "running": number(sum(queue["started"] for queue in found["queues"])),
+        "dead": number(sum(queue["dead"] for queue in found["queues"])),
         "slots": number(sum(process["worker"]["concurrency"] for process in found["workers"])),
-        "workers": [_worker(process) for process in sorted(found["workers"], key=lambda p: p["worker"]["name"])],
+        "workers": [_worker(process) for process in _sorted(found["workers"], sort, "workers", "name")],
         "failed": number(found["failed"]),
         "looked_at": number(found["looked_at"]) if found["looked_at"] < found["failed"] else None,
-        "failures": [
-            {
-                **group,
-                "shown": printable(group["queue"], MAX_VALUE),
-                "has_buttons": _fits_a_form(group["queue"]) and _fits_a_form(group["exception"]),
-                "count": number(group["count"]),
-                "last": ago(now - group["last"]) if group["last"] else "–",
-            }
-            for group in found["failures"][:_ROWS]
-        ],
+        "failures": [_group(group, now) for group in _sorted(found["failures"], sort, "failures", "count")[:_ROWS]],
         "scheduled": number(found["scheduled"]),
         "upcoming": [
             {**job, "queue": printable(job["queue"], MAX_VALUE), "due": _due(job["due_in"])}
@@ -75,33 +101,9 @@ def present(found: dict[str, Any]) -> dict[str, Any]:
     return {**shown(page), "chart": shown(page["chart"], None)}
 
 
-def _fits_a_form(name: str) -> bool:
+def fits_a_form(name: str) -> bool:
     """Tell whether a form can carry a name as it is: the page shows what is not printable as something else."""
     return len(name) <= _LONGEST and name.isprintable()
-
-
-def number(value: float | None) -> str:
-    """Return 1234567 as 1 234 567 with narrow spaces, None as a dash."""
-    return "–" if value is None else f"{value:,}".replace(",", "\u202f")
-
-
-def span(seconds: float | None) -> str:
-    """Return a duration as people say it: 20 ms, 0.4 s, 12 s, 3 min, 5 h, 2 d; None as a dash."""
-    if seconds is None:
-        return "–"
-    if seconds < 0.0995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 0.95:
-        return f"{seconds:.1f} s"
-    for size, most, unit in ((1, 100, "s"), (60, 100, "min"), (3600, 48, "h")):
-        if seconds / size < most:
-            return f"{round(seconds / size)} {unit}"
-    return f"{round(seconds / 86400)} d"
-
-
-def ago(seconds: float) -> str:
-    """Return how long ago something was; a moment that another clock puts into the future is now."""
-    return "now" if seconds < 1 else f"{span(seconds)} ago"
 
 
 def _due(seconds: float) -> str:
@@ -138,18 +140,48 @@ def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, An
     }
 
 
-def _busiest(queues: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _busiest(queues: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
     """Return the queues that the page has room for, by name: those with most to do and most that failed."""
+    if sort.startswith("queues."):
+        return _sorted(queues, sort, "queues", "name")[:_QUEUES]
     counted = sorted(
-        queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled"))
+        queues, key=lambda queue: -sum(queue[state] for state in ("length", "started", "failed", "scheduled", "dead"))
     )
     return sorted(counted[:_QUEUES], key=lambda queue: str(queue["name"]))
+
+
+def _ended(ended: dict[str, Any]) -> dict[str, Any]:
+    rates = {name: ended[f"{name}_per_minute"] for name in ("finished", "failed")}
+    shown_rates = {f"{name}_rate": number(round(rate)) if rate >= 10 else f"{rate:g}" for name, rate in rates.items()}
+    return {"finished": number(ended["finished"]), "failed_per_minute": rates["failed"], **shown_rates}
+
+
+def _group(group: dict[str, Any], now: float) -> dict[str, Any]:
+    names = [group[name] for name in ("queue", "exception", "function")]
+    return {
+        **group,
+        "shown": printable(group["queue"], MAX_VALUE),
+        "named": all(map(fits_a_form, names)),
+        "has_job": group["exception"] != GHOST and fits_a_form(group["id"]),
+        "count": number(group["count"]),
+        "first": moment(group["first"], now),
+        "last": moment(group["last"], now),
+    }
+
+
+def _sorted(rows: list[dict[str, Any]], sort: str, section: str, default: str) -> list[dict[str, Any]]:
+    """Return a section's rows in the order that was asked for: texts upwards, numbers from the largest."""
+    asked, _, key = sort.partition(".")
+    key = key if asked == section and key in _SORTS[section] else default
+    read = _SORTS[section][key]
+    upwards = key in ("name", "queue", "exception")
+    return sorted(rows, key=lambda row: str(read(row)) if upwards else -(read(row) or 0))
 
 
 def _queue(queue: dict[str, Any]) -> dict[str, Any]:
     counts = {
         key: number(queue[key])
-        for key in ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")
+        for key in ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
     }
     return {
         "name": queue["name"],
@@ -158,7 +190,8 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
         "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
-        "has_failed": queue["failed"] > 0 and _fits_a_form(queue["name"]),
+        "named": fits_a_form(queue["name"]),
+        "has_failed": queue["failed"] > 0 and fits_a_form(queue["name"]),
         **counts,
     }
 
@@ -166,7 +199,7 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
 def _worker(process: dict[str, Any]) -> dict[str, Any]:
     worker = process["worker"]
     counters = worker["counters"]
-    busy, slots = worker["busy"], worker["concurrency"]
+    busy, slots = process["busy_now"], worker["concurrency"]
     run, wait = worker["run_time"], worker["queue_wait"]
     return {
         "name": printable(worker["name"], MAX_VALUE),
@@ -181,6 +214,7 @@ def _worker(process: dict[str, Any]) -> dict[str, Any]:
         "reconnects": number(counters["reconnects"]),
         "run": span(run["sum"] / run["count"]) if run["count"] else "–",
         "wait": span(wait["sum"] / wait["count"]) if wait["count"] else "–",
-        "up": span(process["uptime"]),
+        "up": span(process["uptime"] + process["age"]),
         "seen": ago(process["age"]),
+        "old": process["age"] > OLD,
     }

@@ -50,7 +50,7 @@ def posted(*known: str) -> dict[str, str]:
     for name, value in given.items():
         if name not in known:
             raise ConfigurationError(f"there is no parameter {printable(name, 50)!r}: use {', '.join(known)}")
-        if isinstance(value, bool) or (isinstance(value, int) and value in (0, 1)):
+        if isinstance(value, int) and name != "queue" and 0 <= value <= 999_999_999:
             given[name] = str(int(value))
         elif not isinstance(value, str) or not value:
             raise ConfigurationError(

@@ -83,7 +83,7 @@ class Surroundings:
         signal.set_wakeup_fd(-1)
         if _sigmask(signal.SIG_BLOCK, ()) != self._mask:
             self._unblock()
-        handlers = [_getsignal(signum) for signum in _SIGNALS]
+        handlers = list(map(_getsignal, _SIGNALS))
         if handlers != self._handlers:
             for signum, before, after in zip(_SIGNALS, self._handlers, handlers):
                 # None is a handler that Python did not set.
@@ -114,7 +114,7 @@ class Surroundings:
 
     def _restore_limits(self) -> None:
         """Give back resource limits that were lowered, processors and priority; a higher limit may be a module's."""
-        limits = [resource.getrlimit(limit) for limit in _LIMITS]
+        limits = list(map(resource.getrlimit, _LIMITS))
         if limits != self._limits:
             for limit, before, after in zip(_LIMITS, self._limits, limits):
                 if any(_is_lower(now, then) for now, then in zip(after, before)):

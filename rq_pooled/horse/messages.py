@@ -44,6 +44,9 @@ _SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "next": (bool, float), 
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
+#: What a short word begins with, to its length; and the most words of a run that is looked at as a whole.
+_SHORT = {b"$%d" % number: number for number in range(1000)}
+_FEW = 64
 #: The longest word that Redis takes.
 _MAX_WORD = 512 * 1024 * 1024
 #: An outcome's status is shown to people and compared with RQ's.
@@ -108,6 +111,8 @@ def _check_part(part: Any, before: int) -> None:
     runs, words, data = part
     if type(runs) is not int or type(words) is not int or type(data) is not bytes:
         raise ValueError("a part of an outcome is two numbers and bytes")
+    if not before and _is_one_run(runs, words, data):
+        return
     position, end, found, begun = 0, len(data), 0, 0
     # Words until the next one that tells how many belong to its run.
     due = before
@@ -130,6 +135,14 @@ def _check_part(part: Any, before: int) -> None:
         raise ValueError("the words of an outcome are not in RESP, or not in runs") from None
     if position != end or found != words or begun != runs or due != before:
         raise ValueError(f"a part of an outcome does not have the {runs} runs and {words} words that it tells of")
+
+
+def _is_one_run(runs: int, words: int, data: bytes) -> bool:
+    """Tell whether ``data`` is one run of short words without line breaks, which takes a third of the time."""
+    parts = data.split(b"\r\n") if runs == 1 and 2 <= words <= _FEW else []
+    if len(parts) != 2 * words + 1 or parts[1] != b"%d" % (words - 1) or parts[-1]:
+        return False
+    return list(map(_SHORT.get, parts[:-1:2])) == list(map(len, parts[1::2]))
 
 
 def _length(head: bytes) -> int:

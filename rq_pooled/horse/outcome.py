@@ -19,9 +19,11 @@ from ..signing.policy import current
 from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
+from ..store.keys import NONE
 from ..wire import Word, pack, pack_runs
+from .kinds import Kinds
 from .large import LARGE, LargeValues, set_apart, without_known
-from .screening import Screened
+from .screening import UNSCREENED, Screened, Unscreened
 from .success import snapshot
 from .tape import Tape
 from .time_limits import HANDLER_TIME
@@ -52,14 +54,15 @@ class Outcomes:
         # These are by key. They are not the worker's own queues: RQ gives a popped job a queue with the worker's
         # serializer.
         self._queues: dict[str, Queue] = {}
+        self._kinds = Kinds()
         self._webhooks: list[tuple[Job, str, str | None]] = []
         #: What leaves together with the message that this process is free again.
         self.outbox: list[tuple[Any, ...]] = []
         #: The last one that was begun, whole, and what was found out about it before it was loaded.
         self.claim: Claim
+        self.screened: Screened | Unscreened
         #: When the last one was delivered, by the clock of ``time.perf_counter``.
         self.delivered_at = 0.0
-        self.screened: Screened
         self._policy = current()
 
     def begin(self, claim: Claim, waited: bool = False) -> tuple[Job, Queue, Tape]:
@@ -83,8 +86,9 @@ class Outcomes:
         execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(begun, tz=timezone.utc)
         rq_api.hold(worker, execution)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
-        job = worker.job_class(claim.job_id, connection=recorder, serializer=self._serializer)
-        self.screened = screened = Screened(self._policy, job, self._queue(claim.queue_key), claim.raw)
+        queue = self._queue(claim.queue_key)
+        job = self._rebuilt(claim, queue)
+        screened = self.screened
         worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
         recorder.running, recorder.outcome = job.key, worker.tape
         self._webhooks.clear()
@@ -96,7 +100,20 @@ class Outcomes:
             job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
                 (job, status, exc_string)
             )
-        return job, self._queue(claim.queue_key), worker.tape
+        return job, queue, worker.tape
+
+    def _rebuilt(self, claim: Claim, queue: Queue) -> Job:
+        worker, raw = self._worker, claim.raw
+        if worker.job_class is Job and not self._policy.checks:
+            job = self._kinds.rebuild(claim.queue_key, claim.job_id, raw)
+            if job is not None:
+                self.screened = UNSCREENED
+                return job
+        job = worker.job_class(claim.job_id, connection=self._recorder, serializer=self._serializer)
+        self.screened = Screened(self._policy, job, queue, raw)
+        if not self._policy.checks:
+            self._kinds.note(claim.queue_key, job, raw)
+        return job
 
     def _queue(self, key: str) -> Queue:
         queue = self._queues.get(key)
@@ -126,10 +143,15 @@ class Outcomes:
             tape.commands += once.closing_commands(self._worker.raw, tape.job_id, tape.succeeded)
             tape.commands += rate_limits.closing_commands(self._worker.raw, tape.job_id, tape.status)
             tape.commands += self.screened.counted(self._worker.key)
-        words: list[Word] = []
-        for digest, read in tape.guards:
-            words += [digest, len(read), *read]
-        guards = (len(tape.guards), *pack(words))
+        guards = _NOTHING
+        if commands is not None and not tape.guards:
+            # Dependents have been looked for, where they cannot be read: the script is not to look for them again.
+            tape.guards.append((b"0", [b"EXISTS", NONE.encode()]))
+        if tape.guards:
+            words: list[Word] = []
+            for digest, read in tape.guards:
+                words += [digest, len(read), *read]
+            guards = (len(tape.guards), *pack(words))
         tape.delivered = True
         self.delivered_at = time.perf_counter()
         mine = self._packed(tape.commands)

@@ -9,6 +9,7 @@ them in the parent and cutting them up there took longer than running them.
 from __future__ import annotations
 
 import operator
+import time
 from base64 import b64encode
 from collections.abc import Mapping
 from types import MethodType
@@ -19,7 +20,6 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.registry import FinishedJobRegistry
 from rq.results import Result
-from rq.utils import current_timestamp
 
 from ..originals import is_rqs_own
 from ..rq_api import enqueues_dependents
@@ -32,6 +32,8 @@ _CHANGED_BY_RUNNING = frozenset(
         *("connection", "ended_at", "last_heartbeat", "meta", "started_at", "worker_name"),
     )
 )
+#: What stands for them in a snapshot.
+_CHANGED: dict[str, Any] = dict.fromkeys(_CHANGED_BY_RUNNING)
 #: Attributes that code may change in place. Not ``_dependency_ids``: who has any is not plain.
 _LISTS = ("webhooks", "retry_intervals", "repeat_intervals")
 #: Fields that RQ always writes: a hash that lacks one was written by another version, and RQ's handler completes it.
@@ -75,9 +77,7 @@ class ShortWay:
 
 def snapshot(job: Job) -> dict[str, Any]:
     """Return what ``is_plain`` later compares the job with; to be taken right after it was rebuilt."""
-    attributes = vars(job).copy()
-    for name in _CHANGED_BY_RUNNING:
-        attributes.pop(name, None)
+    attributes = {**vars(job), **_CHANGED}
     for name in _LISTS:
         if type(value := attributes.get(name)) is list:
             attributes[name] = value.copy()
@@ -100,7 +100,7 @@ def is_plain(job: Job, raw: Mapping[bytes, bytes], before: Mapping[str, Any], re
         and not getattr(job, "has_rate_limit", False)
         and not job._dependency_ids
         and raw.keys() >= _ALWAYS_WRITTEN
-        and snapshot(job) == before
+        and {**vars(job), **_CHANGED} == before
     )
 
 
@@ -115,7 +115,7 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
     ended_at = write_date(job.ended_at)
     heartbeat = ended_at if job.last_heartbeat is job.ended_at else write_date(job.last_heartbeat)
     # RQ's registry takes -1 for ever as the score +inf, and any other negative number as it is.
-    score: Any = current_timestamp() + result_ttl if result_ttl > 0 else "+inf" if result_ttl == -1 else result_ttl
+    score: Any = int(time.time()) + result_ttl if result_ttl > 0 else "+inf" if result_ttl == -1 else result_ttl
     return [
         *(PLAIN_SUCCESS, worker_name, job.origin),
         *(write_date(job.started_at), ended_at, heartbeat),
@@ -125,7 +125,7 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
             repr((job.ended_at - job.started_at).total_seconds()),
         ),
         *(score, result_ttl),
-        *(() if job._result is None else (b64encode(_serialized(job)),)),
+        *(() if job._result is None else (b64encode(_serialized(job)).decode(),)),
     ]
 
 

@@ -152,7 +152,8 @@ class Tape:
         """
         self._plain = (command, written)
         self._effects, self._followed = Effects(), 0
-        self.guards = [(b"0", [b"EXISTS", self._dependents_key])]
+        # The script that records it looks for dependents itself.
+        self.guards = []
         self.commands = [command]
         self.status = b"finished"
         self.succeeded = True
@@ -166,6 +167,11 @@ class Tape:
         self.ask_for_dependents()
         self.guards, self.commands = [], []
         self._effects, self._followed = Effects(), 0
+
+    def know_dependents(self) -> None:
+        """Guard the commit where nothing has: the key of the dependents is no set, and the script looks no more."""
+        if not self.guards:
+            self.guards.append((b"1", [b"EXISTS", self._dependents_key]))
 
     def write_first(self, words: list[bytes]) -> None:
         """Record a write that is done before all others."""

@@ -176,6 +176,7 @@ class Tasks:
         tape.expect_dependents()
         with self._worker.connection.record_to(tape):
             rq_api.enqueue_dependents(queue, job)
+        tape.know_dependents()
         try:
             self._outcomes.deliver(tape, commands)
         except Refused as error:

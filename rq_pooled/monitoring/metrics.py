@@ -14,11 +14,14 @@ from redis import Redis
 
 from ..config.settings import Settings
 from ..connection.away import LOST
-from ..foreign import label
+from ..foreign import label, whole_number
+from ..pool.registry import get_connection
+from ..store.keys import budget_keys
 from .guard import connections
 from .health import health
-from .processes import processes
+from .processes import processes, server_time
 from .queues import queues
+from .throughput import throughput
 
 #: For the answer to a scrape.
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -38,7 +41,7 @@ _COUNTERS = {
     "unsigned": "outcomes of jobs that ran without a signature",
 }
 _QUEUE_STATES = (
-    *("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "workers"),
+    *("length", "started", "scheduled", "deferred", "failed", "finished", "canceled", "dead", "workers"),
     *("ready", "rate_limited"),
 )
 _POOL_GAUGES = ("max", "created", "available", "in_use", "waiting")
@@ -90,12 +93,17 @@ class _Collector:
                 yield from self._server(report)
                 unreadable: list[str] = []
                 yield from _processes(processes(self._connection, unreadable))
+                ended = throughput(self._connection)
+                for name in ("finished", "failed"):
+                    value = ended[f"{name}_per_minute"]
+                    yield GaugeMetricFamily(f"rq_pooled_{name}_per_minute", "jobs that ended, lately", value=value)
                 found = queues(self._connection)
                 yield from _queues(found)
                 lost = GaugeMetricFamily("rq_pooled_unreadable", "entries of another type or shape", labels=["kind"])
                 lost.add_metric(["process"], len(unreadable))
                 lost.add_metric(["queue"], sum(len(queue["unreadable"]) for queue in found))
                 yield lost
+                yield from _budget(self._connection or get_connection(), self._settings)
             except LOST:
                 away = True
         yield GaugeMetricFamily("rq_pooled_up", "1 while the server answers", value=float(not away))
@@ -142,6 +150,7 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
         for name in _POOL_GAUGES
     }
     timeouts = CounterMetricFamily("rq_pooled_pool_timeouts", "PoolExhausted", labels=["app", "host", "pid", "role"])
+    held = GaugeMetricFamily("rq_pooled_worker_connections", "of a worker, by role", labels=[*labels, "role"])
     for one in found:
         worker = one["worker"]
         place = [one["app"], one["host"], str(one["pid"])]
@@ -153,6 +162,8 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
             timeouts.add_metric([*place, pool["role"]], pool["timeouts"])
         if worker is None:
             continue
+        for role, count in one["connections"].items():
+            held.add_metric([*who, role], count)
         slots.add_metric(who, worker["concurrency"])
         busy.add_metric(who, worker["busy"])
         for name, counter in counters.items():
@@ -160,15 +171,29 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
         for name, family in histograms.items():
             one_of = worker[name]
             family.add_metric(who, [(le, n) for le, n in one_of["buckets"].items()], one_of["sum"])
-    yield from (age, slots, busy, *counters.values(), *histograms.values(), *pools.values(), timeouts)
+    yield from (age, slots, busy, held, *counters.values(), *histograms.values(), *pools.values(), timeouts)
+
+
+def _budget(client: Redis, settings: Settings | None) -> Iterator[Any]:
+    """Yield how many places of the BUDGET there are, and how many are held; nothing without one."""
+    settings = settings or Settings.load()
+    if settings.budget is not None:
+        leases, places, *_ = budget_keys(settings.budget_name or "")
+        alive = set(client.zrangebyscore(leases, server_time(client), "+inf"))
+        counts: Any = client.hgetall(places)
+        held = sum(whole_number(count) for process, count in counts.items() if process in alive)
+        yield GaugeMetricFamily("rq_pooled_budget", "places that BUDGET has", value=settings.budget)
+        yield GaugeMetricFamily("rq_pooled_budget_held", "places that processes hold", value=held)
 
 
 def _queues(found: list[dict[str, Any]]) -> Iterator[Any]:
     jobs = GaugeMetricFamily("rq_pooled_queue", "jobs (and workers) of a queue by state", labels=["queue", "state"])
     oldest = GaugeMetricFamily("rq_pooled_queue_oldest_seconds", "how long the head has been queued", labels=["queue"])
+    lag = GaugeMetricFamily("rq_pooled_schedule_lag_seconds", "since the first scheduled job is due", labels=["queue"])
     for queue in found:
         name = queue["name"]
+        lag.add_metric([name], queue["schedule_lag"])
         for state in _QUEUE_STATES:
             jobs.add_metric([name, "queued" if state == "length" else state], queue[state])
         oldest.add_metric([name], queue["oldest_age"] or 0.0)
-    yield from (jobs, oldest)
+    yield from (jobs, oldest, lag)

@@ -13,11 +13,12 @@ from ..foreign import MAX_VALUE, is_number, is_wrong_type, plain, printable, rep
 from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
-from ..store.keys import STATS, stats_key
-from ..wire import text
+from ..store.keys import STATS, stats_key, worker_key
+from ..store.queues import is_shown
+from ..wire import raw, text
 
-#: Hashes read in one pipeline.
-_PAGE = 200
+#: Hashes read in one pipeline, and slots of a worker that are asked for their state.
+_PAGE = _SLOTS = 200
 
 
 def processes(connection: Redis | None = None, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
@@ -28,7 +29,12 @@ def processes(connection: Redis | None = None, unreadable: list[str] | None = No
     ``queues``, ``concurrency``, ``busy``, ``horses`` (pids), ``counters``, ``queue_wait`` and ``run_time``. What is
     something else than statistics is left out, and its name added to ``unreadable``.
     """
-    return read_processes(connection or get_connection(), unreadable)
+    found = read_processes(connection or get_connection(), unreadable)
+    for one in found:
+        # A worker's numbers are sums over its queues.
+        if one["worker"] and not all(map(is_shown, one["worker"]["queues"])):
+            one["worker"] = None
+    return found
 
 
 def pool_stats() -> dict[str, Any]:
@@ -47,6 +53,19 @@ def server_time(client: Redis) -> float:
     """Return the server's clock, seconds since the epoch."""
     seconds, microseconds = client.time()
     return float(seconds) + float(microseconds) / 1e6
+
+
+def note_busy(client: Redis, workers: list[dict[str, Any]]) -> None:
+    """Give each worker ``busy_now``: its slots that run a job at this moment. Blocks for one round trip."""
+    pipeline: Any = client.pipeline(transaction=False)
+    slots = [min(int(one["worker"]["concurrency"]), _SLOTS) for one in workers]
+    for one, count in zip(workers, slots):
+        name = one["worker"]["name"]
+        for slot in [name, *(f"{name}-{number}" for number in range(1, count))]:
+            pipeline.hget(raw(worker_key(slot)), "state")
+    states = iter(replies_of(pipeline) if workers else ())
+    for one, count in zip(workers, slots):
+        one["busy_now"] = sum(text(next(states) or b"") == "busy" for _ in range(max(1, count)))
 
 
 def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
@@ -71,12 +90,12 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
         pipeline = client.pipeline(transaction=False)
         for key in keys[start : start + _PAGE]:
             pipeline.hgetall(key)
-        for key, raw in zip(keys[start : start + _PAGE], replies_of(pipeline)):
-            if raw == {}:
+        for key, fields in zip(keys[start : start + _PAGE], replies_of(pipeline)):
+            if fields == {}:
                 # It has just expired.
                 continue
             try:
-                found.append(_process(text(key), {text(k): text(v) for k, v in raw.items()}, now))
+                found.append(_process(text(key), {text(k): text(v) for k, v in fields.items()}, now))
             except (AttributeError, ValueError, RecursionError):
                 # It is no hash, no JSON, or JSON of another shape.
                 if unreadable is not None:
@@ -84,12 +103,12 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
     return found
 
 
-def _process(key: str, raw: Mapping[str, str], now: float) -> dict[str, Any]:
+def _process(key: str, fields: Mapping[str, str], now: float) -> dict[str, Any]:
     """Return what a process has published. Raises ValueError: it is something else."""
     app, host, pid = plain(key.split(":")[-3:])
     if whole_number(pid) == 0:
         raise ValueError("no process id")
-    values = {name: plain(json.loads(value)) for name, value in raw.items()}
+    values = {name: plain(json.loads(value)) for name, value in fields.items()}
     for name, value in values.items():
         if name in _SHAPES and not _SHAPES[name](value):
             raise ValueError(name)

@@ -1,4 +1,7 @@
-"""Lets horses and the processes that they fork open streams. A stream begins with its horse's token."""
+"""Lets horses and the processes that they fork open streams. A stream begins with its horse's token.
+
+A process of this user may also ask who holds the server's connections. A full server refuses such a question.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ from .streams import Guest, Stream
 _MOST_STRANGERS, _STRANGER_TIME = 100, 5.0
 #: The most bytes that a token may have.
 _MAX_TOKEN = 64
+#: What stands in place of a token where that is the question.
+WHO = b"who"
 
 
 class Guests:
@@ -20,10 +25,12 @@ class Guests:
 
     Args:
         make: makes a stream of a socket and the time at which it connected.
+        tell: answers a stream that asks who holds the server's connections.
     """
 
-    def __init__(self, make: Callable[[socket.socket, float], Stream]) -> None:
+    def __init__(self, make: Callable[[socket.socket, float], Stream], tell: Callable[[Stream], None]) -> None:
         self._make = make
+        self._tell = tell
         self._guests: dict[bytes, Guest] = {}
         self._streams: set[Stream] = set()
         #: The streams that have sent no token yet.
@@ -57,6 +64,10 @@ class Guests:
         if not end:
             if len(token) > _MAX_TOKEN:
                 stream.close()
+            return False
+        if token == WHO:
+            stream.data = b""
+            self._tell(stream)
             return False
         guest = next((guest for own, guest in self._guests.items() if hmac.compare_digest(own, token)), None)
         if guest is None:

@@ -81,7 +81,7 @@ class Ahead:
             seconds = self._expected.of(claim)
             if seconds > BUDGET and last is None:
                 last = claim
-            elif given and total + seconds > BUDGET:
+            elif (given or last is not None) and total + seconds > BUDGET:
                 back.append(claim)
             else:
                 total += seconds

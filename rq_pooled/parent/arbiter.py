@@ -88,7 +88,7 @@ class Arbiter:
             events.server_lost.append(multiplexer.on_away)
             events.server_back.append(multiplexer.on_back)
         refusals = Refusals(context, events, burst=burst)
-        self._wakeup = wakeup = Wakeup(context, events, refusals=refusals)
+        self._wakeup = wakeup = Wakeup(context, events, refusals=refusals, slots=slots, burst=burst)
         self._heartbeat = Heartbeat(context, events, slots=slots, committer=committer, multiplexer=multiplexer)
         self._recovery = recovery = Recovery(context, events, slots=slots, committer=committer, wakeup=wakeup)
         self._maintenance = Maintenance(context, tasks=tasks)
@@ -107,7 +107,7 @@ class Arbiter:
             max_jobs=max_jobs,
         )
         self._shutdown = Shutdown(context, events, slots=slots, committer=committer, recovery=recovery, turn=self._turn)
-        commands = Commands(context, slots=slots, stop=self._shutdown.on_command)
+        commands = Commands(context, slots=slots, stop=self._shutdown.on_command, make_sentry=wakeup.make_sentry)
         self._reconnector = Reconnector(
             context,
             events,
@@ -120,7 +120,7 @@ class Arbiter:
         self._guard = Guard(context, horses=slots.pids, allowed=allowed)
         #: Their order is the order on the wire: first what keeps claims alive, then results, then new claims.
         self._duties: tuple[Duty, ...] = (
-            *(recovery, self._heartbeat, committer, self._requests, Promoter(context)),
+            *(recovery, self._heartbeat, committer, self._requests, Promoter(context, wakeup=wakeup)),
             *(self._stall_finder, self._cleaner, self._scheduling, self._claimer, wakeup),
         )
         self._idle_since = time.monotonic()
@@ -246,4 +246,4 @@ class Arbiter:
     def _on_block_over(self) -> None:
         """Probe a connection that has been silent, and look once in case a wake-up was lost."""
         self._reconnector.probe()
-        self._wakeup.wake()
+        self._wakeup.check()

@@ -73,11 +73,17 @@ class Claimer:
         under_way = sum(slot.reserved for slot in self._slots)
         return free[: max(0, self._max_jobs - self.dispatched - under_way)]
 
+    def _places(self) -> list[Slot]:
+        """Return the slots that may be given a job now; without any a sentry only hands on its post."""
+        return [] if self._events.shutdown_began.happened else self._free_slots()
+
     @property
     def due(self) -> bool:
         """Tell whether a claim may be sent and may find something."""
         # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
         singly = self._context.settings.concurrency == 1
+        if self._wakeup.handing_on and not self._places():
+            return not any(slot.reserved for slot in self._slots)
         if self._events.shutdown_began.happened or (self._committer.under_way and singly):
             return False
         # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
@@ -87,11 +93,12 @@ class Claimer:
 
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that claims a job for each free slot, or several while they are short."""
-        slots = self._free_slots()
-        per_slot = 1 if self._recovery.singly else self._ahead.per_slot(slots)
+        slots = self._places()
+        per_slot = self._ahead.per_slot(slots) if slots and not self._recovery.singly else 1
         keys, strategy = self._context.identity.order()
+        names = [slot.name for slot in slots]
         command, request = claim_jobs(
-            self._context.settings, self._context.token, keys, strategy, [slot.name for slot in slots], per_slot
+            self._context.settings, self._context.token, keys, strategy, names, per_slot, *self._wakeup.post()
         )
         for slot in slots:
             slot.reserved = True
@@ -144,7 +151,8 @@ class Claimer:
             self._recovery.push_back(unwanted)
         wakeup.on_claimed(bool(claimed.claims))
         wakeup.leave_out(claimed.limited)
-        if len(claimed.claims) < len(slots) and not claimed.stale:
+        wakeup.note_post(claimed.sentry and bool(slots))
+        if not claimed.left or (len(claimed.claims) < len(slots) and not claimed.stale):
             wakeup.sleep()
             if claimed.held:
                 wakeup.wake_later(HELD_RETRY)

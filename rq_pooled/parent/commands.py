@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..store.keys import commands_channel
+from ..store.keys import SENTRY_COMMAND, commands_channel
 from .context import Context
 from .slot import Slot
 from .slots import Slots
@@ -20,12 +20,16 @@ class Commands:
     Args:
         context, slots: as the names say.
         stop: begins a warm shutdown.
+        make_sentry: called with whether jobs wait, see Wakeup.
     """
 
-    def __init__(self, context: Context, *, slots: Slots, stop: Callable[[], None]) -> None:
+    def __init__(
+        self, context: Context, *, slots: Slots, stop: Callable[[], None], make_sentry: Callable[[bool], None]
+    ) -> None:
         self._context = context
         self._slots = slots
         self._stop = stop
+        self._make_sentry = make_sentry
 
     def obey(self, channel: str, payload: dict[str, Any]) -> None:
         """Obey one command.
@@ -36,7 +40,9 @@ class Commands:
         """
         log, name = self._context.log.logger, payload.get("command")
         slots = [slot for slot in self._slots.regular() if channel == commands_channel(slot.name)]
-        if name == "shutdown":
+        if name == SENTRY_COMMAND:
+            self._make_sentry(bool(payload.get("work")))
+        elif name == "shutdown":
             log.info("Received shutdown command")
             self._stop()
         elif name == "kill-horse":

@@ -8,6 +8,7 @@ from rq.logutils import blue, green
 from rq.utils import now, utcformat
 from rq.worker import Worker
 
+from ..config.describing import shown_description
 from ..store.claim import Claim
 from ..store.keys import worker_key
 from ..store.scheduled import promote
@@ -54,7 +55,8 @@ class Identity:
             worker.reorder_queues(reference_queue=self._queues[claim.queue_key])
         queue = green(claim.queue_key.removeprefix(worker.queue_class.redis_queue_namespace_prefix))
         if worker.log_job_description:
-            description = blue(claim.raw.get(b"description", b"").decode(errors="replace"))
+            text = claim.raw.get(b"description", b"").decode(errors="replace")
+            description = blue(shown_description(text, own_code_only=True))
             worker.log.info("Worker %s: %s: %s (%s)", claim.worker_name, queue, description, claim.job_id)
         else:
             worker.log.info("Worker %s: %s: %s", claim.worker_name, queue, claim.job_id)

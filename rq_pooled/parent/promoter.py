@@ -9,17 +9,26 @@ from redis.exceptions import ResponseError
 from .complaint import Complaint
 from .context import Context
 from .exchange import Exchange
+from .wakeup import Wakeup
 
 #: Seconds until a promotion that the server refused is tried again.
 PROMOTE_RETRY = 15.0
 
 
 class Promoter:
-    """Asks the server to promote; each reply says when to ask again."""
+    """Asks the server to promote; each reply says when to ask again.
 
-    def __init__(self, context: Context) -> None:
+    Args:
+        context: as the name says.
+        wakeup: tells who sleeps beside a sentry, and so leaves it to others to look whether who promotes has died.
+    """
+
+    def __init__(self, context: Context, *, wakeup: Wakeup) -> None:
         self._context = context
+        self._wakeup = wakeup
         self._complaint = Complaint()
+        #: Queues whose lock was ours, and seconds to the next look, by the last reply.
+        self._locks, self._wait = 0, 0.0
         self.due = True
 
     def exchanges(self) -> list[Exchange]:
@@ -30,14 +39,17 @@ class Promoter:
             if isinstance(replies[0], ResponseError):
                 if self._complaint.add(str(replies[0])):
                     self._context.log.error("cannot enqueue scheduled jobs: %s", replies[0])
-                delay = PROMOTE_RETRY
+                self._wait = PROMOTE_RETRY
             else:
                 self._complaint.end()
-                _locks, _moved, more, wait = replies[0]
-                delay = 0.0 if more else wait / 1000
-            self._context.loop.call_later(delay, self._promote)
+                self._locks, _moved, more, wait = replies[0]
+                self._wait = 0.0 if more else wait / 1000
+            self._context.loop.call_later(self._wait, self._promote)
 
         return [Exchange([self._context.identity.promotion()], on_replies, lambda _error: self._promote())]
 
     def _promote(self) -> None:
-        self.due = True
+        if self._wakeup.dozing and not self._locks:
+            self._context.loop.call_later(self._wait, self._promote)
+        else:
+            self.due = True

@@ -12,6 +12,13 @@ from .context import Context
 from .slots import Slots
 
 
+def last_report(context: Context) -> Command:
+    """Return the command that publishes what was counted since the last heartbeat, before the worker withdraws."""
+    counters = context.counters
+    fields = {"uptime": time.time() - counters.started_at, "finished": counters.finished, "failed": counters.failed}
+    return publish(process_name(context.settings), context.settings.heartbeat_ttl, fields)
+
+
 def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> Command:
     """Return the command that publishes this worker's statistics; they last as long as its leases."""
     counters = context.counters

@@ -3,6 +3,11 @@
 Client tracking makes reading the queues and registering for their next change one step, so nothing is popped while
 asleep and nothing is missed. Where a server refuses it, the queues are looked at every 50 ms.
 
+Of the workers of a set of queues one is the sentry, and has tracking on; the others doze until a claim makes one of
+them the next sentry, see store/sentries.py. So a job wakes one worker, however many are idle. Each dozing worker looks
+once a second, and takes over where a sentry is frozen or a message was lost. A worker in burst mode, and one that may
+not publish, has tracking on for itself. It is long since both kinds of sleep share one state.
+
 A queue whose limit is reached is left out. In its place stands a key that is deleted when a job of it ends or its limit
 is changed, or a timer until it may start the next job.
 """
@@ -10,7 +15,7 @@ is changed, or a timer until it may start the next job.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.exceptions import ResponseError
@@ -18,16 +23,21 @@ from redis.exceptions import ResponseError
 from ..process.event_loop import Timer
 from ..store.claim import Limited
 from ..store.keys import SUSPENDED
+from ..store.sentries import Post
 from ..wire import Command
 from .context import Context
 from .events import Events
 from .exchange import Exchange
 from .refusals import Refusals
+from .slots import Slots
 
 #: Seconds between looks at the queues where the server offers no client tracking.
 POLL_INTERVAL = 0.05
-#: Seconds between looks on a cluster: the slot of empty queues may move away without a word.
-CLUSTER_INTERVAL = 1.0
+#: Seconds between glances of those who doze, between a sentry's signs of life, and between looks on a cluster, since
+#: the slot of empty queues may move away without a word.
+GLANCE_INTERVAL = 1.0
+#: After so many glances those who doze say so again, in case the set of sleepers has lost them.
+GLANCES = 15
 #: Delay before a woken worker claims: at most, and per miss, once others were faster several times in a row. A push
 #: wakes every idle worker, and a hundred of them must not ask at once for one job.
 HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
@@ -37,27 +47,42 @@ class Wakeup:
     """Awake means that a claim may find something. It begins awake.
 
     Args:
-        context, events: as the names say.
+        context, events, slots: as the names say.
         refusals: say when to try again where the server refuses.
+        burst: the worker ends when the queues are empty, and so is no sentry.
     """
 
-    def __init__(self, context: Context, events: Events, *, refusals: Refusals) -> None:
+    def __init__(self, context: Context, events: Events, *, refusals: Refusals, slots: Slots, burst: bool) -> None:
         self._context = context
         self._refusals = refusals
+        self._slots = slots
+        self._burst = burst
         self._keys = context.identity.queue_keys
+        self._post = Post.of(context.identity.queue_names, context.identity.name)
         self._awake = True
         self._look_due = False
         self._tracking = False
+        #: Its queues have a sentry; else this worker has tracking on for itself.
+        self._guarded = False
+        #: It can be told to be the sentry, as far as is known since the last connect.
+        self._reachable = False
+        self._sentry = False
+        #: It sleeps beside a sentry.
+        self.dozing = False
+        self._retiring = False
+        self._sign_due = False
+        self._glances = 0
         self._misses = 0
         self._timer: Timer | None = None
         self._later: Timer | None = None
         self._polling: Timer | None = None
-        self._looking = False
         #: Queues that are left out -> the key that is watched instead, and the timer for the first of them.
         self._limited: dict[str, str] = {}
         self._token: Timer | None = None
         self.suspended = False
         events.server_back.append(self.track)
+        events.shutdown_began.append(self._retire)
+        context.loop.call_every(GLANCE_INTERVAL, self._glance)
 
     @property
     def awake(self) -> bool:
@@ -72,14 +97,53 @@ class Wakeup:
     @property
     def due(self) -> bool:
         """Tell whether the queues are to be looked at."""
-        return self._look_due and not self._awake
+        may = self._watching or (self._later is None and (self.dozing or self._has_free_slot()))
+        return may and not self._retiring and self._look_due and not self._awake
+
+    @property
+    def handing_on(self) -> bool:
+        """Tell whether it is the sentry, and another has to be where this worker has no free slot."""
+        return self._sentry and (self._awake or self._retiring)
+
+    @property
+    def _watching(self) -> bool:
+        return self._sentry or not self._guarded
+
+    def _has_free_slot(self) -> bool:
+        return any(slot.free and not slot.spare for slot in self._slots)
+
+    def post(self) -> tuple[str, bool]:
+        """Return what a claim has to know: the crew whose sleepers it wakes, and whether this is their sentry."""
+        return (self._post.crew, self._sentry) if self._guarded else ("", False)
+
+    def note_post(self, sentry: bool) -> None:
+        """Note what a claim has made of the sentry's post."""
+        self._sentry = sentry
+
+    def make_sentry(self, work: bool) -> None:
+        """Be the sentry from now on, since the one before has a job; ``work`` is waiting, perhaps."""
+        self.dozing = False
+        if self._guarded and self._later is None:
+            self._sentry = True
+            if work:
+                self.wake()
+            self._look_due = True
+
+    def _retire(self) -> None:
+        self._retiring = True
+        if self.dozing:
+            self._context.command.submit(Exchange([self._post.leave()]))
 
     def wake(self) -> None:
         """Claim with the next exchange."""
         self._awake = True
 
     def wake_later(self, delay: float) -> None:
-        """Wake ``delay`` seconds from now, unless that is planned already; until then nothing else wakes."""
+        """Wake ``delay`` seconds from now, unless that is planned already; until then nothing else wakes.
+
+        A sentry that does not listen is none: others take over when it gives no sign of life.
+        """
+        self._sentry = self.dozing = False
         if self._later is None:
             self._later = self._context.loop.call_later(delay, self._on_later)
 
@@ -119,9 +183,10 @@ class Wakeup:
     def on_invalidation(self) -> None:
         """Wake, after a random moment if others have been faster lately.
 
-        Not while a later look is planned: a claim that puts back what it may not take changes the queue itself.
+        Not while a later look is planned: a claim that puts back what it may not take changes the queue itself. Nor
+        where another worker is the sentry.
         """
-        if self._later is not None:
+        if self._later is not None or not self._watching:
             return
         delay = self._herd_delay()
         self.wake()
@@ -135,38 +200,108 @@ class Wakeup:
         self._timer = None
 
     def exchanges(self) -> list[Exchange]:
-        """Return the exchange that reads whether there are jobs and registers for the next change of that."""
+        """Return the exchange that says whether there are jobs, or who hears of them."""
         self._look_due = False
-        optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
+        if self._watching:
+            return [self._look()]
+        return [self._glimpse() if self.dozing else self._doze()]
+
+    def _reads(self, *guards: str) -> tuple[list[Command], Callable[[list[int]], tuple[bool, bool]]]:
+        """Return what reads whether a claim may find something, and what tells from the answers: that, and whether one
+        of ``guards`` is missing.
+        """
         keys = [key for key in self._keys if key not in self._limited]
         watched = list(self._limited.values())
-        reads: list[Command] = [("EXISTS", SUSPENDED)]
-        reads += [("EXISTS", *some) for some in (keys, watched) if some]
+        if not (self.suspended or watched):
+            # One number is enough, since each guard is named more often than all others together.
+            copies = len(keys) + 2
+            return [("EXISTS", *guards * copies, SUSPENDED, *keys)], lambda answers: (
+                answers[0] % copies > 0,
+                answers[0] // copies < len(guards),
+            )
+        groups = {"suspended": [SUSPENDED], "guards": guards, "waiting": keys, "watched": watched}
+
+        def heard(answers: list[int]) -> tuple[bool, bool]:
+            found = dict.fromkeys(groups, 0) | dict(zip((name for name in groups if groups[name]), answers))
+            may_start = found["waiting"] > 0 or found["watched"] < len(watched)
+            changed = bool(found["suspended"]) != self.suspended or (may_start and not found["suspended"])
+            return changed, found["guards"] < len(guards)
+
+        return [("EXISTS", *some) for some in groups.values() if some], heard
+
+    def _look(self) -> Exchange:
+        """Return the exchange that reads whether there are jobs and registers for the next change of that."""
+        optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
+        reads, heard = self._reads()
         commands = [command for read in reads for command in (*optin, read)]
+        end, stays = len(commands), self._sentry
+        if stays:
+            commands += self._post.stay(self._sign_due)
+            self._sign_due = False
 
         def on_replies(replies: list[Any]) -> None:
-            answers = replies[len(optin) :: len(optin) + 1]
-            refused = next((reply for reply in answers if isinstance(reply, ResponseError)), None)
-            # The look itself was refused, and would be again at once.
-            if refused is not None:
-                if self._later is None:
-                    self.on_refused(refused)
+            answers = replies[len(optin) : end : len(optin) + 1]
+            if self._is_refused(answers):
                 return
-            if any(isinstance(reply, ResponseError) for reply in replies):
+            if any(isinstance(reply, ResponseError) for reply in replies[:end]):
                 self._on_tracking(False)
                 return
-            suspended, *found = answers
-            waiting = bool(keys) and found[0] > 0
-            changed = bool(watched) and found[-1] < len(watched)
-            if self._later is None and (bool(suspended) != self.suspended or ((waiting or changed) and not suspended)):
+            if stays and replies[end] != self._post.channel.encode():
+                # Another one has been made the sentry meanwhile, or nothing is left of the post.
+                self._sentry, self._look_due = False, True
+            if heard(answers)[0] and self._later is None:
                 self.wake()
             elif not self._tracking and self._polling is None:
                 self._polling = self._context.loop.call_later(POLL_INTERVAL, self._poll)
 
-        return [Exchange(commands, on_replies)]
+        return Exchange(commands, on_replies)
 
-    def _look(self) -> None:
-        self._look_due = not self._awake and self._context.command.connected
+    def _doze(self) -> Exchange:
+        """Return the exchange that makes this worker the sentry, or has it sleep beside the one there is."""
+
+        def on_replies(replies: list[Any]) -> None:
+            self._sentry, self.dozing = replies[0] == 1, replies[0] == 0
+            # Where that is refused each worker hears of jobs by itself.
+            self._guarded = self._sentry or self.dozing
+            self._look_due = not self.dozing
+
+        return Exchange([self._post.doze(sum(slot.claim is not None for slot in self._slots))], on_replies)
+
+    def _glimpse(self) -> Exchange:
+        """Return the exchange that reads whether there is a sentry, and jobs that it should have heard of."""
+        reads, heard = self._reads(self._post.sentry_key, self._post.sleepers_key)
+
+        def on_replies(replies: list[Any]) -> None:
+            if not self.dozing or self._is_refused(replies):
+                return
+            changed, missing = heard(replies)
+            if changed:
+                self.make_sentry(True)
+            elif missing:
+                self.dozing, self._look_due = False, True
+
+        return Exchange(reads, on_replies)
+
+    def _is_refused(self, answers: list[Any]) -> bool:
+        """Tell whether the look itself was refused, and would be again at once."""
+        refused = next((reply for reply in answers if isinstance(reply, ResponseError)), None)
+        if refused is not None and self._later is None:
+            self.on_refused(refused)
+        return refused is not None
+
+    def check(self) -> None:
+        """Look in case a wake-up was lost."""
+        if not self.dozing:
+            self._guarded = self._reachable
+            self.wake()
+
+    def _glance(self) -> None:
+        watches = self._context.command.in_cluster and self._watching
+        if self._later is None and not self._awake and (self.dozing or self._sentry or watches):
+            self._look_due = self._context.command.connected
+            self._sign_due = True
+            self._glances += 1
+            self.dozing = self.dozing and self._glances % GLANCES > 0
 
     def _poll(self) -> None:
         self._polling = None
@@ -177,22 +312,26 @@ class Wakeup:
 
         After every connect of either: the registration is the connection's, the redirection names the other's id.
         """
-        if self._context.command.in_cluster and not self._looking:
-            self._looking = True
-            self._context.loop.call_every(CLUSTER_INTERVAL, self._look)
         if self._context.listen.client_id is None:
             self._on_tracking(False)
             return
         commands: list[Command] = [
             ("CLIENT", "TRACKING", "OFF"),
             ("CLIENT", "TRACKING", "ON", "REDIRECT", self._context.listen.client_id, "OPTIN"),
+            # A worker that does not get this could not be made the sentry.
+            *([] if self._burst else [("PUBLISH", self._post.channel, "{}")]),
         ]
-        self._context.command.submit(
-            Exchange(commands, lambda replies: self._on_tracking(not isinstance(replies[1], ResponseError)))
-        )
 
-    def _on_tracking(self, tracking: bool) -> None:
+        def on_replies(replies: list[Any]) -> None:
+            told = replies[-1] if len(replies) > 2 else 0
+            self._on_tracking(not isinstance(replies[1], ResponseError), isinstance(told, int) and told > 0)
+
+        self._context.command.submit(Exchange(commands, on_replies))
+
+    def _on_tracking(self, tracking: bool, reachable: bool = False) -> None:
         self._tracking = tracking
+        self._guarded = self._reachable = tracking and reachable
+        self._sentry = self.dozing = False
         self._context.log.info(
             "2 connections: command, and listen for control commands%s",
             " and wake-ups (client tracking)" if tracking else f"; polling every {POLL_INTERVAL * 1000:g} ms",

@@ -1,5 +1,6 @@
 """Checks, in the step that enqueues, what may refuse a job: a spent key, the same call, a full queue.
 
+It is long since each way to enqueue has its conditions, and all share one way to the script.
 ``AdmittingQueue`` stands between ``rq.Queue`` and our ``Queue``. A job with such a condition carries an ``Asked`` while
 it is being enqueued, and ``enqueue.lua`` replaces RQ's own write. Only jobs that users enqueue carry one: retries,
 repeats, dependents and due scheduled jobs always get in.
@@ -29,6 +30,7 @@ from ..rq_version import check_keys
 from ..store.due import add_fraction
 from ..store.keys import once_key
 from ..wire import text
+from . import many
 from .asked import Asked, asked_by, asking, attach_asked
 from .handlers import is_recording
 from .limits import Limit, declare_limit, make_limit
@@ -152,7 +154,7 @@ class AdmittingQueue(rq.Queue):
         self._declare_limit()
         if rate_limit is not None:
             self._check_limited(rate_limit, pipeline)
-        elif self.max_length is None or not self._is_async:
+        elif not self._is_async or (self.max_length is None and (pipeline is not None or not many.may_write(self))):
             return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id)
         if pipeline is not None:
             raise ConfigurationError(
@@ -166,7 +168,9 @@ class AdmittingQueue(rq.Queue):
         try:
             jobs = super().enqueue_many([data for data in datas if not data.depends_on], group_id=group_id)
             _batch.set(None)
-            if batch:
+            if self.max_length is None and rate_limit is None:
+                many.write(self, batch)
+            elif batch:
                 moment = now()
                 verdict, words = ask(self, Asked(max_length=self.max_length), batch, replace=True, moment=moment)
                 if verdict == "full":

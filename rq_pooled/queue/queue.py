@@ -20,8 +20,9 @@ it, as in stock RQ. If scripts are refused, RQ's MULTI is sent at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -33,6 +34,7 @@ from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
 from rq.utils import utcformat
 
+from ..config.describing import described
 from ..errors import ConfigurationError
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
@@ -48,6 +50,9 @@ from .dependencies import asking_over, set_up_watching
 from .handlers import is_recording
 from .numbers import check_delay
 from .refused_scripts import refuses_scripts
+
+#: Jobs of a generator that are enqueued before the next is read.
+_READ_AT_ONCE = 1000
 
 
 class Queue(AdmittingQueue):
@@ -100,11 +105,14 @@ class Queue(AdmittingQueue):
         self.serializer = sealed(self.serializer)
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
-        """Create a job as RQ does, with this queue's ``retry`` where none is given."""
+        """Create a job as RQ does, with this queue's ``retry``, and DESCRIBE's description, where none is given."""
         if kwargs.get("retry") is None and self._retry is not None:
             kwargs["retry"] = self._retry
         retry = kwargs.get("retry")
         job = super().create_job(*args, **kwargs)
+        # It is the eighth argument.
+        if kwargs.get("description") is None and not any(args[7:8]):
+            job.description = described(job, args[0] if args else kwargs.get("func")) or job.description
         if isinstance(retry, Backoff):
             attach(job, retry)
         # The signature is last, because it covers what the others write.
@@ -169,7 +177,10 @@ class Queue(AdmittingQueue):
         *,
         rate_limit: Any = None,
     ) -> list[Job]:
-        """Enqueue many jobs in one MULTI, and those with dependencies after it; see ``rq.Queue.enqueue_many``.
+        """Enqueue many jobs, 250 in one step, and those with dependencies after it; see ``rq.Queue.enqueue_many``.
+
+        Of a generator a thousand jobs are read at a time, and an error names the jobs in doubt: those read before are
+        enqueued.
 
         Args:
             rate_limit: an ``rq.RateLimit`` (RQ 3) that all of them share; they are enqueued in one script then.
@@ -180,6 +191,14 @@ class Queue(AdmittingQueue):
         """
         if pipeline is not None or not self._is_async:
             return super().enqueue_many(job_datas, pipeline=pipeline, group_id=group_id, rate_limit=rate_limit)
+        if isinstance(job_datas, Collection):
+            return self._enqueue_some(job_datas, group_id, rate_limit)
+        source, jobs = iter(job_datas), []
+        while some := list(islice(source, _READ_AT_ONCE)):
+            jobs += self._enqueue_some(some, group_id, rate_limit)
+        return jobs
+
+    def _enqueue_some(self, job_datas: Collection[EnqueueData], group_id: str | None, rate_limit: Any) -> list[Job]:
         # The ids are chosen here, not in RQ, so that an error can name them.
         datas = [data if data.job_id else data._replace(job_id=str(uuid4())) for data in job_datas]
         ids, steps = [data.job_id for data in datas], any(data.depends_on for data in datas)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from ..config.describing import shown_description
 from ..foreign import is_wrong_type, seconds_of
 from ..store.keys import JOB, job_key, literal, queue_key
 from ..store.queues import queue_names
@@ -74,7 +75,7 @@ def find_lost(
                 run_here.add(origin)
             named = queues is None or origin in queues
             if reply[0] == b"queued" and named and now - (seconds_of(enqueued_at) or now) >= min_age:
-                found.append(Lost(job_id, origin, enqueued_at, description))
+                found.append(Lost(job_id, origin, enqueued_at, shown_description(description)))
         progress(PAGE)
         if not cursor:
             break

@@ -10,6 +10,9 @@ from rq.job import Job
 
 from ..foreign import names_key
 from ..queue.numbers import check_floats, check_interval, check_moment, check_numbers
+from ..signing.attach import attach
+from ..signing.policy import current
+from ..signing.serializer import sealed
 from ..store.keys import SCHEDULED_JOBS
 
 with warnings.catch_warnings():  # of dateutil before 2.9, on which rq-scheduler stands, on Python 3.12
@@ -28,6 +31,13 @@ class CheckedScheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has n
         self.connection.zcard(SCHEDULED_JOBS)
         job: Job = super()._create_job(func, *args, commit=False, **kwargs)
         check_numbers(job)
+        policy = current()
+        if policy.keys is not None:
+            job.serializer = sealed(job.serializer)
+            if job.timeout is None:
+                # What moves it would set that, and the signature covers it.
+                job.timeout = self.get_queue_for_job(job)._default_timeout
+            attach(job, policy)
         if commit:
             job.save()
         return job

@@ -20,9 +20,15 @@ from rq.exceptions import NoSuchJobError
 from rq.job import Job
 from rq.queue import Queue
 from rq.scripts import _build_hset_args
+from rq.serializers import DefaultSerializer
 from rq.utils import import_attribute
 
+from ..errors import NotVerified
 from ..foreign import MAX_VALUE, is_wrong_type, names_key, printable
+from ..signing.attach import sign_for
+from ..signing.envelope import is_sealed
+from ..signing.policy import current
+from ..signing.serializer import sealed
 from ..store.inert_jobs import fetch_inert
 from ..store.keys import SCHEDULED_JOBS
 from ..store.rq_scheduler import move_job
@@ -104,6 +110,7 @@ class Mover:
         #: which that call looked.
         self.left, self.until = 0, 0.0
         self._inert = inert
+        self._serializer: Any = sealed(DefaultSerializer)
 
     def move_due(
         self,
@@ -142,11 +149,13 @@ class Mover:
     ) -> tuple[Job | None, str]:
         """Move one job with ``move``; put it off if that raises. Returns the job, if there is one, and a word."""
         try:
-            job = fetch_inert(self._job_class, job_id, self._connection)
+            job = fetch_inert(self._job_class, job_id, self._connection, self._serializer)
+            _check_meta(job)
             if not self._inert and _needs_code(job):
                 due = now + SET_ASIDE
                 self._connection.zadd(SCHEDULED_JOBS, {raw(job_id): due}, xx=True)
-                job = self._job_class.fetch(job_id, connection=self._connection)
+                job = self._job_class.fetch(job_id, connection=self._connection, serializer=self._serializer)
+                _check_meta(job)
             return job, move(job, due, now, lock)
         except NoSuchJobError:
             self._connection.zrem(SCHEDULED_JOBS, raw(job_id))
@@ -180,6 +189,8 @@ class Mover:
         """
         queue = self._choose_queue(job)
         next_time = _next_time(job, now)
+        if hasattr(queue, "signing"):
+            sign_for(queue, job)
         queue._prepare_for_queue(job)
         command = move_job(
             queue.key,
@@ -225,6 +236,20 @@ class Mover:
         key = f"{queue_class.redis_queue_namespace_prefix}{job.origin}"
         queue: Queue = queue_class.from_queue_key(key, connection=self._connection, job_class=self._job_class)
         return queue
+
+
+def _check_meta(job: Job) -> None:
+    """Raise NotVerified if a job's meta, which says when it is due again, has no signature of ours, or a strange one.
+
+    RQ keeps what it cannot load under that word.
+    """
+    meta: Any = job.meta.get("unserialized") if len(job.meta) == 1 else None
+    if not isinstance(meta, bytes):
+        return
+    if current().keys is not None:
+        raise NotVerified("its meta does not verify: schedule it again, by a Scheduler that has the keys")
+    if is_sealed(meta):
+        raise NotVerified("its meta is signed, and there are no keys here: set SIGNING_KEYS or SIGNING_KEYS_FILE")
 
 
 def _needs_code(job: Job) -> bool:

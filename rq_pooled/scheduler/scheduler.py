@@ -20,6 +20,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
+from rq.serializers import DefaultSerializer
 
 from ..config.secrets import message_of
 from ..config.settings import Settings
@@ -30,6 +31,7 @@ from ..pool.registry import get_connection
 from ..queue.numbers import check_delay
 from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
+from ..signing.serializer import sealed
 from ..store.due import add_fraction
 from ..store.keys import SCHEDULED_JOBS, SCHEDULER_INSTANCE, SCHEDULER_LOCK, SCHEDULER_RUNS
 from ..store.locks import unlock
@@ -92,6 +94,7 @@ class Scheduler(CheckedScheduler):
         super().__init__(queue_name, queue, interval, connection, job_class, queue_class, name)
         check_keys((self.job_class, self.queue_class))
         self.log = logger
+        self._serializer: Any = sealed(DefaultSerializer)
         self._lock = ScheduleLock(uuid4().hex, int(interval) + 10)
         self._mover = Mover(
             self.connection,
@@ -182,7 +185,7 @@ class Scheduler(CheckedScheduler):
             found = self.connection.zrangebyscore(SCHEDULED_JOBS, 0, most, offset, length, withscores=True)
         for word, score in found:
             try:
-                job = self.job_class.fetch(text(word), connection=self.connection)
+                job = self.job_class.fetch(text(word), connection=self.connection, serializer=self._serializer)
             except NoSuchJobError:
                 self.connection.zrem(SCHEDULED_JOBS, word)
                 continue

@@ -1,13 +1,13 @@
-"""Has a job object write its signature whenever it is saved, by whichever of RQ's ways."""
+"""Has a job object write its signature whenever it is saved, and verify it whenever it is read again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..errors import ConfigurationError, NotVerified
 from .envelope import is_sealed
-from .job import FIELD, SIGNED, as_written, sign, verify
+from .job import FIELD, NAMES, SIGNED, as_written, look_at, sign, verify
 from .policy import Policy
 from .serializer import Sealed
 
@@ -24,22 +24,46 @@ def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) 
         kept: its hash, if there is one: RQ's ``save`` leaves fields that RQ does not know.
     """
     keys = policy.keys
-    if keys is None or _MARK in job.__dict__:
+    if keys is None or getattr(job, _MARK, False):
         return
-    before = {name: value for name in SIGNED if kept and (value := kept.get(name.encode())) is not None}
     # On the object: job classes are the user's.
     to_dict = job.to_dict
 
+    def look(raw: Mapping[bytes, bytes]) -> None:
+        if not look_at(policy, job.id, None, raw).bound:
+            raise NotVerified("the signature of its fields is missing")
+
     def signed(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        fields, data = to_dict(*args, **kwargs), job.data
+        fields: dict[str, Any] = to_dict(*args, **kwargs)
+        data = job.data
         if not is_sealed(data):
             raise ConfigurationError(
                 f"job {job.id} cannot be signed: its serializer does not sign; leave it the queue's serializer"
             )
-        return {**fields, FIELD: sign(keys, job.id, {**before, **fields}, data)}
+        all_fields = fields
+        if kept:
+            all_fields = {name: value for name, key in NAMES if (value := kept.get(key)) is not None}
+            all_fields.update(fields)
+        fields[FIELD] = sign(keys, job.id, all_fields, data)
+        return fields
 
     job.to_dict = signed
+    guard(job, look)
     setattr(job, _MARK, True)
+
+
+def guard(job: Any, look: Callable[[Mapping[bytes, bytes]], object]) -> None:
+    """Have a job look at its hash, too, when it is read again: ``refresh`` would take what was changed meanwhile."""
+    restore = job.restore
+
+    def guarded(raw: Mapping[bytes, bytes]) -> Any:
+        try:
+            look(raw)
+        except NotVerified as error:
+            raise NotVerified(f"job {job.id} was changed in Redis and is not read again: {error}") from None
+        return restore(raw)
+
+    job.restore = guarded
 
 
 def sign_for(queue: Any, job: Any) -> None:

@@ -41,6 +41,12 @@ def is_sealed(data: object) -> bool:
     return isinstance(data, bytes) and data.startswith(MAGIC)
 
 
+def unverified(data: bytes) -> tuple[str, bytes]:
+    """Return the name and the content of an envelope that nothing verified: to be shown, and never to be loaded."""
+    name, content = (*data[_START + 1 :].split(b"\0", 3)[2:], b"", b"")[:2]
+    return name.decode(errors="replace"), content[:-MAC]
+
+
 def seal(keys: Keys, purpose: bytes, job_id: str, name: str, content: bytes) -> bytes:
     """Return content in an envelope, signed with the first key.
 
@@ -56,8 +62,7 @@ def seal(keys: Keys, purpose: bytes, job_id: str, name: str, content: bytes) -> 
     head = b"%b%b%b\0%b\0%b\0" % (MAGIC, purpose, keys.name, whose, what)
     if head.count(0) != 4:
         raise ConfigurationError(f"the name {name!r} contains a character that no name has: call another function")
-    signed = head + content
-    return signed + keys.secret.mac(signed)
+    return b"".join((head, content, keys.secret.mac(head, content)))
 
 
 def unseal(keys: Keys, data: bytes) -> Envelope:
@@ -66,8 +71,6 @@ def unseal(keys: Keys, data: bytes) -> Envelope:
     Raises:
         NotVerified: it is none, of an unknown key, or was altered.
     """
-    # A view: what is verified may have 64 MB.
-    signed, mac = memoryview(data)[:-MAC], data[-MAC:]
     parts = data[_START + 1 : _START + 2100].split(b"\0", 3)
     if not data.startswith(MAGIC) or len(parts) != 4:
         raise NotVerified("it is not signed")
@@ -77,12 +80,14 @@ def unseal(keys: Keys, data: bytes) -> Envelope:
     if secret is None:
         shown = name[:32].decode("ascii", "replace")
         raise NotVerified(f"the key {shown!r} that signed it is not known here: add it to SIGNING_KEYS")
-    if start > len(signed) or not compare_digest(secret.mac(signed), mac):
+    mac = data[-MAC:]
+    # A view: what is verified may have 64 MB.
+    if start > len(data) - MAC or not compare_digest(secret.mac(memoryview(data)[:-MAC]), mac):
         raise NotVerified("its signature is wrong: it was altered, or signed with another secret")
     return Envelope(data[_START : _START + 1], job_id, what, mac, start)
 
 
-def expect(envelope: Envelope, purposes: bytes, job_id: str | None) -> None:
+def expect(envelope: Envelope, purposes: bytes, job_id: str | bytes | None) -> None:
     """Raise unless an envelope is for one of these purposes, and of this job where the job is known.
 
     Raises:
@@ -90,7 +95,9 @@ def expect(envelope: Envelope, purposes: bytes, job_id: str | None) -> None:
     """
     if envelope.purpose not in purposes:
         raise NotVerified(f"it was signed as {_WORDS.get(envelope.purpose, 'something else')}, for another use")
-    if job_id is not None and envelope.job_id != job_id.encode("utf-8", "surrogateescape"):
+    if isinstance(job_id, str):
+        job_id = job_id.encode("utf-8", "surrogateescape")
+    if job_id is not None and envelope.job_id != job_id:
         raise NotVerified("it was signed for another job")
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from hmac import compare_digest
 from typing import Any, NamedTuple
 
-from ..errors import NotVerified
+from ..errors import ConfigurationError, NotVerified
 from .envelope import BOUND, CALL, MAC, META, Envelope, expect, is_sealed, unpacked, unseal
 from .keys import Keys
 from .policy import Policy
@@ -24,11 +24,13 @@ SIGNED = (
     *("retry_intervals", "repeat_intervals", "rq_pooled:retry"),
 )
 _SIGNED = tuple(name.encode() for name in SIGNED)
-_NAMES = tuple(zip(_SIGNED, SIGNED))
-#: What is not there is the same as what is empty, as for RQ.
-_NOTHING = (None, "", b"")
+#: As text, and as Redis has them.
+NAMES = tuple(zip(SIGNED, _SIGNED))
+_EMPTY = (b"",) * len(SIGNED)
+_ZEROS = len(SIGNED) + 2
+_CALLS = BOUND + CALL
 _CALLBACKS = tuple(name.encode() for name in CALLBACKS)
-_FIELD, _PURPOSE = FIELD.encode(), b"rq_pooled job 1"
+_FIELD, _PURPOSE = FIELD.encode(), b"rq_pooled job 2"
 
 
 class Verified(NamedTuple):
@@ -53,19 +55,30 @@ def sign(keys: Keys, job_id: str, fields: Mapping[str, Any], data: bytes) -> byt
         fields: as RQ's ``to_dict`` returns them.
         data: the job's envelope.
     """
-    values = [(name, as_written(value)) for name, key in _NAMES if (value := fields.get(key)) not in _NOTHING]
-    text = _text(job_id.encode(), as_written(fields.get("origin")), data[-MAC:], values)
+    get = fields.get
+    values = [b"" if value is None or value == "" else as_written(value) for value in map(get, SIGNED)]
+    text = _text(job_id.encode(), as_written(get("origin")), data[-MAC:], values)
+    if text is None:
+        raise ConfigurationError(
+            f"job {job_id} cannot be signed: its id, queue, a callback or a webhook contains a zero byte; leave it out"
+        )
     return keys.name + b":" + keys.secret.mac(text).hex().encode()
 
 
 def as_written(value: Any) -> bytes:
     """Return a value as redis-py writes it."""
-    return value if type(value) is bytes else b"" if value is None else str(value).encode("utf-8", "surrogateescape")
+    if type(value) is bytes:
+        return value
+    return b"" if value is None else str(value).encode("utf-8", "surrogateescape")
 
 
-def _text(job_id: bytes, origin: bytes, mac: bytes, values: list[tuple[bytes, bytes]]) -> bytes:
-    # A repr of bytes can be read in one way only.
-    return repr((_PURPOSE, job_id, origin, mac, values)).encode()
+def _text(job_id: bytes, origin: bytes, mac: bytes, values: list[bytes]) -> bytes | None:
+    """Return what is signed; None if it could be read in two ways.
+
+    What is not there is the same as what is empty, as for RQ. So the number of zero bytes is always the same.
+    """
+    text = b"\0".join((_PURPOSE, job_id, origin, *values))
+    return mac + text if text.count(0) == _ZEROS else None
 
 
 def verify(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, bytes]) -> Verified:
@@ -82,13 +95,14 @@ def verify(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, b
     """
     keys = policy.keys
     assert keys is not None
-    data, whose = unpacked(raw.get(b"data", b"")), job_id.encode("utf-8", "surrogateescape")
+    whose = job_id.encode("utf-8", "surrogateescape")
+    data = unpacked(raw.get(b"data", b""))
     if policy.unsigned and _FIELD not in raw and not is_sealed(data):
         if is_sealed(raw.get(b"meta")):
             _verify_meta(keys, job_id, raw)
         return Verified(data, 0, False, "")
     envelope = unseal(keys, data)
-    expect(envelope, BOUND + CALL, job_id)
+    expect(envelope, _CALLS, whose)
     if envelope.purpose == BOUND:
         origin = raw.get(b"origin", b"")
         if queue is not None and origin != queue.encode("utf-8", "surrogateescape"):
@@ -96,8 +110,30 @@ def verify(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, b
         _verify_fields(keys, whose, origin, envelope, raw)
     else:
         _check_unbound(policy, raw)
-    _verify_meta(keys, job_id, raw)
+    if raw.get(b"meta"):
+        _verify_meta(keys, job_id, raw)
     return Verified(data, envelope.start, envelope.purpose == BOUND, envelope.name.decode())
+
+
+def look_at(policy: Policy, job_id: str, queue: str | None, raw: Mapping[bytes, bytes]) -> Verified:
+    """Verify a job's hash, see ``verify``, and what it calls.
+
+    Raises:
+        NotVerified: with the reason. What an unsigned job calls is not looked at.
+    """
+    verified = verify(policy, job_id, queue, raw)
+    if policy.allowed:
+        if verified.start:
+            policy.check_allowed(verified.name)
+        check_callbacks(policy, raw)
+    return verified
+
+
+def check_callbacks(policy: Policy, raw: Mapping[bytes, bytes]) -> None:
+    """Raise NotVerified if a callback may not be called."""
+    for field in _CALLBACKS:
+        if name := raw.get(field):
+            policy.check_allowed(name.decode(errors="replace"), "one of its callbacks is")
 
 
 def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope, raw: Mapping[bytes, bytes]) -> None:
@@ -105,8 +141,8 @@ def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope,
     secret = keys.all.get(name)
     if secret is None:
         raise NotVerified("the signature of its fields is missing, or of a key that is not known here")
-    text = _text(job_id, origin, envelope.mac, [(name, value) for name in _SIGNED if (value := raw.get(name))])
-    if not compare_digest(secret.mac(text).hex().encode(), given):
+    text = _text(job_id, origin, envelope.mac, list(map(raw.get, _SIGNED, _EMPTY)))
+    if text is None or not compare_digest(secret.mac(text).hex().encode(), given):
         raise NotVerified(
             "the signature of its fields is wrong: its queue, callbacks, webhooks, timeout or rules of retries were "
             "altered"
@@ -130,8 +166,3 @@ def _verify_meta(keys: Keys, job_id: str, raw: Mapping[bytes, bytes]) -> None:
             expect(unseal(keys, meta), META, job_id)
         except NotVerified as error:
             raise NotVerified(f"its meta does not verify: {error}") from None
-
-
-def callbacks_of(raw: Mapping[bytes, bytes]) -> list[str]:
-    """Return the names of a job's callbacks."""
-    return [value.decode(errors="replace") for field in _CALLBACKS if (value := raw.get(field))]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hmac
 import re
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import NamedTuple
 
 from ..errors import ConfigurationError
@@ -13,21 +14,34 @@ from ..errors import ConfigurationError
 SHORTEST = 16
 #: Bytes of a file of keys at most.
 _MAX_FILE = 64 * 1024
+#: HMAC's two pads for SHA-256, as tables for ``translate``.
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
+_BLOCK = 64
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 _MAKE = "make one: python -c 'import secrets; print(\"k1:\" + secrets.token_urlsafe(32))'"
 
 
 class Secret:
-    """One secret, with which HMAC-SHA256 signs."""
+    """One secret, with which HMAC-SHA256 signs.
 
-    __slots__ = ("_secret",)
+    Both pads are hashed once, here: copies of the two states halve the time of ``hmac.digest`` for small data.
+    """
+
+    __slots__ = ("_inner", "_outer", "_secret")
 
     def __init__(self, secret: bytes) -> None:
         self._secret = secret
+        key = (secret if len(secret) <= _BLOCK else sha256(secret).digest()).ljust(_BLOCK, b"\0")
+        self._inner, self._outer = sha256(key.translate(_INNER)), sha256(key.translate(_OUTER))
 
-    def mac(self, data: bytes | memoryview) -> bytes:
-        """Return the signature of data."""
-        return hmac.digest(self._secret, data, "sha256")
+    def mac(self, data: bytes | memoryview, more: bytes = b"") -> bytes:
+        """Return the signature of data, and of what follows it."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        if more:
+            inner.update(more)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and hmac.compare_digest(self._secret, other._secret)

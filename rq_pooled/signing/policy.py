@@ -47,8 +47,16 @@ _current: Policy | None = None
 
 @cache
 def _pattern(allowed: tuple[str, ...]) -> re.Pattern[str]:
-    # A star is one name: RQ would follow "shop.tasks.os.system" into modules that shop.tasks imports.
-    return re.compile("|".join(r"[^.]+".join(map(re.escape, entry.split("*"))) for entry in allowed))
+    return re.compile("|".join(r"\.".join(map(_of_name, entry.split("."))) for entry in allowed))
+
+
+def _of_name(name: str) -> str:
+    """Return the pattern of one name of an entry.
+
+    A star is one name: RQ would follow "shop.tasks.os.system" into modules that shop.tasks imports. It is none of
+    Python's own: "shop.tasks.__setattr__" replaces what is called next.
+    """
+    return "(?!__)" + r"\w+".join(map(re.escape, name.split("*"))) if "*" in name else re.escape(name)
 
 
 def current() -> Policy:

@@ -46,6 +46,9 @@ class _Use(NamedTuple):
     data: Any = None
 
 
+_OTHER = _Use(OTHER)
+
+
 class Sealed:
     """A serializer around another one.
 
@@ -106,23 +109,26 @@ def _no_keys() -> ConfigurationError:
 
 
 def _writing(frame: FrameType, value: Any) -> _Use:
-    purpose = _WRITERS.get((frame.f_globals.get("__name__", ""), frame.f_code.co_name), OTHER)
+    name = frame.f_code.co_name
+    purpose = _WRITERS.get((frame.f_globals.get("__name__", ""), name), OTHER)
     if purpose == OTHER:
-        return _Use(OTHER)
+        return _OTHER
     caller = frame.f_locals
-    one: Any = caller.get("self", caller.get("job"))
-    if frame.f_code.co_name == "serialize":
+    one: Any = caller["self"] if "self" in caller else caller["job"]
+    if purpose == CALL:
+        return _Use(CALL, one.id)
+    if name == "serialize":
         return _Use(RESULT, one.job_id)
     if purpose == _RESULT_OR_META:
         purpose = META if one.meta is value else RESULT
-    return _Use(purpose, one.id, None if purpose == CALL else one._data)
+    return _Use(purpose, one.id, one._data)
 
 
 def _reading(frame: FrameType, data: bytes) -> _Use:
     module = frame.f_globals.get("__name__", "")
     purpose = _READERS.get((module, frame.f_code.co_name), OTHER)
     if purpose == OTHER:
-        return _Use(OTHER)
+        return _OTHER
     caller = frame.f_locals
     if module == "rq.results":
         return _Use(RESULT, caller["job_id"])
@@ -135,7 +141,8 @@ def _reading(frame: FrameType, data: bytes) -> _Use:
 def _called(call: Any) -> str:
     """Return the dotted name of what a job calls: of a method, with its class."""
     name, instance = call[0], call[1]
-    if instance is None:
+    # As RQ decides: an instance that is empty is not asked for its method.
+    if not instance:
         return str(name)
     owner = instance if isinstance(instance, type) else type(instance)
     return f"{owner.__module__}.{owner.__qualname__}.{name}"

@@ -19,6 +19,7 @@ from ..durations import LONGEST
 from ..wire import Command, text
 from .keys import claims_key
 from .scripts import call
+from .sentries import SENTRY_LIFE
 
 #: Bytes of job data after which one claim takes no further job.
 MAX_CLAIM_BYTES = 1024 * 1024
@@ -80,6 +81,10 @@ class Claimed(NamedTuple):
     stale: list[str]
     claims: list[Claim]
     limited: list[Limited]
+    #: Jobs may wait that it could have taken, had it had more free slots.
+    left: bool
+    #: The worker is the sentry of its queues, see store/sentries.py.
+    sentry: bool
 
 
 class ClaimRequest(NamedTuple):
@@ -94,7 +99,7 @@ class ClaimRequest(NamedTuple):
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
-        suspended, held, stale, jobs, closed = reply
+        suspended, held, stale, jobs, closed, left, sentry = reply
         claims = []
         for number, (key, job_id, queue, raw, *left_out) in enumerate(jobs):
             fields = dict(zip(raw[::2], raw[1::2]))
@@ -112,7 +117,7 @@ class ClaimRequest(NamedTuple):
             )
         limited = [Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed]
         shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
-        return Claimed(bool(suspended), held, shown, claims, limited)
+        return Claimed(bool(suspended), held, shown, claims, limited, bool(left), bool(sentry))
 
 
 def claim_jobs(
@@ -122,10 +127,18 @@ def claim_jobs(
     strategy: str,
     names: Sequence[str],
     per_name: int = 1,
+    crew: str = "",
+    sentry: bool = False,
 ) -> tuple[Command, ClaimRequest]:
     """Return the command that claims jobs for worker names, and the object that reads its reply.
 
-    Each name gets up to one job. Those after the first round, up to ``per_name`` each, are claimed ahead.
+    Args:
+        settings, token: of the worker.
+        queue_keys, strategy: which queue is served before which.
+        names: of the free slots; without any a sentry only hands on its post.
+        per_name: most jobs of a name; those after the first round are claimed ahead.
+        crew: the workers of which it wakes the next one, see store/sentries.py.
+        sentry: the worker is their sentry.
     """
     created_at, names = time.time(), names[:MAX_CLAIM_JOBS]
     most = max(len(names), min(MAX_CLAIM_AHEAD, per_name * len(names)))
@@ -143,6 +156,9 @@ def claim_jobs(
         claims_key(token),
         executions,
         most,
+        crew,
+        int(sentry),
+        SENTRY_LIFE,
         *names,
     )
     return command, ClaimRequest(created_at, executions, names, most)

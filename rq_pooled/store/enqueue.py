@@ -8,12 +8,23 @@ from ..wire import Command, Word
 from .keys import QUEUES
 from .scripts import call
 
+#: Most jobs that are enqueued in one step, and bytes after which it takes no further one.
+MANY, MANY_BYTES = 250, 1024 * 1024
+
 
 def enqueue_new(
     job_key: str, queue_key: str, job_id: str, at_front: bool, ttl: int | None, fields: Sequence[Word]
 ) -> Command:
     """Enqueue a job, given as alternating fields and values, unless a job with its id exists."""
     return call("enqueue_new", (job_key, queue_key, QUEUES), job_id, "L" if at_front else "R", ttl or -1, *fields)
+
+
+def enqueue_many(queue_key: str, jobs: Iterable[tuple[str, bool, int | None, Sequence[Word]]]) -> Command:
+    """Enqueue jobs, each (id, at front, ttl, field and value ...), whether or not others with their ids exist."""
+    words: list[Word] = []
+    for job_id, at_front, ttl, fields in jobs:
+        words += [job_id, "L" if at_front else "R", ttl or -1, len(fields), *fields]
+    return call("enqueue_many", (queue_key, QUEUES), *words)
 
 
 def enqueue_jobs(

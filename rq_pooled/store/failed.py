@@ -50,3 +50,8 @@ def failed_purge(registry: str, lock: SweepLock, jobs: Iterable[tuple[str, str]]
 def failed_ghosts(registry: str, lock: SweepLock, start: int, limit: int, dry_run: bool) -> Command:
     """Remove entries without a job, from rank ``start`` on."""
     return call("failed_ghosts", (registry, lock.key), lock.owner, lock.ttl, start, limit, int(dry_run))
+
+
+def failed_look(ids: Iterable[str], max_field: int, max_results: int) -> Command:
+    """Read what lists show of failed jobs, see failed_look.lua."""
+    return call("failed_look", (), max_field, max_results, *ids)

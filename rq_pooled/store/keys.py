@@ -20,6 +20,14 @@ def literal(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "*?[]^\\" else letter for letter in text)
 
 
+def under(prefix: str | None, pattern: str) -> str:
+    """Return a pattern of keys or channels as it is for an application with a prefix, this one's if not given."""
+    return literal(prefix or PREFIX) + pattern[len(PREFIX) :] if pattern.startswith(PREFIX) else pattern
+
+
+#: Patterns of all keys of the application.
+ALL = (f"{PREFIX}:*", f"{OURS}:*")
+
 # -- ours ------------------------------------------------------------------------------------------------------------
 
 #: A name that no key has, so a command on it, or a message to it, changes nothing.
@@ -29,6 +37,13 @@ STATS = f"{OURS}:stats"
 #: The list of samples of the number of clients, newest first. It shares the prefix of the statistics, since neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
+#: The stream of what operators did, newest last, see monitoring/audit.py.
+AUDIT = f"{OURS}:audit"
+#: The list of jobs that ended: 240 texts "slot finished failed", newest first, for slots of 15 s of the server's clock.
+ENDED = f"{STATS}:ended"
+#: The prefixes of the texts that name the sentry of a crew, and of the sorted sets of those who sleep beside it, see
+#: store/sentries.py.
+SENTRY, SLEEPERS = f"{STATS}:sentry:", f"{STATS}:sleepers:"
 #: The sorted set of workers that are starting, in the order in which they came.
 STARTING = f"{STATS}:starting"
 #: The text on which commands are tried, see rights.lua.
@@ -46,8 +61,12 @@ STALLED_LOCK, GHOSTS_LOCK = f"{OURS}:lock:stalled", f"{OURS}:lock:ghosts"
 STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"
 #: The prefixes of leases, of large values of outcomes, of spent keys, and of keys whose job runs.
 LEASES, ASIDE, ONCE, ONCE_RUNNING = f"{OURS}:leases:", f"{OURS}:aside:", f"{OURS}:once:", f"{OURS}:once-running:"
+#: Name of the control command that makes a worker the sentry. Its field ``work`` tells whether jobs wait already.
+SENTRY_COMMAND = f"{OURS}:sentry"
 #: The prefix of the ids seen in a queue's intermediate queue, see intermediate.lua.
 INTERMEDIATE = f"{OURS}:intermediate:"
+#: The prefix of the sorted sets of dead letters.
+DEAD = f"{OURS}:dead:"
 
 
 def stats_key(process: str) -> str:
@@ -91,7 +110,7 @@ def sweep_lock_key(queue: str) -> str:
 
 def dead_letters_key(queue: str) -> str:
     """Return the sorted set of a queue's dead letters: job id -> when it is deleted, seconds since the epoch."""
-    return f"{OURS}:dead:{queue}"
+    return f"{DEAD}{queue}"
 
 
 def once_key(key: str) -> str:
@@ -132,6 +151,7 @@ EXECUTION_PATTERN = f"{literal(PREFIX)}:execution*"
 #: The prefixes of registries; started jobs stand in ``wip``.
 WIP, FINISHED, CANCELED = f"{PREFIX}:wip:", f"{PREFIX}:finished:", f"{PREFIX}:canceled:"
 DEFERRED, SCHEDULED, READY = f"{PREFIX}:deferred:", f"{PREFIX}:scheduled:", f"{PREFIX}:ready:"
+FAILED = f"{PREFIX}:failed:"
 #: The prefixes of RQ's schedulers, and of the locks under which one at a time moves a queue's due jobs.
 SCHEDULER, DUE_LOCK = f"{PREFIX}:scheduler:", f"{PREFIX}:scheduler-lock:"
 

@@ -1,20 +1,53 @@
-"""Lists the queues of a server."""
+"""Lists the queues of a server and what stands in them; in a request of the page only those that it may show."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 from ..foreign import names_key
-from ..wire import text
+from ..wire import Command, text
 from .keys import QUEUE, QUEUES
+from .scripts import call
+
+#: Queues in one call, which takes the server about 2 ms.
+PAGE = 100
+
+#: Tells of a queue whether it may be shown; each thread, greenlet and task has its own.
+_may_show: ContextVar[Callable[[str], bool] | None] = ContextVar("rq_pooled_may_show", default=None)
+
+
+def show_only(may_show: Callable[[str], bool] | None) -> None:
+    """Have ``queue_names`` and statistics leave out other queues, until this is called with None.
+
+    It stands here, below all that reads queues, so that no list or sum can forget it.
+    """
+    _may_show.set(may_show)
+
+
+def is_shown(queue: str) -> bool:
+    """Tell whether a queue may be shown to whom it is read for."""
+    may_show = _may_show.get()
+    return may_show is None or may_show(queue)
+
+
+def all_shown(ask: Callable[[str, str], Any]) -> bool:
+    """Tell whether every queue may be shown, and so what is known of all together."""
+    return _may_show.get() is None or len(queue_names(ask)) == ask("SCARD", QUEUES)
 
 
 def queue_names(ask: Callable[[str, str], Any]) -> list[str]:
-    """Return the names of all queues that the server knows, in order.
+    """Return the names of all queues that the server knows, in order; see ``show_only``.
 
     Args:
         ask: sends a command, such as a client's ``execute_command``.
     """
     with names_key(QUEUES):
-        return sorted({text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)})
+        names = sorted({text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)})
+    return [name for name in names if is_shown(name)]
+
+
+def queue_states(names: Sequence[str], heads: int) -> Command:
+    """Count what stands in these queues, see queue_states.lua; ``heads`` jobs of each tell since when they wait."""
+    return call("queue_states", (), heads, *names)

@@ -9,6 +9,8 @@ import io
 import pickle
 from typing import Any
 
+from ..signing.envelope import is_sealed, unverified
+
 
 class Inert:
     """Stands for an object whose class is not loaded. It accepts all operations of a pickle, and keeps nothing."""
@@ -49,7 +51,12 @@ def loads_inert(data: bytes) -> Any:
 
 
 def plain_meta(data: bytes | None) -> dict[str, Any]:
-    """Return a job's ``meta`` read with ``loads_inert``; an empty dictionary where it is none."""
+    """Return a job's ``meta`` read with ``loads_inert``; an empty dictionary where it is none.
+
+    No signature is verified: this is to be shown.
+    """
+    if data and is_sealed(data):
+        data = unverified(data)[1]
     try:
         meta = loads_inert(data) if data else {}
     except Exception:  # noqa: BLE001 - a damaged pickle may raise anything

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
+from ..config import describing
 from ..config.settings import Settings
+from ..config.withheld import withhold
 from ..connection.defaults import accepted_options
 from ..failed.sweep_settings import maintenance_policies
 from ..horse.process import HorseProcess
@@ -15,6 +18,7 @@ from ..horse.worker import HorseMixin
 from ..multiplexer.multiplexer import Multiplexer
 from ..parent.context import Context
 from ..parent.slots import RunHorse
+from ..pool.assembly import with_role
 from ..pool.hooks import LongWaits, StopFlag
 from ..pool.registry import adopt, get_pool
 from ..process.channel import ChildChannel
@@ -32,6 +36,14 @@ MOST_STREAMS = 64
 def job_connections(settings: Settings) -> int:
     """Return how many connections each horse may open for jobs that use Redis, with JOBS_SHARE=no."""
     return max(_JOB_NEEDS, (settings.max_connections - ROLES) // settings.concurrency)
+
+
+def jobs_login(settings: Settings) -> dict[str, Any]:
+    """Return the options of a connection that jobs use, where they have a login of their own."""
+    if settings.jobs_login is None:
+        return {}
+    username, _, password = settings.jobs_login.partition(":")
+    return {"username": username, "password": password, "credential_provider": None}
 
 
 def prepare_horses(
@@ -73,10 +85,15 @@ def prepare_horses(
             door = multiplexer.door(token)
             pool.become("job", MOST_STREAMS, stream_class(door), stream_options(pool.connection_kwargs, door, "job"))
         else:
-            pool.become("job", share, hooks=[StopFlag(brake), LongWaits()])
+            options = {**with_role(pool.connection_kwargs, "job"), **jobs_login(settings)}
+            pool.become("job", share, options=options, hooks=[StopFlag(brake), LongWaits()])
         adopt(pool)
+        withhold(setting.env[0] for setting in Settings.rows() if setting.secret)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         worker.__class__ = horse_class
         worker._is_horse = True
+        # The parent has logged what is shown of the call; RQ would log all of it at the end.
+        worker.log_job_description = worker.log_job_description and describing.current() is None
         worker.connection, worker.queues, worker.serializer = recorder, queues, sealed(worker.serializer)
         limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
         HorseProcess(worker, channel, *limits, policies, multiplexer is not None).run()

@@ -13,6 +13,7 @@ from ..capacity.clients import process_name
 from ..config.secrets import message_of
 from ..errors import ServerUnsupported, WorkerNameTaken
 from ..parent.context import Context
+from ..parent.statistics import last_report
 from ..store.statistics import withdraw
 from ..store.workers import unregister_workers
 
@@ -47,7 +48,11 @@ def unregister(context: Context) -> None:
         try:
             date = utcformat(now())
             death = unregister_workers(date, identity.name, identity.queue_names, identity.names)
-            left = [*withdraw(process_name(context.settings)), *(lease.release() if lease is not None else ())]
+            left = [
+                last_report(context),
+                *withdraw(process_name(context.settings)),
+                *(lease.release() if lease is not None else ()),
+            ]
             context.command.execute([death, *left])
         except (RedisError, OSError) as error:
             context.log.warning("death not registered: %s", message_of(error))

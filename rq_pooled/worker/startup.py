@@ -109,6 +109,17 @@ def connect(connection: CommandConnection | ListenConnection, found: bool = Fals
         raise refusal(error, found, connection.fresh()) from None
 
 
+def check_login(connection: Any, found: bool) -> None:
+    """Log in as jobs will, once; ``found`` and what is raised are as for ``connect``."""
+    try:
+        connection.connect()
+    except (RedisError, OSError) as error:
+        wrong = refusal(error, found, connection)
+        raise ServerUnsupported(f"JOBS_LOGIN: {wrong}") if isinstance(wrong, ServerUnsupported) else wrong from None
+    finally:
+        connection.disconnect()
+
+
 def refusal(error: Exception, found: bool = False, connection: Any = None) -> RQPooledError:
     """Return the error of ours that says what an error while connecting means; see ``connect``."""
     trouble = explain(error, connection)

@@ -21,6 +21,7 @@ from rq.worker import DequeueStrategy
 
 from ..capacity.budget import Lease
 from ..capacity.reservation import ALWAYS
+from ..config import describing
 from ..config.secrets import message_of
 from ..config.settings import Settings
 from ..connection.away import LOST, is_away
@@ -47,7 +48,7 @@ from ..store.scripts import load, rights
 from ..wire import Command
 from . import preflight, startup
 from .admission import Admission
-from .horses import ROLES, job_connections, prepare_horses
+from .horses import ROLES, job_connections, jobs_login, prepare_horses
 from .registration import register, unregister
 from .server_check import check_rights, check_server, leads_to_one_node
 from .signals import STOP_SIGNALS, loop_for_stop_signals, start_anew
@@ -122,6 +123,7 @@ class Worker(rq.worker.Worker):
             self._dequeue_strategy = dequeue_strategy
             settings = self._load_settings()
             use(policy_of(settings))
+            describing.use(settings)
             preflight.load_modules(settings)
             with loop_for_stop_signals() as loop:
                 return self._work(settings, loop, burst, max_jobs, max_idle_time, with_scheduler)
@@ -229,10 +231,12 @@ class Worker(rq.worker.Worker):
     def _connect_when_admitted(self, context: Context, ends: float) -> tuple[int, int, int] | None:
         """Connect as soon as there is room; return the server's version, None if a stop signal came first."""
         versions: list[tuple[int, int, int]] = []
-        command, listen = context.command, context.listen
+        command, listen, settings = context.command, context.listen, context.settings
         found = is_watched(command.fresh())
 
         def open_command() -> None:
+            if login := jobs_login(settings):
+                startup.check_login(make_connection(settings, "jobs", self.connection, **login), found)
             startup.connect(command, found)
             if not versions:
                 version = check_server(command.execute, command.in_cluster, command.url)
@@ -257,7 +261,7 @@ class Worker(rq.worker.Worker):
             context.loop,
             settings,
             context.log.warning,
-            Dialer(settings, lambda role: make_connection(settings, role, self.connection)),
+            Dialer(settings, lambda role: make_connection(settings, role, self.connection, **jobs_login(settings))),
             command.place,
             ask,
             context.lease,

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not (ROOT / "docs").is_dir(), reason="rq_pooled 
 def missing(text: str, beside: Path) -> list[str]:
     """Return what a text of a folder names that does not exist, relative to the repository or to rq_pooled."""
     named = [match for pattern in (FILE, FOLDER) for match in pattern.findall(text)]
-    gone = [path for path in named if not (ROOT / path).exists() and not (PACKAGE / path).exists()]
+    gone = [path for path in named if not any((folder / path).exists() for folder in (ROOT, PACKAGE, beside))]
     gone += [path for path in LINK.findall(text) if not (beside / path).exists()]
     scripts = {path.name for path in (PACKAGE / "store" / "lua").rglob("*.lua")}
     return gone + [name for name in SCRIPT.findall(text) if name not in scripts]

@@ -115,6 +115,17 @@ def test_a_web_process_loads_no_worker(name: str) -> None:
     assert not {one for one in later if one.startswith(("rq_pooled.worker", "rq_pooled.parent", "rq_pooled.horse"))}
 
 
+def test_rq_scheduler_is_loaded_where_it_is_used() -> None:
+    """Workers, queues, commands and the page load nothing of rq-scheduler, which is there for schedules only."""
+    code = (
+        "import sys, rq_pooled, rq_pooled.flask, rq_pooled.cli.main as _; "
+        "rq_pooled.Queue, rq_pooled.Worker; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "rq_pooled.worker.worker" in done.stdout.split()
+    assert not {name for name in done.stdout.split() if name.startswith(("rq_scheduler", "crontab"))}
+
+
 def test_package_exports_ten_names_at_most() -> None:
     """The public surface stays small enough to be learnt in one sitting, and every name in it exists."""
     names = rq_pooled.__all__

@@ -12,7 +12,7 @@ from pathlib import Path
 from rq_pooled.rq_api import key_prefix
 
 from . import plan
-from .run import run
+from .run import WORKERS, run
 
 
 def main() -> int:
@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long faults go on, per seed (default 1)")
     parser.add_argument("--seed", type=int, help="the schedule; a random one if not given")
     parser.add_argument("--seeds", type=int, default=1, help="so many seeds, from --seed on")
+    parser.add_argument("--workers", type=int, default=WORKERS, help=f"how many there are (default {WORKERS})")
     parser.add_argument(
         "--only", action="append", choices=sorted({*plan.KINDS, *plan.CLUSTER_KINDS}), help="these kinds of faults only"
     )
@@ -43,6 +44,7 @@ def main() -> int:
             frozenset(options.only or ()),
             say=say,
             cluster=options.cluster,
+            workers=options.workers,
         )
         print(report.text(), flush=True)
         if not report.ok:

@@ -73,6 +73,7 @@ def run(
     directory: Path | None = None,
     say: Callable[[str], None] = lambda _line: None,
     cluster: bool = False,
+    workers: int = WORKERS,
 ) -> Report:
     """Break things for ``seconds`` seconds, wait for the end of all jobs, and judge.
 
@@ -85,7 +86,7 @@ def run(
     threads: list[Enqueuer | Watch] = []
     deaths: list[str] = []
     try:
-        stage.start(WORKERS)
+        stage.start(workers)
         enqueuer, watch = Enqueuer(stage.url, seed, RATE), Watch(stage.url)
         threads = [watch, enqueuer]
         for thread in threads:

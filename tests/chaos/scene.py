@@ -100,7 +100,9 @@ class Scene:
         self.contender = contender
         self.directory = directory
         self.journal = self.directory / "journal"
-        self.server = EmbeddedServer({"appendonly": "yes", "appendfsync": "always", **(options or {})}).start()
+        self.server = EmbeddedServer(
+            {"appendonly": "yes", "appendfsync": "always", **(options or {})}, password=False
+        ).start()
         self.admin = self.server.client(retry=Retry(NoBackoff(), 2), client_name="chaos-admin")
         self.queue = Queue(QUEUE, connection=self.admin)
         self.first: list[WorkerProcess] = []

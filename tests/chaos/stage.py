@@ -95,7 +95,9 @@ class Stage:
 
     def __init__(self, directory: Path, journal: Path, engine: Path | None = None) -> None:
         self.directory = directory
-        self.server = EmbeddedServer({"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"})
+        self.server = EmbeddedServer(
+            {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction"}, password=False
+        )
         self.members: list[Member] = []
         self.deeds: list[Deed] = []
         self._journal = journal

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "max_lifetime": 3600,
     "leak_warn": 60,
     "jobs_share": 1,
+    "jobs_login": None,
     "reconnect_base": 0.1,
     "reconnect_cap": 3,
     "reconnect_attempts": 0,
@@ -74,6 +75,7 @@ DEFAULTS: dict[str, Any] = {
     "signing": None,
     "signing_unbound": 0,
     "allowed": (),
+    "describe": None,
 }
 
 
@@ -85,7 +87,7 @@ def test_defaults() -> None:
 
 def test_description_covers_every_setting() -> None:
     """Each setting describes itself in one line, with its environment names, for documentation and options."""
-    described = {info.name: info for info in Settings.describe()}
+    described = {info.name: info for info in Settings.rows()}
     assert list(described) == list(DEFAULTS)
     for name, info in described.items():
         assert info.env[0] == f"RQ_POOLED_{name.upper()}" and info.default == DEFAULTS[name]
@@ -209,7 +211,7 @@ def test_texts_are_converted() -> None:
         ("preload", "no/path", "names of modules"),
         ("sweep_requeue", "no-name", "names of exceptions"),
         ("sweep_ghosts", "2", "at most 1"),
-        ("sweep_purge_after", "7d", "a number"),
+        ("sweep_purge_after", "7x", "a number"),
     ],
 )
 def test_refused_in_one_line(name: str, value: Any, words: str) -> None:
@@ -376,3 +378,13 @@ def test_what_an_error_says_is_one_line_without_passwords() -> None:
     """
     error = ResponseError("WRONGPASS\r\nfor redis://shop:s3cr3t@host:6379/0?password=0ther")
     assert message_of(error) == "WRONGPASS for redis://***@host:6379/0?password=***"
+
+
+def test_seconds_may_be_written_as_durations() -> None:
+    """A setting in seconds takes what commands take, such as 1m30s; a number stays a number, and a count is none."""
+    found = Settings.load(environ={"RQ_POOLED_MAX_IDLE": "1m30s", "RQ_POOLED_SWEEP_BURY_AFTER": "2d"})
+    assert (found.max_idle, found.sweep_bury_after) == (90, 172_800)
+    assert Settings.load({"pool_timeout": "1m"}, environ={}).pool_timeout == 60
+    for name in ("CONCURRENCY", "GUARD_WARN"):
+        with pytest.raises(ConfigurationError, match="number"):
+            Settings.load(environ={f"RQ_POOLED_{name}": "1m"})

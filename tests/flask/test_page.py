@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import time
@@ -171,14 +172,14 @@ def test_buttons(look: Look, shop: tuple[str, EmbeddedServer], script: bool) -> 
     fail_jobs(redis, "mail", ["ValueError: a", "ValueError: b", "shop.Busy: c", "OSError: d"], f"buttons{script}")
     redis.zadd(named("rq:failed:mail"), {"ghost": 9e9})
     browser = look(script=script)
-    assert "5 failed" not in text(browser) and "entry without a job" in text(browser, "#failures")
+    assert "entry without a job" in text(browser, "#failures")
     press(browser, "Requeue: ValueError in mail")
     wait_until(lambda: "2 jobs requeued in “mail”" in text(browser, "#message"))
     assert redis.llen(named("rq:queue:mail")) == 2
     press(browser, "Bury: shop.Busy in mail")
-    wait_until(lambda: "1 jobs moved to the dead letters of “mail”" in text(browser, "#message"))
+    wait_until(lambda: "1 job moved to the dead letters of “mail”" in text(browser, "#message"))
     press(browser, "Sweep: entries without a job in mail")
-    wait_until(lambda: "entries without a job removed" in text(browser, "#message"))
+    wait_until(lambda: "1 entry without a job removed" in text(browser, "#message"))
     assert [job_id.decode() for job_id in redis.zrange(named("rq:failed:mail"), 0, -1)] == [f"buttons{script}-3"]
     press(browser, "Requeue all: failed jobs of mail")
     wait_until(lambda: redis.zcard(named("rq:failed:mail")) == 0)
@@ -251,7 +252,7 @@ def test_keyboard(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
         raise AssertionError("Tab does not reach the button")
     assert browser.execute_script("return getComputedStyle(document.activeElement).outlineWidth") == "3px"
     webdriver.ActionChains(browser).send_keys("\ue007").perform()
-    wait_until(lambda: "1 jobs requeued" in text(browser, "#message"))
+    wait_until(lambda: "1 job requeued" in text(browser, "#message"))
 
 
 def test_refreshing_disturbs_nobody(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
@@ -327,3 +328,85 @@ def _processes_of(word: str) -> list[int]:
         if word.encode() in line and b"gunicorn" in line:
             found.append(int(folder.name))
     return found
+
+
+def picture(browser: Any, name: str) -> None:
+    """Keep what one screen shows where SCREENSHOTS names a folder; docs/pictures is made so."""
+    if SCREENSHOTS:
+        browser.save_screenshot(str(Path(SCREENSHOTS) / f"{name}.png"))
+
+
+def test_from_the_first_screen_to_the_fault(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
+    """An operator finds what fails most and since when on the first screen, opens one such job with its traceback, and
+    requeues just those.
+    """
+    redis = shop[1].client()
+    redis.delete(named("rq:failed:orders"))
+    fail_jobs(redis, "mail", ["ValueError: the card has expired"] * 5 + ["OSError: x"] * 2, "find")
+    browser = look()
+    wait_until(lambda: "most often ValueError in math.factorial, since" in text(browser, ".verdict.first, .verdict"))
+    picture(browser, "failures")
+    bottom = "return document.querySelector('#failures tbody tr').getBoundingClientRect().bottom"
+    assert browser.execute_script(bottom) < 900, "what fails most stands on the screen of a laptop"
+    assert cell(browser, "failures", "ValueError\nin math.factorial", "Jobs") == "5"
+    browser.find_element("css selector", "#failures tbody td.latest a").click()
+    assert "Traceback (most recent call last)" in text(browser, "pre") and "the card has expired" in text(
+        browser, "pre"
+    )
+    picture(browser, "job")
+    browser.back()
+    wait_until(lambda: browser.find_elements("css selector", "#failures tbody th a"))
+    browser.find_element("css selector", "#failures tbody th a").click()
+    assert "5 of the newest 7 failed jobs" in text(browser, ".note")
+    picture(browser, "group")
+    button(browser, "Requeue all 5").click()
+    wait_until(lambda: "5 jobs requeued in “mail”" in text(browser, "#message"))
+    assert redis.zcard(named("rq:failed:mail")) == 2 and redis.llen(named("rq:queue:mail")) == 5
+    browser.refresh()
+    assert redis.llen(named("rq:queue:mail")) == 5, "a reload does nothing again"
+
+
+def test_chosen_jobs_are_deleted_after_a_question(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
+    """Ticked jobs are deleted once the number is confirmed, without JavaScript, too."""
+    redis = shop[1].client()
+    redis.delete(named("rq:failed:orders"))
+    fail_jobs(redis, "mail", ["ValueError: x"] * 3, "tick")
+    browser = look(script=False, path="/rq/failed?queue=mail")
+    for job_id in ("tick-0", "tick-2"):
+        browser.find_element("css selector", f'input[value="{job_id}"]').click()
+    browser.find_element("css selector", 'button[name="act"][value="delete"]').click()
+    assert "Delete 2 jobs?" in text(browser, "h1") and redis.zcard(named("rq:failed:mail")) == 3
+    button(browser, "Delete 2 jobs").click()
+    assert "2 jobs deleted from “mail”" in text(browser, "#message")
+    assert redis.zrange(named("rq:failed:mail"), 0, -1) == [b"tick-1"]
+
+
+def _axe() -> str:
+    """The source of axe-core: of the file that AXE_CORE names (npm pack axe-core), else of the wheel that ships it."""
+    if path := os.environ.get("AXE_CORE"):
+        return Path(path).read_text()
+    package = (pytest.importorskip if not IN_CI else importlib.import_module)("axe_core_python")
+    return (Path(package.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("size", [DESKTOP, PHONE, (1600, 900)], ids=["desktop", "phone", "wide"])
+def test_axe_finds_nothing(look: Look, shop: tuple[str, EmbeddedServer], size: tuple[int, int], dark: bool) -> None:
+    """axe-core finds no fault on any page, and none is wider than its screen."""
+    redis = shop[1].client()
+    fail_jobs(redis, "mail", ["ValueError: " + "long " * 80, "shop.CardHasExpired: x" + "y" * 300], "axe")
+    group = "queue=mail&exception=ValueError&function=math.factorial"
+    for path in (
+        *("/rq/", "/rq/failed", f"/rq/failed?{group}", "/rq/failed?dead=1", "/rq/job?id=axe-0", "/rq/job?id=none"),
+        "/rq/failed/confirm?act=delete&job=axe-0&job=axe-1",
+    ):
+        browser = look(size, dark, path=path)
+        browser.execute_script(_axe())
+        asked = (
+            "axe.run().then(r => arguments[0](r.violations.map(v => [v.id, v.nodes.map(n => n.html.slice(0, 150))])))"
+        )
+        assert browser.execute_async_script(asked) == [], path
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0], path
+        if path == "/rq/job?id=none":
+            # The browser notes an answer of 404 as an error.
+            browser.get_log("browser")

@@ -28,6 +28,7 @@ from conftest import IN_CI
 from keys import named
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
+from redis.exceptions import RedisError
 from rq import Queue
 from rq.utils import now, utcformat
 from support import ROOT, running_worker, wait_until
@@ -42,6 +43,7 @@ from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
 
+NOTHING_ENDED = dict.fromkeys(("finished", "failed", "finished_per_minute", "failed_per_minute"), 0)
 FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2", "RQ_POOLED_GUARD_INTERVAL": "0.2"}
 
 
@@ -87,7 +89,9 @@ def test_stats_of_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """On an empty server it says that there is nothing, and ends with 0."""
     shown = run_command(server.url, "stats")
     assert shown.returncode == 0 and "no worker runs" in shown.stdout
-    assert as_json(server.url, "stats") == {"processes": [], "queues": [], "unreadable": []}
+    found = as_json(server.url, "stats")
+    assert (found["processes"], found["queues"], found["unreadable"]) == ([], [], [])
+    assert not found["throughput"]["slots"]
 
 
 def test_connections(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
@@ -135,6 +139,8 @@ def test_check(server: EmbeddedServer, busy: Any) -> None:
         (("--connection-share", "0:100%"), 1, "WARNING - "),
         (("--connection-share", "0"), 2, "CRITICAL - "),
         (("--queue", "alone"), 3, "UNKNOWN - --queue says which queue, and not what is wrong there: give --queue-age"),
+        (("--failed", "1:100"), 1, "WARNING - 5 jobs failed"),
+        (("--dead", "1"), 0, "0 jobs buried as dead letters"),
         (("--queue-age", "soon"), 3, "UNKNOWN - --queue-age is soon"),
         (("--failed-rate", "2"), 3, "UNKNOWN - --failed-rate is 2"),
         (("--queue-age", "2h:1h"), 3, "UNKNOWN - 2h:1h warns later than it is critical"),
@@ -393,7 +399,7 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
 
 def test_a_screen_fits_whatever_there_is() -> None:
     """Any number of queues, processes and others fits any terminal; what does not fit is counted."""
-    states = ("length", "started", "scheduled", "deferred", "failed", "workers", "rate_limited", "ready")
+    states = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
     queue = {name: 1 for name in states}
     found = {
         "time": 0.0,
@@ -410,6 +416,7 @@ def test_a_screen_fits_whatever_there_is() -> None:
         },
         "processes": [],
         "queues": [{"name": f"q{i}", "oldest_age": 1.0, **queue} for i in range(50)],
+        "throughput": NOTHING_ENDED,
     }
     for width, height in ((80, 24), (20, 5), (200, 400), (80, 10), (1, 1)):
         lines = screen(Paces().add(found), width, height)
@@ -440,11 +447,17 @@ def test_prometheus_text(server: EmbeddedServer, redis: Redis, busy: Any) -> Non
     assert families["rq_pooled_finished"].type == "counter" and families["rq_pooled_run_seconds"].type == "histogram"
 
 
-ALERTS = ROOT / "docs" / "alerts.yml"
+ALERTS, DASHBOARD = ROOT / "docs" / "alerts.yml", ROOT / "docs" / "grafana.json"
+
+
+def asked_by_dashboard() -> list[str]:
+    """Return the expressions of docs/grafana.json."""
+    panels = json.loads(DASHBOARD.read_text())["panels"]
+    return [target["expr"] for panel in panels for target in panel["targets"]]
 
 
 def test_alerts_name_metrics_that_exist(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
-    """Every metric of docs/alerts.yml is one that is really exposed."""
+    """Every metric of docs/alerts.yml and docs/grafana.json is one that is really exposed."""
     web = Redis(connection_pool=Pool(Settings(url=server.url, heartbeat_interval=0.05)))
     wait_until(lambda: web.ping() and [one for one in health.processes(redis) if one["pools"]], what="a web process")
     exposed = {sample.name for family in text_string_to_metric_families(metrics(redis)) for sample in family.samples}
@@ -452,9 +465,10 @@ def test_alerts_name_metrics_that_exist(server: EmbeddedServer, redis: Redis, bu
     named = set(
         re.findall(r"\brq_pooled_\w+", "\n".join(re.findall(r"expr: (?:\|\n)?((?:.+\n)(?:  {8,}.+\n)*)", text)))
     )
-    assert len(named) >= 8
+    named |= set(re.findall(r"\brq_pooled_\w+", "\n".join(asked_by_dashboard())))
+    assert len(named) >= 20
     # Only there while connections are sampled for a while.
-    assert named - exposed <= {"rq_pooled_connections_per_minute"}
+    assert named - exposed <= {"rq_pooled_connections_per_minute", "rq_pooled_budget", "rq_pooled_budget_held"}
 
 
 def test_alerts_pass_promtool() -> None:
@@ -466,6 +480,20 @@ def test_alerts_pass_promtool() -> None:
     for words in (("check", "rules", str(ALERTS)), ("test", "rules", str(Path(__file__).parent / "alerts_test.yml"))):
         checked = subprocess.run([promtool, *words], check=False, capture_output=True, text=True, timeout=50)
         assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+def test_the_dashboard_passes_promtool(tmp_path: Path) -> None:
+    """Prometheus's own tool can read each expression of the dashboard."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        assert not IN_CI, "promtool is missing"
+        pytest.skip("promtool is not installed")
+    exprs = [expr.replace("$__rate_interval", "1m") for expr in asked_by_dashboard()]
+    rules = [{"record": f"panel:{number}", "expr": expr} for number, expr in enumerate(exprs)]
+    (tmp_path / "rules.yml").write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
+    words = [promtool, "check", "rules", str(tmp_path / "rules.yml")]
+    checked = subprocess.run(words, check=False, capture_output=True, text=True, timeout=50)
+    assert checked.returncode == 0 and f"{len(rules)} rules found" in checked.stdout, checked.stdout + checked.stderr
 
 
 def test_failed_jobs(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
@@ -567,10 +595,62 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
         connection_lines(found)[0]
         == "9 of an unknown number connections in use: unknown; +2.5 a minute, growing steadily"
     )
-    screenful = screen({"time": 0, "address": "x", "connections": found, "processes": [], "queues": []}, 80, 24)
+    nothing = {"time": 0, "address": "x", "processes": [], "queues": [], "throughput": NOTHING_ENDED}
+    screenful = screen({**nothing, "connections": found}, 80, 24)
     assert screenful[1].startswith("connections  9, +2.5/min; ours")
 
 
 def test_no_name_can_write_to_the_terminal() -> None:
     """Whatever a queue is called, a table has a line per row and no escapes."""
     assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]
+
+
+def test_a_full_server_is_explained_by_a_worker_of_this_host(
+    start_server: Callable[..., EmbeddedServer], tmp_path: Path
+) -> None:
+    """When the server takes no connection, check and connections say so and who holds them, asked through a worker."""
+    one, other = start_server({"maxclients": "12"}), start_server()
+    words = (("check",), ("connections",))
+    with (
+        running_worker(other.url, "a", log=tmp_path / "other"),
+        running_worker(one.url, "a", log=tmp_path / "log", RQ_POOLED_GUARD_STOP="1", **FAST) as worker,
+    ):
+        greedy: list[Redis] = []
+        try:
+            for _ in range(12):
+                client = Redis.from_url(one.url, client_name="greedy", single_connection_client=True, retry=None)
+                greedy.append(client)
+        except RedisError:
+            pass
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "server full" in check.stdout and check.stdout.count("\n") == 1
+        assert re.search(r"held by: \d+ greedy \(from 127.0.0.1\); 2 .*command 1, listen 1", check.stdout), check.stdout
+        assert connections.returncode == 0 and "12 of 12 (100.0%) connections in use: stop" in connections.stdout
+        assert re.search(rf":{worker.pid} +command 1, listen 1", connections.stdout) and "greedy" in connections.stdout
+        assert "the server is full" in connections.stderr and connections.stderr.count("\n") == 1
+        worker.stop()
+        for client in greedy[-2:]:
+            client.ping()
+        greedy += [Redis.from_url(one.url, single_connection_client=True, retry=None) for _ in range(2)]
+        check, connections = (run_command(one.url, *asked) for asked in words)
+        assert check.returncode == 2 and "no worker of this host could be asked" in check.stdout
+        assert connections.returncode == 75
+        for client in greedy:
+            client.close()
+
+
+def test_metrics_tell_of_schedules_budget_and_connections(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Throughput, dead letters, the lag of schedules, each worker's connections and the budget's places are told."""
+    redis.sadd(named("rq:queues"), named("rq:queue:late"))
+    redis.zadd(named("rq:scheduled:late"), {"x": time.time() - 100})
+    redis.zadd(named("rq_pooled:dead:late"), {"y": 9e9})
+    budget = {"RQ_POOLED_BUDGET": "9", "RQ_POOLED_BUDGET_NAME": "shop"}
+    with running_worker(server.url, "a", log=tmp_path / "log", **FAST, **budget):
+        Queue("a", connection=redis).enqueue("math.factorial", 3)
+        wait_until(lambda: health.throughput(redis)["finished"] == 1)
+        text = metrics(redis, Settings(url=server.url, budget=9, budget_name="shop"))
+    assert re.search(r'rq_pooled_schedule_lag_seconds{queue="late"} 1\d\d\.', text)
+    assert 'rq_pooled_queue{queue="late",state="dead"} 1.0' in text and "rq_pooled_finished_per_minute 1.0" in text
+    assert "rq_pooled_budget 9.0" in text and "rq_pooled_budget_held 3.0" in text
+    assert re.search(r'rq_pooled_worker_connections{.*role="command".*} 1.0', text)
+    assert health.queues(redis)[-1]["schedule_lag"] > 90

@@ -26,7 +26,7 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.pool import Pool
 from rq_pooled.store.counters import BOUNDS, Counters, Histogram
-from rq_pooled.store.keys import STATS
+from rq_pooled.store.keys import ENDED, STATS
 from rq_pooled.store.scripts import load
 from rq_pooled.store.statistics import publish
 
@@ -293,3 +293,48 @@ def test_where_info_is_refused_a_web_process_publishes_on_and_says_so_once(
     assert said.endswith(" has no permissions to run the 'info' command")
     assert "cannot publish" not in caplog.text and "secret" not in caplog.text
     pool.disconnect()
+
+
+def test_throughput_counts_each_end_once(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """What ended is told from the first job on, agrees with the jobs, and stays when the worker is gone."""
+    queue = Queue("a", connection=redis)
+    queue.enqueue_many([Queue.prepare_data(stats_jobs.succeed, (str(tmp_path),)) for _ in range(30)])
+    for _ in range(3):
+        queue.enqueue(stats_jobs.fail, str(tmp_path))
+    with running_worker(server.url, "a", log=tmp_path / "log", concurrency=2, **FAST):
+        wait_until(lambda: queue.failed_job_registry.count == 3, 40, "3 failures")
+        wait_until(lambda: health.throughput(redis)["finished"] == 30, 40, "30 ends")
+    found = health.throughput(redis)
+    assert (found["finished"], found["failed"]) == (30, 3) and found["finished_per_minute"] > 0
+    assert found["slots"] and found["since"] == found["slots"][0]["time"]
+    burst = ["rq_pooled", "worker", "--url", server.url, "--burst", "a"]
+    queue.enqueue(stats_jobs.succeed, str(tmp_path))
+    subprocess.run([sys.executable, "-m", *burst], check=True, timeout=60, cwd=ROOT / "tests/support/jobs")
+    assert health.throughput(redis)["finished"] == 31, "a worker that ends before its first heartbeat counts, too"
+
+
+def test_throughput_is_bounded_and_repeats_nothing(redis: Redis) -> None:
+    """A report that is sent again adds nothing, a new process with an old name begins at 0, a long-gone one is not
+    counted anew, and the list stays within an hour.
+    """
+    for words in load():
+        redis.execute_command(*words)
+
+    def tell(name: str, uptime: float, finished: int, failed: int = 0) -> None:
+        fields = {"kind": "worker", "uptime": uptime, "finished": finished, "failed": failed}
+        redis.execute_command(*publish(name, 60, fields))
+
+    for uptime, finished, failed in ((1, 5, 1), (1, 5, 1), (2, 9, 1), (0.5, 3, 0)):
+        tell("app:h:1", uptime, finished, failed)
+    tell("app:h:2", 4000, 1_000_000)
+    assert {name: health.throughput(redis)[name] for name in ("finished", "failed")} == {"finished": 12, "failed": 1}
+    tell("app:h:2", 4001, 1_000_001)
+    assert health.throughput(redis)["finished"] == 13
+    redis.rpush(ENDED, *["1 2 3"] * 400, "no sample")
+    tell("app:h:1", 3, 4)
+    assert redis.llen(ENDED) <= 240 and redis.ttl(ENDED) > 0
+    assert health.throughput(redis)["finished"] == 14, "what is too old, or no sample, is left out"
+    redis.set(ENDED, "x")
+    assert health.throughput(redis)["slots"] == []
+    tell("app:h:1", 4, 6)
+    assert health.throughput(redis)["finished"] == 2

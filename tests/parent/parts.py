@@ -29,7 +29,7 @@ _NAMES = {
     scripts()[name].sha1: name
     for name in (
         *("claim", "commit", "heartbeat", "intermediate", "promote", "publish", "push_back", "reads", "register"),
-        *("scheduler_due", "stalled"),
+        *("scheduler_due", "stalled", "doze"),
     )
 }
 
@@ -175,7 +175,15 @@ def outcome_of(claim: Claim) -> Outcome:
 
 def claimed(*job_ids: str, suspended: bool = False) -> list[Any]:
     """The reply to a claim that took these jobs."""
-    return [suspended, 0, [], [[named(b"rq:queue:default"), job_id.encode(), b"default", []] for job_id in job_ids], []]
+    return [
+        suspended,
+        0,
+        [],
+        [[named(b"rq:queue:default"), job_id.encode(), b"default", []] for job_id in job_ids],
+        [],
+        bool(job_ids),
+        0,
+    ]
 
 
 def name_of(command: Any) -> str:

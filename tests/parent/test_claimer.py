@@ -30,7 +30,7 @@ class Parts:
         self.events, self.slots = Events(), Stable(*names)
         refusals = Refusals(self.context, self.events, burst=burst)
         self.committer = Committer(self.context, self.events, tasks=deque(), burst=False)
-        self.wakeup = Wakeup(self.context, self.events, refusals=refusals)
+        self.wakeup = Wakeup(self.context, self.events, refusals=refusals, slots=self.slots, burst=burst)  # type: ignore[arg-type]
         slots: Any = self.slots
         held = {"slots": slots, "committer": self.committer, "wakeup": self.wakeup}
         self.recovery = Recovery(self.context, self.events, **held)
@@ -80,7 +80,7 @@ def asked(parts: Parts) -> int:
     (exchange,) = parts.claimer.exchanges()
     parts.context.command.submit(exchange)
     words = list(exchange.commands[0])
-    return int(words[words.index("w") - 1])
+    return int(words[words.index("w") - 4])
 
 
 def test_several_jobs_are_asked_for_while_they_are_short() -> None:
@@ -130,6 +130,17 @@ def test_a_long_job_comes_last_and_only_one_per_slot() -> None:
     assert [first.claim and first.claim.job_id, *(claim.job_id for claim in first.waiting)] == list("cegia")
     assert [second.claim and second.claim.job_id, *(claim.job_id for claim in second.waiting)] == list("bfd")
     assert parts.context.command.sent[-1] == "push_back"
+
+
+def test_no_job_waits_behind_a_long_one() -> None:
+    """Of two long jobs that were claimed for one slot the first one runs, and the second one goes back."""
+    parts = Parts("w", "w-1")
+    knows(parts, 1.0, b"long()")
+    for _ in range(200):
+        knows(parts, 0.0001, b"short()")
+    parts.claim(of_function(parts, {"a": b"long", "b": b"short", "c": b"long", "d": b"short", "e": b"long"}))
+    assert [slot.claim and slot.claim.job_id for slot in parts.slots] == ["a", "b"]
+    assert [claim.job_id for slot in parts.slots for claim in slot.waiting] == ["d"]
 
 
 def test_what_waits_goes_back_when_a_shutdown_begins() -> None:

@@ -125,7 +125,7 @@ def test_what_is_refused_again_and_again_is_said_once(
     clock = [100.0]
     monkeypatch.setattr(complaint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     parts = Parts()
-    promoter = Promoter(parts.context)
+    promoter = Promoter(parts.context, wakeup=SimpleNamespace(dozing=False))  # type: ignore[arg-type]
 
     def refuse(*reasons: str) -> list[str]:
         caplog.clear()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from keys import named
-from parts import context_of
+from parts import Stable, context_of
 from redis.exceptions import ResponseError
 
 from rq_pooled.parent.events import Events
@@ -15,15 +16,17 @@ from rq_pooled.store.claim import Limited
 
 
 class Sleeper:
-    """A wake-up that sleeps, with or without client tracking."""
+    """A wake-up that sleeps, with or without client tracking; others may be able to make it the sentry."""
 
-    def __init__(self, tracking: bool = True) -> None:
+    def __init__(self, tracking: bool = True, reachable: bool = False) -> None:
         self.context = context_of()
         self.events = Events()
-        self.wakeup = Wakeup(self.context, self.events, refusals=Refusals(self.context, self.events, burst=False))
+        slots: Any = Stable("w")
+        refusals = Refusals(self.context, self.events, burst=False)
+        self.wakeup = Wakeup(self.context, self.events, refusals=refusals, slots=slots, burst=False)
         if tracking:
             self.wakeup.track()
-            self.context.command.answer(b"OK", b"OK")
+            self.context.command.answer(b"OK", b"OK", int(reachable))
         self.wakeup.sleep()
 
     def look(self) -> Any:
@@ -36,15 +39,15 @@ class Sleeper:
 def test_reading_and_registering_are_one_step() -> None:
     """With client tracking each read of a look asks for the next change of its keys, so that no push is missed."""
     words = [command[0] for command in Sleeper().look().commands]
-    assert words == ["CLIENT", "EXISTS"] * 2
-    assert [command[0] for command in Sleeper(tracking=False).look().commands] == ["EXISTS"] * 2
+    assert words == ["CLIENT", "EXISTS"]
+    assert [command[0] for command in Sleeper(tracking=False).look().commands] == ["EXISTS"]
 
 
 def test_a_look_wakes_only_for_a_job() -> None:
     """A look that finds a job wakes; one that finds none sleeps on, and what has changed since wakes."""
     for found, awake in ((1, True), (0, False)):
         sleeper = Sleeper()
-        sleeper.look().on_replies([b"OK", 0, b"OK", found])
+        sleeper.look().on_replies([b"OK", found])
         assert sleeper.wakeup.awake == awake == (not sleeper.wakeup.asleep)
     sleeper.wakeup.on_invalidation()
     assert sleeper.wakeup.awake
@@ -53,13 +56,13 @@ def test_a_look_wakes_only_for_a_job() -> None:
 def test_without_tracking_the_queues_are_looked_at_again() -> None:
     """Where the server offers no client tracking, or refuses it later, the next look comes by the clock."""
     sleeper = Sleeper(tracking=False)
-    sleeper.look().on_replies([0, 0])
+    sleeper.look().on_replies([0])
     assert not sleeper.wakeup.due and sleeper.context.loop.fire() == POLL_INTERVAL and sleeper.wakeup.due
     sleeper = Sleeper()
-    sleeper.look().on_replies([ResponseError("ERR unknown"), 0, b"OK", 0])
+    sleeper.look().on_replies([ResponseError("ERR unknown"), 0])
     assert sleeper.wakeup.awake
     sleeper.wakeup.sleep()
-    assert [command[0] for command in sleeper.look().commands] == ["EXISTS"] * 2
+    assert [command[0] for command in sleeper.look().commands] == ["EXISTS"]
 
 
 def test_a_planned_look_is_not_disturbed() -> None:
@@ -69,7 +72,7 @@ def test_a_planned_look_is_not_disturbed() -> None:
     sleeper = Sleeper()
     sleeper.wakeup.wake_later(1.0)
     sleeper.wakeup.on_invalidation()
-    sleeper.look().on_replies([b"OK", 0, b"OK", 1])
+    sleeper.look().on_replies([b"OK", 1])
     assert not sleeper.wakeup.awake and sleeper.context.loop.fire() == 1.0 and sleeper.wakeup.awake
 
 
@@ -77,7 +80,7 @@ def test_a_look_that_is_refused_is_not_repeated_at_once() -> None:
     """A look that the server refuses is made again after a second, not in the next turn."""
     sleeper = Sleeper()
     sleeper.wakeup._refusals.end()
-    sleeper.look().on_replies([b"OK", ResponseError("OOM command not allowed"), b"OK", 0])
+    sleeper.look().on_replies([b"OK", ResponseError("OOM command not allowed")])
     assert not sleeper.wakeup.due and not sleeper.wakeup.awake and sleeper.context.loop.fire() == 1.0
 
 
@@ -102,3 +105,38 @@ def test_a_queue_that_may_start_nothing_is_left_out() -> None:
     assert not sleeper.wakeup.awake and not sleeper.wakeup.asleep
     look.on_replies([b"OK", 0, b"OK", 0])
     assert sleeper.wakeup.awake
+
+
+def dozing() -> Sleeper:
+    """A wake-up that sleeps beside a sentry."""
+    sleeper = Sleeper(reachable=True)
+    sleeper.look().on_replies([0])
+    sleeper.wakeup._glance()
+    return sleeper
+
+
+@pytest.mark.parametrize(
+    ("sentry", "sleepers", "job", "becomes"),
+    [(1, 1, 0, "asleep"), (0, 1, 0, "lost"), (1, 0, 0, "lost"), (1, 1, 1, "sentry"), (0, 1, 1, "sentry")],
+)
+def test_one_number_tells_all_that_a_glance_wants_to_know(sentry: int, sleepers: int, job: int, becomes: str) -> None:
+    """A worker that dozes takes over where a job waits, sentry or not, and dozes anew where a key is gone."""
+    sleeper = dozing()
+    look = sleeper.look()
+    (command,) = look.commands
+    post = sleeper.wakeup._post
+    there = {post.sentry_key: sentry, post.sleepers_key: sleepers, named("rq:queue:default"): job}
+    look.on_replies([sum(there.get(key, 0) for key in command[1:])])
+    state = {(False, False): "lost", (False, True): "asleep", (True, False): "sentry"}
+    assert state[sleeper.wakeup.awake and sleeper.wakeup.post()[1], sleeper.wakeup.dozing] == becomes
+    assert sleeper.wakeup.due == (becomes == "lost")
+
+
+def test_a_sentry_that_another_has_replaced_dozes() -> None:
+    """A sentry whose post names another worker, or nothing, lies down beside it."""
+    for named_there, stays in ((b"rq:pubsub:w", True), (b"rq:pubsub:v", False), (None, False)):
+        sleeper = Sleeper(reachable=True)
+        sleeper.look().on_replies([1])
+        answer = named(named_there) if named_there else None
+        sleeper.look().on_replies([b"OK", 0, answer, 1])
+        assert (sleeper.wakeup.post()[1], sleeper.wakeup.due) == (stays, not stays)

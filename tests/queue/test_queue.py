@@ -320,7 +320,7 @@ def test_lost_reply_of_a_scheduled_job(proxy: CutProxy, redis: Redis) -> None:
 def test_lost_reply_of_many(proxy: CutProxy, redis: Redis) -> None:
     """enqueue_many whose reply was lost names every id, and repeating it with them leaves each job once."""
     queue = Queue(connection=through(proxy))
-    proxy.cut_on(b"EXEC")
+    proxy.cut_on(b"EVALSHA")
     with pytest.raises(EnqueueUnconfirmed) as caught:
         queue.enqueue_many([queue.prepare_data(JOB, (n,)) for n in range(3)])
     ids = caught.value.job_ids
@@ -415,7 +415,7 @@ def test_more_jobs_at_once_than_are_remembered(proxy: CutProxy, redis: Redis, mo
     monkeypatch.setattr(confirming, "_REMEMBERED", 2)
     queue = Queue(connection=through(proxy))
     datas = [queue.prepare_data(JOB, (n,), job_id=f"many{n}") for n in range(4)]
-    proxy.cut_on(b"EXEC")
+    proxy.cut_on(b"EVALSHA")
     with pytest.raises(EnqueueUnconfirmed):
         queue.enqueue_many(datas)
     queue.enqueue_many(datas)
@@ -431,7 +431,7 @@ def test_another_call_with_an_unconfirmed_id_is_enqueued(proxy: CutProxy, redis:
         lambda number: queue.enqueue(JOB, number, job_id="sync-7"),
         lambda number: queue.enqueue_many([queue.prepare_data(JOB, (number,), job_id="sync-7")]),
     ):
-        proxy.cut_on(b"RPUSH" if proxy.done.is_set() else b"EVALSHA")
+        proxy.cut_on(b"EVALSHA")
         with pytest.raises(EnqueueUnconfirmed):
             enqueue(5)
         rq.SimpleWorker([rq.Queue(connection=redis)], connection=redis).work(burst=True)

@@ -20,7 +20,7 @@ from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry
 from rq.results import Result
 from rq.scheduler import RQScheduler
-from support import running_worker, wait_until
+from support import keys_of_jobs, running_worker, wait_until
 
 from rq_pooled import Backoff, Queue
 from rq_pooled.embedded import EmbeddedServer
@@ -76,7 +76,7 @@ def test_exceptions_decide_about_another_try(server: EmbeddedServer, redis: Redi
     assert asked.retries_left == 1  # it counted
     first, second = (float(run) for run in redis.lrange(f"runs:{asked.id}", 0, -1))
     assert second - first >= 1.5
-    assert redis.keys(named("rq_pooled:*")) == []
+    assert keys_of_jobs(redis) == []
 
 
 def test_history_tells_error_time_and_next_time(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ def test_it_is_hmac_sha256(length: int) -> None:
     """With secrets of any length, a signature is that of the standard library."""
     secret, data = bytes(range(length)), b"data" * length
     assert Secret(secret).mac(data) == hmac.digest(secret, data, "sha256")
+    assert Secret(secret).mac(data, b"more") == hmac.digest(secret, data + b"more", "sha256")
 
 
 def test_fields_cannot_run_together() -> None:
@@ -31,6 +32,8 @@ def test_fields_cannot_run_together() -> None:
     assert of("a", origin="bc") != of("ab", origin="c")
     assert of("a", success_callback_name="x") != of("a", failure_callback_name="x")
     assert of("a", timeout=0) != of("a")
+    with pytest.raises(ConfigurationError, match="zero byte"):
+        of("a", success_callback_name="x\0y")
     assert of("a", success_callback_name="") == of("a", success_callback_name=None) == of("a")
 
 

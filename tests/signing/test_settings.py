@@ -144,6 +144,27 @@ def test_allowed(signing: Signing, keys: str | None) -> None:
         assert signing.refused(job_id).endswith(f"{name!r}, which ALLOWED does not name")
 
 
+def test_what_a_star_stands_for() -> None:
+    """A star stands for letters, digits and underscores of one name, and never for one of Python's own names."""
+    found = policy.Policy(allowed=("shop.tasks.*", "billing.charge", "*_job", "a.on_*"))
+    for name in ("shop.tasks.x", "shop.tasks._x", "shop.tasks.été", "billing.charge", "a_job", "a.on_x"):
+        found.check_allowed(name)
+    bad = [
+        "shop.tasks",
+        "shop.tasks.",
+        "shop.tasks.a.b",
+        "shop_tasks.x",
+        "billing.charge\n",
+        " billing.charge",
+        "x.on_x",
+    ]
+    bad += [f"shop.tasks.{word}" for word in ("x\n", "\nx", "\0", "os:system", "x\uff0ey", "x y", "*", "x()", "-")]
+    bad += [f"shop.tasks.{word}" for word in ("__setattr__", "__delattr__", "__class__", "__builtins__")]
+    for name in (*bad, "", ".", "__import___job", "a.on_"):
+        with pytest.raises(rq_pooled.errors.NotVerified):
+            found.check_allowed(name)
+
+
 def test_allowed_methods(signing: Signing) -> None:
     """Of a signed job that calls a method, ALLOWED names the class, too."""
     signing.use(ALLOWED="signed_jobs.Order.charge")

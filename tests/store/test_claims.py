@@ -32,10 +32,13 @@ def worker_states(redis: Redis) -> set[bytes]:
 
 
 def wait_until_asleep(redis: Redis, workers: int = 1, queues: int = 1) -> None:
-    """Wait until the server has noted that each worker wants to hear about its queues and about suspension."""
-    wait_until(
-        lambda: redis.info("stats")["tracking_total_items"] == workers * (queues + 1), what="the workers to sleep"
-    )
+    """Wait until one worker wants to hear about its queues and about suspension, and the others sleep beside it."""
+
+    def asleep() -> bool:
+        sleepers = sum(redis.zcard(key) for key in redis.keys(named("rq_pooled:stats:sleepers:*")))
+        return sleepers == workers - 1 and redis.info("stats")["tracking_total_items"] > queues
+
+    wait_until(asleep, what="the workers to sleep")
 
 
 # -- once --------------------------------------------------------------------------------------------------------

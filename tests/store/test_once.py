@@ -28,6 +28,7 @@ from rq_pooled import Queue
 from rq_pooled.config import Settings
 from rq_pooled.errors import AlreadySpent, ConfigurationError
 from rq_pooled.pool import Pool
+from rq_pooled.store.keys import ENDED
 from rq_pooled.store.leases import push_back
 
 KEY = named("rq_pooled:once:order-42")
@@ -314,7 +315,7 @@ def test_stock_queue_and_results_that_are_not_kept(server: Any, redis: Redis, tm
     keys = {
         key.decode()
         for key in redis.keys("*")
-        if not key.startswith((named(b"rq:worker"), named(b"rq:queues"), named(b"rq:clean")))
+        if not key.startswith((named(b"rq:worker"), named(b"rq:queues"), named(b"rq:clean"), ENDED.encode()))
     }
     assert keys == {KEY}
 

@@ -24,9 +24,11 @@ from rq_pooled.store import (
     leases,
     limits,
     locks,
+    queues,
     repair,
     rq_scheduler,
     scheduled,
+    sentries,
     statistics,
     workers,
 )
@@ -64,12 +66,14 @@ def calls() -> dict[str, tuple[Command, int]]:
             2,
         ),
         "commit": (commit.commit_outcomes("t", []), 0),
+        "doze": (sentries.Post.of(["a"], "w").doze(0), 2),
         "enqueue": (
             enqueue.enqueue_jobs(
                 named("rq:queue:a"), 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]
             ),
             1,
         ),
+        "enqueue_many": (enqueue.enqueue_many(named("rq:queue:a"), [("j", True, 9, ["data", b""])]), 2),
         "enqueue_new": (enqueue.enqueue_new(named("rq:job:j"), named("rq:queue:a"), "j", True, 9, ["data", b""]), 3),
         "executions": (repair.remove_executions("0", 10, "t", 10), 0),
         "ghosts": (repair.remove_ghosts(named("rq:failed:a"), "0", 10, "t", 10), 1),
@@ -94,6 +98,8 @@ def calls() -> dict[str, tuple[Command, int]]:
         "stalled": (leases.find_stalled(ours, "t", [named("rq:queue:a")], "w", 9e9), 1),
         "failed_bury": (failed.failed_bury("r", LOCK, "d", 60, [("a", "any")]), 3),
         "failed_ghosts": (failed.failed_ghosts("r", LOCK, 0, 10, False), 2),
+        "failed_look": (failed.failed_look(["a"], 10, 10), 0),
+        "queue_states": (queues.queue_states(["a"], 10), 0),
         "failed_page": (failed.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
         "failed_purge": (failed.failed_purge("r", LOCK, [("a", "any")]), 2),
         "failed_requeue": (failed.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "any", "")]), 2),
@@ -214,8 +220,9 @@ def test_own_keys_have_one_prefix() -> None:
 
 def test_rights_asks_for_every_command_of_a_workers_scripts() -> None:
     """A command that a worker's script begins to use is asked for at the start, whatever its arguments are called."""
-    # ASIDE, what errors begin with, and EVALSHA, a word that an outcome holds: the script runs what it names itself.
-    options = {"ASIDE", "MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE", "EVALSHA"}
+    # PUBLISH, which is only tried; ASIDE, what errors begin with, and EVALSHA, a word that an outcome holds: the
+    # script runs what it names itself.
+    options = {"PUBLISH", "ASIDE", "MAXLEN", "LIMIT", "WITHSCORES", "WRONGTYPE", "EVALSHA"}
     for name in ("admit", "aside", "claim", "commit", "heartbeat", "promote", "push_back", "register", "stalled"):
         used = set(re.findall(r"'([A-Z]{3,})'", scripts()[name].text)) - options
         assert used <= set(needed()), name

@@ -34,7 +34,7 @@ class Node:
 
     def __init__(self, kind: str | None, **options: Any) -> None:
         self.bus = free_port()
-        self.server = EmbeddedServer({**_OPTIONS, "cluster-port": self.bus, **options}, kind=kind)
+        self.server = EmbeddedServer({**_OPTIONS, "cluster-port": self.bus, **options}, kind=kind, password=False)
         self.server.start()
         self.id = str(self.call("CLUSTER", "MYID"))
 

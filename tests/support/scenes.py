@@ -17,11 +17,12 @@ from rq_pooled.store import failed, leases, rq_scheduler, scheduled, statistics,
 from rq_pooled.store.budget import reserve
 from rq_pooled.store.claim import claim_jobs
 from rq_pooled.store.commit import commit_outcomes, set_aside
-from rq_pooled.store.enqueue import enqueue_jobs, enqueue_new
+from rq_pooled.store.enqueue import enqueue_jobs, enqueue_many, enqueue_new
 from rq_pooled.store.keys import budget_keys
 from rq_pooled.store.limits import change_limit
 from rq_pooled.store.locks import SweepLock
 from rq_pooled.store.repair import queue_ready, remove_executions, remove_ghosts, rescue_intermediate, rescue_jobs
+from rq_pooled.store.sentries import Post
 from rq_pooled.wire import Command, pack_runs
 
 LOCK = SweepLock(named("rq_pooled:sweep:q"), "", 30)
@@ -120,6 +121,12 @@ def claim_large(ours: Engine, redis: Redis) -> Command:
 def claim_of_another_queue(ours: Engine, redis: Redis) -> Command:
     enqueue(redis, "a", origin="elsewhere")
     return claiming(ours)
+
+
+@scene
+def doze(ours: Engine, redis: Redis) -> Command:
+    redis.set(Post.of(["default"], "v").sentry_key, "another")
+    return Post.of(["default"], "v").doze(1)
 
 
 @scene
@@ -311,6 +318,12 @@ def enqueueing(ours: Engine, limit: tuple[str, int] = ("", 0), **options: Any) -
 @scene
 def enqueue_two(ours: Engine, redis: Redis) -> Command:
     return enqueueing(ours)
+
+
+@scene
+def enqueue_many_two(ours: Engine, redis: Redis) -> Command:
+    fields = ["data", b"x", "status", "queued", "created_at", "then", "origin", "default", "timeout", "5"]
+    return enqueue_many(named("rq:queue:default"), [(name, name == "a", 900, fields) for name in "ab"])
 
 
 @scene

@@ -15,7 +15,11 @@
 
   // Told once: a reload or a refresh is not to say it again.
   const message = new URLSearchParams(location.search).has("did");
-  if (message) history.replaceState(null, "", location.pathname);
+  if (message) {
+    const kept = new URLSearchParams(location.search);
+    kept.delete("did");
+    history.replaceState(null, "", location.pathname + (kept.size ? "?" + kept : "") + location.hash);
+  }
 
   const isInUse = (section) => {
     const active = document.activeElement;
@@ -23,6 +27,15 @@
     return (active && active !== document.body && section.contains(active)) ||
       (selected && !selected.isCollapsed && section.contains(selected.anchorNode));
   };
+
+  // The visitor's own zone, where the server's was told.
+  const localize = () => {
+    for (const time of document.querySelectorAll("time[datetime]")) {
+      const when = new Date(time.dateTime);
+      if (!isNaN(when)) time.title = when.toLocaleString();
+    }
+  };
+  localize();
 
   const replace = (fresh) => {
     for (const section of document.querySelectorAll(".live")) {
@@ -35,17 +48,18 @@
       }
       if (section.innerHTML !== other.innerHTML) section.replaceChildren(...other.childNodes);
     }
-    for (const selector of ["#as-of", "header .level"]) {
+    for (const selector of ["#as-of"]) {
       const [old, now] = [document.querySelector(selector), fresh.querySelector(selector)];
       if (old && now) { old.className = now.className; old.replaceChildren(...now.childNodes); }
     }
     document.title = fresh.title;
+    localize();
   };
 
   const refresh = async () => {
     if (!paused && !document.hidden) {
       try {
-        const response = await fetch(location.pathname, { cache: "no-store", credentials: "same-origin" });
+        const response = await fetch(location.pathname + location.search, { cache: "no-store", credentials: "same-origin" });
         const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
         if (response.ok && fresh.getElementById("as-of")) replace(fresh);
         else asOf.textContent = fresh.querySelector("h1")?.textContent || `error ${response.status}`;

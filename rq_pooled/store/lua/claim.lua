@@ -6,15 +6,18 @@
 -- ARGV[5]     bytes of job data to stop at     ARGV[6]  default | round_robin | random
 -- ARGV[7]     seed for random                  ARGV[8]  this worker's claims hash
 -- ARGV[9]     what execution ids begin with     ARGV[10] jobs in all; those beyond one per slot are claimed ahead
--- ARGV[11..]  per free slot: worker name
+-- ARGV[11]    crew whose sleepers it wakes, '' for none
+-- ARGV[12]    1 if this worker is its sentry   ARGV[13] life of a sentry's post, milliseconds
+-- ARGV[14..]  per free slot: worker name; none where a sentry only hands on its post
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
 --             { field, value ... as before the claim }, { field that was left out of it ... }, if any } ... one per
 --             job, for one slot after the other, and again from the first },
 --             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
---             ... one per queue that has jobs and whose limit is reached } }
+--             ... one per queue that has jobs and whose limit is reached },
+--             1 if work may be left, 1 if this worker is still the sentry }
 -- RQ
 if redis.call('EXISTS', SUSPENDED) == 1 then
-  return { 1, 0, {}, {}, {} }
+  return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]) }
 end
 
 -- This changes nothing, but is refused when the server is out of memory; after the first LPOP no command would be.
@@ -173,6 +176,22 @@ local function pop(ahead)
   end
 end
 
+-- Tell whether a queue that may start a job has one.
+local function has_jobs()
+  for first = 1, #KEYS, MAX_NAMES do
+    local open = {}
+    for i = first, math.min(#KEYS, first + MAX_NAMES - 1) do
+      if not closed[KEYS[i]] and not spoilt[KEYS[i]] then
+        open[#open + 1] = KEYS[i]
+      end
+    end
+    if #open > 0 and redis.call('EXISTS', unpack(open)) > 0 then
+      return true
+    end
+  end
+  return false
+end
+
 -- Under round_robin the queue of a claimed job moves to the end, as in RQ's reorder_queues; a ghost takes no turn.
 local function pass_turn(key)
   if strategy == 'round_robin' then
@@ -237,14 +256,17 @@ end
 local stale, held, jobs, bytes = {}, {}, {}, 0
 -- Spent-once keys whose jobs this call holds back; many jobs may wait for one, so their data are not read.
 local taken_keys = {}
-local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 10
+local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 13
+local last, dry = nil, false
 while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local ahead = #jobs >= slots
   local execution = executions .. string.format('%08x', #jobs)
   local key, id = pop(ahead)
   if not id then
+    dry = not ahead
     break
   end
+  last = key
   local job = JOB .. id
   local listed = redis.call('EXISTS', EXECUTIONS .. id) == 1 -- seldom
   local refused = listed and of_few()
@@ -296,7 +318,7 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     beyond[key] = 0
   elseif register(key, id, origin or string.sub(key, #QUEUE + 1), execution) then
     -- The claim stands from here on, so the commands that follow cannot fail, or are only tried.
-    local name = ARGV[11 + #jobs % slots]
+    local name = ARGV[14 + #jobs % slots]
     pass_turn(key)
     local queue = origin or string.sub(key, #QUEUE + 1)
     local member = id .. ':' .. execution
@@ -348,4 +370,23 @@ end
 if failure and #jobs == 0 and #stale == 0 then
   return redis.error_reply(failure)
 end
-return { 0, #held, stale, jobs, limited }
+
+-- include hand_on
+-- A sentry that has a job is one no longer, so that work goes round. Where no other worker sleeps it stays, as long as
+-- it has a place for the next job.
+local crew, is_sentry, left = ARGV[11], ARGV[12] == '1', not dry
+if crew ~= '' then
+  left = left and has_jobs()
+  local full = #jobs >= slots
+  if left or (is_sentry and (full or #jobs > 0)) then
+    local told = hand_on(crew, left, ARGV[13])
+    if told and left and last and type(redis.pcall('LINDEX', last, 1)) == 'string' then
+      -- Where each wakes two, many are awake soon.
+      hand_on(crew, left, ARGV[13])
+    elseif not told and is_sentry and full then
+      redis.pcall('DEL', SENTRY .. crew)
+    end
+    is_sentry = is_sentry and not (told or full)
+  end
+end
+return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0 }

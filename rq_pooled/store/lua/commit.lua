@@ -115,39 +115,72 @@ local function filled_in(member, w, words)
   return command
 end
 
--- Return the commands of RQ's handler for a plain success of the job, whose words begin at args[w], or nil and an error.
-local function plain_success(id, execution, args, w, words)
-  local worker, job, results = WORKER .. args[w + 1], JOB .. id, RESULTS .. id
-  local ttl = bounded(args[w + 10])
-  if not ttl then
-    return nil, 'ERR an expire time of ' .. args[w + 10] .. ' seconds'
+-- Look at what recording a plain success of the job may be refused for; its words begin at args[w]. Where it is all of its
+-- outcome, its first writes show what the job's own keys are, see below.
+local function refused_success(id, args, w, alone)
+  local job, results, finished = JOB .. id, RESULTS .. id, FINISHED .. args[w + 2]
+  local score = tonumber(args[w + 9])
+  if not bounded(args[w + 10]) then
+    return 'ERR an expire time of ' .. args[w + 10] .. ' seconds'
+  elseif not score or score ~= score then
+    return 'ERR a score of ' .. args[w + 9]
   end
-  local entry = { 'XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', args[w + 1] }
+  return forbidden('HINCRBY', job) or forbidden('HINCRBYFLOAT', job) or forbidden('EXPIRE', job) or forbidden('PERSIST', job)
+    or refused('ZADD', finished, args[w + 9], 4)
+    or (alone and (forbidden('HSET', job) or forbidden('XADD', results)))
+    or (not alone and (refused('HSET', job, '', 12) or refused('XADD', results, '', 18)))
+    or nil
+end
+
+-- What is written for all outcomes of a call together: of workers their counts and ended executions, of queues their
+-- finished jobs and removed claims. A list of words begins with its key.
+local counts, finished_jobs, ended = {}, {}, {}
+local function add(lists, key, first, second)
+  local list = lists[key] or { key }
+  list[#list + 1] = first
+  list[#list + 1] = second
+  lists[key] = list
+end
+
+-- Write what RQ's handler of a plain success writes. The entry among the results is the one write that would count twice.
+-- It is preceded by the one that fails where the hash is none, and where it fails itself, the job runs as before.
+local function record_success(id, execution, args, w, words, has_dependents)
+  local job, results, worker, ttl = JOB .. id, RESULTS .. id, args[w + 1], bounded(args[w + 10])
+  local reply = redis.pcall('HSET', job, 'status', 'finished', 'started_at', args[w + 3], 'ended_at', args[w + 4],
+    'last_heartbeat', args[w + 5], 'worker_name', worker)
+  if type(reply) == 'table' then
+    return reply.err
+  end
   if words > 11 then
-    entry[11], entry[12] = 'return_value', args[w + 11]
+    reply = redis.pcall('XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', worker,
+      'return_value', args[w + 11], 'execution_id', execution,
+      'execution_started_at', args[w + 6], 'execution_ended_at', args[w + 7])
+  else
+    reply = redis.pcall('XADD', results, 'MAXLEN', '~', '10', '*', 'type', '1', 'worker_name', worker,
+      'execution_id', execution, 'execution_started_at', args[w + 6], 'execution_ended_at', args[w + 7])
   end
-  local n = #entry
-  entry[n + 1], entry[n + 2] = 'execution_id', execution
-  entry[n + 3], entry[n + 4] = 'execution_started_at', args[w + 6]
-  entry[n + 5], entry[n + 6] = 'execution_ended_at', args[w + 7]
-  local commands = {
-    { 'HINCRBY', worker, 'successful_job_count', '1' },
-    { 'HINCRBYFLOAT', worker, 'total_working_time', args[w + 8] },
-    { 'HSET', job, 'status', 'finished', 'started_at', args[w + 3], 'ended_at', args[w + 4],
-      'last_heartbeat', args[w + 5], 'worker_name', args[w + 1] },
-    entry,
-    { 'ZADD', FINISHED .. args[w + 2], args[w + 9], id }
-  }
-  if (tonumber(ttl) or 0) > 0 then
-    commands[6], commands[7] = { 'EXPIRE', results, ttl }, { 'EXPIRE', job, ttl }
-    -- Dependents exist if the outcome was completed with the commands that enqueue them, see Outcomes.
-    commands[8] = { 'EXPIRE', job .. ':dependents', ttl }
-  elseif ttl == '-1' then
-    commands[6] = { 'PERSIST', results }
+  if type(reply) == 'table' and reply.err then
+    redis.pcall('HSET', job, 'status', 'started')
+    return reply.err
+  end
+  if ttl == '-1' then
+    redis.pcall('PERSIST', results)
   else -- Redis deletes a key whose expiry lies in the past, and so does RQ with it
-    commands[6] = { 'EXPIRE', results, ttl }
+    redis.pcall('EXPIRE', results, ttl)
+    if tonumber(ttl) > 0 then
+      redis.pcall('EXPIRE', job, ttl)
+      if has_dependents then
+        redis.pcall('EXPIRE', job .. ':dependents', ttl)
+      end
+    end
   end
-  return commands
+  add(finished_jobs, FINISHED .. args[w + 2], args[w + 9], id)
+  local count = counts[worker] or { 0, args[w + 8] }
+  count[1], counts[worker] = count[1] + 1, count
+  if count[1] > 1 then
+    count[2] = string.format('%.17g', (tonumber(count[2]) or 0) + (tonumber(args[w + 8]) or 0))
+  end
+  return 'ok'
 end
 
 -- A job that was cancelled or deleted while it ran may have written its hash since (save, save_meta). Such a hash is
@@ -210,101 +243,129 @@ local function apply(...)
 end
 
 local results, freed, at = {}, {}, 3
-while at <= #ARGV do
-  local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
-  local guards, commands = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
-  at = at + 6
-  local member = id .. ':' .. execution
-  local wip, worker = WIP .. queue, WORKER .. name
-  local result = 'ok'
-  local score = redis.pcall('ZSCORE', wip, member)
-  if not score then
-    local job = JOB .. id -- what tidy_up needs
-    result = forbidden('HMGET', job) or forbidden('ZRANGE', job) or forbidden('TTL', job) or forbidden('EXPIRE', job)
-      or 'lost'
-  elseif type(score) == 'table' and score.err then
-    result = score.err
-  end
-  for _ = 1, guards do
-    local expected, words = ARGV[at], tonumber(ARGV[at + 1])
-    if result == 'ok' then
-      local reply = redis.pcall(unpack(ARGV, at + 2, at + 1 + words))
-      if digest(reply, ARGV[at + 2], ARGV[at + 4]) ~= expected then
-        result = 'changed'
-      end
+local members, claimed, worked = {}, {}, {} -- the claims that have ended: themselves, by queue, and by worker
+local function record_all()
+  while at <= #ARGV do
+    local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
+    local guards, commands = tonumber(ARGV[at + 4]), tonumber(ARGV[at + 5])
+    at = at + 6
+    local member = id .. ':' .. execution
+    local wip = WIP .. queue
+    local result = 'ok'
+    local score = not ended[member] and redis.pcall('ZSCORE', wip, member)
+    if not score then
+      local job = JOB .. id -- what tidy_up needs
+      result = forbidden('HMGET', job) or forbidden('ZRANGE', job) or forbidden('TTL', job) or forbidden('EXPIRE', job)
+        or 'lost'
+    elseif type(score) == 'table' and score.err then
+      result = score.err
     end
-    at = at + 2 + words
-  end
-  -- Commands that replace those in ARGV, in lists, by the index at which the original begins.
-  local first, made, slot = at, {}, {}
-  for _ = 1, commands do
-    local words = tonumber(ARGV[at])
-    if ARGV[at + 1] == 'EVALSHA' then
-      slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
-    end
-    -- After an error the loop only finds where the next outcome begins.
-    if result ~= 'ok' then
-    elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
-      local args, w, count, failure = ARGV, at + 1, words, nil
-      if ARGV[w] == 'ASIDE' then
-        args, failure = filled_in(member, w, words)
-        w, count = 1, args and #args
+    for _ = 1, guards do
+      local expected, words = ARGV[at], tonumber(ARGV[at + 1])
+      if result == 'ok' then
+        local reply = redis.pcall(unpack(ARGV, at + 2, at + 1 + words))
+        if digest(reply, ARGV[at + 2], ARGV[at + 4]) ~= expected then
+          result = 'changed'
+        end
       end
-      if args and args[w] == 'PLAIN_SUCCESS' then
-        made[at], failure = plain_success(id, execution, args, w, count)
+      at = at + 2 + words
+    end
+    -- Commands that replace those in ARGV, and plain successes, by the index at which the original begins.
+    local first, made, successes, slot = at, {}, {}, {}
+    for _ = 1, commands do
+      local words = tonumber(ARGV[at])
+      if ARGV[at + 1] == 'EVALSHA' then
+        slot[1], slot[2] = ARGV[at + 4], ARGV[at + 6]
+      end
+      -- After an error the loop only finds where the next outcome begins.
+      if result ~= 'ok' then
+      elseif ARGV[at + 1] == 'PLAIN_SUCCESS' or ARGV[at + 1] == 'ASIDE' then
+        local args, w, count, failure = ARGV, at + 1, words, nil
+        if ARGV[w] == 'ASIDE' then
+          args, failure = filled_in(member, w, words)
+          w, count = 1, args and #args
+        end
+        if failure then
+          result = failure
+        elseif args[w] == 'PLAIN_SUCCESS' then
+          -- Dependents exist if the outcome was completed with the commands that enqueue them: then a guard knows them.
+          local unknown = guards == 0 and redis.pcall('EXISTS', JOB .. id .. ':dependents') ~= 0
+          result = unknown and 'changed' or refused_success(id, args, w, commands == 1) or 'ok'
+          successes[at] = { args, w, count }
+        else
+          result = refused(args[1], args[2], args[3], #args) or 'ok'
+          made[at] = args
+        end
       else
-        made[at] = { args }
+        result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
+        if ARGV[at + 1] == 'EVALSHA' then -- one of RQ's own, for its rate limits
+          result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2] or result
+        end
+        if ARGV[at + 1] == 'EXPIRE' and words == 3 then
+          local seconds = bounded(ARGV[at + 3])
+          result = seconds and result or 'ERR an expire time of ' .. ARGV[at + 3] .. ' seconds'
+          ARGV[at + 3] = seconds or ARGV[at + 3]
+        end
       end
-      result = failure or result
-      for _, command in ipairs(made[at] or {}) do
-        result = result == 'ok' and refused(command[1], command[2], command[3], #command) or result
-      end
-    else
-      result = refused(ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], words) or 'ok'
-      if ARGV[at + 1] == 'EVALSHA' then -- one of RQ's own, for its rate limits
-        result = not rq_scripts[ARGV[at + 2]] and 'ERR an unknown script ' .. ARGV[at + 2] or result
-      end
-      if ARGV[at + 1] == 'EXPIRE' and words == 3 then
-        local seconds = bounded(ARGV[at + 3])
-        result = seconds and result or 'ERR an expire time of ' .. ARGV[at + 3] .. ' seconds'
-        ARGV[at + 3] = seconds or ARGV[at + 3]
-      end
+      at = at + 1 + words
     end
-    at = at + 1 + words
-  end
-  at = first
-  for _ = 1, commands do
-    local words = tonumber(ARGV[at])
-    if result ~= 'ok' then -- as above
-    elseif made[at] then
-      for _, command in ipairs(made[at]) do
-        result = result == 'ok' and apply(unpack(command)) or result
+    at = first
+    for _ = 1, commands do
+      local words = tonumber(ARGV[at])
+      if result ~= 'ok' then -- as above
+      elseif successes[at] then
+        local success = successes[at]
+        result = record_success(id, execution, success[1], success[2], success[3], guards > 0)
+      elseif made[at] then
+        result = apply(unpack(made[at]))
+      else
+        result = apply(unpack(ARGV, at + 1, at + words))
       end
-    else
-      result = apply(unpack(ARGV, at + 1, at + words))
+      at = at + 1 + words
     end
-    at = at + 1 + words
-  end
-  if result == 'ok' or result == 'lost' then
-    -- The claim is removed last. For a lost claim, these are the keys that Job.cancel of a running job leaves. A key of
-    -- another type is no reason to stop, because the outcome is recorded, and the other outcomes wait.
-    redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
-    redis.pcall('ZREM', EXECUTIONS .. id, execution)
-    redis.pcall('SREM', worker .. ':executions', member)
-    show_rest(worker, now)
-    redis.pcall('ZREM', LEASES .. queue, member)
-    redis.pcall('HDEL', claims, member)
-    redis.pcall('ZREM', wip, member)
-    if result == 'lost' then
-      tidy_up(id, queue)
-      free_slot(id, slot)
+    if result == 'ok' or result == 'lost' then
+      -- Of a lost claim these are the keys that Job.cancel of a running job leaves. A key of another type is no reason to
+      -- stop, because the outcome is recorded, and the other outcomes wait.
+      redis.pcall('DEL', EXECUTION .. member, ASIDE .. member)
+      redis.pcall('ZREM', EXECUTIONS .. id, execution)
+      if result == 'lost' then
+        redis.pcall('ZREM', LEASES .. queue, member)
+        redis.pcall('ZREM', wip, member)
+        tidy_up(id, queue)
+        free_slot(id, slot)
+      end
+      ended[member] = true
+      members[#members + 1] = member
+      add(claimed, queue, member)
+      add(worked, WORKER .. name, member)
+      freed[queue] = FULL .. queue
     end
-    freed[queue] = FULL .. queue
+    results[#results + 1] = result
   end
-  results[#results + 1] = result
+end
+-- Where an outcome has this script itself fail, what was recorded before it has its claims removed all the same.
+local fine, fault = pcall(record_all)
+for name, count in pairs(counts) do
+  redis.pcall('HINCRBY', WORKER .. name, 'successful_job_count', count[1])
+  redis.pcall('HINCRBYFLOAT', WORKER .. name, 'total_working_time', count[2])
+end
+for _, words in pairs(finished_jobs) do
+  redis.pcall('ZADD', unpack(words))
+end
+for worker, words in pairs(worked) do
+  redis.pcall('SREM', worker .. ':executions', unpack(words, 2))
+  show_rest(worker, now)
+end
+-- The claims are removed last.
+if #members > 0 then
+  redis.pcall('HDEL', claims, unpack(members))
+end
+for queue, words in pairs(claimed) do
+  redis.pcall('ZREM', LEASES .. queue, unpack(words, 2))
+  redis.pcall('ZREM', WIP .. queue, unpack(words, 2))
 end
 -- Wake the workers that wait for a place in a queue with a limit of running jobs.
 for _, key in pairs(freed) do
   redis.call('DEL', key)
 end
-return results
+return fine and results or redis.error_reply(tostring(fault))

@@ -24,22 +24,24 @@ local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local missing, at = {}, 8
 for _ = 1, slots do
   local worker = WORKER .. ARGV[at]
-  if redis.pcall('HEXISTS', worker, 'birth') == 0 or redis.pcall('HEXISTS', worker, 'death') == 1
-    or redis.pcall('SISMEMBER', WORKERS, worker) == 0 then
+  local life = redis.pcall('HMGET', worker, 'birth', 'death')
+  if (not life.err and (not life[1] or life[2])) or redis.pcall('SISMEMBER', WORKERS, worker) == 0 then
     missing[#missing + 1] = ARGV[at]
   else
-    redis.pcall('HSET', worker, 'last_heartbeat', now)
+    local fields = { 'last_heartbeat', now }
     if not RQ3 then
-      redis.pcall('HSET', worker, 'current_job_working_time', ARGV[at + 2])
+      fields[3], fields[4] = 'current_job_working_time', ARGV[at + 2]
     end
     if ARGV[at + 1] ~= '' then
-      redis.pcall('HSET', worker, 'state', ARGV[at + 1])
+      fields[#fields + 1], fields[#fields + 2] = 'state', ARGV[at + 1]
       -- A job that was handed on leaves this behind.
       redis.pcall('DEL', worker .. ':executions')
       redis.pcall('HDEL', worker, 'current_job')
+    else
+      redis.pcall('EXPIRE', worker .. ':executions', abandon_after + 60)
     end
+    redis.pcall('HSET', worker, unpack(fields))
     redis.pcall('EXPIRE', worker, worker_ttl)
-    redis.pcall('EXPIRE', worker .. ':executions', abandon_after + 60)
   end
   at = at + 3
 end
@@ -78,6 +80,8 @@ while at <= #ARGV do
     end
   end
 end
-redis.pcall('EXPIRE', claims, abandon_after + 60)
 local noted = redis.pcall('HLEN', claims)
+if noted ~= 0 then
+  redis.pcall('EXPIRE', claims, abandon_after + 60)
+end
 return { missing, handed_on, type(noted) == 'number' and noted or 0, math.floor(clock * 1000) }

@@ -83,7 +83,8 @@ for _, scheduled in ipairs(KEYS) do
     -- A living scheduler renews its lock long before.
     local left = redis.call('PTTL', lock)
     if redis.pcall('HEXISTS', SCHEDULER .. owner, 'rq_pooled') == 1 then
-      wait = math.min(wait, SILENT + 2000)
+      -- Until it would be silent, were it dead.
+      wait = math.min(wait, math.max(1, left - lock_ttl * 1000 + SILENT + 5))
     elseif left >= 0 then
       wait = math.min(wait, left + 5)
     end

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 from redis import Redis
 from rq import get_current_job
+from rq.job import Job
 
 import rq_pooled
 
@@ -47,6 +49,48 @@ def fail_once(word: str) -> str:
     if _connection().incr(f"test:tries:{job.id}") == 1:
         raise ValueError("the first time")
     return note(word)
+
+
+def read_again(field: str, value: str) -> str:
+    """Read itself again, after a field of its hash was set as an attacker would meanwhile."""
+    job = get_current_job()
+    assert job is not None
+    job.connection.hset(job.key, field, value)
+    job.refresh()
+    return note(f"{field} {job.timeout}")
+
+
+def length(value: str) -> str:
+    """Say how long a value is; return it."""
+    note(str(len(value)))
+    return value
+
+
+def meta_of_all_kinds(word: str) -> str:
+    """Say what its meta are, and write them back."""
+    job = get_current_job()
+    assert job is not None
+    job.save_meta()
+    return note(f"{word} {job.meta!r}")
+
+
+def slowly(word: str) -> str:
+    """Take a moment."""
+    time.sleep(0.01)
+    return note(word)
+
+
+class Custom(Job):
+    """A job class of a user's own, with a field of its own."""
+
+    def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Write the field, too."""
+        return {**super().to_dict(*args, **kwargs), "tenant": "t1"}
+
+    def restore(self, raw_data: Any) -> None:
+        """Read it."""
+        super().restore(raw_data)
+        self.tenant = raw_data.get(b"tenant")
 
 
 def enqueue(word: str) -> None:

@@ -13,7 +13,9 @@ local function show_rest(worker, now)
       redis.pcall('HSET', worker, 'current_job', id)
     end
   else
-    redis.pcall('HDEL', worker, 'current_job')
+    if not RQ3 then
+      redis.pcall('HDEL', worker, 'current_job')
+    end
     redis.pcall('HSET', worker, 'state', 'idle', 'last_heartbeat', now)
   end
 end

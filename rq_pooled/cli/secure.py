@@ -1,0 +1,49 @@
+"""What ``rq-pooled check --secure`` looks at: the rights of this process's user on the server, and its keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from redis import Redis
+from redis.exceptions import NoPermissionError, ResponseError
+
+from ..config.settings import Settings
+from ..foreign import MAX_VALUE, printable
+from ..signing.policy import policy_of
+
+#: What no process of ours needs: a key of another application, and the server's configuration.
+_BEYOND = (
+    ("EXISTS", "another-application:key", "other applications' keys"),
+    ("CONFIG GET", "maxclients", "the server's configuration"),
+)
+
+
+def rights(client: Redis) -> tuple[bool, str]:
+    """Tell whether the server refuses this user what it does not need; leaves two lines in its ACL LOG. Blocks."""
+    try:
+        user = printable(str(client.client_info().get("user", "")) or "unknown", MAX_VALUE)
+    except ResponseError:
+        user = "unknown"
+    open_to_it = []
+    # redis-py leaves it untyped.
+    execute: Any = client.execute_command
+    for command, word, what in _BEYOND:
+        try:
+            execute(command, word)
+            open_to_it.append(what)
+        except NoPermissionError:
+            pass
+    if open_to_it:
+        return False, f"the user {user} may read {' and '.join(open_to_it)}: see rq-pooled acl"
+    return True, f"the user {user} has no rights beyond the application"
+
+
+def signing(settings: Settings) -> tuple[bool, str]:
+    """Tell whether this process's settings have jobs signed, and refuse others."""
+    policy = policy_of(settings)
+    if policy.keys is None:
+        return False, "jobs are not signed: set SIGNING_KEYS"
+    if policy.unsigned:
+        return False, "jobs without a signature run, too: remove SIGNING=accept-unsigned"
+    allowed = "" if policy.allowed else ", and may call anything: see ALLOWED"
+    return True, f"jobs are signed with the key {policy.keys.name.decode()}{allowed}"

@@ -1,0 +1,242 @@
+"""The pages on failed jobs and dead letters: a list, one job with its tries, and what is done to some of them.
+
+Each page has an address, an action answers with a redirect, and what destroys is confirmed on a page of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from redis import Redis
+from rq.exceptions import NoSuchJobError
+
+from ..deadline import within
+from ..errors import ConfigurationError, UnknownQueue
+from ..failed.groups import GHOST, NEWEST, jobs_of_group
+from ..failed.history import history, no_job
+from ..failed.listing import failed_jobs
+from ..foreign import bounded, printable, seconds_of, shown
+from ..monitoring.audit import Deed
+from ..monitoring.processes import server_time
+from ..store.queues import queue_names
+from .actions import ACTS, act_on, origins_of
+from .notices import tell, told
+from .page import fits_a_form
+from .parameters import asked_for, flag, number, posted
+from .rights import VIEW, Rights
+from .trail import note
+from .words import count, moment
+
+#: Jobs on one page of the list, seconds within which a page is made, and characters of a traceback that are shown.
+PAGE, DEADLINE, MAX_TRACEBACK = 50, 4.0, 40_000
+_DEAD = {False: "", True: ", dead letters"}
+
+
+def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights) -> None:
+    """Add the pages to the blueprint, which has asked whether they may be opened at all."""
+
+    def acts(queue: str | None, dead: bool) -> list[str]:
+        """Return what the request may do to failed jobs of a queue, or of any queue."""
+        names = queue_names(client().execute_command) if queue is None else [queue]
+        return [
+            act
+            for act, (_, _, right) in ACTS.items()
+            if not (dead and act == "bury") and any(rights.may(right, name) for name in names)
+        ]
+
+    def may_act(redis: Redis, act: str, ids: list[str]) -> list[str]:
+        """Return those of these jobs that the request may see; 403 if it may not do this to one of them."""
+        found = [(one, name) for one, name in zip(ids, origins_of(redis, ids)) if name and rights.may(VIEW, name)]
+        for _, name in found:
+            rights.require(ACTS[act][2], name)
+        return [one for one, _ in found]
+
+    @blueprint.get("/failed")
+    def failed() -> Any:
+        asked_for("queue", "exception", "function", "dead", "offset", "did")
+        dead, offset, group = flag(request.args, "dead"), number(request.args, "offset", 0), _group(request.args)
+        queue = request.args.get("queue") or None
+        if queue is not None:
+            rights.require(VIEW, queue)
+        with within(DEADLINE, "the deadline of a page"):
+            redis = client()
+            now, message = server_time(redis), told(redis, request.args.get("did", ""))
+            if group is not None:
+                looked_at, found = jobs_of_group(redis, *group, dead)
+                total, jobs = len(found), found[offset : offset + PAGE]
+            else:
+                listed = failed_jobs(queue, offset=offset, limit=PAGE, connection=redis, dead=dead)
+                total, jobs, looked_at = listed["total"], listed["jobs"], None
+            allowed = acts(queue, dead)
+        rows = [
+            {
+                **job,
+                "failed": moment(job["failed_at"], now),
+                "has_link": job["exists"] and fits_a_form(job["id"]),
+            }
+            for job in jobs
+        ]
+        asked = {"queue": queue, "dead": 1 if dead else None}
+        if group is not None:
+            asked.update(exception=group[1], function=group[2])
+        return render_template(
+            "rq_pooled/jobs.html",
+            jobs=shown(rows),
+            asked=asked,
+            total=total,
+            looked_at=looked_at,
+            group=shown(dict(zip(("queue", "exception", "function"), group))) if group is not None else None,
+            queue=shown(queue),
+            dead=dead,
+            ghosts=group is not None and group[1] == GHOST,
+            first=offset + 1 if jobs else 0,
+            last=offset + len(jobs),
+            before=max(0, offset - PAGE) if offset else None,
+            after=offset + PAGE if offset + PAGE < total else None,
+            newest=NEWEST,
+            message=shown(message),
+            acts=allowed,
+        )
+
+    @blueprint.get("/job")
+    def job() -> Any:
+        job_id = asked_for("id", "did").get("id", "")
+        with within(DEADLINE, "the deadline of a page"):
+            redis = client()
+            message = shown(told(redis, request.args.get("did", "")))
+            try:
+                found = history(redis, job_id)
+            except NoSuchJobError as error:
+                raise UnknownQueue(str(error)) from None
+            if not rights.may(VIEW, found["origin"] or ""):
+                raise UnknownQueue(str(no_job(job_id)))
+            near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
+            hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
+            now = server_time(redis)
+        if hidden:
+            found["dependents"] = [one for one in found["dependents"] if one not in hidden]
+            found["dependent_count"] = len(found["dependents"])
+            found["dependency_id"] = None if found["dependency_id"] in hidden else found["dependency_id"]
+        tries = found.pop("tries")
+        times = ("created_at", "enqueued_at", "started_at", "ended_at")
+        found["times"] = [(name[:-3], moment(seconds_of(found.pop(name)), now)) for name in times]
+        for number_of, one in enumerate(tries, 1):
+            lines = _cut(one.pop("traceback")).splitlines()
+            one.update(number=number_of, at=moment(seconds_of(one["at"]), now), lines=lines)
+        return render_template(
+            "rq_pooled/job.html",
+            job=shown(found),
+            tries=list(reversed(shown(tries))),
+            message=message,
+            acts=[
+                act
+                for act, (_, _, right) in ACTS.items()
+                if fits_a_form(found["id"]) and rights.may(right, found["origin"] or "")
+            ],
+        )
+
+    @blueprint.get("/failed/confirm")
+    def failed_confirm() -> Any:
+        act, dead, group = _act(request.args.get("act")), flag(request.args, "dead"), _group(request.args)
+        ids = request.args.getlist("job")
+        if len(ids) > NEWEST:
+            raise ConfigurationError(f"{len(ids)} jobs are chosen: at most {NEWEST}")
+        with within(DEADLINE, "the deadline of a page"):
+            if group is None:
+                ids = may_act(client(), act, ids)
+            else:
+                rights.require(ACTS[act][2], group[0])
+                ids = [one["id"] for one in jobs_of_group(client(), *group, dead)[1] if one["exists"]]
+        if not ids:
+            raise ConfigurationError("no job is chosen: tick some, and press again")
+        fields = {"act": act, "dead": "1" if dead else "", "confirm": str(len(ids)) if act == "delete" else ""}
+        if group is not None:
+            fields.update(zip(("queue", "exception", "function"), group))
+        else:
+            fields["jobs"] = json.dumps(ids)
+        return render_template(
+            "rq_pooled/confirm.html",
+            act=act,
+            count=len(ids),
+            ids=shown(ids[:PAGE]),
+            fields={name: value for name, value in fields.items() if value},
+            dead=dead,
+        )
+
+    @blueprint.post("/jobs")
+    def jobs_act() -> Any:
+        given = posted("act", "jobs", "queue", "exception", "function", "dead", "confirm")
+        act, dead = _act(given.get("act")), flag(given, "dead")
+        with within(DEADLINE, "the deadline of a page"):
+            redis = client()
+            if "jobs" in given:
+                ids = _ids(given["jobs"])
+                known = may_act(redis, act, ids)
+                _check_confirmed(act, known, given)
+                done: dict[str, int] = {}
+                report = act_on(redis, act, known, dead, done=done)
+                report["gone"] += len(ids) - len(known)
+                named = f"{', '.join(known[:5])}{' …' if len(known) > 5 else ''}"
+                deeds = [Deed(ACTS[act][2], name, number, f"of {named}{_DEAD[dead]}") for name, number in done.items()]
+            elif "queue" in given:
+                rights.require(ACTS[act][2], given["queue"])
+                group = (given["queue"], given.get("exception", ""), given.get("function", ""))
+                ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
+                _check_confirmed(act, ids, given)
+                report = act_on(redis, act, ids, dead, given["queue"])
+                words = f"exception={group[1]}, function={group[2]}{_DEAD[dead]}"
+                deeds = [Deed(ACTS[act][2], given["queue"], report["done"], words)]
+            else:
+                raise ConfigurationError("nothing says which jobs: give jobs, a JSON list of ids, or queue")
+            error = note(redis, rights, *deeds) if deeds else ""
+            if "page" not in request.form:
+                return jsonify(bounded({**report, "trail_error": error} if error else report))
+            token = tell(redis, ACTS[act][1], ", ".join(report["queues"]), report["done"], False, bool(error))
+        if request.form["page"] == "job" and act != "delete":
+            return redirect(url_for(".job", id=ids[0], did=token), 303)
+        if request.form["page"] in ("job", "failed"):
+            return redirect(url_for(".failed", dead=1 if dead else None, did=token), 303)
+        return redirect(url_for(".page", did=token), 303)
+
+
+def _check_confirmed(act: str, ids: Sequence[str], given: dict[str, str]) -> None:
+    """Refuse to delete more jobs than were confirmed. Raises ConfigurationError."""
+    if act == "delete" and len(ids) > number(given, "confirm", 0):
+        raise ConfigurationError(
+            f"this deletes {count(len(ids), 'job')} for ever, and nothing is deleted yet: "
+            f"confirm={len(ids)} says that you mean them"
+        )
+
+
+def _group(args: Any) -> tuple[str, str, str] | None:
+    """Return the queue, exception and function that an address asks for; either of the latter may be empty."""
+    if "exception" not in args:
+        return None
+    if not args.get("queue"):
+        raise ConfigurationError("exception means a group of a queue: give queue, too")
+    return args["queue"], args["exception"], args.get("function", "")
+
+
+def _act(value: str | None) -> str:
+    if value not in ACTS:
+        raise ConfigurationError(f"act is {printable(value, 50)!r}: give {', '.join(ACTS)}")
+    return value
+
+
+def _ids(value: str) -> list[str]:
+    try:
+        ids = json.loads(value)
+    except (ValueError, RecursionError):
+        ids = None
+    if not isinstance(ids, list) or not ids or len(ids) > NEWEST or not all(isinstance(one, str) for one in ids):
+        raise ConfigurationError(f"jobs is no JSON list of 1 to {NEWEST} ids")
+    return list(dict.fromkeys(ids))
+
+
+def _cut(trace: str) -> str:
+    left_out = len(trace) - MAX_TRACEBACK
+    half = MAX_TRACEBACK // 2
+    return trace if left_out <= 0 else f"{trace[:half]}\n[{left_out} characters left out]\n{trace[-half:]}"

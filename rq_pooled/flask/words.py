@@ -1,0 +1,43 @@
+"""Numbers, durations and moments as people read them."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+
+def number(value: float | None) -> str:
+    """Return 1234567 as 1 234 567 with narrow spaces, None as a dash."""
+    return "–" if value is None else f"{value:,}".replace(",", "\u202f")
+
+
+def count(value: int, noun: str) -> str:
+    """Return ``1 job``, ``2 jobs``."""
+    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+
+
+def span(seconds: float | None) -> str:
+    """Return a duration as people say it: 20 ms, 0.4 s, 12 s, 3 min, 5 h, 2 d; None as a dash."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.0995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 0.95:
+        return f"{seconds:.1f} s"
+    for size, most, unit in ((1, 100, "s"), (60, 100, "min"), (3600, 48, "h")):
+        if seconds / size < most:
+            return f"{round(seconds / size)} {unit}"
+    return f"{round(seconds / 86400)} d"
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was; a moment that another clock puts into the future is now."""
+    return "now" if seconds < 1 else f"{span(seconds)} ago"
+
+
+def moment(seconds: float | None, now: float) -> dict[str, Any] | None:
+    """Return how long ago a moment was (``ago``), and itself for a reader (``full``) and a script (``iso``)."""
+    if seconds is None:
+        return None
+    when = datetime.fromtimestamp(seconds, tz=timezone.utc)
+    return {"ago": ago(now - seconds), "full": f"{when:%Y-%m-%d %H:%M:%S} UTC", "iso": f"{when:%Y-%m-%dT%H:%M:%SZ}"}

@@ -1,0 +1,230 @@
+"""The trail: who did what, from the page and from commands, in the log and in a capped stream."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from commands import run_command
+from failures import FACTORIAL, HOSTILE, fail_jobs
+from keys import named
+from redis import Redis
+from rq import Queue as StockQueue
+from support import drop_pools
+
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.monitoring.audit import KEPT, MAX_READ, Actor, Deed, record, trail
+
+flask = pytest.importorskip("flask")
+from rq_pooled.flask import RQPooled
+
+ME = {"who": getpass.getuser(), "origin": socket.gethostname(), "door": "command"}
+ALICE = Actor("alice", "10.0.0.7", "page")
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays() -> Iterator[None]:
+    yield
+    drop_pools()
+
+
+def client_of(server: EmbeddedServer, authorize: Any = None, who: Any = lambda: "alice") -> Any:
+    """A client of a page whose visitors have a name."""
+    app = flask.Flask("shop")
+    app.config.update(RQ_POOLED_URL=server.url, TESTING=True)
+    blueprint = RQPooled(app).blueprint(authorize=authorize or (lambda action, queue: True), who=who)
+    app.register_blueprint(blueprint, url_prefix="/rq")
+    client = app.test_client()
+    client.environ_base.update(HTTP_SEC_FETCH_SITE="same-origin", REMOTE_ADDR="10.0.0.7")
+    return client
+
+
+def entries(redis: Redis) -> list[tuple[Any, ...]]:
+    """What stands in the trail, the oldest first: who, from where, door, action, queue, count."""
+    return [tuple(one[name] for name in ("who", "origin", "door", "action", "queue", "count")) for one in trail(redis)][
+        ::-1
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "action", "count", "what"),
+    [
+        ("queues/requeue", {"queue": "mail", "exception": "ValueError"}, "requeue", 2, "exception=ValueError"),
+        ("queues/sweep", {"queue": "mail"}, "sweep", 0, ""),
+        ("queues/sweep", {"queue": "mail", "policy": "bury", "older_than": "0s"}, "bury", 2, "older_than=0s"),
+        ("queues/sweep", {"queue": "mail", "policy": "purge", "all": "1", "confirm": "2"}, "purge", 2, "all=1"),
+        ("jobs", {"act": "delete", "jobs": '["q-0", "none"]', "confirm": "1"}, "purge", 1, "of q-0"),
+        (
+            "jobs",
+            {"act": "bury", "queue": "mail", "exception": "ValueError", "function": FACTORIAL},
+            "bury",
+            2,
+            f"exception=ValueError, function={FACTORIAL}",
+        ),
+    ],
+)
+def test_each_action_of_the_page_is_written_down(
+    server: EmbeddedServer,
+    redis: Redis,
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    body: dict[str, str],
+    action: str,
+    count: int,
+    what: str,
+) -> None:
+    """Who, from where, what, which and how many stands in the trail, the log and on the page; what was refused does
+    not.
+    """
+    caplog.set_level(logging.INFO, "rq_pooled.audit")
+    fail_jobs(redis, "mail", ["ValueError: x"] * 2)
+    client = client_of(server)
+    assert client_of(server, lambda action, queue: action == "view").post(f"/rq/{path}", data=body).status_code == 403
+    assert trail(redis) == []
+    assert client.post(f"/rq/{path}", data=body).status_code == 200
+    (one,) = trail(redis)
+    assert abs(one.pop("time") - time.time()) < 10
+    assert one == {**ALICE._asdict(), "action": action, "queue": "mail", "count": count, "what": what}
+    (line,) = [line.getMessage() for line in caplog.records if line.name == "rq_pooled.audit"]
+    assert f"alice from 10.0.0.7, page: {action} {count} of 'mail'" in line and what in line
+    page = client.get("/rq/trail").text
+    assert "alice" in page and "10.0.0.7" in page and f">{action}<" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "action", "count", "what"),
+    [
+        (["requeue", "-q", "mail", "--exception", "ValueError"], "requeue", 2, "exceptions ValueError"),
+        (["requeue", "q-0", "none"], "requeue", 1, "of q-0"),
+        (["sweep", "-q", "mail", "--bury"], "bury", 2, ""),
+        (["sweep", "--purge", "--all"], "purge", 2, "everything True"),
+        (["limit", "mail", "--rate", "10/5s"], "limit", None, "at most 10 starts in 5s"),
+        (["limit", "mail", "--clear"], "limit", None, "cleared"),
+    ],
+)
+def test_each_command_is_written_down(
+    server: EmbeddedServer, redis: Redis, words: list[str], action: str, count: int | None, what: str
+) -> None:
+    """A command that changes something writes down the Unix user, the host, what, which and how many; a dry run does
+    not.
+    """
+    fail_jobs(redis, "mail", ["ValueError: x"] * 2)
+    if words[0] != "limit":
+        assert run_command(server.url, *words, "--dry-run").returncode == 0 and trail(redis) == []
+    assert run_command(server.url, *words).returncode == 0
+    (one,) = trail(redis)
+    one.pop("time")
+    assert one == {**ME, "action": action, "queue": "mail", "count": count, "what": what}
+
+
+def test_sweeps_that_come_again_and_rescues_are_written_down(server: EmbeddedServer, redis: Redis) -> None:
+    """Registering and removing a recurring sweep, and putting lost jobs back, are in the trail."""
+    pytest.importorskip("rq_scheduler")
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    job = StockQueue("mail", redis).enqueue(FACTORIAL, 3)
+    redis.delete(named("rq:queue:mail"))
+    redis.hset(job.key, "enqueued_at", "2020-01-01T00:00:00.000000Z")
+    for words in (
+        ["schedule-sweep", "--cron", "0 4 * * *", "--purge", "--older-than", "30d", "-q", "mail", "--name", "monthly"],
+        ["schedule-sweep", "--remove", "monthly"],
+        ["rescue", "--older-than", "1m"],
+        ["rescue", "--older-than", "1m", "--apply"],
+    ):
+        result = run_command(server.url, *words)
+        assert result.returncode == 0, result.stderr
+    me = tuple(ME.values())
+    assert entries(redis) == [
+        (*me, "schedule-sweep", "mail", None),
+        (*me, "schedule-sweep remove", "", None),
+        (*me, "rescue", "mail", 1),
+    ]
+    assert "monthly: 0 4 * * *, purge older_than 30d" in trail(redis)[2]["what"]
+
+
+def test_the_command_shows_the_trail(server: EmbeddedServer, redis: Redis) -> None:
+    """`rq-pooled audit` lists the newest entries, the newest last, as lines or as JSON, as many as are wanted."""
+    assert "nothing was done yet" in run_command(server.url, "audit").stdout
+    for number in range(4):
+        record(redis, ALICE, Deed("requeue", "mail", number, "exception=ValueError"))
+    lines = run_command(server.url, "audit", "--limit", "2").stdout.splitlines()
+    assert [line.partition("Z  ")[2] for line in lines] == [
+        f"alice from 10.0.0.7, page: requeue {number} of 'mail' (exception=ValueError)" for number in (2, 3)
+    ]
+    found = json.loads(run_command(server.url, "audit", "--limit", "3", "--json").stdout)
+    assert [one["count"] for one in found] == [3, 2, 1]
+
+
+@pytest.mark.parametrize("spoilt", ["of another type", "full"])
+def test_a_trail_that_cannot_be_written_is_said(
+    server: EmbeddedServer, redis: Redis, caplog: pytest.LogCaptureFixture, spoilt: str
+) -> None:
+    """An action is done although its trail cannot be written, and the log, the page, the JSON and the command say
+    so.
+    """
+    fail_jobs(redis, "mail", ["ValueError: x"] * 3)
+    if spoilt == "full":
+        # An id beyond which no further one exists.
+        redis.xadd(named("rq_pooled:audit"), {"who": "x"}, id=f"{2**64 - 1}-{2**64 - 1}")
+    else:
+        redis.set(named("rq_pooled:audit"), "x")
+    client = client_of(server)
+    report = client.post("/rq/jobs", data={"act": "requeue", "jobs": '["q-0"]'}).get_json()
+    assert report["done"] == 1 and "trail in Redis was not written" in report["trail_error"]
+    body = {"queue": "mail", "policy": "bury", "exception": "ValueError", "page": "1"}
+    page = client.get(client.post("/rq/queues/sweep", data=body).location)
+    assert "2 jobs" in page.text and "The trail in Redis was not written" in page.text
+    assert "was not written" in caplog.text and "ERROR" in caplog.text
+    result = run_command(server.url, "limit", "mail", "--rate", "10/5s")
+    assert result.returncode == 0 and "trail in Redis was not written" in result.stderr
+    if spoilt != "full":
+        assert "another type" in run_command(server.url, "audit").stderr
+        assert client.get("/rq/trail").status_code == 503
+
+
+def test_entries_that_others_wrote_are_only_text(server: EmbeddedServer, redis: Redis) -> None:
+    """An entry of bytes, of markup, of other fields or of any length costs no page and no command its answer."""
+    key = named("rq_pooled:audit")
+    redis.xadd(key, {b"\xff": b"\xff\x00", "who": HOSTILE, "count": "many", "what": b"\xff" + b"a" * 100_000})
+    redis.xadd(key, {"else": "x"}, id=f"{2**63}-1")
+    client = client_of(server)
+    page = client.get("/rq/trail")
+    assert page.status_code == 200 and "<script>alert" not in page.text and len(page.text) < 20_000
+    result = run_command(server.url, "audit")
+    assert result.returncode == 0 and len(result.stdout) < 5_000 and "\x00" not in result.stdout
+    redis.xadd(key, {"what": b"a" * (MAX_READ + 1)}, id=f"{2**63}-2")
+    assert client.get("/rq/trail").status_code == 400
+    assert "at most" in run_command(server.url, "audit").stderr
+
+
+def test_the_trail_is_bounded(redis: Redis) -> None:
+    """The stream keeps about its newest 10 000 entries, each with texts of bounded length."""
+    for _ in range(12):
+        record(redis, ALICE, *[Deed("requeue", "mail", 1)] * 1000)
+    assert KEPT <= redis.xlen(named("rq_pooled:audit")) <= KEPT + 200
+    record(redis, Actor("a" * 10**6, "b" * 10**6, "page"), Deed("requeue", "c" * 10**6, 1, "d" * 10**6))
+    ((_, fields),) = redis.xrevrange(named("rq_pooled:audit"), count=1)
+    assert sum(map(len, fields.values())) < 2000
+
+
+def test_the_trail_of_a_queue_that_may_not_be_viewed_is_hidden(server: EmbeddedServer, redis: Redis) -> None:
+    """Entries of other queues are left out for one who may not view them, however many there are."""
+    record(redis, ALICE, Deed("requeue", "mail", 3))
+    record(redis, ALICE, *[Deed("purge", "payroll", 41)] * 300)
+    redis.sadd(named("rq:queues"), named("rq:queue:payroll"), named("rq:queue:mail"))
+    page = client_of(server, lambda action, queue: queue in (None, "mail")).get("/rq/trail").text
+    assert "mail" in page and "payroll" not in page and ">41<" not in page
+
+
+def test_who_is_unknown_without_a_word_of_the_application(server: EmbeddedServer, redis: Redis) -> None:
+    """Without who= the trail has the user that the web server has authenticated, and no name that a client sends."""
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    client = client_of(server, who=None)
+    client.post("/rq/queues/requeue", data={"queue": "mail"}, headers={"Remote-User": "forged"})
+    client.post("/rq/queues/requeue", data={"queue": "mail"}, environ_base={"REMOTE_USER": "bob"})
+    assert [one[0] for one in entries(redis)] == ["", "bob"]
