@@ -151,6 +151,8 @@ for command in (
         rescue,
         settings,
         limit,
+        pause,
+        resume,
         scheduler,
     ),
     schedule_sweep.command,
