@@ -43,7 +43,9 @@ def test_a_claim_takes_nothing_of_a_paused_queue(server: Any, redis: Redis, stra
     with engine(server.url) as ours:
         claimed = ours.claim("v", "w", queues=("p", "q"), strategy=strategy, per_name=3)
         assert claimed.claims and {one.queue for one in claimed.claims} == {"q"}
-        assert [(one.key, one.paused) for one in claimed.limited] == [(named("rq:queue:p"), True)]
+        told = [(one.key, one.paused) for one in claimed.limited]
+        # A random order may have found enough in the other queue.
+        assert told == [(named("rq:queue:p"), True)] or (strategy == "random" and told == [])
         assert redis.llen(named("rq:queue:p")) == 6
         assert resume(redis, "p") and not resume(redis, "p")
         assert [one.job_id for one in ours.claim("x", "y", queues=("p",)).claims] == ["p0", "p1"]
