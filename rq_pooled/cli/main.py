@@ -27,6 +27,7 @@ from .check import check
 from .connections import connections
 from .failed import failed
 from .limit import limit
+from .pause import pause, resume
 from .printing import say
 from .requeue import requeue
 from .rescue import rescue
@@ -151,6 +152,8 @@ for command in (
         rescue,
         settings,
         limit,
+        pause,
+        resume,
         scheduler,
     ),
     schedule_sweep.command,

@@ -28,6 +28,7 @@ from .notices import tell, told
 from .overview import overview, queue_states
 from .page import present
 from .parameters import asked_for, flag, number, posted, queue_of
+from .queue_actions import add_queue_actions
 from .rights import BURY, PURGE, REQUEUE, VIEW, Authorize, Rights, Who
 from .trail import add_trail, tracked
 
@@ -212,6 +213,7 @@ def make_blueprint(
             **found,
         )
 
+    add_queue_actions(blueprint, lambda: client_of().redis, rights)
     add_trail(blueprint, lambda: client_of().redis)
     add_job_pages(blueprint, lambda: client_of().redis, rights)
     return blueprint

@@ -80,6 +80,8 @@ class Wakeup:
         self._polling: Timer | None = None
         #: Queues that are left out -> the key that is watched instead, and the timer for the first of them.
         self._limited: dict[str, str] = {}
+        #: One of them is left out because of a limit, which passes by itself; a pause does not.
+        self._limits_wait = False
         self._token: Timer | None = None
         self.suspended = False
         events.server_back.append(self.track)
@@ -94,7 +96,7 @@ class Wakeup:
     @property
     def asleep(self) -> bool:
         """Tell whether the queues were seen empty, and nothing has been heard since."""
-        return not (self._awake or self._look_due or self._later or self._limited)
+        return not (self._awake or self._look_due or self._later or self._limits_wait)
 
     @property
     def due(self) -> bool:
@@ -163,6 +165,7 @@ class Wakeup:
     def leave_out(self, limited: Sequence[Limited]) -> None:
         """Note what a claim said about queues that have jobs and may not start one."""
         self._limited = {queue.key: queue.watch for queue in limited}
+        self._limits_wait = not all(queue.paused for queue in limited)
         if self._token is not None:
             self._token.cancel()
             self._token = None

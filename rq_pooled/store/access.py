@@ -21,7 +21,7 @@ _ENQUEUES = (
     *(f"{keys.dead_letters_key('')}*", f"{keys.FULL}*", f"{keys.LIMITED}*"),
 )
 #: The further keys of one who requeues, buries and purges failed jobs, and tells workers to pause.
-_ACTS = (f"{keys.sweep_lock_key('')}*", f"{keys.notice_key('')}*", keys.SUSPENDED, keys.AUDIT)
+_ACTS = (f"{keys.sweep_lock_key('')}*", f"{keys.notice_key('')}*", keys.SUSPENDED, keys.AUDIT, keys.PAUSED)
 
 #: Scripts, several commands at once, and what the server tells about its version and its clients.
 _ALWAYS = (

@@ -37,6 +37,8 @@ STATS = f"{OURS}:stats"
 #: The list of samples of the number of clients, newest first. It shares the prefix of the statistics, since neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
+#: The hash of paused queues: queue -> when it was paused, see queue/pause.py.
+PAUSED = f"{OURS}:paused"
 #: The stream of what operators did, newest last, see monitoring/audit.py.
 AUDIT = f"{OURS}:audit"
 #: The list of jobs that ended: 240 texts "slot finished failed", newest first, for slots of 15 s of the server's clock.

@@ -120,7 +120,7 @@ def dozing() -> Sleeper:
     [(1, 1, 0, "asleep"), (0, 1, 0, "lost"), (1, 0, 0, "lost"), (1, 1, 1, "sentry"), (0, 1, 1, "sentry")],
 )
 def test_one_number_tells_all_that_a_glance_wants_to_know(sentry: int, sleepers: int, job: int, becomes: str) -> None:
-    """A worker that dozes takes over where a job waits, sentry or not, and dozes anew where a key is gone."""
+    """A worker that dozes takes over where a job waits, also where the sentry is gone, and dozes anew if a key is."""
     sleeper = dozing()
     look = sleeper.look()
     (command,) = look.commands
