@@ -288,8 +288,8 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
         for path in looks:
             assert client.get(f"/rq/{path}").status_code == 200, path
     assert page.post("/rq/queues/requeue", json={"queue": "q", "exception": "ValueError"}).json["done"] == 1
-    for policy, exception in (("bury", "OSError"), ("purge", "KeyError")):
-        asked = {"queue": "q", "policy": policy, "exception": exception}
+    for policy, exception, confirm in (("bury", "OSError", {}), ("purge", "KeyError", {"confirm": "1"})):
+        asked = {"queue": "q", "policy": policy, "exception": exception, **confirm}
         assert page.post("/rq/queues/sweep", json=asked).json["done"] == 1
     assert page.post("/rq/queues/requeue", data={"queue": "q", "exception": "x", "page": "1"}).status_code == 303
     dead = {"act": "requeue", "jobs": json.dumps([ids["OSError"]]), "dead": True}
