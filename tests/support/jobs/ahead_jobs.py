@@ -22,7 +22,7 @@ def note(path: str, what: str) -> None:
 
 
 def run(path: str, what: str = "", argument: str = "") -> str:
-    """Do nothing but note it; or sleep, wait for a file, raise, kill this process, or freeze its worker, as told."""
+    """Do nothing but note it; or sleep, wait for a file, raise, kill this process, freeze its worker, as it is told."""
     note(path, "begin")
     if what == "sleep":
         time.sleep(float(argument))
