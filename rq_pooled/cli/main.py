@@ -31,6 +31,7 @@ from .pause import pause, resume
 from .printing import say
 from .requeue import requeue
 from .rescue import rescue
+from .schedule import schedule
 from .scheduler import scheduler
 from .settings import settings
 from .stats import stats
@@ -154,6 +155,7 @@ for command in (
         limit,
         pause,
         resume,
+        schedule,
         scheduler,
     ),
     schedule_sweep.command,

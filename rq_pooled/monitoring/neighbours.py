@@ -38,7 +38,7 @@ def ask_neighbours(client: Redis) -> dict[str, Any] | None:
     for path in sorted(glob(os.path.join(tempfile.gettempdir(), "rq_pooled-*", "jobs.sock")))[:_ASKED]:
         with suppress(OSError, ValueError, TypeError):
             address, info, clients = json.loads(_ask(path))
-            rows = client_rows(clients.encode())
+            rows = client_rows((clients or "").encode())
             if rows and address and (address[0], address[1]) in wanted:
                 ours, others = ours_and_others(rows)
                 connected, maxclients = read_info((info or "").encode())

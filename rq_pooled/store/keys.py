@@ -213,6 +213,10 @@ def waiting_key(limit: str) -> str:
     return f"{RATE_LIMIT}{limit}:rate_limited"
 
 
+#: RQ's cron: the sorted set of its processes, and the prefix of the hash of each, which tells its jobs as JSON.
+CRON_SCHEDULERS, CRON_SCHEDULER = f"{PREFIX}:cron_schedulers", f"{PREFIX}:cron_scheduler:"
+
+
 # -- rq-scheduler's --------------------------------------------------------------------------------------------------
 
 #: The sorted set of job -> due time, and the lock under which jobs are moved. rq-scheduler's own class and command

@@ -400,7 +400,7 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
 def test_a_screen_fits_whatever_there_is() -> None:
     """Any number of queues, processes and others fits any terminal; what does not fit is counted."""
     states = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
-    queue = {name: 1 for name in states}
+    queue: dict[str, Any] = {**dict.fromkeys(states, 1), "paused_for": None}
     found = {
         "time": 0.0,
         "address": "redis://x",
