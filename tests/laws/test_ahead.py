@@ -57,6 +57,12 @@ def begun(notes: Path, what: str = "begin") -> Counter[str]:
     return Counter(line.split()[1] for line in lines if line.startswith(what))
 
 
+def once(notes: Path, ids: Sequence[str]) -> bool:
+    """Tell whether each of these jobs has begun once."""
+    counts = begun(notes)
+    return all(counts[job_id] == 1 for job_id in ids)
+
+
 def finished(queue: Queue, count: int, timeout: float = 40.0) -> None:
     """Wait until so many jobs have finished."""
     registry = queue.finished_job_registry
@@ -177,7 +183,7 @@ def test_errors_and_time_limits_are_those_of_their_job(
         for at, reason in ((30, "on purpose"), (60, "JobTimeoutException")):
             result = Job.fetch(ids[at], connection=redis).latest_result()
             assert result is not None and reason in str(result.exc_string)
-        assert all(begun(notes)[job_id] == 1 for job_id in ids)
+        assert once(notes, ids)
 
 
 def test_replaced_horses_leave_nothing_behind(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
@@ -189,7 +195,7 @@ def test_replaced_horses_leave_nothing_behind(server: EmbeddedServer, redis: Red
         finished(queue, 200)
         assert claims(redis, ids) < 190
         pids = Counter(line.split()[2] for line in notes.read_text().splitlines() if line.startswith("begin"))
-        assert max(pids.values()) <= 7 and all(begun(notes)[job_id] == 1 for job_id in ids)
+        assert max(pids.values()) <= 7 and once(notes, ids)
         assert not stalls(redis, ids)
 
 
@@ -297,7 +303,7 @@ def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, q
         assert len(begun(notes)) == count
         resume(redis)
         finished(queue, 3000)
-        assert all(begun(notes)[job_id] == 1 for job_id in ids) and not stalls(redis, ids)
+        assert once(notes, ids) and not stalls(redis, ids)
 
 
 def test_stopping_a_job_stops_no_other(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
@@ -309,7 +315,7 @@ def test_stopping_a_job_stops_no_other(server: EmbeddedServer, redis: Redis, que
         send_stop_job_command(redis, ids[5])
         finished(queue, 3005)
         assert Job.fetch(ids[5], connection=redis).get_status() == JobStatus.STOPPED
-        assert all(begun(notes)[job_id] == 1 for job_id in ids)
+        assert once(notes, ids)
 
 
 def test_free_slots_of_another_worker_find_jobs(
