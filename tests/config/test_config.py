@@ -42,6 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "reconnect_cap": 3,
     "reconnect_attempts": 0,
     "concurrency": 1,
+    "claim_ahead": 1,
     "max_jobs_per_horse": 1000,
     "max_horse_memory": None,
     "heartbeat_interval": 15,

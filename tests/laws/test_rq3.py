@@ -465,7 +465,7 @@ def test_queues_count_what_is_held_back(redis: Redis) -> None:
     (queue,) = queues(redis)
     assert (queue["length"], queue["rate_limited"], queue["ready"]) == (1, 0, 0)
     assert queue["unreadable"] == ["ready"]
-    assert len(queue_rows([queue])[0]) == 8
+    assert len(queue_rows([queue])[0]) == 9
 
 
 @only_3
