@@ -23,10 +23,12 @@ from ..connection.connect_errors import FULL
 from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
+from ..foreign import MAX_VALUE, printable
 from ..monitoring.guard import ConnectionGuard, holders
 from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from ..queue.pause import paused
 from . import secure as secured
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -160,6 +162,11 @@ def check(
             findings += [_counted(found, state, most, names) for state, most in counts.items() if most is not None]
             if rates is not None:
                 findings.append(_failures(client, rates))
+            stopped = {name: since for name, since in paused(client).items() if not names or name in names}
+            if stopped:
+                listed = ", ".join(printable(name, MAX_VALUE) for name in list(stopped)[:5])
+                text = f"{len(stopped)} queue{'s' * (len(stopped) != 1)} paused: {listed}"
+                findings.append(Finding("paused", OK, text, f"paused={len(stopped)}"))
             if settings.signing_keys is not None or settings.signing_keys_file is not None:
                 findings.append(_signatures(client))
             if secure:

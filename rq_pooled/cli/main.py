@@ -27,9 +27,11 @@ from .check import check
 from .connections import connections
 from .failed import failed
 from .limit import limit
+from .pause import pause, resume
 from .printing import say
 from .requeue import requeue
 from .rescue import rescue
+from .schedule import schedule
 from .scheduler import scheduler
 from .settings import settings
 from .stats import stats
@@ -151,6 +153,9 @@ for command in (
         rescue,
         settings,
         limit,
+        pause,
+        resume,
+        schedule,
         scheduler,
     ),
     schedule_sweep.command,

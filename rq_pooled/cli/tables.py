@@ -51,7 +51,8 @@ def queue_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
     rows[0] += [state.replace("_", " ").upper() for state in rare]
     for queue in found:
         states = [queue[state] for state in ("started", "scheduled", "deferred", "failed", "dead", "workers", *rare)]
-        rows.append([queue["name"], queue["length"], seconds(queue["oldest_age"]), *states])
+        name = f"{queue['name']} (paused)" if queue["paused_for"] is not None else queue["name"]
+        rows.append([name, queue["length"], seconds(queue["oldest_age"]), *states])
     return rows
 
 

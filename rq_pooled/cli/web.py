@@ -19,6 +19,8 @@ from .printing import say
 CREDENTIALS = "RQ_POOLED_WEB_CREDENTIALS"
 #: Requests at once. Each holds a connection of this process's pool while it asks.
 THREADS = 6
+#: Browsers' connections at once, and seconds after which one that says nothing is closed: anybody may open them.
+_CONNECTIONS, _SILENT = 500, 20
 _LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -64,7 +66,17 @@ def web(host: str, port: int, path: str | None, names: tuple[str, ...], read_onl
     # It begins no thread before it serves, and a Ctrl-C or SIGTERM ends it at once: nothing is under way but reading.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        server = create_server(app, host=host, port=port, threads=THREADS, ident=None, max_request_body_size=1 << 20)
+        server = create_server(
+            app,
+            host=host,
+            port=port,
+            threads=THREADS,
+            ident=None,
+            max_request_body_size=1 << 20,
+            connection_limit=_CONNECTIONS,
+            channel_timeout=_SILENT,
+            cleanup_interval=5,
+        )
     except OSError as error:
         raise PortTaken(f"{host}:{port} cannot be listened on: {error.strerror or error}") from error
     shown = f"[{host}]" if ":" in host else host

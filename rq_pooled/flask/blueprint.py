@@ -28,7 +28,9 @@ from .notices import tell, told
 from .overview import overview, queue_states
 from .page import present
 from .parameters import asked_for, flag, number, posted, queue_of
+from .queue_actions import add_queue_actions
 from .rights import BURY, PURGE, REQUEUE, VIEW, Authorize, Rights, Who
+from .schedule import add_schedule
 from .trail import add_trail, tracked
 
 #: Seconds within which each request is answered. Health promises 2, of which Flask takes a part.
@@ -45,7 +47,7 @@ _HEADERS = {
 }
 
 #: Views that answer with a page for people, an error too.
-_PAGES = ("failed", "job", "failed_confirm", "trail_page")
+_PAGES = ("failed", "job", "failed_confirm", "trail_page", "schedule")
 
 
 class Client(Protocol):
@@ -212,6 +214,8 @@ def make_blueprint(
             **found,
         )
 
+    add_queue_actions(blueprint, lambda: client_of().redis, rights)
+    add_schedule(blueprint, lambda: client_of().redis, rights)
     add_trail(blueprint, lambda: client_of().redis)
     add_job_pages(blueprint, lambda: client_of().redis, rights)
     return blueprint

@@ -187,6 +187,7 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
         "name": queue["name"],
         "shown": printable(queue["name"], MAX_VALUE),
         "suspended": queue["suspended"],
+        "paused": None if queue["paused_for"] is None else span(queue["paused_for"]),
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
         "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",

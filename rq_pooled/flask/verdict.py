@@ -47,7 +47,16 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
         else:
             lately = ended["failed"] or sum(group["count"] for group in recent)
             add("warn", "failures", f"{count(lately, 'job')} failed in the last hour{of}.")
-    late = [queue for queue in queues if queue["workers"] and (queue["oldest_age"] or 0) > _WAIT]
+    stopped = [queue for queue in queues if queue["paused_for"] is not None and queue["length"]]
+    if stopped:
+        most = max(stopped, key=lambda queue: queue["length"])
+        text = f"{_name(most)} is paused for {span(most['paused_for'])}, and {count(most['length'], 'job')} in it"
+        add("warn", "queues", f"{text} {'waits' if most['length'] == 1 else 'wait'}.")
+    late = [
+        queue
+        for queue in queues
+        if queue["workers"] and queue["paused_for"] is None and (queue["oldest_age"] or 0) > _WAIT
+    ]
     if late:
         most = max(late, key=lambda queue: queue["oldest_age"])
         add("warn", "queues", f"Jobs wait: the first of {_name(most)} for {span(most['oldest_age'])}.")

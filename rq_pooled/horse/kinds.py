@@ -79,7 +79,8 @@ class Kinds:
         self._known.pop(queue_key, None)
         if type(job) is not Job or not self._reads_as_rq():
             return
-        attributes: dict[str, Any] = vars(job).copy()
+        # The arguments may be large, and each job has its own.
+        attributes: dict[str, Any] = {**vars(job), "_data": None, "description": None}
         changeable: list[str] = []
         for name, value in list(attributes.items()):
             kind = type(value)

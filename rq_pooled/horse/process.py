@@ -27,6 +27,8 @@ from .worker import HorseMixin
 
 #: Seconds within which the server answers on a connection that a job has left, if it owes nothing.
 _PATIENCE = 0.25
+#: Seconds for which jobs may wait here. A parent takes them back sooner, unless it is frozen: then they are handed on.
+_MAX_WAIT = 0.5
 
 
 class HorseProcess:
@@ -91,6 +93,7 @@ class HorseProcess:
 
     def _perform_all(self, claims: Sequence[tuple[Any, ...]]) -> bool:
         """Run jobs, the first one at once, each other one once its permit is taken; return whether to leave then."""
+        latest = time.monotonic() + _MAX_WAIT
         for at, claim in enumerate(claims):
             begun, sent = time.perf_counter(), StreamConnection.sent
             leaving = self._do("perform", claim, at > 0)
@@ -105,7 +108,8 @@ class HorseProcess:
             else:
                 self._channel.send_quietly(*self._outcomes.outbox, ("next", False, seconds))
                 self._outcomes.outbox.clear()
-            if not self._channel.take_permit():
+            # The parent puts back what is left when it hears that this process is free.
+            if time.monotonic() > latest or not self._channel.take_permit():
                 break
         self._channel.send(("free", False))
         return False

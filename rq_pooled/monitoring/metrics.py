@@ -190,10 +190,12 @@ def _queues(found: list[dict[str, Any]]) -> Iterator[Any]:
     jobs = GaugeMetricFamily("rq_pooled_queue", "jobs (and workers) of a queue by state", labels=["queue", "state"])
     oldest = GaugeMetricFamily("rq_pooled_queue_oldest_seconds", "how long the head has been queued", labels=["queue"])
     lag = GaugeMetricFamily("rq_pooled_schedule_lag_seconds", "since the first scheduled job is due", labels=["queue"])
+    paused = GaugeMetricFamily("rq_pooled_queue_paused", "1 while the queue is paused", labels=["queue"])
     for queue in found:
         name = queue["name"]
+        paused.add_metric([name], float(queue["paused_for"] is not None))
         lag.add_metric([name], queue["schedule_lag"])
         for state in _QUEUE_STATES:
             jobs.add_metric([name, "queued" if state == "length" else state], queue[state])
         oldest.add_metric([name], queue["oldest_age"] or 0.0)
-    yield from (jobs, oldest, lag)
+    yield from (jobs, oldest, lag, paused)

@@ -37,8 +37,12 @@ def ask_neighbours(client: Redis) -> dict[str, Any] | None:
     wanted = _addresses(client.connection_pool.connection_kwargs)
     for path in sorted(glob(os.path.join(tempfile.gettempdir(), "rq_pooled-*", "jobs.sock")))[:_ASKED]:
         with suppress(OSError, ValueError, TypeError):
+            # Temporary folders are shared: another user's could answer anything.
+            if os.stat(os.path.dirname(path)).st_uid != os.geteuid():
+                continue
             address, info, clients = json.loads(_ask(path))
-            rows = client_rows(clients.encode())
+            # A worker whose server is away, or refuses the list, knows none.
+            rows = client_rows((clients or "").encode())
             if rows and address and (address[0], address[1]) in wanted:
                 ours, others = ours_and_others(rows)
                 connected, maxclients = read_info((info or "").encode())

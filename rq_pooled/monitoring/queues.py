@@ -10,8 +10,9 @@ from redis import Redis
 
 from ..foreign import plain, replies_of, seconds_of
 from ..pool.registry import get_connection
+from ..queue.pause import paused_since
 from ..rq_version import check_prefix
-from ..store.keys import RATE_LIMITS, SUSPENDED, job_key, waiting_key
+from ..store.keys import PAUSED, RATE_LIMITS, SUSPENDED, job_key, waiting_key
 from ..store.queues import PAGE, queue_names, queue_states
 from ..store.scripts import run_script
 from ..wire import raw, text
@@ -31,7 +32,8 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Each has ``name``, ``length``, ``workers``, ``suspended``, and ``oldest_age`` (seconds that the job at the head has
     been queued, None if there is none). The numbers of jobs are ``started``, ``scheduled``, ``deferred``, ``failed``,
-    ``finished``, ``canceled`` and ``dead`` (buried failures). ``schedule_lag`` is for how many seconds the
+    ``finished``, ``canceled`` and ``dead`` (buried failures). ``paused_for`` is for how many seconds it has been
+    paused, None if it is not. ``schedule_lag`` is for how many seconds the
     first scheduled job has been due. RQ 3 adds ``ready`` (dependents that a stock worker has
     still to queue) and ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts
     as empty, and ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown
@@ -47,7 +49,9 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
     pipeline.time()
     pipeline.exists(SUSPENDED)
     pipeline.srandmember(RATE_LIMITS, _LIMITS)
-    (seconds, microseconds), suspended, limits = replies_of(pipeline)
+    pipeline.hmget(PAUSED, [raw(name) for name in names] or [b""])
+    (seconds, microseconds), suspended, limits, pauses = replies_of(pipeline)
+    paused = {name: paused_since(since) for name, since in zip(names, pauses or ()) if since is not None}
     held, now = _held_back(client, limits or ()), seconds + microseconds / 1e6
     found = []
     for start in range(0, len(names), PAGE):
@@ -64,6 +68,7 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
                     "workers": max(0, workers),
                     "schedule_lag": round(max(0.0, now - float(due)), 3) if due else 0.0,
                     "suspended": bool(suspended),
+                    "paused_for": round(max(0.0, now - paused[name]), 3) if name in paused else None,
                     **{state: max(0, count) for state, count in counts.items()},
                     "rate_limited": held[name],
                     "unreadable": [

@@ -18,6 +18,8 @@ from ..process.event_loop import Loop
 _PREFIX, _BACKLOG = "rq_pooled-", 1024
 #: Seconds between checks that the socket's folder still exists.
 _LOOK_AT_FOLDER = 2.0
+#: Connections taken in one go at most.
+_AT_ONCE = 100
 
 
 class Listener:
@@ -89,7 +91,13 @@ class Listener:
         self._listener = listener
         self._loop.watch(listener, self._accept)
 
-    def _accept(self) -> None:
+    def accept_waiting(self) -> None:
+        """Take the connections that wait to be, as many as there are within bounds."""
+        for _ in range(_AT_ONCE):
+            if not self._accept():
+                return
+
+    def _accept(self) -> bool:
         try:
             accepted, _ = self._listener.accept()
         except OSError as error:
@@ -97,12 +105,13 @@ class Listener:
                 self._warn("no further connection of a job can be taken (%s): raise the limit of open files", error)
                 self._loop.unwatch(self._listener)
                 self._loop.call_later(1.0, lambda: self._loop.watch(self._listener, self._accept))
-            return
+            return False
         if not _is_own(accepted):
             accepted.close()
-            return
+            return True
         accepted.setblocking(False)
         self._on_accepted(accepted)
+        return True
 
     def close(self) -> None:
         """Close the socket, and remove its folder."""

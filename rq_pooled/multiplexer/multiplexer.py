@@ -111,7 +111,8 @@ class Multiplexer:
 
     def job_ended(self, guest: Guest) -> None:
         """Close the streams that a job has left unfinished, since the next job would get replies to its commands."""
-        # A stream without a token yet may be the job's last one.
+        # The job's last stream may not be accepted yet, or be without a token.
+        self._listener.accept_waiting()
         for stream in list(self._guests.strangers):
             self._serve_one(stream)
         for stream in list(guest.streams):

@@ -124,6 +124,5 @@ class Ahead:
 
     def put_back(self) -> None:
         """Put back all that waits."""
-        for slot in self._slots:
-            if slot.waiting:
-                self._slots.waiting.put_back(slot)
+        if slots := [slot for slot in self._slots if slot.waiting]:
+            self._slots.waiting.put_back(*slots)

@@ -177,9 +177,8 @@ class Slots:
 
     def interrupt(self) -> list[Claim]:
         """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
-        for slot in self._slots:
-            # A job that has ended is not put back.
-            self.waiting.put_back(slot)
+        # A job that has ended is not put back.
+        self.waiting.put_back(*self._slots)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
         claims = [slot.claim for slot in interrupted if slot.claim is not None]
         for slot in interrupted:

@@ -43,9 +43,9 @@ class Waiting:
         self._prefork.receive(slot.horse)
         return taken
 
-    def put_back(self, slot: Slot) -> None:
-        """Take what waits, and have it put back."""
-        if taken := self.take_back(slot):
+    def put_back(self, *slots: Slot) -> None:
+        """Take what waits, and have it put back in one step, since a queue keeps its order then."""
+        if taken := [claim for slot in slots for claim in self.take_back(slot)]:
             self._on_untouched(taken)
 
     def take_one(self, slot: Slot, claim: Claim) -> bool:

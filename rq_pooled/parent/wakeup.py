@@ -67,6 +67,8 @@ class Wakeup:
         #: It can be told to be the sentry, as far as is known since the last connect.
         self._reachable = False
         self._sentry = False
+        #: It was made the sentry since the last claim was sent.
+        self._told = False
         #: It sleeps beside a sentry.
         self.dozing = False
         self._retiring = False
@@ -78,6 +80,8 @@ class Wakeup:
         self._polling: Timer | None = None
         #: Queues that are left out -> the key that is watched instead, and the timer for the first of them.
         self._limited: dict[str, str] = {}
+        #: One of them is left out because of a limit, which passes by itself; a pause does not.
+        self._limits_wait = False
         self._token: Timer | None = None
         self.suspended = False
         events.server_back.append(self.track)
@@ -92,7 +96,7 @@ class Wakeup:
     @property
     def asleep(self) -> bool:
         """Tell whether the queues were seen empty, and nothing has been heard since."""
-        return not (self._awake or self._look_due or self._later or self._limited)
+        return not (self._awake or self._look_due or self._later or self._limits_wait)
 
     @property
     def due(self) -> bool:
@@ -114,17 +118,18 @@ class Wakeup:
 
     def post(self) -> tuple[str, bool]:
         """Return what a claim has to know: the crew whose sleepers it wakes, and whether this is their sentry."""
+        self._told = False
         return (self._post.crew, self._sentry) if self._guarded else ("", False)
 
     def note_post(self, sentry: bool) -> None:
-        """Note what a claim has made of the sentry's post."""
-        self._sentry = sentry
+        """Note what a claim has made of the sentry's post, unless another worker's claim has made more of it since."""
+        self._sentry = sentry or self._told
 
     def make_sentry(self, work: bool) -> None:
         """Be the sentry from now on, since the one before has a job; ``work`` is waiting, perhaps."""
         self.dozing = False
         if self._guarded and self._later is None:
-            self._sentry = True
+            self._sentry = self._told = True
             if work:
                 self.wake()
             self._look_due = True
@@ -160,6 +165,7 @@ class Wakeup:
     def leave_out(self, limited: Sequence[Limited]) -> None:
         """Note what a claim said about queues that have jobs and may not start one."""
         self._limited = {queue.key: queue.watch for queue in limited}
+        self._limits_wait = not all(queue.paused for queue in limited)
         if self._token is not None:
             self._token.cancel()
             self._token = None

@@ -19,7 +19,7 @@ from typing import Any
 
 logger = logging.getLogger("rq_pooled.loop")
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 
 
 class Timer:

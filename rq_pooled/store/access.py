@@ -21,7 +21,7 @@ _ENQUEUES = (
     *(f"{keys.dead_letters_key('')}*", f"{keys.FULL}*", f"{keys.LIMITED}*"),
 )
 #: The further keys of one who requeues, buries and purges failed jobs, and tells workers to pause.
-_ACTS = (f"{keys.sweep_lock_key('')}*", f"{keys.notice_key('')}*", keys.SUSPENDED, keys.AUDIT)
+_ACTS = (f"{keys.sweep_lock_key('')}*", f"{keys.notice_key('')}*", keys.SUSPENDED, keys.AUDIT, keys.PAUSED)
 
 #: Scripts, several commands at once, and what the server tells about its version and its clients.
 _ALWAYS = (
@@ -30,8 +30,10 @@ _ALWAYS = (
 )
 #: How the server's connections are counted; the server calls it dangerous, since it shows addresses.
 _LOOKS = ("client|list",)
-#: Commands that show names of other applications' keys.
-_OTHERS_NAMES = ("randomkey", "dbsize", "scan")
+#: Commands that show names of other applications' keys; tracking tells whichever key changes.
+_OTHERS_NAMES = ("randomkey", "dbsize", "scan", "client|tracking")
+#: Functions are the server's, and no keys': who replaces another application's runs code with its callers' rights.
+_SERVERS = ("function",)
 #: How the nodes of a cluster, and the state of replication, are asked.
 _PLACES = ("cluster|shards", "cluster|slots", "cluster|myid")
 
@@ -116,4 +118,5 @@ def rules(role: Role, prefix: str | None = None) -> list[str]:
     words = ["resetkeys", "resetchannels", "-@all"]
     words += [sign + keys.under(prefix, one) for sign, patterns in names for one in patterns]
     words += ["+@connection", "+@read", *(["+@write"] if role.may_write else []), "-@dangerous"]
-    return words + [f"-{command}" for command in role.without] + [f"+{command}" for command in role.commands]
+    words += [f"-{command}" for command in (*_SERVERS, *role.without)]
+    return words + [f"+{command}" for command in role.commands]

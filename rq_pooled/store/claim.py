@@ -62,13 +62,15 @@ class Claim(NamedTuple):
 
 
 class Limited(NamedTuple):
-    """A queue with jobs that its limit keeps from starting, see queue/limits.py."""
+    """A queue with jobs that its limit keeps from starting, see queue/limits.py, or that is paused."""
 
     key: str
     #: Seconds until a job may start; None where the queue waits for a running job to end.
     wait: float | None
     #: A key that exists until a job may be able to start.
     watch: str
+    #: It is paused, see queue/pause.py.
+    paused: bool = False
 
 
 class Claimed(NamedTuple):
@@ -115,7 +117,9 @@ class ClaimRequest(NamedTuple):
                     *map(tuple, left_out),
                 )
             )
-        limited = [Limited(text(key), None if wait < 0 else wait / 1e6, text(watch)) for key, wait, watch in closed]
+        limited = [
+            Limited(text(key), None if wait < 0 else wait / 1e6, text(watch), wait == -2) for key, wait, watch in closed
+        ]
         shown = [job_id.decode(errors="backslashreplace") for job_id in stale]  # only logged
         return Claimed(bool(suspended), held, shown, claims, limited, bool(left), bool(sentry))
 

@@ -37,6 +37,8 @@ STATS = f"{OURS}:stats"
 #: The list of samples of the number of clients, newest first. It shares the prefix of the statistics, since neither
 #: belongs to a job.
 SAMPLES = f"{STATS}:samples"
+#: The hash of paused queues: queue -> when it was paused, see queue/pause.py.
+PAUSED = f"{OURS}:paused"
 #: The stream of what operators did, newest last, see monitoring/audit.py.
 AUDIT = f"{OURS}:audit"
 #: The list of jobs that ended: 240 texts "slot finished failed", newest first, for slots of 15 s of the server's clock.
@@ -209,6 +211,10 @@ def group_key(group: str) -> str:
 def waiting_key(limit: str) -> str:
     """Return the sorted set of the jobs that wait at a rate limit of RQ 3."""
     return f"{RATE_LIMIT}{limit}:rate_limited"
+
+
+#: RQ's cron: the sorted set of its processes, and the prefix of the hash of each, which tells its jobs as JSON.
+CRON_SCHEDULERS, CRON_SCHEDULER = f"{PREFIX}:cron_schedulers", f"{PREFIX}:cron_scheduler:"
 
 
 # -- rq-scheduler's --------------------------------------------------------------------------------------------------

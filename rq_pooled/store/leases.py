@@ -45,7 +45,8 @@ def heartbeat(
 def push_back(settings: Settings, token: str, claims: Iterable[Claim], begun: bool = False) -> Command:
     """Return the command that puts claimed jobs back at the front of their queues; a begun job counts as stalled."""
     words: list[Word] = []
-    for claim in claims:
+    # The ids of one claim's executions end with their number.
+    for claim in sorted(claims, key=lambda claim: (claim.created_at, claim.execution_id)):
         words += (claim.job_id, claim.execution_id, claim.queue, claim.worker_name, claim.queue_key)
     return call("push_back", (), utcformat(now()), claims_key(token), settings.max_stalls, int(begun), *words)
 

@@ -7,12 +7,13 @@ import os
 import pty
 import re
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from http.cookiejar import CookieJar
 from pathlib import Path
@@ -74,6 +75,18 @@ def test_closed_to_strangers(server: EmbeddedServer, redis: Redis, tmp_path: Pat
             assert ask(address, name) == 400
         assert ask(address, f"localhost:{port}") == ask(address, "127.0.0.1") == 200
     assert "l0ngenough" not in (tmp_path / "log").read_text()
+
+
+def test_silent_clients_keep_nobody_out(server: EmbeddedServer, tmp_path: Path) -> None:
+    """The page answers beside 200 connections on which half a request stands, and closes them after 20 seconds."""
+    with page(server.url, tmp_path / "log") as address, ExitStack() as open_ones:
+        host, port = address.removeprefix("http://").split(":")
+        silent = [open_ones.enter_context(socket.create_connection((host, int(port)))) for _ in range(200)]
+        for one in silent:
+            one.sendall(b"GET / HTTP/1.1\r\n")
+        assert request(f"{address}/", timeout=15, **LOGIN)[0] == 200
+        silent[0].settimeout(40)
+        assert silent[0].recv(1) == b""
 
 
 def test_what_may_be_done(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ ACTIONS = {
     "requeue-group": ("queues/requeue", {"queue": "mail", "exception": "ValueError", "exactly": "1"}, "requeue"),
     "sweep": ("queues/sweep", {"queue": "mail"}, "bury"),
     "bury": ("queues/sweep", {"queue": "mail", "policy": "bury", "exception": "ValueError"}, "bury"),
+    "pause": ("queues/pause", {"queue": "mail"}, "pause"),
+    "resume": ("queues/pause", {"queue": "mail", "act": "resume"}, "pause"),
     "group": ("jobs", {"act": "requeue", "queue": "mail", "exception": "ValueError", "function": FACTORIAL}, "requeue"),
     "jobs-requeue": ("jobs", {"act": "requeue", "jobs": '["q-0"]'}, "requeue"),
     "jobs-bury": ("jobs", {"act": "bury", "jobs": '["q-0"]'}, "bury"),
@@ -68,6 +70,7 @@ def test_each_action_needs_its_right_and_no_other(
     for address in ("", "failed", "job?id=q-0"):
         page = client.get(f"/rq/{address}").text
         assert ("Requeue" in page) == (right == "requeue") and ("Bury" in page) == (right == "bury"), address
+        assert (">Pause queue</button>" in page) == (right == "pause" and address == "")
         assert ("Delete" in page) == (right == "purge" and address != "")
     for act, of in (("requeue", "requeue"), ("bury", "bury"), ("delete", "purge")):
         asked = client.get("/rq/failed/confirm", query_string={"act": act, "job": "q-0"})

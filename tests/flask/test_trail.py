@@ -59,6 +59,7 @@ def entries(redis: Redis) -> list[tuple[Any, ...]]:
         ("queues/sweep", {"queue": "mail"}, "sweep", 0, ""),
         ("queues/sweep", {"queue": "mail", "policy": "bury", "older_than": "0s"}, "bury", 2, "older_than=0s"),
         ("queues/sweep", {"queue": "mail", "policy": "purge", "all": "1", "confirm": "2"}, "purge", 2, "all=1"),
+        ("queues/pause", {"queue": "mail"}, "pause", None, ""),
         ("jobs", {"act": "delete", "jobs": '["q-0", "none"]', "confirm": "1"}, "purge", 1, "of q-0"),
         (
             "jobs",
@@ -76,7 +77,7 @@ def test_each_action_of_the_page_is_written_down(
     path: str,
     body: dict[str, str],
     action: str,
-    count: int,
+    count: int | None,
     what: str,
 ) -> None:
     """Who, from where, what, which and how many stands in the trail, the log and on the page; what was refused does
@@ -92,7 +93,9 @@ def test_each_action_of_the_page_is_written_down(
     assert abs(one.pop("time") - time.time()) < 10
     assert one == {**ALICE._asdict(), "action": action, "queue": "mail", "count": count, "what": what}
     (line,) = [line.getMessage() for line in caplog.records if line.name == "rq_pooled.audit"]
-    assert f"alice from 10.0.0.7, page: {action} {count} of 'mail'" in line and what in line
+    assert (
+        f"alice from 10.0.0.7, page: {action}{'' if count is None else f' {count}'} of 'mail'" in line and what in line
+    )
     page = client.get("/rq/trail").text
     assert "alice" in page and "10.0.0.7" in page and f">{action}<" in page
 

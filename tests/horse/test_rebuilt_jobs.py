@@ -75,6 +75,15 @@ def test_a_job_that_differs_is_left_to_rq(redis: Redis, options: dict[str, Any])
     assert kinds.rebuild(queue.key, same.id, {**raw, b"created_at": b"yesterday"}) is None
 
 
+def test_a_known_kind_keeps_no_arguments(redis: Redis) -> None:
+    """What a job was called with is not kept in the process for the jobs after it."""
+    queue, kinds = Queue("default", connection=redis), Kinds()
+    kinds.note(queue.key, *read(redis, queue.enqueue("jobs.add", "x" * 10_000, 2, description="y" * 10_000)))
+    assert len(repr(vars(kinds))) < 5_000
+    other, raw = read(redis, queue.enqueue("jobs.add", 1, 2))
+    assert kinds.rebuild(queue.key, other.id, raw) is not None
+
+
 def test_what_cannot_be_shared_makes_no_kind(redis: Redis) -> None:
     """A job whose meta or webhooks are objects of its own is read by RQ each time."""
     queue, kinds = Queue("default", connection=redis), Kinds()

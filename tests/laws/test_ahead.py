@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from rq.suspension import resume, suspend
 from support import QUICK, keys_of_jobs, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.process.runnable import is_runnable
 
 #: What a job is told, see ahead_jobs.run.
 Told = tuple[str, str]
@@ -53,6 +55,12 @@ def begun(notes: Path, what: str = "begin") -> Counter[str]:
     """How often each job has begun, or ended."""
     lines = notes.read_text().splitlines() if notes.exists() else []
     return Counter(line.split()[1] for line in lines if line.startswith(what))
+
+
+def once(notes: Path, ids: Sequence[str]) -> bool:
+    """Tell whether each of these jobs has begun once."""
+    counts = begun(notes)
+    return all(counts[job_id] == 1 for job_id in ids)
 
 
 def finished(queue: Queue, count: int, timeout: float = 40.0) -> None:
@@ -175,7 +183,7 @@ def test_errors_and_time_limits_are_those_of_their_job(
         for at, reason in ((30, "on purpose"), (60, "JobTimeoutException")):
             result = Job.fetch(ids[at], connection=redis).latest_result()
             assert result is not None and reason in str(result.exc_string)
-        assert all(begun(notes)[job_id] == 1 for job_id in ids)
+        assert once(notes, ids)
 
 
 def test_replaced_horses_leave_nothing_behind(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
@@ -187,7 +195,7 @@ def test_replaced_horses_leave_nothing_behind(server: EmbeddedServer, redis: Red
         finished(queue, 200)
         assert claims(redis, ids) < 190
         pids = Counter(line.split()[2] for line in notes.read_text().splitlines() if line.startswith("begin"))
-        assert max(pids.values()) <= 7 and all(begun(notes)[job_id] == 1 for job_id in ids)
+        assert max(pids.values()) <= 7 and once(notes, ids)
         assert not stalls(redis, ids)
 
 
@@ -255,6 +263,30 @@ def test_a_killed_parent_loses_nothing(server: EmbeddedServer, redis: Redis, que
         wait_until(lambda: not [key for kind in kinds for key in redis.keys(kind)], what="no traces of claims")
 
 
+def test_what_waits_at_a_frozen_worker_runs_elsewhere_alone(
+    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
+) -> None:
+    """A worker is frozen, and its jobs are handed on: its horse begins none of those that waited there."""
+    gate = notes.parent / "gate"
+    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2, **QUICK) as worker:
+        warm(queue, notes)
+        ids = enqueue(queue, notes, ("freeze", str(gate)), *[SHORT] * 39)
+        wait_until(lambda: ids[0] in begun(notes), what="the job that freezes its worker")
+        horse = next(int(line.split()[2]) for line in notes.read_text().splitlines() if f" {ids[0]} " in line)
+        try:
+            with running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2, **QUICK):
+                finished(queue, 40)
+                gate.touch()
+                wait_until(lambda: begun(notes, "end")[ids[0]] == 2, what="the end of the job that froze its worker")
+                # It has nothing more to do when it sleeps.
+                wait_until(lambda: not is_runnable(horse), what="the horse waits")
+        finally:
+            os.kill(worker.process.pid, signal.SIGCONT)
+        wait_until(lambda: not left(redis), what="no traces of claims")
+        lines = [line.split() for line in notes.read_text().splitlines()]
+        assert [line[1] for line in lines if line[2] == str(horse) and line[1] in ids] == [ids[0]] * 2
+
+
 def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
     """Once a worker has noticed that RQ is suspended, nothing is claimed or begun until it is resumed."""
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2) as worker:
@@ -271,7 +303,7 @@ def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, q
         assert len(begun(notes)) == count
         resume(redis)
         finished(queue, 3000)
-        assert all(begun(notes)[job_id] == 1 for job_id in ids) and not stalls(redis, ids)
+        assert once(notes, ids) and not stalls(redis, ids)
 
 
 def test_stopping_a_job_stops_no_other(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
@@ -283,7 +315,7 @@ def test_stopping_a_job_stops_no_other(server: EmbeddedServer, redis: Redis, que
         send_stop_job_command(redis, ids[5])
         finished(queue, 3005)
         assert Job.fetch(ids[5], connection=redis).get_status() == JobStatus.STOPPED
-        assert all(begun(notes)[job_id] == 1 for job_id in ids)
+        assert once(notes, ids)
 
 
 def test_free_slots_of_another_worker_find_jobs(

@@ -7,6 +7,7 @@ import json
 import logging
 import pickle
 import re
+import subprocess
 import sys
 import time
 import zlib
@@ -523,15 +524,31 @@ def test_a_list_of_sweeps_unpickles_nothing(redis: Redis, run: Run) -> None:
     assert not hasattr(sys, "exploded")
 
 
-@pytest.mark.parametrize("value", [1, "a", [1, {"b": (2, None)}], {1, 2}, b"x", 1.5, True])
+@pytest.mark.parametrize("value", [1, "a", [1, {"b": (2, None)}], {1, 2}, b"x", 1.5, True, bytearray(b"ab")])
 def test_plain_values_of_a_pickle_are_read(value: Any) -> None:
     """Meta of plain values is what it was; of all else the plain part is."""
     meta = {"interval": 5, "value": value, "when": datetime.now(), "bomb": Bomb(), "counts": Counter("aab")}
-    found = plain_meta(pickle.dumps(meta))
+    found = plain_meta(pickle.dumps(meta, pickle.HIGHEST_PROTOCOL))
     assert (found["interval"], found["value"]) == (5, value) and type(found["when"]) is Inert
     assert not hasattr(sys, "exploded")
     with pytest.raises(pickle.PicklingError):
         pickle.dumps(found)
+
+
+@pytest.mark.parametrize(
+    "bomb", [b"r\xff\xff\xff\x03.", b"p999999999\n.", b"\x8c\x01x\x96\0\0\0\x40\0\0\0\0.", b"\x96" + b"\xff" * 8]
+)
+def test_a_pickle_takes_no_more_than_its_size(bomb: bytes) -> None:
+    """Ten bytes that number an object 2**26, or announce a buffer of 1 GB, cost no memory."""
+    code = "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29)); " + (
+        "from rq_pooled.store.unpickling import loads_inert\n"
+        "try: loads_inert(bytes.fromhex(sys.argv[1]))\n"
+        "except MemoryError: raise\n"
+        "except Exception: pass"
+    )
+    command = [sys.executable, "-c", code, (b"\x80\x05}" + bomb).hex()]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @given(st.binary(max_size=60))

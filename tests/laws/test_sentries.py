@@ -24,6 +24,7 @@ from support import WorkerProcess, running_worker, wait_until
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.queue.limits import make_limit, set_limit
 from rq_pooled.store.keys import SENTRY_COMMAND, commands_channel
+from rq_pooled.store.scripts import with_text
 from rq_pooled.store.sentries import Post
 
 #: A second, and what a busy machine takes to start a job.
@@ -310,6 +311,18 @@ def test_a_worker_without_a_free_slot_hands_on_what_it_is_told(
         gate.touch()
         one.delay(job)
         one.settle()
+
+
+def test_a_sentry_that_begins_anew_is_one_still(redis: Redis) -> None:
+    """A sentry whose connection was lost does not lie down beside itself: until its post ended no worker would hear."""
+    one, other = Post.of(["q"], "w0"), Post.of(["q"], "w1")
+    asked = [redis.execute_command(*with_text(post.doze(0))) for post in (one, other, one, other)]
+    assert asked == [1, 0, 1, 0]
+    assert redis.zrange(one.sleepers_key, 0, -1) == [other.channel.encode()]
+    redis.zadd(one.sleepers_key, {one.channel: 0})
+    redis.pexpire(one.sentry_key, 500)
+    assert redis.execute_command(*with_text(one.doze(0))) == 1 and redis.pttl(one.sentry_key) > 1000
+    assert redis.zrange(one.sleepers_key, 0, -1) == [other.channel.encode()]
 
 
 def test_a_worker_in_burst_mode_neither_sleeps_nor_guards(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -41,6 +42,7 @@ from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
+from rq_pooled.monitoring.neighbours import ask_neighbours
 from rq_pooled.pool import Pool
 
 NOTHING_ENDED = dict.fromkeys(("finished", "failed", "finished_per_minute", "failed_per_minute"), 0)
@@ -400,7 +402,7 @@ def test_top_while_the_server_is_gone(start_server: Callable[..., EmbeddedServer
 def test_a_screen_fits_whatever_there_is() -> None:
     """Any number of queues, processes and others fits any terminal; what does not fit is counted."""
     states = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
-    queue = {name: 1 for name in states}
+    queue: dict[str, Any] = {**dict.fromkeys(states, 1), "paused_for": None}
     found = {
         "time": 0.0,
         "address": "redis://x",
@@ -603,6 +605,42 @@ def test_growth_towards_an_unknown_limit_is_shown(redis: Redis) -> None:
 def test_no_name_can_write_to_the_terminal() -> None:
     """Whatever a queue is called, a table has a line per row and no escapes."""
     assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]
+
+
+def test_a_worker_that_knows_nothing_is_passed_over(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker whose own server is away answers without a list of clients, and is no error of the command."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "rq_pooled-x").mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(str(tmp_path / "rq_pooled-x" / "jobs.sock"))
+        door.listen()
+        door.settimeout(10)
+
+        def answer() -> None:
+            with door.accept()[0] as asked:
+                asked.recv(64)
+                asked.sendall(b"[null, null, null]\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert ask_neighbours(redis) is None
+        answering.join(10)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a folder is given to another user")
+def test_another_user_s_folder_is_not_asked(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds a full server's connections is asked of workers of this user alone, since all may write to /tmp."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = tmp_path / "rq_pooled-x"
+    folder.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
+        door.bind(str(folder / "jobs.sock"))
+        door.listen()
+        os.chown(folder, 65534, 65534)
+        assert ask_neighbours(redis) is None
+        assert not select.select([door], [], [], 0)[0]
 
 
 def test_a_full_server_is_explained_by_a_worker_of_this_host(

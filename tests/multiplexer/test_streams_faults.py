@@ -853,3 +853,13 @@ def test_who_gets_a_subscriber_s_connection_hears_nothing(hub: Hub, redis: Redis
         found = [entry["id"] for entry in redis.client_list() if entry["name"].endswith(":exclusive")]
         assert len(found) == 1 and identity in (None, *found)
         identity, subscriber = found[0], hub.client()
+
+
+def test_a_stream_that_is_not_accepted_yet_ends_with_its_job(hub: Hub) -> None:
+    """A job's last stream that waits to be accepted when the job ends is closed, and owes the next job nothing."""
+    guest = hub.guest()
+    client = hub.client(guest)
+    client.send(("ECHO", "of the last job"))
+    hub.mux.job_ended(guest)
+    hub.until(lambda: client.look() or client.closed, what="the end of the stream")
+    assert client.closed and client.got == b""

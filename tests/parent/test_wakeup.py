@@ -120,7 +120,7 @@ def dozing() -> Sleeper:
     [(1, 1, 0, "asleep"), (0, 1, 0, "lost"), (1, 0, 0, "lost"), (1, 1, 1, "sentry"), (0, 1, 1, "sentry")],
 )
 def test_one_number_tells_all_that_a_glance_wants_to_know(sentry: int, sleepers: int, job: int, becomes: str) -> None:
-    """A worker that dozes takes over where a job waits, sentry or not, and dozes anew where a key is gone."""
+    """A worker that dozes takes over where a job waits, also where the sentry is gone, and dozes anew if a key is."""
     sleeper = dozing()
     look = sleeper.look()
     (command,) = look.commands
@@ -140,3 +140,18 @@ def test_a_sentry_that_another_has_replaced_dozes() -> None:
         answer = named(named_there) if named_there else None
         sleeper.look().on_replies([b"OK", 0, answer, 1])
         assert (sleeper.wakeup.post()[1], sleeper.wakeup.due) == (stays, not stays)
+
+
+def test_a_worker_that_is_made_the_sentry_while_it_claims_is_the_sentry() -> None:
+    """The reply to a claim that was sent before says nothing of it: no other worker would hear of jobs."""
+    for told in (True, False):
+        sleeper = Sleeper(reachable=True)
+        sleeper.look().on_replies([0])
+        sleeper.wakeup.wake()
+        assert sleeper.wakeup.post()[1] is False
+        if told:
+            sleeper.wakeup.make_sentry(False)
+        sleeper.wakeup.note_post(False)
+        assert sleeper.wakeup.post()[1] is told
+    sleeper.wakeup.note_post(False)
+    assert sleeper.wakeup.post()[1] is False

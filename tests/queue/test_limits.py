@@ -149,7 +149,7 @@ def test_starts_within_one_claim_are_counted(server: Any, redis: Redis) -> None:
     with engine(server.url) as ours:
         claimed = ours.claim(*"abcdef", queues=("q", "behind"))
     assert [claim.job_id for claim in claimed.claims] == ["q0", "q1", "q2", "q3", "behind"]
-    ((key, wait, watch),) = claimed.limited
+    ((key, wait, watch, _),) = claimed.limited
     assert (key, watch) == (named("rq:queue:q"), named("rq_pooled:limited:q"))
     assert wait is not None and 55 < wait <= 60
     assert queue.get_job_ids() == ["q4", "q5"]
@@ -164,9 +164,9 @@ def test_who_comes_to_wait_wakes_nobody(server: Any, redis: Redis, limit: Limit)
         queue.enqueue("math.factorial", 3)
     set_limit(redis, "q", limit)
     with engine(server.url) as ours, redis.pipeline() as pipeline:
-        ((_, _, watch),) = ours.claim("a", "b", queues=("q",)).limited
+        ((_, _, watch, _),) = ours.claim("a", "b", queues=("q",)).limited
         pipeline.watch(watch, queue.key)
-        ((_, _, again),) = ours.claim("b", queues=("q",)).limited
+        ((_, _, again, _),) = ours.claim("b", queues=("q",)).limited
         pipeline.multi()
         pipeline.ping()
         assert (again, pipeline.execute()) == (watch, [True]), "EXEC fails where a watched key was touched"
@@ -192,7 +192,7 @@ def test_running_jobs_are_counted_by_the_claims_that_stand(server: Any, redis: R
     with engine(server.url) as ours:
         claims = ours.claim("a", "b", "c", queues=("q",)).claims
         assert [claim.job_id for claim in claims] == ["q0", "q1"]
-        assert ours.claim("c", queues=("q",)).limited == [(named("rq:queue:q"), None, named("rq_pooled:full:q"))]
+        assert ours.claim("c", queues=("q",)).limited == [(named("rq:queue:q"), None, named("rq_pooled:full:q"), False)]
         ours.commit(finished(claims[0]))
         assert not redis.exists(named("rq_pooled:full:q")), "who waits for a place is told"
         (third,) = ours.claim("c", "d", queues=("q",)).claims

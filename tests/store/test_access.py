@@ -61,6 +61,10 @@ BEYOND: list[list[str]] = [
     ["SCRIPT", "FLUSH"],
     ["SCRIPT", "KILL"],
     ["FUNCTION", "LIST"],
+    ["FUNCTION", "LOAD", "REPLACE", "#!lua name=x\nredis.register_function('x', function() return 1 end)"],
+    ["FUNCTION", "DELETE", "x"],
+    ["FUNCTION", "FLUSH"],
+    ["FUNCTION", "RESTORE", "x"],
     ["PUBLISH", "other", "x"],
     ["SUBSCRIBE", "other"],
     ["PSUBSCRIBE", "*"],
@@ -82,6 +86,7 @@ ALSO_BEYOND: dict[str, list[list[str]]] = {
         ["SET", named("rq:suspended"), "1"],
         ["PUBLISH", named("rq:pubsub:w"), "{}"],
         ["CLIENT", "LIST"],
+        ["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "other:"],
         ["SCAN", "0"],
         ["DBSIZE"],
     ],
@@ -91,11 +96,13 @@ ALSO_BEYOND: dict[str, list[list[str]]] = {
         ["DEL", named("rq_pooled:claims:t")],
         ["SET", named("rq:suspended"), "1"],
         ["PUBLISH", named("rq:pubsub:w"), "{}"],
+        ["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "other:"],
         ["SCAN", "0"],
     ],
     "page": [
         ["HSET", named("rq:worker:w"), "state", "idle"],
         ["DEL", named("rq_pooled:leases:q")],
+        ["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "other:"],
         ["SCAN", "0"],
     ],
     "page-view": [
@@ -103,6 +110,7 @@ ALSO_BEYOND: dict[str, list[list[str]]] = {
         ["DEL", named("rq:failed:q")],
         ["LPUSH", named("rq:queue:q"), "a"],
         ["PUBLISH", named("rq:pubsub:w"), "{}"],
+        ["CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "other:"],
         ["SCAN", "0"],
     ],
 }
@@ -280,9 +288,8 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
         for path in looks:
             assert client.get(f"/rq/{path}").status_code == 200, path
     assert page.post("/rq/queues/requeue", json={"queue": "q", "exception": "ValueError"}).json["done"] == 1
-    for policy, exception in (("bury", "OSError"), ("purge", "KeyError")):
-        asked = {"queue": "q", "policy": policy, "exception": exception}
-        asked |= {"confirm": "1"} if policy == "purge" else {}
+    for policy, exception, confirm in (("bury", "OSError", {}), ("purge", "KeyError", {"confirm": "1"})):
+        asked = {"queue": "q", "policy": policy, "exception": exception, **confirm}
         assert page.post("/rq/queues/sweep", json=asked).json["done"] == 1
     assert page.post("/rq/queues/requeue", data={"queue": "q", "exception": "x", "page": "1"}).status_code == 303
     dead = {"act": "requeue", "jobs": json.dumps([ids["OSError"]]), "dead": True}
@@ -332,7 +339,7 @@ OF_WORKERS = {
 def test_the_table_speaks_of_every_key() -> None:
     """A key is in the table of who writes it, or named here as a worker's own; a new one needs a decision."""
     names = {name for name, text in vars(keys).items() if name.isupper() and isinstance(text, str)}
-    names -= {"PREFIX", "OURS", "EXECUTION_PATTERN"}
+    names -= {"PREFIX", "OURS", "EXECUTION_PATTERN", "SENTRY_COMMAND"}
     written = [one for role in ("web", "page", "jobs") for one in ROLES[role].writes]
     undecided = {name for name in names if not any(fnmatchcase(getattr(keys, name), one) for one in written)}
     assert undecided == OF_WORKERS

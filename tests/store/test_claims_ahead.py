@@ -132,6 +132,27 @@ def test_a_worker_shows_the_job_that_is_left(server: Any, redis: Redis) -> None:
         assert not redis.exists(named("rq:worker:a:executions"))
 
 
+def test_a_worker_shows_no_job_that_is_gone(server: Any, redis: Redis) -> None:
+    """RQ 2 raises for a current job without a hash: where the first one leaves none, another one of the slot stands."""
+    with engine(server.url) as ours:
+        claims = hold(ours, redis)
+        gone = finished(claims[0], ("DEL", named(f"rq:job:{claims[0].job_id}")))
+        assert ours.commit(gone) == ["ok"]
+        left = [claim.job_id.encode() for claim in claims[1:]]
+        assert len(left) > 1 and redis.hget(named("rq:worker:a"), "current_job") in ([None] if rq_api.RQ3 else left)
+
+
+def test_what_is_put_back_has_its_old_order(server: Any, redis: Redis) -> None:
+    """Jobs of several slots go back into the order of the queue, though each slot had every second one."""
+    queue = fill(redis, 9)
+    with engine(server.url) as ours:
+        ours.register("a", "b")
+        claimed = ours.claim("a", "b", per_name=3).claims
+        by_slot = [claim for name in "ba" for claim in claimed if claim.worker_name == name]
+        assert ours.run(push_back(ours.settings, "token", by_slot)) == 6
+        assert queue.get_job_ids() == [f"d{number}" for number in range(9)]
+
+
 def test_what_is_put_back_is_as_it_was(server: Any, redis: Redis) -> None:
     """Jobs that waited go back to the front of their queue in their order, queued, and uncharged."""
     with engine(server.url) as ours:

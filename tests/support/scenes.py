@@ -13,6 +13,7 @@ from rq import Queue
 from rq.job import Job
 from stalls import end_lease
 
+from rq_pooled.queue.pause import pause
 from rq_pooled.store import failed, leases, rq_scheduler, scheduled, statistics, workers
 from rq_pooled.store.budget import reserve
 from rq_pooled.store.claim import claim_jobs
@@ -100,6 +101,13 @@ def claim_once(ours: Engine, redis: Redis) -> Command:
 def claim_limited(ours: Engine, redis: Redis) -> Command:
     ours.run(change_limit("default", "operator", "2 60000000 2"))
     enqueue(redis, "a", "b", "c")
+    return claiming(ours)
+
+
+@scene
+def claim_paused(ours: Engine, redis: Redis) -> Command:
+    enqueue(redis, "a", "b")
+    pause(redis, "default")
     return claiming(ours)
 
 

@@ -12,8 +12,8 @@
 -- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
 --             { field, value ... as before the claim }, { field that was left out of it ... }, if any } ... one per
 --             job, for one slot after the other, and again from the first },
---             { { queue key, microseconds until it may start a job or -1, key that is there until that may change }
---             ... one per queue that has jobs and whose limit is reached },
+--             { { queue key, microseconds until it may start a job, -1 or -2, key that is there until that may change }
+--             ... one per queue that has jobs and whose limit is reached, or that is paused (-2) },
 --             1 if work may be left, 1 if this worker is still the sentry }
 -- RQ
 if redis.call('EXISTS', SUSPENDED) == 1 then
@@ -88,6 +88,18 @@ if redis.call('EXISTS', LIMITS) == 1 and fits(LIMITS, 'hash') then
   end
 end
 
+-- A paused queue, see queue/pause.py, is one of which no job may run.
+if redis.call('EXISTS', PAUSED) == 1 and fits(PAUSED, 'hash') then
+  if of_few() then
+    return of_few()
+  end
+  for _, key in ipairs(KEYS) do
+    if redis.call('HEXISTS', PAUSED, string.sub(key, #QUEUE + 1)) == 1 then
+      limits[key] = { starts = 0, places = 0, paused = true }
+    end
+  end
+end
+
 -- Tell whether the queue may start a job now. A queue that may not, and has jobs, is reported once, with a key that its
 -- worker watches while it sleeps. NX leaves an existing key untouched, so no worker is woken.
 local function is_open(key)
@@ -95,7 +107,7 @@ local function is_open(key)
   if not limit or closed[key] then
     return not limit
   end
-  local wait, watch, life = -1, FULL, 120
+  local wait, watch, life = limit.paused and -2 or -1, FULL, 120
   if not limit.places or limit.places > 0 then
     local oldest = limit.starts > 0 and tonumber(redis.call('LINDEX', limit.list, -limit.starts) or '')
     wait = oldest and math.min(limit.period, oldest + limit.period - microseconds) or 0

@@ -244,6 +244,7 @@ end
 
 local results, freed, at = {}, {}, 3
 local members, claimed, worked = {}, {}, {} -- the claims that have ended: themselves, by queue, and by worker
+local deleted = {} -- workers whose jobs may be deleted, which a plain success is not
 local function record_all()
   while at <= #ARGV do
     local id, execution, queue, name = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3]
@@ -338,6 +339,7 @@ local function record_all()
       members[#members + 1] = member
       add(claimed, queue, member)
       add(worked, WORKER .. name, member)
+      deleted[WORKER .. name] = deleted[WORKER .. name] or result == 'lost' or not next(successes)
       freed[queue] = FULL .. queue
     end
     results[#results + 1] = result
@@ -354,7 +356,7 @@ for _, words in pairs(finished_jobs) do
 end
 for worker, words in pairs(worked) do
   redis.pcall('SREM', worker .. ':executions', unpack(words, 2))
-  show_rest(worker, now)
+  show_rest(worker, now, deleted[worker])
 end
 -- The claims are removed last.
 if #members > 0 then

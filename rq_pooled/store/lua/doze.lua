@@ -8,6 +8,12 @@
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then
   return 1
 end
+-- A worker that has lost its connection, or waited before it tried again, does not know that the post is still its own.
+if redis.pcall('GET', KEYS[1]) == ARGV[1] then
+  redis.call('PEXPIRE', KEYS[1], ARGV[3])
+  redis.pcall('ZREM', KEYS[2], ARGV[1])
+  return 1
+end
 -- Among equals the server orders by name, so the time makes it first come, first woken.
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[2], ARGV[2] * 1e10 + time[1] + time[2] / 1e6, ARGV[1])

@@ -22,10 +22,17 @@ def note(path: str, what: str) -> None:
 
 
 def run(path: str, what: str = "", argument: str = "") -> str:
-    """Do nothing but note it; or sleep, wait for a file, raise, or kill this process, as it is told."""
+    """Do nothing but note it; or sleep, wait for a file, raise, kill this process, freeze its worker, as it is told."""
     note(path, "begin")
     if what == "sleep":
         time.sleep(float(argument))
+    elif what == "freeze":
+        # Once: another worker that gets the job lives.
+        if not Path(f"{argument}.frozen").exists():
+            Path(f"{argument}.frozen").touch()
+            os.kill(os.getppid(), signal.SIGSTOP)
+            while not Path(argument).exists():
+                time.sleep(0.01)
     elif what == "wait":
         while not Path(argument).exists():
             time.sleep(0.01)

@@ -1,12 +1,14 @@
 -- Show in the hash of a worker, of which executions have ended, that it has nothing to do, or the job that is left to it.
--- A list of executions of another type counts as empty.
-local function show_rest(worker, now)
+-- A list of executions of another type counts as empty. Of several jobs that are left one is shown where the one that
+-- was may be deleted: RQ 2 raises for it.
+local function show_rest(worker, now, deleted)
   local executions = worker .. ':executions'
   local left = redis.pcall('SCARD', executions)
-  if (type(left) == 'number' and left > 1) or redis.pcall('EXISTS', worker) ~= 1 then
+  left = type(left) == 'number' and left or 0
+  if (left > 1 and (RQ3 or not deleted)) or redis.pcall('EXISTS', worker) ~= 1 then
     return
   end
-  if left == 1 then
+  if left >= 1 then
     local member = not RQ3 and redis.pcall('SRANDMEMBER', executions)
     local id = type(member) == 'string' and string.match(member, '^(.*):[^:]*$')
     if id then

@@ -1,0 +1,156 @@
+"""What is to come: RQ's scheduled jobs, retries and repeats, rq-scheduler's jobs with recurring sweeps, and RQ's cron.
+
+Nothing is unpickled but a job's ``meta``, which tells when it comes again, and of that no class is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from redis import Redis
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
+from rq.job import Job
+
+from ..errors import ConfigurationError
+from ..failed.description import described
+from ..failed.listing import MAX_FIELD
+from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, seconds_of, whole_number
+from ..store.inert_jobs import fetch_inert
+from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
+from ..store.queues import is_shown, queue_names
+from ..store.unpickling import plain_meta
+from ..wire import raw, text
+
+#: What the ids of recurring sweeps begin with, as ``rq-pooled schedule-sweep`` makes them.
+SWEEP = "rq_pooled-sweep-"
+#: Processes of RQ's cron that are asked, and bytes of what one tells.
+_CRONS, _TOLD = 20, 1024 * 1024
+_YEAR_9999 = 253_370_764_800.0
+_FIELDS = ("origin", "started_at", "enqueued_at", "retries_left", "repeats_left")
+
+
+def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
+    """Return what is due first, of queues that may be shown. Blocks for about eight round trips.
+
+    Each has ``id`` ("" for RQ's cron), ``kind`` (``scheduled``, ``retry``, ``repeat``, ``rq-scheduler``, ``sweep``,
+    ``cron``), ``queue``, ``what``, ``every`` (a cron line, or seconds; "" for once), and ``next`` and ``last`` (seconds
+    since the epoch, or None).
+    """
+    rows: list[tuple[float, str, str]] = []
+    names = queue_names(client.execute_command)
+    pipeline: Any = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.zrange(raw(registry_key("scheduled", name)), 0, limit - 1, withscores=True)
+    pipeline.zrange(SCHEDULED_JOBS, 0, limit - 1, withscores=True)
+    *registries, others = replies_of(pipeline)
+    for name, found in zip(names, registries):
+        rows += [(due, name, text(job_id)) for job_id, due in found or () if is_number(due)]
+    rows += [(due, "", text(job_id)) for job_id, due in others or () if is_number(due)]
+    entries = _jobs(client, sorted(rows)[:limit]) + _crons(client)
+    shown = [one for one in entries if is_shown(one["queue"])]
+    return sorted(shown, key=lambda one: (one["next"] is None, one["next"] or 0.0, one["id"]))[:limit]
+
+
+def cancel(client: Redis, job_id: str) -> str:
+    """Cancel a scheduled job, and return its queue. Blocks for a few round trips.
+
+    A job of RQ is cancelled as RQ does it. One of rq-scheduler leaves its schedule, and what of it runs goes on.
+
+    Raises:
+        ConfigurationError: it is not scheduled (any more).
+    """
+    queue = scheduled_in(client, job_id)
+    if queue is None:
+        raise ConfigurationError(f"{printable(job_id, MAX_VALUE)} is not scheduled, or not any more")
+    if client.zrem(SCHEDULED_JOBS, raw(job_id)):
+        return queue
+    try:
+        fetch_inert(Job, job_id, client).cancel()
+    except (NoSuchJobError, InvalidJobOperation):
+        # The job is gone, or was cancelled meanwhile, and the entry is all that is left.
+        client.zrem(raw(registry_key("scheduled", queue)), raw(job_id))
+    return queue
+
+
+def scheduled_in(client: Redis, job_id: str) -> str | None:
+    """Return the queue of a scheduled job, None if it is not scheduled."""
+    queue = text(client.hget(raw(job_key(job_id)), "origin") or b"")
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.zscore(SCHEDULED_JOBS, raw(job_id))
+    pipeline.zscore(raw(registry_key("scheduled", queue)), raw(job_id))
+    return queue if any(score is not None for score in replies_of(pipeline)) else None
+
+
+def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[str, Any]]:
+    pipeline: Any = client.pipeline(transaction=False)
+    for _, _, job_id in rows:
+        for name in ("description", "meta"):
+            pipeline.hstrlen(raw(job_key(job_id)), name)
+    sizes = replies_of(pipeline) if rows else []
+    pipeline = client.pipeline(transaction=False)
+    for at, (_, _, job_id) in enumerate(rows):
+        long = zip(("description", "meta"), sizes[2 * at : 2 * at + 2])
+        pipeline.hmget(
+            raw(job_key(job_id)), *_FIELDS, *(name if 0 < (size or 0) <= MAX_FIELD else "" for name, size in long)
+        )
+    entries = []
+    for (due, name, job_id), fields in zip(rows, replies_of(pipeline) if rows else ()):
+        origin, started, enqueued, retries, repeats, description, meta = fields or [None] * 7
+        known = plain_meta(meta) if not name else {}
+        every = known.get("cron_string") or known.get("interval") or ""
+        kind = "repeat" if repeats is not None else "retry" if started and whole_number(retries) else "scheduled"
+        if not name:
+            kind = "sweep" if job_id.startswith(SWEEP) else "rq-scheduler"
+        entries.append(
+            {
+                "id": plain(job_id),
+                "kind": kind,
+                "queue": name or text(origin or b""),
+                "what": described(plain(description or b"")) or plain(job_id),
+                "every": every if isinstance(every, (str, int, float)) else "",
+                # Beyond these, Python has no date.
+                "next": min(max(due, 0.0), _YEAR_9999),
+                "last": seconds_of(started) or (seconds_of(enqueued) if not name else None),
+            }
+        )
+    return entries
+
+
+def _crons(client: Redis) -> list[dict[str, Any]]:
+    """Return the jobs of the processes of `rq cron`; their schedule is in their files, and only told here."""
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.zrevrange(CRON_SCHEDULERS, 0, _CRONS - 1)
+    (processes,) = replies_of(pipeline)
+    entries: list[dict[str, Any]] = []
+    for process in processes or ():
+        key = raw(CRON_SCHEDULER + text(process))
+        pipeline.hstrlen(key, "cron_jobs")
+        (size,) = replies_of(pipeline)
+        if not size or size > _TOLD:
+            continue
+        pipeline.hget(key, "cron_jobs")
+        try:
+            told = json.loads(replies_of(pipeline)[0] or b"[]")
+        except (ValueError, RecursionError):
+            continue
+        for one in told if isinstance(told, list) else ():
+            if isinstance(one, dict) and isinstance(one.get("queue_name"), str):
+                every = one.get("cron") or one.get("interval") or ""
+                entries.append(
+                    {
+                        "id": "",
+                        "kind": "cron",
+                        "queue": one["queue_name"],
+                        "what": plain(str(one.get("func_name") or one.get("name") or "")),
+                        "every": every if isinstance(every, (str, int, float)) else "",
+                        "next": seconds_of(_text_of(one.get("next_enqueue_time"))),
+                        "last": seconds_of(_text_of(one.get("latest_enqueue_time"))),
+                    }
+                )
+    return entries
+
+
+def _text_of(value: object) -> str | None:
+    return value if isinstance(value, str) else None
