@@ -151,7 +151,10 @@ def test_what_may_not_be_viewed_is_not_to_come(everything: dict[str, Any], serve
 def test_what_others_wrote_breaks_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """Keys of another type, jobs that are gone, odd times and odd JSON cost neither page nor command its answer."""
     Queue("mail", redis).enqueue_in(SOON, FACTORIAL, 3, job_id="later")
-    redis.zadd(named("rq:scheduler:scheduled_jobs"), {b"\xff": 5, HOSTILE: 1e17, "early": -1e15, "never": 1e300, "inf": float("inf")})
+    redis.zadd(
+        named("rq:scheduler:scheduled_jobs"),
+        {b"\xff": 5, HOSTILE: 1e17, "early": -1e15, "never": 1e300, "inf": float("inf")},
+    )
     redis.hset(named("rq:job:" + HOSTILE), mapping={"description": HOSTILE, "meta": b"\x80\x04junk", "origin": HOSTILE})
     for name, told in (
         ("a", "[" * 9000),
