@@ -32,6 +32,7 @@ from .queue_actions import add_queue_actions
 from .rights import BURY, PURGE, REQUEUE, VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
 from .trail import add_trail, tracked
+from .workers import add_workers
 
 #: Seconds within which each request is answered. Health promises 2, of which Flask takes a part.
 HEALTH_DEADLINE, DEADLINE = 1.9, 4.0
@@ -47,7 +48,7 @@ _HEADERS = {
 }
 
 #: Views that answer with a page for people, an error too.
-_PAGES = ("failed", "job", "failed_confirm", "trail_page", "schedule")
+_PAGES = ("failed", "job", "failed_confirm", "trail_page", "schedule", "workers_page")
 
 
 class Client(Protocol):
@@ -216,6 +217,7 @@ def make_blueprint(
 
     add_queue_actions(blueprint, lambda: client_of().redis, rights)
     add_schedule(blueprint, lambda: client_of().redis, rights)
+    add_workers(blueprint, lambda: client_of().redis, rights)
     add_trail(blueprint, lambda: client_of().redis)
     add_job_pages(blueprint, lambda: client_of().redis, rights)
     return blueprint

@@ -24,6 +24,8 @@ ASKING = {
         "queue_pause",
         "schedule",
         "schedule_cancel",
+        "workers_page",
+        "workers_stop",
         "failed",
         "job",
         "failed_confirm",

@@ -1,0 +1,113 @@
+"""Who works: RQ's registered workers, stock ones too, by process, and the jobs that stand in started registries.
+
+Nothing is unpickled. Jobs that a worker has claimed ahead stand there, too.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from redis import Redis
+
+from ..failed.description import described
+from ..failed.listing import MAX_FIELD
+from ..foreign import plain, replies_of, seconds_of, whole_number
+from ..store.keys import EXECUTION, WORKER, WORKERS, commands_channel, job_key, registry_key
+from ..store.queues import is_shown, queue_names
+from ..wire import raw, text
+from .processes import processes
+
+#: Workers, and jobs of one queue, that are looked at.
+MOST, JOBS = 500, 100
+_FIELDS = ("hostname", "pid", "queues", "state", "birth", "last_heartbeat")
+
+
+def workers(client: Redis) -> list[dict[str, Any]]:
+    """Return the processes of workers all of whose queues may be shown. Blocks for about eight round trips.
+
+    Each has ``host``, ``pid``, ``names`` (one for each slot), ``queues``, ``state`` (``busy`` if a slot is), ``since``
+    and ``seen`` (seconds since the epoch or None), and, of workers of rq_pooled, ``horses`` (pids), ``replaced``
+    (horses forked in place of others) and ``slots``; else None.
+    """
+    keys = sorted(client.sscan_iter(WORKERS, count=MOST))[:MOST]
+    pipeline: Any = client.pipeline(transaction=False)
+    for key in keys:
+        pipeline.hmget(key, *_FIELDS)
+    ours = {(one["host"], one["pid"]): one["worker"] for one in processes(client) if one["worker"]}
+    found: dict[tuple[str, int], dict[str, Any]] = {}
+    for key, fields in zip(keys, replies_of(pipeline) if keys else ()):
+        host, pid, queues, state, birth, seen = (text(value or b"") for value in fields or [None] * 6)
+        names = [name for name in queues.split(",") if name]
+        if not host or not all(map(is_shown, names)):
+            continue
+        one = found.setdefault(
+            (host, whole_number(pid)),
+            {"host": plain(host), "pid": whole_number(pid), "names": [], "queues": names, "state": "idle"},
+        )
+        one["names"].append(text(key).removeprefix(WORKER))
+        one["state"] = "busy" if "busy" in (state, one["state"]) else plain(state)
+        one["since"], one["seen"] = seconds_of(birth), seconds_of(seen)
+    for place, one in found.items():
+        worker = ours.get(place)
+        one["horses"] = worker and worker["horses"]
+        one["replaced"] = worker and worker["counters"]["horses_replaced"]
+        one["slots"] = worker and worker["concurrency"]
+    return [found[place] for place in sorted(found)]
+
+
+def running(client: Redis) -> list[dict[str, Any]]:
+    """Return the jobs in started registries of queues that may be shown, those that began first. Blocks for four trips.
+
+    Each has ``id``, ``execution``, ``queue``, ``worker``, ``what`` and ``since`` (seconds since the epoch or None).
+    """
+    names = queue_names(client.execute_command)
+    pipeline: Any = client.pipeline(transaction=False)
+    for name in names:
+        pipeline.zrange(raw(registry_key("wip", name)), 0, JOBS - 1)
+    claims = [
+        (name, text(one)) for name, found in zip(names, replies_of(pipeline) if names else ()) for one in found or ()
+    ]
+    for _, member in claims:
+        pipeline.hmget(raw(EXECUTION + member), "worker_name", "created_at")
+        pipeline.hstrlen(raw(job_key(member.rpartition(":")[0])), "description")
+    replies = replies_of(pipeline) if claims else []
+    for (_, member), size in zip(claims, replies[1::2]):
+        pipeline.hget(raw(job_key(member.rpartition(":")[0])), "description" if 0 < (size or 0) <= MAX_FIELD else "")
+    entries = []
+    for (name, member), fields, description in zip(claims, replies[::2], replies_of(pipeline) if claims else ()):
+        job_id, _, execution = member.rpartition(":")
+        worker, since = fields or (None, None)
+        entries.append(
+            {
+                "id": job_id,
+                "execution": execution,
+                "queue": name,
+                "worker": text(worker or b""),
+                "what": described(plain(description or b"")) or plain(job_id),
+                "since": _moment(text(since or b"")),
+            }
+        )
+    return sorted(entries, key=lambda one: (one["since"] or 0.0, one["id"]))
+
+
+def stop_job(client: Redis, worker: str, job_id: str) -> None:
+    """Tell a worker to stop a job, as RQ does it: the job fails as stopped. Blocks for a round trip."""
+    _send(client, worker, "stop-job", job_id=job_id)
+
+
+def shut_down(client: Redis, worker: str) -> None:
+    """Tell a worker to claim no more, and to end with its running jobs. Blocks for a round trip."""
+    _send(client, worker, "shutdown")
+
+
+def _send(client: Redis, worker: str, command: str, **more: str) -> None:
+    client.publish(raw(commands_channel(worker)), json.dumps({"command": command, **more}))
+
+
+def _moment(word: str) -> float | None:
+    try:
+        seconds = float(word)
+    except ValueError:
+        return seconds_of(word)
+    return seconds if 0 <= seconds < 253_370_764_800 else None

@@ -1,0 +1,99 @@
+"""Workers and running jobs on the page: who runs what since when, and how a job or a worker is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import claim_jobs
+import pytest
+from failures import HOSTILE
+from keys import named
+from redis import Redis
+from rq import Queue
+from rq.job import JobStatus
+from support import drop_pools, running_worker, wait_until
+
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.monitoring.audit import trail
+from rq_pooled.monitoring.workers import running, workers
+
+flask = pytest.importorskip("flask")
+from rq_pooled.flask import RQPooled
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays() -> Iterator[None]:
+    yield
+    drop_pools()
+
+
+def client_of(server: EmbeddedServer, authorize: Any = lambda action, queue: True) -> Any:
+    """A client of a page of the application's own site."""
+    app = flask.Flask("shop")
+    app.config.update(RQ_POOLED_URL=server.url, TESTING=True)
+    app.register_blueprint(RQPooled(app).blueprint(authorize=authorize), url_prefix="/rq")
+    client = app.test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    return client
+
+
+def test_a_job_and_a_worker_are_stopped(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """The page tells who runs what since when; only the right to stop the queue stops the job, and a shutdown needs it
+    for each queue of the worker. Both are confirmed, and in the trail.
+    """
+    job = Queue("mail", redis).enqueue(claim_jobs.wait_for_file, str(tmp_path / "started"), str(tmp_path / "gate"))
+    with running_worker(server.url, "mail", "other", log=tmp_path / "log", concurrency=2) as worker:
+        wait_until((tmp_path / "started").exists)
+        (one,) = workers(redis)
+        assert (one["pid"], one["queues"], one["state"], len(one["names"])) == (
+            worker.pid,
+            ["mail", "other"],
+            "busy",
+            2,
+        )
+        wait_until(lambda: workers(redis)[0]["horses"])
+        (now,) = running(redis)
+        assert (now["id"], now["queue"], now["worker"] in one["names"]) == (job.id, "mail", True) and now["since"]
+        client = client_of(server)
+        page = client.get("/rq/workers").text
+        assert job.id in page and str(worker.pid) in page and "wait_for_file" in page
+        assert "Stop 1 job" in client.get(f"/rq/workers?stop={job.id}").text
+        assert "Shut down 1 worker" in client.get(f"/rq/workers?stop={one['names'][0]}").text
+        some = client_of(server, lambda action, queue: action == "view" or (action == "stop" and queue != "mail"))
+        assert "Stop …" not in some.get("/rq/workers").text and "Shut down …" not in some.get("/rq/workers").text
+        for what in ({"job": job.id}, {"worker": one["names"][0]}):
+            assert some.post("/rq/workers/stop", data=what).status_code == 403
+        hidden = client_of(server, lambda action, queue: queue != "mail")
+        assert worker.process.pid and job.id not in hidden.get("/rq/workers").text
+        assert str(worker.pid) not in hidden.get("/rq/workers").text
+        for what in ({"job": job.id}, {"worker": one["names"][0]}):
+            assert hidden.post("/rq/workers/stop", data=what).status_code == 400
+        assert trail(redis) == [] and job.get_status() == JobStatus.STARTED
+
+        done = client.post("/rq/workers/stop", data={"job": job.id, "page": "1"})
+        assert done.status_code == 303 and "told to stop" in client.get(done.location).text
+        wait_until(lambda: job.get_status() == JobStatus.STOPPED)
+        assert client.post("/rq/workers/stop", data={"worker": one["names"][0]}).status_code == 200
+        assert worker.wait() == 0
+        assert [(entry["action"], entry["queue"]) for entry in trail(redis)] == [
+            ("shutdown", "other"),
+            ("shutdown", "mail"),
+            ("stop", "mail"),
+        ]
+        assert client.post("/rq/workers/stop", data={"worker": one["names"][0]}).status_code == 400
+
+
+def test_what_others_wrote_breaks_nothing(server: EmbeddedServer, redis: Redis) -> None:
+    """Workers of another type, of bytes and markup, and claims without an execution cost the page nothing."""
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"))
+    redis.sadd(named("rq:workers"), named("rq:worker:a"), named("rq:worker:b"), b"\xff")
+    redis.set(named("rq:worker:a"), "x")
+    redis.hset(named("rq:worker:b"), mapping={"hostname": HOSTILE, "pid": "x", "queues": "mail", "birth": b"\xff"})
+    redis.zadd(named("rq:wip:mail"), {"gone:e": 9e9, b"\xff": 9e9, f"{HOSTILE}:e": 9e9})
+    redis.hset(named(f"rq:execution:{HOSTILE}:e"), mapping={"worker_name": HOSTILE, "created_at": "1e300"})
+    page = client_of(server).get("/rq/workers")
+    assert page.status_code == 200 and "<script>alert" not in page.text and "gone" in page.text
+    for odd in ({}, {"job": "gone"}, {"worker": "a"}, {"job": "a", "worker": "b"}):
+        assert client_of(server).post("/rq/workers/stop", data=odd).status_code == 400
