@@ -123,7 +123,7 @@ def act_on(
     ids: Sequence[str],
     dead: bool = False,
     queue: str | None = None,
-    done: dict[str, int] | None = None,
+    begun: dict[str, tuple[list[str], int | None]] | None = None,
 ) -> dict[str, Any]:
     """Requeue, bury or delete jobs by id, each in one atomic step that checks that it still has failed.
 
@@ -132,7 +132,7 @@ def act_on(
         act: of ACTS.
         ids: of failed jobs; of dead letters with ``dead``.
         queue: of all of them; each job says its own if not given.
-        done: is given the number of each queue.
+        begun: is given, of each queue that this has begun with, its jobs and how many were done, None while not known.
 
     Returns:
         ``done``, ``gone`` (not there any more), ``changed`` (not failed any more), and ``queues`` that changed.
@@ -145,10 +145,12 @@ def act_on(
             by_queue.setdefault(origin, []).append(job_id)
     words: list[str] = []
     for name, of_queue in by_queue.items():
+        if begun is not None:
+            begun[name] = of_queue, None
         said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]())  # type: ignore[arg-type]
         words += said.values()
-        if done is not None:
-            done[name] = list(said.values()).count("done")
+        if begun is not None:
+            begun[name] = of_queue, list(said.values()).count("done")
     gone = words.count("gone") + words.count("ghost")
     return {
         "done": words.count("done"),

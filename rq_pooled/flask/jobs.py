@@ -173,25 +173,31 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
             if "jobs" in given:
-                ids = _ids(given["jobs"])
-                known = may_act(redis, act, ids)
-                _check_confirmed(act, known, given)
-                done: dict[str, int] = {}
-                report = act_on(redis, act, known, dead, done=done)
-                report["gone"] += len(ids) - len(known)
-                named = f"{', '.join(known[:5])}{' …' if len(known) > 5 else ''}"
-                deeds = [Deed(ACTS[act][2], name, number, f"of {named}{_DEAD[dead]}") for name, number in done.items()]
+                ids, group, words = _ids(given["jobs"]), None, ""
             elif "queue" in given:
                 rights.require(ACTS[act][2], given["queue"])
                 group = (given["queue"], given.get("exception", ""), given.get("function", ""))
                 ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
-                _check_confirmed(act, ids, given)
-                report = act_on(redis, act, ids, dead, given["queue"])
                 words = f"exception={group[1]}, function={group[2]}{_DEAD[dead]}"
-                deeds = [Deed(ACTS[act][2], given["queue"], report["done"], words)]
             else:
                 raise ConfigurationError("nothing says which jobs: give jobs, a JSON list of ids, or queue")
-            error = note(redis, rights, *deeds) if deeds else ""
+            # Also of a group: an entry of its queue may be of a job that is another queue's by now.
+            known = may_act(redis, act, ids)
+            _check_confirmed(act, known, given)
+            begun: dict[str, tuple[list[str], int | None]] = {}
+            error = ""
+            try:
+                report = act_on(redis, act, known, dead, group and group[0], begun)
+            finally:
+                # What broke off is written down, too.
+                deeds = [
+                    Deed(ACTS[act][2], name, number, words or f"of {_some(of_queue)}{_DEAD[dead]}")
+                    if number is not None
+                    else Deed(ACTS[act][2], name, None, f"broken off; {words or _some(of_queue)}")
+                    for name, (of_queue, number) in begun.items()
+                ]
+                error = note(redis, rights, *deeds) if deeds else ""
+            report["gone"] += len(ids) - len(known)
             if "page" not in request.form:
                 return jsonify(bounded({**report, "trail_error": error} if error else report))
             token = tell(redis, ACTS[act][1], ", ".join(report["queues"]), report["done"], False, bool(error))
@@ -200,6 +206,11 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
         if request.form["page"] in ("job", "failed"):
             return redirect(url_for(".failed", dead=1 if dead else None, did=token), 303)
         return redirect(url_for(".page", did=token), 303)
+
+
+def _some(ids: Sequence[str]) -> str:
+    """Name the first of these jobs."""
+    return f"{', '.join(ids[:5])}{' …' if len(ids) > 5 else ''}"
 
 
 def _check_confirmed(act: str, ids: Sequence[str], given: dict[str, str]) -> None:

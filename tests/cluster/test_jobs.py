@@ -130,7 +130,7 @@ def test_what_is_refused(cluster: Cluster) -> None:
     assert "RQ_KEY_PREFIX is 'rq'" in line and "RQ_KEY_PREFIX='{app}'" in line
     line = refusal(run(way, f"cluster://{node.address}/1"))
     assert "a cluster has no database 1" in line and "cluster://host1:6379,host2:6379/" in line
-    with EmbeddedServer(kind=os.environ.get("RQ_POOLED_TEST_SERVER")) as server:
+    with EmbeddedServer(kind=os.environ.get("RQ_POOLED_TEST_SERVER"), password=False) as server:
         line = refusal(run(way, f"cluster://{server.host}:{server.port}"))
     assert "is no node of a cluster; write redis:// instead of cluster:// in URL" in line
     line = refusal(run(way, f"redis://{node.address}/0"))

@@ -413,7 +413,8 @@ def test_a_queues_name_leads_nowhere_else(operator: Any, redis: Redis) -> None:
     fail_jobs(redis, name, ["ValueError: one"])
     page = operator.get("/rq/").text
     actions = set(re.findall(r'action="(.*?)"', page))
-    assert actions == {"/rq/queues/requeue", "/rq/queues/sweep", "/rq/jobs"} and f'name="queue" value="{name}"' in page
+    doors = {"/rq/queues/requeue", "/rq/queues/sweep", "/rq/queues/pause", "/rq/jobs"}
+    assert actions == doors and f'name="queue" value="{name}"' in page
     assert operator.post("/rq/queues/requeue", data={"queue": name, "page": "1"}).status_code == 303
     assert redis.llen(named(f"rq:queue:{name}")) == 1
 

@@ -231,3 +231,26 @@ def test_who_is_unknown_without_a_word_of_the_application(server: EmbeddedServer
     client.post("/rq/queues/requeue", data={"queue": "mail"}, headers={"Remote-User": "forged"})
     client.post("/rq/queues/requeue", data={"queue": "mail"}, environ_base={"REMOTE_USER": "bob"})
     assert [one[0] for one in entries(redis)] == ["", "bob"]
+
+
+def test_what_breaks_off_half_way_is_written_down(server: EmbeddedServer, redis: Redis) -> None:
+    """Of an action over several queues that breaks off, what was done and where it broke off stand in the trail."""
+    (job,) = fail_jobs(redis, "mail", ["ValueError: one"])
+    redis.set(named("rq:failed:spoilt"), "no sorted set")
+    redis.hset(named("rq:job:there"), mapping={"data": "x", "status": "failed", "origin": "spoilt"})
+    body = {"act": "delete", "jobs": json.dumps([job, "there"]), "confirm": 2}
+    assert client_of(server).post("/rq/jobs", json=body).status_code == 503
+    assert not redis.exists(named(f"rq:job:{job}"))
+    found = {one["queue"]: one for one in trail(redis)}
+    assert found["mail"]["count"] == 1 and "there" not in found["mail"]["what"]
+    assert found["spoilt"]["count"] is None and "broken off" in found["spoilt"]["what"]
+
+
+def test_a_group_holds_no_job_that_is_another_queues(server: EmbeddedServer, redis: Redis) -> None:
+    """Who may act on one queue changes no job of another, also where its entry still stands in the first."""
+    ids = fail_jobs(redis, "mail", ["ValueError: one", "ValueError: two"])
+    redis.hset(named(f"rq:job:{ids[0]}"), "origin", "hidden")
+    client = client_of(server, lambda action, queue: queue != "hidden")
+    body = {"act": "delete", "queue": "mail", "exception": "ValueError", "function": FACTORIAL, "confirm": 2}
+    assert client.post("/rq/jobs", json=body).json["done"] == 1
+    assert [redis.exists(named(f"rq:job:{one}")) for one in ids] == [1, 0]

@@ -102,6 +102,7 @@ redis.zadd(keys.registry_key("wip", "theirs"), {"of-them-gone:1": 1})
 redis.rpush(queue.key + ":intermediate", "of-them-waiting")
 """
 COMMANDS = [
+    *(["acl"], ["audit"], ["resume", "theirs"], ["schedule", "list"]),
     *(["check", "--json"], ["stats", "--json"], ["top", "--count", "1"], ["connections", "--json"], ["settings"]),
     *(["failed", "--json"], ["rescue", "--apply", "--older-than", "1s"], ["limit"], ["schedule-sweep"]),
     *(["requeue", "--all"], ["sweep", "--ghosts"], ["sweep", "--purge", "--all"], ["scheduler", "--burst"]),
@@ -151,7 +152,11 @@ def test_no_command_sees_another_application(server: Any, redis: Redis) -> None:
     populate(server)
     before = of_them(redis)
     assert len(before) > 15
-    assert {words[0] for words in COMMANDS} == {*cli.commands} - {"demo"}, "demo has a server of its own"
+    assert {words[0] for words in COMMANDS} == {*cli.commands} - {"demo", "web", "pause"}, (
+        "demo has a server of its own, web is the page"
+    )
+    refused = run_command(server.url, "pause", "theirs", RQ_KEY_PREFIX=MINE)
+    assert refused.returncode == 2 and "there is no queue" in refused.stderr and of_them(redis) == before
     for words in COMMANDS:
         ended = run_command(server.url, *words, RQ_KEY_PREFIX=MINE)
         assert ended.returncode in (0, 1) and "Traceback" not in ended.stderr, (words, ended.stderr)

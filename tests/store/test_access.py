@@ -332,7 +332,7 @@ def test_a_horse_does_not_show_the_workers_secrets(signing: Signing) -> None:
 #: What only a worker writes.
 OF_WORKERS = {
     *("WORKER", "WORKERS", "EVENTS", "STALLED_LOCK", "GHOSTS_LOCK", "STARTS", "LEASES", "INTERMEDIATE", "DUE_LOCK"),
-    *("SCHEDULER_LOCK", "SCHEDULER_INSTANCE", "SCHEDULER_RUNS"),
+    *("SCHEDULER_LOCK", "SCHEDULER_INSTANCE", "SCHEDULER_RUNS", "CRON_SCHEDULERS", "CRON_SCHEDULER"),
 }
 
 
