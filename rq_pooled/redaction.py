@@ -18,7 +18,8 @@ _PARTS = frozenset(
 )
 #: Characters of a text that is shown, and of a description that is taken apart.
 _LONGEST, _MOST = 75, 4000
-_CALL = re.compile(r"([^\s()]{1,200})\((.*)\)", re.DOTALL)
+_CALL = re.compile(r"([^\s()]+)\((.*)\)", re.DOTALL)
+_BEGINS = re.compile(r"\s*[^\s()]+\(")
 #: One argument with its name, as Python or we write a plain value; or one that we have left out.
 _ARGUMENT = re.compile(
     r"(?:(\w{1,100})=)?('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"|-?\d[\d.e+-]*|True|False|None|\[redacted\]|…)(?:, |$)"
@@ -71,7 +72,7 @@ def _redacted(text: str) -> str:
     """Return a description as RQ or ``redact`` has made it; a text of another form is a person's, and stays."""
     found = _CALL.fullmatch(text) if len(text) <= _MOST else None
     if found is None:
-        return without_arguments(text) if _CALL.match(text[:_MOST] + ")") else text
+        return without_arguments(text) if _BEGINS.match(text) else text
     name, arguments = found.groups()
     parts, at = [], 0
     while at < len(arguments):

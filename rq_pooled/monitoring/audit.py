@@ -5,8 +5,9 @@ The log is what counts, since who can write to Redis can change the stream.
 
 from __future__ import annotations
 
-import getpass
 import logging
+import os
+import pwd
 import socket
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
@@ -49,9 +50,10 @@ class Deed(NamedTuple):
 def this_user() -> Actor:
     """Return the user and the host of this process, for commands."""
     try:
-        user = getpass.getuser()
-    except (KeyError, OSError, ImportError):
-        user = "unknown"
+        # Not by LOGNAME and USER, which say what one likes.
+        user = pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        user = str(os.getuid())
     return Actor(user, socket.gethostname(), "command")
 
 

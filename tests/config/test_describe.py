@@ -93,6 +93,9 @@ def test_what_is_no_plain_value_with_a_name_is_left_out() -> None:
         (f"f(a='{SECRET}\n')", f"f(a='{SECRET}\n')"),
         ("the nightly report", "the nightly report"),
         ("f()", "f()"),
+        ("p." + "m" * 300 + "(token='sk')", "p." + "m" * 300 + "(token=[redacted])"),
+        ("m" * 5000 + "(token='sk')", "…"),
+        (" f(token='sk')", "…"),
     ],
 )
 def test_what_others_wrote_is_taken_apart_with_care(text: str, shown: str) -> None:

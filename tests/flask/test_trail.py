@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
+import os
+import pwd
 import socket
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from rq_pooled.monitoring.audit import KEPT, MAX_READ, Actor, Deed, record, trai
 flask = pytest.importorskip("flask")
 from rq_pooled.flask import RQPooled
 
-ME = {"who": getpass.getuser(), "origin": socket.gethostname(), "door": "command"}
+ME = {"who": pwd.getpwuid(os.getuid()).pw_name, "origin": socket.gethostname(), "door": "command"}
 ALICE = Actor("alice", "10.0.0.7", "page")
 
 
@@ -254,3 +255,11 @@ def test_a_group_holds_no_job_that_is_another_queues(server: EmbeddedServer, red
     body = {"act": "delete", "queue": "mail", "exception": "ValueError", "function": FACTORIAL, "confirm": 2}
     assert client.post("/rq/jobs", json=body).json["done"] == 1
     assert [redis.exists(named(f"rq:job:{one}")) for one in ids] == [1, 0]
+
+
+def test_variables_do_not_name_the_user(server: EmbeddedServer, redis: Redis) -> None:
+    """A command is noted with the Unix user whose process it is, whatever LOGNAME and USER say."""
+    fail_jobs(redis, "mail", ["ValueError: one"])
+    done = run_command(server.url, "pause", "mail", LOGNAME="ceo", USER="ceo")
+    assert done.returncode == 0, done.stderr
+    assert [one["who"] for one in trail(redis)] == [ME["who"]]
