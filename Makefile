@@ -72,8 +72,10 @@ release: .venv/ready-dev
 picture: .venv/ready-dev
 	@$(BIN)/python docs/pictures/page.py
 
-docs-site: .venv/ready-dev
-	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install '.[docs]' --editable .
+docs-packages: .venv/ready-dev
+	@$(BIN)/python -c 'import material, mkdocstrings' 2>/dev/null || $(PIP) install --editable '.[docs]'
+
+docs-site: docs-packages
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --clean
 
 chaos: .venv/ready-dev
@@ -133,4 +135,4 @@ clean:
 	fi; \
 	exit 1
 
-.PHONY: help demo flask-demo test lint format types bench docs docs-site lock recording release picture chaos soak reliability clean
+.PHONY: help demo flask-demo test lint format types bench docs docs-site docs-packages lock recording release picture chaos soak reliability clean

@@ -145,7 +145,10 @@ def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
 
 def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
     rows = run_script(client, failed_look([job_id for _queue, job_id in entries], MAX_FIELD, MAX_RESULTS))
-    for (queue, job_id), (exists, ended_at, enqueued_at, left, description, error, older) in zip(entries, rows):
+    for (queue, job_id), (exists, ended_at, enqueued_at, left, description, error, older, origin) in zip(entries, rows):
+        if origin and not is_shown(text(origin)):
+            # The entry is left from before it was enqueued in another queue.
+            exists, description, error, older = 0, "", "", ""
         large = isinstance(description, int)
         called = f"(a description of {description} bytes)" if large else text(description)
         if isinstance(error, int):

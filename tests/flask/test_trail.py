@@ -247,14 +247,26 @@ def test_what_breaks_off_half_way_is_written_down(server: EmbeddedServer, redis:
     assert found["spoilt"]["count"] is None and "broken off" in found["spoilt"]["what"]
 
 
-def test_a_group_holds_no_job_that_is_another_queues(server: EmbeddedServer, redis: Redis) -> None:
-    """Who may act on one queue changes no job of another, also where its entry still stands in the first."""
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("jobs", {"act": "delete", "exception": "ValueError", "function": FACTORIAL, "confirm": 2}),
+        ("queues/requeue", {}),
+        ("queues/sweep", {"policy": "bury"}),
+        ("queues/sweep", {"policy": "purge", "all": 1, "confirm": 2}),
+    ],
+)
+def test_a_queue_holds_no_job_that_is_another_queues(
+    server: EmbeddedServer, redis: Redis, path: str, body: dict[str, Any]
+) -> None:
+    """Who may act on one queue sees and changes no job of another, also where its entry still stands in the first."""
     ids = fail_jobs(redis, "mail", ["ValueError: one", "ValueError: two"])
-    redis.hset(named(f"rq:job:{ids[0]}"), "origin", "hidden")
+    redis.hset(named(f"rq:job:{ids[0]}"), mapping={"origin": "hidden", "description": "f('s3cret')"})
+    before = redis.dump(named(f"rq:job:{ids[0]}"))
     client = client_of(server, lambda action, queue: queue != "hidden")
-    body = {"act": "delete", "queue": "mail", "exception": "ValueError", "function": FACTORIAL, "confirm": 2}
-    assert client.post("/rq/jobs", json=body).json["done"] == 1
-    assert [redis.exists(named(f"rq:job:{one}")) for one in ids] == [1, 0]
+    assert "s3cret" not in client.get("/rq/queues/failed-jobs?queue=mail").text + client.get("/rq/failed").text
+    assert client.post(f"/rq/{path}", json={"queue": "mail", **body}).json["done"] == 1
+    assert redis.dump(named(f"rq:job:{ids[0]}")) == before and not redis.exists(named("rq:queue:hidden"))
 
 
 def test_variables_do_not_name_the_user(server: EmbeddedServer, redis: Redis) -> None:

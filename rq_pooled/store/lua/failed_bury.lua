@@ -22,6 +22,7 @@ local time = redis.call('TIME')
 local ends = time[1] + age + time[2] / 1000000
 
 -- include fits
+-- include is_of
 
 local function bury(id, ended_at)
   local job = JOB .. id
@@ -29,13 +30,13 @@ local function bury(id, ended_at)
     return 'gone'
   end
   -- An error means that there is no job: a ghost.
-  local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at')
+  local fields = redis.pcall('HMGET', job, 'data', 'status', 'ended_at', 'origin')
   if not fields[1] then
     redis.call('ZREM', registry, id)
     return 'ghost'
   elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
     return 'changed'
-  elseif not fits(dead, 'zset') then
+  elseif not is_of(registry, fields[4]) or not fits(dead, 'zset') then
     return 'changed'
   end
   redis.call('ZREM', registry, id)

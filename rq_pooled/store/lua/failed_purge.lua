@@ -11,6 +11,7 @@
 -- rights first
 -- include holds
 -- include has_job
+-- include is_of
 if not holds(KEYS[2], ARGV[1], ARGV[2]) then
   return { 'lost' }
 end
@@ -21,10 +22,10 @@ local function purge(id, ended_at)
   if not redis.call('ZSCORE', registry, id) then
     return 'gone'
   end
-  local fields = redis.pcall('HMGET', job, 'status', 'ended_at', 'group_id')
+  local fields = redis.pcall('HMGET', job, 'status', 'ended_at', 'group_id', 'origin')
   local exists = has_job(job)
   if exists and ((fields[1] ~= 'failed' and fields[1] ~= 'stopped')
-      or (ended_at ~= 'any' and (fields[2] or '') ~= ended_at)) then
+      or (ended_at ~= 'any' and (fields[2] or '') ~= ended_at) or not is_of(registry, fields[4])) then
     return 'changed'
   end
   redis.call('ZREM', registry, id)

@@ -23,6 +23,7 @@ local clock = time[1] + time[2] / 1000000
 
 -- include numbers
 -- include fits
+-- include is_of
 -- include pass_limit
 
 local function budget(rules, left, intervals)
@@ -48,6 +49,8 @@ local function requeue(id, ended_at, due)
     redis.call('ZREM', registry, id)
     return 'ghost'
   elseif (fields[2] ~= 'failed' and fields[2] ~= 'stopped') or (ended_at ~= 'any' and (fields[3] or '') ~= ended_at) then
+    return 'changed'
+  elseif not is_of(registry, fields[4]) then
     return 'changed'
   elseif times and count_of(fields[10]) >= times then
     return 'spent'
