@@ -27,7 +27,7 @@ from .throughput import throughput
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS = {
-    "claims": "jobs given to a horse",
+    "claims": "jobs given to a horse; one that goes back unbegun is given twice",
     "finished": "outcomes recorded: succeeded",
     "failed": "outcomes recorded: failed for good, or stopped",
     "retried": "outcomes recorded: to be run again",

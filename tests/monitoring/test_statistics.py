@@ -72,14 +72,15 @@ def test_counters_agree_with_the_jobs_really_run(redis: Redis, server: EmbeddedS
         counters = found["counters"]
         wait_until(lambda: worker_of(redis, worker.pid)["worker"]["counters"]["stale_ids"] == 2, what="both ghosts")
         assert len(list(tmp_path.glob("ran.*"))) == runs
-        assert {name: counters[name] for name in ("claims", "finished", "failed", "retried")} == {
-            "claims": runs,
+        # A job that waited behind one that kills its horse goes back, and is claimed again.
+        assert runs <= counters["claims"] <= runs + 4 * 16
+        assert {name: counters[name] for name in ("finished", "failed", "retried")} == {
             "finished": finished,
             "failed": failed,
             "retried": retried,
         }
         assert counters["lost_claims"] == counters["reconnects"] == counters["stalls"] == 0
-        assert found["run_time"]["count"] == found["queue_wait"]["count"] == runs
+        assert found["run_time"]["count"] == runs and found["queue_wait"]["count"] == counters["claims"]
         assert found["run_time"]["buckets"]["+Inf"] == runs
         assert counters["horses_replaced"] == 4
         rows = [
