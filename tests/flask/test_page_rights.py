@@ -18,8 +18,10 @@ from rq_pooled import Queue
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 
-flask = pytest.importorskip("flask")
-from rq_pooled.flask import RIGHTS, WRITE, RQPooled
+pytest.importorskip("flask")
+from page_client import client_of
+
+from rq_pooled.flask import RIGHTS, WRITE
 
 #: What a POST of the page does: its address, its body, and the right that it needs.
 ACTIONS = {
@@ -41,16 +43,6 @@ ACTIONS = {
 def _no_pool_stays() -> Iterator[None]:
     yield
     drop_pools()
-
-
-def client_of(server: EmbeddedServer, authorize: Any) -> Any:
-    """A client whose requests come from a page of the application's own site."""
-    app = flask.Flask("shop")
-    app.config.update(RQ_POOLED_URL=server.url, TESTING=True)
-    app.register_blueprint(RQPooled(app).blueprint(authorize=authorize), url_prefix="/rq")
-    client = app.test_client()
-    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
-    return client
 
 
 def of_mail(*actions: str) -> Callable[[str, Any], bool]:

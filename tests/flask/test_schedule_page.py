@@ -21,10 +21,11 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.monitoring.audit import trail
 from rq_pooled.monitoring.schedules import schedules
 
-flask = pytest.importorskip("flask")
+pytest.importorskip("flask")
+from page_client import client_of
+
 pytest.importorskip("rq_scheduler")
 from rq_pooled import Scheduler
-from rq_pooled.flask import RQPooled
 
 SOON = timedelta(hours=1)
 
@@ -33,16 +34,6 @@ SOON = timedelta(hours=1)
 def _no_pool_stays() -> Iterator[None]:
     yield
     drop_pools()
-
-
-def client_of(server: EmbeddedServer, authorize: Any = lambda action, queue: True) -> Any:
-    """A client of a page of the application's own site."""
-    app = flask.Flask("shop")
-    app.config.update(RQ_POOLED_URL=server.url, TESTING=True)
-    app.register_blueprint(RQPooled(app).blueprint(authorize=authorize), url_prefix="/rq")
-    client = app.test_client()
-    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
-    return client
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from support import drop_pools
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.monitoring.audit import KEPT, MAX_READ, Actor, Deed, record, trail
 
-flask = pytest.importorskip("flask")
-from rq_pooled.flask import RQPooled
+pytest.importorskip("flask")
+import page_client
 
 ME = {"who": pwd.getpwuid(os.getuid()).pw_name, "origin": socket.gethostname(), "door": "command"}
 ALICE = Actor("alice", "10.0.0.7", "page")
@@ -37,12 +37,8 @@ def _no_pool_stays() -> Iterator[None]:
 
 def client_of(server: EmbeddedServer, authorize: Any = None, who: Any = lambda: "alice") -> Any:
     """A client of a page whose visitors have a name."""
-    app = flask.Flask("shop")
-    app.config.update(RQ_POOLED_URL=server.url, TESTING=True)
-    blueprint = RQPooled(app).blueprint(authorize=authorize or (lambda action, queue: True), who=who)
-    app.register_blueprint(blueprint, url_prefix="/rq")
-    client = app.test_client()
-    client.environ_base.update(HTTP_SEC_FETCH_SITE="same-origin", REMOTE_ADDR="10.0.0.7")
+    client = page_client.client_of(server, authorize or (lambda action, queue: True), who=who)
+    client.environ_base["REMOTE_ADDR"] = "10.0.0.7"
     return client
 
 

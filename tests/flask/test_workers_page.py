@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import claim_jobs
 import pytest
@@ -19,24 +18,14 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.monitoring.audit import trail
 from rq_pooled.monitoring.workers import running, workers
 
-flask = pytest.importorskip("flask")
-from rq_pooled.flask import RQPooled
+pytest.importorskip("flask")
+from page_client import client_of
 
 
 @pytest.fixture(autouse=True)
 def _no_pool_stays() -> Iterator[None]:
     yield
     drop_pools()
-
-
-def client_of(server: EmbeddedServer, authorize: Any = lambda action, queue: True) -> Any:
-    """A client of a page of the application's own site."""
-    app = flask.Flask("shop")
-    app.config.update(RQ_POOLED_URL=server.url, TESTING=True)
-    app.register_blueprint(RQPooled(app).blueprint(authorize=authorize), url_prefix="/rq")
-    client = app.test_client()
-    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
-    return client
 
 
 def test_a_job_and_a_worker_are_stopped(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
