@@ -19,7 +19,6 @@ from ..signing.policy import current
 from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
-from ..store.keys import NONE
 from ..wire import Word, pack, pack_runs
 from .kinds import Kinds
 from .large import LARGE, LargeValues, set_apart, without_known
@@ -144,9 +143,6 @@ class Outcomes:
             tape.commands += rate_limits.closing_commands(self._worker.raw, tape.job_id, tape.status)
             tape.commands += self.screened.counted(self._worker.key)
         guards = _NOTHING
-        if commands is not None and not tape.guards:
-            # Dependents have been looked for, where they cannot be read: the script is not to look for them again.
-            tape.guards.append((b"0", [b"EXISTS", NONE.encode()]))
         if tape.guards:
             words: list[Word] = []
             for digest, read in tape.guards:

@@ -13,6 +13,7 @@ from rq import Queue
 from rq_pooled import rq_api
 from rq_pooled.queue.limits import make_limit, set_limit
 from rq_pooled.store.claim import MAX_CLAIM_AHEAD, Claimed
+from rq_pooled.store.keys import SLEEPERS
 from rq_pooled.store.leases import push_back
 
 
@@ -59,6 +60,21 @@ def test_slots_get_jobs_in_turns(server: Any, redis: Redis) -> None:
     with engine(server.url) as ours:
         ours.register("a", "b")
         assert of_slots(ours.claim("a", "b", per_name=3)) == {"a": ["d0", "d2", "d4"], "b": ["d1", "d3", "d5"]}
+
+
+@pytest.mark.parametrize(("jobs", "heard"), [(8, 1), (1, 0)])
+def test_what_is_left_for_others_wakes_one(server: Any, redis: Redis, jobs: int, heard: int) -> None:
+    """A claim that may take no more ahead, and leaves jobs, wakes one that sleeps; where none is left it sleeps on."""
+    fill(redis, jobs)
+    redis.zadd(f"{SLEEPERS}crew", {"a-sleeper": 0})
+    with engine(server.url) as ours, redis.pubsub() as listener:
+        listener.subscribe("a-sleeper")
+        assert listener.get_message(timeout=5)["type"] == "subscribe"
+        ours.register("a", "b", "c")
+        claimed = ours.claim("a", per_name=16, crew="crew")
+        assert claimed.left == bool(heard) and len(claimed.claims) < max(2, jobs)
+        assert redis.zcard(f"{SLEEPERS}crew") == 1 - heard
+        assert (listener.get_message(timeout=0.5) is not None) == bool(heard)
 
 
 def test_no_more_than_one_step_can_take(server: Any, redis: Redis) -> None:

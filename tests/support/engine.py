@@ -58,12 +58,16 @@ class Engine:
         )
 
     def claim(
-        self, *names: str, queues: Sequence[str] = ("default",), strategy: str = "default", per_name: int = 1
+        self,
+        *names: str,
+        queues: Sequence[str] = ("default",),
+        strategy: str = "default",
+        per_name: int = 1,
+        crew: str = "",
     ) -> Claimed:
-        """Claim one job for each name, and up to ``per_name`` ahead."""
-        command, request = claim_jobs(
-            self.settings, self.token, [named(f"rq:queue:{queue}") for queue in queues], strategy, names, per_name
-        )
+        """Claim one job for each name, and up to ``per_name`` ahead; wake one of ``crew`` where jobs are left."""
+        keys = [named(f"rq:queue:{queue}") for queue in queues]
+        command, request = claim_jobs(self.settings, self.token, keys, strategy, names, per_name, crew)
         return request.read(self.run(command))
 
     def commit(self, *outcomes: Outcome) -> list[str]:
