@@ -79,6 +79,9 @@ class CommandConnection(RoleConnection):
             for reply in self.execute([_WRITE_PROBE, *self._prepare], patience):
                 if isinstance(reply, Exception):
                     raise reply
+            # The server may have closed it right behind the last reply.
+            if self._connection is None:
+                raise RedisConnectionError("connection lost")
             self.answered = False
         except BaseException:
             self.close()
