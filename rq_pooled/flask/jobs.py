@@ -185,17 +185,16 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
             known = may_act(redis, act, ids)
             _check_confirmed(act, known, given)
             begun: dict[str, tuple[list[str], int | None]] = {}
-            error = ""
             try:
                 report = act_on(redis, act, known, dead, group and group[0], begun)
             finally:
                 # What broke off is written down, too.
-                deeds = [
-                    Deed(ACTS[act][2], name, number, words or f"of {_some(of_queue)}{_DEAD[dead]}")
-                    if number is not None
-                    else Deed(ACTS[act][2], name, None, f"broken off; {words or _some(of_queue)}")
-                    for name, (of_queue, number) in begun.items()
-                ]
+                deeds = []
+                for name, (of_queue, number) in begun.items():
+                    which = words or f"of {_some(of_queue)}{_DEAD[dead]}"
+                    deeds.append(
+                        Deed(ACTS[act][2], name, number, which if number is not None else f"broken off; {which}")
+                    )
                 error = note(redis, rights, *deeds) if deeds else ""
             report["gone"] += len(ids) - len(known)
             if "page" not in request.form:
