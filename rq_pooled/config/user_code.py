@@ -26,7 +26,8 @@ def user_code(problem: str) -> Iterator[None]:
 
 def check_not_async(name: str, call: Callable[..., Any] | None) -> None:
     """Refuse a function whose answer would have to be awaited. Raises ConfigurationError."""
-    for one in (call, getattr(type(call), "__call__", None)):
+    calls = (vars(kind).get("__call__") for kind in type(call).__mro__)
+    for one in (call, *calls):
         if inspect.iscoroutinefunction(one) or inspect.isasyncgenfunction(one):
             raise ConfigurationError(
                 f"{name} is asynchronous, and its answer would never be awaited: give a function that returns it"
@@ -34,7 +35,7 @@ def check_not_async(name: str, call: Callable[..., Any] | None) -> None:
 
 
 def is_unawaited(said: Any) -> bool:
-    """Tell whether an answer would have to be awaited, such as a lambda returns that calls a coroutine; drop it then."""
+    """Tell whether an answer would have to be awaited, as that of a lambda that calls a coroutine; drop it then."""
     if not inspect.isawaitable(said):
         return False
     with suppress(Exception):
