@@ -199,7 +199,8 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
             report["gone"] += len(ids) - len(known)
             report.update(error)
             from_view = request.form.get("page")
-            to, where = ".page", {}
+            to: str = ".page"
+            where: dict[str, Any] = {}
             if from_view == "job" and act != "delete":
                 to, where = ".job", {"id": ids[0]}
             elif from_view in ("job", "failed"):

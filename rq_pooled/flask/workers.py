@@ -19,7 +19,7 @@ from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import STOP, Rights
 from .trail import note
-from .words import moment
+from .words import megabytes, moment
 
 #: Jobs on the page, and seconds within which a request is answered.
 SHOWN, DEADLINE = 200, 4.0
@@ -43,6 +43,7 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
                 **one,
                 "up": moment(one["since"], now),
                 "reported": moment(one["seen"], now),
+                "memory": megabytes(one["memory"]),
                 "may_stop": fits_a_form(one["names"][0]) and may_stop(one),
             }
             for one in found
