@@ -10,11 +10,10 @@ from redis import Redis
 
 from ..durations import parse_duration
 from ..errors import ConfigurationError
+from ..failed.listing import origins_of
 from ..failed.policies import Bury, Ghosts, Policy, Purge, Requeue
 from ..failed.sweeper import Sweeper
-from ..foreign import printable, replies_of
-from ..store.keys import job_key
-from ..wire import raw, text
+from ..foreign import printable
 from .rights import BURY, PURGE, REQUEUE
 
 #: Jobs that one request changes, and seconds after which it stops: press again for more.
@@ -170,11 +169,3 @@ def act_on(
         "changed": len(words) - gone - words.count("done"),
         "queues": [name for name in by_queue if name],
     }
-
-
-def origins_of(client: Redis, ids: Sequence[str]) -> list[str]:
-    """Return the queue of each job, "" for one that is gone."""
-    pipeline = client.pipeline(transaction=False)
-    for job_id in ids:
-        pipeline.hget(raw(job_key(job_id)), "origin")
-    return [text(origin or b"") for origin in (replies_of(pipeline) if ids else ())]

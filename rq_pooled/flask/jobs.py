@@ -17,12 +17,12 @@ from ..deadline import within
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.groups import GHOST, NEWEST, jobs_of_group
 from ..failed.history import history, no_job
-from ..failed.listing import failed_jobs
+from ..failed.listing import failed_jobs, origins_of
 from ..foreign import printable, seconds_of, shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
 from ..store.queues import queue_names
-from .actions import ACTS, act_on, origins_of
+from .actions import ACTS, act_on
 from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, flag, number, posted
