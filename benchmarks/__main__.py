@@ -10,7 +10,6 @@ from . import (
     latency,
     memory,
     page,
-    peers,
     scaling,
     signing,
     startup,
@@ -22,7 +21,21 @@ from . import (
 )
 from .common import machine, server
 
-ALL = [throughput, enqueue, latency, memory, startup, connections, streams, sweeper, page, signing, scaling]
+ALL = [
+    throughput,
+    versions,
+    enqueue,
+    latency,
+    steady,
+    memory,
+    startup,
+    connections,
+    streams,
+    sweeper,
+    page,
+    signing,
+    scaling,
+]
 
 
 def main() -> None:

@@ -7,6 +7,8 @@ import random
 import socket
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import quantiles
 
 from redis import Redis
@@ -22,17 +24,20 @@ CONTENDERS = [(ours(1), 300), (ours(10), 300), (stock_worker(), 100), (stock_poo
 class Inbox:
     """A socket to which a job sends the time of its first line."""
 
-    def __enter__(self) -> Inbox:
-        self._folder = tempfile.TemporaryDirectory()
+    def __init__(self, folder: str) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._path = os.path.join(self._folder.name, "inbox")
+        self._path = os.path.join(folder, "inbox")
         self._socket.bind(self._path)
         self._socket.settimeout(30)
-        return self
 
-    def __exit__(self, *_exception: object) -> None:
-        self._socket.close()
-        self._folder.cleanup()
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[Inbox]:
+        """One of its own, closed with the block."""
+        with tempfile.TemporaryDirectory() as folder:
+            inbox = cls(folder)
+            with inbox._socket:
+                yield inbox
 
     def delay(self, queue: Queue) -> float:
         """Enqueue a job and return the milliseconds until its first line."""
@@ -43,7 +48,7 @@ class Inbox:
 
 def _measure(redis: Redis, jobs: int) -> list[float]:
     queue, delays = Queue(QUEUE, connection=redis), []
-    with Inbox() as inbox:
+    with Inbox.open() as inbox:
         for i in range(jobs + 10):
             time.sleep(random.uniform(0.005, 0.02))  # so that it does not beat with anybody's timer
             delay = inbox.delay(queue)

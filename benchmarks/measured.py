@@ -1,4 +1,4 @@
-"""The steady middle of a backlog: jobs per second, and the processor time that server, parent and horses spend for each job."""
+"""The steady middle of a backlog: jobs per second, and what server, parent and horses spend for each job."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stays the same: jobs that wait themselves, backlogs of any length, and latency while half of the capacity is used."""
+"""What stays the same: jobs that wait, backlogs of any length, and latency while half of the capacity is used."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _under_load(server: EmbeddedServer) -> Table:
     """Delay of one job while jobs arrive at half the rate that ten slots reach."""
     rows = []
     for name, contender in (("rq_pooled, concurrency 10", ours(10)),):
-        with client(server) as redis, worker(server, redis, contender), Inbox() as inbox:
+        with client(server) as redis, worker(server, redis, contender), Inbox.open() as inbox:
             jobs = 6000
             most = jobs / run_jobs(redis, jobs, "benchmarks.jobs.nothing")
             delays = _delays(redis, inbox, most / 2)

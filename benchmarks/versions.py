@@ -62,7 +62,7 @@ def _measure(server: EmbeddedServer, redis: Redis, kind: Kind, tree: Path) -> Ra
     queue, finished = Queue(QUEUE, connection=redis), FinishedJobRegistry(QUEUE, redis)
     retry = Retry(max=1) if kind.retry else None
     env = {**os.environ, "RQ_POOLED_CONCURRENCY": str(kind.concurrency)}
-    # Jobs come from this folder for both, and are called `jobs` there: the earlier version's package must not be hidden.
+    # Jobs come from this folder for both, as module `jobs`: the root would hide the earlier version's package.
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), str(tree)])
     command = [_python(tree), "-m", "rq.cli", "worker", "--worker-class", "rq_pooled.Worker", "--url", server.url]
     with tempfile.TemporaryFile() as log:
