@@ -4,10 +4,38 @@ from __future__ import annotations
 
 import sys
 
-from . import connections, enqueue, latency, memory, page, scaling, signing, startup, streams, sweeper, throughput
+from . import (
+    connections,
+    enqueue,
+    latency,
+    memory,
+    page,
+    scaling,
+    signing,
+    startup,
+    steady,
+    streams,
+    sweeper,
+    throughput,
+    versions,
+)
 from .common import machine, server
 
-ALL = [throughput, enqueue, latency, memory, startup, connections, streams, sweeper, page, signing, scaling]
+ALL = [
+    throughput,
+    versions,
+    enqueue,
+    latency,
+    steady,
+    memory,
+    startup,
+    connections,
+    streams,
+    sweeper,
+    page,
+    signing,
+    scaling,
+]
 
 
 def main() -> None:

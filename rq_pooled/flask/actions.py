@@ -111,8 +111,20 @@ def sweep(
     return _run(client, queue, replace(purge, limit=min(MOST, confirmed)))
 
 
-def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:
-    (report,) = Sweeper(queue, client, policy).run(max_seconds=SECONDS)
+def counted(client: Redis, queue: str, act: str) -> dict[str, Any]:
+    """Return what ``requeue`` or a ``sweep`` of ghosts would do, as a report; changes nothing. Blocks for SECONDS.
+
+    Raises:
+        UnknownQueue, SweepUnderWay: see the sweeper.
+        ConfigurationError: ``act`` is another word.
+    """
+    if act not in ("requeue", "sweep"):
+        raise ConfigurationError(f"act is {printable(act, 50)!r}: give requeue or sweep")
+    return _run(client, queue, Ghosts() if act == "sweep" else Requeue(limit=MOST), dry_run=True)
+
+
+def _run(client: Redis, queue: str, policy: Policy, dry_run: bool = False) -> dict[str, Any]:
+    (report,) = Sweeper(queue, client, policy).run(dry_run=dry_run, max_seconds=SECONDS)
     return report.as_dict()
 
 

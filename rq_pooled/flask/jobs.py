@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, render_template, request
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 
@@ -18,12 +18,12 @@ from ..errors import ConfigurationError, UnknownQueue
 from ..failed.groups import GHOST, NEWEST, jobs_of_group
 from ..failed.history import history, no_job
 from ..failed.listing import failed_jobs, origins_of
-from ..foreign import bounded, printable, seconds_of, shown
+from ..foreign import printable, seconds_of, shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
 from ..store.queues import queue_names
 from .actions import ACTS, act_on
-from .notices import tell, told
+from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, flag, number, posted
 from .rights import VIEW, Rights
@@ -63,7 +63,7 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
             rights.require(VIEW, queue)
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
-            now, message = server_time(redis), told(redis, request.args.get("did", ""))
+            now, message = server_time(redis), told(redis)
             if group is not None:
                 looked_at, found = jobs_of_group(redis, *group, dead)
                 total, jobs = len(found), found[offset : offset + PAGE]
@@ -106,7 +106,7 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
         job_id = asked_for("id", "did").get("id", "")
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
-            message = shown(told(redis, request.args.get("did", "")))
+            message = shown(told(redis))
             try:
                 found = history(redis, job_id)
             except NoSuchJobError as error:
@@ -195,16 +195,18 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
                     deeds.append(
                         Deed(ACTS[act][2], name, number, which if number is not None else f"broken off; {which}")
                     )
-                error = note(redis, rights, *deeds) if deeds else ""
+                error = note(redis, rights, *deeds) if deeds else {}
             report["gone"] += len(ids) - len(known)
-            if "page" not in request.form:
-                return jsonify(bounded({**report, "trail_error": error} if error else report))
-            token = tell(redis, ACTS[act][1], ", ".join(report["queues"]), report["done"], False, bool(error))
-        if request.form["page"] == "job" and act != "delete":
-            return redirect(url_for(".job", id=ids[0], did=token), 303)
-        if request.form["page"] in ("job", "failed"):
-            return redirect(url_for(".failed", dead=1 if dead else None, did=token), 303)
-        return redirect(url_for(".page", did=token), 303)
+            report.update(error)
+            from_view = request.form.get("page")
+            to: str = ".page"
+            where: dict[str, Any] = {}
+            if from_view == "job" and act != "delete":
+                to, where = ".job", {"id": ids[0]}
+            elif from_view in ("job", "failed"):
+                to, where = ".failed", {"dead": 1} if dead else {}
+            done = report["done"]
+            return answer(redis, report, ACTS[act][1], ", ".join(report["queues"]), done, to, **where)
 
 
 def _some(ids: Sequence[str]) -> str:

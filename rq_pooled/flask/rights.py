@@ -19,21 +19,9 @@ VIEW, REQUEUE, BURY, PURGE, STOP, PAUSE = RIGHTS = ("view", "requeue", "bury", "
 
 #: The views that ask about each queue that they show or change; others are closed to an ``authorize(action, queue)``.
 ASKING = {
-    *("static", "redis_pool_stats", "queues_status", "queues_failed_jobs", "metrics", "page"),
-    *(
-        "queue_requeue",
-        "queue_sweep",
-        "queue_pause",
-        "schedule",
-        "schedule_cancel",
-        "workers_page",
-        "workers_stop",
-        "failed",
-        "job",
-        "failed_confirm",
-        "jobs_act",
-        "trail_page",
-    ),
+    *("static", "redis_pool_stats", "queues_status", "queues_failed_jobs", "metrics", "page", "trail_page"),
+    *("queue", "queue_pause", "queue_limit", "queue_requeue", "queue_sweep", "schedule", "schedule_cancel"),
+    *("workers_page", "workers_stop", "failed", "job", "failed_confirm", "jobs_act"),
 }
 
 

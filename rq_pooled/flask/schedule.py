@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, render_template, request
 from redis import Redis
 
 from ..deadline import within
@@ -14,7 +14,7 @@ from ..foreign import shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
 from ..monitoring.schedules import cancel, scheduled_in, schedules
-from .notices import tell, told
+from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import PURGE, Rights
@@ -33,7 +33,7 @@ def add_schedule(blueprint: Blueprint, client: Callable[[], Redis], rights: Righ
         asked_for("cancel", "did")
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
-            now, message = server_time(redis), told(redis, request.args.get("did", ""))
+            now, message = server_time(redis), told(redis)
             entries = schedules(redis, SHOWN)
         rows = [
             {
@@ -63,7 +63,5 @@ def add_schedule(blueprint: Blueprint, client: Callable[[], Redis], rights: Righ
                 raise ConfigurationError("this job is not scheduled, or not any more")
             rights.require(PURGE, queue)
             error = note(redis, rights, Deed("cancel", cancel(redis, job_id), 1, f"of {job_id}"))
-            if "page" not in request.form:
-                return jsonify(job=job_id, queue=queue, **({"trail_error": error} if error else {}))
-            token = tell(redis, "cancelled", queue, 1, False, bool(error))
-        return redirect(url_for(".schedule", did=token), 303)
+            report = {"job": job_id, "queue": queue, **error}
+            return answer(redis, report, "cancelled", queue, 1, ".schedule")

@@ -47,10 +47,10 @@ def tracked(
     except RedisError:
         note(client, rights, Deed(action, queue, None, f"broken off; {words}"))
         raise
-    error = note(client, rights, Deed(action, queue, report["done"], words))
-    return {**report, "trail_error": error} if error else report
+    return {**report, **note(client, rights, Deed(action, queue, report["done"], words))}
 
 
-def note(client: Redis, rights: Rights, *deeds: Deed) -> str:
-    """Write down what this request did; return why it could not be, "" if it was."""
-    return record(client, Actor(rights.who(), request.remote_addr or "", "page"), *deeds)
+def note(client: Redis, rights: Rights, *deeds: Deed) -> dict[str, str]:
+    """Write down what this request did; return ``trail_error`` for its report if that could not be, else nothing."""
+    error = record(client, Actor(rights.who(), request.remote_addr or "", "page"), *deeds)
+    return {"trail_error": error} if error else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, render_template, request
 from redis import Redis
 
 from ..deadline import within
@@ -14,12 +14,12 @@ from ..foreign import shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
 from ..monitoring.workers import running, shut_down, stop_job, workers
-from .notices import tell, told
+from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import STOP, Rights
 from .trail import note
-from .words import moment
+from .words import megabytes, moment
 
 #: Jobs on the page, and seconds within which a request is answered.
 SHOWN, DEADLINE = 200, 4.0
@@ -36,13 +36,14 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
         asked_for("stop", "did")
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
-            now, message = server_time(redis), told(redis, request.args.get("did", ""))
+            now, message = server_time(redis), told(redis)
             found, jobs = workers(redis), running(redis)
         rows = [
             {
                 **one,
                 "up": moment(one["since"], now),
                 "reported": moment(one["seen"], now),
+                "memory": megabytes(one["memory"]),
                 "may_stop": fits_a_form(one["names"][0]) and may_stop(one),
             }
             for one in found
@@ -89,7 +90,5 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
                     rights.require(STOP, queue)
                 shut_down(redis, given["worker"])
             error = note(redis, rights, *(deed._replace(queue=queue) for queue in queues))
-            if "page" not in request.form:
-                return jsonify(**given, queues=queues, **({"trail_error": error} if error else {}))
-            token = tell(redis, deed.action, deed.what, 1, False, bool(error))
-        return redirect(url_for(".workers_page", did=token), 303)
+            report = {**given, "queues": queues, **error}
+            return answer(redis, report, deed.action, deed.what, 1, ".workers_page")

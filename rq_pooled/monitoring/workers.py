@@ -27,7 +27,7 @@ def workers(client: Redis) -> list[dict[str, Any]]:
     """Return the processes of workers all of whose queues may be shown. Blocks for about eight round trips.
 
     Each has ``host``, ``pid``, ``names`` (one for each slot), ``queues``, ``state`` (``busy`` if a slot is), ``since``
-    and ``seen`` (seconds since the epoch or None), and, of workers of rq_pooled, ``horses`` (pids), ``replaced``
+    and ``seen`` (seconds since the epoch or None), and, of workers of rq_pooled, ``horses`` (pids), ``memory``, ``replaced``
     (horses forked in place of others) and ``slots``; else None.
     """
     keys = sorted(client.sscan_iter(WORKERS, count=MOST))[:MOST]
@@ -51,6 +51,7 @@ def workers(client: Redis) -> list[dict[str, Any]]:
     for place, one in found.items():
         worker = ours.get(place)
         one["horses"] = worker and worker["horses"]
+        one["memory"] = worker and worker["memory"]
         one["replaced"] = worker and worker["counters"]["horses_replaced"]
         one["slots"] = worker and worker["concurrency"]
     return [found[place] for place in sorted(found)]

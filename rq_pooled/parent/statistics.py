@@ -6,6 +6,7 @@ import time
 
 from ..capacity.clients import process_name
 from ..multiplexer.multiplexer import Multiplexer
+from ..process.memory import resident_megabytes, resident_of
 from ..store.statistics import publish
 from ..wire import Command
 from .context import Context
@@ -21,7 +22,7 @@ def last_report(context: Context) -> Command:
 
 def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> Command:
     """Return the command that publishes this worker's statistics; they last as long as its leases."""
-    counters = context.counters
+    counters, horses = context.counters, slots.pids()
     fields = {
         "kind": "worker",
         "uptime": round(time.time() - counters.started_at, 3),
@@ -29,7 +30,8 @@ def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> C
         "queues": context.identity.queue_names,
         "concurrency": context.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
-        "horses": slots.pids(),
+        "horses": horses,
+        "memory": [round(size, 1) for size in (resident_megabytes(), *resident_of(horses))],
         "connections": {
             "command": int(context.command.connected),
             "listen": int(context.listen.connected),

@@ -35,6 +35,8 @@ ACTIONS = {
     "bury": ("queues/sweep", {"queue": "mail", "policy": "bury", "exception": "ValueError"}, "bury"),
     "pause": ("queues/pause", {"queue": "mail"}, "pause"),
     "resume": ("queues/pause", {"queue": "mail", "act": "resume"}, "pause"),
+    "limit": ("queues/limit", {"queue": "mail", "rate": "10/5s"}, "pause"),
+    "unlimit": ("queues/limit", {"queue": "mail", "clear": "1"}, "pause"),
     "group": ("jobs", {"act": "requeue", "queue": "mail", "exception": "ValueError", "function": FACTORIAL}, "requeue"),
     "jobs-requeue": ("jobs", {"act": "requeue", "jobs": '["q-0"]'}, "requeue"),
     "jobs-bury": ("jobs", {"act": "bury", "jobs": '["q-0"]'}, "bury"),
@@ -63,11 +65,13 @@ def test_each_action_needs_its_right_and_no_other(
     fail_jobs(redis, "mail", ["ValueError: x"])
     path, body, needed = ACTIONS[action]
     client = client_of(server, of_mail("view", right))
-    for address in ("", "failed", "job?id=q-0"):
+    for address in ("", "failed", "job?id=q-0", "queue?name=mail"):
         page = client.get(f"/rq/{address}").text
-        assert ("Requeue" in page) == (right == "requeue") and ("Bury" in page) == (right == "bury"), address
-        assert (">Pause queue</button>" in page) == (right == "pause" and address == "")
-        assert ("Delete" in page) == (right == "purge" and address != "")
+        assert ("Requeue" in page) == (right == "requeue"), address
+        assert (("Sweep entries" if "queue" in address else "Bury") in page) == (right == "bury"), address
+        assert (">Pause queue</button>" in page) == (right == "pause" and address in ("", "queue?name=mail"))
+        assert ("Set limit" in page) == (right == "pause" and address == "queue?name=mail")
+        assert ("Delete" in page) == (right == "purge" and address in ("failed", "job?id=q-0"))
     for act, of in (("requeue", "requeue"), ("bury", "bury"), ("delete", "purge")):
         asked = client.get("/rq/failed/confirm", query_string={"act": act, "job": "q-0"})
         assert asked.status_code == (200 if of == right else 403)

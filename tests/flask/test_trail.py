@@ -62,6 +62,8 @@ def entries(redis: Redis) -> list[tuple[Any, ...]]:
         ("queues/sweep", {"queue": "mail", "policy": "bury", "older_than": "0s"}, "bury", 2, "older_than=0s"),
         ("queues/sweep", {"queue": "mail", "policy": "purge", "all": "1", "confirm": "2"}, "purge", 2, "all=1"),
         ("queues/pause", {"queue": "mail"}, "pause", None, ""),
+        ("queues/limit", {"queue": "mail", "rate": "10/5s"}, "limit", None, "at most 10 starts in 5s"),
+        ("queues/limit", {"queue": "mail", "clear": "1"}, "limit", None, "cleared"),
         ("jobs", {"act": "delete", "jobs": '["q-0", "none"]', "confirm": "1"}, "purge", 1, "of q-0"),
         (
             "jobs",

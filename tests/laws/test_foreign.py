@@ -177,6 +177,7 @@ def publish(redis: Redis, name: bytes, fields: dict[str, Any]) -> None:
         (b"app:host:2", {**PUBLISHED, "recent": "{}"}),
         (b"app:host:2", {**PUBLISHED, "pools": "[{}]"}),
         (b"app:host:2", {**PUBLISHED, "horses": "[[]]"}),
+        (b"app:host:2", {**PUBLISHED, "memory": '["31"]'}),
         (b"app:host:2", {**PUBLISHED, "queues": "[" * 100_000}),
         (b"app:host:2", {**PUBLISHED, "worker": b'"\xff'}),
         (b"app:host:x", PUBLISHED),
