@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,7 +10,6 @@ from redis import Redis
 
 from ..durations import parse_duration
 from ..errors import ConfigurationError
-from ..failed.listing import origins_of
 from ..failed.policies import Bury, Ghosts, Policy, Purge, Requeue
 from ..failed.sweeper import Sweeper
 from ..foreign import printable
@@ -131,37 +130,28 @@ def _run(client: Redis, queue: str, policy: Policy, dry_run: bool = False) -> di
 def act_on(
     client: Redis,
     act: str,
-    ids: Sequence[str],
-    dead: bool = False,
-    queue: str | None = None,
-    begun: dict[str, tuple[list[str], int | None]] | None = None,
+    by_queue: Mapping[str, Sequence[str]],
+    dead: bool,
+    count_done: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Requeue, bury or delete jobs by id, each in one atomic step that checks that it still has failed.
 
     Args:
         client: of the server.
         act: of ACTS.
-        ids: of failed jobs; of dead letters with ``dead``.
-        queue: of all of them; each job says its own if not given.
-        begun: is given, of each queue that this has begun with, its jobs and how many were done, None while not known.
+        by_queue: ids of failed jobs; of dead letters with ``dead``.
+        count_done: called after each queue with its place among them, and how many were done.
 
     Returns:
         ``done``, ``gone`` (not there any more), ``changed`` (not failed any more), and ``queues`` that changed.
     """
     if dead and act == "bury":
         raise ConfigurationError("dead letters are buried already: requeue or delete them")
-    by_queue: dict[str, list[str]] = {} if queue is None else {queue: list(ids)}
-    if queue is None:
-        for job_id, origin in zip(ids, origins_of(client, ids)):
-            by_queue.setdefault(origin, []).append(job_id)
     words: list[str] = []
-    for name, of_queue in by_queue.items():
-        if begun is not None:
-            begun[name] = of_queue, None
+    for at, (name, of_queue) in enumerate(by_queue.items()):
         said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]())  # type: ignore[arg-type]
         words += said.values()
-        if begun is not None:
-            begun[name] = of_queue, list(said.values()).count("done")
+        count_done(at, list(said.values()).count("done"))
     gone = words.count("gone") + words.count("ghost")
     return {
         "done": words.count("done"),

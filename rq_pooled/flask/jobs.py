@@ -27,7 +27,7 @@ from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, flag, number, posted
 from .rights import VIEW, Rights
-from .trail import note
+from .trail import noted
 from .words import count, moment
 
 #: Jobs on one page of the list, seconds within which a page is made, and characters of a traceback that are shown.
@@ -184,20 +184,19 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
             # Also of a group: an entry of its queue may be of a job that is another queue's by now.
             known = may_act(redis, act, ids)
             _check_confirmed(act, known, given)
-            begun: dict[str, tuple[list[str], int | None]] = {}
-            try:
-                report = act_on(redis, act, known, dead, group and group[0], begun)
-            finally:
-                # What broke off is written down, too.
-                deeds = []
-                for name, (of_queue, number) in begun.items():
-                    which = words or f"of {_some(of_queue)}{_DEAD[dead]}"
-                    deeds.append(
-                        Deed(ACTS[act][2], name, number, which if number is not None else f"broken off; {which}")
-                    )
-                error = note(redis, rights, *deeds) if deeds else {}
+            by_queue = {group[0]: known} if group else _by_queue(redis, known)
+            deeds = [
+                Deed(ACTS[act][2], name, None, words or f"of {_some(some)}{_DEAD[dead]}")
+                for name, some in by_queue.items()
+            ]
+            with noted(redis, rights, *deeds) as under_way:
+
+                def count_done(at: int, number: int) -> None:
+                    under_way.deeds[at] = deeds[at]._replace(jobs=number)
+
+                report = act_on(redis, act, by_queue, dead, count_done)
             report["gone"] += len(ids) - len(known)
-            report.update(error)
+            report.update(under_way.report)
             from_view = request.form.get("page")
             to: str = ".page"
             where: dict[str, Any] = {}
@@ -207,6 +206,14 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
                 to, where = ".failed", {"dead": 1} if dead else {}
             done = report["done"]
             return answer(redis, report, ACTS[act][1], ", ".join(report["queues"]), done, to, **where)
+
+
+def _by_queue(redis: Redis, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return jobs by their own queues."""
+    found: dict[str, list[str]] = {}
+    for job_id, origin in zip(ids, origins_of(redis, ids)):
+        found.setdefault(origin, []).append(job_id)
+    return found
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from .notices import answer, told
 from .page import fits_a_form, queue_row
 from .parameters import asked_for, flag, number, posted, queue_of
 from .rights import BURY, PAUSE, PURGE, REQUEUE, VIEW, Rights
-from .trail import note, tracked
+from .trail import noted, tracked
 
 #: Seconds within which a request is answered.
 DEADLINE = 4.0
@@ -60,9 +60,11 @@ def add_queues(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights
         rights.require(PAUSE, name)
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
-            changed = (pause if act == "pause" else resume)(redis, name)
-            report = {"queue": name, "paused": act == "pause", "changed": changed}
-            report.update(note(redis, rights, Deed(act, name)) if changed else {})
+            with noted(redis, rights, Deed(act, name)) as under_way:
+                changed = (pause if act == "pause" else resume)(redis, name)
+                if not changed:
+                    under_way.deeds.clear()
+            report = {"queue": name, "paused": act == "pause", "changed": changed, **under_way.report}
             return _answer(redis, report, f"{act}d", name)
 
     @blueprint.post("/queues/limit")
@@ -77,13 +79,14 @@ def add_queues(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights
         limit = None if clear else make_limit(given.get("rate"), most)
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
-            if limit is None:
-                clear_limit(redis, name)
-            else:
-                set_limit(redis, name, limit)
+            with noted(redis, rights, Deed("limit", name, None, str(limit or "cleared"))) as under_way:
+                if limit is None:
+                    clear_limit(redis, name)
+                else:
+                    set_limit(redis, name, limit)
             now = limits_in_force(redis).get(name)
             report = {"queue": name, "limit": now and str(now.limit), "by_operator": now and now.by_operator}
-            report.update(note(redis, rights, Deed("limit", name, None, str(limit or "cleared"))))
+            report.update(under_way.report)
             return _answer(redis, report, "limited" if limit else "unlimited", name)
 
     @blueprint.post("/queues/requeue")

@@ -18,7 +18,7 @@ from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import PURGE, Rights
-from .trail import note
+from .trail import noted
 from .words import moment, span
 
 #: Entries on the page, and seconds within which a request is answered.
@@ -62,6 +62,9 @@ def add_schedule(blueprint: Blueprint, client: Callable[[], Redis], rights: Righ
             if queue is None or not rights.may("view", queue):
                 raise ConfigurationError("this job is not scheduled, or not any more")
             rights.require(PURGE, queue)
-            error = note(redis, rights, Deed("cancel", cancel(redis, job_id), 1, f"of {job_id}"))
-            report = {"job": job_id, "queue": queue, **error}
+            deed = Deed("cancel", queue, None, f"of {job_id}")
+            with noted(redis, rights, deed) as under_way:
+                cancel(redis, job_id)
+                under_way.deeds = [deed._replace(jobs=1)]
+            report = {"job": job_id, "queue": queue, **under_way.report}
             return answer(redis, report, "cancelled", queue, 1, ".schedule")

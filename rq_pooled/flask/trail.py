@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from flask import Blueprint, render_template, request
 from redis import Redis
-from redis.exceptions import RedisError
 
 from ..deadline import within
 from ..foreign import shown
-from ..monitoring.audit import Actor, Deed, record, trail
+from ..monitoring.audit import Actor, Deed, Noted, noting, trail
 from ..monitoring.processes import server_time
 from .rights import Rights
 from .words import moment
@@ -35,22 +35,20 @@ def add_trail(blueprint: Blueprint, client: Callable[[], Redis]) -> None:
 def tracked(
     client: Redis, rights: Rights, action: str, queue: str, what: dict[str, str], run: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Run an action and write it down; what broke off is written down, too. Blocks for a round trip more.
+    """Run an action on jobs, and write it down, see ``noted``.
 
     Args:
         what: parameters that say which jobs; those of the form itself are left out.
         run: returns a report with ``done``. ``trail_error`` is added where the trail could not be written.
     """
     words = ", ".join(f"{name}={value}" for name, value in what.items() if name not in ("queue", "policy", "confirm"))
-    try:
+    deed = Deed(action, queue, None, words)
+    with noted(client, rights, deed) as under_way:
         report = run()
-    except RedisError:
-        note(client, rights, Deed(action, queue, None, f"broken off; {words}"))
-        raise
-    return {**report, **note(client, rights, Deed(action, queue, report["done"], words))}
+        under_way.deeds = [deed._replace(jobs=report["done"])]
+    return {**report, **under_way.report}
 
 
-def note(client: Redis, rights: Rights, *deeds: Deed) -> dict[str, str]:
-    """Write down what this request did; return ``trail_error`` for its report if that could not be, else nothing."""
-    error = record(client, Actor(rights.who(), request.remote_addr or "", "page"), *deeds)
-    return {"trail_error": error} if error else {}
+def noted(client: Redis, rights: Rights, *deeds: Deed) -> AbstractContextManager[Noted]:
+    """Write down what this request does, before and after, see ``noting``."""
+    return noting(client, Actor(rights.who(), request.remote_addr or "", "page"), *deeds)

@@ -10,6 +10,7 @@ from redis import Redis
 
 from ..deadline import within
 from ..errors import ConfigurationError
+from ..failed.listing import origins_of
 from ..foreign import shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
@@ -18,7 +19,7 @@ from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import STOP, Rights
-from .trail import note
+from .trail import noted
 from .words import megabytes, moment
 
 #: Jobs on the page, and seconds within which a request is answered.
@@ -76,19 +77,22 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
                 claims = [one for one in running(redis) if one["id"] == given["job"] and one["worker"]]
                 if not claims:
                     raise ConfigurationError("this job does not run, or not any more")
-                for one in claims:
-                    rights.require(STOP, one["queue"])
-                for one in claims:
-                    stop_job(redis, one["worker"], one["id"])
-                queues, deed = [claims[0]["queue"]], Deed("stop", "", 1, f"of {given['job']}")
+                # Redis' word alone does not say that the job is this queue's.
+                said = [*(one["queue"] for one in claims), *origins_of(redis, [given["job"]])]
+                queues = [name for name in dict.fromkeys(said) if name]
+                deed = Deed("stop", "", None, f"of {given['job']}")
             else:
                 found = [one for one in workers(redis) if given["worker"] in one["names"]]
                 if not found or not found[0]["queues"]:
                     raise ConfigurationError("there is no such worker, or not any more")
-                queues, deed = found[0]["queues"], Deed("shutdown", "", None, f"worker {given['worker']}")
-                for queue in queues:
-                    rights.require(STOP, queue)
-                shut_down(redis, given["worker"])
-            error = note(redis, rights, *(deed._replace(queue=queue) for queue in queues))
-            report = {**given, "queues": queues, **error}
+                claims, queues = [], found[0]["queues"]
+                deed = Deed("shutdown", "", None, f"worker {given['worker']}")
+            for queue in queues:
+                rights.require(STOP, queue)
+            with noted(redis, rights, *(deed._replace(queue=queue) for queue in queues)) as under_way:
+                for one in claims:
+                    stop_job(redis, one["worker"], one["id"], queues)
+                if not claims:
+                    shut_down(redis, given["worker"], queues)
+            report = {**given, "queues": queues, **under_way.report}
             return answer(redis, report, deed.action, deed.what, 1, ".workers_page")

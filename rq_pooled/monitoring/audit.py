@@ -74,6 +74,11 @@ class Noted:
         #: Why the stream could not be written, "" if it was; known when they have ended.
         self.error = ""
 
+    @property
+    def report(self) -> dict[str, str]:
+        """What a report says of it: ``trail_error`` where the stream could not be written, else nothing."""
+        return {"trail_error": self.error} if self.error else {}
+
 
 @contextmanager
 def noting(client: Redis, actor: Actor, *deeds: Deed) -> Iterator[Noted]:

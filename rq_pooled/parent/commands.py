@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..store.keys import SENTRY_COMMAND, commands_channel
+from ..store.claim import Claim
+from ..store.keys import QUEUE, SENTRY_COMMAND, commands_channel
 from .context import Context
 from .slot import Slot
 from .slots import Slots
@@ -43,6 +44,10 @@ class Commands:
         if name == SENTRY_COMMAND:
             self._make_sentry(bool(payload.get("work")))
         elif name == "shutdown":
+            # What Redis says of a worker's queues, others may have written.
+            if not _are_among(self._context.identity.queue_names, payload):
+                log.warning("Received shutdown command that is not meant for all queues of this worker, ignored")
+                return
             log.info("Received shutdown command")
             self._stop()
         elif name == "kill-horse":
@@ -53,27 +58,38 @@ class Commands:
                     self._slots.kill(slot)
         elif name == "stop-execution":
             # RQ 3 sends it.
-            self._stop_job(str(payload.get("job_id")), slots, str(payload.get("execution_id")))
+            self._stop_job(payload, slots, str(payload.get("execution_id")))
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))
-            self._stop_job(str(payload.get("job_id")), slots)
+            self._stop_job(payload, slots)
 
-    def _stop_job(self, job_id: str, slots: list[Slot], execution_id: str | None = None) -> None:
+    def _stop_job(self, payload: dict[str, Any], slots: list[Slot], execution_id: str | None = None) -> None:
+        job_id = str(payload.get("job_id"))
+
+        def is_meant(claim: Claim) -> bool:
+            return claim.job_id == job_id and _are_among([claim.queue_key.removeprefix(QUEUE)], payload)
+
         for slot in slots:
             self._slots.receive(slot)
-            for claim in [one for one in slot.waiting if one.job_id == job_id]:
+            for claim in [one for one in slot.waiting if is_meant(one)]:
                 if execution_id in (None, claim.execution_id) and self._slots.stop_waiting(slot, claim):
                     return
             # What waits behind it must not begin in its place, and die with its horse.
             self._slots.waiting.put_back(slot)
             if execution_id is not None and slot.claim is not None and slot.claim.execution_id != execution_id:
                 continue
-            if slot.claim is not None and slot.claim.job_id == job_id and slot.task and slot.task.kind == "perform":
+            if slot.claim is not None and is_meant(slot.claim) and slot.task and slot.task.kind == "perform":
                 slot.stopped = True
                 self._slots.kill(slot)
                 return
         # The server may say that the job is started before it tells us.
         if any(slot.reserved for slot in slots):
-            self._context.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(job_id, slots, execution_id))
+            self._context.loop.call_later(LOOK_AGAIN, lambda: self._stop_job(payload, slots, execution_id))
             return
         self._context.log.logger.info("Not working on job %s, command ignored.", job_id)
+
+
+def _are_among(queues: Sequence[str], payload: dict[str, Any]) -> bool:
+    """Tell whether a command is meant for these queues. Our page says where its visitor may act, RQ nothing."""
+    meant = payload.get("queues")
+    return not isinstance(meant, list) or all(queue in meant for queue in queues)

@@ -308,6 +308,28 @@ def test_a_command_that_breaks_off_is_written_down(
     assert (one["action"], one["count"] or None) == (action, None) and one["what"].startswith("broken off")
 
 
+@pytest.mark.parametrize(
+    ("path", "body", "spoilt", "action"),
+    [
+        ("queues/pause", {"queue": "mail"}, "rq_pooled:paused", "pause"),
+        ("queues/requeue", {"queue": "mail"}, "rq:failed:mail", "requeue"),
+        ("schedule/cancel", {"job": "soon"}, "rq:canceled:mail", "cancel"),
+    ],
+)
+def test_a_button_that_breaks_off_is_written_down(
+    server: EmbeddedServer, redis: Redis, path: str, body: dict[str, str], spoilt: str, action: str
+) -> None:
+    """An action of the page that the server refuses half way is in the trail, once, as broken off."""
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    StockQueue("mail", redis).enqueue_in(timedelta(hours=1), FACTORIAL, 3, job_id="soon")
+    redis.delete(named(spoilt))
+    redis.set(named(spoilt), "x")
+    assert client_of(server).post(f"/rq/{path}", json=body).status_code == 503
+    (one,) = trail(redis)
+    assert (one["action"], one["queue"], one["count"]) == (action, "mail", None)
+    assert one["what"].startswith("broken off") and one["who"] == "alice"
+
+
 def test_who_may_see_an_entry_is_asked_by_the_queues_own_name(server: EmbeddedServer, redis: Redis) -> None:
     """A queue of any bytes, or of a long name, is shown escaped to who may view it, and to no one else."""
     odd = [text(b"\xff\n"), "x" * 300, "a\tb"]

@@ -18,6 +18,7 @@ from support import drop_pools, running_worker, wait_until
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.monitoring.audit import trail
 from rq_pooled.monitoring.workers import running, workers
+from rq_pooled.store.keys import commands_channel
 
 pytest.importorskip("flask")
 from page_client import client_of
@@ -88,3 +89,51 @@ def test_what_others_wrote_breaks_nothing(server: EmbeddedServer, redis: Redis) 
     assert page.status_code == 200 and "<script>alert" not in page.text and "gone" in page.text
     for odd in ({}, {"job": "gone"}, {"worker": "a"}, {"job": "a", "worker": "b"}):
         assert client_of(server).post("/rq/workers/stop", data=odd).status_code == 400
+
+
+def test_workers_of_one_host_and_pid_are_two(server: EmbeddedServer, redis: Redis) -> None:
+    """Containers of one hostname have process 1 each: their workers are told apart, and rights are asked for each."""
+    for name, queue, birth in (("a", "mail", "01"), ("b", "payroll", "02"), ("b-1", "payroll", "02")):
+        values = {"hostname": "worker", "pid": 1, "queues": queue, "birth": f"2026-11-28T20:00:{birth}.000000Z"}
+        redis.hset(named(f"rq:worker:{name}"), mapping=values)
+        redis.sadd(named("rq:workers"), named(f"rq:worker:{name}"))
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"), named("rq:queue:payroll"))
+    assert [(one["names"], one["queues"]) for one in workers(redis)] == [(["a"], ["mail"]), (["b", "b-1"], ["payroll"])]
+    told = redis.pubsub(ignore_subscribe_messages=True)
+    told.psubscribe("*")
+    told.get_message(timeout=5)
+    of_mail = client_of(server, lambda action, queue: action == "view" or queue == "mail")
+    for name in ("b", "b-1"):
+        assert of_mail.post("/rq/workers/stop", data={"worker": name}).status_code == 403
+    page = of_mail.get("/rq/workers").text
+    assert page.count("Shut down …") == 1 and "stop=a" in page
+    assert of_mail.post("/rq/workers/stop", data={"worker": "a"}).get_json()["queues"] == ["mail"]
+    sent = [one["channel"] for one in iter(lambda: told.get_message(timeout=0.5), None)]
+    assert sent == [commands_channel("a").encode()]
+
+
+def test_a_stop_reaches_only_what_its_visitor_may_stop(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A worker that another queue's claims, job or worker hash have led to ignores a command that is not for it."""
+    started, gate = tmp_path / "started", tmp_path / "gate"
+    job = Queue("payroll", redis).enqueue(claim_jobs.wait_for_file, str(started), str(gate))
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"))
+    of_mail = client_of(server, lambda action, queue: queue in (None, "mail"))
+    with running_worker(server.url, "payroll", log=tmp_path / "log") as worker:
+        wait_until(started.exists)
+        (now,) = running(redis)
+        redis.zadd(named("rq:wip:mail"), {f"{job.id}:forged": 9e9})
+        redis.hset(named(f"rq:execution:{job.id}:forged"), mapping={"worker_name": now["worker"], "created_at": "1"})
+        assert of_mail.post("/rq/workers/stop", data={"job": job.id}).status_code == 400
+        assert job.id not in of_mail.get("/rq/workers").text
+        # Now the job itself says so.
+        redis.hset(job.key, "origin", "mail")
+        assert of_mail.post("/rq/workers/stop", data={"job": job.id}).status_code == 200
+        worker.wait_for(f"Not working on job {job.id}, command ignored")
+        for (name,) in (one["names"] for one in workers(redis)):
+            redis.hset(named(f"rq:worker:{name}"), "queues", "mail")
+            assert of_mail.post("/rq/workers/stop", data={"worker": name}).status_code == 200
+        worker.wait_for("not meant for all queues of this worker, ignored")
+        redis.hset(job.key, "origin", "payroll")
+        assert job.get_status() == JobStatus.STARTED
+        gate.touch()
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED)
