@@ -83,10 +83,10 @@ def test_one_worker_stops_claiming(server: EmbeddedServer, redis: Redis, tmp_pat
     that needs the right to stop its queues, is confirmed, and stands in the trail.
     """
     queue, gate = Queue("mail", redis), tmp_path / "gate"
+    first = queue.enqueue(claim_jobs.wait_for_file, str(tmp_path / "started"), str(gate))
+    # The worker knows that there are more jobs, and would claim on.
+    second = queue.enqueue(claim_jobs.nothing)
     with running_worker(server.url, "mail", log=tmp_path / "log", **FAST):
-        first = queue.enqueue(claim_jobs.wait_for_file, str(tmp_path / "started"), str(gate))
-        # The worker hears of more jobs, and would claim on.
-        second = queue.enqueue(claim_jobs.nothing)
         wait_until((tmp_path / "started").exists)
         name = workers(redis)[0]["names"][0]
         client = client_of(server)
