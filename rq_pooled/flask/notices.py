@@ -32,6 +32,8 @@ _SENTENCES = {
     "limited": "“{queue}” has a new limit",
     "unlimited": "the limit that an operator set for “{queue}” is removed",
     "stop": "a job was told to stop: {queue}",
+    "hold": "a worker was told to claim nothing more: {queue}",
+    "release": "a worker was told to claim again: {queue}",
     "shutdown": "a worker was told to shut down: {queue}",
 }
 

@@ -1,4 +1,4 @@
-"""The page of workers and of the jobs that they run, with its buttons: stop a job, shut a worker down."""
+"""The page of workers and of the jobs that they run: stop a job, have a worker claim nothing more, shut it down."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from redis import Redis
 
 from ..deadline import within
 from ..errors import ConfigurationError
-from ..foreign import shown
+from ..foreign import printable, shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
-from ..monitoring.workers import running, shut_down, stop_job, workers
+from ..monitoring.workers import hold, running, shut_down, stop_job, workers
 from .notices import answer, told
 from .page import fits_a_form
 from .parameters import asked_for, posted
@@ -33,7 +33,7 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
 
     @blueprint.get("/workers")
     def workers_page() -> Any:
-        asked_for("stop", "did")
+        asked_for("stop", "act", "did")
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
             now, message = server_time(redis), told(redis)
@@ -63,13 +63,17 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
             more=max(0, len(jobs) - SHOWN),
             message=shown(message),
             asked=shown(request.args.get("stop", "")),
+            act=request.args.get("act", "shutdown"),
         )
 
     @blueprint.post("/workers/stop")
     def workers_stop() -> Any:
-        given = posted("job", "worker")
-        if len(given) != 1:
-            raise ConfigurationError("give either job, which is stopped, or worker, which is shut down")
+        given = posted("job", "worker", "act")
+        act = given.get("act", "shutdown")
+        if ("job" in given) == ("worker" in given) or ("job" in given and "act" in given):
+            raise ConfigurationError("give either job, which is stopped, or worker, which is shut down, and act")
+        if act not in ("shutdown", "hold", "release"):
+            raise ConfigurationError(f"act is {printable(act, 50)!r}: give shutdown, hold or release")
         with within(DEADLINE, "the deadline of a page"):
             redis = client()
             if "job" in given:
@@ -85,10 +89,15 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
                 found = [one for one in workers(redis) if given["worker"] in one["names"]]
                 if not found or not found[0]["queues"]:
                     raise ConfigurationError("there is no such worker, or not any more")
-                queues, deed = found[0]["queues"], Deed("shutdown", "", None, f"worker {given['worker']}")
+                queues, deed = found[0]["queues"], Deed(act, "", None, f"worker {given['worker']}")
                 for queue in queues:
                     rights.require(STOP, queue)
-                shut_down(redis, given["worker"])
+                if act == "shutdown":
+                    shut_down(redis, given["worker"])
+                elif found[0]["slots"] is None:
+                    raise ConfigurationError("a stock worker claims until it is shut down: pause knows none, either")
+                else:
+                    hold(redis, given["worker"], act == "hold")
             error = note(redis, rights, *(deed._replace(queue=queue) for queue in queues))
             report = {**given, "queues": queues, **error}
             return answer(redis, report, deed.action, deed.what, 1, ".workers_page")

@@ -13,7 +13,7 @@ from redis import Redis
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import plain, replies_of, seconds_of, whole_number
-from ..store.keys import EXECUTION, WORKER, WORKERS, commands_channel, job_key, registry_key
+from ..store.keys import EXECUTION, HOLD_COMMAND, WORKER, WORKERS, commands_channel, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..wire import raw, text
 from .processes import processes
@@ -27,8 +27,8 @@ def workers(client: Redis) -> list[dict[str, Any]]:
     """Return the processes of workers all of whose queues may be shown. Blocks for about eight round trips.
 
     Each has ``host``, ``pid``, ``names`` (one for each slot), ``queues``, ``state`` (``busy`` if a slot is), ``since``
-    and ``seen`` (seconds since the epoch or None), and, of workers of rq_pooled, ``horses`` (pids), ``memory``, ``replaced``
-    (horses forked in place of others) and ``slots``; else None.
+    and ``seen`` (seconds since the epoch or None). Of workers of rq_pooled it has ``held`` (told to claim nothing),
+    ``horses`` (pids), ``memory``, ``replaced`` (horses forked in place of others) and ``slots``; else None.
     """
     keys = sorted(client.sscan_iter(WORKERS, count=MOST))[:MOST]
     pipeline: Any = client.pipeline(transaction=False)
@@ -50,6 +50,7 @@ def workers(client: Redis) -> list[dict[str, Any]]:
         one["since"], one["seen"] = seconds_of(birth), seconds_of(seen)
     for place, one in found.items():
         worker = ours.get(place)
+        one["held"] = worker and worker["held"]
         one["horses"] = worker and worker["horses"]
         one["memory"] = worker and worker["memory"]
         one["replaced"] = worker and worker["counters"]["horses_replaced"]
@@ -102,7 +103,15 @@ def shut_down(client: Redis, worker: str) -> None:
     _send(client, worker, "shutdown")
 
 
-def _send(client: Redis, worker: str, command: str, **more: str) -> None:
+def hold(client: Redis, worker: str, held: bool) -> None:
+    """Tell a worker of rq_pooled to claim nothing more, going on with what runs; or to claim again. Blocks likewise.
+
+    It holds until the worker ends or is told again; one that starts anew claims.
+    """
+    _send(client, worker, HOLD_COMMAND, held=held)
+
+
+def _send(client: Redis, worker: str, command: str, **more: Any) -> None:
     client.publish(raw(commands_channel(worker)), json.dumps({"command": command, **more}))
 
 

@@ -1,11 +1,11 @@
-"""Obeys the commands that RQ's ``rq.command`` sends to workers."""
+"""Obeys the commands that RQ's ``rq.command`` sends to workers, and two of ours: be the sentry, claim nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from ..store.keys import SENTRY_COMMAND, commands_channel
+from ..store.keys import HOLD_COMMAND, SENTRY_COMMAND, commands_channel
 from .context import Context
 from .slot import Slot
 from .slots import Slots
@@ -21,15 +21,23 @@ class Commands:
         context, slots: as the names say.
         stop: begins a warm shutdown.
         make_sentry: called with whether jobs wait, see Wakeup.
+        hold_changed: called with whether the worker is to claim nothing more.
     """
 
     def __init__(
-        self, context: Context, *, slots: Slots, stop: Callable[[], None], make_sentry: Callable[[bool], None]
+        self,
+        context: Context,
+        *,
+        slots: Slots,
+        stop: Callable[[], None],
+        make_sentry: Callable[[bool], None],
+        hold_changed: Callable[[bool], None],
     ) -> None:
         self._context = context
         self._slots = slots
         self._stop = stop
         self._make_sentry = make_sentry
+        self._hold_changed = hold_changed
 
     def obey(self, channel: str, payload: dict[str, Any]) -> None:
         """Obey one command.
@@ -42,6 +50,8 @@ class Commands:
         slots = [slot for slot in self._slots.regular() if channel == commands_channel(slot.name)]
         if name == SENTRY_COMMAND:
             self._make_sentry(bool(payload.get("work")))
+        elif name == HOLD_COMMAND:
+            self._hold(payload.get("held") is True)
         elif name == "shutdown":
             log.info("Received shutdown command")
             self._stop()
@@ -57,6 +67,10 @@ class Commands:
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))
             self._stop_job(str(payload.get("job_id")), slots)
+
+    def _hold(self, held: bool) -> None:
+        self._context.log.info("told to claim %s", "nothing more" if held else "again")
+        self._hold_changed(held)
 
     def _stop_job(self, job_id: str, slots: list[Slot], execution_id: str | None = None) -> None:
         for slot in slots:
