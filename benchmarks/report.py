@@ -56,7 +56,8 @@ def _picture(table: Table, where: str) -> str:
         parts.append(f'<text x="0" y="{top + 15}">{escape(name)}</text>')
         parts.append(f'<rect{ours} x="{_NAME}" y="{top}" width="{width:.0f}" height="20" rx="2"/>')
         parts.append(f'<text x="{_NAME + width + 6:.0f}" y="{top + 15}">{value:,g}</text>')
-    parts.append(f'<text x="0" y="{height - 10}" style="font-size:10px">{escape(where)}</text></svg>\n')
+    machine = escape(where.partition(", by ")[0])
+    parts.append(f'<text x="0" y="{height - 10}" style="font-size:10px">{machine}</text></svg>\n')
     name = f"bench-{table.title.lower().replace(' ', '-')}.svg"
     (PICTURES / name).write_text("\n".join(parts))
     return name
