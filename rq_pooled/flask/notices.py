@@ -14,8 +14,8 @@ from flask import jsonify, redirect, request, url_for
 from redis import Redis
 
 from ..foreign import bounded
+from ..monitoring.words import count
 from ..store.keys import notice_key
-from .words import count
 
 #: Seconds for which it is kept: the browser asks for the page at once.
 _KEPT = 60
