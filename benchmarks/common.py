@@ -61,22 +61,26 @@ def stock_pool(number: int, worker_class: str = "rq.Worker") -> Contender:
 
 @dataclass
 class Table:
-    """One benchmark's result; the first row is ours, and what others are compared with."""
+    """One benchmark's result; the first row is ours, and what others are compared with. ``plot``: column to draw."""
 
     title: str
     header: Sequence[str]
     rows: list[Sequence[str]]
     note: str = ""
+    plot: str = ""
 
     def text(self) -> str:
-        """Return it as Markdown with aligned columns."""
+        """Return heading, table and note as Markdown."""
+        return f"### {self.title}\n\n{self.markdown()}" + (f"\n{self.note}\n" if self.note else "")
+
+    def markdown(self) -> str:
+        """Return the table alone, with aligned columns."""
         rows = [list(self.header), *map(list, self.rows)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
         pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
         lines = ["| " + " | ".join(pad[i](row[i], widths[i]) for i in range(len(widths))) + " |" for row in rows]
         rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-        body = "\n".join([lines[0], rule, *lines[1:]])
-        return f"### {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+        return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 @dataclass

@@ -144,7 +144,7 @@ def run(server: EmbeddedServer) -> Table:
             rows.append((name, f"{median(jobs):,.0f}", f"{min(jobs):,.0f}-{max(jobs):,.0f}", cpu, ratio))
     header = ["no-op jobs, ten slots", "jobs/s", "from-to", "CPU us per job", "ours is × faster"]
     note = f"Median of {ROUNDS} rounds in turns. Results are stored by all; logs are quiet."
-    return Table("Peers", header, rows, note)
+    return Table("Peers", header, rows, note, "jobs/s")
 
 
 if __name__ == "__main__":

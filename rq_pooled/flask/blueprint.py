@@ -21,20 +21,21 @@ from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQu
 from ..failed.listing import failed_jobs
 from ..foreign import bounded, shown
 from ..monitoring.health import health_word
+from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
 from .jobs import add_job_pages
 from .notices import told
-from .overview import overview, queue_states
 from .page import present
 from .parameters import asked_for, number
 from .queues import add_queues
 from .rights import VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
 from .trail import add_trail
+from .views import DEADLINE, Views
 from .workers import add_workers
 
-#: Seconds within which each request is answered. Health promises 2, of which Flask takes a part.
-HEALTH_DEADLINE, DEADLINE = 1.9, 4.0
+#: Seconds within which health is answered. It promises 2, of which Flask takes a part.
+HEALTH_DEADLINE = 1.9
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -173,11 +174,9 @@ def make_blueprint(
             **found,
         )
 
-    add_queues(blueprint, lambda: client_of().redis, rights)
-    add_schedule(blueprint, lambda: client_of().redis, rights)
-    add_workers(blueprint, lambda: client_of().redis, rights)
-    add_trail(blueprint, lambda: client_of().redis)
-    add_job_pages(blueprint, lambda: client_of().redis, rights)
+    views = Views(blueprint, lambda: client_of().redis, rights)
+    for add in (add_queues, add_schedule, add_workers, add_trail, add_job_pages):
+        add(views)
     return blueprint
 
 

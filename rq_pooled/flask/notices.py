@@ -14,8 +14,8 @@ from flask import jsonify, redirect, request, url_for
 from redis import Redis
 
 from ..foreign import bounded
+from ..monitoring.words import count
 from ..store.keys import notice_key
-from .words import count
 
 #: Seconds for which it is kept: the browser asks for the page at once.
 _KEPT = 60
@@ -32,6 +32,8 @@ _SENTENCES = {
     "limited": "“{queue}” has a new limit",
     "unlimited": "the limit that an operator set for “{queue}” is removed",
     "stop": "a job was told to stop: {queue}",
+    "hold": "a worker was told to claim nothing more: {queue}",
+    "release": "a worker was told to claim again: {queue}",
     "shutdown": "a worker was told to shut down: {queue}",
 }
 

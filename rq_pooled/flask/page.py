@@ -8,9 +8,9 @@ from typing import Any
 
 from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
+from ..monitoring.verdict import verdict
+from ..monitoring.words import ago, moment, number, span
 from .chart import bars, chart
-from .verdict import verdict
-from .words import ago, moment, number, span
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30

@@ -6,30 +6,28 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
-from flask import Blueprint, render_template, request
+from flask import request
 from redis import Redis
 
-from ..deadline import within
-from ..foreign import shown
 from ..monitoring.audit import Actor, Deed, Noted, noting, trail
 from ..monitoring.processes import server_time
+from ..monitoring.words import moment
 from .rights import Rights
-from .words import moment
+from .views import Views, page_of
 
-#: Entries on the page, and seconds within which it is made.
-SHOWN, DEADLINE = 100, 4.0
+#: Entries on the page.
+SHOWN = 100
 
 
-def add_trail(blueprint: Blueprint, client: Callable[[], Redis]) -> None:
-    """Add the page to the blueprint."""
+def add_trail(views: Views) -> None:
+    """Add the page."""
 
-    @blueprint.get("/trail")
-    def trail_page() -> Any:
-        with within(DEADLINE, "the deadline of a page"):
-            now = server_time(client())
-            entries = trail(client(), SHOWN)
+    @views.get("/trail")
+    def trail_page(redis: Redis) -> Any:
+        now = server_time(redis)
+        entries = trail(redis, SHOWN)
         rows = [{**one, "at": moment(one["time"], now)} for one in entries]
-        return render_template("rq_pooled/trail.html", entries=shown(rows), most=SHOWN)
+        return page_of("trail", redis, entries=rows)
 
 
 def tracked(

@@ -14,7 +14,7 @@ from redis import Redis
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import plain, replies_of, seconds_of, whole_number
-from ..store.keys import EXECUTION, WORKER, WORKERS, commands_channel, job_key, registry_key
+from ..store.keys import EXECUTION, HOLD_COMMAND, WORKER, WORKERS, commands_channel, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..wire import raw, text
 from .processes import processes
@@ -28,8 +28,8 @@ def workers(client: Redis) -> list[dict[str, Any]]:
     """Return the processes of workers all of whose queues may be shown. Blocks for about eight round trips.
 
     Each has ``host``, ``pid``, ``names`` (one for each slot), ``queues``, ``state`` (``busy`` if a slot is), ``since``
-    and ``seen`` (seconds since the epoch or None), and, of workers of rq_pooled, ``horses`` (pids), ``memory``, ``replaced``
-    (horses forked in place of others) and ``slots``; else None.
+    and ``seen`` (seconds since the epoch or None). Of workers of rq_pooled it has ``held`` (told to claim nothing),
+    ``horses`` (pids), ``memory``, ``replaced`` (horses forked in place of others) and ``slots``; else None.
     """
     keys = sorted(client.sscan_iter(WORKERS, count=MOST))[:MOST]
     pipeline: Any = client.pipeline(transaction=False)
@@ -54,6 +54,7 @@ def workers(client: Redis) -> list[dict[str, Any]]:
         one["since"], one["seen"] = seconds_of(birth), seconds_of(seen)
     for one in found.values():
         worker = next((ours[name] for name in one["names"] if name in ours), None)
+        one["held"] = worker and worker["held"]
         one["horses"] = worker and worker["horses"]
         one["memory"] = worker and worker["memory"]
         one["replaced"] = worker and worker["counters"]["horses_replaced"]
@@ -109,6 +110,14 @@ def stop_job(client: Redis, worker: str, job_id: str, queues: Sequence[str]) -> 
 def shut_down(client: Redis, worker: str, queues: Sequence[str]) -> None:
     """Tell a worker of these queues to claim no more, and to end with its running jobs. Blocks for a round trip."""
     _send(client, worker, "shutdown", queues=queues)
+
+
+def hold(client: Redis, worker: str, held: bool, queues: Sequence[str]) -> None:
+    """Tell a worker of rq_pooled and of these queues to claim nothing more, going on with what runs; or to claim again.
+
+    Blocks for a round trip. It holds until the worker ends or is told again; one that starts anew claims.
+    """
+    _send(client, worker, HOLD_COMMAND, held=held, queues=queues)
 
 
 def _send(client: Redis, worker: str, command: str, **more: Any) -> None:

@@ -1,4 +1,4 @@
-"""Obeys the commands that RQ's ``rq.command`` sends to workers."""
+"""Obeys the commands that RQ's ``rq.command`` sends to workers, and two of ours: be the sentry, claim nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..store.claim import Claim
-from ..store.keys import QUEUE, SENTRY_COMMAND, commands_channel
+from ..store.keys import HOLD_COMMAND, QUEUE, SENTRY_COMMAND, commands_channel
 from .context import Context
 from .slot import Slot
 from .slots import Slots
@@ -22,15 +22,23 @@ class Commands:
         context, slots: as the names say.
         stop: begins a warm shutdown.
         make_sentry: called with whether jobs wait, see Wakeup.
+        hold_changed: called with whether the worker is to claim nothing more.
     """
 
     def __init__(
-        self, context: Context, *, slots: Slots, stop: Callable[[], None], make_sentry: Callable[[bool], None]
+        self,
+        context: Context,
+        *,
+        slots: Slots,
+        stop: Callable[[], None],
+        make_sentry: Callable[[bool], None],
+        hold_changed: Callable[[bool], None],
     ) -> None:
         self._context = context
         self._slots = slots
         self._stop = stop
         self._make_sentry = make_sentry
+        self._hold_changed = hold_changed
 
     def obey(self, channel: str, payload: dict[str, Any]) -> None:
         """Obey one command.
@@ -43,11 +51,12 @@ class Commands:
         slots = [slot for slot in self._slots.regular() if channel == commands_channel(slot.name)]
         if name == SENTRY_COMMAND:
             self._make_sentry(bool(payload.get("work")))
-        elif name == "shutdown":
+        elif name in (HOLD_COMMAND, "shutdown") and not _are_among(self._context.identity.queue_names, payload):
             # What Redis says of a worker's queues, others may have written.
-            if not _are_among(self._context.identity.queue_names, payload):
-                log.warning("Received shutdown command that is not meant for all queues of this worker, ignored")
-                return
+            log.warning("Received a command that is not meant for all queues of this worker, ignored")
+        elif name == HOLD_COMMAND:
+            self._hold(payload.get("held") is True)
+        elif name == "shutdown":
             log.info("Received shutdown command")
             self._stop()
         elif name == "kill-horse":
@@ -62,6 +71,10 @@ class Commands:
         elif name == "stop-job":
             log.debug("Received command to stop job %s", payload.get("job_id"))
             self._stop_job(payload, slots)
+
+    def _hold(self, held: bool) -> None:
+        self._context.log.info("told to claim %s", "nothing more" if held else "again")
+        self._hold_changed(held)
 
     def _stop_job(self, payload: dict[str, Any], slots: list[Slot], execution_id: str | None = None) -> None:
         job_id = str(payload.get("job_id"))

@@ -20,7 +20,7 @@ def last_report(context: Context) -> Command:
     return publish(process_name(context.settings), context.settings.heartbeat_ttl, fields)
 
 
-def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> Command:
+def report(context: Context, slots: Slots, multiplexer: Multiplexer | None, held: bool = False) -> Command:
     """Return the command that publishes this worker's statistics; they last as long as its leases."""
     counters, horses = context.counters, slots.pids()
     fields = {
@@ -30,6 +30,7 @@ def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> C
         "queues": context.identity.queue_names,
         "concurrency": context.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
+        "held": held,
         "horses": horses,
         "memory": [round(size, 1) for size in (resident_megabytes(), *resident_of(horses))],
         "connections": {

@@ -86,6 +86,7 @@ class Wakeup:
         self.suspended = False
         events.server_back.append(self.track)
         events.shutdown_began.append(self._retire)
+        events.hold_changed.append(self._on_hold)
         context.loop.call_every(GLANCE_INTERVAL, self._glance)
 
     @property
@@ -138,6 +139,13 @@ class Wakeup:
         self._retiring = True
         if self.dozing:
             self._context.command.submit(Exchange([self._post.leave()]))
+
+    def _on_hold(self, held: bool) -> None:
+        if held:
+            self._retire()
+        else:
+            self._retiring = self.dozing = False
+            self.check()
 
     def wake(self) -> None:
         """Claim with the next exchange."""

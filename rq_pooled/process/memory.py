@@ -22,8 +22,7 @@ def resident_megabytes() -> float:
 
 def resident_of(pids: Iterable[int]) -> list[float]:
     """Return the RSS of each of these processes in MB, 0 of one that has ended; empty if the system tells none."""
-    found = [_resident(pid) for pid in ("self", *pids)]
-    return [] if found[0] is None else [size or 0.0 for size in found[1:]]
+    return [] if _resident("self") is None else [_resident(pid) or 0.0 for pid in pids]
 
 
 def _resident(pid: int | str) -> float | None:

@@ -17,11 +17,13 @@ from support import drop_pools, running_worker, wait_until
 
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.monitoring.audit import trail
-from rq_pooled.monitoring.workers import running, workers
+from rq_pooled.monitoring.workers import hold, running, workers
 from rq_pooled.store.keys import commands_channel
 
 pytest.importorskip("flask")
 from page_client import client_of
+
+FAST = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.2"}
 
 
 @pytest.fixture(autouse=True)
@@ -75,6 +77,82 @@ def test_a_job_and_a_worker_are_stopped(server: EmbeddedServer, redis: Redis, tm
             ("stop", "mail"),
         ]
         assert client.post("/rq/workers/stop", data={"worker": one["names"][0]}).status_code == 400
+
+
+def test_one_worker_stops_claiming(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A worker that is told so finishes what runs, claims nothing while another one does, and claims again when told;
+    that needs the right to stop its queues, is confirmed, and stands in the trail.
+    """
+    queue, gate = Queue("mail", redis), tmp_path / "gate"
+    first = queue.enqueue(claim_jobs.wait_for_file, str(tmp_path / "started"), str(gate))
+    # The worker knows that there are more jobs, and would claim on.
+    second = queue.enqueue(claim_jobs.nothing)
+    with running_worker(server.url, "mail", log=tmp_path / "log", **FAST):
+        wait_until((tmp_path / "started").exists)
+        name = workers(redis)[0]["names"][0]
+        client = client_of(server)
+        assert "Stop claiming on 1 worker" in client.get(f"/rq/workers?stop={name}&act=hold").text
+        some = client_of(server, lambda action, queue: action == "view")
+        assert some.post("/rq/workers/stop", data={"worker": name, "act": "hold"}).status_code == 403
+        for odd in ({"worker": name, "act": "x"}, {"job": first.id, "act": "hold"}):
+            assert client.post("/rq/workers/stop", data=odd).status_code == 400
+        done = client.post("/rq/workers/stop", data={"worker": name, "act": "hold", "page": "1"})
+        assert "claim nothing more" in client.get(done.location).text
+        wait_until(lambda: workers(redis)[0]["held"])
+        page = client.get("/rq/workers").text
+        assert "claims nothing" in page and "Claim again" in page
+        assert "1 worker was told to claim nothing" in client.get("/rq/").text
+        gate.touch()
+        wait_until(lambda: first.get_status() == JobStatus.FINISHED)
+        wait_until(lambda: redis.hget(named(f"rq:worker:{name}"), "state") == b"suspended")
+        _wait_for_beat(redis, name)
+        assert second.get_status() == JobStatus.QUEUED
+        with running_worker(server.url, "mail", log=tmp_path / "other", **FAST) as other:
+            wait_until(lambda: second.get_status() == JobStatus.FINISHED)
+            other.stop()
+        third = queue.enqueue(claim_jobs.nothing)
+        _wait_for_beat(redis, name)
+        assert third.get_status() == JobStatus.QUEUED and workers(redis)[0]["held"]
+        assert client.post("/rq/workers/stop", data={"worker": name, "act": "release"}).status_code == 200
+        wait_until(lambda: third.get_status() == JobStatus.FINISHED)
+        wait_until(lambda: not workers(redis)[0]["held"])
+    assert [entry["action"] for entry in trail(redis)] == ["release", "hold"]
+
+
+def _wait_for_beat(redis: Redis, name: str) -> None:
+    before = redis.hget(named(f"rq:worker:{name}"), "last_heartbeat")
+    wait_until(lambda: redis.hget(named(f"rq:worker:{name}"), "last_heartbeat") != before)
+
+
+def test_the_sentry_of_idle_workers_hands_on_its_post(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """Whichever of two idle workers is told to stop claiming, the other one is woken by the next job."""
+    queue = Queue("mail", redis)
+    with (
+        running_worker(server.url, "mail", log=tmp_path / "a", **FAST),
+        running_worker(server.url, "mail", log=tmp_path / "b", **FAST),
+    ):
+        wait_until(lambda: len(workers(redis)) == 2 and all(one["slots"] for one in workers(redis)))
+        for one in workers(redis):
+            name = one["names"][0]
+            assert queue.enqueue(claim_jobs.nothing) and wait_until(lambda: queue.count == 0) is not None
+            hold(redis, name, True, ["mail"])
+            wait_until(lambda name=name: [one["names"] for one in workers(redis) if one["held"]] == [[name]])
+            job = queue.enqueue(claim_jobs.nothing)
+            wait_until(lambda job=job: job.get_status() == JobStatus.FINISHED, 5)
+            hold(redis, name, False, ["mail"])
+            wait_until(lambda: not any(one["held"] for one in workers(redis)))
+
+
+def test_a_stock_worker_cannot_be_held(server: EmbeddedServer, redis: Redis) -> None:
+    """A worker of RQ's own class does not know that command: it is offered a shutdown only, and the rest is refused."""
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"))
+    redis.sadd(named("rq:workers"), named("rq:worker:stock"))
+    redis.hset(named("rq:worker:stock"), mapping={"hostname": "h", "pid": "7", "queues": "mail", "state": "idle"})
+    client = client_of(server)
+    page = client.get("/rq/workers").text
+    assert "Shut down …" in page and "Stop claiming …" not in page
+    refused = client.post("/rq/workers/stop", data={"worker": "stock", "act": "hold"})
+    assert refused.status_code == 400 and trail(redis) == []
 
 
 def test_what_others_wrote_breaks_nothing(server: EmbeddedServer, redis: Redis) -> None:

@@ -40,10 +40,10 @@ from rq_pooled.config import Settings
 from rq_pooled.deadline import within
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
-from rq_pooled.flask.overview import overview
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
 from rq_pooled.log_lines import keep_lines
 from rq_pooled.metrics import metrics
+from rq_pooled.monitoring.overview import overview
 from rq_pooled.store.keys import SAMPLES
 from rq_pooled.store.unpickling import Inert, plain_meta
 from rq_pooled.wire import raw, text

@@ -1,4 +1,4 @@
-"""What the page does to failed jobs: requeue, bury or delete some, sweep a queue. Bounded: a request ends soon."""
+"""What one request does to failed jobs: requeue, bury or delete some, sweep a queue. Bounded: it ends soon."""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from redis import Redis
 
 from ..durations import parse_duration
 from ..errors import ConfigurationError
-from ..failed.policies import Bury, Ghosts, Policy, Purge, Requeue
-from ..failed.sweeper import Sweeper
 from ..foreign import printable
-from .rights import BURY, PURGE, REQUEUE
+from .policies import Bury, Ghosts, Policy, Purge, Requeue
+from .sweeper import Sweeper
 
 #: Jobs that one request changes, and seconds after which it stops: press again for more.
 MOST, SECONDS = 1000, 2.0
 
-#: What can be done to jobs: the policy, what the page that follows says was done, and the right that it needs.
-ACTS: dict[str, tuple[Callable[[], Policy], str, str]] = {
-    "requeue": (Requeue, "requeued", REQUEUE),
-    "bury": (Bury, "buried", BURY),
-    "delete": (lambda: Purge(everything=True), "purged", PURGE),
-}
+#: What can be done to jobs, and by which policy.
+ACTS: dict[str, Callable[[], Policy]] = {"requeue": Requeue, "bury": Bury, "delete": lambda: Purge(everything=True)}
 
 
 def requeue(
@@ -149,7 +144,7 @@ def act_on(
         raise ConfigurationError("dead letters are buried already: requeue or delete them")
     words: list[str] = []
     for at, (name, of_queue) in enumerate(by_queue.items()):
-        said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]())  # type: ignore[arg-type]
+        said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act]())  # type: ignore[arg-type]
         words += said.values()
         count_done(at, list(said.values()).count("done"))
     gone = words.count("gone") + words.count("ghost")
