@@ -359,7 +359,7 @@ class Slots:
         assert slot.horse is not None
         self._begin(slot, task)
         self.waiting.add(slot, behind)
-        self._prefork.send(slot.horse, (*task.message(), *map(tuple, behind)))
+        self._prefork.send(slot.horse, (*task.message(), *(claim.message() for claim in behind)))
 
     def _begin(self, slot: Slot, task: Task) -> None:
         """Note that the slot's horse is at ``task``."""
