@@ -138,14 +138,18 @@ class Claimer:
                 claimed.stale[0],
             )
         unwanted = []
+        stale = bool(claimed.claims) and claimed.claims[0].is_stale(context.settings.heartbeat_ttl)
+        if stale:
+            count = len(claimed.claims)
+            context.log.warning("putting back %d jobs: this worker stood still after it claimed them", count)
         for number, slot in enumerate(slots[: len(claimed.claims)]):
             claims = claimed.claims[number :: len(slots)]
-            if slot.ready and not self._events.shutdown_began.happened:
+            if slot.ready and not stale and not self._events.shutdown_began.happened:
                 given, back = self._ahead.share(claims)
                 unwanted += back
                 self._dispatch(slot, given)
             else:
-                # Its horse died meanwhile, or a shutdown began.
+                # Its horse died meanwhile, a shutdown began, or other workers have been given the jobs, perhaps.
                 unwanted += claims
         if unwanted:
             self._recovery.push_back(unwanted)
