@@ -164,7 +164,6 @@ class Claimer:
     def _dispatch(self, slot: Slot, claims: list[Claim]) -> None:
         for claim in claims:
             self._context.identity.note_claim(claim)
-            self._context.counters.claimed(claim.queue_key, claim.raw.get(b"enqueued_at"), claim.created_at)
             self.dispatched += 1
             self._recovery.forget(claim.job_id)
             self._events.job_dispatched()

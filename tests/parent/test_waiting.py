@@ -70,11 +70,12 @@ class Stable:
         self.outcomes: list[Outcome] = []
         self.untouched: list[Claim] = []
         self.tasks: deque[Task] = deque()
+        self.counters = Counters()
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
             settings=SimpleNamespace(kill_grace=0.1),
-            counters=Counters(),
+            counters=self.counters,
             log=WorkerLog(logging.getLogger("rq.worker"), "w"),
             identity=SimpleNamespace(name="w", names=["w"], default_timeout=Queue.DEFAULT_TIMEOUT),
             command=nothing,
@@ -218,6 +219,10 @@ def test_permits_that_a_job_takes_are_not_lost_jobs(stable: Stable) -> None:
     stable.give("steals", "b", "c")
     stable.until(lambda: stable.slot.ready)
     assert stable.recorded() == ["steals"] and ids(stable.untouched) == ["b", "c"]
+    # The second one was noted as running, and had not begun.
+    stable.give("d", "e")
+    stable.until(lambda: stable.slot.ready)
+    assert stable.counters.claims == len(stable.recorded()) == 3
 
 
 def test_a_hard_stop_takes_what_runs_and_returns_what_waits(stable: Stable) -> None:
