@@ -33,7 +33,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
     """Do what the ids of jobs say, as a horse does.
 
     "hangs" never ends; "dies after" ends its process after its outcome, before it takes the next permit; "steals" takes
-    all permits; "asks" wants an answer; "leaves" is the last job of its process; each other one ends at once.
+    all permits; "asks" wants an answer; "leaves" is the last job of its process; what ends in "naps" takes a moment; each other
+    one ends at once.
     """
     channel.send(("free", False))
     while True:
@@ -42,6 +43,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
             said, last = claim[0], at == len(claims) - 1
             if said == "hangs":
                 time.sleep(600)
+            if said.endswith("naps"):
+                time.sleep(1e-5)
             if said == "steals":
                 while channel.take_permit():
                     pass
@@ -169,10 +172,10 @@ def test_nothing_is_both_run_and_taken_back(stable: Stable) -> None:
     returned: list[str] = []
     given: list[str] = []
     for turn in range(200):
-        names = [f"{turn}-{number}" for number in range(16)]
+        names = [f"{turn}-{number}-naps" for number in range(16)]
         given += names
         stable.give(*names)
-        deadline = time.monotonic() + turn * 2e-6
+        deadline = time.monotonic() + turn * 5e-6
         while time.monotonic() < deadline:
             pass
         returned += ids(stable.slots.waiting.take_back(stable.slot))
