@@ -53,9 +53,9 @@ class Tasks:
         #: An error has left RQ's code: what it left behind is unknown.
         self.must_leave = False
 
-    def perform(self, fields: tuple[Any, ...], waited: bool = False) -> None:
+    def perform(self, claim: Claim, waited: bool = False) -> None:
         """Run a job; one that has ``waited`` here begins now, not when it was claimed."""
-        worker, claim = self._worker, Claim.from_message(fields)
+        worker = self._worker
         job, queue, tape = self._outcomes.begin(claim, waited)
         if self._outcomes.screened.refusal is not None:
             self._refuse(job, queue, tape, self._outcomes.screened.refusal)

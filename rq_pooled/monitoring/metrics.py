@@ -27,7 +27,7 @@ from .throughput import throughput
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS = {
-    "claims": "jobs given to a horse; one that goes back unbegun is given twice",
+    "claims": "jobs that began",
     "finished": "outcomes recorded: succeeded",
     "failed": "outcomes recorded: failed for good, or stopped",
     "retried": "outcomes recorded: to be run again",
@@ -139,7 +139,7 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
     labels = ["app", "host", "pid", "worker"]
     counters = {name: CounterMetricFamily(f"rq_pooled_{name}", text, labels=labels) for name, text in _COUNTERS.items()}
     histograms = {
-        "queue_wait": HistogramMetricFamily("rq_pooled_queue_wait_seconds", "enqueued until claimed", labels=labels),
+        "queue_wait": HistogramMetricFamily("rq_pooled_queue_wait_seconds", "enqueued until begun", labels=labels),
         "run_time": HistogramMetricFamily("rq_pooled_run_seconds", "given to a horse until its outcome", labels=labels),
     }
     slots = GaugeMetricFamily("rq_pooled_slots", "jobs that workers can run at once", labels=labels)

@@ -148,14 +148,18 @@ class Claimer:
                 claimed.stale[0],
             )
         unwanted = []
+        stale = bool(claimed.claims) and claimed.claims[0].is_stale(context.settings.heartbeat_ttl)
+        if stale:
+            count = len(claimed.claims)
+            context.log.warning("putting back %d jobs: this worker stood still after it claimed them", count)
         for number, slot in enumerate(slots[: len(claimed.claims)]):
             claims = claimed.claims[number :: len(slots)]
-            if slot.ready and not self._closed:
+            if slot.ready and not stale and not self._closed:
                 given, back = self._ahead.share(claims)
                 unwanted += back
                 self._dispatch(slot, given)
             else:
-                # Its horse died meanwhile, or the worker was told to begin nothing more.
+                # Its horse died meanwhile, the worker begins nothing more, or others have been given the jobs, perhaps.
                 unwanted += claims
         if unwanted:
             self._recovery.push_back(unwanted)
@@ -170,7 +174,6 @@ class Claimer:
     def _dispatch(self, slot: Slot, claims: list[Claim]) -> None:
         for claim in claims:
             self._context.identity.note_claim(claim)
-            self._context.counters.claimed(claim.queue_key, claim.raw.get(b"enqueued_at"), claim.created_at)
             self.dispatched += 1
             self._recovery.forget(claim.job_id)
             self._events.job_dispatched()

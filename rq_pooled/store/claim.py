@@ -71,6 +71,13 @@ class Claim(NamedTuple):
             return default
         return default if math.isnan(timeout) else min(timeout, float(LONGEST))
 
+    def is_stale(self, lease: float) -> bool:
+        """Tell whether the job must not begin any more: this process, or its machine, has stood still since the claim.
+
+        Its lease of ``lease`` seconds may be over then, and the job handed on. The clock is one that runs on meanwhile.
+        """
+        return time.time() - self.created_at > lease / 2
+
     @property
     def member(self) -> str:
         """The member of ``rq:wip:<queue>`` that is the claim itself: the claim stands as long as it is there."""
