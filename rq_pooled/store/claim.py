@@ -57,7 +57,7 @@ class Claim(NamedTuple):
             between, words, start = raw
             words = words.split(between)
             raw = dict(zip(words[start::2], words[start + 1 :: 2]))
-        return cls(*fields[:6], raw, fields[7])
+        return cls._make((*fields[:6], raw, fields[7], None))
 
     def message(self) -> tuple[Any, ...]:
         """Return it as it travels to a horse, which cuts the text of a hash itself."""
