@@ -24,14 +24,13 @@ from ..monitoring.health import health_word
 from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
 from .jobs import add_job_pages
-from .notices import told
 from .page import present
 from .parameters import asked_for, number
 from .queues import add_queues
 from .rights import VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
 from .trail import add_trail
-from .views import DEADLINE, Views
+from .views import Views, page_of
 from .workers import add_workers
 
 #: Seconds within which health is answered. It promises 2, of which Flask takes a part.
@@ -48,7 +47,7 @@ _HEADERS = {
 }
 
 #: Views that answer with a page for people, an error too.
-_PAGES = ("failed", "job", "queue", "failed_confirm", "trail_page", "schedule", "workers_page")
+_PAGES = ("page", "failed", "job", "queue", "failed_confirm", "trail_page", "schedule", "workers_page")
 
 
 class Client(Protocol):
@@ -106,9 +105,12 @@ def make_blueprint(
             code = 404
         elif isinstance(error, SweepUnderWay):
             code = 409
-        reason = message_of(error)
+        reason, title = message_of(error), "That did not work"
+        if isinstance(error, RedisError):
+            # An ACL forbids it, or a script runs for too long.
+            title = "Redis does not answer" if isinstance(error, LOST) else "Redis refuses"
         if "page" in request.form or _view() in _PAGES:
-            return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
+            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), code
         return jsonify(error=reason), code
 
     @blueprint.get("/health/redis")
@@ -125,56 +127,36 @@ def make_blueprint(
     def redis_pool_stats() -> Response:
         return jsonify(pool_stats())
 
-    @blueprint.get("/queues/status")
-    def queues_status() -> Response:
-        with within(DEADLINE, "the deadline of a page"):
-            return jsonify(queues=bounded(queue_states(client_of().redis)))
+    views = Views(blueprint, lambda: client_of().redis, rights)
 
-    @blueprint.get("/queues/failed-jobs")
-    def queues_failed_jobs() -> Response:
+    @views.get("/queues/status")
+    def queues_status(redis: Redis) -> Response:
+        return jsonify(queues=bounded(queue_states(redis)))
+
+    @views.get("/queues/failed-jobs")
+    def queues_failed_jobs(redis: Redis) -> Response:
         asked = asked_for("queue", "exception", "offset", "limit")
         offset, limit = number(asked, "offset", 0), min(number(asked, "limit", 50), 200)
         if "queue" in asked:
             rights.require(VIEW, asked["queue"])
-        with within(DEADLINE, "the deadline of a page"):
-            found = failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, client_of().redis)
-            return jsonify(bounded(found))
+        return jsonify(bounded(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, redis)))
 
-    @blueprint.get("/metrics")
-    def metrics() -> Response:
+    @views.get("/metrics")
+    def metrics(redis: Redis) -> Response:
         try:
             from ..monitoring.metrics import CONTENT_TYPE
             from ..monitoring.metrics import metrics as text
         except ImportError:
             abort(501, "install prometheus_client: pip install 'rq_pooled[metrics]'")
-        client = client_of()
-        with within(DEADLINE, "the deadline of a page"):
-            return Response(text(client.redis, client.settings), content_type=CONTENT_TYPE)
+        return Response(text(redis, client_of().settings), content_type=CONTENT_TYPE)
 
-    @blueprint.get("/")
-    def page() -> Any:
-        client = client_of()
-        try:
-            with within(DEADLINE, "the deadline of a page"):
-                message = shown(told(client.redis))
-                found = present(overview(client.redis, client.settings), request.args.get("sort", ""))
-        except RedisError as error:
-            reason = message_of(error)
-            silent = isinstance(error, LOST)
-            # An ACL forbids it, or a script runs for too long.
-            title = "Redis does not answer" if silent else "Redis refuses"
-            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
-        names = [queue["name"] for queue in found["queues"]]
-        return render_template(
-            "rq_pooled/page.html",
-            may=rights.may,
-            may_write=rights.may_any(names),
-            message=message,
-            sort=request.args.get("sort", ""),
-            **found,
-        )
+    @views.get("/")
+    def page(redis: Redis) -> Any:
+        sort = request.args.get("sort", "")
+        found = present(overview(redis, client_of().settings), sort)
+        may_write = rights.may_any([queue["name"] for queue in found["queues"]])
+        return page_of("page", redis, {**found, "may": rights.may, "may_write": may_write, "sort": sort})
 
-    views = Views(blueprint, lambda: client_of().redis, rights)
     for add in (add_queues, add_schedule, add_workers, add_trail, add_job_pages):
         add(views)
     return blueprint
