@@ -33,8 +33,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
     """Do what the ids of jobs say, as a horse does.
 
     "hangs" never ends; "dies after" ends its process after its outcome, before it takes the next permit; "steals" takes
-    all permits; "asks" wants an answer; "leaves" is the last job of its process; what ends in "naps" takes a moment; each other
-    one ends at once.
+    all permits; "asks" wants an answer; "leaves" is the last job of its process; what ends in "naps" takes a moment;
+    each other one ends at once.
     """
     channel.send(("free", False))
     while True:
