@@ -98,12 +98,15 @@ class Ahead:
     def _look(self) -> None:
         self._looking = False
         now = time.monotonic()
+        overdue = []
         for slot in self._slots:
             if slot.waiting:
                 # What has ended is recorded now.
                 self._slots.receive(slot)
                 if self._is_overdue(slot, now - slot.since):
-                    self._slots.waiting.put_back(slot)
+                    overdue.append(slot)
+        if overdue:
+            self._slots.waiting.put_back(*overdue)
         if any(slot.waiting for slot in self._slots):
             self.watch()
         else:

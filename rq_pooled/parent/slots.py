@@ -190,7 +190,7 @@ class Slots:
         """Replace all horses, those that run a job when it has ended."""
         for slot in self.regular():
             slot.worn = True
-            self.waiting.put_back(slot)
+        self.waiting.put_back(*self.regular())
         self.renew_worn()
 
     def renew_worn(self) -> None:

@@ -97,6 +97,11 @@ def left(redis: Redis) -> list[bytes]:
     return [key for kind in kinds for key in redis.keys(named(kind))] + keys_of_jobs(redis)
 
 
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def test_short_jobs_come_several_at_a_time(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
     """A backlog of short jobs is claimed in far fewer steps than singly; each runs once, and only its result stays."""
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
@@ -155,16 +160,51 @@ def test_nothing_waits_behind_a_job_that_turns_out_long(
     assert set(begun(notes).values()) == {1} and not stalls(redis, ids)
 
 
+def test_a_job_may_wait_for_one_behind_it(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
+    """A job that waits for the end of one that waits behind it holds up nothing, since that one runs elsewhere."""
+    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
+        warm(queue, notes)
+        ids: list[str] = []
+        for first in range(0, 300, 30):
+            told = [SHORT] * 2 + [("wait for", f"j{first + 6}")] + [SHORT] * 27
+            ids += enqueue(queue, notes, *told, first=first)
+            finished(queue, first + 30, timeout=15)
+        assert once(notes, ids) and not stalls(redis, ids)
+
+
+@pytest.mark.parametrize("how", ["cancel", "delete"])
+def test_a_waiting_job_that_is_cancelled_does_not_run(
+    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path, how: str
+) -> None:
+    """A job that waits behind a long one is cancelled or deleted: it goes back nowhere, and those beside it run."""
+    gate = notes.parent / "gate"
+    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2) as worker:
+        warm(queue, notes)
+        ids = enqueue(queue, notes, ("freeze", str(gate)), *[SHORT] * 39)
+        wait_until(lambda: is_stopped(worker.process.pid), what="a frozen worker")
+        # It stands behind the first one, whose horse has every second job.
+        gone = ids[2]
+        assert gone not in begun(notes) and Job.fetch(gone, redis).get_status() == JobStatus.STARTED
+        getattr(Job.fetch(gone, redis), how)()
+        os.kill(worker.process.pid, signal.SIGCONT)
+        finished(queue, 38)
+        gate.touch()
+        finished(queue, 39)
+        assert gone not in begun(notes) and once(notes, [one for one in ids if one != gone])
+        wait_until(lambda: not left(redis), what="no traces of claims")
+
+
 def test_a_horse_that_dies_takes_no_waiting_job_with_it(
     server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
 ) -> None:
     """Jobs that kill their horse among short ones fail alone; those that waited behind them run once, uncharged."""
-    told = [("die", "") if number % 40 == 20 else SHORT for number in range(400)]
+    deaths = {20: ("die", ""), 21: ("exit", "")}
+    told = [deaths.get(number % 40, SHORT) for number in range(400)]
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2):
         warm(queue, notes)
         ids = enqueue(queue, notes, *told)
-        finished(queue, 390)
-        wait_until(lambda: queue.failed_job_registry.get_job_count(cleanup=False) == 10, what="10 failed jobs")
+        finished(queue, 380)
+        wait_until(lambda: queue.failed_job_registry.get_job_count(cleanup=False) == 20, what="20 failed jobs")
         counts = begun(notes)
         assert all(counts[job_id] == 1 for job_id in ids) and not stalls(redis, ids)
         wait_until(lambda: not left(redis), what="no traces of claims")

@@ -22,7 +22,9 @@ def note(path: str, what: str) -> None:
 
 
 def run(path: str, what: str = "", argument: str = "") -> str:
-    """Do nothing but note it; or sleep, wait for a file, raise, kill this process, freeze its worker, as it is told."""
+    """Do nothing but note it; or sleep, wait for a file or another job, raise, end this process, freeze its worker, as
+    it is told.
+    """
     note(path, "begin")
     if what == "sleep":
         time.sleep(float(argument))
@@ -36,6 +38,11 @@ def run(path: str, what: str = "", argument: str = "") -> str:
     elif what == "wait":
         while not Path(argument).exists():
             time.sleep(0.01)
+    elif what == "wait for":
+        while f"end {argument} " not in Path(path).read_text():
+            time.sleep(0.001)
+    elif what == "exit":
+        os._exit(0)
     elif what == "raise":
         raise ValueError(argument)
     elif what == "die":
