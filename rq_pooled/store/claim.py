@@ -57,7 +57,8 @@ class Claim(NamedTuple):
             between, words, start = raw
             words = words.split(between)
             raw = dict(zip(words[start::2], words[start + 1 :: 2]))
-        return cls(*fields[:6], raw, fields[7])
+        job_id, execution_id, queue, queue_key, worker_name, created_at, _, left_out = fields
+        return cls(job_id, execution_id, queue, queue_key, worker_name, created_at, raw, left_out)
 
     def message(self) -> tuple[Any, ...]:
         """Return it as it travels to a horse, which cuts the text of a hash itself."""
