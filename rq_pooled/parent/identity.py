@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 from rq.logutils import blue, green
@@ -53,6 +54,8 @@ class Identity:
         worker = self._worker
         if claim.queue_key in self._queues:
             worker.reorder_queues(reference_queue=self._queues[claim.queue_key])
+        if not worker.log.isEnabledFor(logging.INFO):
+            return
         queue = green(claim.queue_key.removeprefix(worker.queue_class.redis_queue_namespace_prefix))
         if worker.log_job_description:
             text = claim.raw.get(b"description", b"").decode(errors="replace")

@@ -84,6 +84,11 @@ class Slot:
         """Tell whether it can be given a task."""
         return self.ready and not self.reserved
 
+    @property
+    def token(self) -> bytes | None:
+        """The token of its horse for the multiplexer."""
+        return self.guest.token if self.guest is not None else None
+
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""
         self.task, self.delivered, self.stopped, self.handed_on, self.deadline = None, False, False, False, None
