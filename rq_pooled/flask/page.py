@@ -8,9 +8,9 @@ from typing import Any
 
 from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
+from ..monitoring.verdict import verdict
+from ..monitoring.words import ago, moment, number, span
 from .chart import bars, chart
-from .verdict import verdict
-from .words import ago, moment, number, span
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
@@ -77,7 +77,7 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
         "others": connections["others"][:_ROWS],
         "other_count": number(sum(other["total"] for other in connections["others"])),
         "orphans": connections["orphans"][:_ROWS],
-        "queues": [_queue(queue) for queue in _busiest(found["queues"], sort)],
+        "queues": [queue_row(queue) for queue in _busiest(found["queues"], sort)],
         "queue_count": len(found["queues"]),
         "more_queues": number(max(0, len(found["queues"]) - _QUEUES)),
         "unreadable": [printable(name, MAX_VALUE) for name in found["unreadable"][:_NAMED]],
@@ -151,9 +151,12 @@ def _busiest(queues: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _ended(ended: dict[str, Any]) -> dict[str, Any]:
-    rates = {name: ended[f"{name}_per_minute"] for name in ("finished", "failed")}
-    shown_rates = {f"{name}_rate": number(round(rate)) if rate >= 10 else f"{rate:g}" for name, rate in rates.items()}
-    return {"finished": number(ended["finished"]), "failed_per_minute": rates["failed"], **shown_rates}
+    rates = {f"{name}_rate": _rate(ended[f"{name}_per_minute"]) for name in ("finished", "failed")}
+    return {"finished": number(ended["finished"]), "failed_per_minute": ended["failed_per_minute"], **rates}
+
+
+def _rate(per_minute: float) -> str:
+    return number(round(per_minute)) if per_minute >= 10 else f"{per_minute:g}"
 
 
 def _group(group: dict[str, Any], now: float) -> dict[str, Any]:
@@ -178,7 +181,8 @@ def _sorted(rows: list[dict[str, Any]], sort: str, section: str, default: str) -
     return sorted(rows, key=lambda row: str(read(row)) if upwards else -(read(row) or 0))
 
 
-def _queue(queue: dict[str, Any]) -> dict[str, Any]:
+def queue_row(queue: dict[str, Any]) -> dict[str, Any]:
+    """Return a queue as people read it."""
     counts = {
         key: number(queue[key])
         for key in ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
@@ -190,9 +194,9 @@ def _queue(queue: dict[str, Any]) -> dict[str, Any]:
         "paused": None if queue["paused_for"] is None else span(queue["paused_for"]),
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
-        "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
+        "rate": _rate(queue.get("rate", 0.0)),
+        "limit": queue["limit"],
         "named": fits_a_form(queue["name"]),
-        "has_failed": queue["failed"] > 0 and fits_a_form(queue["name"]),
         **counts,
     }
 

@@ -14,15 +14,16 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 
 from .. import rq_api
+from ..foreign import error_words, is_text
 from ..process.channel import ChildChannel
 from ..signing.policy import current
 from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
-from ..wire import Word, pack, pack_runs
+from ..wire import Word, pack, pack_runs, raw
 from .kinds import Kinds
-from .large import LARGE, LargeValues, set_apart, without_known
-from .screening import UNSCREENED, Screened, Unscreened
+from .large import LARGE, LargeValues, Refused, set_apart, without_known
+from .screening import UNREADABLE, UNSCREENED, Screened, Unscreened
 from .success import snapshot
 from .tape import Tape
 from .time_limits import HANDLER_TIME
@@ -72,10 +73,12 @@ class Outcomes:
             waited: the job has waited here since it was claimed, and begins now.
 
         Raises:
-            Refused, Gone: large fields of the job cannot be read; the job was deleted.
+            Refused, Gone: the job cannot be rebuilt, or its large fields cannot be read; it was deleted.
         """
         worker, recorder = self._worker, self._recorder
         worker.name = claim.worker_name
+        if not (claim.job_id.isascii() or is_text(raw(claim.job_id))):
+            raise Refused(f"{UNREADABLE}: the job's id is no text")
         if claim.left_out:
             large = self._large.read(Job.key_for(claim.job_id), claim.left_out)
             claim = claim._replace(raw={**claim.raw, **large}, left_out=())
@@ -102,16 +105,20 @@ class Outcomes:
         return job, queue, worker.tape
 
     def _rebuilt(self, claim: Claim, queue: Queue) -> Job:
-        worker, raw = self._worker, claim.raw
+        worker, fields = self._worker, claim.raw
         if worker.job_class is Job and not self._policy.checks:
-            job = self._kinds.rebuild(claim.queue_key, claim.job_id, raw)
+            job = self._kinds.rebuild(claim.queue_key, claim.job_id, fields)
             if job is not None:
                 self.screened = UNSCREENED
                 return job
-        job = worker.job_class(claim.job_id, connection=self._recorder, serializer=self._serializer)
-        self.screened = Screened(self._policy, job, queue, raw)
+        try:
+            job = worker.job_class(claim.job_id, connection=self._recorder, serializer=self._serializer)
+            self.screened = Screened(self._policy, job, queue, fields)
+        except Exception as error:
+            # RQ takes no id with other characters, and a job class of the user's may raise anything.
+            raise Refused(f"{UNREADABLE}: the job cannot be rebuilt: {error_words(error)}") from error
         if not self._policy.checks:
-            self._kinds.note(claim.queue_key, job, raw)
+            self._kinds.note(claim.queue_key, job, fields)
         return job
 
     def _queue(self, key: str) -> Queue:

@@ -14,6 +14,7 @@ from ..process.channel import ChildChannel
 from ..process.memory import resident_megabytes
 from ..signing.policy import current
 from ..store import due
+from ..store.claim import Claim
 from . import abandoned, dates, dependents, intervals, screening
 from .children import has_children, has_doomed_children, let_resource_trackers_live
 from .cleanup import Surroundings
@@ -41,6 +42,7 @@ class HorseProcess:
         max_memory: leave after a job when more MB than this are resident; None never.
         policies: what maintenance does to failed jobs.
         shares: whether jobs use Redis through the parent.
+        lease: seconds for which a claim stands unless it is renewed.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class HorseProcess:
         max_memory: float | None = None,
         policies: Sequence[Policy] = (),
         shares: bool = True,
+        lease: float = float("inf"),
     ) -> None:
         self._worker = worker
         self._recorder = worker.connection
@@ -58,6 +61,7 @@ class HorseProcess:
         self._max_jobs = max_jobs
         self._max_memory = max_memory
         self._shares = shares
+        self._lease = lease
         self._surroundings = Surroundings()
         let_resource_trackers_live()
         dates.use_in_jobs()
@@ -94,7 +98,17 @@ class HorseProcess:
     def _perform_all(self, claims: Sequence[tuple[Any, ...]]) -> bool:
         """Run jobs, the first one at once, each other one once its permit is taken; return whether to leave then."""
         latest = time.monotonic() + _MAX_WAIT
-        for at, claim in enumerate(claims):
+        for at, fields in enumerate(claims):
+            claim = Claim.from_message(fields)
+            if claim.is_stale(self._lease):
+                # The parent has the server find out whose they are. A process whose clock a job has set must not go on.
+                self._worker.log.warning(
+                    "Worker %s: not beginning job %s: its horse stood still after it was claimed",
+                    claim.worker_name,
+                    claim.job_id,
+                )
+                self._channel.send(("free", True))
+                return True
             begun, sent = time.perf_counter(), StreamConnection.sent
             leaving = self._do("perform", claim, at > 0)
             seconds = max(0.0, self._outcomes.delivered_at - begun)

@@ -53,9 +53,9 @@ class Tasks:
         #: An error has left RQ's code: what it left behind is unknown.
         self.must_leave = False
 
-    def perform(self, fields: tuple[Any, ...], waited: bool = False) -> None:
+    def perform(self, claim: Claim, waited: bool = False) -> None:
         """Run a job; one that has ``waited`` here begins now, not when it was claimed."""
-        worker, claim = self._worker, Claim(*fields)
+        worker = self._worker
         job, queue, tape = self._outcomes.begin(claim, waited)
         if self._outcomes.screened.refusal is not None:
             self._refuse(job, queue, tape, self._outcomes.screened.refusal)
@@ -108,7 +108,7 @@ class Tasks:
         status from the server, and takes ``os._exit(0)`` in a job for its regular end.
         """
         worker = self._worker
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         worker._stopped_job_id = job.id if stopped else None
         # Its callbacks are not those of its producer, or not allowed.
         quietly = quietly or self._outcomes.screened.refusal is not None
@@ -137,7 +137,7 @@ class Tasks:
         Differs from it in that retries do not help: the job has had its second chances. ``quietly`` calls no user code.
         """
         worker = self._worker
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         quietly = quietly or self._outcomes.screened.refusal is not None
         with integrations.around_job():
             job.ended_at = now()
@@ -159,7 +159,7 @@ class Tasks:
 
     def fail(self, fields: tuple[Any, ...], reason: str) -> None:
         """Record a failure with this reason, for a job whose own outcome the server refused."""
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         job.ended_at = job.started_at = now()
         self._worker.handle_job_failure(job, queue=queue, exc_string=reason, **rq_api.with_execution(self._worker.held))
         self._deliver(tape)
@@ -170,7 +170,7 @@ class Tasks:
         What RQ's ``enqueue_dependents`` writes is added to its packed ``commands``. Reads on which that is based guard
         the commit. With ``tolerant`` only those do that RQ watches, since others have changed each time.
         """
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         tape.tolerant = tolerant
         tape.status = status.encode()
         tape.expect_dependents()
@@ -189,7 +189,7 @@ class Tasks:
         except Refused as error:
             if tape.status == b"failed":
                 raise Refused(_unrecorded(error)) from error
-            self.fail(tuple(self._outcomes.claim), _unrecorded(error))
+            self.fail(self._outcomes.claim.message(), _unrecorded(error))
 
     def maintain(self, first: Sequence[Any]) -> None:
         """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs; then sweep.

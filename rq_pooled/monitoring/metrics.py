@@ -27,7 +27,7 @@ from .throughput import throughput
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _COUNTERS = {
-    "claims": "jobs given to a horse; one that goes back unbegun is given twice",
+    "claims": "jobs that began",
     "finished": "outcomes recorded: succeeded",
     "failed": "outcomes recorded: failed for good, or stopped",
     "retried": "outcomes recorded: to be run again",
@@ -139,7 +139,7 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
     labels = ["app", "host", "pid", "worker"]
     counters = {name: CounterMetricFamily(f"rq_pooled_{name}", text, labels=labels) for name, text in _COUNTERS.items()}
     histograms = {
-        "queue_wait": HistogramMetricFamily("rq_pooled_queue_wait_seconds", "enqueued until claimed", labels=labels),
+        "queue_wait": HistogramMetricFamily("rq_pooled_queue_wait_seconds", "enqueued until begun", labels=labels),
         "run_time": HistogramMetricFamily("rq_pooled_run_seconds", "given to a horse until its outcome", labels=labels),
     }
     slots = GaugeMetricFamily("rq_pooled_slots", "jobs that workers can run at once", labels=labels)
@@ -150,6 +150,9 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
         for name in _POOL_GAUGES
     }
     timeouts = CounterMetricFamily("rq_pooled_pool_timeouts", "PoolExhausted", labels=["app", "host", "pid", "role"])
+    memory = GaugeMetricFamily(
+        "rq_pooled_worker_memory_bytes", "RSS of a worker's parent, and of its horses together", labels=[*labels, "of"]
+    )
     held = GaugeMetricFamily("rq_pooled_worker_connections", "of a worker, by role", labels=[*labels, "role"])
     for one in found:
         worker = one["worker"]
@@ -164,6 +167,10 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
             continue
         for role, count in one["connections"].items():
             held.add_metric([*who, role], count)
+        if worker["memory"]["parent"] is not None:
+            memory.add_metric([*who, "parent"], worker["memory"]["parent"] * 2**20)
+        if worker["memory"]["horses"]:
+            memory.add_metric([*who, "horses"], sum(worker["memory"]["horses"]) * 2**20)
         slots.add_metric(who, worker["concurrency"])
         busy.add_metric(who, worker["busy"])
         for name, counter in counters.items():
@@ -171,7 +178,7 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
         for name, family in histograms.items():
             one_of = worker[name]
             family.add_metric(who, [(le, n) for le, n in one_of["buckets"].items()], one_of["sum"])
-    yield from (age, slots, busy, held, *counters.values(), *histograms.values(), *pools.values(), timeouts)
+    yield from (age, slots, busy, memory, held, *counters.values(), *histograms.values(), *pools.values(), timeouts)
 
 
 def _budget(client: Redis, settings: Settings | None) -> Iterator[Any]:

@@ -31,7 +31,7 @@ class Task:
 
     def message(self) -> tuple[Any, ...]:
         """Return it as the horse reads it."""
-        return (self.kind, *(() if self.claim is None else (tuple(self.claim),)), *self.arguments)
+        return (self.kind, *(() if self.claim is None else (self.claim.message(),)), *self.arguments)
 
 
 @dataclass(eq=False)

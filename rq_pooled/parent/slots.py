@@ -83,7 +83,7 @@ class Slots:
             check_message,
             ahead,
         )
-        self.waiting = Waiting(self._prefork, on_untouched)
+        self.waiting = Waiting(self._prefork, on_untouched, context.counters.not_begun)
         self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
         self._deadlines = Deadlines(context, slots=self._slots, waiting=self.waiting, kill=self.kill)
         self._ending = False
@@ -324,7 +324,7 @@ class Slots:
             self._multiplexer.job_ended(slot.guest)
         slot.end()
         if slot.waiting:
-            self._begin(slot, Task("perform", slot.waiting.popleft()))
+            self._begin(slot, Task("perform", slot.waiting.popleft()), time.time())
         # Otherwise all that waited was taken back. The horse finds that, and says that it is free.
         if waits and slot.horse is not None:
             self._prefork.send(slot.horse, ("begin",))
@@ -359,14 +359,15 @@ class Slots:
         assert slot.horse is not None
         self._begin(slot, task)
         self.waiting.add(slot, behind)
-        self._prefork.send(slot.horse, (*task.message(), *map(tuple, behind)))
+        self._prefork.send(slot.horse, (*task.message(), *(claim.message() for claim in behind)))
 
-    def _begin(self, slot: Slot, task: Task) -> None:
-        """Note that the slot's horse is at ``task``."""
+    def _begin(self, slot: Slot, task: Task, begun_at: float | None = None) -> None:
+        """Note that the slot's horse is at ``task``, by the system's clock since ``begun_at``, or since its claim."""
         slot.task, slot.ready, slot.delivered, slot.stopped = task, False, False, False
         slot.since = time.monotonic()
         if task.kind == "perform" and task.claim is not None:
             slot.jobs += 1
+            self._context.counters.begun(task.claim, begun_at)
             # A horse that has to read large fields first says when the job begins.
             self._deadlines.set(
                 slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)

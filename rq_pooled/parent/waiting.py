@@ -15,11 +15,15 @@ class Waiting:
     Args:
         prefork: reads what horses have said.
         on_untouched: called with claims whose jobs never began, and are to be put back.
+        on_not_begun: called where one of them was noted as running.
     """
 
-    def __init__(self, prefork: Prefork, on_untouched: Callable[[list[Claim]], None]) -> None:
+    def __init__(
+        self, prefork: Prefork, on_untouched: Callable[[list[Claim]], None], on_not_begun: Callable[[], None]
+    ) -> None:
         self._prefork = prefork
         self._on_untouched = on_untouched
+        self._on_not_begun = on_not_begun
 
     def add(self, slot: Slot, claims: Sequence[Claim]) -> None:
         """Note claims that the slot's horse is about to be told of, with a permit for each.
@@ -39,7 +43,7 @@ class Waiting:
             return []
         taken: list[Claim] = []
         if slot.waiting and slot.horse.channel.side is not None:
-            taken = _last(slot, slot.horse.channel.side.take_back())
+            taken = self._last(slot, slot.horse.channel.side.take_back())
         self._prefork.receive(slot.horse)
         return taken
 
@@ -64,6 +68,7 @@ class Waiting:
         if slot.claim is not None and slot.task is not None and slot.task.kind == "perform":
             # It was noted as running. Code of the job before it has taken its permit.
             claims.insert(0, slot.claim)
+            self._on_not_begun()
         if not claims:
             return False
         if side is not None:
@@ -80,17 +85,18 @@ class Waiting:
         if slot.claim is not None and horse.channel.untaken > len(untouched):
             # The job before it has ended, and its own permit was never taken.
             untouched.insert(0, slot.claim)
+            self._on_not_begun()
             task = None
         if untouched:
             self._on_untouched(untouched)
         return task
 
-
-def _last(slot: Slot, count: int) -> list[Claim]:
-    """Remove and return the slot's last ``count`` claims. The first of them may be noted as running already."""
-    taken = [slot.waiting.pop() for _ in range(min(count, len(slot.waiting)))]
-    if count > len(taken) and slot.claim is not None:
-        taken.append(slot.claim)
-        # Its horse finds no permit, and says that it is free.
-        slot.end()
-    return taken[::-1]
+    def _last(self, slot: Slot, count: int) -> list[Claim]:
+        """Remove and return the slot's last ``count`` claims. The first of them may be noted as running already."""
+        taken = [slot.waiting.pop() for _ in range(min(count, len(slot.waiting)))]
+        if count > len(taken) and slot.claim is not None:
+            taken.append(slot.claim)
+            self._on_not_begun()
+            # Its horse finds no permit, and says that it is free.
+            slot.end()
+        return taken[::-1]

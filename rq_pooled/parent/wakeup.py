@@ -90,6 +90,7 @@ class Wakeup:
         self.suspended = False
         events.server_back.append(self.track)
         events.shutdown_began.append(self._retire)
+        events.hold_changed.append(self._on_hold)
 
     @property
     def awake(self) -> bool:
@@ -141,6 +142,13 @@ class Wakeup:
         self._retiring = True
         if self.dozing:
             self._context.command.submit(Exchange([self._post.leave()]))
+
+    def _on_hold(self, held: bool) -> None:
+        if held:
+            self._retire()
+        else:
+            self._retiring = self.dozing = False
+            self.check()
 
     def wake(self) -> None:
         """Claim with the next exchange."""

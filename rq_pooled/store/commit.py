@@ -67,7 +67,7 @@ class Outcome:
 
     def on_recorded(self) -> None:
         """Note that it was recorded, and drop the job's data, which recording it again does not need."""
-        self.claim, self.again = self.claim._replace(raw={}), True
+        self.claim, self.again = self.claim._replace(raw={}, packed=None), True
 
 
 def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..foreign import seconds_of
+from .claim import Claim
 from .keys import QUEUE
 
 #: Upper bounds of the histograms' buckets in seconds; one more bucket holds all longer durations.
@@ -59,14 +60,16 @@ def histogram(counts: Sequence[int], total: float) -> dict[str, Any]:
 class Counters:
     """All counters of one worker process, from 0 at its start."""
 
-    __slots__ = ("_begun", "_begun_since", "_earlier", "queue_wait", "run_time", "started_at", *NAMES)
+    __slots__ = ("_begun", "_begun_since", "_earlier", "_not_begun", "queue_wait", "run_time", "started_at", *NAMES)
 
     def __init__(self) -> None:
         self.started_at = time.time()
         #: (monotonic time, values of RECENT) at each publication of the last minutes.
         self._earlier: deque[tuple[float, tuple[int, ...]]] = deque([(time.monotonic(), (0,) * len(RECENT))])
-        #: Jobs given to a horse.
+        #: Jobs that have begun.
         self.claims = 0
+        #: Jobs that were counted, and turned out not to have begun.
+        self._not_begun = 0
         #: Recorded outcomes: succeeded (repeats too), failed for good or stopped, and to be run again.
         self.finished = 0
         self.failed = 0
@@ -86,10 +89,10 @@ class Counters:
         self.refused = 0
         #: Outcomes of jobs that ran without a signature, see SIGNING.
         self.unsigned = 0
-        #: Seconds from enqueue to claim, and from giving a job to a horse to its outcome.
+        #: Seconds from enqueue to the job's beginning, and from giving a job to a horse to its outcome.
         self.queue_wait = Histogram()
         self.run_time = Histogram()
-        #: Jobs given to a horse since the last call of ``rates``, by queue key.
+        #: Jobs that have begun since the last call of ``rates``, by queue key.
         self._begun: dict[str, int] = {}
         self._begun_since = time.monotonic()
 
@@ -101,19 +104,20 @@ class Counters:
         self._begun, self._begun_since = {}, now
         return rates
 
-    def claimed(self, queue_key: str, enqueued_at: bytes | None, claimed_at: float) -> None:
-        """Count a job given to a horse.
-
-        Args:
-            queue_key: the key of the queue that it was taken from.
-            enqueued_at: as in the job's hash, written by RQ.
-            claimed_at: seconds since the epoch.
-        """
+    def begun(self, claim: Claim, begun_at: float | None) -> None:
+        """Count a job that begins, at ``begun_at`` by the system's clock, or since it was claimed."""
+        if self._not_begun:
+            self._not_begun -= 1
+            return
         self.claims += 1
-        self._begun[queue_key] = self._begun.get(queue_key, 0) + 1
-        when = seconds_of(enqueued_at)
+        self._begun[claim.queue_key] = self._begun.get(claim.queue_key, 0) + 1
+        when = seconds_of(claim.raw.get(b"enqueued_at"))
         if when is not None:
-            self.queue_wait.add(claimed_at - when)
+            self.queue_wait.add((begun_at or claim.created_at) - when)
+
+    def not_begun(self) -> None:
+        """Leave the next job uncounted, since the last one never began: a counter that falls is taken for a restart."""
+        self._not_begun += 1
 
     def recorded(self, status: str, commands: bytes) -> None:
         """Count an outcome that the server has recorded, with the job's status after it and its packed commands."""

@@ -96,6 +96,6 @@ def prepare_horses(
         worker.log_job_description = worker.log_job_description and describing.current() is None
         worker.connection, worker.queues, worker.serializer = recorder, queues, sealed(worker.serializer)
         limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
-        HorseProcess(worker, channel, *limits, policies, multiplexer is not None).run()
+        HorseProcess(worker, channel, *limits, policies, multiplexer is not None, settings.heartbeat_ttl).run()
 
     return run_horse

@@ -181,8 +181,12 @@ def test_buttons(look: Look, shop: tuple[str, EmbeddedServer], script: bool) -> 
     press(browser, "Sweep: entries without a job in mail")
     wait_until(lambda: "1 entry without a job removed" in text(browser, "#message"))
     assert [job_id.decode() for job_id in redis.zrange(named("rq:failed:mail"), 0, -1)] == [f"buttons{script}-3"]
-    press(browser, "Requeue all: failed jobs of mail")
+    browser.get(browser.current_url.partition("/rq/")[0] + "/rq/queue?name=mail")
+    browser.find_element("partial link text", "Requeue failed jobs").click()
+    press(browser, "Requeue 1 failed job: mail")
     wait_until(lambda: redis.zcard(named("rq:failed:mail")) == 0)
+    assert "1 job requeued in “mail”" in text(browser, "#message")
+    browser = look(script=script)
     assert browser.find_element("id", "pause").is_displayed() == script
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import ahead_jobs
 import pytest
 from keys import named
+from proxy import CutProxy
 from redis import Redis
 from rq import Queue
 from rq.command import send_stop_job_command
@@ -285,6 +286,64 @@ def test_what_waits_at_a_frozen_worker_runs_elsewhere_alone(
         wait_until(lambda: not left(redis), what="no traces of claims")
         lines = [line.split() for line in notes.read_text().splitlines()]
         assert [line[1] for line in lines if line[2] == str(horse) and line[1] in ids] == [ids[0]] * 2
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_what_a_frozen_worker_claimed_runs_elsewhere_alone(
+    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path, concurrency: int
+) -> None:
+    """A worker is frozen between its claim and its horses until the jobs are handed on: it begins none of them."""
+    proxy = CutProxy(server.port)
+    try:
+        with running_worker(proxy.url, "q", log=notes.parent / "log", concurrency=concurrency, **QUICK) as worker:
+            warm(queue, notes)
+            # The strategy is a word of claims alone.
+            proxy.delay_on(b"\r\ndefault\r\n")
+            ids = enqueue(queue, notes, *[SHORT] * 40)
+            assert proxy.done.wait(20)
+            os.kill(worker.process.pid, signal.SIGSTOP)
+            try:
+                proxy.deliver()
+                with running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2, **QUICK):
+                    finished(queue, 40)
+            finally:
+                os.kill(worker.process.pid, signal.SIGCONT)
+            worker.wait_for("stood still")
+            assert once(notes, ids)
+            wait_until(lambda: not left(redis), what="no traces of claims")
+            enqueue(queue, notes, *[SHORT] * 40, first=100)
+            finished(queue, 80)
+    finally:
+        proxy.close()
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_what_a_frozen_machine_was_about_to_begin_runs_elsewhere_alone(
+    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path, concurrency: int
+) -> None:
+    """A worker and its horses are frozen before these have read of jobs that are handed on: none of them begins."""
+    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=concurrency, **QUICK) as worker:
+        warm(queue, notes)
+        horses = {int(line.split()[2]) for line in notes.read_text().splitlines()}
+        frozen = [*horses, worker.process.pid]
+        try:
+            for horse in horses:
+                os.kill(horse, signal.SIGSTOP)
+            ids = enqueue(queue, notes, *[SHORT] * 40)
+            registry = queue.started_job_registry
+            wait_until(lambda: registry.get_job_count(cleanup=False) >= concurrency, what="claims")
+            time.sleep(0.05)  # its horses are told by then
+            os.kill(worker.process.pid, signal.SIGSTOP)
+            with running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2, **QUICK):
+                finished(queue, 40)
+        finally:
+            for pid in frozen:
+                os.kill(pid, signal.SIGCONT)
+        worker.wait_for("stood still")
+        assert once(notes, ids)
+        wait_until(lambda: not left(redis), what="no traces of claims")
+        enqueue(queue, notes, *[SHORT] * 40, first=100)
+        finished(queue, 80)
 
 
 def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:

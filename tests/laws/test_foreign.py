@@ -40,10 +40,10 @@ from rq_pooled.config import Settings
 from rq_pooled.deadline import within
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
-from rq_pooled.flask.overview import overview
 from rq_pooled.foreign import MAX_UNPACKED, plain, printable, unpacked_error
 from rq_pooled.log_lines import keep_lines
 from rq_pooled.metrics import metrics
+from rq_pooled.monitoring.overview import overview
 from rq_pooled.store.keys import SAMPLES
 from rq_pooled.store.unpickling import Inert, plain_meta
 from rq_pooled.wire import raw, text
@@ -177,6 +177,7 @@ def publish(redis: Redis, name: bytes, fields: dict[str, Any]) -> None:
         (b"app:host:2", {**PUBLISHED, "recent": "{}"}),
         (b"app:host:2", {**PUBLISHED, "pools": "[{}]"}),
         (b"app:host:2", {**PUBLISHED, "horses": "[[]]"}),
+        (b"app:host:2", {**PUBLISHED, "memory": '["31"]'}),
         (b"app:host:2", {**PUBLISHED, "queues": "[" * 100_000}),
         (b"app:host:2", {**PUBLISHED, "worker": b'"\xff'}),
         (b"app:host:x", PUBLISHED),

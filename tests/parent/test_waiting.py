@@ -33,7 +33,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
     """Do what the ids of jobs say, as a horse does.
 
     "hangs" never ends; "dies after" ends its process after its outcome, before it takes the next permit; "steals" takes
-    all permits; "asks" wants an answer; "leaves" is the last job of its process; each other one ends at once.
+    all permits; "asks" wants an answer; "leaves" is the last job of its process; what ends in "naps" takes a moment;
+    each other one ends at once.
     """
     channel.send(("free", False))
     while True:
@@ -42,6 +43,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
             said, last = claim[0], at == len(claims) - 1
             if said == "hangs":
                 time.sleep(600)
+            if said.endswith("naps"):
+                time.sleep(1e-5)
             if said == "steals":
                 while channel.take_permit():
                     pass
@@ -70,11 +73,12 @@ class Stable:
         self.outcomes: list[Outcome] = []
         self.untouched: list[Claim] = []
         self.tasks: deque[Task] = deque()
+        self.counters = Counters()
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
             settings=SimpleNamespace(kill_grace=0.1),
-            counters=Counters(),
+            counters=self.counters,
             log=WorkerLog(logging.getLogger("rq.worker"), "w"),
             identity=SimpleNamespace(name="w", names=["w"], default_timeout=Queue.DEFAULT_TIMEOUT),
             command=nothing,
@@ -91,7 +95,9 @@ class Stable:
             on_ran=lambda *_: None,
             ahead=True,
         )
-        self.commands = Commands(parent, slots=self.slots, stop=lambda: None, make_sentry=lambda _work: None)
+        self.commands = Commands(
+            parent, slots=self.slots, stop=lambda: None, make_sentry=lambda _work: None, hold_changed=lambda _held: None
+        )
         self.slots.start()
         self.slot: Slot = next(iter(self.slots))
         self.until(lambda: self.slot.ready)
@@ -168,10 +174,10 @@ def test_nothing_is_both_run_and_taken_back(stable: Stable) -> None:
     returned: list[str] = []
     given: list[str] = []
     for turn in range(200):
-        names = [f"{turn}-{number}" for number in range(16)]
+        names = [f"{turn}-{number}-naps" for number in range(16)]
         given += names
         stable.give(*names)
-        deadline = time.monotonic() + turn * 2e-6
+        deadline = time.monotonic() + turn * 5e-6
         while time.monotonic() < deadline:
             pass
         returned += ids(stable.slots.waiting.take_back(stable.slot))
@@ -218,6 +224,10 @@ def test_permits_that_a_job_takes_are_not_lost_jobs(stable: Stable) -> None:
     stable.give("steals", "b", "c")
     stable.until(lambda: stable.slot.ready)
     assert stable.recorded() == ["steals"] and ids(stable.untouched) == ["b", "c"]
+    # The second one was noted as running, and had not begun.
+    stable.give("d", "e")
+    stable.until(lambda: stable.slot.ready)
+    assert stable.counters.claims == len(stable.recorded()) == 3
 
 
 def test_a_hard_stop_takes_what_runs_and_returns_what_waits(stable: Stable) -> None:

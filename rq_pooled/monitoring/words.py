@@ -11,9 +11,9 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,}".replace(",", "\u202f")
 
 
-def count(value: int, noun: str) -> str:
-    """Return ``1 job``, ``2 jobs``."""
-    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+def count(value: int, noun: str, many: str = "") -> str:
+    """Return ``1 job``, ``2 jobs``; ``many`` is said of two where that is not the noun with an s."""
+    return f"{number(value)} {noun if value == 1 else many or noun + 's'}"
 
 
 def span(seconds: float | None) -> str:
@@ -41,3 +41,9 @@ def moment(seconds: float | None, now: float) -> dict[str, Any] | None:
         return None
     when = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return {"ago": ago(now - seconds), "full": f"{when:%Y-%m-%d %H:%M:%S} UTC", "iso": f"{when:%Y-%m-%dT%H:%M:%SZ}"}
+
+
+def megabytes(memory: dict[str, Any] | None) -> str:
+    """Return the memory of a worker, the parent's and each horse's: 31 + 12 + 14 MB; a dash where it is not known."""
+    sizes = [memory["parent"], *memory["horses"]] if memory else [None]
+    return "–" if sizes[0] is None else f"{' + '.join(f'{size:.0f}' for size in sizes)} MB"
