@@ -114,8 +114,8 @@ def _trend(connections: dict[str, Any]) -> str:
 
 
 def _history(connections: dict[str, Any], now: float) -> list[dict[str, Any]]:
-    """Return the samples, and what is now."""
-    if connections["connected"] is None:
+    """Return the samples, and what is now; one look alone makes no chart."""
+    if connections["connected"] is None or not connections["history"]:
         return list(connections["history"])
     return [
         *connections["history"],

@@ -12,7 +12,7 @@ from ..failed.listing import origins_of
 from ..foreign import printable
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
-from ..monitoring.words import megabytes, moment
+from ..monitoring.words import moment
 from ..monitoring.workers import hold, running, shut_down, stop_job, workers
 from .notices import answer
 from .page import fits_a_form
@@ -42,7 +42,7 @@ def add_workers(views: Views) -> None:
                 **one,
                 "up": moment(one["since"], now),
                 "reported": moment(one["seen"], now),
-                "memory": megabytes(one["memory"]),
+                **_sizes(one),
                 "may_stop": fits_a_form(one["names"][0]) and may_stop(one),
             }
             for one in found
@@ -100,3 +100,13 @@ def add_workers(views: Views) -> None:
                 hold(redis, given["worker"], act == "hold", queues)
         report = {**given, "queues": queues, **under_way.report}
         return answer(redis, report, deed.action, deed.what, 1, ".workers_page")
+
+
+def _sizes(worker: dict[str, Any]) -> dict[str, str]:
+    """Return the memory of a worker's parent and of each horse, a dash where it is not known."""
+    memory, pids = worker["memory"] or {"parent": None, "horses": []}, worker["horses"] or []
+    sizes = [f":\u202f{size:.0f}\u202fMB" for size in memory["horses"]] or [""] * len(pids)
+    return {
+        "size": "–" if memory["parent"] is None else f"{memory['parent']:.0f} MB",
+        "horse_sizes": ", ".join(f"{pid}{size}" for pid, size in zip(pids, sizes)) or "–",
+    }

@@ -41,9 +41,3 @@ def moment(seconds: float | None, now: float) -> dict[str, Any] | None:
         return None
     when = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return {"ago": ago(now - seconds), "full": f"{when:%Y-%m-%d %H:%M:%S} UTC", "iso": f"{when:%Y-%m-%dT%H:%M:%SZ}"}
-
-
-def megabytes(memory: dict[str, Any] | None) -> str:
-    """Return the memory of a worker, the parent's and each horse's: 31 + 12 + 14 MB; a dash where it is not known."""
-    sizes = [memory["parent"], *memory["horses"]] if memory else [None]
-    return "–" if sizes[0] is None else f"{' + '.join(f'{size:.0f}' for size in sizes)} MB"

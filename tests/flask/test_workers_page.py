@@ -52,7 +52,12 @@ def test_a_job_and_a_worker_are_stopped(server: EmbeddedServer, redis: Redis, tm
         client = client_of(server)
         page = client.get("/rq/workers").text
         assert job.id in page and str(worker.pid) in page and "wait_for_file" in page
-        assert re.search(r'data-label="Memory">\d+ \+ \d+ \+ \d+ MB<', page) and ">Restarts<" in page
+        assert (
+            re.search(
+                r'data-label="Memory" class="number">\d+ MB<.*data-label="Horses">\d+:\s\d+\sMB, \d+:\s\d+\sMB<', page
+            )
+            and ">Restarts<" in page
+        )
         assert "Stop 1 job" in client.get(f"/rq/workers?stop={job.id}").text
         assert "Shut down 1 worker" in client.get(f"/rq/workers?stop={one['names'][0]}").text
         some = client_of(server, lambda action, queue: action == "view" or (action == "stop" and queue != "mail"))
