@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from .foreign import MAX_LINE, printable
@@ -14,6 +15,8 @@ _BREAKS = re.compile(r"(\x1b\[[0-9;]*m|[\n\t])")
 _TRACEBACK = "Traceback (most recent call last)"
 #: Characters of a traceback that are kept at either end.
 MAX_TRACEBACK = 32 * 1024
+#: Types whose values are short and printable.
+_FINE = frozenset((bool, float, int, timedelta, type(None)))
 
 
 if TYPE_CHECKING:
@@ -49,6 +52,12 @@ def _shown(value: object) -> object:
     return _kept(_COLOUR, words[:MAX_LINE]) + (f"… ({len(words)} characters)" if len(words) > MAX_LINE else "")
 
 
+def _is_fine(value: object) -> bool:
+    """Tell whether a value is shown as it is, for most of those that lines have."""
+    kind = type(value)
+    return len(value) <= MAX_LINE and value.isprintable() if kind is str else kind in _FINE  # type: ignore[arg-type, attr-defined]
+
+
 def _kept(what: re.Pattern[str], words: str) -> str:
     """Return words as printable ones, but for what the pattern finds."""
     return "".join(part if number % 2 else printable(part) for number, part in enumerate(what.split(words)))
@@ -66,7 +75,7 @@ class OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
-        if isinstance(record.args, tuple):
+        if isinstance(record.args, tuple) and not all(map(_is_fine, record.args)):
             record.args = tuple(map(_shown, record.args))
         # What was put into the text itself; a text that has arguments is a program's own.
         if not record.args and isinstance(record.msg, (str, bytes, Exception)):
