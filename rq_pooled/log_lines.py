@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from rq.logutils import colorizer
@@ -15,6 +16,8 @@ _BREAKS = re.compile(r"([\n\t])")
 _ENDS_WITH_TRACEBACK = "\n%s"
 #: Characters of a traceback that are kept at either end.
 MAX_TRACEBACK = 32 * 1024
+#: Types whose values are short and printable.
+_FINE = frozenset((bool, float, int, timedelta, type(None)))
 
 
 if TYPE_CHECKING:
@@ -80,6 +83,13 @@ def _shown(value: object, is_traceback: bool = False) -> object:
     return printable(words, MAX_LINE)
 
 
+def _is_fine(value: object) -> bool:
+    """Tell whether a value is shown as it is, for most of those that lines have."""
+    if type(value) is str:
+        return len(value) <= MAX_LINE and value.isprintable()
+    return type(value) in _FINE
+
+
 def _middle_left_out(words: str) -> str:
     left_out = len(words) - 2 * MAX_TRACEBACK
     if left_out <= 0:
@@ -92,7 +102,7 @@ class OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
-        if isinstance(record.args, tuple) and record.args:
+        if isinstance(record.args, tuple) and not all(map(_is_fine, record.args)):
             last = isinstance(record.msg, str) and record.msg.endswith(_ENDS_WITH_TRACEBACK)
             record.args = (*map(_shown, record.args[:-1]), _shown(record.args[-1], last))
         elif isinstance(record.args, dict):

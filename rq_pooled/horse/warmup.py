@@ -14,10 +14,11 @@ from rq.job import Job
 from rq.utils import now
 
 from ..originals import is_rqs_own, rqs_own
-from ..process.channel import Inbox, encode
+from ..process.channel import Inbox, encode, encode_plain
 from ..wire import pack_runs
+from .kinds import Kinds
 from .recorder import Recorder
-from .success import is_plain, plain_success, snapshot
+from .success import is_plain, packed_head, packed_success, plain_success, snapshot
 
 #: What is called here besides ``Job.perform``.
 _USED: dict[type, tuple[str, ...]] = {
@@ -67,6 +68,12 @@ def _run(recorder: Recorder, perform: Callable[[Job], Any]) -> None:
     if is_plain(job, raw, before, 500):
         command = plain_success(job, execution.created_at.timestamp(), "warm-up", 500)
         Inbox().feed(encode(("outcome", "finished", (1, *pack_runs([command])))))
+        kinds = Kinds()
+        kinds.note("warm-up", job, raw)
+        again = kinds.rebuild("warm-up", job.id, raw)
+        if again is not None:
+            again.started_at = again.ended_at = now()
+            encode_plain(True, 0.0, *packed_success(again, 0.0, packed_head("warm-up", "warm-up"), 500))
 
 
 def _bytes(value: object) -> bytes:

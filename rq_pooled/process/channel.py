@@ -158,10 +158,7 @@ class ChildChannel:
         self._messages: deque[Any] = deque()
 
     def send(self, *messages: Any) -> None:
-        """Send messages whole, some encoded already; blocks while the parent does not read.
-
-        Raises OSError when the parent is gone.
-        """
+        """Send messages whole; blocks while the parent does not read. Raises OSError when the parent is gone."""
         if os.getpid() != self._pid:
             return
         self._spoken = True

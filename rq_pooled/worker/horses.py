@@ -79,6 +79,8 @@ def prepare_horses(
     accepted_options(StreamConnection)
     warm_up(recorder)
     policies = maintenance_policies(settings)
+    # Reading all settings in each horse would dirty 0.6 MB.
+    secrets = [setting.env[0] for setting in Settings.rows() if setting.secret]
 
     def run_horse(channel: ChildChannel, token: bytes | None) -> None:
         if multiplexer is not None and token is not None:
@@ -88,7 +90,7 @@ def prepare_horses(
             options = {**with_role(pool.connection_kwargs, "job"), **jobs_login(settings)}
             pool.become("job", share, options=options, hooks=[StopFlag(brake), LongWaits()])
         adopt(pool)
-        withhold(setting.env[0] for setting in Settings.rows() if setting.secret)
+        withhold(secrets)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         worker.__class__ = horse_class
         worker._is_horse = True

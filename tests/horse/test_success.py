@@ -27,9 +27,11 @@ from support import running_worker
 import rq_pooled
 from rq_pooled.horse import warmup
 from rq_pooled.horse.recorder import make_recorder
+from rq_pooled.horse.short import ShortRun
 from rq_pooled.horse.success import ShortWay, is_plain, snapshot
+from rq_pooled.horse.worker import HorseMixin
 from rq_pooled.pool import Pool
-from rq_pooled.rq_api import enqueues_dependents
+from rq_pooled.rq_api import RQ3, enqueues_dependents
 
 
 def _run(redis: Redis, url: str, log: Path, worker_class: str, **options: Any) -> tuple[dict[str, Any], int]:
@@ -187,6 +189,26 @@ def test_what_is_wrapped_is_not_passed_over(monkeypatch: pytest.MonkeyPatch, own
         _patch(patched, owner, name, wrap, [])
         assert not _is_open(way, rq_pooled.Worker)
     assert _is_open(way, rq_pooled.Worker)
+
+
+@pytest.mark.parametrize("wrap", [_wraps, _wrapt])
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [
+        *((rq.Worker, "perform_job"), (BaseWorker, "procline"), (rq.Queue, "enqueue_dependents")),
+        *((Job, name) for name in ("prepare_for_execution", "get_result_ttl", "send_webhooks", "save")),
+    ],
+)
+def test_what_is_wrapped_sees_plain_jobs(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, wrap: Any) -> None:
+    """Plain jobs go no short way as soon as a function of RQ's that it passes over is wrapped."""
+    worker = rq_pooled.Worker(["q"], connection=Redis())
+    worker.__class__ = type("Horse", (HorseMixin, rq_pooled.Worker), {})
+    queue, way = rq.Queue("q", connection=Redis()), ShortRun(worker, None)  # type: ignore[arg-type]
+    assert way._look(queue)
+    with monkeypatch.context() as patched:
+        _patch(patched, owner, name, wrap, [])
+        assert way._look(queue) is (RQ3 and name == "enqueue_dependents")
+    assert way._look(queue)
 
 
 def test_what_a_subclass_overrides_is_not_passed_over() -> None:

@@ -15,8 +15,8 @@
 --             ... one per queue that has jobs and whose limit is reached, or that is paused (-2) },
 --             1 if work may be left, 1 if this worker is still the sentry, what stands between two words of a job }
 --             A job's text is queue key, job id, wip queue, number of fields that were left out of its hash, these, and
---             field, value ... as before the claim. Between each two stand the first 16 characters of ARGV[9]. No value
---             has them, since they are new. Clients cut one text much faster than they read forty.
+--             field, value ... as before the claim. Between each two stands ARGV[9]. No value has it, since it is new.
+--             Clients cut one text much faster than they read forty.
 -- RQ
 if redis.call('EXISTS', SUSPENDED) == 1 then
   return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]), '' }
@@ -271,7 +271,6 @@ local stale, held, jobs, bytes = {}, {}, {}, 0
 -- Spent-once keys whose jobs this call holds back; many jobs may wait for one, so their data are not read.
 local taken_keys = {}
 local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 13
-local between = string.sub(executions, 1, 16)
 local last, dry = nil, false
 while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local ahead = #jobs >= slots
@@ -376,7 +375,7 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     for _, field in ipairs(left_out or {}) do
       head[#head + 1] = field
     end
-    jobs[#jobs + 1] = table.concat(head, between) .. between .. table.concat(raw, between)
+    jobs[#jobs + 1] = table.concat(head, executions) .. executions .. table.concat(raw, executions)
   end
 end
 for i = #held, 1, -1 do
@@ -408,4 +407,4 @@ if crew ~= '' then
     is_sentry = is_sentry and not (told or full)
   end
 end
-return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0, between }
+return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0, executions }
