@@ -5,8 +5,8 @@ asleep and nothing is missed. Where a server refuses it, the queues are looked a
 
 Of the workers of a set of queues one is the sentry, and has tracking on; the others doze until a claim makes one of
 them the next sentry, see store/sentries.py. So a job wakes one worker, however many are idle. Each of them looks once a
-second, and takes over where a sentry is frozen or a message was lost; who promotes scheduled jobs looks in that script. A
-worker in burst mode, and one that may not publish, has tracking on for itself. It is long, since both sleeps share state.
+second, and takes over where a sentry is frozen or a message was lost; who promotes looks in that script. A worker in
+burst mode, and one that may not publish, has tracking on for itself. It is long, since both sleeps share state.
 
 A queue whose limit is reached is left out. In its place stands a key that is deleted when a job of it ends or its limit
 is changed, or a timer until it may start the next job.
