@@ -112,7 +112,7 @@ def test_one_job_wakes_one_worker(server: EmbeddedServer, redis: Redis, tmp_path
 
 
 def test_the_worker_with_most_free_slots_is_woken_then_the_last_used(redis: Redis) -> None:
-    """Sleepers stand in the order of their busy slots, then of their last job; one that says it again keeps its place."""
+    """Sleepers stand in the order of their busy slots, then of their last job; saying it again moves none."""
     redis.execute_command(*with_text(Post.of(["q"], "sentry").doze(0, 0)))
     for _ in range(2):
         for name, busy, unused in (("b", 0, 9), ("d", 2, 1), ("a", 0, 3), ("c", 1, 99)):
