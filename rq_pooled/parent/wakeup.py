@@ -5,9 +5,8 @@ asleep and nothing is missed. Where a server refuses it, the queues are looked a
 
 Of the workers of a set of queues one is the sentry, and has tracking on; the others doze until a claim makes one of
 them the next sentry, see store/sentries.py. So a job wakes one worker, however many are idle. Each of them looks once a
-second, and takes over where a sentry is frozen or a message was lost; who promotes scheduled jobs looks in the same
-script. A worker in burst mode, and one that may not publish, has tracking on for itself. It is long since both kinds of
-sleep share one state.
+second, and takes over where a sentry is frozen or a message was lost; who promotes looks in that script. A worker in
+burst mode, and one that may not publish, has tracking on for itself. It is long, since both sleeps share state.
 
 A queue whose limit is reached is left out. In its place stands a key that is deleted when a job of it ends or its limit
 is changed, or a timer until it may start the next job.
@@ -16,6 +15,7 @@ is changed, or a timer until it may start the next job.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,6 +79,7 @@ class Wakeup:
         self._glances = 0
         self._glancing: Timer | None = None
         self._misses = 0
+        self._used_at = time.monotonic()
         self._timer: Timer | None = None
         self._later: Timer | None = None
         self._polling: Timer | None = None
@@ -197,7 +198,7 @@ class Wakeup:
 
     def on_claimed(self, found: bool) -> None:
         """Note whether a claim found anything."""
-        self._misses = 0 if found else self._misses + 1
+        self._misses, self._used_at = (0, time.monotonic()) if found else (self._misses + 1, self._used_at)
 
     def on_invalidation(self) -> None:
         """Wake, after a random moment if others have been faster lately.
@@ -292,7 +293,8 @@ class Wakeup:
             self._guarded = self._sentry or self.dozing
             self._look_due = not self.dozing
 
-        return Exchange([self._post.doze(sum(slot.claim is not None for slot in self._slots))], on_replies)
+        busy = sum(slot.claim is not None for slot in self._slots)
+        return Exchange([self._post.doze(busy, time.monotonic() - self._used_at)], on_replies)
 
     def _glimpse(self) -> tuple[list[Command], Callable[[list[Any]], None]]:
         """Return what reads whether there is a sentry, and jobs that it should have heard of, and who takes replies."""
@@ -321,8 +323,9 @@ class Wakeup:
         takes the number and the replies. There are no keys where it is awake, or where one number is not enough.
         """
         one = not (self._limited or self.suspended or (self._context.command.in_cluster and self._watching))
-        if not one or self._look_due or self._retiring or not self._count_glance(GLANCE_INTERVAL + LATE):
+        if not one or self._look_due or self._retiring or not self._count_glance():
             return (), [], lambda _replies: None
+        self._plan_glance(GLANCE_INTERVAL + LATE)
         (read, *stay), on_replies = self._glimpse()
         return read[1:], stay, on_replies
 
@@ -344,12 +347,11 @@ class Wakeup:
             self._glancing.cancel()
         self._glancing = self._context.loop.call_later(seconds, self._glance)
 
-    def _count_glance(self, seconds: float) -> bool:
-        """Note that a glance begins, if it may: the next one is in so many seconds."""
+    def _count_glance(self) -> bool:
+        """Count a glance, if there may be one; return whether it is not a look."""
         watches = self._context.command.in_cluster and self._watching
         if self._later is not None or self._awake or not (self.dozing or self._sentry or watches):
             return False
-        self._plan_glance(seconds)
         self._glances += 1
         if self.dozing and self._glances % GLANCES == 0:
             self.dozing, self._look_due = False, self._context.command.connected
@@ -357,7 +359,7 @@ class Wakeup:
 
     def _glance(self) -> None:
         self._plan_glance(GLANCE_INTERVAL)
-        if self._count_glance(GLANCE_INTERVAL):
+        if self._count_glance():
             self._look_due = self._context.command.connected
 
     def _poll(self) -> None:

@@ -45,9 +45,13 @@ class Post(NamedTuple):
         """The sorted set of the channels of those who sleep."""
         return f"{SLEEPERS}{self.crew}"
 
-    def doze(self, busy: int) -> Command:
-        """Become the sentry where there is none, else a sleeper; those with fewer ``busy`` slots are woken first."""
-        return call("doze", [self.sentry_key, self.sleepers_key], self.channel, busy, SENTRY_LIFE, SLEEPERS_LIFE)
+    def doze(self, busy: int, unused: float) -> Command:
+        """Become the sentry where there is none, else a sleeper.
+
+        Those with fewer ``busy`` slots are woken first, then those that had no job for fewer seconds.
+        """
+        lives = (SENTRY_LIFE, SLEEPERS_LIFE)
+        return call("doze", [self.sentry_key, self.sleepers_key], self.channel, busy, round(unused, 3), *lives)
 
     def stay(self) -> list[Command]:
         """Ask who is the sentry, and give it time."""

@@ -100,15 +100,24 @@ def claims(redis: Redis) -> int:
 
 
 def test_one_job_wakes_one_worker(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
-    """Five jobs, one after the other, are five claims of six workers, and each runs on the next worker."""
+    """Five jobs, one after the other, are five claims of six workers, and two of these take turns, which stay warm."""
     with fleet(server.url, redis, tmp_path, 6) as one:
         before, ran = claims(redis), set()
         for _ in range(5):
             ran.add(one.sentry)
             one.delay(one.queue.enqueue(jobs.nothing))
             one.settle()
-        assert claims(redis) - before == len(ran) == 5
-        assert sorted("Job OK" in worker.output() for worker in one.workers.values()) == [False] + [True] * 5
+        assert claims(redis) - before == 5 and len(ran) == 2
+        assert sorted("Job OK" in worker.output() for worker in one.workers.values()) == [False] * 4 + [True] * 2
+
+
+def test_the_worker_with_most_free_slots_is_woken_then_the_last_used(redis: Redis) -> None:
+    """Sleepers stand in the order of their busy slots, then of their last job; saying it again moves none."""
+    redis.execute_command(*with_text(Post.of(["q"], "sentry").doze(0, 0)))
+    for _ in range(2):
+        for name, busy, unused in (("b", 0, 9), ("d", 2, 1), ("a", 0, 3), ("c", 1, 99)):
+            redis.execute_command(*with_text(Post.of(["q"], name).doze(busy, unused)))
+    assert Fleet(redis, {}).sleepers == ["a", "b", "c", "d"]
 
 
 def test_a_worker_without_work_runs_one_script_a_second(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
@@ -329,12 +338,12 @@ def test_a_worker_without_a_free_slot_hands_on_what_it_is_told(
 def test_a_sentry_that_begins_anew_is_one_still(redis: Redis) -> None:
     """A sentry whose connection was lost does not lie down beside itself: until its post ended no worker would hear."""
     one, other = Post.of(["q"], "w0"), Post.of(["q"], "w1")
-    asked = [redis.execute_command(*with_text(post.doze(0))) for post in (one, other, one, other)]
+    asked = [redis.execute_command(*with_text(post.doze(0, 0))) for post in (one, other, one, other)]
     assert asked == [1, 0, 1, 0]
     assert redis.zrange(one.sleepers_key, 0, -1) == [other.channel.encode()]
     redis.zadd(one.sleepers_key, {one.channel: 0})
     redis.pexpire(one.sentry_key, 500)
-    assert redis.execute_command(*with_text(one.doze(0))) == 1 and redis.pttl(one.sentry_key) > 1000
+    assert redis.execute_command(*with_text(one.doze(0, 0))) == 1 and redis.pttl(one.sentry_key) > 1000
     assert redis.zrange(one.sleepers_key, 0, -1) == [other.channel.encode()]
 
 

@@ -66,7 +66,7 @@ def calls() -> dict[str, tuple[Command, int]]:
             2,
         ),
         "commit": (commit.commit_outcomes("t", []), 0),
-        "doze": (sentries.Post.of(["a"], "w").doze(0), 2),
+        "doze": (sentries.Post.of(["a"], "w").doze(0, 1.5), 2),
         "enqueue": (
             enqueue.enqueue_jobs(
                 named("rq:queue:a"), 0, False, "k", "u", 1.0, "now", [("j", True, None, ["data", b""], ("", 0))]

@@ -134,7 +134,7 @@ def claim_of_another_queue(ours: Engine, redis: Redis) -> Command:
 @scene
 def doze(ours: Engine, redis: Redis) -> Command:
     redis.set(Post.of(["default"], "v").sentry_key, "another")
-    return Post.of(["default"], "v").doze(1)
+    return Post.of(["default"], "v").doze(1, 0)
 
 
 @scene
