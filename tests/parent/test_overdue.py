@@ -39,12 +39,11 @@ def test_what_waits_at_several_slots_goes_back_in_one_step(sleeper: Any) -> None
     context = context_of(concurrency=3)
     ahead = Ahead(context, Events(), slots=slots, expected=Expected(), allowed=True)
     for number, slot in enumerate(slots):
-        slot.horse = sleeper
+        slot.horse, slot.since = sleeper, time.monotonic() + 60
         slots.give(slot, Task("perform", claim_of(f"j{number}")), [claim_of(f"waits{number}")])
     ahead.watch()
     loop: Timers = context.loop
     loop.fire()
     slots[0].since = slots[2].since = time.monotonic() - 2 * WHILE_OTHERS
-    slots[1].since = time.monotonic() + 60
     loop.fire()
     assert slots.put_back == [(slots[0], slots[2])]
