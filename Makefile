@@ -18,8 +18,8 @@ help:
 	@echo 'make chaos   break servers and workers at random; MINUTES=5 SEED=7 CLUSTER=1 (docs/reliability.md)'
 	@echo 'make soak    run 50 000 jobs through one worker and look at its memory'
 	@echo 'make reliability  measure single faults on stock RQ and here, and write the table of docs/reliability.md'
-	@echo 'make bench   run the benchmarks; they print what README quotes'
-	@echo 'make bench-peers  the same beside Huey, Dramatiq, Celery, arq and SAQ; BENCH_BASE=checkout of an earlier version'
+	@echo 'make bench   run the benchmarks, and write their tables and plots into the docs'
+	@echo 'make bench-peers  the same beside Huey, Dramatiq, Celery, arq, SAQ and, with npm, BullMQ'
 	@echo 'make docs    write docs/settings.md anew from rq_pooled.config.Settings'
 	@echo 'make recording  write docs/pictures/demo.svg: the demo as it runs in a terminal'
 	@echo 'make lock    choose anew what CI installs (.ci/lock), with the hashes of all files'
@@ -48,14 +48,15 @@ types: .venv/ready-dev
 	@$(BIN)/mypy $(ARGS)
 
 bench: .venv/ready-dev
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks --write $(ARGS)
 
 bench-peers: .venv/ready-dev
 	@test -x .venv-peers/bin/python || $(BIN)/python -m venv .venv-peers
 	@.venv-peers/bin/python -m pip --disable-pip-version-check --quiet install huey 'dramatiq[redis]' 'celery[redis]' 'saq[redis]'
 	@test -x .venv-peers/arq/bin/python || $(BIN)/python -m venv .venv-peers/arq
 	@.venv-peers/arq/bin/python -m pip --disable-pip-version-check --quiet install arq
-	@$(BIN)/python -m benchmarks.peers
+	@! command -v npm >/dev/null || npm install --silent --no-audit --no-fund --prefix .venv-peers/node bullmq ioredis
+	@$(BIN)/python -m benchmarks --write peers
 
 docs: .venv/ready
 	@$(BIN)/rq-pooled settings --markdown > docs/settings.md.new && mv docs/settings.md.new docs/settings.md

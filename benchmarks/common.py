@@ -61,22 +61,26 @@ def stock_pool(number: int, worker_class: str = "rq.Worker") -> Contender:
 
 @dataclass
 class Table:
-    """One benchmark's result; the first row is ours, and what others are compared with."""
+    """One benchmark's result; the first row is ours, and what others are compared with. ``plot``: column to draw."""
 
     title: str
     header: Sequence[str]
     rows: list[Sequence[str]]
     note: str = ""
+    plot: str = ""
 
     def text(self) -> str:
-        """Return it as Markdown with aligned columns."""
+        """Return heading, table and note as Markdown."""
+        return f"### {self.title}\n\n{self.markdown()}" + (f"\n{self.note}\n" if self.note else "")
+
+    def markdown(self) -> str:
+        """Return the table alone, with aligned columns."""
         rows = [list(self.header), *map(list, self.rows)]
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.header))]
         pad = [str.ljust] + [str.rjust] * (len(widths) - 1)
         lines = ["| " + " | ".join(pad[i](row[i], widths[i]) for i in range(len(widths))) + " |" for row in rows]
         rule = "|" + "|".join("-" * (width + 1) + (":" if i else "-") for i, width in enumerate(widths)) + "|"
-        body = "\n".join([lines[0], rule, *lines[1:]])
-        return f"### {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
+        return "\n".join([lines[0], rule, *lines[1:]]) + "\n"
 
 
 @dataclass
@@ -169,13 +173,13 @@ def run_jobs(redis: Redis, number: int, function: str, *args: Any, each: Callabl
     return time.perf_counter() - start
 
 
-def wait_until(condition: Callable[[], Any], timeout: float = 120) -> None:
-    """Wait; a benchmark that takes longer is broken."""
+def wait_until(condition: Callable[[], Any], timeout: float = 120, pause: float = 0.002) -> None:
+    """Wait; a benchmark that takes longer is broken. ``pause``: seconds between two looks, which cost the server."""
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
             raise SystemExit(f"a benchmark took longer than {timeout:g} s")
-        time.sleep(0.002)
+        time.sleep(pause)
 
 
 def family(pid: int) -> list[int]:

@@ -93,8 +93,8 @@ def run(running: EmbeddedServer) -> Table:
                 size = len(answer.data)
             rows.append([name, f"{times[0]:.0f} ms", f"{statistics.median(times):.0f} ms", f"{size / 1000:.0f} kB"])
         redis.flushdb()
-    title = f"the page: {QUEUES} queues, {FAILED} failed jobs (some with arguments of 1 MB), {WORKERS} workers"
-    return Table(title, ["view", "first", "median", "size"], rows)
+    note = f"{QUEUES} queues, {FAILED} failed jobs (some with arguments of 1 MB), {WORKERS} workers."
+    return Table("The page", ["view", "first", "median", "size"], rows, note)
 
 
 if __name__ == "__main__":

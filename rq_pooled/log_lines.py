@@ -6,12 +6,13 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any
 
+from rq.logutils import colorizer
+
 from .foreign import MAX_LINE, printable
 
-#: RQ's colours, and what is allowed in a traceback.
-_COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
-_BREAKS = re.compile(r"(\x1b\[[0-9;]*m|[\n\t])")
-_TRACEBACK = "Traceback (most recent call last)"
+#: What is allowed in a traceback, and how RQ's messages end that contain one.
+_BREAKS = re.compile(r"([\n\t])")
+_ENDS_WITH_TRACEBACK = "\n%s"
 #: Characters of a traceback that are kept at either end.
 MAX_TRACEBACK = 32 * 1024
 
@@ -36,22 +37,47 @@ class WorkerLog(_Adapter):
         self.logger.log(level, f"Worker %s: {msg}", worker, *args, stacklevel=2, **kwargs)
 
 
-def _shown(value: object) -> object:
-    if not isinstance(value, (str, bytes, Exception)):
+class _Coloured(str):
+    """A text that RQ itself has coloured, since it writes to a terminal: others' texts may contain the same codes."""
+
+    __slots__ = ("colour", "inner")
+    colour: str
+    inner: str
+
+
+def _mark_colours() -> None:
+    """Have RQ's colours tell what they have coloured."""
+    inherited: Any = colorizer.colorize
+
+    def colorize(color_key: str, text: str) -> str:
+        said: str = inherited(color_key, text)
+        if said is text:
+            return text
+        marked = _Coloured(said)
+        marked.colour, marked.inner = color_key, text
+        return marked
+
+    colorizer.colorize = colorize  # type: ignore[method-assign]
+
+
+def _shown(value: object, is_traceback: bool = False) -> object:
+    if isinstance(value, _Coloured):
+        return colorizer.codes[value.colour] + str(_shown(value.inner)) + colorizer.codes["reset"]
+    if value is None or isinstance(value, (int, float)):
         return value
-    words = str(value) if isinstance(value, Exception) else value
-    if isinstance(words, bytes):
-        return printable(words, MAX_LINE)
+    if isinstance(value, bytes):
+        return printable(value, MAX_LINE)
+    try:
+        # A job shows its description.
+        words = str(value)
+    except Exception:  # noqa: BLE001 - of any class: what formats the record says so
+        return value
     if len(words) <= MAX_LINE and words.isprintable():
-        return words
-    if _TRACEBACK in words:
-        return _kept(_BREAKS, _middle_left_out(words))
-    return _kept(_COLOUR, words[:MAX_LINE]) + (f"… ({len(words)} characters)" if len(words) > MAX_LINE else "")
-
-
-def _kept(what: re.Pattern[str], words: str) -> str:
-    """Return words as printable ones, but for what the pattern finds."""
-    return "".join(part if number % 2 else printable(part) for number, part in enumerate(what.split(words)))
+        return value
+    if is_traceback:
+        parts = enumerate(_BREAKS.split(_middle_left_out(words)))
+        return "".join(part if number % 2 else printable(part) for number, part in parts)
+    return printable(words, MAX_LINE)
 
 
 def _middle_left_out(words: str) -> str:
@@ -66,14 +92,17 @@ class OneLine(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
-        if isinstance(record.args, tuple):
-            record.args = tuple(map(_shown, record.args))
+        if isinstance(record.args, tuple) and record.args:
+            last = isinstance(record.msg, str) and record.msg.endswith(_ENDS_WITH_TRACEBACK)
+            record.args = (*map(_shown, record.args[:-1]), _shown(record.args[-1], last))
+        elif isinstance(record.args, dict):
+            record.args = {name: _shown(value) for name, value in record.args.items()}
         # What was put into the text itself; a text that has arguments is a program's own.
         if not record.args and isinstance(record.msg, (str, bytes, Exception)):
             record.msg = _shown(record.msg)
         if record.exc_info and not record.exc_text and record.exc_info[0] is not None:
             # Formatters take it from here.
-            record.exc_text = str(_shown(logging.Formatter().formatException(record.exc_info)))
+            record.exc_text = str(_shown(logging.Formatter().formatException(record.exc_info), True))
         return True
 
 
@@ -83,9 +112,13 @@ _LOGGERS = (
     *(f"rq.{name}" for name in ("worker", "job", "queue", "registry", "webhook")),
     *(f"rq_pooled.{name}" for name in ("guard", "loop", "pool", "prefork", "queue", "scheduler")),
 )
+_OURS = ("rq", "rq_pooled", "rq_scheduler")
 
 
 def keep_lines() -> None:
     """Have the loggers of RQ and ours show what others wrote that way; a second time changes nothing."""
-    for name in _LOGGERS:
+    if colorizer.colorize.__module__ != __name__:
+        _mark_colours()
+    known = [name for name in logging.root.manager.loggerDict if name.partition(".")[0] in _OURS]
+    for name in (*_LOGGERS, *known):
         logging.getLogger(name).addFilter(_filter)

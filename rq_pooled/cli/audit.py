@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import click
 from redis import Redis
 
-from ..monitoring.audit import KEPT, Deed, record, sentence, this_user, trail, when
+from ..monitoring.audit import KEPT, Deed, Noted, noting, sentence, this_user, trail, when
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -29,8 +32,13 @@ def audit(limit: int, url: str | None, as_json: bool) -> None:
         say("nothing was done yet")
 
 
-def note(connection: Redis, *deeds: Deed) -> None:
-    """Write down what this command did, and say so where that cannot be done."""
-    error = record(connection, this_user(), *deeds) if deeds else ""
-    if error:
-        say(f"rq-pooled: what was done is done, but {error}", err=True)
+@contextmanager
+def noted(connection: Redis, *deeds: Deed) -> Iterator[Noted]:
+    """Write down what this command does, see ``noting``, and say so where that cannot be done."""
+    under_way: Noted | None = None
+    try:
+        with noting(connection, this_user(), *deeds) as under_way:
+            yield under_way
+    finally:
+        if under_way is not None and under_way.error:
+            say(f"rq-pooled: what was done is done, but {under_way.error}", err=True)

@@ -15,7 +15,7 @@ from ..errors import ServerUnsupported
 from ..monitoring.audit import Deed
 from ..monitoring.guard import ConnectionGuard
 from ..monitoring.neighbours import ask_neighbours
-from .audit import note
+from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import table
@@ -44,9 +44,12 @@ def connections(url: str | None, as_json: bool, reap: bool) -> None:
     client = open_server(url)
     guard = ConnectionGuard(Settings.load({"url": url}), client)
     try:
-        closed = guard.reap() if reap else []
-        if closed:
-            note(client, Deed("reap", "", len(closed), "connections left behind"))
+        closed: list[dict[str, Any]] = []
+        if reap:
+            what = "connections left behind"
+            with noted(client, Deed("reap", "", None, what)) as under_way:
+                closed = guard.reap()
+                under_way.deeds = [Deed("reap", "", len(closed), what)] if closed else []
         found = guard.describe()
     except NoPermissionError as error:
         raise ServerUnsupported(

@@ -10,7 +10,7 @@ from ..monitoring.audit import Deed
 from ..queue.limits import Limit, LimitInForce, clear_limit, limits_in_force, make_limit, set_limit
 from ..store.keys import QUEUES, queue_key
 from ..wire import raw
-from .audit import note
+from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -37,12 +37,12 @@ def limit(
     connection = open_server(url)
     cleared = False
     if queue is not None and wanted is not None:
-        set_limit(connection, queue, wanted)
-        note(connection, Deed("limit", queue, None, str(wanted)))
+        with noted(connection, Deed("limit", queue, None, str(wanted))):
+            set_limit(connection, queue, wanted)
     elif queue is not None and clear:
         cleared = queue in limits_in_force(connection)
-        clear_limit(connection, queue)
-        note(connection, Deed("limit", queue, None, "cleared"))
+        with noted(connection, Deed("limit", queue, None, "cleared")):
+            clear_limit(connection, queue)
     unreadable: dict[str, str] = {}
     found = limits_in_force(connection, unreadable)
     for name, text in unreadable.items():

@@ -7,7 +7,7 @@ import click
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.audit import Deed
 from ..queue import pause as pauses
-from .audit import note
+from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -34,9 +34,10 @@ def resume(queue: str, url: str | None, as_json: bool) -> None:
 
 def _change(queue: str, pausing: bool, url: str | None, as_json: bool) -> None:
     connection = open_server(url)
-    changed = (pauses.pause if pausing else pauses.resume)(connection, queue)
-    if changed:
-        note(connection, Deed("pause" if pausing else "resume", queue))
+    with noted(connection, Deed("pause" if pausing else "resume", queue)) as under_way:
+        changed = (pauses.pause if pausing else pauses.resume)(connection, queue)
+        if not changed:
+            under_way.deeds.clear()
     if as_json:
         say_json({"queue": queue, "paused": pausing, "changed": changed})
         return

@@ -10,13 +10,14 @@ from redis.exceptions import ResponseError
 from rq.job import Job
 from rq.registry import FailedJobRegistry
 
+from ..failed.listing import origins_of
 from ..failed.policies import Requeue
 from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, is_wrong_type, printable
 from ..monitoring.audit import Deed
 from ..store.keys import dead_letters_key
 from ..wire import raw, text
-from .audit import note
+from .audit import noted
 from .options import dead_option, dry_run_option, open_server, selection_options, server_options
 from .printing import say, say_json
 from .sweep import run, said_all
@@ -79,7 +80,9 @@ def _requeue_ids(
     """Requeue single jobs, wherever they stand; those that cannot be are named, and are no error."""
     words: dict[str, str] = {}
     done: dict[str, list[str]] = {}
-    try:
+    places = [] if dry_run else list(queues) or [name for name in origins_of(connection, ids) if name]
+    begun = [Deed("requeue", name, None, f"of {', '.join(ids)}") for name in dict.fromkeys(places)]
+    with noted(connection, *begun) as under_way:
         for job_id in ids:
             try:
                 words[job_id], queue = _requeue_id(connection, job_id, queues, policy, dead, dry_run)
@@ -90,11 +93,9 @@ def _requeue_ids(
             else:
                 if words[job_id] == "done":
                     done.setdefault(queue, []).append(job_id)
-    finally:
-        if not dry_run:
-            note(
-                connection, *(Deed("requeue", name, len(some), f"of {', '.join(some)}") for name, some in done.items())
-            )
+            deeds = [Deed("requeue", name, len(some), f"of {', '.join(some)}") for name, some in done.items()]
+            under_way.deeds = [] if dry_run else deeds + [one for one in begun if one.queue not in done]
+        under_way.deeds = [one for one in under_way.deeds if one.jobs]
     if as_json:
         say_json({"dry_run": dry_run, "jobs": words})
         return

@@ -13,7 +13,7 @@ from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.audit import Deed
 from ..queue.rescue import Lost, find_lost, put_back
-from .audit import note
+from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
 
@@ -45,12 +45,12 @@ def rescue(queues: tuple[str, ...], older_than: str, apply: bool, url: str | Non
     # This is asked late: a lost job may be all that is left of its queue.
     if queues and not lost:
         Sweeper(list(queues), connection, ()).queues()
-    found = put_back(connection, lost, apply)
-    if apply:
+    what = f"older than {older_than}"
+    begun = [Deed("rescue", name, None, what) for name in dict.fromkeys(job.queue for job in lost)] if apply else []
+    with noted(connection, *begun) as under_way:
+        found = put_back(connection, lost, apply)
         numbers = Counter(job.queue for job in found)
-        note(
-            connection, *(Deed("rescue", name, number, f"older than {older_than}") for name, number in numbers.items())
-        )
+        under_way.deeds = [Deed("rescue", name, number, what) for name, number in numbers.items()] if apply else []
     if as_json:
         say_json({"applied": apply, "jobs": [job._asdict() for job in found]})
         return

@@ -10,8 +10,8 @@ import click
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.audit import Deed
 from ..monitoring.schedules import cancel as cancel_job
-from ..monitoring.schedules import schedules
-from .audit import note
+from ..monitoring.schedules import scheduled_in, schedules
+from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import table
@@ -50,8 +50,9 @@ def cancel(job: str, url: str | None, as_json: bool) -> None:
     schedule of `rq cron` is in its file.
     """
     connection = open_server(url)
-    queue = cancel_job(connection, job)
-    note(connection, Deed("cancel", queue, 1, f"of {job}"))
+    with noted(connection, Deed("cancel", scheduled_in(connection, job) or "", None, f"of {job}")) as under_way:
+        queue = cancel_job(connection, job)
+        under_way.deeds = [Deed("cancel", queue, 1, f"of {job}")]
     if as_json:
         say_json({"job": job, "queue": queue})
     else:

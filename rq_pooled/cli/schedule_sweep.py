@@ -20,7 +20,7 @@ from ..monitoring.audit import Deed
 from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
-from .audit import note
+from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
 from .sweep import chosen_of, policy_of, sweep, words_of
@@ -61,8 +61,9 @@ def schedule_sweep(
         if cron is not None:
             raise click.UsageError("--remove excludes --cron.")
         connection = open_server(url)
-        said = _remove(connection, remove)
-        note(connection, Deed("schedule-sweep remove", "", None, said))
+        with noted(connection, Deed("schedule-sweep remove", "", None, remove)) as under_way:
+            said = _remove(connection, remove)
+            under_way.deeds = [Deed("schedule-sweep remove", "", None, said)]
         _show([], as_json, said)
         return
     if cron is None:
@@ -78,18 +79,19 @@ def schedule_sweep(
     for queue in queues:
         if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
-    job_id = _register(connection, cron, name, in_queue, queues, policy)
-    words = f"{job_id.removeprefix(PREFIX)}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
-    note(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",)))
-    _show([one for one in _sweeps(connection) if one["name"] == job_id.removeprefix(PREFIX)], as_json, "")
+    name = name or _name(type(policy).__name__.lower(), queues)
+    words = f"{name}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
+    with noted(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",))):
+        _register(connection, cron, name, in_queue, queues, policy)
+    _show([one for one in _sweeps(connection) if one["name"] == name], as_json, "")
 
 
-def _register(connection: Redis, cron: str, name: str | None, in_queue: str, queues: list[str], policy: Policy) -> str:
+def _register(connection: Redis, cron: str, name: str, in_queue: str, queues: list[str], policy: Policy) -> None:
     # It is imported here, since few commands need rq-scheduler.
     from ..scheduler.scheduler import Scheduler
 
     kind = type(policy).__name__.lower()
-    job_id = PREFIX + (name or _name(kind, queues))
+    job_id = PREFIX + name
     if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
         raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
     chosen, what = chosen_of(policy), words_of(policy)
@@ -106,7 +108,6 @@ def _register(connection: Redis, cron: str, name: str | None, in_queue: str, que
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
-    return job_id
 
 
 def _name(kind: str, queues: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -19,7 +19,7 @@ from ..failed.sweeper import Sweeper
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.audit import Deed
 from ..retry.backoff import Backoff
-from .audit import note
+from .audit import noted
 from .options import as_seconds, dead_option, dry_run_option, open_server, selection_options, server_options
 from .printing import say, say_blocked, say_json
 
@@ -129,17 +129,18 @@ def run(connection: Redis, queues: list[str] | None, policy: Policy, dead: bool,
             bar.length = total
             bar.update(done - bar.pos)
 
-        ended: BaseException | None = None
-        try:
-            sweeper.run(dry_run, progress=progress if shown else None)
-        except (RQPooledError, RedisError, KeyboardInterrupt) as error:
-            # What was done until then is told first.
-            ended = error
-    if not dry_run:
         action = "sweep" if isinstance(policy, Ghosts) else type(policy).__name__.lower()
         words = ", ".join(filter(None, (words_of(policy), "dead letters" if dead else "")))
-        changed = [one for one in sweeper.reports if one.done or one.ghosts or one.trimmed]
-        note(connection, *(Deed(action, one.queue, one.done, words) for one in changed))
+        begun = [] if dry_run else [Deed(action, name, None, words) for name in queues or ("",)]
+        ended: BaseException | None = None
+        with noted(connection, *begun) as under_way:
+            try:
+                sweeper.run(dry_run, progress=progress if shown else None)
+            except (RQPooledError, RedisError, KeyboardInterrupt) as error:
+                # What was done until then is told first.
+                ended = error
+            if not dry_run:
+                under_way.deeds = [*_deeds(sweeper.reports, action, words, ended)]
     _tell(sweeper.reports, as_json, complete=ended is None)
     blocked: dict[str, list[str]] = {}
     for report in sweeper.reports:
@@ -150,6 +151,16 @@ def run(connection: Redis, queues: list[str] | None, policy: Policy, dead: bool,
         click.get_current_context().exit(TRY_AGAIN)
     if ended is not None:
         raise ended
+
+
+def _deeds(reports: Sequence[Report], action: str, words: str, ended: BaseException | None) -> Iterator[Deed]:
+    """Yield what a sweep did to each queue, and which of them it left half done."""
+    for one in reports:
+        # An error that is no queue's own has ended all of it.
+        broken = one.error if isinstance(ended, ResponseError) else ended is not None and one is reports[-1]
+        broken = broken and not isinstance(ended, SweepUnderWay)
+        if one.done or one.ghosts or one.trimmed or broken:
+            yield Deed(action, one.queue, one.done, ", ".join(filter(None, ("broken off" if broken else "", words))))
 
 
 def _tell(reports: Sequence[Report], as_json: bool, complete: bool) -> None:

@@ -26,18 +26,22 @@ def table(rows: Iterable[Sequence[object]], left: int = 1) -> list[str]:
 
 def process_rows(found: Sequence[dict[str, Any]]) -> list[list[object]]:
     """Return a table of processes: workers first."""
-    rows: list[list[object]] = [["PROCESS", "KIND", "CONN", "BUSY", "JOBS/S", "DONE", "FAILED", "RETRIED", "SEEN"]]
+    rows: list[list[object]] = [
+        ["PROCESS", "KIND", "CONN", "BUSY", "MB", "JOBS/S", "DONE", "FAILED", "RETRIED", "SEEN"]
+    ]
     for one in sorted(found, key=lambda one: (one["kind"] != "worker", one["name"])):
         worker, connections = one["worker"], sum(one["connections"].values())
         # A star marks figures that are older than OLD; what is busy is asked now, where a screen has asked.
         seen = f"{show_duration(round(one['age']))} ago{'*' if one['age'] > OLD else ' '}"
         if worker is None:
-            rows.append([one["name"], one["kind"], connections, "-", "-", "-", "-", "-", seen])
+            rows.append([one["name"], one["kind"], connections, *"------", seen])
             continue
         counters = worker["counters"]
         busy = f"{one.get('busy_now', worker['busy'])}/{worker['concurrency']}"
         done = [counters[name] for name in ("finished", "failed", "retried")]
-        rows.append([one["name"], "worker", connections, busy, f"{pace(worker):.1f}", *done, seen])
+        sizes = [worker["memory"]["parent"], *worker["memory"]["horses"]]
+        size = "-" if sizes[0] is None else f"{sum(sizes):.0f}"
+        rows.append([one["name"], "worker", connections, busy, size, f"{pace(worker):.1f}", *done, seen])
     return rows
 
 

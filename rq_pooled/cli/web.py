@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from ..config.secret_files import exposure, read_secret_file
 from ..errors import TRY_AGAIN, ConfigurationError, RQPooledError
 from .printing import say
 
@@ -114,12 +115,9 @@ def _credentials(path: str | None) -> dict[str, str]:
         source, lines = CREDENTIALS, [os.environ.get(CREDENTIALS, "")]
     else:
         source = path
-        try:
-            with open(path, encoding="utf-8") as file:
-                lines = file.read().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8"
-            raise ConfigurationError(f"--credentials {path} cannot be read: {reason}") from None
+        lines = read_secret_file(path, f"--credentials {path}").splitlines()
+        if warning := exposure(path, f"--credentials {path}"):
+            say(f"rq-pooled: {warning}", err=True)
     found: dict[str, str] = {}
     for number, line in enumerate(lines, 1):
         user, colon, password = line.strip().partition(":")

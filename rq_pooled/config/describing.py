@@ -12,9 +12,10 @@ from typing import Any
 from rq.timeouts import BaseTimeoutException
 
 from ..errors import ConfigurationError
+from ..foreign import plain
 from ..redaction import LEFT_OUT, Call, redact, without_arguments
 from .settings import PREFIX, Settings
-from .user_code import user_code
+from .user_code import check_not_async, is_unawaited, user_code
 
 logger = logging.getLogger("rq_pooled")
 
@@ -42,10 +43,12 @@ def use(settings: Settings | None) -> None:
     """Have this process describe by these settings; None by none.
 
     Raises:
-        ConfigurationError: DESCRIBE cannot be imported.
+        ConfigurationError: DESCRIBE cannot be imported, or is asynchronous.
     """
     named: Any = settings.describe if settings is not None else None
-    _state.update(known=True, describe=_imported(named) if isinstance(named, str) else named, warned=False)
+    describe = _imported(named) if isinstance(named, str) else named
+    check_not_async("DESCRIBE", describe)
+    _state.update(known=True, describe=describe, warned=False)
 
 
 def forget() -> None:
@@ -101,13 +104,15 @@ def _said(describe: Describe, call: Call, otherwise: str) -> str:
     try:
         said = describe(call)
         problem = f"returned {type(said).__name__}, and no text"
+        is_unawaited(said)
     except BaseTimeoutException:
         # The job in which this runs is over its time.
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a user's code; its text may hold what is to be hidden
         said, problem = None, f"raised {type(error).__name__}"
     if isinstance(said, str):
-        return said[:_LONGEST]
+        # Half of a character cannot be written to Redis, and the job is not to be lost for it.
+        return str(plain(said[:_LONGEST]))
     if not _state["warned"]:
         _state["warned"] = True
         logger.warning("DESCRIBE %s: only the names of functions are shown", problem)

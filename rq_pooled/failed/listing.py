@@ -14,7 +14,7 @@ from ..foreign import plain, replies_of, seconds_of, unpacked_error, whole_numbe
 from ..pool.registry import get_connection
 from ..rq_version import check_prefix
 from ..store.failed import failed_look
-from ..store.keys import dead_letters_key
+from ..store.keys import dead_letters_key, job_key
 from ..store.queues import is_shown, queue_names
 from ..store.scripts import run_script
 from ..wire import raw, text
@@ -166,3 +166,11 @@ def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
             "retries_left": whole_number(left),
             "exists": bool(exists),
         }
+
+
+def origins_of(client: Redis, ids: Sequence[str]) -> list[str]:
+    """Return the queue of each job, "" for one that is gone."""
+    pipeline = client.pipeline(transaction=False)
+    for job_id in ids:
+        pipeline.hget(raw(job_key(job_id)), "origin")
+    return [text(origin or b"") for origin in (replies_of(pipeline) if ids else ())]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from flask import Blueprint, Response, abort, jsonify, redirect, render_template, request, url_for
+from flask import Blueprint, Response, abort, jsonify, render_template, request
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -21,21 +21,20 @@ from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQu
 from ..failed.listing import failed_jobs
 from ..foreign import bounded, shown
 from ..monitoring.health import health_word
+from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
-from . import actions
 from .jobs import add_job_pages
-from .notices import tell, told
-from .overview import overview, queue_states
 from .page import present
-from .parameters import asked_for, flag, number, posted, queue_of
-from .queue_actions import add_queue_actions
-from .rights import BURY, PURGE, REQUEUE, VIEW, Authorize, Rights, Who
+from .parameters import asked_for, number
+from .queues import add_queues
+from .rights import VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
-from .trail import add_trail, tracked
+from .trail import add_trail
+from .views import Views, page_of
 from .workers import add_workers
 
-#: Seconds within which each request is answered. Health promises 2, of which Flask takes a part.
-HEALTH_DEADLINE, DEADLINE = 1.9, 4.0
+#: Seconds within which health is answered. It promises 2, of which Flask takes a part.
+HEALTH_DEADLINE = 1.9
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -48,7 +47,7 @@ _HEADERS = {
 }
 
 #: Views that answer with a page for people, an error too.
-_PAGES = ("failed", "job", "failed_confirm", "trail_page", "schedule", "workers_page")
+_PAGES = ("page", "failed", "job", "queue", "failed_confirm", "trail_page", "schedule", "workers_page")
 
 
 class Client(Protocol):
@@ -106,9 +105,12 @@ def make_blueprint(
             code = 404
         elif isinstance(error, SweepUnderWay):
             code = 409
-        reason = message_of(error)
+        reason, title = message_of(error), "That did not work"
+        if isinstance(error, RedisError):
+            # An ACL forbids it, or a script runs for too long.
+            title = "Redis does not answer" if isinstance(error, LOST) else "Redis refuses"
         if "page" in request.form or _view() in _PAGES:
-            return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
+            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), code
         return jsonify(error=reason), code
 
     @blueprint.get("/health/redis")
@@ -125,101 +127,38 @@ def make_blueprint(
     def redis_pool_stats() -> Response:
         return jsonify(pool_stats())
 
-    @blueprint.get("/queues/status")
-    def queues_status() -> Response:
-        with within(DEADLINE, "the deadline of a page"):
-            return jsonify(queues=bounded(queue_states(client_of().redis)))
+    views = Views(blueprint, lambda: client_of().redis, rights)
 
-    @blueprint.get("/queues/failed-jobs")
-    def queues_failed_jobs() -> Response:
+    @views.get("/queues/status")
+    def queues_status(redis: Redis) -> Response:
+        return jsonify(queues=bounded(queue_states(redis)))
+
+    @views.get("/queues/failed-jobs")
+    def queues_failed_jobs(redis: Redis) -> Response:
         asked = asked_for("queue", "exception", "offset", "limit")
         offset, limit = number(asked, "offset", 0), min(number(asked, "limit", 50), 200)
         if "queue" in asked:
             rights.require(VIEW, asked["queue"])
-        with within(DEADLINE, "the deadline of a page"):
-            found = failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, client_of().redis)
-            return jsonify(bounded(found))
+        return jsonify(bounded(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, redis)))
 
-    @blueprint.get("/metrics")
-    def metrics() -> Response:
+    @views.get("/metrics")
+    def metrics(redis: Redis) -> Response:
         try:
             from ..monitoring.metrics import CONTENT_TYPE
             from ..monitoring.metrics import metrics as text
         except ImportError:
             abort(501, "install prometheus_client: pip install 'rq_pooled[metrics]'")
-        client = client_of()
-        with within(DEADLINE, "the deadline of a page"):
-            return Response(text(client.redis, client.settings), content_type=CONTENT_TYPE)
+        return Response(text(redis, client_of().settings), content_type=CONTENT_TYPE)
 
-    @blueprint.post("/queues/requeue")
-    def queue_requeue() -> Any:
-        given = posted("queue", "exception", "exactly")
-        rights.require(REQUEUE, queue_of(given))
-        client = client_of().redis
-        with within(DEADLINE, "the deadline of a page"):
-            report = tracked(
-                client,
-                rights,
-                REQUEUE,
-                given["queue"],
-                given,
-                lambda: actions.requeue(client, given["queue"], given.get("exception"), exactly=flag(given, "exactly")),
-            )
-            return _done(client, "requeued", given["queue"], report)
+    @views.get("/")
+    def page(redis: Redis) -> Any:
+        sort = request.args.get("sort", "")
+        found = present(overview(redis, client_of().settings), sort)
+        may_write = rights.may_any([queue["name"] for queue in found["queues"]])
+        return page_of("page", redis, {**found, "may": rights.may, "may_write": may_write, "sort": sort})
 
-    @blueprint.post("/queues/sweep")
-    def queue_sweep() -> Any:
-        given = posted("queue", "policy", "exception", "exactly", "older_than", "all", "confirm")
-        client, policy = client_of().redis, given.get("policy", "ghosts")
-        rights.require(PURGE if policy == "purge" else BURY, queue_of(given))
-        with within(DEADLINE, "the deadline of a page"):
-            report = tracked(
-                client,
-                rights,
-                "sweep" if policy == "ghosts" else policy,
-                given["queue"],
-                given,
-                lambda: actions.sweep(
-                    client,
-                    given["queue"],
-                    policy,
-                    given.get("exception"),
-                    given.get("older_than"),
-                    exactly=flag(given, "exactly"),
-                    everything=flag(given, "all"),
-                    confirmed=number(given, "confirm", 0) if "confirm" in given else None,
-                ),
-            )
-            return _done(client, {"bury": "buried", "purge": "purged"}.get(policy, "swept"), given["queue"], report)
-
-    @blueprint.get("/")
-    def page() -> Any:
-        client = client_of()
-        try:
-            with within(DEADLINE, "the deadline of a page"):
-                message = shown(told(client.redis, request.args.get("did", "")))
-                found = present(overview(client.redis, client.settings), request.args.get("sort", ""))
-        except RedisError as error:
-            reason = message_of(error)
-            silent = isinstance(error, LOST)
-            # An ACL forbids it, or a script runs for too long.
-            title = "Redis does not answer" if silent else "Redis refuses"
-            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
-        names = [queue["name"] for queue in found["queues"]]
-        return render_template(
-            "rq_pooled/page.html",
-            may=rights.may,
-            may_write=rights.may_any(names),
-            message=message,
-            sort=request.args.get("sort", ""),
-            **found,
-        )
-
-    add_queue_actions(blueprint, lambda: client_of().redis, rights)
-    add_schedule(blueprint, lambda: client_of().redis, rights)
-    add_workers(blueprint, lambda: client_of().redis, rights)
-    add_trail(blueprint, lambda: client_of().redis)
-    add_job_pages(blueprint, lambda: client_of().redis, rights)
+    for add in (add_queues, add_schedule, add_workers, add_trail, add_job_pages):
+        add(views)
     return blueprint
 
 
@@ -243,11 +182,3 @@ def _is_from_this_site() -> bool:
             return False
         return (from_there.scheme, from_there.netloc) == (request.scheme, request.host)
     return "X-Requested-With" in request.headers
-
-
-def _done(client: Redis, did: str, queue: str, report: dict[str, Any]) -> Any:
-    """Answer a POST: a button of the page with the page, a program with the report."""
-    if "page" not in request.form:
-        return jsonify(bounded(report))
-    more = report["unfinished"] or report["done"] >= actions.MOST
-    return redirect(url_for(".page", did=tell(client, did, queue, report["done"], more, "trail_error" in report)), 303)

@@ -6,44 +6,47 @@ Each page has an address, an action answers with a redirect, and what destroys i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from flask import request
 from redis import Redis
 from rq.exceptions import NoSuchJobError
 
-from ..deadline import within
 from ..errors import ConfigurationError, UnknownQueue
+from ..failed.actions import act_on
 from ..failed.groups import GHOST, NEWEST, jobs_of_group
 from ..failed.history import history, no_job
-from ..failed.listing import failed_jobs
-from ..foreign import bounded, printable, seconds_of, shown
+from ..failed.listing import failed_jobs, origins_of
+from ..foreign import printable, seconds_of
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
+from ..monitoring.words import count, moment
 from ..store.queues import queue_names
-from .actions import ACTS, act_on, origins_of
-from .notices import tell, told
+from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, flag, number, posted
-from .rights import VIEW, Rights
-from .trail import note
-from .words import count, moment
+from .rights import BURY, PURGE, REQUEUE, VIEW
+from .trail import noted
+from .views import Views, page_of
 
-#: Jobs on one page of the list, seconds within which a page is made, and characters of a traceback that are shown.
-PAGE, DEADLINE, MAX_TRACEBACK = 50, 4.0, 40_000
+#: Jobs on one page of the list, and characters of a traceback that are shown.
+PAGE, MAX_TRACEBACK = 50, 40_000
+#: What can be done to jobs -> what the page that follows says was done, and the right that it needs.
+ACTS = {"requeue": ("requeued", REQUEUE), "bury": ("buried", BURY), "delete": ("purged", PURGE)}
 _DEAD = {False: "", True: ", dead letters"}
 
 
-def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights) -> None:
-    """Add the pages to the blueprint, which has asked whether they may be opened at all."""
+def add_job_pages(views: Views) -> None:
+    """Add the pages."""
+    rights = views.rights
 
-    def acts(queue: str | None, dead: bool) -> list[str]:
+    def acts(redis: Redis, queue: str | None, dead: bool) -> list[str]:
         """Return what the request may do to failed jobs of a queue, or of any queue."""
-        names = queue_names(client().execute_command) if queue is None else [queue]
+        names = queue_names(redis.execute_command) if queue is None else [queue]
         return [
             act
-            for act, (_, _, right) in ACTS.items()
+            for act, (_, right) in ACTS.items()
             if not (dead and act == "bury") and any(rights.may(right, name) for name in names)
         ]
 
@@ -51,26 +54,24 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
         """Return those of these jobs that the request may see; 403 if it may not do this to one of them."""
         found = [(one, name) for one, name in zip(ids, origins_of(redis, ids)) if name and rights.may(VIEW, name)]
         for _, name in found:
-            rights.require(ACTS[act][2], name)
+            rights.require(ACTS[act][1], name)
         return [one for one, _ in found]
 
-    @blueprint.get("/failed")
-    def failed() -> Any:
+    @views.get("/failed")
+    def failed(redis: Redis) -> Any:
         asked_for("queue", "exception", "function", "dead", "offset", "did")
         dead, offset, group = flag(request.args, "dead"), number(request.args, "offset", 0), _group(request.args)
         queue = request.args.get("queue") or None
         if queue is not None:
             rights.require(VIEW, queue)
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            now, message = server_time(redis), told(redis, request.args.get("did", ""))
-            if group is not None:
-                looked_at, found = jobs_of_group(redis, *group, dead)
-                total, jobs = len(found), found[offset : offset + PAGE]
-            else:
-                listed = failed_jobs(queue, offset=offset, limit=PAGE, connection=redis, dead=dead)
-                total, jobs, looked_at = listed["total"], listed["jobs"], None
-            allowed = acts(queue, dead)
+        now = server_time(redis)
+        if group is not None:
+            looked_at, found = jobs_of_group(redis, *group, dead)
+            total, jobs = len(found), found[offset : offset + PAGE]
+        else:
+            listed = failed_jobs(queue, offset=offset, limit=PAGE, connection=redis, dead=dead)
+            total, jobs, looked_at = listed["total"], listed["jobs"], None
+        allowed = acts(redis, queue, dead)
         rows = [
             {
                 **job,
@@ -82,40 +83,36 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
         asked = {"queue": queue, "dead": 1 if dead else None}
         if group is not None:
             asked.update(exception=group[1], function=group[2])
-        return render_template(
-            "rq_pooled/jobs.html",
-            jobs=shown(rows),
-            asked=asked,
+        return page_of(
+            "jobs",
+            redis,
+            {"asked": asked},
+            jobs=rows,
             total=total,
             looked_at=looked_at,
-            group=shown(dict(zip(("queue", "exception", "function"), group))) if group is not None else None,
-            queue=shown(queue),
+            group=group and dict(zip(("queue", "exception", "function"), group)),
+            queue=queue,
             dead=dead,
             ghosts=group is not None and group[1] == GHOST,
             first=offset + 1 if jobs else 0,
             last=offset + len(jobs),
             before=max(0, offset - PAGE) if offset else None,
             after=offset + PAGE if offset + PAGE < total else None,
-            newest=NEWEST,
-            message=shown(message),
             acts=allowed,
         )
 
-    @blueprint.get("/job")
-    def job() -> Any:
+    @views.get("/job")
+    def job(redis: Redis) -> Any:
         job_id = asked_for("id", "did").get("id", "")
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            message = shown(told(redis, request.args.get("did", "")))
-            try:
-                found = history(redis, job_id)
-            except NoSuchJobError as error:
-                raise UnknownQueue(str(error)) from None
-            if not rights.may(VIEW, found["origin"] or ""):
-                raise UnknownQueue(str(no_job(job_id)))
-            near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
-            hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
-            now = server_time(redis)
+        try:
+            found = history(redis, job_id)
+        except NoSuchJobError as error:
+            raise UnknownQueue(str(error)) from None
+        if not rights.may(VIEW, found["origin"] or ""):
+            raise UnknownQueue(str(no_job(job_id)))
+        near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
+        hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
+        now = server_time(redis)
         if hidden:
             found["dependents"] = [one for one in found["dependents"] if one not in hidden]
             found["dependent_count"] = len(found["dependents"])
@@ -126,30 +123,29 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
         for number_of, one in enumerate(tries, 1):
             lines = _cut(one.pop("traceback")).splitlines()
             one.update(number=number_of, at=moment(seconds_of(one["at"]), now), lines=lines)
-        return render_template(
-            "rq_pooled/job.html",
-            job=shown(found),
-            tries=list(reversed(shown(tries))),
-            message=message,
+        return page_of(
+            "job",
+            redis,
+            job=found,
+            tries=tries[::-1],
             acts=[
                 act
-                for act, (_, _, right) in ACTS.items()
+                for act, (_, right) in ACTS.items()
                 if fits_a_form(found["id"]) and rights.may(right, found["origin"] or "")
             ],
         )
 
-    @blueprint.get("/failed/confirm")
-    def failed_confirm() -> Any:
+    @views.get("/failed/confirm")
+    def failed_confirm(redis: Redis) -> Any:
         act, dead, group = _act(request.args.get("act")), flag(request.args, "dead"), _group(request.args)
         ids = request.args.getlist("job")
         if len(ids) > NEWEST:
             raise ConfigurationError(f"{len(ids)} jobs are chosen: at most {NEWEST}")
-        with within(DEADLINE, "the deadline of a page"):
-            if group is None:
-                ids = may_act(client(), act, ids)
-            else:
-                rights.require(ACTS[act][2], group[0])
-                ids = [one["id"] for one in jobs_of_group(client(), *group, dead)[1] if one["exists"]]
+        if group is None:
+            ids = may_act(redis, act, ids)
+        else:
+            rights.require(ACTS[act][1], group[0])
+            ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
         if not ids:
             raise ConfigurationError("no job is chosen: tick some, and press again")
         fields = {"act": act, "dead": "1" if dead else "", "confirm": str(len(ids)) if act == "delete" else ""}
@@ -157,54 +153,61 @@ def add_job_pages(blueprint: Blueprint, client: Callable[[], Redis], rights: Rig
             fields.update(zip(("queue", "exception", "function"), group))
         else:
             fields["jobs"] = json.dumps(ids)
-        return render_template(
-            "rq_pooled/confirm.html",
+        return page_of(
+            "confirm",
+            redis,
+            {"fields": {name: value for name, value in fields.items() if value}},
             act=act,
             count=len(ids),
-            ids=shown(ids[:PAGE]),
-            fields={name: value for name, value in fields.items() if value},
+            ids=ids[:PAGE],
             dead=dead,
         )
 
-    @blueprint.post("/jobs")
-    def jobs_act() -> Any:
+    @views.post("/jobs")
+    def jobs_act(redis: Redis) -> Any:
         given = posted("act", "jobs", "queue", "exception", "function", "dead", "confirm")
         act, dead = _act(given.get("act")), flag(given, "dead")
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            if "jobs" in given:
-                ids, group, words = _ids(given["jobs"]), None, ""
-            elif "queue" in given:
-                rights.require(ACTS[act][2], given["queue"])
-                group = (given["queue"], given.get("exception", ""), given.get("function", ""))
-                ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
-                words = f"exception={group[1]}, function={group[2]}{_DEAD[dead]}"
-            else:
-                raise ConfigurationError("nothing says which jobs: give jobs, a JSON list of ids, or queue")
-            # Also of a group: an entry of its queue may be of a job that is another queue's by now.
-            known = may_act(redis, act, ids)
-            _check_confirmed(act, known, given)
-            begun: dict[str, tuple[list[str], int | None]] = {}
-            try:
-                report = act_on(redis, act, known, dead, group and group[0], begun)
-            finally:
-                # What broke off is written down, too.
-                deeds = []
-                for name, (of_queue, number) in begun.items():
-                    which = words or f"of {_some(of_queue)}{_DEAD[dead]}"
-                    deeds.append(
-                        Deed(ACTS[act][2], name, number, which if number is not None else f"broken off; {which}")
-                    )
-                error = note(redis, rights, *deeds) if deeds else ""
-            report["gone"] += len(ids) - len(known)
-            if "page" not in request.form:
-                return jsonify(bounded({**report, "trail_error": error} if error else report))
-            token = tell(redis, ACTS[act][1], ", ".join(report["queues"]), report["done"], False, bool(error))
-        if request.form["page"] == "job" and act != "delete":
-            return redirect(url_for(".job", id=ids[0], did=token), 303)
-        if request.form["page"] in ("job", "failed"):
-            return redirect(url_for(".failed", dead=1 if dead else None, did=token), 303)
-        return redirect(url_for(".page", did=token), 303)
+        if "jobs" in given:
+            ids, group, words = _ids(given["jobs"]), None, ""
+        elif "queue" in given:
+            rights.require(ACTS[act][1], given["queue"])
+            group = (given["queue"], given.get("exception", ""), given.get("function", ""))
+            ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
+            words = f"exception={group[1]}, function={group[2]}{_DEAD[dead]}"
+        else:
+            raise ConfigurationError("nothing says which jobs: give jobs, a JSON list of ids, or queue")
+        # Also of a group: an entry of its queue may be of a job that is another queue's by now.
+        known = may_act(redis, act, ids)
+        _check_confirmed(act, known, given)
+        by_queue = {group[0]: known} if group else _by_queue(redis, known)
+        deeds = [
+            Deed(ACTS[act][1], name, None, words or f"of {_some(some)}{_DEAD[dead]}") for name, some in by_queue.items()
+        ]
+        with noted(redis, rights, *deeds) as under_way:
+
+            def count_done(at: int, number: int) -> None:
+                under_way.deeds[at] = deeds[at]._replace(jobs=number)
+
+            report = act_on(redis, act, by_queue, dead, count_done)
+        report["gone"] += len(ids) - len(known)
+        report.update(under_way.report)
+        from_view = request.form.get("page")
+        to: str = ".page"
+        where: dict[str, Any] = {}
+        if from_view == "job" and act != "delete":
+            to, where = ".job", {"id": ids[0]}
+        elif from_view in ("job", "failed"):
+            to, where = ".failed", {"dead": 1} if dead else {}
+        done = report["done"]
+        return answer(redis, report, ACTS[act][0], ", ".join(report["queues"]), done, to, **where)
+
+
+def _by_queue(redis: Redis, ids: Sequence[str]) -> dict[str, list[str]]:
+    """Return jobs by their own queues."""
+    found: dict[str, list[str]] = {}
+    for job_id, origin in zip(ids, origins_of(redis, ids)):
+        found.setdefault(origin, []).append(job_id)
+    return found
 
 
 def _some(ids: Sequence[str]) -> str:

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
+from ..monitoring.verdict import verdict
+from ..monitoring.words import ago, moment, number, span
 from .chart import bars, chart
-from .verdict import verdict
-from .words import ago, moment, number, span
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
@@ -18,16 +18,12 @@ _ROWS = 30
 _QUEUES, _NAMED = 100, 5
 #: Characters of a queue's name above which it has no buttons.
 _LONGEST = 1000
+#: What is counted of a queue.
+_STATES = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers")
 #: What rows can be sorted by, and how it is read.
 _SORTS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "failures": {key: itemgetter(key) for key in ("exception", "queue", "count", "first", "last")},
-    "queues": {
-        key: itemgetter(key)
-        for key in (
-            *("name", "length", "oldest_age", "started", "rate"),
-            *("scheduled", "deferred", "failed", "dead", "workers"),
-        )
-    },
+    "queues": {key: itemgetter(key) for key in ("name", "oldest_age", "rate", *_STATES)},
     "workers": {
         "name": lambda one: one["worker"]["name"],
         "busy": itemgetter("busy_now"),
@@ -51,7 +47,7 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
         sort: a section and what its rows are sorted by, such as ``queues.failed``; anything else sorts nothing.
     """
     connections, now = found["connections"], found["now"]
-    budget, ceiling = connections["budget"], connections["maxclients"]
+    queues, budget, ceiling = found["queues"], connections["budget"], connections["maxclients"]
     names = {(p["host"], p["pid"]): p for p in found["processes"]}
     rows = [_holder(one, names.get((one["host"], one["pid"]))) for one in connections["processes"]]
     page = {
@@ -63,11 +59,9 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
         "level": connections["level"],
         "connected": number(connections["connected"]),
         "ceiling": number(ceiling),
-        "share": None if connections["share"] is None else f"{connections['share']:.1%}",
         "ours": number(connections["ours"]),
         "budget": None if budget is None else number(budget),
         "budgeted": number(connections["budgeted"]),
-        "over_budget": budget is not None and connections["budgeted"] > budget,
         "roles": connections["roles"],
         "trend": _trend(connections),
         "refused": connections["refused"],
@@ -77,15 +71,15 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
         "others": connections["others"][:_ROWS],
         "other_count": number(sum(other["total"] for other in connections["others"])),
         "orphans": connections["orphans"][:_ROWS],
-        "queues": [_queue(queue) for queue in _busiest(found["queues"], sort)],
-        "queue_count": len(found["queues"]),
-        "more_queues": number(max(0, len(found["queues"]) - _QUEUES)),
+        "queues": [queue_row(queue) for queue in _busiest(queues, sort)],
+        "queue_count": len(queues),
+        "more_queues": number(max(0, len(queues) - _QUEUES)),
         "unreadable": [printable(name, MAX_VALUE) for name in found["unreadable"][:_NAMED]],
         "unreadable_count": len(found["unreadable"]),
-        "oldest": span(max((queue["oldest_age"] or 0 for queue in found["queues"]), default=0) or None),
-        "queued": number(sum(queue["length"] for queue in found["queues"])),
-        "running": number(sum(queue["started"] for queue in found["queues"])),
-        "dead": number(sum(queue["dead"] for queue in found["queues"])),
+        "oldest": span(max((queue["oldest_age"] or 0 for queue in queues), default=0) or None),
+        "queued": number(sum(queue["length"] for queue in queues)),
+        "running": number(sum(queue["started"] for queue in queues)),
+        "dead": number(sum(queue["dead"] for queue in queues)),
         "slots": number(sum(process["worker"]["concurrency"] for process in found["workers"])),
         "workers": [_worker(process) for process in _sorted(found["workers"], sort, "workers", "name")],
         "failed": number(found["failed"]),
@@ -120,8 +114,8 @@ def _trend(connections: dict[str, Any]) -> str:
 
 
 def _history(connections: dict[str, Any], now: float) -> list[dict[str, Any]]:
-    """Return the samples, and what is now."""
-    if connections["connected"] is None:
+    """Return the samples, and what is now; one look alone makes no chart."""
+    if connections["connected"] is None or not connections["history"]:
         return list(connections["history"])
     return [
         *connections["history"],
@@ -151,9 +145,12 @@ def _busiest(queues: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _ended(ended: dict[str, Any]) -> dict[str, Any]:
-    rates = {name: ended[f"{name}_per_minute"] for name in ("finished", "failed")}
-    shown_rates = {f"{name}_rate": number(round(rate)) if rate >= 10 else f"{rate:g}" for name, rate in rates.items()}
-    return {"finished": number(ended["finished"]), "failed_per_minute": rates["failed"], **shown_rates}
+    rates = {f"{name}_rate": _rate(ended[f"{name}_per_minute"]) for name in ("finished", "failed")}
+    return {"finished": number(ended["finished"]), "failed_per_minute": ended["failed_per_minute"], **rates}
+
+
+def _rate(per_minute: float) -> str:
+    return number(round(per_minute)) if per_minute >= 10 else f"{per_minute:g}"
 
 
 def _group(group: dict[str, Any], now: float) -> dict[str, Any]:
@@ -178,22 +175,18 @@ def _sorted(rows: list[dict[str, Any]], sort: str, section: str, default: str) -
     return sorted(rows, key=lambda row: str(read(row)) if upwards else -(read(row) or 0))
 
 
-def _queue(queue: dict[str, Any]) -> dict[str, Any]:
-    counts = {
-        key: number(queue[key])
-        for key in ("length", "started", "scheduled", "deferred", "failed", "dead", "workers", "rate_limited", "ready")
-    }
+def queue_row(queue: dict[str, Any]) -> dict[str, Any]:
+    """Return a queue as people read it."""
     return {
         "name": queue["name"],
         "shown": printable(queue["name"], MAX_VALUE),
-        "suspended": queue["suspended"],
         "paused": None if queue["paused_for"] is None else span(queue["paused_for"]),
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
-        "rate": number(round(queue["rate"])) if queue["rate"] >= 10 else f"{queue['rate']:g}",
+        "rate": _rate(queue.get("rate", 0.0)),
+        "limit": queue["limit"],
         "named": fits_a_form(queue["name"]),
-        "has_failed": queue["failed"] > 0 and fits_a_form(queue["name"]),
-        **counts,
+        **{key: number(queue[key]) for key in (*_STATES, "rate_limited", "ready")},
     }
 
 
@@ -209,10 +202,7 @@ def _worker(process: dict[str, Any]) -> dict[str, Any]:
         "busy": busy,
         "slots": slots,
         "horses": ", ".join(str(pid) for pid in worker["horses"]),
-        "finished": number(counters["finished"]),
-        "failed": number(counters["failed"]),
-        "retried": number(counters["retried"]),
-        "reconnects": number(counters["reconnects"]),
+        **{key: number(counters[key]) for key in ("finished", "failed", "retried")},
         "run": span(run["sum"] / run["count"]) if run["count"] else "–",
         "wait": span(wait["sum"] / wait["count"]) if wait["count"] else "–",
         "up": span(process["uptime"] + process["age"]),

@@ -15,10 +15,14 @@ _MAX_BODY = 64 * 1024
 _FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 
 
-def posted(*known: str) -> dict[str, str]:
+def posted(*known: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, str]:
     """Return the parameters of a POST, from its form or its JSON.
 
     One that is not known is refused: without a misspelt ``older-than`` more jobs would change than were meant.
+
+    Args:
+        known: their names.
+        may_be_empty: those that count as not given where a form sends nothing in them.
 
     Raises:
         ConfigurationError: a parameter or the body cannot be used.
@@ -45,6 +49,7 @@ def posted(*known: str) -> dict[str, str]:
         for name in ("page", "csrf_token", str(current_app.config.get("WTF_CSRF_FIELD_NAME", "csrf_token"))):
             # The page's own forms have these.
             given.pop(name, None)
+        given = {name: value for name, value in given.items() if value or name not in may_be_empty}
     else:
         raise ConfigurationError(f"the body is {request.mimetype or 'of no type'}: send a form, or application/json")
     for name, value in given.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, Final
 
 from flask import abort, g, request
 
+from ..config.user_code import check_not_async, is_unawaited
 from ..errors import ConfigurationError
 from ..foreign import MAX_VALUE, printable
 from ..store.queues import show_only
@@ -17,21 +19,9 @@ VIEW, REQUEUE, BURY, PURGE, STOP, PAUSE = RIGHTS = ("view", "requeue", "bury", "
 
 #: The views that ask about each queue that they show or change; others are closed to an ``authorize(action, queue)``.
 ASKING = {
-    *("static", "redis_pool_stats", "queues_status", "queues_failed_jobs", "metrics", "page"),
-    *(
-        "queue_requeue",
-        "queue_sweep",
-        "queue_pause",
-        "schedule",
-        "schedule_cancel",
-        "workers_page",
-        "workers_stop",
-        "failed",
-        "job",
-        "failed_confirm",
-        "jobs_act",
-        "trail_page",
-    ),
+    *("static", "redis_pool_stats", "queues_status", "queues_failed_jobs", "metrics", "page", "trail_page"),
+    *("queue", "queue_pause", "queue_limit", "queue_requeue", "queue_sweep", "schedule", "schedule_cancel"),
+    *("workers_page", "workers_stop", "failed", "job", "failed_confirm", "jobs_act"),
 }
 
 
@@ -43,6 +33,8 @@ class _Write:
 
 
 WRITE: Final = _Write()
+
+_log = logging.getLogger("rq_pooled")
 
 #: ``authorize(action, queue)`` returns whether that is allowed; without arguments it is the old form.
 Authorize = Callable[..., Any]
@@ -60,11 +52,12 @@ class Rights:
         who: returns who is asking; else what the web server has authenticated.
 
     Raises:
-        ConfigurationError: ``authorize`` takes other arguments, or is asynchronous.
+        ConfigurationError: ``authorize`` takes other arguments, or one of them is asynchronous.
     """
 
     def __init__(self, authorize: Authorize | None, who: Who | None = None) -> None:
         self._authorize = authorize
+        check_not_async("who", who)
         self._who = who
         self._by_queue = authorize is not None and _takes_action_and_queue(authorize)
 
@@ -107,7 +100,7 @@ class Rights:
     def who(self) -> str:
         """Return who is asking, "" if that is not known."""
         said = self._who() if self._who is not None else request.remote_user
-        return "" if said is None else printable(said, MAX_VALUE)
+        return "" if said is None or _is_unawaited("who", said) else printable(said, MAX_VALUE)
 
     def _ask(self, *about: str | None) -> Any:
         """Return what the application says, asked once per request."""
@@ -115,14 +108,22 @@ class Rights:
             return None
         answers: dict[Any, Any] = g.setdefault("rq_pooled_rights", {})
         if (self, about) not in answers:
-            answers[self, about] = self._authorize(*about)
+            said = self._authorize(*about)
+            answers[self, about] = None if _is_unawaited("authorize", said) else said
         return answers[self, about]
+
+
+def _is_unawaited(name: str, said: Any) -> bool:
+    """Tell whether an answer has to be awaited, which nothing here does: it is none then, and the log says so."""
+    if not is_unawaited(said):
+        return False
+    _log.error("%s returned a %s, which is never awaited: return the answer itself", name, type(said).__name__)
+    return True
 
 
 def _takes_action_and_queue(authorize: Authorize) -> bool:
     """Tell whether this is called with an action and a queue, or, the old form, with nothing."""
-    if any(map(inspect.iscoroutinefunction, (authorize, type(authorize).__call__))):
-        raise ConfigurationError("authorize is asynchronous: an answer that is not awaited would allow everything")
+    check_not_async("authorize", authorize)
     try:
         signature = inspect.signature(authorize)
     except (TypeError, ValueError):

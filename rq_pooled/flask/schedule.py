@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from flask import request
 from redis import Redis
 
-from ..deadline import within
 from ..errors import ConfigurationError
-from ..foreign import shown
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
 from ..monitoring.schedules import cancel, scheduled_in, schedules
-from .notices import tell, told
+from ..monitoring.words import moment, span
+from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
-from .rights import PURGE, Rights
-from .trail import note
-from .words import moment, span
+from .rights import PURGE
+from .trail import noted
+from .views import Views, page_of
 
-#: Entries on the page, and seconds within which a request is answered.
-SHOWN, DEADLINE = 100, 4.0
+#: Entries on the page.
+SHOWN = 100
 
 
-def add_schedule(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights) -> None:
-    """Add the page and its endpoint to the blueprint."""
+def add_schedule(views: Views) -> None:
+    """Add the page and its endpoint."""
+    rights = views.rights
 
-    @blueprint.get("/schedule")
-    def schedule() -> Any:
+    @views.get("/schedule")
+    def schedule(redis: Redis) -> Any:
         asked_for("cancel", "did")
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            now, message = server_time(redis), told(redis, request.args.get("did", ""))
-            entries = schedules(redis, SHOWN)
+        now = server_time(redis)
+        entries = schedules(redis, SHOWN)
         rows = [
             {
                 **one,
@@ -45,25 +42,18 @@ def add_schedule(blueprint: Blueprint, client: Callable[[], Redis], rights: Righ
             }
             for one in entries
         ]
-        return render_template(
-            "rq_pooled/schedule.html",
-            entries=shown(rows),
-            most=SHOWN,
-            message=shown(message),
-            asked=shown(request.args.get("cancel", "")),
-        )
+        return page_of("schedule", redis, entries=rows, most=SHOWN, asked=request.args.get("cancel", ""))
 
-    @blueprint.post("/schedule/cancel")
-    def schedule_cancel() -> Any:
+    @views.post("/schedule/cancel")
+    def schedule_cancel(redis: Redis) -> Any:
         job_id = posted("job").get("job", "")
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            queue = scheduled_in(redis, job_id)
-            if queue is None or not rights.may("view", queue):
-                raise ConfigurationError("this job is not scheduled, or not any more")
-            rights.require(PURGE, queue)
-            error = note(redis, rights, Deed("cancel", cancel(redis, job_id), 1, f"of {job_id}"))
-            if "page" not in request.form:
-                return jsonify(job=job_id, queue=queue, **({"trail_error": error} if error else {}))
-            token = tell(redis, "cancelled", queue, 1, False, bool(error))
-        return redirect(url_for(".schedule", did=token), 303)
+        queue = scheduled_in(redis, job_id)
+        if queue is None or not rights.may("view", queue):
+            raise ConfigurationError("this job is not scheduled, or not any more")
+        rights.require(PURGE, queue)
+        deed = Deed("cancel", queue, None, f"of {job_id}")
+        with noted(redis, rights, deed) as under_way:
+            cancel(redis, job_id)
+            under_way.deeds = [deed._replace(jobs=1)]
+        report = {"job": job_id, "queue": queue, **under_way.report}
+        return answer(redis, report, "cancelled", queue, 1, ".schedule")

@@ -3,54 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
-from flask import Blueprint, render_template, request
+from flask import request
 from redis import Redis
-from redis.exceptions import RedisError
 
-from ..deadline import within
-from ..foreign import shown
-from ..monitoring.audit import Actor, Deed, record, trail
+from ..monitoring.audit import Actor, Deed, Noted, noting, trail
 from ..monitoring.processes import server_time
+from ..monitoring.words import moment
 from .rights import Rights
-from .words import moment
+from .views import Views, page_of
 
-#: Entries on the page, and seconds within which it is made.
-SHOWN, DEADLINE = 100, 4.0
+#: Entries on the page.
+SHOWN = 100
 
 
-def add_trail(blueprint: Blueprint, client: Callable[[], Redis]) -> None:
-    """Add the page to the blueprint."""
+def add_trail(views: Views) -> None:
+    """Add the page."""
 
-    @blueprint.get("/trail")
-    def trail_page() -> Any:
-        with within(DEADLINE, "the deadline of a page"):
-            now = server_time(client())
-            entries = trail(client(), SHOWN)
+    @views.get("/trail")
+    def trail_page(redis: Redis) -> Any:
+        now = server_time(redis)
+        entries = trail(redis, SHOWN)
         rows = [{**one, "at": moment(one["time"], now)} for one in entries]
-        return render_template("rq_pooled/trail.html", entries=shown(rows), most=SHOWN)
+        return page_of("trail", redis, entries=rows)
 
 
 def tracked(
     client: Redis, rights: Rights, action: str, queue: str, what: dict[str, str], run: Callable[[], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Run an action and write it down; what broke off is written down, too. Blocks for a round trip more.
+    """Run an action on jobs, and write it down, see ``noted``.
 
     Args:
         what: parameters that say which jobs; those of the form itself are left out.
         run: returns a report with ``done``. ``trail_error`` is added where the trail could not be written.
     """
     words = ", ".join(f"{name}={value}" for name, value in what.items() if name not in ("queue", "policy", "confirm"))
-    try:
+    deed = Deed(action, queue, None, words)
+    with noted(client, rights, deed) as under_way:
         report = run()
-    except RedisError:
-        note(client, rights, Deed(action, queue, None, f"broken off; {words}"))
-        raise
-    error = note(client, rights, Deed(action, queue, report["done"], words))
-    return {**report, "trail_error": error} if error else report
+        under_way.deeds = [deed._replace(jobs=report["done"])]
+    return {**report, **under_way.report}
 
 
-def note(client: Redis, rights: Rights, *deeds: Deed) -> str:
-    """Write down what this request did; return why it could not be, "" if it was."""
-    return record(client, Actor(rights.who(), request.remote_addr or "", "page"), *deeds)
+def noted(client: Redis, rights: Rights, *deeds: Deed) -> AbstractContextManager[Noted]:
+    """Write down what this request does, before and after, see ``noting``."""
+    return noting(client, Actor(rights.who(), request.remote_addr or "", "page"), *deeds)

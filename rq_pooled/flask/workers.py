@@ -1,48 +1,48 @@
-"""The page of workers and of the jobs that they run, with its buttons: stop a job, shut a worker down."""
+"""The page of workers and of the jobs that they run: stop a job, have a worker claim nothing more, shut it down."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from flask import Blueprint, jsonify, redirect, render_template, request, url_for
+from flask import request
 from redis import Redis
 
-from ..deadline import within
 from ..errors import ConfigurationError
-from ..foreign import shown
+from ..failed.listing import origins_of
+from ..foreign import printable
 from ..monitoring.audit import Deed
 from ..monitoring.processes import server_time
-from ..monitoring.workers import running, shut_down, stop_job, workers
-from .notices import tell, told
+from ..monitoring.words import moment
+from ..monitoring.workers import hold, running, shut_down, stop_job, workers
+from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
-from .rights import STOP, Rights
-from .trail import note
-from .words import moment
+from .rights import STOP
+from .trail import noted
+from .views import Views, page_of
 
-#: Jobs on the page, and seconds within which a request is answered.
-SHOWN, DEADLINE = 200, 4.0
+#: Jobs on the page.
+SHOWN = 200
 
 
-def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Rights) -> None:
-    """Add the page and its endpoint to the blueprint."""
+def add_workers(views: Views) -> None:
+    """Add the page and its endpoint."""
+    rights = views.rights
 
     def may_stop(worker: dict[str, Any]) -> bool:
         return bool(worker["queues"]) and all(rights.may(STOP, queue) for queue in worker["queues"])
 
-    @blueprint.get("/workers")
-    def workers_page() -> Any:
-        asked_for("stop", "did")
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            now, message = server_time(redis), told(redis, request.args.get("did", ""))
-            found, jobs = workers(redis), running(redis)
+    @views.get("/workers")
+    def workers_page(redis: Redis) -> Any:
+        asked_for("stop", "act", "did")
+        now = server_time(redis)
+        found, jobs = workers(redis), running(redis)
         rows = [
             {
                 **one,
                 "up": moment(one["since"], now),
                 "reported": moment(one["seen"], now),
+                **_sizes(one),
                 "may_stop": fits_a_form(one["names"][0]) and may_stop(one),
             }
             for one in found
@@ -55,41 +55,58 @@ def add_workers(blueprint: Blueprint, client: Callable[[], Redis], rights: Right
             }
             for one in jobs[:SHOWN]
         ]
-        return render_template(
-            "rq_pooled/workers.html",
-            workers=shown(rows),
-            jobs=shown(listed),
+        return page_of(
+            "workers",
+            redis,
+            workers=rows,
+            jobs=listed,
             more=max(0, len(jobs) - SHOWN),
-            message=shown(message),
-            asked=shown(request.args.get("stop", "")),
+            asked=request.args.get("stop", ""),
+            act=request.args.get("act", "shutdown"),
         )
 
-    @blueprint.post("/workers/stop")
-    def workers_stop() -> Any:
-        given = posted("job", "worker")
-        if len(given) != 1:
-            raise ConfigurationError("give either job, which is stopped, or worker, which is shut down")
-        with within(DEADLINE, "the deadline of a page"):
-            redis = client()
-            if "job" in given:
-                claims = [one for one in running(redis) if one["id"] == given["job"] and one["worker"]]
-                if not claims:
-                    raise ConfigurationError("this job does not run, or not any more")
-                for one in claims:
-                    rights.require(STOP, one["queue"])
-                for one in claims:
-                    stop_job(redis, one["worker"], one["id"])
-                queues, deed = [claims[0]["queue"]], Deed("stop", "", 1, f"of {given['job']}")
-            else:
-                found = [one for one in workers(redis) if given["worker"] in one["names"]]
-                if not found or not found[0]["queues"]:
-                    raise ConfigurationError("there is no such worker, or not any more")
-                queues, deed = found[0]["queues"], Deed("shutdown", "", None, f"worker {given['worker']}")
-                for queue in queues:
-                    rights.require(STOP, queue)
-                shut_down(redis, given["worker"])
-            error = note(redis, rights, *(deed._replace(queue=queue) for queue in queues))
-            if "page" not in request.form:
-                return jsonify(**given, queues=queues, **({"trail_error": error} if error else {}))
-            token = tell(redis, deed.action, deed.what, 1, False, bool(error))
-        return redirect(url_for(".workers_page", did=token), 303)
+    @views.post("/workers/stop")
+    def workers_stop(redis: Redis) -> Any:
+        given = posted("job", "worker", "act")
+        act = given.get("act", "shutdown")
+        if ("job" in given) == ("worker" in given) or ("job" in given and "act" in given):
+            raise ConfigurationError("give either job, which is stopped, or worker, which is shut down, and act")
+        if act not in ("shutdown", "hold", "release"):
+            raise ConfigurationError(f"act is {printable(act, 50)!r}: give shutdown, hold or release")
+        if "job" in given:
+            claims = [one for one in running(redis) if one["id"] == given["job"] and one["worker"]]
+            if not claims:
+                raise ConfigurationError("this job does not run, or not any more")
+            # Redis' word alone does not say that the job is this queue's.
+            said = [*(one["queue"] for one in claims), *origins_of(redis, [given["job"]])]
+            queues = [name for name in dict.fromkeys(said) if name]
+            deed = Deed("stop", "", None, f"of {given['job']}")
+        else:
+            found = [one for one in workers(redis) if given["worker"] in one["names"]]
+            if not found or not found[0]["queues"]:
+                raise ConfigurationError("there is no such worker, or not any more")
+            claims, queues = [], found[0]["queues"]
+            deed = Deed(act, "", None, f"worker {given['worker']}")
+            if act != "shutdown" and found[0]["slots"] is None:
+                raise ConfigurationError("a stock worker claims until it is shut down: pause knows none, either")
+        for queue in queues:
+            rights.require(STOP, queue)
+        with noted(redis, rights, *(deed._replace(queue=queue) for queue in queues)) as under_way:
+            for one in claims:
+                stop_job(redis, one["worker"], one["id"], queues)
+            if not claims and act == "shutdown":
+                shut_down(redis, given["worker"], queues)
+            elif not claims:
+                hold(redis, given["worker"], act == "hold", queues)
+        report = {**given, "queues": queues, **under_way.report}
+        return answer(redis, report, deed.action, deed.what, 1, ".workers_page")
+
+
+def _sizes(worker: dict[str, Any]) -> dict[str, str]:
+    """Return the memory of a worker's parent and of each horse, a dash where it is not known."""
+    memory, pids = worker["memory"] or {"parent": None, "horses": []}, worker["horses"] or []
+    sizes = [f":\u202f{size:.0f}\u202fMB" for size in memory["horses"]] or [""] * len(pids)
+    return {
+        "size": "–" if memory["parent"] is None else f"{memory['parent']:.0f} MB",
+        "horse_sizes": ", ".join(f"{pid}{size}" for pid, size in zip(pids, sizes)) or "–",
+    }

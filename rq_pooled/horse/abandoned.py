@@ -36,6 +36,9 @@ def _abandoned(job_class: type[Job], worker: HorseMixin, penalty: Any) -> type[J
         def restore(self, raw_data: Any) -> None:
             self._raw = raw_data
             self._screened = Screened(current(), self, None, raw_data, super().restore)
+            if self._screened.unreadable and not self.origin:
+                # It would fail in no queue.
+                raise ValueError(self._screened.refusal)
 
         def retry(self, queue: Queue, pipeline: Any) -> None:
             already = len(pipeline.command_stack)

@@ -22,7 +22,8 @@ def use_in_handlers() -> None:
     inherited = Job.get_retry_interval
 
     def get_retry_interval(self: Job) -> Any:
-        return bounded(inherited(self))
+        # RQ takes the first of an empty list.
+        return bounded(inherited(self)) if self.retry_intervals else 0
 
     Job.get_retry_interval = get_retry_interval  # type: ignore[method-assign]
     for kind in (Retry, Repeat):

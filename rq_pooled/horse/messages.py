@@ -27,6 +27,7 @@ read     commands                                             reads on which an 
 relay    commands                                             commands for the parent's connection
 failure  reason                                               the job, or its outcome, cannot pass: fail it plainly
 gone                                                          the job was deleted before it could be read
+plain    free, seconds, number of words, words in RESP        the outcome of a plain success, then free or next
 outcome  status, guards, commands, dependents, receipt        see ``Outcome`` in store/commit.py; wire.py packs each
                                                               part. ``receipt`` asks for committed
 ======== ==================================================== =========================================================
@@ -70,6 +71,12 @@ def check_message(message: Any) -> None:
         _check_part(message[2], 1)
         _check_part(message[3], 0)
         _check_part(message[4], 0)
+    elif kind == "plain":
+        # Types and size are those of the channel's own form.
+        if not 0 <= message[2] < sys.float_info.max:
+            raise ValueError("a plain outcome is followed by seconds")
+        if not _is_one_run(1, message[3], message[4]):
+            _check_part((1, message[3], message[4]), 0)
     elif kind == "phase":
         # A float is bounded. A whole number is not, and arithmetic with a huge one raises.
         if size != 2 or type(message[1]) not in (int, float) or not abs(message[1]) <= sys.float_info.max:

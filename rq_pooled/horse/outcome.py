@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -14,15 +14,16 @@ from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 
 from .. import rq_api
-from ..process.channel import ChildChannel
+from ..foreign import error_words, is_text
+from ..process.channel import ChildChannel, encode_plain
 from ..signing.policy import current
 from ..signing.serializer import Sealed
 from ..store import once, rate_limits
 from ..store.claim import STALLS, Claim
-from ..wire import Word, pack, pack_runs
-from .kinds import Kinds
-from .large import LARGE, LargeValues, set_apart, without_known
-from .screening import UNSCREENED, Screened, Unscreened
+from ..wire import Packed, Word, pack, pack_runs, raw
+from .kinds import Kind, Kinds
+from .large import LARGE, LargeValues, Refused, set_apart, without_known
+from .screening import UNREADABLE, UNSCREENED, Screened, Unscreened
 from .success import snapshot
 from .tape import Tape
 from .time_limits import HANDLER_TIME
@@ -57,6 +58,8 @@ class Outcomes:
         self._webhooks: list[tuple[Job, str, str | None]] = []
         #: What leaves together with the message that this process is free again.
         self.outbox: list[tuple[Any, ...]] = []
+        #: The same, of a plain success.
+        self._plain: Packed | None = None
         #: The last one that was begun, whole, and what was found out about it before it was loaded.
         self.claim: Claim
         self.screened: Screened | Unscreened
@@ -72,23 +75,29 @@ class Outcomes:
             waited: the job has waited here since it was claimed, and begins now.
 
         Raises:
-            Refused, Gone: large fields of the job cannot be read; the job was deleted.
+            Refused, Gone: the job cannot be rebuilt, or its large fields cannot be read; it was deleted.
         """
-        worker, recorder = self._worker, self._recorder
-        worker.name = claim.worker_name
+        self._worker.name = claim.worker_name
+        if not (claim.job_id.isascii() or is_text(raw(claim.job_id))):
+            raise Refused(f"{UNREADABLE}: the job's id is no text")
         if claim.left_out:
             large = self._large.read(Job.key_for(claim.job_id), claim.left_out)
             claim = claim._replace(raw={**claim.raw, **large}, left_out=())
+        queue = self.queue(claim.queue_key)
+        job = self._rebuilt(claim, queue)
+        tape = self.hold(claim, job, snapshot(job), time.time() if waited else claim.created_at)[1]
+        return job, queue, tape
+
+    def hold(self, claim: Claim, job: Job, before: Mapping[str, Any], begun: float) -> tuple[Queue, Tape]:
+        """Give the worker a tape for what its handlers write of a job, of which this was the snapshot."""
+        worker, recorder = self._worker, self._recorder
         self.claim = claim
         execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
-        begun = time.time() if waited else claim.created_at
         execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(begun, tz=timezone.utc)
         rq_api.hold(worker, execution)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
-        queue = self._queue(claim.queue_key)
-        job = self._rebuilt(claim, queue)
         screened = self.screened
-        worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), snapshot(job)
+        worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), before
         recorder.running, recorder.outcome = job.key, worker.tape
         self._webhooks.clear()
         if screened.refusal is not None:
@@ -99,22 +108,58 @@ class Outcomes:
             job.send_webhooks = lambda status, *, exc_string=None: self._webhooks.append(  # type: ignore[method-assign]
                 (job, status, exc_string)
             )
-        return job, queue, worker.tape
+        return self.queue(claim.queue_key), worker.tape
+
+    def kind_of(self, claim: Claim) -> Kind | None:
+        """Return the kind that the job of a claim may have; None where RQ is to read it."""
+        if self._worker.job_class is not Job or self._policy.checks or claim.left_out:
+            return None
+        return self._kinds.of(claim.queue_key)
+
+    def rebuilt_as(self, kind: Kind, claim: Claim) -> Job | None:
+        """Return the job of a claim, which is about to run without a tape; None if it is not of this kind."""
+        job = kind.rebuild(claim.job_id, claim.raw)
+        if job is not None:
+            self.claim, self.screened = claim, UNSCREENED
+            self._worker.name = claim.worker_name
+            self._recorder.running, self._recorder.outcome = job.key, None
+        return job
+
+    def deliver_packed(self, commands: Packed) -> None:
+        """Put the outcome of a plain success into the outbox."""
+        self.delivered_at = time.perf_counter()
+        self._plain = commands
+
+    def messages(self, kind: str, flag: bool, seconds: float | None = None) -> list[Any]:
+        """Return what is in the outbox, and a last message; afterwards it is empty."""
+        messages, self.outbox = self.outbox, []
+        plain, self._plain = self._plain, None
+        if plain is not None:
+            if seconds is not None and not flag and not messages:
+                return [encode_plain(kind == "free", seconds, *plain)]
+            messages.insert(0, ("outcome", "finished", _NOTHING, (1, *plain), _NOTHING, False))
+        messages.append((kind, flag) if seconds is None else (kind, flag, seconds))
+        return messages
 
     def _rebuilt(self, claim: Claim, queue: Queue) -> Job:
-        worker, raw = self._worker, claim.raw
+        worker, fields = self._worker, claim.raw
         if worker.job_class is Job and not self._policy.checks:
-            job = self._kinds.rebuild(claim.queue_key, claim.job_id, raw)
+            job = self._kinds.rebuild(claim.queue_key, claim.job_id, fields)
             if job is not None:
                 self.screened = UNSCREENED
                 return job
-        job = worker.job_class(claim.job_id, connection=self._recorder, serializer=self._serializer)
-        self.screened = Screened(self._policy, job, queue, raw)
+        try:
+            job = worker.job_class(claim.job_id, connection=self._recorder, serializer=self._serializer)
+            self.screened = Screened(self._policy, job, queue, fields)
+        except Exception as error:
+            # RQ takes no id with other characters, and a job class of the user's may raise anything.
+            raise Refused(f"{UNREADABLE}: the job cannot be rebuilt: {error_words(error)}") from error
         if not self._policy.checks:
-            self._kinds.note(claim.queue_key, job, raw)
+            self._kinds.note(claim.queue_key, job, fields)
         return job
 
-    def _queue(self, key: str) -> Queue:
+    def queue(self, key: str) -> Queue:
+        """Return the queue that a job is given, as RQ gives it one."""
         queue = self._queues.get(key)
         if queue is None:
             worker = self._worker

@@ -15,7 +15,7 @@ from ..process.memory import resident_megabytes
 from ..signing.policy import current
 from ..store import due
 from ..store.claim import Claim
-from . import abandoned, dates, dependents, intervals, screening
+from . import abandoned, dates, dependents, imports, intervals, screening
 from .children import has_children, has_doomed_children, let_resource_trackers_live
 from .cleanup import Surroundings
 from .large import Gone, LargeValues, Refused
@@ -65,6 +65,7 @@ class HorseProcess:
         self._surroundings = Surroundings()
         let_resource_trackers_live()
         dates.use_in_jobs()
+        imports.use_in_jobs()
         due.use_in_jobs()
         dependents.use_in_handlers()
         intervals.use_in_handlers()
@@ -93,13 +94,13 @@ class HorseProcess:
                 leaving = self._perform_all(rest)
             else:
                 leaving = self._do(kind, *rest)
-                self._send(("free", leaving))
+                self._send("free", leaving)
 
     def _perform_all(self, claims: Sequence[tuple[Any, ...]]) -> bool:
         """Run jobs, the first one at once, each other one once its permit is taken; return whether to leave then."""
         latest = time.monotonic() + _MAX_WAIT
         for at, fields in enumerate(claims):
-            claim = Claim(*fields)
+            claim = Claim.from_message(fields)
             if claim.is_stale(self._lease):
                 # The parent has the server find out whose they are. A process whose clock a job has set must not go on.
                 self._worker.log.warning(
@@ -113,15 +114,14 @@ class HorseProcess:
             leaving = self._do("perform", claim, at > 0)
             seconds = max(0.0, self._outcomes.delivered_at - begun)
             if leaving or at == len(claims) - 1:
-                self._send(("free", leaving, seconds))
+                self._send("free", leaving, seconds)
                 return leaving
             if StreamConnection.sent != sent:
                 # Streams with replies on their way are the parent's to close, before the next job uses them.
-                self._send(("next", True, seconds))
+                self._send("next", True, seconds)
                 self._channel.receive()
             else:
-                self._channel.send_quietly(*self._outcomes.outbox, ("next", False, seconds))
-                self._outcomes.outbox.clear()
+                self._channel.send_quietly(*self._outcomes.messages("next", False, seconds))
             # The parent puts back what is left when it hears that this process is free.
             if time.monotonic() > latest or not self._channel.take_permit():
                 break
@@ -130,13 +130,13 @@ class HorseProcess:
 
     def _do(self, kind: str, *rest: Any) -> bool:
         """Do one task and clean up after it; return whether this process should end. What it says is in the outbox."""
-        horse, outbox = os.getpid(), self._outcomes.outbox
+        horse = os.getpid()
         try:
             TASKS[kind](self._tasks, *rest)
         except Refused as error:
-            outbox.append(("failure", str(error)))
+            self._outcomes.outbox.append(("failure", str(error)))
         except Gone:
-            outbox.append(("gone",))
+            self._outcomes.outbox.append(("gone",))
         # This is a copy that user code made by os.fork, and let return.
         if os.getpid() != horse:
             os._exit(0)
@@ -146,10 +146,9 @@ class HorseProcess:
             self._worker.log.exception("Worker %s: error while cleaning up after a job", self._worker.name)
             return True
 
-    def _send(self, message: tuple[Any, ...]) -> None:
+    def _send(self, kind: str, flag: bool, seconds: float | None = None) -> None:
         """Send the outbox and a message in one write, so that the parent's answer is one write too."""
-        self._channel.send(*self._outcomes.outbox, message)
-        self._outcomes.outbox.clear()
+        self._channel.send(*self._outcomes.messages(kind, flag, seconds))
 
     def _clean_up(self) -> bool:
         """Leave nothing of a job to the next one; return whether this process should end instead."""

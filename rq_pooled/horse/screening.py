@@ -1,4 +1,7 @@
-"""A job is looked at before it is loaded: its signature, what it calls, how large it is unpacked."""
+"""A job is looked at before it is loaded: its signature, what it calls, how large it is unpacked.
+
+One that is not to be loaded, or cannot be read, is rebuilt bare, so that its failure is recorded with the reason.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,13 @@ from typing import Any
 
 import rq.job
 import rq.results
+from rq.exceptions import DeserializationError
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import DefaultSerializer
 
 from ..errors import NotVerified
-from ..foreign import inflated
+from ..foreign import MAX_VALUE, error_words, inflated, printable
 from ..signing.attach import attach, guard
 from ..signing.envelope import MAX_UNPACKED, is_sealed, unpacked
 from ..signing.job import CALLBACKS, Verified, check_callbacks, look_at
@@ -21,11 +25,18 @@ from ..signing.policy import Policy
 from ..signing.serializer import Sealed
 from ..store.counters import REFUSED, UNSIGNED
 from ..store.unpickling import loads_inert
+from ..wire import text
 
 #: What is not written back of a job that is not loaded: its hash keeps what it had, for those who look, or requeue it.
 _KEPT = frozenset(("data", "meta", "result", "exc_info", "webhooks", *CALLBACKS))
 #: What is not read of it besides: none of this may be unpickled, unpacked, called, or sent to.
 _LEFT_OUT = frozenset(name.encode() for name in (*_KEPT, "retries_left", "repeats_left", "retry_intervals"))
+
+
+#: What is not even tried: it would be unpickled or unpacked.
+_NEVER_READ = frozenset((b"data", b"meta", b"result", b"exc_info"))
+#: What the reason of a job whose hash cannot be read begins with.
+UNREADABLE = f"{DeserializationError.__module__}.{DeserializationError.__name__}"
 
 
 class Unscreened:
@@ -65,21 +76,37 @@ class Screened:
         self.refusal: str | None = None
         #: It is not signed, and runs all the same.
         self.unsigned = False
+        #: It fails since its hash cannot be read, and not for its signature or what it calls.
+        self.unreadable = False
         restore = restore or job.restore
-        if not policy.checks:
-            restore(raw)
-            return
         try:
-            verified = self._verified(policy, job, queue, raw)
+            if policy.checks:
+                self._restore_checked(policy, job, queue, raw, restore)
+            else:
+                restore(raw)
+                _check_lists(job)
         except NotVerified as error:
             self.refusal = f"{NotVerified.__module__}.{NotVerified.__name__}: {error}"
-            restore({b"data": b"", **{name: raw[name] for name in raw if name not in _LEFT_OUT}})
-            _write_little(job)
-            return
+            _restore_bare(job, raw, restore)
+        except Exception as error:  # noqa: BLE001 - a job class of the user's may raise anything
+            self.unreadable, unread = True, _restore_bare(job, raw, restore)
+            which = f"{', '.join(unread)} of " if unread else ""
+            self.refusal = f"{UNREADABLE}: {which}its hash cannot be read: {error_words(error)}"
+
+    def _restore_checked(
+        self,
+        policy: Policy,
+        job: Job,
+        queue: Queue | None,
+        raw: Mapping[bytes, bytes],
+        restore: Callable[[Any], Any],
+    ) -> None:
+        verified = self._verified(policy, job, queue, raw)
         if policy.keys is None:
             restore(raw)
         else:
             self._restore_verified(policy, job, raw, verified, restore)
+        _check_lists(job)
         if verified.bound:
             attach(job, policy, raw)
         elif job.restore == restore:
@@ -114,7 +141,8 @@ class Screened:
 
     def counted(self, worker_key: str) -> list[list[bytes]]:
         """Return the commands that count the job where it was refused, or has no signature."""
-        found = (REFUSED, self.refusal is not None), (UNSIGNED, self.unsigned)
+        refused = self.refusal is not None and not self.unreadable
+        found = (REFUSED, refused), (UNSIGNED, self.unsigned)
         return [[b"HINCRBY", worker_key.encode(), word.strip(), b"1"] for word, is_so in found if is_so]
 
 
@@ -155,10 +183,43 @@ def use_in_jobs(policy: Policy) -> None:
         rq.job.zlib = rq.results.zlib = _Bounded  # type: ignore[attr-defined, assignment]
 
 
-def _write_little(job: Job) -> None:
-    to_dict = job.to_dict
+def _check_lists(job: Job) -> None:
+    """Raise ValueError where a field holds JSON that RQ reads and only fails at later, while it records the outcome."""
+    for which in (job._dependency_ids, job.retry_intervals, job.repeat_intervals):
+        if which is not None and type(which) is not list:
+            raise ValueError(f"{printable(which, MAX_VALUE)} is no list")
+    for one in job._dependency_ids:
+        if type(one) is not str:
+            raise ValueError(f"{printable(one, MAX_VALUE)} is no id of a job")
+        # It raises for half of a character, which JSON can spell.
+        one.encode()
+
+
+def _restore_bare(job: Job, raw: Mapping[bytes, bytes], restore: Callable[[Any], Any]) -> list[str]:
+    """Restore what may be read of a job that is not loaded, and leave all else in its hash as it is.
+
+    Returns:
+        The fields that cannot be read.
+    """
+    # What was read before an error, such as retries left, is not to stay.
+    fresh, unread = vars(Job(job.id, connection=job.connection)), list[bytes]()
+    vars(job).update({name: value for name, value in fresh.items() if name != "serializer"})
+    for name in raw.keys() - _NEVER_READ:
+        one = Job(job.id, connection=job.connection)
+        try:
+            one.restore({b"data": b"", name: raw[name]})
+            _check_lists(one)
+        except Exception:  # noqa: BLE001 - a value of others may make it raise anything
+            unread.append(name)
+    known = {b"data": b"", **{name: raw[name] for name in raw.keys() - _LEFT_OUT - set(unread)}}
+    try:
+        restore(known)
+    except Exception:  # noqa: BLE001 - a job class of the user's may raise anything
+        Job.restore(job, known)
+    kept, to_dict = _KEPT.union(map(text, unread)), job.to_dict
 
     def little(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        return {name: value for name, value in to_dict(*args, **kwargs).items() if name not in _KEPT}
+        return {name: value for name, value in to_dict(*args, **kwargs).items() if name not in kept}
 
     job.to_dict = little  # type: ignore[method-assign]
+    return sorted(printable(name, MAX_VALUE) for name in unread)

@@ -16,13 +16,13 @@ from types import MethodType
 from typing import Any
 
 from rq.defaults import UNSERIALIZABLE_RETURN_VALUE_PAYLOAD
-from rq.executions import Execution
 from rq.job import Job
 from rq.registry import FinishedJobRegistry
 from rq.results import Result
 
 from ..originals import is_rqs_own
 from ..rq_api import enqueues_dependents
+from ..wire import Packed, pack
 from .dates import write_date
 
 #: Attributes that running a job changes; what else differs from the moment it was rebuilt, its code has changed.
@@ -37,7 +37,7 @@ _CHANGED: dict[str, Any] = dict.fromkeys(_CHANGED_BY_RUNNING)
 #: Attributes that code may change in place. Not ``_dependency_ids``: who has any is not plain.
 _LISTS = ("webhooks", "retry_intervals", "repeat_intervals")
 #: Fields that RQ always writes: a hash that lacks one was written by another version, and RQ's handler completes it.
-_ALWAYS_WRITTEN = frozenset(
+ALWAYS_WRITTEN = frozenset(
     (
         *(b"created_at", b"data", b"description", b"ended_at", b"enqueued_at", b"failure_callback_name", b"group_id"),
         *(b"last_heartbeat", b"origin", b"started_at", b"status", b"stopped_callback_name", b"success_callback_name"),
@@ -46,6 +46,10 @@ _ALWAYS_WRITTEN = frozenset(
 )
 #: What a command of commit.lua is called that stands for all commands of a plain success.
 PLAIN_SUCCESS = "PLAIN_SUCCESS"
+
+
+_OF_WORKERS = operator.attrgetter("increment_successful_job_count", "increment_total_working_time")
+_OF_JOBS = operator.attrgetter("_handle_success", "set_status", "save", "to_dict", "cleanup")
 
 
 class ShortWay:
@@ -61,11 +65,10 @@ class ShortWay:
         """Tell it of the worker's inherited ``handle_job_success`` and of all that RQ's calls."""
         functions = (
             # A bound method is a new object at each access.
-            handler.__func__ if type(handler) is MethodType else None,
-            worker_class.increment_successful_job_count,
-            worker_class.increment_total_working_time,
+            handler.__func__ if type(handler) is MethodType else handler,
+            *_OF_WORKERS(worker_class),
             *enqueues_dependents(queue_class, failed=False),
-            *(Job._handle_success, Job.set_status, Job.save, Job.to_dict, Job.cleanup),
+            *_OF_JOBS(Job),
             *(vars(Result)["create"], Result.save, Result.serialize, FinishedJobRegistry.add),
         )
         # By identity, since wrapt's wrappers equal what they wrap.
@@ -99,17 +102,25 @@ def is_plain(job: Job, raw: Mapping[bytes, bytes], before: Mapping[str, Any], re
         and not job.repeats_left
         and not getattr(job, "has_rate_limit", False)
         and not job._dependency_ids
-        and raw.keys() >= _ALWAYS_WRITTEN
-        and {**vars(job), **_CHANGED} == before
+        and raw.keys() >= ALWAYS_WRITTEN
+        and is_as_before(job, before)
     )
 
 
-def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: int) -> list[Any]:
+def is_as_before(job: Job, before: Mapping[str, Any]) -> bool:
+    """Tell whether a job's code has left the job as its snapshot shows it."""
+    return type(job) is Job and {**vars(job), **_CHANGED} == before
+
+
+def plain_success(job: Job, begun: float, worker_name: str, result_ttl: int) -> list[Any]:
     """Return the one command that records a plain success, as commit.lua takes it; words are bytes, text or numbers.
 
     It stands for RQ's handle_job_success, Job._handle_success, Job.save, Result.save and Job.cleanup. Left out, since
     they would change nothing: fields of the hash that are as they were, and the expiry of the set of dependencies,
     which a plain job does not have.
+
+    Args:
+        begun: when its execution began, seconds since the epoch.
     """
     assert job.started_at and job.ended_at and job.last_heartbeat
     ended_at = write_date(job.ended_at)
@@ -120,13 +131,36 @@ def plain_success(job: Job, execution: Execution, worker_name: str, result_ttl: 
         *(PLAIN_SUCCESS, worker_name, job.origin),
         *(write_date(job.started_at), ended_at, heartbeat),
         *(
-            execution.created_at.timestamp(),
+            round(begun, 6),
             job.ended_at.timestamp(),
             repr((job.ended_at - job.started_at).total_seconds()),
         ),
         *(score, result_ttl),
         *(() if job._result is None else (b64encode(_serialized(job)).decode(),)),
     ]
+
+
+def packed_head(worker_name: str, origin: str) -> str:
+    """Return the first words of ``plain_success``, packed, one character for each byte."""
+    return pack((PLAIN_SUCCESS, worker_name, origin)).data.decode("latin-1")
+
+
+def packed_success(job: Job, begun: float, head: str, result_ttl: int) -> Packed:
+    """Return what ``pack_runs`` makes of ``plain_success``, in a quarter of the time; both times are ``ended_at``."""
+    assert job.started_at and job.ended_at
+    ended_at, began, ended = write_date(job.ended_at), str(round(begun, 6)), str(job.ended_at.timestamp())
+    seconds, ttl = repr((job.ended_at - job.started_at).total_seconds()), str(result_ttl)
+    score = str(int(time.time()) + result_ttl) if result_ttl > 0 else "+inf" if result_ttl == -1 else ttl
+    count, last = "11", ""
+    if job._result is not None:
+        result = b64encode(_serialized(job)).decode()
+        count, last = "12", f"${len(result)}\r\n{result}\r\n"
+    words = (
+        f"$2\r\n{count}\r\n{head}$27\r\n{write_date(job.started_at)}\r\n$27\r\n{ended_at}\r\n$27\r\n{ended_at}\r\n"
+        f"${len(began)}\r\n{began}\r\n${len(ended)}\r\n{ended}\r\n${len(seconds)}\r\n{seconds}\r\n"
+        f"${len(score)}\r\n{score}\r\n${len(ttl)}\r\n{ttl}\r\n{last}"
+    )
+    return Packed(int(count) + 1, words.encode("latin-1"))
 
 
 def written_by(command: list[Any], job_key: str, results_key: str, execution_id: str) -> list[list[Any]]:

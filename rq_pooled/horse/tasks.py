@@ -28,6 +28,7 @@ from . import integrations
 from .large import Refused
 from .outcome import Outcomes
 from .relay import Relay
+from .short import ShortRun
 from .tape import Tape
 from .tolerant_maintenance import check_unreadable, screen_groups
 from .worker import HorseMixin, attempt
@@ -48,6 +49,7 @@ class Tasks:
         self._outcomes = outcomes
         self._relay = relay
         self._policies = policies
+        self._short = ShortRun(worker, outcomes)
         #: How many jobs this process has begun.
         self.jobs = 0
         #: An error has left RQ's code: what it left behind is unknown.
@@ -56,15 +58,16 @@ class Tasks:
     def perform(self, claim: Claim, waited: bool = False) -> None:
         """Run a job; one that has ``waited`` here begins now, not when it was claimed."""
         worker = self._worker
+        if self._short.takes(claim):
+            self._perform_plain(claim, waited)
+            return
         job, queue, tape = self._outcomes.begin(claim, waited)
         if self._outcomes.screened.refusal is not None:
             self._refuse(job, queue, tape, self._outcomes.screened.refusal)
             return
         if claim.left_out:
             worker.announce(claim.time_limit(worker.queue_class.DEFAULT_TIMEOUT))
-        os.environ["RQ_WORKER_ID"] = worker.name
-        os.environ["RQ_JOB_ID"] = job.id
-        self.jobs += 1
+        self._note_job(job.id)
         horse = os.getpid()
         try:
             with integrations.around_job():
@@ -76,11 +79,34 @@ class Tasks:
             # RQ has recorded by then, and logs the result; what stands around the job may call code of a framework.
             if os.getpid() != horse or not tape.complete:
                 raise
-            self.must_leave = True
-            worker.log.exception(
-                "Worker %s: job %s: an error after its outcome, which is recorded", worker.name, job.id
-            )
+            self._note_error(job.id)
         self._deliver(tape)
+
+    def _perform_plain(self, claim: Claim, waited: bool) -> None:
+        """As ``perform``, for a job that goes the short way."""
+        self._note_job(claim.job_id)
+        horse, short = os.getpid(), self._short
+        try:
+            with integrations.around_job():
+                short.run(claim, waited)
+        except BaseException:
+            if os.getpid() != horse or not (short.outcome or (short.tape and short.tape.complete)):
+                raise
+            self._note_error(claim.job_id)
+        if short.outcome is not None:
+            self._outcomes.deliver_packed(short.outcome)
+        elif short.tape is not None:
+            self._deliver(short.tape)
+
+    def _note_job(self, job_id: str) -> None:
+        os.environ["RQ_WORKER_ID"] = self._worker.name
+        os.environ["RQ_JOB_ID"] = job_id
+        self.jobs += 1
+
+    def _note_error(self, job_id: str) -> None:
+        self.must_leave = True
+        log, name = self._worker.log, self._worker.name
+        log.exception("Worker %s: job %s: an error after its outcome, which is recorded", name, job_id)
 
     def _refuse(self, job: Job, queue: Queue, tape: Tape, reason: str) -> None:
         """Record the failure of a job that is not to be loaded: no retry, callback or handler sees it."""
@@ -108,7 +134,7 @@ class Tasks:
         status from the server, and takes ``os._exit(0)`` in a job for its regular end.
         """
         worker = self._worker
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         worker._stopped_job_id = job.id if stopped else None
         # Its callbacks are not those of its producer, or not allowed.
         quietly = quietly or self._outcomes.screened.refusal is not None
@@ -137,7 +163,7 @@ class Tasks:
         Differs from it in that retries do not help: the job has had its second chances. ``quietly`` calls no user code.
         """
         worker = self._worker
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         quietly = quietly or self._outcomes.screened.refusal is not None
         with integrations.around_job():
             job.ended_at = now()
@@ -159,7 +185,7 @@ class Tasks:
 
     def fail(self, fields: tuple[Any, ...], reason: str) -> None:
         """Record a failure with this reason, for a job whose own outcome the server refused."""
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         job.ended_at = job.started_at = now()
         self._worker.handle_job_failure(job, queue=queue, exc_string=reason, **rq_api.with_execution(self._worker.held))
         self._deliver(tape)
@@ -170,7 +196,7 @@ class Tasks:
         What RQ's ``enqueue_dependents`` writes is added to its packed ``commands``. Reads on which that is based guard
         the commit. With ``tolerant`` only those do that RQ watches, since others have changed each time.
         """
-        job, queue, tape = self._outcomes.begin(Claim(*fields))
+        job, queue, tape = self._outcomes.begin(Claim.from_message(fields))
         tape.tolerant = tolerant
         tape.status = status.encode()
         tape.expect_dependents()
@@ -189,7 +215,7 @@ class Tasks:
         except Refused as error:
             if tape.status == b"failed":
                 raise Refused(_unrecorded(error)) from error
-            self.fail(tuple(self._outcomes.claim), _unrecorded(error))
+            self.fail(self._outcomes.claim.message(), _unrecorded(error))
 
     def maintain(self, first: Sequence[Any]) -> None:
         """Run RQ's maintenance of registries, with the callbacks and handlers of abandoned jobs; then sweep.

@@ -65,7 +65,7 @@ def _run(recorder: Recorder, perform: Callable[[Job], Any]) -> None:
     execution = Execution("warm-up", job.id, recorder, worker_name="warm-up")
     execution.serialize()
     if is_plain(job, raw, before, 500):
-        command = plain_success(job, execution, "warm-up", 500)
+        command = plain_success(job, execution.created_at.timestamp(), "warm-up", 500)
         Inbox().feed(encode(("outcome", "finished", (1, *pack_runs([command])))))
 
 

@@ -85,15 +85,13 @@ class HorseMixin(Worker):
             and is_plain(job, self.raw, self.before, result_ttl)
         ):
             assert job.ended_at and job.started_at
-            command, keys = plain_success(job, self.held, self.name, result_ttl), (job.key, Result.get_key(job.id))
+            command = plain_success(job, self.held.created_at.timestamp(), self.name, result_ttl)
+            keys = job.key, Result.get_key(job.id)
             execution_id, encode = self.held.id, self.connection.encode
             self.tape.plain(command, lambda: [encode(words) for words in written_by(command, *keys, execution_id)])
             self.tape.complete = True
             rq_api.hold(self, None)
-            what = job.description if self.log_job_description else job.id
-            line = "Successfully completed %s job in %ss on worker %s"
-            line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
-            self.log.info(line, what, job.ended_at - job.started_at, self.name)
+            self.log_success(job)
             return
         # RQ deletes the hash of such a job then; the entries of its failed tries are ours to delete.
         leaves_tries = result_ttl == 0 and not job.repeats_left and backoff.FIELD.encode() in self.raw
@@ -105,6 +103,14 @@ class HorseMixin(Worker):
             if leaves_tries:
                 self.connection.delete(Result.get_key(job.id))
         self.tape.succeeded = self.tape.complete = True
+
+    def log_success(self, job: Job) -> None:
+        """Log that the job has succeeded, as RQ's handler does."""
+        assert job.ended_at and job.started_at
+        what = job.description if self.log_job_description else job.id
+        line = "Successfully completed %s job in %ss on worker %s"
+        line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
+        self.log.info(line, what, job.ended_at - job.started_at, self.name)
 
     def _expect_own_ways_of(self, queue: Queue, failed: bool) -> None:
         """Let a queue class that enqueues dependents in its own way see them in the first pass.

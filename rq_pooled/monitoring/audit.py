@@ -1,6 +1,7 @@
 """The trail: who did what to which queue, on the page or by a command. A log line each, and a capped stream in Redis.
 
-The log is what counts, since who can write to Redis can change the stream.
+The log is what counts, since who can write to Redis can change the stream. The stream has an entry before anything is
+done, too, so that it also tells of what was never ended.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import logging
 import os
 import pwd
 import socket
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from typing import Any, NamedTuple
 
@@ -16,14 +19,16 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from ..config.secrets import message_of
-from ..errors import ConfigurationError
-from ..foreign import MAX_VALUE, names_key, printable, whole_number
+from ..errors import ConfigurationError, UnknownQueue
+from ..foreign import MAX_VALUE, label, names_key, printable, whole_number
 from ..store.keys import AUDIT
 from ..store.queues import all_shown, is_shown
-from ..wire import text
+from ..wire import raw, text
 
 #: Entries that the stream keeps (a few more, since the server drops whole nodes), and characters of a long text.
 KEPT, MAX_TEXT = 10_000, 500
+#: Bytes of a queue's name that are kept as they are; what is known of a longer one is for who may view all.
+_MAX_QUEUE = 1000
 #: Bytes of the stream's memory above which it is not read: others wrote to it.
 MAX_READ = 32 * 1024 * 1024
 
@@ -57,27 +62,86 @@ def this_user() -> Actor:
     return Actor(user, socket.gethostname(), "command")
 
 
+class Noted:
+    """Deeds that are under way.
+
+    Args:
+        deeds: with what is known before they are done. Replace them, or take them out, by what is known afterwards.
+    """
+
+    def __init__(self, deeds: Iterable[Deed]) -> None:
+        self.deeds = list(deeds)
+        #: Why the stream could not be written, "" if it was; known when they have ended.
+        self.error = ""
+
+    @property
+    def report(self) -> dict[str, str]:
+        """What a report says of it: ``trail_error`` where the stream could not be written, else nothing."""
+        return {"trail_error": self.error} if self.error else {}
+
+
+@contextmanager
+def noting(client: Redis, actor: Actor, *deeds: Deed) -> Iterator[Noted]:
+    """Write deeds down as begun, and, when the block ends, how they ended in place of that. Blocks for three trips.
+
+    Where an error ends the block, deeds without a number of jobs have broken off. What is refused for its arguments
+    was not done: nothing of it stays.
+    """
+    noted = Noted(deeds)
+    begun = [one for one in _write(client, actor, _saying("begun", noted.deeds)) if isinstance(one, bytes)]
+    try:
+        yield noted
+    except (ConfigurationError, UnknownQueue):
+        noted.deeds = [one for one in noted.deeds if one.jobs]
+        raise
+    except BaseException:
+        noted.deeds = [*(one for one in noted.deeds if one.jobs is not None), *_saying("broken off", noted.deeds)]
+        raise
+    finally:
+        noted.error = record(client, actor, *noted.deeds)
+        if begun and not noted.error:
+            with suppress(RedisError, OSError):
+                client.xdel(AUDIT, *begun)
+
+
+def _saying(word: str, deeds: Iterable[Deed]) -> list[Deed]:
+    return [one._replace(what=f"{word}; {one.what}" if one.what else word) for one in deeds if one.jobs is None]
+
+
 def record(client: Redis, actor: Actor, *deeds: Deed) -> str:
     """Write deeds into the log and the stream; return why the stream could not be written, "" if it was.
 
     Blocks for a round trip. What was done is done: an error here is logged, and ends nothing.
     """
+    for deed in deeds:
+        _log.info("%s", sentence({**_shown(actor, deed), "count": deed.jobs}))
+    error = next((one for one in _write(client, actor, deeds) if isinstance(one, Exception)), None)
+    if error is None:
+        return ""
+    reason = f"the trail in Redis was not written: {message_of(error)}"
+    _log.error("%s", printable(reason, MAX_TEXT))
+    return reason
+
+
+def _shown(actor: Actor, deed: Deed) -> dict[str, str]:
+    values = {**actor._asdict(), "action": deed.action, "queue": deed.queue, "what": deed.what}
+    return {name: printable(value, MAX_TEXT if name == "what" else MAX_VALUE) for name, value in values.items()}
+
+
+def _write(client: Redis, actor: Actor, deeds: Iterable[Deed]) -> list[Any]:
+    """Return for each deed the id of its entry, or why there is none."""
     pipeline = client.pipeline(transaction=False)
     for deed in deeds:
-        number = "" if deed.jobs is None else str(deed.jobs)
-        values = {**actor._asdict(), "action": deed.action, "queue": deed.queue, "count": number, "what": deed.what}
-        fields: dict[Any, Any] = {
-            name: printable(value, MAX_TEXT if name == "what" else MAX_VALUE) for name, value in values.items()
-        }
-        _log.info("%s", sentence({**fields, "count": deed.jobs}))
+        fields: dict[Any, Any] = {**_shown(actor, deed), "count": "" if deed.jobs is None else str(deed.jobs)}
+        # By its own name it is asked who may know of it.
+        fields["queue"] = raw(deed.queue)
+        if len(fields["queue"]) > _MAX_QUEUE:
+            fields["cut"] = label(fields.pop("queue"))
         pipeline.xadd(AUDIT, fields, maxlen=KEPT, approximate=True)
     try:
-        pipeline.execute()
+        return pipeline.execute(raise_on_error=False)
     except (RedisError, OSError) as error:
-        reason = f"the trail in Redis was not written: {message_of(error)}"
-        _log.error("%s", printable(reason, MAX_TEXT))
-        return reason
-    return ""
+        return [error]
 
 
 def trail(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
@@ -99,15 +163,21 @@ def trail(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     everything = all_shown(client.execute_command)
     with names_key(AUDIT):
         entries: Any = client.xrevrange(AUDIT, count=limit if everything else KEPT)
-    found = (_entry(text(entry_id), fields) for entry_id, fields in entries or ())
-    return [one for one in found if not one["queue"] or is_shown(one["queue"])][:limit]
+    found: list[dict[str, Any]] = []
+    for entry_id, fields in entries or ():
+        written = {text(name): value for name, value in fields.items() if len(name) < MAX_VALUE}
+        queue = text(written.get("queue", b""))
+        if everything if "cut" in written else (not queue or is_shown(queue)):
+            found.append(_entry(text(entry_id), written))
+    return found[:limit]
 
 
-def _entry(entry_id: str, fields: dict[Any, Any]) -> dict[str, Any]:
-    written = {text(name): value for name, value in fields.items() if len(name) < MAX_VALUE}
+def _entry(entry_id: str, written: dict[str, Any]) -> dict[str, Any]:
     entry: dict[str, Any] = {"time": min(whole_number(entry_id.partition("-")[0]) / 1000, 253_370_764_800.0)}
     for name in ("who", "origin", "door", "action", "queue", "count", "what"):
         entry[name] = printable(written.get(name, b""), MAX_TEXT if name == "what" else MAX_VALUE)
+    if "cut" in written:
+        entry["queue"] = printable(written["cut"], 2 * MAX_VALUE)
     count = entry["count"]
     entry["count"] = int(count) if count.isascii() and count.isdigit() and len(count) <= 18 else None
     return entry

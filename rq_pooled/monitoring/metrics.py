@@ -150,6 +150,9 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
         for name in _POOL_GAUGES
     }
     timeouts = CounterMetricFamily("rq_pooled_pool_timeouts", "PoolExhausted", labels=["app", "host", "pid", "role"])
+    memory = GaugeMetricFamily(
+        "rq_pooled_worker_memory_bytes", "RSS of a worker's parent, and of its horses together", labels=[*labels, "of"]
+    )
     held = GaugeMetricFamily("rq_pooled_worker_connections", "of a worker, by role", labels=[*labels, "role"])
     for one in found:
         worker = one["worker"]
@@ -164,6 +167,10 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
             continue
         for role, count in one["connections"].items():
             held.add_metric([*who, role], count)
+        if worker["memory"]["parent"] is not None:
+            memory.add_metric([*who, "parent"], worker["memory"]["parent"] * 2**20)
+        if worker["memory"]["horses"]:
+            memory.add_metric([*who, "horses"], sum(worker["memory"]["horses"]) * 2**20)
         slots.add_metric(who, worker["concurrency"])
         busy.add_metric(who, worker["busy"])
         for name, counter in counters.items():
@@ -171,7 +178,7 @@ def _processes(found: list[dict[str, Any]]) -> Iterator[Any]:
         for name, family in histograms.items():
             one_of = worker[name]
             family.add_metric(who, [(le, n) for le, n in one_of["buckets"].items()], one_of["sum"])
-    yield from (age, slots, busy, held, *counters.values(), *histograms.values(), *pools.values(), timeouts)
+    yield from (age, slots, busy, memory, held, *counters.values(), *histograms.values(), *pools.values(), timeouts)
 
 
 def _budget(client: Redis, settings: Settings | None) -> Iterator[Any]:

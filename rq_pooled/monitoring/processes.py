@@ -26,8 +26,9 @@ def processes(connection: Redis | None = None, unreadable: list[str] | None = No
 
     Each has ``name``, ``app``, ``host``, ``pid``, ``kind`` (``worker`` or ``web``), ``age`` (seconds since it was
     published), ``uptime``, ``connections`` (role -> open ones), ``pools``, and ``worker``: None, or ``name``,
-    ``queues``, ``concurrency``, ``busy``, ``horses`` (pids), ``counters``, ``queue_wait`` and ``run_time``. What is
-    something else than statistics is left out, and its name added to ``unreadable``.
+    ``queues``, ``concurrency``, ``busy``, ``held`` (it claims nothing), ``horses`` (pids), ``memory``, ``counters``,
+    ``queue_wait`` and ``run_time``. What is something else than statistics is left out, and
+    its name added to ``unreadable``.
     """
     found = read_processes(connection or get_connection(), unreadable)
     for one in found:
@@ -130,7 +131,9 @@ def _process(key: str, fields: Mapping[str, str], now: float) -> dict[str, Any]:
             "queues": values.get("queues", []),
             "concurrency": values.get("concurrency", 0),
             "busy": values.get("busy", 0),
+            "held": values.get("held", False),
             "horses": values.get("horses", []),
+            "memory": _memory(values.get("memory", [])),
             "recent": values.get("recent", {"seconds": 0.0, **dict.fromkeys(RECENT, 0)}),
             "rates": values.get("rates", {}),
             "counters": {name: values.get(name, 0) for name in NAMES},
@@ -142,6 +145,10 @@ def _process(key: str, fields: Mapping[str, str], now: float) -> dict[str, Any]:
 def _histogram(flat: list[Any]) -> dict[str, Any]:
     counts = flat[1 : len(BOUNDS) + 2]
     return histogram([*counts, *[0] * (len(BOUNDS) + 1 - len(counts))], flat[0])
+
+
+def _memory(sizes: list[float]) -> dict[str, Any]:
+    return {"parent": sizes[0] if sizes else None, "horses": sizes[1:]}
 
 
 def _is_text(value: object) -> bool:
@@ -170,7 +177,8 @@ _SHAPES: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys(("kind", "worker"), _is_text),
     **dict.fromkeys(("connections", "rates"), _are_counts),
     **dict.fromkeys(("queue_wait", "run_time"), lambda value: _are_numbers(value) and value != []),
-    "horses": _are_numbers,
+    **dict.fromkeys(("horses", "memory"), _are_numbers),
+    "held": lambda value: isinstance(value, bool),
     "pools": _are_pools,
     "queues": lambda value: isinstance(value, list) and all(map(_is_text, value)),
     "recent": lambda value: _are_counts(value) and {"seconds", *RECENT} <= set(value),  # type: ignore[call-overload]

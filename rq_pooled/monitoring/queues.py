@@ -10,9 +10,10 @@ from redis import Redis
 
 from ..foreign import plain, replies_of, seconds_of
 from ..pool.registry import get_connection
-from ..queue.pause import paused_since
+from ..queue.limits import read_limit
+from ..queue.pause import known, paused_since
 from ..rq_version import check_prefix
-from ..store.keys import PAUSED, RATE_LIMITS, SUSPENDED, job_key, waiting_key
+from ..store.keys import LIMITS, PAUSED, RATE_LIMITS, SUSPENDED, job_key, waiting_key
 from ..store.queues import PAGE, queue_names, queue_states
 from ..store.scripts import run_script
 from ..wire import raw, text
@@ -25,15 +26,15 @@ _HEAD = 10
 _LIMITS, _COUNTED = 100, 200
 
 
-def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
-    """Return the state of every queue, by name; changes nothing, and cleans nothing up.
+def queues(connection: Redis | None = None, only: str | None = None) -> list[dict[str, Any]]:
+    """Return the state of every queue, by name, or ``only`` of this one; changes nothing, and cleans nothing up.
 
     Blocks for two round trips, one for each 100 queues, and two more where jobs wait at rate limits.
 
     Each has ``name``, ``length``, ``workers``, ``suspended``, and ``oldest_age`` (seconds that the job at the head has
     been queued, None if there is none). The numbers of jobs are ``started``, ``scheduled``, ``deferred``, ``failed``,
     ``finished``, ``canceled`` and ``dead`` (buried failures). ``paused_for`` is for how many seconds it has been
-    paused, None if it is not. ``schedule_lag`` is for how many seconds the
+    paused, None if it is not. ``limit`` is its limit in words, or None. ``schedule_lag`` is for how many seconds the
     first scheduled job has been due. RQ 3 adds ``ready`` (dependents that a stock worker has
     still to queue) and ``rate_limited`` (of 100 limits, 200 jobs each). A key that is of another type than RQ's counts
     as empty, and ``unreadable`` names it: ``queued``, ``workers`` or a registry. A name that is no text is shown
@@ -41,16 +42,19 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
 
     Raises:
         ConfigurationError: RQ keeps its data under another prefix.
+        UnknownQueue: there is none of this name.
     """
     check_prefix()
     client = connection or get_connection()
-    names = queue_names(client.execute_command)
+    names = queue_names(client.execute_command) if only is None else [known(client, only)]
     pipeline: Any = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists(SUSPENDED)
     pipeline.srandmember(RATE_LIMITS, _LIMITS)
     pipeline.hmget(PAUSED, [raw(name) for name in names] or [b""])
-    (seconds, microseconds), suspended, limits, pauses = replies_of(pipeline)
+    pipeline.hmget(LIMITS, [raw(name) for name in names] or [b""])
+    (seconds, microseconds), suspended, limits, pauses, own_limits = replies_of(pipeline)
+    own = {name: str(limit.limit) for name, limit in zip(names, map(read_limit, own_limits or ())) if limit}
     paused = {name: paused_since(since) for name, since in zip(names, pauses or ()) if since is not None}
     held, now = _held_back(client, limits or ()), seconds + microseconds / 1e6
     found = []
@@ -69,6 +73,7 @@ def queues(connection: Redis | None = None) -> list[dict[str, Any]]:
                     "schedule_lag": round(max(0.0, now - float(due)), 3) if due else 0.0,
                     "suspended": bool(suspended),
                     "paused_for": round(max(0.0, now - paused[name]), 3) if name in paused else None,
+                    "limit": own.get(name),
                     **{state: max(0, count) for state, count in counts.items()},
                     "rate_limited": held[name],
                     "unreadable": [

@@ -98,6 +98,9 @@ def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[st
     entries = []
     for (due, name, job_id), fields in zip(rows, replies_of(pipeline) if rows else ()):
         origin, started, enqueued, retries, repeats, description, meta = fields or [None] * 7
+        # An entry may be of a job that is another queue's.
+        if origin and not is_shown(text(origin)):
+            continue
         known = plain_meta(meta) if not name else {}
         every = known.get("cron_string") or known.get("interval") or ""
         kind = "repeat" if repeats is not None else "retry" if started and whole_number(retries) else "scheduled"

@@ -6,6 +6,7 @@ Nothing is unpickled. Jobs that a worker has claimed ahead stand there, too.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from redis import Redis
@@ -13,7 +14,7 @@ from redis import Redis
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import plain, replies_of, seconds_of, whole_number
-from ..store.keys import EXECUTION, WORKER, WORKERS, commands_channel, job_key, registry_key
+from ..store.keys import EXECUTION, HOLD_COMMAND, WORKER, WORKERS, commands_channel, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..wire import raw, text
 from .processes import processes
@@ -27,30 +28,35 @@ def workers(client: Redis) -> list[dict[str, Any]]:
     """Return the processes of workers all of whose queues may be shown. Blocks for about eight round trips.
 
     Each has ``host``, ``pid``, ``names`` (one for each slot), ``queues``, ``state`` (``busy`` if a slot is), ``since``
-    and ``seen`` (seconds since the epoch or None), and, of workers of rq_pooled, ``horses`` (pids), ``replaced``
-    (horses forked in place of others) and ``slots``; else None.
+    and ``seen`` (seconds since the epoch or None). Of workers of rq_pooled it has ``held`` (told to claim nothing),
+    ``horses`` (pids), ``memory``, ``replaced`` (horses forked in place of others) and ``slots``; else None.
     """
     keys = sorted(client.sscan_iter(WORKERS, count=MOST))[:MOST]
     pipeline: Any = client.pipeline(transaction=False)
     for key in keys:
         pipeline.hmget(key, *_FIELDS)
-    ours = {(one["host"], one["pid"]): one["worker"] for one in processes(client) if one["worker"]}
-    found: dict[tuple[str, int], dict[str, Any]] = {}
+    ours = {one["worker"]["name"]: one["worker"] for one in processes(client) if one["worker"]}
+    # Containers may have the same host and pid. The slots of one process have begun at the same microsecond.
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
     for key, fields in zip(keys, replies_of(pipeline) if keys else ()):
         host, pid, queues, state, birth, seen = (text(value or b"") for value in fields or [None] * 6)
         names = [name for name in queues.split(",") if name]
         if not host or not all(map(is_shown, names)):
             continue
+        name = text(key).removeprefix(WORKER)
         one = found.setdefault(
-            (host, whole_number(pid)),
-            {"host": plain(host), "pid": whole_number(pid), "names": [], "queues": names, "state": "idle"},
+            (host, f"{whole_number(pid):20}", birth or name),
+            {"host": plain(host), "pid": whole_number(pid), "names": [], "queues": [], "state": "idle"},
         )
-        one["names"].append(text(key).removeprefix(WORKER))
+        one["names"].append(name)
+        one["queues"] += [queue for queue in names if queue not in one["queues"]]
         one["state"] = "busy" if "busy" in (state, one["state"]) else plain(state)
         one["since"], one["seen"] = seconds_of(birth), seconds_of(seen)
-    for place, one in found.items():
-        worker = ours.get(place)
+    for one in found.values():
+        worker = next((ours[name] for name in one["names"] if name in ours), None)
+        one["held"] = worker and worker["held"]
         one["horses"] = worker and worker["horses"]
+        one["memory"] = worker and worker["memory"]
         one["replaced"] = worker and worker["counters"]["horses_replaced"]
         one["slots"] = worker and worker["concurrency"]
     return [found[place] for place in sorted(found)]
@@ -73,9 +79,14 @@ def running(client: Redis) -> list[dict[str, Any]]:
         pipeline.hstrlen(raw(job_key(member.rpartition(":")[0])), "description")
     replies = replies_of(pipeline) if claims else []
     for (_, member), size in zip(claims, replies[1::2]):
-        pipeline.hget(raw(job_key(member.rpartition(":")[0])), "description" if 0 < (size or 0) <= MAX_FIELD else "")
+        field = "description" if 0 < (size or 0) <= MAX_FIELD else ""
+        pipeline.hmget(raw(job_key(member.rpartition(":")[0])), field, "origin")
     entries = []
-    for (name, member), fields, description in zip(claims, replies[::2], replies_of(pipeline) if claims else ()):
+    for (name, member), fields, of_job in zip(claims, replies[::2], replies_of(pipeline) if claims else ()):
+        description, origin = of_job or (None, None)
+        # An entry may be of a job that is another queue's.
+        if origin and not is_shown(text(origin)):
+            continue
         job_id, _, execution = member.rpartition(":")
         worker, since = fields or (None, None)
         entries.append(
@@ -91,17 +102,25 @@ def running(client: Redis) -> list[dict[str, Any]]:
     return sorted(entries, key=lambda one: (one["since"] or 0.0, one["id"]))
 
 
-def stop_job(client: Redis, worker: str, job_id: str) -> None:
-    """Tell a worker to stop a job, as RQ does it: the job fails as stopped. Blocks for a round trip."""
-    _send(client, worker, "stop-job", job_id=job_id)
+def stop_job(client: Redis, worker: str, job_id: str, queues: Sequence[str]) -> None:
+    """Tell a worker to stop a job of these queues, as RQ does it: the job fails as stopped. Blocks for a round trip."""
+    _send(client, worker, "stop-job", job_id=job_id, queues=queues)
 
 
-def shut_down(client: Redis, worker: str) -> None:
-    """Tell a worker to claim no more, and to end with its running jobs. Blocks for a round trip."""
-    _send(client, worker, "shutdown")
+def shut_down(client: Redis, worker: str, queues: Sequence[str]) -> None:
+    """Tell a worker of these queues to claim no more, and to end with its running jobs. Blocks for a round trip."""
+    _send(client, worker, "shutdown", queues=queues)
 
 
-def _send(client: Redis, worker: str, command: str, **more: str) -> None:
+def hold(client: Redis, worker: str, held: bool, queues: Sequence[str]) -> None:
+    """Tell a worker of rq_pooled and of these queues to claim nothing more, going on with what runs; or to claim again.
+
+    Blocks for a round trip. It holds until the worker ends or is told again; one that starts anew claims.
+    """
+    _send(client, worker, HOLD_COMMAND, held=held, queues=queues)
+
+
+def _send(client: Redis, worker: str, command: str, **more: Any) -> None:
     client.publish(raw(commands_channel(worker)), json.dumps({"command": command, **more}))
 
 

@@ -56,7 +56,8 @@ class Ahead:
         #: By slot: since when its job runs, and its horse's processor time when that job was first looked at.
         self._seen: dict[Slot, tuple[float, float]] = {}
         events.shutdown_began.append(self.put_back)
-        events.suspension_changed.append(lambda _suspended: self.put_back())
+        for changed in (events.suspension_changed, events.hold_changed):
+            changed.append(lambda _stopped: self.put_back())
 
     def per_slot(self, slots: Sequence[Slot]) -> int:
         """Return how many jobs each of these free slots may be given."""

@@ -107,7 +107,13 @@ class Arbiter:
             max_jobs=max_jobs,
         )
         self._shutdown = Shutdown(context, events, slots=slots, committer=committer, recovery=recovery, turn=self._turn)
-        commands = Commands(context, slots=slots, stop=self._shutdown.on_command, make_sentry=wakeup.make_sentry)
+        commands = Commands(
+            context,
+            slots=slots,
+            stop=self._shutdown.on_command,
+            make_sentry=wakeup.make_sentry,
+            hold_changed=events.hold_changed,
+        )
         self._reconnector = Reconnector(
             context,
             events,

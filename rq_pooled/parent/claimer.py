@@ -56,6 +56,16 @@ class Claimer:
         self._max_jobs = max_jobs
         #: Jobs handed to horses.
         self.dispatched = 0
+        self._held = False
+        events.hold_changed.append(self._on_hold)
+
+    def _on_hold(self, held: bool) -> None:
+        self._held = held
+
+    @property
+    def _closed(self) -> bool:
+        """Tell whether nothing more is begun: a shutdown began, or an operator has said so."""
+        return self._events.shutdown_began.happened or self._held
 
     @property
     def exhausted(self) -> bool:
@@ -75,7 +85,7 @@ class Claimer:
 
     def _places(self) -> list[Slot]:
         """Return the slots that may be given a job now; without any a sentry only hands on its post."""
-        return [] if self._events.shutdown_began.happened else self._free_slots()
+        return [] if self._closed else self._free_slots()
 
     @property
     def due(self) -> bool:
@@ -84,7 +94,7 @@ class Claimer:
         singly = self._context.settings.concurrency == 1
         if self._wakeup.handing_on and not self._places():
             return not any(slot.reserved for slot in self._slots)
-        if self._events.shutdown_began.happened or (self._committer.under_way and singly):
+        if self._closed or (self._committer.under_way and singly):
             return False
         # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
         # claim writes.
@@ -144,12 +154,12 @@ class Claimer:
             context.log.warning("putting back %d jobs: this worker stood still after it claimed them", count)
         for number, slot in enumerate(slots[: len(claimed.claims)]):
             claims = claimed.claims[number :: len(slots)]
-            if slot.ready and not stale and not self._events.shutdown_began.happened:
+            if slot.ready and not stale and not self._closed:
                 given, back = self._ahead.share(claims)
                 unwanted += back
                 self._dispatch(slot, given)
             else:
-                # Its horse died meanwhile, a shutdown began, or other workers have been given the jobs, perhaps.
+                # Its horse died meanwhile, the worker begins nothing more, or others have been given the jobs, perhaps.
                 unwanted += claims
         if unwanted:
             self._recovery.push_back(unwanted)

@@ -39,6 +39,8 @@ class Events:
     work_refused: Event[[str, int]] = field(default_factory=Event)
     #: RQ was suspended (True) or resumed.
     suspension_changed: Event[[bool]] = field(default_factory=Event)
+    #: This worker is to claim nothing more (True), or to claim again.
+    hold_changed: Event[[bool]] = field(default_factory=Event)
     #: A job was handed to a horse.
     job_dispatched: Event[[]] = field(default_factory=Event)
     #: A job is over: recorded, or dropped because its claim is gone.

@@ -36,8 +36,7 @@ class Heartbeat:
         self._slots = slots
         self._committer = committer
         self._multiplexer = multiplexer
-        #: The state that workers without a job show.
-        self._idle = "idle"
+        self._suspended = self._held = False
         #: Since when nothing has kept this worker, and so perhaps others, from renewing leases: by the monotonic clock.
         self._good_since = time.monotonic()
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
@@ -47,6 +46,7 @@ class Heartbeat:
         self.due = False
         events.server_back.append(self.beat)
         events.suspension_changed.append(self._on_suspension)
+        events.hold_changed.append(self._on_hold)
 
     def start(self) -> None:
         """Publish at once who is there, and beat at intervals."""
@@ -86,13 +86,19 @@ class Heartbeat:
         self.due = True
 
     def _on_suspension(self, suspended: bool) -> None:
-        self._idle = "suspended" if suspended else "idle"
+        self._suspended = suspended
+        self.beat()
+
+    def _on_hold(self, held: bool) -> None:
+        self._held = held
         self.beat()
 
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that renews slots and claims, and registers again what the server has forgotten."""
         self.due = False
-        context, now, idle = self._context, time.monotonic(), self._idle
+        context, now = self._context, time.monotonic()
+        # The state that slots without a job show.
+        idle = "suspended" if self._suspended or self._held else "idle"
         slots = [
             (slot.name, "" if slot.claim else idle, round(now - slot.since, 3) if slot.claim else 0.0)
             for slot in self._slots.regular()
@@ -138,4 +144,4 @@ class Heartbeat:
             if context.lease is not None
             else []
         )
-        return [Exchange([renewal, report(context, self._slots, self._multiplexer), *lease], on_replies)]
+        return [Exchange([renewal, report(context, self._slots, self._multiplexer, self._held), *lease], on_replies)]

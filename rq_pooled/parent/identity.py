@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rq.logutils import blue, green
 from rq.utils import now, utcformat
@@ -53,6 +55,8 @@ class Identity:
         worker = self._worker
         if claim.queue_key in self._queues:
             worker.reorder_queues(reference_queue=self._queues[claim.queue_key])
+        if not worker.log.isEnabledFor(logging.INFO):
+            return
         queue = green(claim.queue_key.removeprefix(worker.queue_class.redis_queue_namespace_prefix))
         if worker.log_job_description:
             text = claim.raw.get(b"description", b"").decode(errors="replace")
@@ -70,14 +74,14 @@ class Identity:
         slots = [(name, {**fields, "state": state}) for name, state in states.items()]
         return register_workers(self.ttl, again, dead, self.queue_names, slots)
 
-    def promotion(self) -> Command:
-        """Return the command that enqueues due scheduled jobs."""
+    def promotion(self, asked: Sequence[Any] = ()) -> Command:
+        """Return the command that enqueues due scheduled jobs, then counts which of the keys ``asked`` for exist."""
         scheduler = self._worker.scheduler
         assert scheduler is not None
         scheduler.last_heartbeat = now()
         # Others of ours know by it whose lock it is.
         fields = {**scheduler.to_dict(), "rq_pooled": "1"}
-        return promote(self.queue_names, scheduler.name, fields)
+        return promote(self.queue_names, scheduler.name, fields, asked)
 
     def warm_shutdown(self, busy: Sequence[str]) -> list[Command]:
         """Log a warm shutdown, and return the commands that note it in the hashes of busy workers as RQ does."""

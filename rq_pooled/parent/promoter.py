@@ -20,7 +20,8 @@ class Promoter:
 
     Args:
         context: as the name says.
-        wakeup: tells who sleeps beside a sentry, and so leaves it to others to look whether who promotes has died.
+        wakeup: tells who sleeps beside a sentry, and so leaves it to others to look whether who promotes has died. What
+            it wants to know each second is asked for with the promotion.
     """
 
     def __init__(self, context: Context, *, wakeup: Wakeup) -> None:
@@ -34,6 +35,7 @@ class Promoter:
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that enqueues scheduled jobs which are due."""
         self.due = False
+        asked, more, on_found = self._wakeup.glance()
 
         def on_replies(replies: list[Any]) -> None:
             if isinstance(replies[0], ResponseError):
@@ -42,11 +44,13 @@ class Promoter:
                 self._wait = PROMOTE_RETRY
             else:
                 self._complaint.end()
-                self._locks, _moved, more, wait = replies[0]
-                self._wait = 0.0 if more else wait / 1000
+                self._locks, _moved, left, wait, found = replies[0]
+                self._wait = 0.0 if left else wait / 1000
+                if asked:
+                    on_found([found, *replies[1:]])
             self._context.loop.call_later(self._wait, self._promote)
 
-        return [Exchange([self._context.identity.promotion()], on_replies, lambda _error: self._promote())]
+        return [Exchange([self._context.identity.promotion(asked), *more], on_replies, lambda _error: self._promote())]
 
     def _promote(self) -> None:
         if self._wakeup.dozing and not self._locks:

@@ -31,7 +31,7 @@ class Task:
 
     def message(self) -> tuple[Any, ...]:
         """Return it as the horse reads it."""
-        return (self.kind, *(() if self.claim is None else (tuple(self.claim),)), *self.arguments)
+        return (self.kind, *(() if self.claim is None else (self.claim.message(),)), *self.arguments)
 
 
 @dataclass(eq=False)
@@ -83,6 +83,11 @@ class Slot:
     def free(self) -> bool:
         """Tell whether it can be given a task."""
         return self.ready and not self.reserved
+
+    @property
+    def token(self) -> bytes | None:
+        """The token of its horse for the multiplexer."""
+        return self.guest.token if self.guest is not None else None
 
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""

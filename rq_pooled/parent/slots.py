@@ -18,7 +18,8 @@ from ..multiplexer.streams import Guest
 from ..process.channel import ChildChannel
 from ..process.prefork import Horse, Prefork
 from ..store.claim import Claim
-from ..store.commit import Outcome, packed
+from ..store.commit import NOTHING, Outcome, packed
+from ..wire import Packed
 from .context import Context
 from .deadlines import Deadlines
 from .slot import Slot, Task, send_receipt
@@ -76,13 +77,21 @@ class Slots:
         self._deaths = TaskDeaths(context, tasks=tasks, on_outcome=on_outcome)
         self._prefork = Prefork(
             context.loop,
-            lambda index, channel: run_horse(channel, _token(self._slots[index])),
+            lambda index, channel: run_horse(channel, self._slots[index].token),
             self._close_in_child,
             self._on_message,
             self._on_exit,
             check_message,
             ahead,
         )
+        self._handlers: dict[str, Callable[..., None]] = {
+            "plain": self._on_plain,
+            "outcome": self._on_outcome_message,
+            "free": self._on_free,
+            "next": self._on_next,
+            "phase": lambda slot, seconds: self._deadlines.set(slot, seconds),
+            **dict.fromkeys(("failure", "gone"), self._on_unreadable_message),
+        }
         self.waiting = Waiting(self._prefork, on_untouched, context.counters.not_begun)
         self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
         self._deadlines = Deadlines(context, slots=self._slots, waiting=self.waiting, kill=self.kill)
@@ -279,17 +288,9 @@ class Slots:
         if slot is None:
             return
         kind, *rest = message
-        if kind == "outcome":
-            self._on_outcome_message(slot, *rest)
-        elif kind == "free":
-            self._on_free(slot, *rest)
-        elif kind == "next":
-            self._on_next(slot, *rest)
-        elif kind == "phase":
-            self._deadlines.set(slot, *rest)
-        elif kind in ("failure", "gone"):
-            self._on_unreadable_message(slot, *rest)
-        elif kind in ("read", "relay"):
+        if handler := self._handlers.get(kind):
+            handler(slot, *rest)
+        else:
             self._on_request(slot, kind, rest[0])
 
     def _on_outcome_message(
@@ -306,9 +307,15 @@ class Slots:
         parts = (packed(guards), packed(commands), packed(dependents))
         self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
 
+    def _on_plain(self, slot: Slot, is_free: bool, seconds: float, words: int, data: bytes) -> None:
+        if (task := slot.task) is not None and (claim := slot.claim) is not None:
+            slot.delivered = True
+            commands = (1, Packed(words, data))
+            self._on_outcome(Outcome(claim, "finished", NOTHING, commands, NOTHING, task.receipt_for, task.changes))
+        (self._on_free if is_free else self._on_next)(slot, False, seconds)
+
     def _on_unreadable_message(self, slot: Slot, reason: str | None = None) -> None:
-        claim, task = slot.claim, slot.task
-        if claim is not None and task is not None:
+        if (claim := slot.claim) is not None and (task := slot.task) is not None:
             slot.delivered = True
             self._deadlines.set(slot, CLEAN_UP_TIME)
             self._deaths.on_unreadable(task, claim, reason)
@@ -359,12 +366,11 @@ class Slots:
         assert slot.horse is not None
         self._begin(slot, task)
         self.waiting.add(slot, behind)
-        self._prefork.send(slot.horse, (*task.message(), *map(tuple, behind)))
+        self._prefork.send(slot.horse, (*task.message(), *(claim.message() for claim in behind)))
 
     def _begin(self, slot: Slot, task: Task, begun_at: float | None = None) -> None:
         """Note that the slot's horse is at ``task``, by the system's clock since ``begun_at``, or since its claim."""
-        slot.task, slot.ready, slot.delivered, slot.stopped = task, False, False, False
-        slot.since = time.monotonic()
+        slot.task, slot.ready, slot.delivered, slot.stopped, slot.since = task, False, False, False, time.monotonic()
         if task.kind == "perform" and task.claim is not None:
             slot.jobs += 1
             self._context.counters.begun(task.claim, begun_at)
@@ -393,7 +399,3 @@ class Slots:
             spare = Slot(self._context.identity.name, self._prefork.send, spare=True)
             self._slots.append(spare)
             self._spawn(spare)
-
-
-def _token(slot: Slot) -> bytes | None:
-    return slot.guest.token if slot.guest is not None else None

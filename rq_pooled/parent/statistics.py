@@ -6,6 +6,7 @@ import time
 
 from ..capacity.clients import process_name
 from ..multiplexer.multiplexer import Multiplexer
+from ..process.memory import resident_megabytes, resident_of
 from ..store.statistics import publish
 from ..wire import Command
 from .context import Context
@@ -19,9 +20,9 @@ def last_report(context: Context) -> Command:
     return publish(process_name(context.settings), context.settings.heartbeat_ttl, fields)
 
 
-def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> Command:
+def report(context: Context, slots: Slots, multiplexer: Multiplexer | None, held: bool = False) -> Command:
     """Return the command that publishes this worker's statistics; they last as long as its leases."""
-    counters = context.counters
+    counters, horses = context.counters, slots.pids()
     fields = {
         "kind": "worker",
         "uptime": round(time.time() - counters.started_at, 3),
@@ -29,7 +30,9 @@ def report(context: Context, slots: Slots, multiplexer: Multiplexer | None) -> C
         "queues": context.identity.queue_names,
         "concurrency": context.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
-        "horses": slots.pids(),
+        "held": held,
+        "horses": horses,
+        "memory": [round(size, 1) for size in (resident_megabytes(), *resident_of(horses))],
         "connections": {
             "command": int(context.command.connected),
             "listen": int(context.listen.connected),

@@ -4,9 +4,10 @@ Client tracking makes reading the queues and registering for their next change o
 asleep and nothing is missed. Where a server refuses it, the queues are looked at every 50 ms.
 
 Of the workers of a set of queues one is the sentry, and has tracking on; the others doze until a claim makes one of
-them the next sentry, see store/sentries.py. So a job wakes one worker, however many are idle. Each dozing worker looks
-once a second, and takes over where a sentry is frozen or a message was lost. A worker in burst mode, and one that may
-not publish, has tracking on for itself. It is long since both kinds of sleep share one state.
+them the next sentry, see store/sentries.py. So a job wakes one worker, however many are idle. Each of them looks once a
+second, and takes over where a sentry is frozen or a message was lost; who promotes scheduled jobs looks in the same
+script. A worker in burst mode, and one that may not publish, has tracking on for itself. It is long since both kinds of
+sleep share one state.
 
 A queue whose limit is reached is left out. In its place stands a key that is deleted when a job of it ends or its limit
 is changed, or a timer until it may start the next job.
@@ -33,11 +34,12 @@ from .slots import Slots
 
 #: Seconds between looks at the queues where the server offers no client tracking.
 POLL_INTERVAL = 0.05
-#: Seconds between glances of those who doze, between a sentry's signs of life, and between looks on a cluster, since
-#: the slot of empty queues may move away without a word.
-GLANCE_INTERVAL = 1.0
-#: After so many glances those who doze say so again, in case the set of sleepers has lost them.
-GLANCES = 15
+#: Seconds between glances of those who doze and of a sentry, and between looks on a cluster, since the slot of empty
+#: queues may move away without a word. A promotion that is a little late still is the next glance.
+GLANCE_INTERVAL, LATE = 1.0, 0.02
+#: After so many glances a sentry gives a sign of life, and those who doze say so again, in case the set of sleepers has
+#: lost them.
+SIGNS, GLANCES = 3, 15
 #: Delay before a woken worker claims: at most, and per miss, once others were faster several times in a row. A push
 #: wakes every idle worker, and a hundred of them must not ask at once for one job.
 HERD_DELAY, HERD_STEP, HERD_MISSES = 0.02, 0.001, 2
@@ -72,8 +74,10 @@ class Wakeup:
         #: It sleeps beside a sentry.
         self.dozing = False
         self._retiring = False
-        self._sign_due = False
+        #: The server tells of the next change of all that was read last.
+        self._registered = False
         self._glances = 0
+        self._glancing: Timer | None = None
         self._misses = 0
         self._timer: Timer | None = None
         self._later: Timer | None = None
@@ -86,7 +90,7 @@ class Wakeup:
         self.suspended = False
         events.server_back.append(self.track)
         events.shutdown_began.append(self._retire)
-        context.loop.call_every(GLANCE_INTERVAL, self._glance)
+        events.hold_changed.append(self._on_hold)
 
     @property
     def awake(self) -> bool:
@@ -139,6 +143,13 @@ class Wakeup:
         if self.dozing:
             self._context.command.submit(Exchange([self._post.leave()]))
 
+    def _on_hold(self, held: bool) -> None:
+        if held:
+            self._retire()
+        else:
+            self._retiring = self.dozing = False
+            self.check()
+
     def wake(self) -> None:
         """Claim with the next exchange."""
         self._awake = True
@@ -164,7 +175,9 @@ class Wakeup:
 
     def leave_out(self, limited: Sequence[Limited]) -> None:
         """Note what a claim said about queues that have jobs and may not start one."""
-        self._limited = {queue.key: queue.watch for queue in limited}
+        watched = {queue.key: queue.watch for queue in limited}
+        self._registered = self._registered and watched == self._limited
+        self._limited = watched
         self._limits_wait = not all(queue.paused for queue in limited)
         if self._token is not None:
             self._token.cancel()
@@ -192,6 +205,7 @@ class Wakeup:
         Not while a later look is planned: a claim that puts back what it may not take changes the queue itself. Nor
         where another worker is the sentry.
         """
+        self._registered = False
         if self._later is not None or not self._watching:
             return
         delay = self._herd_delay()
@@ -210,7 +224,7 @@ class Wakeup:
         self._look_due = False
         if self._watching:
             return [self._look()]
-        return [self._glimpse() if self.dozing else self._doze()]
+        return [Exchange(*self._glimpse()) if self.dozing else self._doze()]
 
     def _reads(self, *guards: str) -> tuple[list[Command], Callable[[list[int]], tuple[bool, bool]]]:
         """Return what reads whether a claim may find something, and what tells from the answers: that, and whether one
@@ -237,30 +251,37 @@ class Wakeup:
 
     def _look(self) -> Exchange:
         """Return the exchange that reads whether there are jobs and registers for the next change of that."""
-        optin: list[Command] = [("CLIENT", "CACHING", "YES")] if self._tracking else []
+        asks = self._tracking and (self._context.command.in_cluster or not self._registered)
+        optin: list[Command] = [("CLIENT", "CACHING", "YES")] if asks else []
         reads, heard = self._reads()
         commands = [command for read in reads for command in (*optin, read)]
-        end, stays = len(commands), self._sentry
-        if stays:
-            commands += self._post.stay(self._sign_due)
-            self._sign_due = False
+        end, stay = len(commands), self._stay()
+        self._registered = self._tracking
 
         def on_replies(replies: list[Any]) -> None:
             answers = replies[len(optin) : end : len(optin) + 1]
             if self._is_refused(answers):
+                self._registered = False
                 return
             if any(isinstance(reply, ResponseError) for reply in replies[:end]):
                 self._on_tracking(False)
                 return
-            if stays and replies[end] != self._post.channel.encode():
-                # Another one has been made the sentry meanwhile, or nothing is left of the post.
-                self._sentry, self._look_due = False, True
+            self._on_stayed(replies[end:])
             if heard(answers)[0] and self._later is None:
                 self.wake()
             elif not self._tracking and self._polling is None:
                 self._polling = self._context.loop.call_later(POLL_INTERVAL, self._poll)
 
-        return Exchange(commands, on_replies)
+        return Exchange([*commands, *stay], on_replies)
+
+    def _stay(self) -> list[Command]:
+        """Return a sentry's sign of life where it is time for one, by the number of its glances."""
+        return self._post.stay() if self._sentry and self._glances % SIGNS == 0 else []
+
+    def _on_stayed(self, replies: list[Any]) -> None:
+        if replies and replies[0] != self._post.channel.encode():
+            # Another one has been made the sentry meanwhile, or nothing is left of the post.
+            self._sentry, self._look_due = False, True
 
     def _doze(self) -> Exchange:
         """Return the exchange that makes this worker the sentry, or has it sleep beside the one there is."""
@@ -273,20 +294,37 @@ class Wakeup:
 
         return Exchange([self._post.doze(sum(slot.claim is not None for slot in self._slots))], on_replies)
 
-    def _glimpse(self) -> Exchange:
-        """Return the exchange that reads whether there is a sentry, and jobs that it should have heard of."""
-        reads, heard = self._reads(self._post.sentry_key, self._post.sleepers_key)
+    def _glimpse(self) -> tuple[list[Command], Callable[[list[Any]], None]]:
+        """Return what reads whether there is a sentry, and jobs that it should have heard of, and who takes replies."""
+        sentry = self._sentry
+        reads, heard = self._reads(*(() if sentry else (self._post.sentry_key, self._post.sleepers_key)))
+        end, stay = len(reads), self._stay()
 
         def on_replies(replies: list[Any]) -> None:
-            if not self.dozing or self._is_refused(replies):
+            if not (self._sentry if sentry else self.dozing) or self._is_refused(replies[:end]):
                 return
-            changed, missing = heard(replies)
-            if changed:
+            self._on_stayed(replies[end:])
+            changed, missing = heard(replies[:end])
+            if changed and sentry:
+                self.wake()
+            elif changed:
+                # The sentry has heard nothing.
+                self._context.command.submit(Exchange([self._post.take()]))
                 self.make_sentry(True)
             elif missing:
                 self.dozing, self._look_due = False, True
 
-        return Exchange(reads, on_replies)
+        return [*reads, *stay], on_replies
+
+    def glance(self) -> tuple[Command, list[Command], Callable[[list[Any]], None]]:
+        """Return keys whose number tells a sleeping worker what it looks for each second, what it sends beside, and who
+        takes the number and the replies. There are no keys where it is awake, or where one number is not enough.
+        """
+        one = not (self._limited or self.suspended or (self._context.command.in_cluster and self._watching))
+        if not one or self._look_due or self._retiring or not self._count_glance(GLANCE_INTERVAL + LATE):
+            return (), [], lambda _replies: None
+        (read, *stay), on_replies = self._glimpse()
+        return read[1:], stay, on_replies
 
     def _is_refused(self, answers: list[Any]) -> bool:
         """Tell whether the look itself was refused, and would be again at once."""
@@ -301,13 +339,26 @@ class Wakeup:
             self._guarded = self._reachable
             self.wake()
 
-    def _glance(self) -> None:
+    def _plan_glance(self, seconds: float) -> None:
+        if self._glancing is not None:
+            self._glancing.cancel()
+        self._glancing = self._context.loop.call_later(seconds, self._glance)
+
+    def _count_glance(self, seconds: float) -> bool:
+        """Note that a glance begins, if it may: the next one is in so many seconds."""
         watches = self._context.command.in_cluster and self._watching
-        if self._later is None and not self._awake and (self.dozing or self._sentry or watches):
+        if self._later is not None or self._awake or not (self.dozing or self._sentry or watches):
+            return False
+        self._plan_glance(seconds)
+        self._glances += 1
+        if self.dozing and self._glances % GLANCES == 0:
+            self.dozing, self._look_due = False, self._context.command.connected
+        return not self._look_due
+
+    def _glance(self) -> None:
+        self._plan_glance(GLANCE_INTERVAL)
+        if self._count_glance(GLANCE_INTERVAL):
             self._look_due = self._context.command.connected
-            self._sign_due = True
-            self._glances += 1
-            self.dozing = self.dozing and self._glances % GLANCES > 0
 
     def _poll(self) -> None:
         self._polling = None
@@ -318,6 +369,7 @@ class Wakeup:
 
         After every connect of either: the registration is the connection's, the redirection names the other's id.
         """
+        self._plan_glance(GLANCE_INTERVAL)
         if self._context.listen.client_id is None:
             self._on_tracking(False)
             return
@@ -335,7 +387,7 @@ class Wakeup:
         self._context.command.submit(Exchange(commands, on_replies))
 
     def _on_tracking(self, tracking: bool, reachable: bool = False) -> None:
-        self._tracking = tracking
+        self._tracking, self._registered = tracking, False
         self._guarded = self._reachable = tracking and reachable
         self._sentry = self.dozing = False
         self._context.log.info(

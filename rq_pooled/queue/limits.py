@@ -82,7 +82,7 @@ def make_limit(rate: str | None = None, max_running: int | None = None) -> Limit
 
 def declare_limit(connection: Redis, queue: str, limit: Limit) -> LimitInForce:
     """Declare ``limit`` for the queue, unless an operator has set another; return the limit in force."""
-    found = _read(run_script(connection, change_limit(queue, "code", limit.written())))
+    found = read_limit(run_script(connection, change_limit(queue, "code", limit.written())))
     # A limit that cannot be read does not stand in the way.
     assert found is not None
     return found
@@ -95,7 +95,7 @@ def set_limit(connection: Redis, queue: str, limit: Limit) -> None:
 
 def clear_limit(connection: Redis, queue: str) -> LimitInForce | None:
     """Remove an operator's limit, or else the declared one; return the limit then in force. Waits for Redis."""
-    return _read(run_script(connection, change_limit(queue, "clear", "")))
+    return read_limit(run_script(connection, change_limit(queue, "clear", "")))
 
 
 def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None) -> dict[str, LimitInForce]:
@@ -109,7 +109,7 @@ def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None)
     with names_key(LIMITS):
         written = connection.hgetall(LIMITS)
     for name, text in sorted(written.items()):
-        limit = _read(text)
+        limit = read_limit(text)
         if limit is not None:
             found[text_of(name)] = limit
         elif unreadable is not None:
@@ -117,7 +117,8 @@ def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None)
     return found
 
 
-def _read(text: bytes | str | None) -> LimitInForce | None:
+def read_limit(text: bytes | str | None) -> LimitInForce | None:
+    """Return the limit that stands in Redis, None where that is none."""
     match = _WRITTEN.fullmatch(text_of(text or ""))
     if match is None:
         return None

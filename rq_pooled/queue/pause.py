@@ -22,11 +22,21 @@ def pause(connection: Redis, queue: str) -> bool:
     Raises:
         UnknownQueue: nothing was ever enqueued in it.
     """
-    if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
-        raise UnknownQueue(f"there is no queue {printable(queue, MAX_VALUE)!r}: nothing was ever enqueued in it")
+    known(connection, queue)
     seconds, microseconds = connection.time()
     with names_key(PAUSED):
         return bool(connection.hsetnx(PAUSED, raw(queue), f"{seconds}.{microseconds:06}"))
+
+
+def known(connection: Redis, queue: str) -> str:
+    """Return the name of a queue that there is. Blocks for a round trip.
+
+    Raises:
+        UnknownQueue: nothing was ever enqueued in it.
+    """
+    if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
+        raise UnknownQueue(f"there is no queue {printable(queue, MAX_VALUE)!r}: nothing was ever enqueued in it")
+    return queue
 
 
 def resume(connection: Redis, queue: str) -> bool:

@@ -36,6 +36,7 @@ from rq.utils import utcformat
 
 from ..config.describing import described
 from ..errors import ConfigurationError
+from ..foreign import plain
 from ..pool.registry import get_connection
 from ..retry.backoff import Backoff, attach
 from ..rq_version import check_rq
@@ -113,6 +114,8 @@ class Queue(AdmittingQueue):
         # It is the eighth argument.
         if kwargs.get("description") is None and not any(args[7:8]):
             job.description = described(job, args[0] if args else kwargs.get("func")) or job.description
+        # Half of a character cannot be written to Redis, and the job is not to be lost for it.
+        job.description = plain(job.description)
         if isinstance(retry, Backoff):
             attach(job, retry)
         # The signature is last, because it covers what the others write.

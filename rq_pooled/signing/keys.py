@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hmac
+import logging
 import re
 from collections.abc import Mapping
 from hashlib import sha256
 from typing import NamedTuple
 
+from ..config.secret_files import exposure, read_secret_file
 from ..errors import ConfigurationError
 
 #: Characters of a secret at least: below this, guessing is a matter of time.
 SHORTEST = 16
-#: Bytes of a file of keys at most.
-_MAX_FILE = 64 * 1024
+#: Files about which a warning was logged.
+_warned: set[str] = set()
 #: HMAC's two pads for SHA-256, as tables for ``translate``.
 _INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
 _BLOCK = 64
@@ -97,14 +99,9 @@ def read_keys(path: str) -> Keys:
         ConfigurationError: it cannot be read, or holds none that can be used.
     """
     source = f"the file {path} (SIGNING_KEYS_FILE)"
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE + 1)
-        text = data.decode()
-    except OSError as error:
-        raise ConfigurationError(f"{source} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{source} is no text: write keys as name:secret") from None
-    if len(data) > _MAX_FILE:
-        raise ConfigurationError(f"{source} has more than {_MAX_FILE} bytes: write only keys into it")
-    return parse_keys(text, source)
+    keys = parse_keys(read_secret_file(path, source), source)
+    # Once for each file, however often settings are read.
+    if path not in _warned and (warning := exposure(path, source)):
+        _warned.add(path)
+        logging.getLogger("rq_pooled").warning("%s", warning)
+    return keys

@@ -46,6 +46,22 @@ class Claim(NamedTuple):
     raw: Mapping[bytes, bytes]
     #: Large fields that ``raw`` lacks; the horse reads them, see horse/large.py.
     left_out: tuple[bytes, ...] = ()
+    #: What ``raw`` was read from, if that was one text: what stands between two words, the text, and words before.
+    packed: tuple[bytes, bytes, int] | None = None
+
+    @classmethod
+    def from_message(cls, fields: Sequence[Any]) -> Claim:
+        """Return what ``message`` was called on."""
+        raw = fields[6]
+        if type(raw) is tuple:
+            between, words, start = raw
+            words = words.split(between)
+            raw = dict(zip(words[start::2], words[start + 1 :: 2]))
+        return cls._make((*fields[:6], raw, fields[7], None))
+
+    def message(self) -> tuple[Any, ...]:
+        """Return it as it travels to a horse, which cuts the text of a hash itself."""
+        return (*self[:6], self.raw if self.packed is None else self.packed, self.left_out)
 
     def time_limit(self, default: int) -> float:
         """Return the seconds that RQ allows the job, -1 for ever, as written in its hash."""
@@ -108,10 +124,12 @@ class ClaimRequest(NamedTuple):
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
-        suspended, held, stale, jobs, closed, left, sentry = reply
+        suspended, held, stale, jobs, closed, left, sentry, between = reply
         claims = []
-        for number, (key, job_id, queue, raw, *left_out) in enumerate(jobs):
-            fields = dict(zip(raw[::2], raw[1::2]))
+        for number, job in enumerate(jobs):
+            words = job.split(between)
+            key, job_id, queue, lacking = words[:4]
+            start = 4 + int(lacking)
             claims.append(
                 Claim(
                     text(job_id),
@@ -120,8 +138,9 @@ class ClaimRequest(NamedTuple):
                     text(key),
                     self.names[number % len(self.names)],
                     self.created_at,
-                    fields,
-                    *map(tuple, left_out),
+                    dict(zip(words[start::2], words[start + 1 :: 2])),
+                    tuple(words[4:start]),
+                    (between, job, start),
                 )
             )
         limited = [

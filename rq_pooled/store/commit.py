@@ -15,7 +15,7 @@ from rq.results import Result
 from rq.utils import now, utcformat
 
 from ..durations import LONGEST
-from ..wire import Command, Packed, Word, pack_runs
+from ..wire import Command, Packed, Word, pack_runs, pack_words
 from .claim import STALLS, Claim
 from .keys import aside_key, claims_key, job_key, registry_key, worker_key
 from .rate_limits import release_commands
@@ -59,15 +59,15 @@ class Outcome:
         packed = (self.guards[1], self.commands[1], self.dependents[1])
         # An outcome that is sent again must not change what its worker says of itself.
         name = "" if self.again else claim.worker_name
-        return [claim.job_id, claim.execution_id, claim.queue, name, *counts, *packed]
+        return [pack_words((claim.job_id, claim.execution_id, claim.queue, name, *counts)), *packed]
 
     def size(self) -> int:
         """Return its approximate size in bytes."""
-        return 1000 + sum(len(part[1].data) for part in (self.guards, self.commands, self.dependents))
+        return 1000 + len(self.guards[1].data) + len(self.commands[1].data) + len(self.dependents[1].data)
 
     def on_recorded(self) -> None:
         """Note that it was recorded, and drop the job's data, which recording it again does not need."""
-        self.claim, self.again = self.claim._replace(raw={}), True
+        self.claim, self.again = self.claim._replace(raw={}, packed=None), True
 
 
 def flat(part: tuple[int, Packed]) -> tuple[int, int, bytes]:

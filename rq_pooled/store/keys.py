@@ -65,6 +65,8 @@ STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"
 LEASES, ASIDE, ONCE, ONCE_RUNNING = f"{OURS}:leases:", f"{OURS}:aside:", f"{OURS}:once:", f"{OURS}:once-running:"
 #: Name of the control command that makes a worker the sentry. Its field ``work`` tells whether jobs wait already.
 SENTRY_COMMAND = f"{OURS}:sentry"
+#: The command that has a worker claim nothing more, or claim again.
+HOLD_COMMAND = f"{OURS}:hold"
 #: The prefix of the ids seen in a queue's intermediate queue, see intermediate.lua.
 INTERMEDIATE = f"{OURS}:intermediate:"
 #: The prefix of the sorted sets of dead letters.

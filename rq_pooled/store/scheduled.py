@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rq.utils import now, utcformat
 
@@ -18,8 +19,12 @@ MAX_PROMOTED = 100
 DEFAULT_TIMEOUT = 180
 
 
-def promote(queues: Iterable[str], name: str, fields: Mapping[str, str]) -> Command:
-    """Return the command that moves due scheduled jobs, as the scheduler with this name and these hash fields."""
+def promote(queues: Iterable[str], name: str, fields: Mapping[str, str], asked: Sequence[Any] = ()) -> Command:
+    """Return the command that moves due scheduled jobs, as the scheduler with this name and these hash fields.
+
+    Its reply ends with how many of the keys ``asked`` for exist then.
+    """
     keys = [registry_key("scheduled", queue) for queue in queues]
     words = [word for field in fields.items() for word in field]
-    return call("promote", keys, name, SCHEDULER_LOCK_TTL, utcformat(now()), DEFAULT_TIMEOUT, MAX_PROMOTED, *words)
+    settings = (SCHEDULER_LOCK_TTL, utcformat(now()), DEFAULT_TIMEOUT, MAX_PROMOTED, len(keys))
+    return call("promote", [*keys, *asked], name, *settings, *words)

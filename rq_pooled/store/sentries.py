@@ -16,8 +16,8 @@ from .keys import SENTRY, SLEEPERS, commands_channel
 from .scripts import call
 
 #: Milliseconds for which a sentry is one after its last sign of life.
-SENTRY_LIFE = 2500
-#: Milliseconds after which a set of sleepers is removed that no sentry has looked at.
+SENTRY_LIFE = 7500
+#: Milliseconds after which a set of sleepers is removed that no worker joined.
 SLEEPERS_LIFE = 3_600_000
 
 
@@ -47,12 +47,15 @@ class Post(NamedTuple):
 
     def doze(self, busy: int) -> Command:
         """Become the sentry where there is none, else a sleeper; those with fewer ``busy`` slots are woken first."""
-        return call("doze", [self.sentry_key, self.sleepers_key], self.channel, busy, SENTRY_LIFE)
+        return call("doze", [self.sentry_key, self.sleepers_key], self.channel, busy, SENTRY_LIFE, SLEEPERS_LIFE)
 
-    def stay(self, tend: bool) -> list[Command]:
-        """Ask who is the sentry, and give it time; ``tend`` keeps the set of sleepers, too."""
-        tended = [("PEXPIRE", self.sleepers_key, SLEEPERS_LIFE)] if tend else []
-        return [("GET", self.sentry_key), ("PEXPIRE", self.sentry_key, SENTRY_LIFE), *tended]
+    def stay(self) -> list[Command]:
+        """Ask who is the sentry, and give it time."""
+        return [("GET", self.sentry_key), ("PEXPIRE", self.sentry_key, SENTRY_LIFE)]
+
+    def take(self) -> Command:
+        """Be the sentry in the place of one that heard of nothing."""
+        return ("SET", self.sentry_key, self.channel, "PX", SENTRY_LIFE)
 
     def leave(self) -> Command:
         """Sleep no more."""

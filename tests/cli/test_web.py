@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -159,6 +160,20 @@ def test_what_it_refuses(server: EmbeddedServer, tmp_path: Path) -> None:
     (tmp_path / "waitress.py").write_text("raise ImportError('no module waitress')")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from rq_pooled.cli.main import main; main(['web'])"
     assert "pip install 'rq_pooled[web]'" in refusal(run(["-c", code]))
+
+
+def test_a_file_of_credentials(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A mark before the first user belongs to no name, and a file that all may read is warned of, once."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        users = Path(folder, "users")
+        users.write_text("ops:l0ngenough\n", encoding="utf-8-sig")
+        for mode, count in ((0o644, 1), (0o600, 0)):
+            users.chmod(mode)
+            log = tmp_path / f"log{mode}"
+            with page(server.url, log, "--credentials", str(users)) as address:
+                assert ask(address, address.removeprefix("http://")) == 200
+            assert log.read_text().count(f"--credentials {users} can be read by every user of this host") == count
 
 
 def check_mounted(address: str, redis: Redis, **login: str) -> None:

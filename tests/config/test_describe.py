@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,41 @@ def test_a_function_that_fails_costs_no_job_and_shows_nothing(
     assert found == [expected] * 2 and queue.count == 2
     assert SECRET not in shown_description(f"f(1, '{SECRET}')")
     assert len(caplog.records) == (name != "only_order") and SECRET not in caplog.text
+
+
+class Odd:
+    """An argument whose repr cannot be written."""
+
+    def __repr__(self) -> str:
+        return "odd \ud800"
+
+
+def test_no_description_costs_a_job(redis: Redis) -> None:
+    """A text that cannot be written to Redis, from DESCRIBE, an argument or its repr, is written as it can be."""
+
+    queue = rq_pooled.Queue(connection=redis)
+    describe_by(lambda call: "half \udfff, byte \udcff, whole \U0001f600")
+    assert queue.enqueue(len, [1]).description == "half \\udfff, byte \\xff, whole \U0001f600"
+    describe_by(None)
+    assert queue.enqueue(len, Odd()).description == "builtins.len(odd \\ud800)"
+    assert queue.enqueue(len, [1], description="\ud800").description == "\\ud800"
+    assert redis.llen(queue.key) == 3
+
+
+def test_what_has_to_be_awaited_describes_nothing(redis: Redis, caplog: pytest.LogCaptureFixture) -> None:
+    """An asynchronous DESCRIBE is refused at once, and one that returns a coroutine costs no job and no warning."""
+
+    async def later(call: Call) -> str:
+        return "later"
+
+    with pytest.raises(ConfigurationError, match="DESCRIBE is asynchronous"):
+        describe_by(later)
+    describe_by(lambda call: later(call))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert rq_pooled.Queue(connection=redis).enqueue(len, [1]).description == "builtins.len(…)"
+        gc.collect()
+    assert "DESCRIBE returned coroutine" in caplog.text
 
 
 def test_a_callable_and_a_wrong_name(redis: Redis) -> None:

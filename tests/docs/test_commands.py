@@ -46,7 +46,8 @@ def wrong(command: str) -> str:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         return "" if all(word in targets for word in words[1:] if "=" not in word) else f"{command}: no such target"
     if words[0] == "python":
-        names = [words[2], *(f"benchmarks.{word}" for word in words[3:] if words[2] == "benchmarks")]
+        named = [word for word in words[3:] if words[2] == "benchmarks" and word != "--write"]
+        names = [words[2], *(f"benchmarks.{word}" for word in named)]
         return "".join(f"{command}: no {name}" for name in names if find_spec(name) is None)
     group: click.Command = ours if words[0] == "rq-pooled" else rq
     rest = words[1:]

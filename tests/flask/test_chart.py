@@ -14,7 +14,7 @@ from redis import Redis
 
 from rq_pooled.capacity.trend import read_samples
 from rq_pooled.flask.chart import HEIGHT, WIDTH, chart
-from rq_pooled.flask.words import number, span
+from rq_pooled.monitoring.words import number, span
 from rq_pooled.store.keys import SAMPLES
 from rq_pooled.store.scripts import load
 from rq_pooled.store.statistics import note_clients

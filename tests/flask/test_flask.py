@@ -411,10 +411,14 @@ def test_a_queues_name_leads_nowhere_else(operator: Any, redis: Redis) -> None:
     """The buttons of a queue with any name go to the endpoints of this page, and change that queue."""
     name = "../../admin/delete?x=1#"
     fail_jobs(redis, name, ["ValueError: one"])
-    page = operator.get("/rq/").text
-    actions = set(re.findall(r'action="(.*?)"', page))
-    doors = {"/rq/queues/requeue", "/rq/queues/sweep", "/rq/queues/pause", "/rq/jobs"}
-    assert actions == doors and f'name="queue" value="{name}"' in page
+    for address, act, doors in (
+        ("/rq/", "", {"/rq/queues/pause", "/rq/jobs"}),
+        ("/rq/queue", "", {"/rq/queues/pause", "/rq/queues/limit"}),
+        ("/rq/queue", "requeue", {"/rq/queues/requeue", "/rq/queues/limit"}),
+    ):
+        page = operator.get(address, query_string={"name": name, "act": act} if address != "/rq/" else {}).text
+        actions = set(re.findall(r'action="(.*?)"', page))
+        assert actions == doors and f'name="queue" value="{name}"' in page
     assert operator.post("/rq/queues/requeue", data={"queue": name, "page": "1"}).status_code == 303
     assert redis.llen(named(f"rq:queue:{name}")) == 1
 

@@ -181,9 +181,17 @@ def test_buttons(look: Look, shop: tuple[str, EmbeddedServer], script: bool) -> 
     press(browser, "Sweep: entries without a job in mail")
     wait_until(lambda: "1 entry without a job removed" in text(browser, "#message"))
     assert [job_id.decode() for job_id in redis.zrange(named("rq:failed:mail"), 0, -1)] == [f"buttons{script}-3"]
-    press(browser, "Requeue all: failed jobs of mail")
+    browser.get(browser.current_url.partition("/rq/")[0] + "/rq/queue?name=mail")
+    browser.find_element("partial link text", "Requeue failed jobs").click()
+    press(browser, "Requeue 1 failed job: mail")
     wait_until(lambda: redis.zcard(named("rq:failed:mail")) == 0)
+    assert "1 job requeued in “mail”" in text(browser, "#message")
+    browser = look(script=script)
     assert browser.find_element("id", "pause").is_displayed() == script
+    # Lists show times in the visitor's zone, too, where there is a script to do so.
+    browser = look(script=script, path="/rq/trail")
+    title = "return document.querySelector('time').title"
+    assert script != browser.execute_script(title).endswith("UTC")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -398,7 +406,8 @@ def test_axe_finds_nothing(look: Look, shop: tuple[str, EmbeddedServer], size: t
     group = "queue=mail&exception=ValueError&function=math.factorial"
     for path in (
         *("/rq/", "/rq/failed", f"/rq/failed?{group}", "/rq/failed?dead=1", "/rq/job?id=axe-0", "/rq/job?id=none"),
-        "/rq/failed/confirm?act=delete&job=axe-0&job=axe-1",
+        *("/rq/failed/confirm?act=delete&job=axe-0&job=axe-1", "/rq/workers", "/rq/workers?stop=packer&act=hold"),
+        *("/rq/schedule", "/rq/trail", "/rq/queue?name=mail", "/rq/queue?name=mail&act=requeue"),
     ):
         browser = look(size, dark, path=path)
         browser.execute_script(_axe())
@@ -407,6 +416,7 @@ def test_axe_finds_nothing(look: Look, shop: tuple[str, EmbeddedServer], size: t
         )
         assert browser.execute_async_script(asked) == [], path
         assert browser.execute_script("return document.documentElement.scrollWidth") <= size[0], path
+        keep(browser, f"{size[0]}-{'dark' if dark else 'light'}{path.replace('/', '_')[:40]}")
         if path == "/rq/job?id=none":
             # The browser notes an answer of 404 as an error.
             browser.get_log("browser")

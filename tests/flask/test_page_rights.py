@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +20,7 @@ from support import drop_pools
 from rq_pooled import Queue
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
+from rq_pooled.monitoring.audit import trail
 
 pytest.importorskip("flask")
 from page_client import client_of
@@ -31,6 +35,8 @@ ACTIONS = {
     "bury": ("queues/sweep", {"queue": "mail", "policy": "bury", "exception": "ValueError"}, "bury"),
     "pause": ("queues/pause", {"queue": "mail"}, "pause"),
     "resume": ("queues/pause", {"queue": "mail", "act": "resume"}, "pause"),
+    "limit": ("queues/limit", {"queue": "mail", "rate": "10/5s"}, "pause"),
+    "unlimit": ("queues/limit", {"queue": "mail", "clear": "1"}, "pause"),
     "group": ("jobs", {"act": "requeue", "queue": "mail", "exception": "ValueError", "function": FACTORIAL}, "requeue"),
     "jobs-requeue": ("jobs", {"act": "requeue", "jobs": '["q-0"]'}, "requeue"),
     "jobs-bury": ("jobs", {"act": "bury", "jobs": '["q-0"]'}, "bury"),
@@ -59,11 +65,13 @@ def test_each_action_needs_its_right_and_no_other(
     fail_jobs(redis, "mail", ["ValueError: x"])
     path, body, needed = ACTIONS[action]
     client = client_of(server, of_mail("view", right))
-    for address in ("", "failed", "job?id=q-0"):
+    for address in ("", "failed", "job?id=q-0", "queue?name=mail"):
         page = client.get(f"/rq/{address}").text
-        assert ("Requeue" in page) == (right == "requeue") and ("Bury" in page) == (right == "bury"), address
-        assert (">Pause queue</button>" in page) == (right == "pause" and address == "")
-        assert ("Delete" in page) == (right == "purge" and address != "")
+        assert ("Requeue" in page) == (right == "requeue"), address
+        assert (("Sweep entries" if "queue" in address else "Bury") in page) == (right == "bury"), address
+        assert (">Pause queue</button>" in page) == (right == "pause" and address in ("", "queue?name=mail"))
+        assert ("Set limit" in page) == (right == "pause" and address == "queue?name=mail")
+        assert ("Delete" in page) == (right == "purge" and address in ("failed", "job?id=q-0"))
     for act, of in (("requeue", "requeue"), ("bury", "bury"), ("delete", "purge")):
         asked = client.get("/rq/failed/confirm", query_string={"act": act, "job": "q-0"})
         assert asked.status_code == (200 if of == right else 403)
@@ -174,9 +182,48 @@ def test_an_authorize_that_cannot_be_called_is_refused(server: EmbeddedServer) -
     async def later(action: str, queue: str) -> bool:
         return True
 
-    for authorize, words in ((lambda action: True, "take .action, queue"), (later, "asynchronous")):
+    class Later:
+        async def __call__(self, action: str, queue: str) -> bool:
+            return True
+
+    called = functools.partial(later, "view")
+    for authorize, words in (
+        (lambda action: True, "take .action, queue"),
+        *((one, "authorize is asynchronous") for one in (later, Later(), called)),
+    ):
         with pytest.raises(ConfigurationError, match=words):
             client_of(server, authorize)
+    with pytest.raises(ConfigurationError, match="who is asynchronous"):
+        client_of(server, who=later)
+
+
+@pytest.mark.parametrize("form", ["old", "new"])
+def test_an_answer_that_nothing_awaits_allows_nothing(
+    server: EmbeddedServer, redis: Redis, caplog: pytest.LogCaptureFixture, form: str
+) -> None:
+    """A function that returns a coroutine, which any test for truth takes for a yes, opens nothing and is logged."""
+
+    async def later(*_about: Any) -> Any:
+        return WRITE
+
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    client = client_of(server, (lambda: later()) if form == "old" else lambda action, queue: later(action, queue))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert client.get("/rq/").status_code == 403
+        assert client.post("/rq/queues/requeue", data={"queue": "mail"}).status_code == 403
+        gc.collect()
+    assert "authorize returned a coroutine, which is never awaited" in caplog.text
+    client = client_of(server, who=lambda: later())
+    assert client.post("/rq/queues/requeue", data={"queue": "mail"}).status_code == 200
+    assert trail(redis)[0]["who"] == "" and "who returned a coroutine" in caplog.text
+
+
+def test_who_may_be_any_text(server: EmbeddedServer, redis: Redis) -> None:
+    """Half of a character in the visitor's name costs neither the action nor its entry."""
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    done = client_of(server, who=lambda: "a\ud800b").post("/rq/queues/requeue", data={"queue": "mail"})
+    assert done.get_json()["done"] == 1 and trail(redis)[0]["who"] == "a\\ud800b"
 
 
 def test_authorize_is_asked_once(server: EmbeddedServer, redis: Redis) -> None:

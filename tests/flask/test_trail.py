@@ -9,6 +9,7 @@ import pwd
 import socket
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -16,11 +17,15 @@ from commands import run_command
 from failures import FACTORIAL, HOSTILE, fail_jobs
 from keys import named
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Queue as StockQueue
 from support import drop_pools
 
 from rq_pooled.embedded import EmbeddedServer
-from rq_pooled.monitoring.audit import KEPT, MAX_READ, Actor, Deed, record, trail
+from rq_pooled.errors import ConfigurationError
+from rq_pooled.foreign import printable
+from rq_pooled.monitoring.audit import KEPT, MAX_READ, Actor, Deed, noting, record, trail
+from rq_pooled.wire import raw, text
 
 pytest.importorskip("flask")
 import page_client
@@ -57,6 +62,8 @@ def entries(redis: Redis) -> list[tuple[Any, ...]]:
         ("queues/sweep", {"queue": "mail", "policy": "bury", "older_than": "0s"}, "bury", 2, "older_than=0s"),
         ("queues/sweep", {"queue": "mail", "policy": "purge", "all": "1", "confirm": "2"}, "purge", 2, "all=1"),
         ("queues/pause", {"queue": "mail"}, "pause", None, ""),
+        ("queues/limit", {"queue": "mail", "rate": "10/5s"}, "limit", None, "at most 10 starts in 5s"),
+        ("queues/limit", {"queue": "mail", "clear": "1"}, "limit", None, "cleared"),
         ("jobs", {"act": "delete", "jobs": '["q-0", "none"]', "confirm": "1"}, "purge", 1, "of q-0"),
         (
             "jobs",
@@ -241,6 +248,114 @@ def test_what_breaks_off_half_way_is_written_down(server: EmbeddedServer, redis:
     found = {one["queue"]: one for one in trail(redis)}
     assert found["mail"]["count"] == 1 and "there" not in found["mail"]["what"]
     assert found["spoilt"]["count"] is None and "broken off" in found["spoilt"]["what"]
+
+
+def test_an_action_is_in_the_trail_before_it_is_done(redis: Redis) -> None:
+    """While an action runs, and for ever where its process was killed, an entry says that it has begun."""
+    deed = Deed("requeue", "mail", None, "exception=ValueError")
+    with noting(redis, ALICE, deed) as under_way:
+        (begun,) = trail(redis)
+        assert (begun["queue"], begun["count"], begun["what"]) == ("mail", None, "begun; exception=ValueError")
+        under_way.deeds = [deed._replace(jobs=3)]
+    (ended,) = trail(redis)
+    assert (ended["count"], ended["what"]) == (3, "exception=ValueError")
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        (ResponseError("x"), [("a", 2, "x"), ("b", None, "broken off; x")]),
+        (KeyboardInterrupt(), [("a", 2, "x"), ("b", None, "broken off; x")]),
+        (ConfigurationError("x"), [("a", 2, "x")]),
+    ],
+)
+def test_what_ends_by_an_error_says_how_far_it_got(
+    redis: Redis, caplog: pytest.LogCaptureFixture, error: BaseException, left: list[tuple[Any, ...]]
+) -> None:
+    """What was done is told with its number and what was not as broken off; what was refused was not done."""
+    caplog.set_level(logging.INFO, "rq_pooled.audit")
+    a, b = Deed("purge", "a", None, "x"), Deed("purge", "b", None, "x")
+    with pytest.raises(type(error)), noting(redis, ALICE, a, b) as under_way:
+        under_way.deeds[0] = a._replace(jobs=2)
+        raise error
+    assert [(one["queue"], one["count"], one["what"]) for one in trail(redis)][::-1] == left
+    assert len([line for line in caplog.records if line.name == "rq_pooled.audit"]) == len(left)
+
+
+@pytest.mark.parametrize(
+    ("words", "spoilt", "action"),
+    [
+        (["pause", "mail"], "rq_pooled:paused", "pause"),
+        (["resume", "mail"], "rq_pooled:paused", "resume"),
+        (["schedule", "cancel", "soon"], "rq:canceled:mail", "cancel"),
+        (["sweep", "-q", "mail", "--requeue", "--all"], "rq:failed:mail", "requeue"),
+        (["schedule-sweep", "--remove", "x"], "rq:scheduler:scheduled_jobs", "schedule-sweep remove"),
+        (["schedule-sweep", "--cron", "* * * * *", "--ghosts"], "rq:scheduler:scheduled_jobs", "schedule-sweep"),
+    ],
+)
+def test_a_command_that_breaks_off_is_written_down(
+    server: EmbeddedServer, redis: Redis, words: list[str], spoilt: str, action: str
+) -> None:
+    """A command that the server refuses half way is in the trail, once, as broken off."""
+    if words[0] == "schedule-sweep":
+        pytest.importorskip("rq_scheduler")
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    StockQueue("mail", redis).enqueue_in(timedelta(hours=1), FACTORIAL, 3, job_id="soon")
+    redis.delete(named(spoilt))
+    redis.set(named(spoilt), "x")
+    assert run_command(server.url, *words).returncode != 0
+    (one,) = trail(redis)
+    assert (one["action"], one["count"] or None) == (action, None) and one["what"].startswith("broken off")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "spoilt", "action"),
+    [
+        ("queues/pause", {"queue": "mail"}, "rq_pooled:paused", "pause"),
+        ("queues/requeue", {"queue": "mail"}, "rq:failed:mail", "requeue"),
+        ("schedule/cancel", {"job": "soon"}, "rq:canceled:mail", "cancel"),
+    ],
+)
+def test_a_button_that_breaks_off_is_written_down(
+    server: EmbeddedServer, redis: Redis, path: str, body: dict[str, str], spoilt: str, action: str
+) -> None:
+    """An action of the page that the server refuses half way is in the trail, once, as broken off."""
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    StockQueue("mail", redis).enqueue_in(timedelta(hours=1), FACTORIAL, 3, job_id="soon")
+    redis.delete(named(spoilt))
+    redis.set(named(spoilt), "x")
+    assert client_of(server).post(f"/rq/{path}", json=body).status_code == 503
+    (one,) = trail(redis)
+    assert (one["action"], one["queue"], one["count"]) == (action, "mail", None)
+    assert one["what"].startswith("broken off") and one["who"] == "alice"
+
+
+def test_who_may_see_an_entry_is_asked_by_the_queues_own_name(server: EmbeddedServer, redis: Redis) -> None:
+    """A queue of any bytes, or of a long name, is shown escaped to who may view it, and to no one else."""
+    odd = [text(b"\xff\n"), "x" * 300, "a\tb"]
+    record(redis, ALICE, *(Deed("purge", name, 41) for name in odd))
+    redis.sadd(named("rq:queues"), *(named(b"rq:queue:") + raw(name) for name in [*odd, "other"]))
+    asked = set()
+
+    def authorize(action: str, queue: str | None) -> bool:
+        asked.add(queue)
+        return queue is None or queue in odd
+
+    page = client_of(server, authorize).get("/rq/trail").text
+    assert page.count(">41<") == 3 and asked == {None, "other", *odd}
+    assert "\\xff\\n" in page and "\n\xff" not in page and "x" * 250 not in page
+    shown = {printable(name, 200) for name in odd}
+    # Names that only look like those are other queues.
+    page = client_of(server, lambda action, queue: queue is None or queue in shown).get("/rq/trail").text
+    assert ">41<" not in page
+
+
+def test_an_entry_whose_queue_has_too_long_a_name_is_for_who_may_view_all(server: EmbeddedServer, redis: Redis) -> None:
+    """A name that is not kept whole cannot be asked about: its entry is hidden from who may not view each queue."""
+    record(redis, ALICE, Deed("purge", "x" * 5000, 41))
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"))
+    assert ">41<" in client_of(server).get("/rq/trail").text and len(trail(redis)[0]["queue"]) < 300
+    assert ">41<" not in client_of(server, lambda action, queue: queue != "mail").get("/rq/trail").text
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,19 @@ def test_one_job_wakes_one_worker(server: EmbeddedServer, redis: Redis, tmp_path
         assert sorted("Job OK" in worker.output() for worker in one.workers.values()) == [False] + [True] * 5
 
 
+def test_a_worker_without_work_runs_one_script_a_second(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A lone worker that waits promotes and looks in one script a second, and asks nothing else twice."""
+    with fleet(server.url, redis, tmp_path, 1):
+        time.sleep(1)
+        redis.config_resetstat()
+        time.sleep(6)
+        calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in redis.info("commandstats").items()}
+        # Heartbeat, statistics and clean-up come every 15 s, a sign of life every third second.
+        assert 5 <= calls["evalsha"] <= 7 + 6 and "client|caching" not in calls
+        assert calls["exists"] <= 7 and calls["get"] <= 7 + 3
+        assert sum(calls.values()) < 6 * 8 + 50
+
+
 def test_jobs_wake_as_many_workers_as_there_are(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Jobs that come at once wake each other's workers in a chain, in a fraction of the second after which each would
     have looked.

@@ -78,7 +78,7 @@ def test_stats(server: EmbeddedServer, busy: Any) -> None:
     shown = run_command(server.url, "stats")
     assert shown.returncode == 0 and shown.stderr == ""
     (line,) = [line for line in shown.stdout.splitlines() if f":{busy.pid} " in line]
-    assert line.split()[1:4] == ["worker", "2", "0/3"] and line.split()[5:8] == ["25", "5", "0"]
+    assert line.split()[1:4] == ["worker", "2", "0/3"] and line.split()[6:9] == ["25", "5", "0"]
     assert "claims 30, finished 25, failed 5" in shown.stdout
     assert re.search(r"^alone +1 ", shown.stdout, re.MULTILINE)
     data = as_json(server.url, "stats")

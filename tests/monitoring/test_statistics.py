@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,9 +23,12 @@ from rq import Queue, Repeat, Retry
 from support import ROOT, running_worker, wait_until
 
 from rq_pooled import health
+from rq_pooled.cli.tables import process_rows, table
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
+from rq_pooled.process.memory import resident_of
 from rq_pooled.store.claim import Claim
 from rq_pooled.store.counters import BOUNDS, Counters, Histogram
 from rq_pooled.store.keys import ENDED, STATS
@@ -89,6 +93,23 @@ def test_counters_agree_with_the_jobs_really_run(redis: Redis, server: EmbeddedS
         ]
         assert sum(int(row[0] or 0) for row in rows) == finished
         assert sum(int(row[1] or 0) for row in rows) == failed + retried
+
+
+def test_memory_of_the_parent_and_of_each_horse(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:
+    """A worker publishes its memory and each horse's, as the system tells it; table and metrics show it."""
+    with running_worker(server.url, "a", log=tmp_path / "log", **FAST, concurrency=2) as worker:
+        wait_until(lambda: len(worker_of(redis, worker.pid)["worker"]["memory"]["horses"]) == 2)
+        found = worker_of(redis, worker.pid)["worker"]
+        for pid, size in zip((worker.pid, *found["horses"]), (found["memory"]["parent"], *found["memory"]["horses"])):
+            (now,) = resident_of([pid])
+            assert 5 < size < 2 * now and now < 2 * size
+        head, row = table(process_rows(health.processes(redis)))
+        size = row.split()[head.split().index("MB")]
+        assert int(size) == pytest.approx(found["memory"]["parent"] + sum(found["memory"]["horses"]), rel=0.5)
+        text = metrics(redis, Settings.load({"url": server.url}))
+        for of in ("parent", "horses"):
+            assert re.search(rf'rq_pooled_worker_memory_bytes{{.*of="{of}".*}} [1-9]\.?[0-9]*e\+07', text), text
+    assert resident_of([worker.pid]) == [0.0]
 
 
 def test_a_returned_retry_is_a_retry(redis: Redis, server: EmbeddedServer, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from types import SimpleNamespace
 from typing import Any
 
@@ -173,16 +174,20 @@ def outcome_of(claim: Claim) -> Outcome:
     return Outcome(claim, "finished", NOTHING, NOTHING)
 
 
-def claimed(*job_ids: str, suspended: bool = False) -> list[Any]:
-    """The reply to a claim that took these jobs."""
+def claimed(*job_ids: str, suspended: bool = False, hashes: Sequence[Sequence[bytes]] = ()) -> list[Any]:
+    """The reply to a claim that took these jobs, of which these are the hashes."""
     return [
         suspended,
         0,
         [],
-        [[named(b"rq:queue:default"), job_id.encode(), b"default", []] for job_id in job_ids],
+        [
+            b"|".join([named(b"rq:queue:default"), job_id.encode(), b"default", b"0", *raw])
+            for job_id, raw in zip_longest(job_ids, hashes, fillvalue=())
+        ],
         [],
         bool(job_ids),
         0,
+        b"|",
     ]
 
 

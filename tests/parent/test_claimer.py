@@ -110,10 +110,7 @@ def test_what_is_lost_is_looked_for_singly() -> None:
 
 def of_function(parts: Parts, jobs: dict[str, bytes]) -> list[Any]:
     """The reply to a claim of jobs that call these."""
-    reply = claimed(*jobs)
-    for job in reply[3]:
-        job[3] = [b"description", jobs[job[1].decode()] + b"()"]
-    return reply
+    return claimed(*jobs, hashes=[(b"description", function + b"()") for function in jobs.values()])
 
 
 def test_a_long_job_comes_last_and_only_one_per_slot() -> None:

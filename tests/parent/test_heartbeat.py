@@ -118,6 +118,15 @@ def test_without_its_place_in_the_budget_a_worker_has_no_connection() -> None:
     assert not parts.context.command.connected and not parts.slots.done
 
 
+class Wakeful:
+    """A wake-up of a worker that does not sleep."""
+
+    dozing = False
+
+    def glance(self) -> Any:
+        return (), [], None
+
+
 def test_what_is_refused_again_and_again_is_said_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -125,7 +134,7 @@ def test_what_is_refused_again_and_again_is_said_once(
     clock = [100.0]
     monkeypatch.setattr(complaint, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     parts = Parts()
-    promoter = Promoter(parts.context, wakeup=SimpleNamespace(dozing=False))  # type: ignore[arg-type]
+    promoter = Promoter(parts.context, wakeup=Wakeful())  # type: ignore[arg-type]
 
     def refuse(*reasons: str) -> list[str]:
         caplog.clear()
@@ -142,5 +151,5 @@ def test_what_is_refused_again_and_again_is_said_once(
     assert refuse("one", "one") == first
     parts.beat([], [], 2, 0)
     (exchange,) = promoter.exchanges()
-    exchange.on_replies([[0, 0, 0, 5]])
+    exchange.on_replies([[0, 0, 0, 5, 0]])
     assert refuse("one", "one") == first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def promote(ours: Engine, redis: Redis, queues: Any = QUEUES, name: str = "us") 
     scheduler = RQScheduler(queues, redis, name=name)
     scheduler.pid, scheduler.last_heartbeat = 1234, datetime.now(timezone.utc)
     command = scheduled.promote(queues, name, scheduler.to_dict())
-    *counts, wait = ours.run(command)
-    assert 0 < wait <= 15_000
+    *counts, wait, asked = ours.run(command)
+    assert 0 < wait <= 15_000 and asked == 0
     return counts
 
 
@@ -150,6 +151,30 @@ def test_lock_of_another_scheduler_is_respected_until_it_expires(server: Any, re
         promote(ours, redis)
         assert redis.ttl(named("rq:scheduler-lock:default")) > 55, "each call renews what is ours"
     assert theirs.acquire_locks() == set(), "a stock scheduler respects ours"
+
+
+def test_a_promotion_without_work_costs_three_commands_a_queue(server: Any, redis: Redis) -> None:
+    """Where nothing is due a call reads and renews each lock and looks for the next job, and counts the keys asked for;
+    the scheduler's hash is written anew with the lock, and now and then.
+    """
+    scheduled_later = Queue(connection=redis).enqueue_at(PAST.replace(year=2200), "math.factorial", 3)
+    asked = [named("rq:queue:default"), named("rq_pooled:a"), named("rq_pooled:a"), scheduled_later.key]
+    redis.set(named("rq_pooled:a"), "1")
+    command = scheduled.promote(QUEUES, "us", {"name": "us"}, asked)
+    with engine(server.url) as ours:
+        assert ours.run(command)[-1] == 3
+        assert redis.hgetall(named("rq:scheduler:us")) == {b"name": b"us"}
+        while redis.time()[0] % 15 in (0, 14):
+            time.sleep(0.1)
+        redis.config_resetstat()
+        ours.run(command)
+        calls = {name.removeprefix("cmdstat_"): each["calls"] for name, each in redis.info("commandstats").items()}
+        for name in ("config|resetstat", "evalsha"):
+            calls.pop(name, None)
+        assert calls == {"time": 1, "get": 2, "zrangebyscore": 2, "set": 2, "exists": 1}
+        redis.flushall()
+        ours.run(command)
+        assert redis.hgetall(named("rq:scheduler:us")) == {b"name": b"us"}
 
 
 def test_a_lock_whose_owner_left_no_hash_is_a_stock_scheduler_s(server: Any, redis: Redis) -> None:

@@ -95,7 +95,9 @@ class Stable:
             on_ran=lambda *_: None,
             ahead=True,
         )
-        self.commands = Commands(parent, slots=self.slots, stop=lambda: None, make_sentry=lambda _work: None)
+        self.commands = Commands(
+            parent, slots=self.slots, stop=lambda: None, make_sentry=lambda _work: None, hold_changed=lambda _held: None
+        )
         self.slots.start()
         self.slot: Slot = next(iter(self.slots))
         self.until(lambda: self.slot.ready)

@@ -10,6 +10,7 @@ from parts import Stable, context_of
 from redis.exceptions import ResponseError
 
 from rq_pooled.parent.events import Events
+from rq_pooled.parent.promoter import Promoter
 from rq_pooled.parent.refusals import Refusals
 from rq_pooled.parent.wakeup import POLL_INTERVAL, Wakeup
 from rq_pooled.store.claim import Limited
@@ -130,6 +131,66 @@ def test_one_number_tells_all_that_a_glance_wants_to_know(sentry: int, sleepers:
     state = {(False, False): "lost", (False, True): "asleep", (True, False): "sentry"}
     assert state[sleeper.wakeup.awake and sleeper.wakeup.post()[1], sleeper.wakeup.dozing] == becomes
     assert sleeper.wakeup.due == (becomes == "lost")
+
+
+def test_a_worker_that_takes_over_says_so() -> None:
+    """A worker that dozes and finds a job takes the post of the sentry, which would else be asked for the next job."""
+    sleeper = dozing()
+    look = sleeper.look()
+    look.on_replies([2 * 3])
+    assert not sleeper.context.command.waiting
+    sleeper.wakeup._glance()
+    sleeper.look().on_replies([2 * 3 + 1])
+    assert list(sleeper.context.command.waiting[0].commands) == [sleeper.wakeup._post.take()]
+
+
+def sentry() -> Sleeper:
+    """A wake-up of the sentry, which hears of the next change."""
+    sleeper = Sleeper(reachable=True)
+    sleeper.look().on_replies([1])
+    sleeper.look().on_replies([b"OK", 0, sleeper.wakeup._post.channel.encode(), 1])
+    return sleeper
+
+
+def test_what_is_registered_is_not_registered_again() -> None:
+    """A sentry that has heard of no change since looks without asking for the next one, save on a cluster."""
+    sleeper = sentry()
+    for cluster, changed, words in (
+        (False, False, ["EXISTS"]),
+        (False, True, ["CLIENT", "EXISTS"]),
+        (True, False, ["CLIENT", "EXISTS"]),
+    ):
+        sleeper.context.command.in_cluster = cluster
+        if changed:
+            sleeper.wakeup.on_invalidation()
+            sleeper.wakeup.sleep()
+        else:
+            sleeper.wakeup._glance()
+        look = sleeper.look()
+        assert [command[0] for command in look.commands][: len(words)] == words
+        look.on_replies([b"OK"] * (len(words) - 1) + [0])
+        assert sleeper.wakeup.asleep
+
+
+def test_a_glance_travels_with_a_promotion() -> None:
+    """A worker that promotes looks in the same script, gives a sign of life now and then, and wakes for a job."""
+    sleeper = sentry()
+    promoter = Promoter(sleeper.context, wakeup=sleeper.wakeup)
+    sent = []
+    for _ in range(6):
+        (exchange,) = promoter.exchanges()
+        sent.append([command[0] for command in exchange.commands])
+        assert exchange.commands[0][-20:].count("name") and not sleeper.wakeup.due
+        told = [sleeper.wakeup._post.channel.encode(), 1] if len(exchange.commands) > 1 else []
+        exchange.on_replies([[1, 0, 0, 1000, 0], *told])
+        assert sleeper.wakeup.asleep
+    assert sent == [["EVALSHA"], ["EVALSHA"], ["EVALSHA", "GET", "PEXPIRE"]] * 2
+    (exchange,) = promoter.exchanges()
+    exchange.on_replies([[1, 0, 0, 1000, 1]])
+    assert sleeper.wakeup.awake
+    (exchange,) = promoter.exchanges()
+    keys = exchange.commands[0][3 : 3 + int(exchange.commands[0][2])]
+    assert keys == (named("rq:scheduled:default"),), "a worker that is awake asks for nothing"
 
 
 def test_a_sentry_that_another_has_replaced_dozes() -> None:

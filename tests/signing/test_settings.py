@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from support import running_worker, wait_until
 
 import rq_pooled
 from rq_pooled import Queue
+from rq_pooled.config.secret_files import exposure
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.signing import policy
 from rq_pooled.signing.keys import parse_keys
@@ -60,6 +63,28 @@ def test_keys_from_a_file(signing: Signing, tmp_path: Path) -> None:
         signing.use(None, SIGNING_KEYS_FILE=str(path))
         with pytest.raises(ConfigurationError, match="cannot be read" if content is None else "is empty"):
             policy.current()
+
+
+def test_a_file_of_keys_that_all_may_read_is_warned_of_once(signing: Signing, caplog: pytest.LogCaptureFixture) -> None:
+    """Keys that every user of the host may read are used and warned of once; a folder that is closed hides them."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "keys")
+        # As some editors begin a file.
+        path.write_text(f"{K1}\n", encoding="utf-8-sig")
+        path.chmod(0o644)
+        signing.use(None, SIGNING_KEYS_FILE=str(path))
+        for _ in range(2):
+            policy.use(None)
+            keys = policy.current().keys
+            assert keys is not None and keys.name == b"k1"
+        (line,) = [line.getMessage() for line in caplog.records]
+        assert f"the file {path} (SIGNING_KEYS_FILE) can be read by every user" in line and "0644" in line
+        os.chmod(folder, 0o750)
+        assert exposure(str(path), "x") == ""
+        os.chmod(folder, 0o755)
+        path.chmod(0o640)
+        assert exposure(str(path), "x") == exposure("/nowhere", "x") == ""
 
 
 @pytest.mark.parametrize("setting", ["SIGNING", "SIGNING_UNBOUND"])

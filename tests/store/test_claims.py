@@ -20,6 +20,8 @@ from rq.job import Dependency, Job, JobStatus
 from rq.suspension import resume, suspend
 from support import running_worker, wait_until
 
+from rq_pooled.store.claim import Claim
+
 
 def lines(path: Path) -> list[str]:
     """What jobs have noted."""
@@ -220,6 +222,26 @@ def test_an_id_without_a_job_uses_up_no_turn(server: Any, redis: Redis) -> None:
         fill_three(redis)
         redis.delete(named("rq:job:a0"))
         assert order_of(ours, "round_robin", 4) == ["a1", "b0", "c0", "a2"]
+
+
+def test_a_hash_may_hold_any_bytes(server: Any, redis: Redis) -> None:
+    """A claimed job has its hash as it was, though the whole hash travels as one text, and a horse cuts it alike."""
+    fields = {
+        b"data": os.urandom(3000),
+        b"": b"",
+        b"a\r\n b": b"$-1\r\n",
+        b"x" * 70_000: bytes(range(256)),
+        b"e": b"\xff",
+    }
+    redis.hset(named("rq:job:a"), mapping=fields)  # type: ignore[arg-type]
+    redis.hset(named("rq:job:b"), mapping={**fields, b"data": b"d" * 1_500_000, b"big": b"b" * 70_000})  # type: ignore[arg-type]
+    redis.rpush(named("rq:queue:default"), "a", "b")
+    with engine(server.url) as ours:
+        small, large = (*ours.claim("w").claims, *ours.claim("w").claims)
+    assert (small.raw, small.left_out) == (fields, ())
+    assert large.raw == {name: fields[name] for name in fields if name != b"data"}
+    assert sorted(large.left_out) == [b"big", b"data"]
+    assert [Claim.from_message(claim.message())[:8] for claim in (small, large)] == [small[:8], large[:8]]
 
 
 @pytest.mark.parametrize(("size", "expected"), [(10, 50), (400_000, 3), (900_000, 2), (3_000_000, 6)])

@@ -103,7 +103,7 @@ def engine(url: str, token: str = "token", **settings: Any) -> Iterator[Engine]:
 
 
 def key_space(client: Redis) -> dict[str, Any]:
-    """Everything in the database: key -> (value, whether it expires)."""
+    """Everything in the database: key -> (value, whether it expires). What expires meanwhile is not there."""
     read = {
         b"hash": lambda key: client.hgetall(key),
         b"list": lambda key: client.lrange(key, 0, -1),
@@ -112,7 +112,8 @@ def key_space(client: Redis) -> dict[str, Any]:
         b"string": lambda key: client.get(key),
         b"stream": lambda key: [fields for _, fields in client.xrange(key)],
     }
-    return {key.decode(): (read[client.type(key)](key), client.ttl(key) >= 0) for key in sorted(client.keys("*"))}
+    kinds = {key: client.type(key) for key in sorted(client.keys("*"))}
+    return {key.decode(): (read[kind](key), client.ttl(key) >= 0) for key, kind in kinds.items() if kind != b"none"}
 
 
 def residue(client: Redis) -> list[str]:

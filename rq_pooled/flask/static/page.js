@@ -1,33 +1,7 @@
-// Refreshes the page in place every five seconds. Without it the page is complete; the link "Reload" does the same.
+// Shows times in the visitor's zone, and refreshes the first page every five seconds, as its link "Reload" does.
 "use strict";
 (() => {
   const INTERVAL = 5000;
-  const pause = document.getElementById("pause");
-  const asOf = document.getElementById("as-of");
-  let paused = false;
-
-  pause.hidden = false;
-  pause.addEventListener("click", () => {
-    paused = !paused;
-    pause.setAttribute("aria-pressed", String(paused));
-    pause.textContent = paused ? "Resume" : "Pause";
-  });
-
-  // Told once: a reload or a refresh is not to say it again.
-  const message = new URLSearchParams(location.search).has("did");
-  if (message) {
-    const kept = new URLSearchParams(location.search);
-    kept.delete("did");
-    history.replaceState(null, "", location.pathname + (kept.size ? "?" + kept : "") + location.hash);
-  }
-
-  const isInUse = (section) => {
-    const active = document.activeElement;
-    const selected = getSelection();
-    return (active && active !== document.body && section.contains(active)) ||
-      (selected && !selected.isCollapsed && section.contains(selected.anchorNode));
-  };
-
   // The visitor's own zone, where the server's was told.
   const localize = () => {
     for (const time of document.querySelectorAll("time[datetime]")) {
@@ -36,6 +10,33 @@
     }
   };
   localize();
+
+  // Told once: a reload or a refresh is not to say it again.
+  if (new URLSearchParams(location.search).has("did")) {
+    const kept = new URLSearchParams(location.search);
+    kept.delete("did");
+    history.replaceState(null, "", location.pathname + (kept.size ? "?" + kept : "") + location.hash);
+  }
+
+  const pause = document.getElementById("pause");
+  const asOf = document.getElementById("as-of");
+  let paused = false;
+  // Pages of lists stay as they were asked for.
+  if (!pause) return;
+
+  pause.hidden = false;
+  pause.addEventListener("click", () => {
+    paused = !paused;
+    pause.setAttribute("aria-pressed", String(paused));
+    pause.textContent = paused ? "Resume" : "Pause";
+  });
+
+  const isInUse = (section) => {
+    const active = document.activeElement;
+    const selected = getSelection();
+    return (active && active !== document.body && section.contains(active)) ||
+      (selected && !selected.isCollapsed && section.contains(selected.anchorNode));
+  };
 
   const replace = (fresh) => {
     for (const section of document.querySelectorAll(".live")) {
@@ -48,10 +49,7 @@
       }
       if (section.innerHTML !== other.innerHTML) section.replaceChildren(...other.childNodes);
     }
-    for (const selector of ["#as-of"]) {
-      const [old, now] = [document.querySelector(selector), fresh.querySelector(selector)];
-      if (old && now) { old.className = now.className; old.replaceChildren(...now.childNodes); }
-    }
+    asOf.replaceChildren(...fresh.getElementById("as-of").childNodes);
     document.title = fresh.title;
     localize();
   };

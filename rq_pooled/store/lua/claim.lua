@@ -9,15 +9,17 @@
 -- ARGV[11]    crew whose sleepers it wakes, '' for none
 -- ARGV[12]    1 if this worker is its sentry   ARGV[13] life of a sentry's post, milliseconds
 -- ARGV[14..]  per free slot: worker name; none where a sentry only hands on its post
--- returns     { suspended (0/1), held, { stale id ... }, { { queue key, job id, wip queue,
---             { field, value ... as before the claim }, { field that was left out of it ... }, if any } ... one per
---             job, for one slot after the other, and again from the first },
+-- returns     { suspended (0/1), held, { stale id ... }, { text ... one per job, for one slot after the other, and again
+--             from the first },
 --             { { queue key, microseconds until it may start a job, -1 or -2, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached, or that is paused (-2) },
---             1 if work may be left, 1 if this worker is still the sentry }
+--             1 if work may be left, 1 if this worker is still the sentry, what stands between two words of a job }
+--             A job's text is queue key, job id, wip queue, number of fields that were left out of its hash, these, and
+--             field, value ... as before the claim. Between each two stand the first 16 characters of ARGV[9]. No value
+--             has them, since they are new. Clients cut one text much faster than they read forty.
 -- RQ
 if redis.call('EXISTS', SUSPENDED) == 1 then
-  return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]) }
+  return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]), '' }
 end
 
 -- This changes nothing, but is refused when the server is out of memory; after the first LPOP no command would be.
@@ -269,6 +271,7 @@ local stale, held, jobs, bytes = {}, {}, {}, 0
 -- Spent-once keys whose jobs this call holds back; many jobs may wait for one, so their data are not read.
 local taken_keys = {}
 local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 13
+local between = string.sub(executions, 1, 16)
 local last, dry = nil, false
 while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local ahead = #jobs >= slots
@@ -369,7 +372,11 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     if size > LARGE and not left_out then
       raw, left_out = lighten(raw)
     end
-    jobs[#jobs + 1] = { key, id, queue, raw, left_out }
+    local head = { key, id, queue, left_out and #left_out or 0 }
+    for _, field in ipairs(left_out or {}) do
+      head[#head + 1] = field
+    end
+    jobs[#jobs + 1] = table.concat(head, between) .. between .. table.concat(raw, between)
   end
 end
 for i = #held, 1, -1 do
@@ -401,4 +408,4 @@ if crew ~= '' then
     is_sentry = is_sentry and not (told or full)
   end
 end
-return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0 }
+return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0, between }

@@ -3,7 +3,7 @@
 -- KEYS[1]     the sentry (rq_pooled:stats:sentry:<crew>)
 -- KEYS[2]     the sleepers (rq_pooled:stats:sleepers:<crew>)
 -- ARGV[1]     this worker's control channel         ARGV[2]  slots of it that have a job
--- ARGV[3]     life of the post, milliseconds
+-- ARGV[3]     life of the post, milliseconds         ARGV[4]  life of the set of sleepers, milliseconds
 -- returns     1 if this worker is the sentry now, else 0
 if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[3]) then
   return 1
@@ -17,4 +17,5 @@ end
 -- Among equals the server orders by name, so the time makes it first come, first woken.
 local time = redis.call('TIME')
 redis.call('ZADD', KEYS[2], ARGV[2] * 1e10 + time[1] + time[2] / 1e6, ARGV[1])
+redis.call('PEXPIRE', KEYS[2], ARGV[4])
 return 0

@@ -11,9 +11,9 @@ def number(value: float | None) -> str:
     return "–" if value is None else f"{value:,}".replace(",", "\u202f")
 
 
-def count(value: int, noun: str) -> str:
-    """Return ``1 job``, ``2 jobs``."""
-    return f"{number(value)} {noun}{'' if value == 1 else 's'}"
+def count(value: int, noun: str, many: str = "") -> str:
+    """Return ``1 job``, ``2 jobs``; ``many`` is said of two where that is not the noun with an s."""
+    return f"{number(value)} {noun if value == 1 else many or noun + 's'}"
 
 
 def span(seconds: float | None) -> str:

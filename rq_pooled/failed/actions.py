@@ -1,8 +1,8 @@
-"""What the page does to failed jobs: requeue, bury or delete some, sweep a queue. Bounded: a request ends soon."""
+"""What one request does to failed jobs: requeue, bury or delete some, sweep a queue. Bounded: it ends soon."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,22 +10,15 @@ from redis import Redis
 
 from ..durations import parse_duration
 from ..errors import ConfigurationError
-from ..failed.policies import Bury, Ghosts, Policy, Purge, Requeue
-from ..failed.sweeper import Sweeper
-from ..foreign import printable, replies_of
-from ..store.keys import job_key
-from ..wire import raw, text
-from .rights import BURY, PURGE, REQUEUE
+from ..foreign import printable
+from .policies import Bury, Ghosts, Policy, Purge, Requeue
+from .sweeper import Sweeper
 
 #: Jobs that one request changes, and seconds after which it stops: press again for more.
 MOST, SECONDS = 1000, 2.0
 
-#: What can be done to jobs: the policy, what the page that follows says was done, and the right that it needs.
-ACTS: dict[str, tuple[Callable[[], Policy], str, str]] = {
-    "requeue": (Requeue, "requeued", REQUEUE),
-    "bury": (Bury, "buried", BURY),
-    "delete": (lambda: Purge(everything=True), "purged", PURGE),
-}
+#: What can be done to jobs, and by which policy.
+ACTS: dict[str, Callable[[], Policy]] = {"requeue": Requeue, "bury": Bury, "delete": lambda: Purge(everything=True)}
 
 
 def requeue(
@@ -112,45 +105,48 @@ def sweep(
     return _run(client, queue, replace(purge, limit=min(MOST, confirmed)))
 
 
-def _run(client: Redis, queue: str, policy: Policy) -> dict[str, Any]:
-    (report,) = Sweeper(queue, client, policy).run(max_seconds=SECONDS)
+def counted(client: Redis, queue: str, act: str) -> dict[str, Any]:
+    """Return what ``requeue`` or a ``sweep`` of ghosts would do, as a report; changes nothing. Blocks for SECONDS.
+
+    Raises:
+        UnknownQueue, SweepUnderWay: see the sweeper.
+        ConfigurationError: ``act`` is another word.
+    """
+    if act not in ("requeue", "sweep"):
+        raise ConfigurationError(f"act is {printable(act, 50)!r}: give requeue or sweep")
+    return _run(client, queue, Ghosts() if act == "sweep" else Requeue(limit=MOST), dry_run=True)
+
+
+def _run(client: Redis, queue: str, policy: Policy, dry_run: bool = False) -> dict[str, Any]:
+    (report,) = Sweeper(queue, client, policy).run(dry_run=dry_run, max_seconds=SECONDS)
     return report.as_dict()
 
 
 def act_on(
     client: Redis,
     act: str,
-    ids: Sequence[str],
-    dead: bool = False,
-    queue: str | None = None,
-    begun: dict[str, tuple[list[str], int | None]] | None = None,
+    by_queue: Mapping[str, Sequence[str]],
+    dead: bool,
+    count_done: Callable[[int, int], None],
 ) -> dict[str, Any]:
     """Requeue, bury or delete jobs by id, each in one atomic step that checks that it still has failed.
 
     Args:
         client: of the server.
         act: of ACTS.
-        ids: of failed jobs; of dead letters with ``dead``.
-        queue: of all of them; each job says its own if not given.
-        begun: is given, of each queue that this has begun with, its jobs and how many were done, None while not known.
+        by_queue: ids of failed jobs; of dead letters with ``dead``.
+        count_done: called after each queue with its place among them, and how many were done.
 
     Returns:
         ``done``, ``gone`` (not there any more), ``changed`` (not failed any more), and ``queues`` that changed.
     """
     if dead and act == "bury":
         raise ConfigurationError("dead letters are buried already: requeue or delete them")
-    by_queue: dict[str, list[str]] = {} if queue is None else {queue: list(ids)}
-    if queue is None:
-        for job_id, origin in zip(ids, origins_of(client, ids)):
-            by_queue.setdefault(origin, []).append(job_id)
     words: list[str] = []
-    for name, of_queue in by_queue.items():
-        if begun is not None:
-            begun[name] = of_queue, None
-        said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act][0]())  # type: ignore[arg-type]
+    for at, (name, of_queue) in enumerate(by_queue.items()):
+        said = Sweeper(name, client, (), dead=dead).act_on(name, of_queue, ACTS[act]())  # type: ignore[arg-type]
         words += said.values()
-        if begun is not None:
-            begun[name] = of_queue, list(said.values()).count("done")
+        count_done(at, list(said.values()).count("done"))
     gone = words.count("gone") + words.count("ghost")
     return {
         "done": words.count("done"),
@@ -158,11 +154,3 @@ def act_on(
         "changed": len(words) - gone - words.count("done"),
         "queues": [name for name in by_queue if name],
     }
-
-
-def origins_of(client: Redis, ids: Sequence[str]) -> list[str]:
-    """Return the queue of each job, "" for one that is gone."""
-    pipeline = client.pipeline(transaction=False)
-    for job_id in ids:
-        pipeline.hget(raw(job_key(job_id)), "origin")
-    return [text(origin or b"") for origin in (replies_of(pipeline) if ids else ())]

@@ -16,13 +16,13 @@ from ..failed.description import described
 from ..failed.groups import failure_groups
 from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
-from ..monitoring.guard import connections
-from ..monitoring.processes import note_busy, processes
-from ..monitoring.queues import queues
-from ..monitoring.throughput import throughput
 from ..store.keys import job_key
 from ..store.queues import all_shown
 from ..wire import raw, text
+from .guard import connections
+from .processes import note_busy, processes
+from .queues import queues
+from .throughput import throughput
 
 #: Scheduled jobs that are shown.
 UPCOMING = 10

@@ -74,6 +74,9 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
         )
     if connections["steady_growth"]:
         add("warn", "connections", "Connections grow steadily: does a process leak them?")
+    held = sum(one["worker"]["held"] for one in found["workers"])
+    if held:
+        add("warn", "workers", f"{count(held, 'worker')} {'was' if held == 1 else 'were'} told to claim nothing.")
     silent = [one for one in found["workers"] if one["age"] > _SILENT]
     if silent:
         add("warn", "workers", f"{count(len(silent), 'worker')} reported nothing for {span(silent[0]['age'])}.")

@@ -1,0 +1,132 @@
+"""The page of one queue, and what it does: pause, resume and limit it, requeue and sweep its failed jobs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import request
+from redis import Redis
+
+from ..errors import ConfigurationError
+from ..failed import actions
+from ..foreign import printable
+from ..monitoring.audit import Deed
+from ..monitoring.queues import queues
+from ..queue.limits import clear_limit, limits_in_force, make_limit, set_limit
+from ..queue.pause import pause, resume
+from .notices import answer
+from .page import fits_a_form, queue_row
+from .parameters import asked_for, flag, number, posted, queue_of
+from .rights import BURY, PAUSE, PURGE, REQUEUE, VIEW
+from .trail import noted, tracked
+from .views import Views, page_of
+
+#: What a sweep of each policy is called in the trail, and on the page.
+_SWEEPS = {"bury": ("bury", "buried"), "purge": ("purge", "purged")}
+
+
+def add_queues(views: Views) -> None:
+    """Add the page and its endpoints."""
+    rights = views.rights
+
+    @views.get("/queue")
+    def queue(redis: Redis) -> Any:
+        asked = asked_for("name", "act", "did")
+        name, act = asked.get("name", ""), asked.get("act", "")
+        rights.require(VIEW, name)
+        (found,) = queues(redis, name)
+        limit = limits_in_force(redis).get(name)
+        counted = actions.counted(redis, name, act) if act else None
+        return page_of(
+            "queue",
+            redis,
+            {"name": name},
+            queue=queue_row(found),
+            limit=limit and {"text": str(limit.limit), "by_operator": limit.by_operator},
+            act=act,
+            counted=counted,
+            acts={right for right in (REQUEUE, BURY, PAUSE) if fits_a_form(name) and rights.may(right, name)},
+        )
+
+    @views.post("/queues/pause")
+    def queue_pause(redis: Redis) -> Any:
+        given = posted("queue", "act")
+        name, act = queue_of(given), given.get("act", "pause")
+        if act not in ("pause", "resume"):
+            raise ConfigurationError(f"act is {printable(act, 50)!r}: give pause or resume")
+        rights.require(PAUSE, name)
+        with noted(redis, rights, Deed(act, name)) as under_way:
+            changed = (pause if act == "pause" else resume)(redis, name)
+            if not changed:
+                under_way.deeds.clear()
+        report = {"queue": name, "paused": act == "pause", "changed": changed, **under_way.report}
+        return _answer(redis, report, f"{act}d", name)
+
+    @views.post("/queues/limit")
+    def queue_limit(redis: Redis) -> Any:
+        # The page's form sends fields that were left empty, too.
+        given = posted("queue", "rate", "max_running", "clear", may_be_empty=("rate", "max_running"))
+        name, clear = queue_of(given), flag(given, "clear")
+        rights.require(PAUSE, name)
+        most = number(given, "max_running", 0) if "max_running" in given else None
+        if clear and (most is not None or "rate" in given):
+            raise ConfigurationError("clear=1 excludes rate and max_running")
+        limit = None if clear else make_limit(given.get("rate"), most)
+        with noted(redis, rights, Deed("limit", name, None, str(limit or "cleared"))) as under_way:
+            if limit is None:
+                clear_limit(redis, name)
+            else:
+                set_limit(redis, name, limit)
+        now = limits_in_force(redis).get(name)
+        report = {"queue": name, "limit": now and str(now.limit), "by_operator": now and now.by_operator}
+        report.update(under_way.report)
+        return _answer(redis, report, "limited" if limit else "unlimited", name)
+
+    @views.post("/queues/requeue")
+    def queue_requeue(redis: Redis) -> Any:
+        given = posted("queue", "exception", "exactly", "confirm")
+        name = queue_of(given)
+        rights.require(REQUEUE, name)
+        limit, exactly = number(given, "confirm", actions.MOST), flag(given, "exactly")
+        report = tracked(
+            redis,
+            rights,
+            REQUEUE,
+            name,
+            given,
+            lambda: actions.requeue(redis, name, given.get("exception"), limit, exactly),
+        )
+        return _answer(redis, report, "requeued", name)
+
+    @views.post("/queues/sweep")
+    def queue_sweep(redis: Redis) -> Any:
+        given = posted("queue", "policy", "exception", "exactly", "older_than", "all", "confirm")
+        name, policy = queue_of(given), given.get("policy", "ghosts")
+        rights.require(PURGE if policy == "purge" else BURY, name)
+        action, did = _SWEEPS.get(policy, ("sweep", "swept"))
+        report = tracked(
+            redis,
+            rights,
+            action,
+            name,
+            given,
+            lambda: actions.sweep(
+                redis,
+                name,
+                policy,
+                given.get("exception"),
+                given.get("older_than"),
+                exactly=flag(given, "exactly"),
+                everything=flag(given, "all"),
+                confirmed=number(given, "confirm", 0) if "confirm" in given else None,
+            ),
+        )
+        return _answer(redis, report, did, name)
+
+
+def _answer(redis: Redis, report: dict[str, Any], did: str, name: str) -> Any:
+    """Answer a POST; a button's page is the one that it stands on."""
+    done = report.get("done", 1)
+    more = report.get("unfinished", False) or done >= actions.MOST
+    to, where = (".queue", {"name": name}) if request.form.get("page") == "queue" else (".page", {})
+    return answer(redis, report, did, name, done, to, more, **where)
