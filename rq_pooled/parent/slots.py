@@ -296,16 +296,14 @@ class Slots:
     def _on_outcome_message(
         self, slot: Slot, status: str, guards: Any, commands: Any, dependents: Any, wants_receipt: bool
     ) -> None:
-        claim = slot.claim
-        if claim is None:
+        if (claim := slot.claim) is None or (task := slot.task) is None:
             return
         slot.delivered = True
         # Webhooks have timeouts of their own.
         self._deadlines.set(slot, -1 if wants_receipt else CLEAN_UP_TIME)
-        assert slot.task is not None
-        receipt_for = (slot, slot.task) if wants_receipt else slot.task.receipt_for
+        receipt_for = (slot, task) if wants_receipt else task.receipt_for
         parts = (packed(guards), packed(commands), packed(dependents))
-        self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=slot.task.changes))
+        self._on_outcome(Outcome(claim, status, *parts, receipt_for, changes=task.changes))
 
     def _on_plain(self, slot: Slot, is_free: bool, seconds: float, words: int, data: bytes) -> None:
         if (task := slot.task) is not None and (claim := slot.claim) is not None:

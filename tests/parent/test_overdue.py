@@ -10,13 +10,11 @@ from typing import Any
 
 import pytest
 from parts import Stable, Timers, claim_of, context_of
-from support import wait_until
 
-from rq_pooled.parent.ahead import PATIENCE, Ahead
+from rq_pooled.parent.ahead import WHILE_OTHERS, Ahead
 from rq_pooled.parent.events import Events
 from rq_pooled.parent.expected import Expected
 from rq_pooled.parent.slot import Slot, Task
-from rq_pooled.process.runnable import is_runnable
 
 
 class Stables(Stable):
@@ -31,7 +29,6 @@ class Stables(Stable):
 @pytest.fixture
 def sleeper() -> Iterator[Any]:
     with subprocess.Popen(["sleep", "60"]) as process:
-        wait_until(lambda: not is_runnable(process.pid), what="it sleeps")
         yield SimpleNamespace(pid=process.pid)
         process.kill()
 
@@ -42,12 +39,11 @@ def test_what_waits_at_several_slots_goes_back_in_one_step(sleeper: Any) -> None
     context = context_of(concurrency=3)
     ahead = Ahead(context, Events(), slots=slots, expected=Expected(), allowed=True)
     for number, slot in enumerate(slots):
-        slot.horse = sleeper
+        slot.horse, slot.since = sleeper, time.monotonic() + 60
         slots.give(slot, Task("perform", claim_of(f"j{number}")), [claim_of(f"waits{number}")])
     ahead.watch()
     loop: Timers = context.loop
     loop.fire()
-    slots[0].since = slots[2].since = time.monotonic() - 2 * PATIENCE
-    slots[1].since = time.monotonic() + 60
+    slots[0].since = slots[2].since = time.monotonic() - 2 * WHILE_OTHERS
     loop.fire()
     assert slots.put_back == [(slots[0], slots[2])]
