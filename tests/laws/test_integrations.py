@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -229,6 +230,25 @@ def rqworker(project: Path, *arguments: str, **environment: str) -> str:
         DJANGO_SETTINGS_MODULE="shop_settings",
         **environment,
     )
+
+
+@pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")
+def test_hangup_brings_new_code_to_django(project: Path, redis: Redis, tmp_path: Path) -> None:
+    """SIGHUP has `manage.py rqworker` execute itself anew, since Django loads the project's code in its own process."""
+    line = [sys.executable, "-m", "django", "rqworker", "default", "--worker-class", "rq_pooled.Worker"]
+    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{PYTHONPATH}", "DJANGO_SETTINGS_MODULE": "shop_settings"}
+    worker = WorkerProcess(line, {**environment, "PYTHONDONTWRITEBYTECODE": "1"}, tmp_path / "log", project, fresh=True)
+    try:
+        worker.wait_for("connections: command")
+        (project / "shop_jobs.py").write_text(DJANGO_JOBS.replace("6 * 7", "6 * 8 + 0"))
+        worker.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: worker.output().count("connections: command") == 2, what="the start anew")
+        job = Queue("default", connection=redis).enqueue("shop_jobs.price")
+        wait_until(lambda: status(job) == "finished")
+        assert job.return_value()[1] == 48
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
 
 
 @pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")
