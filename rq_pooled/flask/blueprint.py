@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ..config.secrets import message_of
 from ..config.settings import Settings
-from ..connection.away import LOST
+from ..connection.away import LOST, is_forbidden
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
@@ -106,7 +106,9 @@ def make_blueprint(
             code = 404
         elif isinstance(error, SweepUnderWay):
             code = 409
-        reason = message_of(error)
+        elif is_forbidden(error):
+            code = 403
+        reason = _reason(error, client_of)
         if "page" in request.form or _view() in _PAGES:
             return render_template("rq_pooled/problem.html", title="That did not work", reason=shown(reason)), code
         return jsonify(error=reason), code
@@ -159,11 +161,12 @@ def make_blueprint(
                 message = shown(told(client.redis))
                 found = present(overview(client.redis, client.settings), request.args.get("sort", ""))
         except RedisError as error:
-            reason = message_of(error)
+            reason = _reason(error, client_of)
             silent = isinstance(error, LOST)
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if silent else "Redis refuses"
-            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), 503
+            code = 403 if is_forbidden(error) else 503
+            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), code
         names = [queue["name"] for queue in found["queues"]]
         return render_template(
             "rq_pooled/page.html",
@@ -178,6 +181,17 @@ def make_blueprint(
     for add in (add_queues, add_schedule, add_workers, add_trail, add_job_pages):
         add(views)
     return blueprint
+
+
+def _reason(error: Exception, client_of: Callable[[], Client]) -> str:
+    """Return what went wrong; where the server's access control refuses it, the user that may, too."""
+    if not is_forbidden(error):
+        return message_of(error)
+    user = client_of().redis.connection_pool.connection_kwargs.get("username") or "default"
+    return (
+        f"the server refuses this to the user {message_of(user)}: a page that acts logs in as the user page, one "
+        f"that only shows as page-view (rq-pooled acl prints their rights): {message_of(error)}"
+    )
 
 
 def _view() -> str:
