@@ -24,7 +24,7 @@ EVERYTHING = frozenset({"view", "requeue", "bury", "purge", "stop", "pause"})
 def may(request: HttpRequest) -> frozenset[str]:
     """Return what a visitor may do: staff may look, superusers may do everything. They may do so with every queue."""
     # Django's AuthenticationMiddleware makes it.
-    user: Any = request.user  # type: ignore[attr-defined]
+    user: Any = request.user
     if user.is_superuser:
         return EVERYTHING
     return frozenset({"view"}) if user.is_staff else frozenset()

@@ -73,7 +73,8 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
         if isinstance(one, ssl.SSLCertVerificationError):
             return _of_certificate(text)
         if isinstance(one, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            remedy = "Check that the server runs, is not at its maxclients (it then says nothing over TLS), and RQ_POOLED_URL (or --url)"
+            full = "is not at its maxclients (it then says nothing over TLS)"
+            remedy = f"Check that the server runs, {full}, and RQ_POOLED_URL (or --url)"
             return Trouble(text, remedy, passing=True)
         if isinstance(one, ssl.SSLError):
             if _says(str(one), *_NO_TLS):

@@ -236,8 +236,9 @@ def rqworker(project: Path, *arguments: str, **environment: str) -> str:
 def test_hangup_brings_new_code_to_django(project: Path, redis: Redis, tmp_path: Path) -> None:
     """SIGHUP has `manage.py rqworker` execute itself anew, since Django loads the project's code in its own process."""
     line = [sys.executable, "-m", "django", "rqworker", "default", "--worker-class", "rq_pooled.Worker"]
-    environment = {**os.environ, "PYTHONPATH": f"{project}{os.pathsep}{PYTHONPATH}", "DJANGO_SETTINGS_MODULE": "shop_settings"}
-    worker = WorkerProcess(line, {**environment, "PYTHONDONTWRITEBYTECODE": "1"}, tmp_path / "log", project, fresh=True)
+    path = os.pathsep.join([str(project), PYTHONPATH])
+    set_here = {"PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "shop_settings", "PYTHONDONTWRITEBYTECODE": "1"}
+    worker = WorkerProcess(line, {**os.environ, **set_here}, tmp_path / "log", project, fresh=True)
     try:
         worker.wait_for("connections: command")
         (project / "shop_jobs.py").write_text(DJANGO_JOBS.replace("6 * 7", "6 * 8 + 0"))
