@@ -319,14 +319,16 @@ def test_jobs_have_a_login_of_their_own(guarded: Guarded, tmp_path: Path, share:
 
 
 def test_a_horse_does_not_show_the_workers_secrets(signing: Signing) -> None:
-    """No secret setting is in a horse's environment or in its children's; REDIS_URL is, settings are, cores are not."""
+    """No secret setting is in a horse's environment or in its children's; REDIS_URL and RQ_REDIS_URL are, which jobs
+    read; settings are, cores are not.
+    """
     secret = {"RQ_POOLED_URL": signing.server.url, "RQ_POOLED_JOBS_LOGIN": "default:anything"}
     job = Queue("default", connection=signing.redis).enqueue(role_jobs.what_is_known)
-    signing.work(REDIS_URL=signing.server.url, **secret)
+    signing.work(REDIS_URL=signing.server.url, RQ_REDIS_URL=signing.server.url, **secret)
     known = Queue("default", connection=signing.redis).fetch_job(job.id).return_value()
     assert not {*secret, "RQ_POOLED_SIGNING_KEYS"} & set(known["names"])
     assert "REDIS_URL" in known["children"] and "RQ_POOLED_URL" not in known["children"]
-    assert "REDIS_URL" in known["names"] and known["url"] == signing.server.url and known["core"] == [0, 0]
+    assert {"REDIS_URL", "RQ_REDIS_URL"} <= set(known["names"]) and known["url"] == signing.server.url and known["core"] == [0, 0]
     assert signing.redis.hget(named(f"rq:job:{known['enqueued']}"), "rq_pooled:signature")
 
 
