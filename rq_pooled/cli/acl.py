@@ -27,7 +27,8 @@ def acl(roles: tuple[str, ...], prefix: str | None, name: str, passwords: bool, 
       rq-pooled acl --passwords --setuser | tee users.txt | redis-cli
       rq-pooled acl web --setuser | redis-cli                  new rules; the passwords stay
 
-    A user without a password cannot log in. The rules need Redis 7.0 or Valkey.
+    A user without a password cannot log in. Each call with --passwords makes new ones. Where the file has no line for
+    the user default, that user stays open to all. The rules need Redis 7.0 or Valkey.
     """
     for option, text in (("--prefix", "none" if prefix is None else prefix), ("--name", name or "none")):
         if not re.fullmatch(r"[^\s\x00-\x1f]+", text):

@@ -311,7 +311,7 @@ def _signatures(client: Redis) -> Finding:
     """Tell what workers did since their starts; the alert rules judge it."""
     counters = [one["worker"]["counters"] for one in processes(client) if one["worker"]]
     unsigned, refused = (sum(one[name] for one in counters) for name in ("unsigned", "refused"))
-    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded"
+    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded (by the workers that run now)"
     text = f"{unsigned} job{'s' * (unsigned != 1)} ran without a signature, {kept}"
     return Finding("signatures", OK, text, f"unsigned={unsigned} refused={refused}")
 

@@ -20,6 +20,7 @@ from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import table
 
+_SILENT = " (silent)"
 #: What a worker of this host does not tell about a server that is full.
 _UNKNOWN: dict[str, Any] = {
     **dict.fromkeys(("share", "trend_per_minute", "minutes_left", "maxclients")),
@@ -95,11 +96,13 @@ def connection_lines(found: dict[str, Any]) -> list[str]:
             name += f" (horse of {one['worker']})"
         elif not one["alive"] and not set(one["roles"]) <= {"cli", "probe"}:
             # Commands and probes publish nothing.
-            name += " (silent)"
+            name += _SILENT
         rows.append([name, roles, one["address"], one["total"]])
     rows += [[other["name"] or "(no name)", "-", other["address"], other["total"]] for other in found["others"]]
     if len(rows) > 1:
         lines += ["", *table(rows, left=3)]
+    if any(str(row[0]).endswith(_SILENT) for row in rows):
+        lines.append("(silent): it has published no statistics, as a new web process, or one that is gone")
     if found["orphans"]:
         lines += ["", "Left behind, it seems: their processes publish no statistics, and do not use them."]
         rows = [["CONNECTION", "NAME", "FROM", "IDLE", "AGE"]]

@@ -111,6 +111,7 @@ class Report:
                 "",
                 f"{self.jobs} files, {self.bytes / 1e6:.1f} MB, {self.words} words; {self.concurrency} at once.",
                 f"* rq worker-pool -n {self.concurrency}, RQ {self.rq_version}, on the same server ({self.server}).",
+                "It shows connections, not speed: on few cores the jobs' own work decides that.",
             ]
         )
 

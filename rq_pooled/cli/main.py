@@ -17,7 +17,7 @@ import rq
 from redis.exceptions import AskError, AuthenticationError, AuthorizationError, RedisError
 
 from ..config.secrets import message_of
-from ..connection.away import LOST
+from ..connection.away import LOST, is_forbidden
 from ..errors import TRY_AGAIN, USAGE, RQPooledError
 from ..rq_version import check_rq
 from . import schedule_sweep
@@ -76,8 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # URL leads to one node of a cluster; the text says what to write.
         code = _say(f"the server refused a command: {error}", USAGE)
     except RedisError as error:
-        # The server is READONLY after a failover, out of memory, or an ACL forbids it.
-        code = _say(f"the server refused a command: {error}", TRY_AGAIN)
+        # The server is READONLY after a failover, or out of memory; an ACL forbids it as long as it stands.
+        forbidden = is_forbidden(error)
+        advice = "; commands of rq-pooled log in as the user worker, see `rq-pooled acl`" if forbidden else ""
+        code = _say(f"the server refused a command: {error}{advice}", USAGE if forbidden else TRY_AGAIN)
     except BrokenPipeError:
         # The reader of our output has gone (`| head`).
         code = 1

@@ -12,7 +12,7 @@ from ..monitoring.throughput import throughput
 from ..store.counters import NAMES, quantile
 from .options import open_server, server_options
 from .printing import say, say_json
-from .tables import process_rows, queue_rows, seconds, table
+from .tables import OLD, process_rows, queue_rows, seconds, table
 
 #: Names of what cannot be read that are shown.
 _NAMED = 5
@@ -47,6 +47,8 @@ def stats(url: str | None, as_json: bool) -> None:
         say("No process has published statistics: no worker runs, and no web process lately.")
     else:
         say(*table(process_rows(found)))
+        if any(one["age"] > OLD for one in found):
+            say(f"* older than {OLD:g} s: what ended since is counted with the next heartbeat")
     workers = [one["worker"] for one in found if one["worker"]]
     if workers:
         sums = {name: sum(worker["counters"][name] for worker in workers) for name in _COUNTED}

@@ -29,6 +29,7 @@ _LOGIN_WORDS = ("NOAUTH", "WRONGPASS", "invalid password")
 _NO_TLS = ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL", "HTTP_REQUEST")
 #: Seconds for asking once more, and the part of it for what a server says before it is asked.
 _ASKING, _LISTENING = 1.0, 0.3
+_CHECK = "Check that the server runs, and RQ_POOLED_URL (or --url)"
 _SPEAKS_TLS = "the server speaks TLS at this port, and URL does not"
 _SPEAKS_NO_TLS = "the server does not speak TLS at this port, and URL does"
 
@@ -72,7 +73,8 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
         if isinstance(one, ssl.SSLCertVerificationError):
             return _of_certificate(text)
         if isinstance(one, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
-            remedy = "Check that the server runs, is not at its maxclients (it then says nothing over TLS), and URL"
+            full = "is not at its maxclients (it then says nothing over TLS)"
+            remedy = f"Check that the server runs, {full}, and RQ_POOLED_URL (or --url)"
             return Trouble(text, remedy, passing=True)
         if isinstance(one, ssl.SSLError):
             if _says(str(one), *_NO_TLS):
@@ -83,7 +85,7 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
         if isinstance(one, socket.gaierror):
             return Trouble(text, "Check the host in URL")
     if is_away(error):
-        return Trouble(text, "Check that the server runs, and URL", passing=True)
+        return Trouble(text, _CHECK, passing=True)
     if any(isinstance(one, ResponseError) for one in chain):
         wrong_database = "DB index" in text or "not an integer" in text
         return Trouble(
@@ -92,7 +94,7 @@ def explain(error: BaseException, connection: Any = None) -> Trouble:
     if any(isinstance(one, (RedisTimeoutError, TimeoutError)) for one in chain) and _answers_in_plain(connection):
         return Trouble(_SPEAKS_NO_TLS, "Write redis:// instead of rediss://, or its TLS port", USAGE)
     passing = isinstance(error, (RedisConnectionError, RedisTimeoutError, OSError))
-    return Trouble(text, "Check that the server runs, and URL", passing=passing)
+    return Trouble(text, _CHECK, passing=passing)
 
 
 def _of_certificate(text: str) -> Trouble:

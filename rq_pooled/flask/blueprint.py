@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from ..config.secrets import message_of
 from ..config.settings import Settings
-from ..connection.away import LOST
+from ..connection.away import LOST, is_forbidden
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
@@ -105,7 +105,9 @@ def make_blueprint(
             code = 404
         elif isinstance(error, SweepUnderWay):
             code = 409
-        reason, title = message_of(error), "That did not work"
+        elif is_forbidden(error):
+            code = 403
+        reason, title = _reason(error, client_of), "That did not work"
         if isinstance(error, RedisError):
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if isinstance(error, LOST) else "Redis refuses"
@@ -160,6 +162,17 @@ def make_blueprint(
     for add in (add_queues, add_schedule, add_workers, add_trail, add_job_pages):
         add(views)
     return blueprint
+
+
+def _reason(error: Exception, client_of: Callable[[], Client]) -> str:
+    """Return what went wrong; where the server's access control refuses it, the user that may, too."""
+    if not is_forbidden(error):
+        return message_of(error)
+    user = client_of().redis.connection_pool.connection_kwargs.get("username") or "default"
+    return (
+        f"the server refuses this to the user {message_of(user)}: a page that acts logs in as the user page, one "
+        f"that only shows as page-view (rq-pooled acl prints their rights): {message_of(error)}"
+    )
 
 
 def _view() -> str:

@@ -12,7 +12,9 @@ from typing import Any
 
 from flask import jsonify, redirect, request, url_for
 from redis import Redis
+from redis.exceptions import RedisError
 
+from ..connection.away import is_forbidden
 from ..foreign import bounded
 from ..monitoring.words import count
 from ..store.keys import notice_key
@@ -52,7 +54,12 @@ def answer(
     if "page" not in request.form:
         return jsonify(bounded(report))
     token = token_hex(16)
-    client.set(notice_key(token), json.dumps([did, queue, done, more, "trail_error" in report]), ex=_KEPT)
+    try:
+        client.set(notice_key(token), json.dumps([did, queue, done, more, "trail_error" in report]), ex=_KEPT)
+    except RedisError as error:
+        if not is_forbidden(error):
+            raise
+        # The user of the server may do it, and not tell it.
     return redirect(url_for(to, did=token, **where), 303)
 
 

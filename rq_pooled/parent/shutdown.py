@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,12 @@ from .slots import Slots
 SAME_SIGNAL = 1.0
 #: Seconds that a hard stop gives to what has ended and is not recorded yet.
 RECORDING_TIME = 2.0
+
+
+def _in_django() -> bool:
+    """Tell whether this process has loaded a Django project, as `manage.py rqworker` does before there is a worker."""
+    django = sys.modules.get("django.apps")
+    return django is not None and bool(django.apps.ready)
 
 
 class Shutdown:
@@ -88,7 +95,7 @@ class Shutdown:
     def _on_hangup(self) -> None:
         """Take up new code: horses are replaced, or, where this process itself holds code of the user, all of it."""
         settings = self._context.settings
-        if not (settings.preload or settings.app):
+        if not (settings.preload or settings.app or _in_django()):
             self._context.log.info("SIGHUP: replacing all horses")
             self._slots.replace()
         elif not self.stopping:

@@ -184,7 +184,7 @@ class Budgeted(Hook):
                 reason = message_of(error)
                 raise ServerUnreachable(
                     f"cannot connect to {pool.address} to ask for a place in the budget: {reason}; nothing was sent. "
-                    "Check that the server runs, and URL"
+                    "Check that the server runs, and RQ_POOLED_URL (or --url)"
                 ) from error
         if self.lease.surplus:
             pool.book.close(connection, "no place in the budget")

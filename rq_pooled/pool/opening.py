@@ -89,9 +89,9 @@ def open_connection(pool: Pool, connection: Any, ends: float) -> None:
             settings = pool.settings
             delay = jittered_delay(attempt - 1, settings.reconnect_base, settings.reconnect_cap)
             # A refusal in words (password, database, certificate) will be the same the next time.
-            final = isinstance(error, ResponseError) or explain(error).exit_code == USAGE
+            trouble = explain(error, connection)
+            final = isinstance(error, ResponseError) or trouble.exit_code == USAGE
             if final or attempt == _CONNECT_ATTEMPTS or time.monotonic() + delay >= ends:
-                trouble = explain(error, connection)
                 unreachable = ServerUnreachable(
                     f"cannot connect to {pool.address}: {scrub(trouble.reason)} "
                     f"(tried {attempt} time{'s' * (attempt > 1)}); nothing was sent. {trouble.remedy}"

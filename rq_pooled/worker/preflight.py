@@ -11,11 +11,14 @@ import sys
 from typing import Any
 
 import rq
+from redis.connection import Connection, parse_url
 from rq.worker import Worker
 
+from ..config.own_urls import is_own_url
 from ..config.settings import Settings
 from ..config.typos import misspelt
 from ..config.user_code import user_code
+from ..connection.place import address_of
 from ..errors import ConfigurationError, PlatformUnsupported
 from ..horse.integrations import load_app, use_app
 from ..log_lines import WorkerLog
@@ -87,6 +90,12 @@ def warn(worker: Worker, base: type[Worker], settings: Settings, log: WorkerLog)
         log.warning("%s.%s is never called by rq_pooled", type(worker).__name__, " or ".join(unheard))
     for line in misspelt():
         log.warning("%s", line)
+    if found := _elsewhere(worker, settings):
+        log.warning(
+            "RQ_POOLED_URL names %s, and this worker serves %s: `rq worker` reads only --url and RQ_REDIS_URL, "
+            "`manage.py rqworker` RQ_QUEUES",
+            *found,
+        )
     jobs = 0 if settings.jobs_share else job_connections(settings) * settings.concurrency
     if ROLES + jobs > settings.max_connections:
         log.warning(
@@ -98,3 +107,19 @@ def warn(worker: Worker, base: type[Worker], settings: Settings, log: WorkerLog)
         log.warning(
             "started by a pool of processes: each of them runs CONCURRENCY=%d jobs at once", settings.concurrency
         )
+
+
+def _elsewhere(worker: Worker, settings: Settings) -> tuple[str, str] | None:
+    """Return the server of RQ_POOLED_URL and the one of a worker's connection, if they differ.
+
+    Sentinels and clusters lead to servers of other names, and are not compared.
+    """
+    url, pool = os.environ.get("RQ_POOLED_URL", "").strip(), worker.connection.connection_pool
+    given = pool.connection_kwargs
+    if not url or url != settings.url or is_own_url(url) or "connection_pool" in given:
+        return None
+    options = parse_url(url)  # type: ignore[no-untyped-call]
+    named = address_of(options.pop("connection_class", Connection), options)
+    serves = address_of(pool.connection_class, given)
+    same = named.replace("//localhost:", "//127.0.0.1:") == serves.replace("//localhost:", "//127.0.0.1:")
+    return None if same else (named, serves)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import multiprocessing
 import os
 import socket
@@ -113,6 +114,9 @@ class Worker(rq.worker.Worker):
         known_level = preflight.is_level(logging_level)
         for logger in ("rq.worker", "rq.job", "rq_pooled"):
             setup_loghandlers(logging_level if known_level else "INFO", date_format, log_format, name=logger)
+        # There RQ says when a job is tried again; a command gives its level to the worker's logger only.
+        if not (of_jobs := logging.getLogger("rq.job")).level:
+            of_jobs.setLevel(self.log.getEffectiveLevel())
         keep_lines()
         try:
             if not known_level:

@@ -432,8 +432,8 @@ def test_a_sweep_under_way_is_409(operator: Any, redis: Redis) -> None:
     assert response.status_code == 409 and "under way" in response.text and "<h1>" in response.text
 
 
-def test_what_the_server_refuses_is_503_in_words(start_server: Any) -> None:
-    """Where an ACL refuses a command the page and the endpoints say which with 503; nobody sees a traceback."""
+def test_what_the_server_refuses_is_403_in_words(start_server: Any) -> None:
+    """Where an ACL refuses a command the page and the endpoints say which with 403, and which user the page needs."""
     one = start_server()
     # The server's words name the user. This one is called like a URL, so that there is a password that could be shown.
     user = "redis://web:s3cr3t@elsewhere/0"
@@ -442,10 +442,11 @@ def test_what_the_server_refuses_is_503_in_words(start_server: Any) -> None:
     client = app.test_client()
     for path in ("", "queues/status", "queues/failed-jobs", "metrics"):
         response = client.get(f"/rq/{path}")
-        assert response.status_code == 503 and "smembers" in response.text and "s3cr3t" not in response.text
+        assert response.status_code == 403 and "smembers" in response.text and "s3cr3t" not in response.text
     assert "Redis refuses" in client.get("/rq/").text
     response = client.post("/rq/queues/requeue", data={"queue": "q"}, headers={"X-Requested-With": "test"})
-    assert response.status_code == 503 and "smembers" in response.json["error"]
+    assert response.status_code == 403 and "smembers" in response.json["error"]
+    assert "a page that acts logs in as the user page" in response.json["error"]
 
 
 def test_a_group_is_known_by_the_name_that_its_button_sends(operator: Any, redis: Redis) -> None:

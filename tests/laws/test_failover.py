@@ -473,7 +473,7 @@ def test_a_worker_that_starts_before_the_server_waits(
     try:
         stopped.wait_for("trying again for up to 60 s")
         assert stopped.stop(10) == 0
-        worker.wait_for("Connection refused; check that the server runs, and URL; trying again for up to 60 s")
+        worker.wait_for("check that the server runs, and RQ_POOLED_URL (or --url); trying again for up to 60 s")
         server.start()
         worker.wait_for("the server is ready after")
         wait_until(lambda: job.get_status() == "finished", what="work")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -229,6 +230,52 @@ def rqworker(project: Path, *arguments: str, **environment: str) -> str:
         DJANGO_SETTINGS_MODULE="shop_settings",
         **environment,
     )
+
+
+OUR_QUEUES = """
+import django, django_rq, rq_pooled
+django.setup()
+
+@django_rq.job("default", retry=rq_pooled.Backoff(max=7))
+def report():
+    pass
+
+queue, job = django_rq.get_queue("default"), report.delay()
+print(type(queue) is rq_pooled.Queue, queue._default_timeout, job.timeout, job.retries_left, job.is_queued)
+"""
+
+
+@pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")
+def test_queues_of_django_rq_may_be_ours(project: Path) -> None:
+    """With QUEUE_CLASS django-rq makes our queues, with the timeout of RQ_QUEUES and the options of @job, and they
+    enqueue at once.
+    """
+    settings = project / "shop_settings.py"
+    more = 'RQ = {"QUEUE_CLASS": "rq_pooled.Queue"}\nRQ_QUEUES["default"]["DEFAULT_TIMEOUT"] = 77\n'
+    settings.write_text(settings.read_text() + more)
+    (project / "ours.py").write_text(OUR_QUEUES)
+    printed = execute("ours.py", cwd=project, DJANGO_SETTINGS_MODULE="shop_settings").split()
+    assert printed == ["True", "77", "77", "7", "True"]
+
+
+@pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")
+def test_hangup_brings_new_code_to_django(project: Path, redis: Redis, tmp_path: Path) -> None:
+    """SIGHUP has `manage.py rqworker` execute itself anew, since Django loads the project's code in its own process."""
+    line = [sys.executable, "-m", "django", "rqworker", "default", "--worker-class", "rq_pooled.Worker"]
+    path = os.pathsep.join([str(project), PYTHONPATH])
+    set_here = {"PYTHONPATH": path, "DJANGO_SETTINGS_MODULE": "shop_settings", "PYTHONDONTWRITEBYTECODE": "1"}
+    worker = WorkerProcess(line, {**os.environ, **set_here}, tmp_path / "log", project, fresh=True)
+    try:
+        worker.wait_for("connections: command")
+        (project / "shop_jobs.py").write_text(DJANGO_JOBS.replace("6 * 7", "6 * 8 + 0"))
+        worker.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: worker.output().count("connections: command") == 2, what="the start anew")
+        job = Queue("default", connection=redis).enqueue("shop_jobs.price")
+        wait_until(lambda: status(job) == "finished")
+        assert job.return_value()[1] == 48
+        assert worker.stop() == 0
+    finally:
+        worker.kill()
 
 
 @pytest.mark.skipif(find_spec("django_rq") is None, reason="django-rq is not installed")

@@ -24,6 +24,7 @@ from typing import Any
 
 import pytest
 import stats_jobs
+from click.testing import CliRunner
 from commands import environment, run_command
 from conftest import IN_CI
 from keys import named
@@ -36,6 +37,7 @@ from support import ROOT, running_worker, wait_until
 
 from rq_pooled import health
 from rq_pooled.cli.connections import connection_lines
+from rq_pooled.cli.main import cli
 from rq_pooled.cli.tables import table
 from rq_pooled.cli.top import Paces, screen
 from rq_pooled.config import Settings
@@ -87,6 +89,15 @@ def test_stats(server: EmbeddedServer, busy: Any) -> None:
     assert {queue["name"]: queue["failed"] for queue in data["queues"]} == {"a": 5, "alone": 0}
 
 
+def test_stats_say_what_a_star_means(server: EmbeddedServer, busy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a figure is marked as old, a line below the table says what the mark means; else there is none."""
+    assert "* older" not in run_command(server.url, "stats").stdout
+    monkeypatch.setattr("rq_pooled.cli.tables.OLD", 0.0)
+    monkeypatch.setattr("rq_pooled.cli.stats.OLD", 0.0)
+    shown = CliRunner().invoke(cli, ["stats", "--url", server.url]).output
+    assert "ago*" in shown and "\n* older than 0 s: what ended since is counted with the next heartbeat\n" in shown
+
+
 def test_stats_of_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """On an empty server it says that there is nothing, and ends with 0."""
     shown = run_command(server.url, "stats")
@@ -104,6 +115,11 @@ def test_connections(server: EmbeddedServer, redis: Redis, busy: Any) -> None:
         shown = run_command(server.url, "connections").stdout
         assert re.search(rf":{busy.pid} +command 1, listen 1 +127.0.0.1 +2$", shown, re.MULTILINE)
         assert re.search(r"^dashboard +- +127.0.0.1 +1$", shown, re.MULTILINE)
+        assert "(silent)" not in shown
+        with Redis.from_url(server.url, client_name=named("rq_pooled:shop:web-2:4711:web")) as new:
+            new.ping()
+            told = run_command(server.url, "connections").stdout
+            assert "shop:web-2:4711 (silent) " in told and "\n(silent): it has published no statistics" in told
         found = as_json(server.url, "connections")
         assert found["connected"] == len(redis.client_list()) + 1  # the command's own
         assert found["ours"] + sum(one["total"] for one in found["others"]) == found["connected"]

@@ -94,6 +94,17 @@ def test_history_tells_error_time_and_next_time(server: EmbeddedServer, redis: R
         assert float(fields[b"rq_pooled:next_at"]) == registry.get_scheduled_time(job).timestamp()
 
 
+@pytest.mark.parametrize("retry", [soon(max=1), Retry(max=1, interval=1)], ids=["Backoff", "Retry"])
+def test_the_log_says_that_a_job_is_tried_again(
+    server: EmbeddedServer, redis: Redis, tmp_path: Path, retry: Retry
+) -> None:
+    """A command's worker logs that a failed job is tried again, and when, in RQ's words."""
+    job = Queue("default", redis).enqueue(retry_jobs.fail, retry=retry)
+    with running_worker(server.url, log=tmp_path / "log") as worker:
+        wait_for(job)
+        worker.wait_for(f"Job {job.id}: scheduled for retry at 20")
+
+
 def test_jobs_with_stock_retry_leave_what_stock_rq_leaves(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
     """Without a Backoff there is no RETRIED entry and no field of ours."""
     job = Queue("default", redis).enqueue(retry_jobs.fail, retry=Retry(max=2, interval=[0, 1]))

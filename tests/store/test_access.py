@@ -296,7 +296,8 @@ def test_the_page_acts_and_the_view_only_shows(guarded: Guarded) -> None:
     assert page.post("/rq/jobs", json=dead).json["done"] == 1
     assert guarded.refused() == []
     before = guarded.admin.zrange(named("rq:failed:q"), 0, -1)
-    assert view.post("/rq/queues/requeue", json={"queue": "q"}).status_code == 503
+    refused = view.post("/rq/queues/requeue", json={"queue": "q"})
+    assert refused.status_code == 403 and "a page that acts logs in as the user page" in refused.json["error"]
     assert guarded.admin.zrange(named("rq:failed:q"), 0, -1) == before != []
 
 
@@ -318,14 +319,17 @@ def test_jobs_have_a_login_of_their_own(guarded: Guarded, tmp_path: Path, share:
 
 
 def test_a_horse_does_not_show_the_workers_secrets(signing: Signing) -> None:
-    """No secret setting is in a horse's environment or in its children's; REDIS_URL is, settings are, cores are not."""
+    """No secret setting is in a horse's environment or in its children's; REDIS_URL and RQ_REDIS_URL are, which jobs
+    read; settings are, cores are not.
+    """
     secret = {"RQ_POOLED_URL": signing.server.url, "RQ_POOLED_JOBS_LOGIN": "default:anything"}
     job = Queue("default", connection=signing.redis).enqueue(role_jobs.what_is_known)
-    signing.work(REDIS_URL=signing.server.url, **secret)
+    signing.work(REDIS_URL=signing.server.url, RQ_REDIS_URL=signing.server.url, **secret)
     known = Queue("default", connection=signing.redis).fetch_job(job.id).return_value()
     assert not {*secret, "RQ_POOLED_SIGNING_KEYS"} & set(known["names"])
     assert "REDIS_URL" in known["children"] and "RQ_POOLED_URL" not in known["children"]
-    assert "REDIS_URL" in known["names"] and known["url"] == signing.server.url and known["core"] == [0, 0]
+    assert {"REDIS_URL", "RQ_REDIS_URL"} <= set(known["names"])
+    assert known["url"] == signing.server.url and known["core"] == [0, 0]
     assert signing.redis.hget(named(f"rq:job:{known['enqueued']}"), "rq_pooled:signature")
 
 
@@ -358,3 +362,41 @@ def test_check_says_whether_it_is_so(guarded: Guarded, monkeypatch: pytest.Monke
     ):
         asked = run_command(url, "check", "--secure", **settings)
         assert asked.returncode == 1 and asked.stdout.startswith("WARNING") and said in asked.stdout, asked.stdout
+
+
+def test_a_page_under_the_users_of_others_says_which_user_it_needs(guarded: Guarded) -> None:
+    """Mounted in a process that logs in as `web`, each act that this user may not do is 403, and names the user `page`.
+
+    What the user may do is done, though the notice of it cannot be written.
+    """
+    flask = pytest.importorskip("flask")
+    from rq_pooled.flask import WRITE, RQPooled
+
+    app = flask.Flask("shop")
+    app.config.update(RQ_POOLED_URL=guarded.url("web"), TESTING=True)
+    app.register_blueprint(RQPooled(app).blueprint(authorize=lambda: WRITE), url_prefix="/rq")
+    client = app.test_client()
+    client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
+    fail_jobs(guarded.admin, "q", ["ValueError: one"])
+    (job_id,) = [one["id"] for one in failed_jobs(connection=guarded.admin)["jobs"]]
+    acts: list[tuple[str, dict[str, Any]]] = [
+        ("queues/requeue", {"queue": "q"}),
+        ("queues/sweep", {"queue": "q"}),
+        ("queues/pause", {"queue": "q"}),
+        ("jobs", {"act": "requeue", "jobs": json.dumps([job_id])}),
+    ]
+    for path, given in acts:
+        answer = client.post(f"/rq/{path}", json=given)
+        assert answer.status_code == 403 and "to the user web: a page that acts" in answer.json["error"], path
+        shown = client.post(f"/rq/{path}", data={**given, "page": "1"})
+        assert shown.status_code == 403 and "logs in as the user page" in shown.text, path
+    job = Queue("q", connection=guarded.admin).enqueue_in(timedelta(hours=1), jobs.nothing)
+    assert client.post("/rq/schedule/cancel", data={"job": job.id, "page": "1"}).status_code == 303
+    assert job.get_status() == JobStatus.CANCELED
+
+
+def test_a_command_under_the_users_of_others_says_which_user_it_needs(guarded: Guarded) -> None:
+    """A command that the user may not run ends with 2, since trying again does not help, and names the user."""
+    Queue("q", connection=guarded.admin).enqueue(jobs.nothing)
+    done = run_command(guarded.url("web"), "pause", "q")
+    assert done.returncode == 2 and "commands of rq-pooled log in as the user worker" in done.stderr

@@ -83,13 +83,14 @@ def here(command: list[str]) -> list[str]:
     return [sys.executable, "-m", {"rq-pooled": "rq_pooled"}.get(command[0], command[0]), *command[1:]]
 
 
-def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
-    """systemd finds no unknown name, no wrong value and no missing program in the service file."""
-    program = tmp_path / "rq-pooled"
+@pytest.mark.parametrize(("name", "command"), [("shop-worker", "rq-pooled"), ("shop-web", "gunicorn")])
+def test_systemd_accepts_the_units(tmp_path: Path, name: str, command: str) -> None:
+    """systemd finds no unknown name, no wrong value and no missing program in the service files."""
+    program = tmp_path / command
     program.symlink_to("/bin/true")
-    text = (DEPLOY / "shop-worker.service").read_text().replace("/srv/shop/.venv/bin/rq-pooled", str(program))
-    (tmp_path / "shop-worker.service").write_text(text)
-    accepts(tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / "shop-worker.service"))
+    text = (DEPLOY / f"{name}.service").read_text().replace(f"/srv/shop/.venv/bin/{command}", str(program))
+    (tmp_path / f"{name}.service").write_text(text)
+    accepts(tool("systemd-analyze"), "verify", "--man=no", str(tmp_path / f"{name}.service"))
 
 
 def test_the_linter_accepts_the_dockerfile() -> None:

@@ -462,6 +462,16 @@ def test_no_connection_at_all(server: EmbeddedServer, queue: Queue, tmp_path: Pa
     assert is_finished(job)
 
 
+@pytest.mark.parametrize("url", ["redis://u:s3cr3t@shop:6380/0", "{}", "redis://localhost:{port}/0", "sentinel://a/b"])
+def test_another_server_than_that_of_rq_pooled_url(run: Run, server: EmbeddedServer, url: str) -> None:
+    """`rq worker` does not read RQ_POOLED_URL: a worker says at its start if that names another server than its own."""
+    port = server.url.split("/")[2].rpartition(":")[2]
+    output = run("q", "--burst", RQ_POOLED_URL=url.format(server.url, port=port))
+    wanted = f"RQ_POOLED_URL names redis://shop:6380/0, and this worker serves redis://127.0.0.1:{port}/0: `rq worker`"
+    assert (wanted in output) == ("RQ_POOLED_URL names" in output) == ("shop" in url)
+    assert "s3cr3t" not in output
+
+
 # -- monitors ----------------------------------------------------------------------------------------------------------
 
 
