@@ -155,13 +155,13 @@ def _remove(connection: Redis, name: str) -> str:
     job_id = PREFIX + name
     with names_key(SCHEDULED_JOBS):
         removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
-    # The job is not fetched, since that would unpickle what Redis holds.
-    job = Job(job_id, connection=connection)
-    job.origin = text(connection.hget(raw(job.key), "origin") or b"")
-    # Without a status or a queue it stands in no registry.
+    # Without a status, a queue, or an id that RQ takes, it stands in no registry.
     with suppress(InvalidJobOperation, ValueError):
+        # The job is not fetched, since that would unpickle what Redis holds.
+        job = Job(job_id, connection=connection)
+        job.origin = text(connection.hget(raw(job.key), "origin") or b"")
         job.delete()
-    connection.delete(job.key)
+    connection.delete(raw(job_key(job_id)))
     return f"{name}: removed" if removed else f"no recurring sweep is named {name}"
 
 
