@@ -80,34 +80,39 @@ def schedule_sweep(
         if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
     name = name or _name(type(policy).__name__.lower(), queues)
+    _check(cron, name)
     words = f"{name}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
     with noted(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",))):
         _register(connection, cron, name, in_queue, queues, policy)
     _show([one for one in _sweeps(connection) if one["name"] == name], as_json, "")
 
 
-def _register(connection: Redis, cron: str, name: str, in_queue: str, queues: list[str], policy: Policy) -> None:
+def _check(cron: str, name: str) -> None:
+    """Refuse a line or a name that cannot be used. Raises ConfigurationError."""
     # It is imported here, since few commands need rq-scheduler.
+    from ..scheduler.mover import next_cron_time
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
+    try:
+        next_cron_time(cron)
+    except (ValueError, KeyError) as error:
+        raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
+
+
+def _register(connection: Redis, cron: str, name: str, in_queue: str, queues: list[str], policy: Policy) -> None:
     from ..scheduler.scheduler import Scheduler
 
     kind = type(policy).__name__.lower()
-    job_id = PREFIX + name
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
-        raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
     chosen, what = chosen_of(policy), words_of(policy)
-    try:
-        Scheduler(in_queue, connection=connection).cron(
-            cron,
-            FUNCTION,
-            kwargs={"queues": queues or None, "policy": kind, **chosen},
-            id=job_id,
-            timeout=TIMEOUT,
-            description=f"{kind} failed jobs of {', '.join(queues) or 'all queues'}" + (f" ({what})" if what else ""),
-        )
-    except (ValueError, KeyError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
+    Scheduler(in_queue, connection=connection).cron(
+        cron,
+        FUNCTION,
+        kwargs={"queues": queues or None, "policy": kind, **chosen},
+        id=PREFIX + name,
+        timeout=TIMEOUT,
+        description=f"{kind} failed jobs of {', '.join(queues) or 'all queues'}" + (f" ({what})" if what else ""),
+    )
 
 
 def _name(kind: str, queues: list[str]) -> str:
