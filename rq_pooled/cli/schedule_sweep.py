@@ -15,7 +15,7 @@ from rq.job import Job
 
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.policies import Policy
-from ..foreign import names_key, replies_of
+from ..foreign import MAX_VALUE, is_text, names_key, printable, replies_of
 from ..monitoring.audit import Deed
 from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
@@ -80,15 +80,17 @@ def schedule_sweep(
         if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
     name = name or _name(type(policy).__name__.lower(), queues)
-    _check(cron, name)
+    _check(cron, name, in_queue)
     words = f"{name}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
     with noted(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",))):
         _register(connection, cron, name, in_queue, queues, policy)
     _show([one for one in _sweeps(connection) if one["name"] == name], as_json, "")
 
 
-def _check(cron: str, name: str) -> None:
+def _check(cron: str, name: str, in_queue: str) -> None:
     """Refuse a line or a name that cannot be used. Raises ConfigurationError."""
+    if not is_text(raw(in_queue)):
+        raise ConfigurationError(f"--in-queue is {printable(in_queue, MAX_VALUE)}: RQ takes no name that is no text")
     # It is imported here, since few commands need rq-scheduler.
     from ..scheduler.mover import next_cron_time
 
