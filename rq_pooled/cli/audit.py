@@ -40,5 +40,5 @@ def noted(connection: Redis, *deeds: Deed) -> Iterator[Noted]:
         with noting(connection, this_user(), *deeds) as under_way:
             yield under_way
     finally:
-        if under_way is not None and under_way.error:
+        if under_way is not None and under_way.error and not under_way.failed:
             say(f"rq-pooled: what was done is done, but {under_way.error}", err=True)

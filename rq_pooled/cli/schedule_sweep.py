@@ -15,7 +15,7 @@ from rq.job import Job
 
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.policies import Policy
-from ..foreign import names_key, replies_of
+from ..foreign import MAX_VALUE, is_text, names_key, printable, replies_of
 from ..monitoring.audit import Deed
 from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
@@ -80,34 +80,41 @@ def schedule_sweep(
         if not connection.sismember(QUEUES, raw(queue_key(queue))):  # type: ignore[arg-type] # it takes bytes, too
             raise UnknownQueue(f"there is no queue {queue!r}: nothing was ever enqueued in it")
     name = name or _name(type(policy).__name__.lower(), queues)
+    _check(cron, name, in_queue)
     words = f"{name}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
     with noted(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",))):
         _register(connection, cron, name, in_queue, queues, policy)
     _show([one for one in _sweeps(connection) if one["name"] == name], as_json, "")
 
 
-def _register(connection: Redis, cron: str, name: str, in_queue: str, queues: list[str], policy: Policy) -> None:
+def _check(cron: str, name: str, in_queue: str) -> None:
+    """Refuse a line or a name that cannot be used. Raises ConfigurationError."""
+    if not is_text(raw(in_queue)):
+        raise ConfigurationError(f"--in-queue is {printable(in_queue, MAX_VALUE)}: RQ takes no name that is no text")
     # It is imported here, since few commands need rq-scheduler.
+    from ..scheduler.mover import next_cron_time
+
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
+    try:
+        next_cron_time(cron)
+    except (ValueError, KeyError) as error:
+        raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
+
+
+def _register(connection: Redis, cron: str, name: str, in_queue: str, queues: list[str], policy: Policy) -> None:
     from ..scheduler.scheduler import Scheduler
 
     kind = type(policy).__name__.lower()
-    job_id = PREFIX + name
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", job_id):
-        raise ConfigurationError(f"--name is {name}: use letters, digits, '-' and '_'")
     chosen, what = chosen_of(policy), words_of(policy)
-    try:
-        Scheduler(in_queue, connection=connection).cron(
-            cron,
-            FUNCTION,
-            kwargs={"queues": queues or None, "policy": kind, **chosen},
-            id=job_id,
-            timeout=TIMEOUT,
-            description=f"{kind} failed jobs of {', '.join(queues) or 'all queues'}" + (f" ({what})" if what else ""),
-        )
-    except (ValueError, KeyError) as error:
-        if isinstance(error, ConfigurationError):
-            raise
-        raise ConfigurationError(f"--cron is {cron!r}: write it as '*/10 * * * *' or '0 4 * * *' ({error})") from None
+    Scheduler(in_queue, connection=connection).cron(
+        cron,
+        FUNCTION,
+        kwargs={"queues": queues or None, "policy": kind, **chosen},
+        id=PREFIX + name,
+        timeout=TIMEOUT,
+        description=f"{kind} failed jobs of {', '.join(queues) or 'all queues'}" + (f" ({what})" if what else ""),
+    )
 
 
 def _name(kind: str, queues: list[str]) -> str:
@@ -155,13 +162,13 @@ def _remove(connection: Redis, name: str) -> str:
     job_id = PREFIX + name
     with names_key(SCHEDULED_JOBS):
         removed = connection.zrem(SCHEDULED_JOBS, raw(job_id))
-    # The job is not fetched, since that would unpickle what Redis holds.
-    job = Job(job_id, connection=connection)
-    job.origin = text(connection.hget(raw(job.key), "origin") or b"")
-    # Without a status or a queue it stands in no registry.
+    # Without a status, a queue, or an id that RQ takes, it stands in no registry.
     with suppress(InvalidJobOperation, ValueError):
+        # The job is not fetched, since that would unpickle what Redis holds.
+        job = Job(job_id, connection=connection)
+        job.origin = text(connection.hget(raw(job.key), "origin") or b"")
         job.delete()
-    connection.delete(job.key)
+    connection.delete(raw(job_key(job_id)))
     return f"{name}: removed" if removed else f"no recurring sweep is named {name}"
 
 

@@ -139,6 +139,7 @@ def run(connection: Redis, queues: list[str] | None, policy: Policy, dead: bool,
             except (RQPooledError, RedisError, KeyboardInterrupt) as error:
                 # What was done until then is told first.
                 ended = error
+            under_way.failed = ended is not None
             if not dry_run:
                 under_way.deeds = [*_deeds(sweeper.reports, action, words, ended)]
     _tell(sweeper.reports, as_json, complete=ended is None)

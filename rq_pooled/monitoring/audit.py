@@ -73,6 +73,8 @@ class Noted:
         self.deeds = list(deeds)
         #: Why the stream could not be written, "" if it was; known when they have ended.
         self.error = ""
+        #: An error has ended them, of which is told anyhow.
+        self.failed = False
 
     @property
     def report(self) -> dict[str, str]:
@@ -92,9 +94,11 @@ def noting(client: Redis, actor: Actor, *deeds: Deed) -> Iterator[Noted]:
     try:
         yield noted
     except (ConfigurationError, UnknownQueue):
+        noted.failed = True
         noted.deeds = [one for one in noted.deeds if one.jobs]
         raise
     except BaseException:
+        noted.failed = True
         noted.deeds = [*(one for one in noted.deeds if one.jobs is not None), *_saying("broken off", noted.deeds)]
         raise
     finally:

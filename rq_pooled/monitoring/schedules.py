@@ -68,8 +68,8 @@ def cancel(client: Redis, job_id: str) -> str:
         return queue
     try:
         fetch_inert(Job, job_id, client).cancel()
-    except (NoSuchJobError, InvalidJobOperation):
-        # The job is gone, or was cancelled meanwhile, and the entry is all that is left.
+    except (NoSuchJobError, InvalidJobOperation, ValueError):
+        # The job is gone, was cancelled meanwhile, or RQ takes no such id: the entry is all that can be removed.
         client.zrem(raw(registry_key("scheduled", queue)), raw(job_id))
     return queue
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rq.job import Job
 
-from ..foreign import names_key
+from ..foreign import names_key, plain
 from ..queue.numbers import check_floats, check_interval, check_moment, check_numbers
 from ..signing.attach import attach
 from ..signing.policy import current
@@ -31,6 +31,8 @@ class CheckedScheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has n
         self.connection.zcard(SCHEDULED_JOBS)
         job: Job = super()._create_job(func, *args, commit=False, **kwargs)
         check_numbers(job)
+        # Half of a character cannot be written to Redis, and the job is not to be lost for it.
+        job.description = plain(job.description)
         policy = current()
         if policy.keys is not None:
             job.serializer = sealed(job.serializer)

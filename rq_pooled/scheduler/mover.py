@@ -41,6 +41,8 @@ POSTPONED = 60
 #: Seconds for which a job is put off before users' code is run to move it. If that code hangs and the process is
 #: killed, other jobs are moved first.
 SET_ASIDE = 600
+#: Classes of queues that no forged meta can misuse, since they are imported here.
+_KNOWN = ("rq.Queue", "rq.queue.Queue", "rq_pooled.Queue", "rq_pooled.queue.queue.Queue")
 #: The words for a job that needs no further move.
 MOVED = ("moved", "deferred", "handled")
 
@@ -151,6 +153,7 @@ class Mover:
         try:
             job = fetch_inert(self._job_class, job_id, self._connection, self._serializer)
             _check_meta(job)
+            _check_queue_class(job)
             if not self._inert and _needs_code(job):
                 due = now + SET_ASIDE
                 self._connection.zadd(SCHEDULED_JOBS, {raw(job_id): due}, xx=True)
@@ -233,6 +236,8 @@ class Mover:
         """Return the queue for a job."""
         name = job.meta.get("queue_class_name")
         queue_class: Any = import_attribute(name) if name else self._queue_class
+        if name and not (isinstance(queue_class, type) and issubclass(queue_class, Queue)):
+            raise ValueError(f"its meta names {printable(name, MAX_VALUE)} as the class of its queue, which is none")
         key = f"{queue_class.redis_queue_namespace_prefix}{job.origin}"
         queue: Queue = queue_class.from_queue_key(key, connection=self._connection, job_class=self._job_class)
         return queue
@@ -250,6 +255,13 @@ def _check_meta(job: Job) -> None:
         raise NotVerified("its meta does not verify: schedule it again, by a Scheduler that has the keys")
     if is_sealed(meta):
         raise NotVerified("its meta is signed, and there are no keys here: set SIGNING_KEYS or SIGNING_KEYS_FILE")
+
+
+def _check_queue_class(job: Job) -> None:
+    """Raise NotVerified if meta that is not signed names a class which ALLOWED does not: it would be imported."""
+    name, policy = job.meta.get("queue_class_name"), current()
+    if name and policy.keys is None and name not in _KNOWN:
+        policy.check_allowed(str(name), "the class of its queue is")
 
 
 def _needs_code(job: Job) -> bool:

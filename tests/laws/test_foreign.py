@@ -680,6 +680,52 @@ def test_no_text_of_a_record_reaches_a_log_as_it_is() -> None:
     assert set(text) & set(map(chr, (*range(32), 127))) == {"\n"} and "Traceback (most recent call last)" in text
 
 
+ODD = ["\udcff\udcfe", "a b", "a:b", "a\nb", "\x1b[2J", "*", "%s{0}", "x" * 100_000, "é", ".", "-"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("failed",),
+        ("failed", "-q"),
+        ("requeue",),
+        ("requeue", "--all", "-q"),
+        ("sweep", "--ghosts", "-q"),
+        ("limit",),
+        ("limit", "--clear"),
+        ("limit", "--rate", "1/5s"),
+        ("pause",),
+        ("resume",),
+        ("rescue", "-q"),
+        ("schedule", "cancel"),
+        ("schedule-sweep", "--remove"),
+        ("schedule-sweep", "--cron", "* * * * *", "--ghosts", "--name"),
+        ("schedule-sweep", "--cron", "* * * * *", "--ghosts", "--in-queue"),
+        ("schedule-sweep", "--cron", "* * * * *", "--ghosts", "-q"),
+    ],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_command_takes_any_name(redis: Redis, run: Run, words: tuple[str, ...], there: bool) -> None:
+    """A name of any characters, of what is there or not, ends in a line or is done, and never in a traceback."""
+    for number, name in enumerate(ODD):
+        if there:
+            job, queue = raw(name), raw(name)
+            redis.hset(named(b"rq:job:") + job, mapping={"data": b"x", "status": "scheduled", "origin": queue})
+            redis.hset(named(b"rq:job:rq_pooled-sweep-") + job, mapping={"data": b"x", "status": "x", "origin": queue})
+            redis.zadd(named("rq:scheduler:scheduled_jobs"), {b"rq_pooled-sweep-" + job: 9e9})
+            redis.zadd(named(b"rq:scheduled:") + queue, {job: 9e9})
+            redis.zadd(named(b"rq:failed:") + queue, {job: 1})
+            redis.sadd(named("rq:queues"), named(b"rq:queue:") + queue)
+        separate = [*words[:-1], f"{words[-1]}={name}"] if words[-1].startswith("--") and words[-1] != "--clear" else []
+        code, out, err = run(*(separate or (*words, name)))
+        assert code in (0, 1, 2, 75), (name[:10], number, out, err)
+        assert (out + err).replace("\n", "").isprintable() and "Traceback" not in out + err, name[:10]
+        if there and words == ("schedule-sweep", "--remove"):
+            assert not redis.exists(named(b"rq:job:rq_pooled-sweep-") + raw(name))
+        if there and words == ("schedule", "cancel"):
+            assert redis.zscore(named(b"rq:scheduled:") + raw(name), raw(name)) is None
+
+
 def test_colours_in_a_log_are_rqs_alone(redis: Redis) -> None:
     """Of colours only those that RQ puts around a text reach a terminal; those that others wrote are shown as text."""
     log, stream = logging.getLogger("rq.executions"), io.StringIO()

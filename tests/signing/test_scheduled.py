@@ -6,6 +6,7 @@ import json
 import pickle
 import time
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 import rq_scheduler
@@ -82,6 +83,24 @@ def test_a_scheduler_without_keys_leaves_signed_jobs(signing: Signing) -> None:
     result = run_command(signing.server.url, "scheduler", "--burst")
     assert "NotVerified: its meta is signed, and there are no keys here: set SIGNING_KEYS" in result.stderr
     assert signing.redis.zscore(SCHEDULED_JOBS, "again") and not signing.redis.llen(named("rq:queue:default"))
+
+
+@pytest.mark.parametrize("allowed", ["signed_jobs.*", None])
+def test_a_scheduler_imports_no_class_that_is_not_allowed(
+    signing: Signing, tmp_path: Path, allowed: str | None
+) -> None:
+    """Without keys a queue's class in meta is imported if ALLOWED names it, and used if it is a queue's."""
+    (tmp_path / "forged.py").write_text("import pathlib; pathlib.Path(__file__ + '.imported').touch(); path = 1")
+    signing.use(None, **({"ALLOWED": allowed} if allowed else {}))
+    scheduler = Scheduler(connection=signing.redis)
+    for job_id, name in (("forged", "forged.path"), ("own", "rq_pooled.Queue")):
+        scheduler.enqueue_at(PAST, signed_jobs.note, job_id, job_id=job_id, meta={"queue_class_name": name})
+    result = run_command(signing.server.url, "scheduler", "--burst", PYTHONPATH=str(tmp_path))
+    words = "NotVerified: the class of its queue is 'forged.path'" if allowed else "as the class of its queue, which is"
+    assert words in result.stderr and "Traceback" not in result.stderr
+    assert (tmp_path / "forged.py.imported").exists() == (allowed is None)
+    assert signing.redis.lrange(named("rq:queue:default"), 0, -1) == [b"own"]
+    assert signing.redis.zrange(SCHEDULED_JOBS, 0, -1) == [b"forged"]
 
 
 def test_recurring_sweeps(signing: Signing) -> None:

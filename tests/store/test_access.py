@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -18,7 +19,7 @@ from commands import refusal, run_command
 from failures import fail_jobs
 from keys import named
 from redis import Redis
-from redis.exceptions import NoPermissionError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from rq import Callback, Repeat, Retry
 from rq.command import send_stop_job_command
 from rq.group import Group
@@ -26,7 +27,7 @@ from rq.job import Dependency, Job, JobStatus
 from rq.suspension import resume, suspend
 from sampling import finished
 from signing_scene import Signing
-from support import drop_pools, running_worker, wait_until
+from support import PYTHONPATH, drop_pools, running_worker, wait_until
 
 from rq_pooled import Backoff, Queue
 from rq_pooled.config import Settings
@@ -144,6 +145,30 @@ def guarded(start_server: Callable[..., EmbeddedServer]) -> Iterator[Guarded]:
     one = Guarded(start_server())
     yield one
     drop_pools()
+
+
+def test_an_endless_script_is_ended_by_the_administrator(guarded: Guarded, tmp_path: Path) -> None:
+    """A script of the role that only shows holds the server up until SCRIPT KILL; workers then go on by themselves."""
+    admin = guarded.admin
+    admin.config_set("lua-time-limit", 100)
+    view = guarded.client("page-view", socket_timeout=60)
+    with running_worker(guarded.url("worker"), "q", log=tmp_path / "log") as worker:
+        with ThreadPoolExecutor(1) as pool:
+            endless = pool.submit(view.eval, "while true do end", 0)
+
+            def is_busy() -> bool:
+                try:
+                    return not admin.ping()
+                except RedisError as error:
+                    return "BUSY" in str(error) or "Busy" in type(error).__name__ or "script" in str(error)
+
+            wait_until(is_busy)
+            assert admin.execute_command("SCRIPT", "KILL") in (b"OK", True)
+            with pytest.raises(ResponseError, match="killed"):
+                endless.result(30)
+        job = Queue("q", connection=guarded.client("web")).enqueue(jobs.add, 1, 2)
+        wait_until(lambda: job.get_status() == JobStatus.FINISHED, 30)
+        assert worker.process.poll() is None
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -331,6 +356,22 @@ def test_a_horse_does_not_show_the_workers_secrets(signing: Signing) -> None:
     assert {"REDIS_URL", "RQ_REDIS_URL"} <= set(known["names"])
     assert known["url"] == signing.server.url and known["core"] == [0, 0]
     assert signing.redis.hget(named(f"rq:job:{known['enqueued']}"), "rq_pooled:signature")
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/environ"), reason="this system has no /proc")
+def test_a_url_in_a_file_is_in_no_environment(guarded: Guarded, tmp_path: Path) -> None:
+    """A worker whose settings module reads its URL from a file, as docs/security.md has it, shows it to no job."""
+    secret = tmp_path / "redis_url"
+    secret.write_text(guarded.url("worker") + "\n")
+    (tmp_path / "settings_of_shop.py").write_text(
+        f"from pathlib import Path\nRQ_POOLED_URL = Path({str(secret)!r}).read_text().strip()\n"
+    )
+    queue = Queue("default", connection=guarded.client("web"))
+    job = queue.enqueue(role_jobs.started_with)
+    path = os.pathsep.join([PYTHONPATH, str(tmp_path)])
+    done = run_command("", "worker", "--burst", "-c", "settings_of_shop", "default", PYTHONPATH=path)
+    shown = queue.fetch_job(job.id).return_value()
+    assert done.returncode == 0 and "PYTHONPATH" in shown and PASSWORD not in shown
 
 
 #: What only a worker writes.
