@@ -14,6 +14,7 @@ from rq.registry import BaseRegistry, FailedJobRegistry
 from ..pool.registry import get_connection
 from ..rq_version import check_rq
 from ..signing.serializer import sealed
+from ..store.inert_jobs import fetch_inert
 from ..store.keys import dead_letters_key, results_key
 from ..wire import text
 from .policies import DEAD_AGE, DEAD_COUNT, Requeue
@@ -72,9 +73,12 @@ class DeadLetterRegistry(BaseRegistry):
     def requeue(self, job_or_id: Job | str, at_front: bool = False) -> Job:
         """Put one dead letter back into its queue, in one step, with as many retries as it had at first.
 
+        The job is returned with the plain values of its ``meta``; ``get_meta()`` loads the others.
+
         Raises:
             rq.exceptions.NoSuchJobError: the job is gone; its entry is removed.
             rq.exceptions.InvalidJobOperation: it is no dead letter (any more).
+            NotVerified: it was put back, and is not returned, because its data are too large to be unpacked.
         """
         job_id = job_or_id.id if isinstance(job_or_id, Job) else job_or_id
         words = self._sweeper().requeue_ids(self.name, [job_id], Requeue(at_front=at_front))
@@ -82,7 +86,7 @@ class DeadLetterRegistry(BaseRegistry):
             raise NoSuchJobError(f"No such job: {job_id}")
         if words[job_id] != "done":
             raise InvalidJobOperation(f"job {job_id} is no dead letter of {self.name!r}")
-        return self.job_class.fetch(job_id, connection=self.connection, serializer=self.serializer)
+        return fetch_inert(self.job_class, job_id, self.connection, self.serializer)
 
     def requeue_many(self, policy: Requeue | None = None, dry_run: bool = False) -> Report:
         """Put back all dead letters, or those that the policy selects, page by page; see ``Sweeper.run``."""

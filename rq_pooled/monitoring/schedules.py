@@ -17,7 +17,6 @@ from ..errors import ConfigurationError
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, seconds_of, whole_number
-from ..store.inert_jobs import fetch_inert
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..store.unpickling import plain_meta
@@ -28,6 +27,7 @@ SWEEP = "rq_pooled-sweep-"
 #: Processes of RQ's cron that are asked, and bytes of what one tells.
 _CRONS, _TOLD = 20, 1024 * 1024
 _YEAR_9999 = 253_370_764_800.0
+_CANCELLED_BY = ("origin", "rate_limit_key", "rate_limit_concurrency")
 _FIELDS = ("origin", "started_at", "enqueued_at", "retries_left", "repeats_left")
 
 
@@ -67,11 +67,24 @@ def cancel(client: Redis, job_id: str) -> str:
     if client.zrem(SCHEDULED_JOBS, raw(job_id)):
         return queue
     try:
-        fetch_inert(Job, job_id, client).cancel()
+        _to_cancel(client, job_id).cancel()
     except (NoSuchJobError, InvalidJobOperation, ValueError):
         # The job is gone, was cancelled meanwhile, or RQ takes no such id: the entry is all that can be removed.
         client.zrem(raw(registry_key("scheduled", queue)), raw(job_id))
     return queue
+
+
+def _to_cancel(client: Redis, job_id: str) -> Job:
+    """Return a job with what RQ reads of it to cancel it, because all else may be damaged, or large once unpacked."""
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.hexists(raw(job_key(job_id)), "data")
+    pipeline.hmget(raw(job_key(job_id)), *_CANCELLED_BY)
+    exists, values = replies_of(pipeline)
+    if not exists:
+        raise NoSuchJobError(f"No such job: {job_id}")
+    job = Job(job_id, connection=client)
+    job.restore({"data": b"", **{name: value for name, value in zip(_CANCELLED_BY, values) if value is not None}})
+    return job
 
 
 def scheduled_in(client: Redis, job_id: str) -> str | None:

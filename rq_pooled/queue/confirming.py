@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from typing import NamedTuple
 
 import rq
 from redis import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, BusyLoadingError
-from rq.exceptions import DeserializationError
-from rq.job import Job, JobStatus
+from rq.job import UNEVALUATED, Job, JobStatus
 from rq.utils import now
 
 from ..connection.away import LOST
@@ -29,14 +30,28 @@ _TIME_PER_JOB = 0.002
 #: Connection errors that are replies of the server, by which it refused the command.
 _REFUSALS = (AuthenticationError, AuthorizationError, BusyLoadingError)
 
-#: Id of a job with an unconfirmed enqueue -> when that enqueue began (UTC, this process's clock, which also writes the
-#: job's ``created_at``). The process keeps it, because web code makes a new Queue for each request.
-_unconfirmed: OrderedDict[str, datetime] = OrderedDict()
+
+class _Doubt(NamedTuple):
+    """What is known of a job with an unconfirmed enqueue."""
+
+    #: When the first of them began: UTC, this process's clock, which also writes the job's ``created_at``.
+    began: datetime
+    #: The digest of the data that an enqueue has sent -> the key of its call, "" where calls cannot be compared.
+    sent: dict[bytes, str]
+
+
+#: Id of a job with an unconfirmed enqueue. The process keeps it, because web code makes a new Queue for each request.
+_unconfirmed: OrderedDict[str, _Doubt] = OrderedDict()
 
 
 @contextmanager
 def confirming(
-    queue: str, connection: Redis, ids: list[str], job: Job | None = None, steps: bool = False
+    queue: str,
+    connection: Redis,
+    ids: list[str],
+    job: Job | None = None,
+    steps: bool = False,
+    calls: Iterable[Job] = (),
 ) -> Iterator[None]:
     """Turn a connection error into what it means for these jobs, and remember those that are in doubt.
 
@@ -46,6 +61,7 @@ def confirming(
         ids: of the jobs.
         job: the only one of them.
         steps: some of the jobs may have been written before the last connection was asked for.
+        calls: the jobs, where they are several; read after an error only.
     """
     began = job.created_at if job is not None and job.created_at is not None else now()
     shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
@@ -62,8 +78,10 @@ def confirming(
         if isinstance(error, RedisUnavailable) and not doubtful:
             raise type(error)(f"{what} {verb} not enqueued in {queue!r}: {error}") from error
         for job_id in ids:
-            _unconfirmed.setdefault(job_id, began)
+            _unconfirmed.setdefault(job_id, _Doubt(began, {}))
             _unconfirmed.move_to_end(job_id)
+        for one in calls if job is None else (job,):
+            _unconfirmed[one.id].sent.update(_call(one))
         while len(_unconfirmed) > max(_REMEMBERED, len(ids)):
             # All ids of one call are remembered, because a repeat would double the forgotten ones.
             _unconfirmed.popitem(last=False)
@@ -89,8 +107,8 @@ def landed(queue: rq.Queue, wanted: Job) -> Job | None:
     Raises:
         ConfigurationError: what is there cannot be read.
     """
-    since = _unconfirmed.get(wanted.id)
-    if since is None:
+    doubt = _unconfirmed.get(wanted.id)
+    if doubt is None:
         return None
     job = earlier_job(queue, wanted.id)
     if job == GONE:
@@ -101,7 +119,7 @@ def landed(queue: rq.Queue, wanted: Job) -> Job | None:
             f"again; delete the key {printable(wanted.key, MAX_VALUE)}, or choose another job id"
         )
     # An older job has this id, so the lost enqueue, which would have replaced it, did not happen.
-    if job.created_at is None or job.created_at < since:
+    if job.created_at is None or job.created_at < doubt.began:
         return None
     # RQ's enqueue_many saves jobs as deferred, registers them later, and enqueues them later still. A job whose call
     # broke off in between would never be enqueued.
@@ -109,18 +127,34 @@ def landed(queue: rq.Queue, wanted: Job) -> Job | None:
         job in queue.deferred_job_registry and not job.dependencies_are_met()
     ):
         return None
-    if not _same_call(job, wanted):
+    if not _is_repeat(wanted, doubt.sent, job.data):
         # This call differs from the earlier one, so it is no repeat.
         return None
     queue.log.info("Job %s was enqueued by an earlier call whose reply was lost", job.id)
     return job
 
 
-def _same_call(one: Job, other: Job) -> bool:
-    if one.data == other.data:
-        return True
+def _is_repeat(wanted: Job, sent: dict[bytes, str], landed: bytes) -> bool:
+    """Tell whether a job's data are what this process has sent for the same call.
+
+    What stands in Redis is compared as bytes, and never loaded: others may have written it.
+    """
+    found = hashlib.sha256(landed).digest()
+    key = sent.get(found)
+    # Equal calls may be pickled differently.
+    return key is not None and any(found == digest or (key and key == other) for digest, other in _call(wanted).items())
+
+
+def _call(job: Job) -> dict[bytes, str]:
+    """Return the digest of a job's data with the key of its call; nothing where it cannot be pickled."""
     try:
-        # Equal calls may be pickled differently.
-        return call_key(one) == call_key(other)
-    except (ConfigurationError, DeserializationError):
-        return False
+        digest = hashlib.sha256(job.data).digest()
+    except Exception:  # noqa: BLE001 - it was not sent, and pickling runs users' code
+        return {}
+    if job._func_name is UNEVALUATED:
+        # It was fetched, and the key would have to be computed from what is loaded.
+        return {digest: ""}
+    try:
+        return {digest: call_key(job)}
+    except Exception:  # noqa: BLE001 - an argument that cannot be described may raise anything
+        return {digest: ""}

@@ -205,7 +205,7 @@ class Queue(AdmittingQueue):
         # The ids are chosen here, not in RQ, so that an error can name them.
         datas = [data if data.job_id else data._replace(job_id=str(uuid4())) for data in job_datas]
         ids, steps = [data.job_id for data in datas], any(data.depends_on for data in datas)
-        with confirming(self.name, self.connection, ids, steps=steps):
+        with confirming(self.name, self.connection, ids, steps=steps, calls=map(self._call_of, datas)):
             doubtful = (self._call_of(data) for data in datas if is_unconfirmed(data.job_id))
             there = [job for wanted in doubtful if (job := landed(self, wanted)) is not None]
             known = {job.id for job in there}

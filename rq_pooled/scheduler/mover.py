@@ -29,7 +29,7 @@ from ..signing.attach import sign_for
 from ..signing.envelope import is_sealed
 from ..signing.policy import current
 from ..signing.serializer import sealed
-from ..store.inert_jobs import fetch_inert
+from ..store.inert_jobs import fetch_bounded, fetch_inert
 from ..store.keys import SCHEDULED_JOBS
 from ..store.rq_scheduler import move_job
 from ..wire import Command, raw, text
@@ -111,6 +111,8 @@ class Mover:
         #: The number of jobs that a user's hook has left in the schedule at the last ``move_due``, and the time up to
         #: which that call looked.
         self.left, self.until = 0, 0.0
+        #: The jobs that ``move_due`` returns keep their data, which may be 1000 times as large as in Redis.
+        self.keeps_data = False
         self._inert = inert
         self._serializer: Any = sealed(DefaultSerializer)
 
@@ -141,6 +143,8 @@ class Mover:
                     self._log.warning("rq-scheduler's lock was taken over by another scheduler; going on later")
                     return moved
                 if job is not None and verdict in MOVED:
+                    if not self.keeps_data:
+                        job.data = b""
                     moved.append(job)
             if len(due) < BATCH:
                 break
@@ -157,7 +161,7 @@ class Mover:
             if not self._inert and _needs_code(job):
                 due = now + SET_ASIDE
                 self._connection.zadd(SCHEDULED_JOBS, {raw(job_id): due}, xx=True)
-                job = self._job_class.fetch(job_id, connection=self._connection, serializer=self._serializer)
+                job = fetch_bounded(self._job_class, job_id, self._connection, self._serializer)
                 _check_meta(job)
             return job, move(job, due, now, lock)
         except NoSuchJobError:

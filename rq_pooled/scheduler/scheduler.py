@@ -33,6 +33,7 @@ from ..queue.queue import Queue
 from ..rq_version import check_keys, check_rq
 from ..signing.serializer import sealed
 from ..store.due import add_fraction
+from ..store.inert_jobs import fetch_inert
 from ..store.keys import SCHEDULED_JOBS, SCHEDULER_INSTANCE, SCHEDULER_LOCK, SCHEDULER_RUNS
 from ..store.locks import unlock
 from ..store.scripts import run_script
@@ -105,6 +106,7 @@ class Scheduler(CheckedScheduler):
             lambda job: self.get_queue_for_job(job),
             inert=True,
         )
+        self._mover.keeps_data = True
         self._stop = threading.Event()
         self._signalled = False
         #: The move for ``enqueue_job`` to make while ``enqueue_jobs`` calls it.
@@ -177,7 +179,8 @@ class Scheduler(CheckedScheduler):
     ) -> Iterator[Any]:
         """Yield scheduled jobs, or (job, time in UTC without a zone), see rq-scheduler; drop entries without a job.
 
-        An entry that cannot be read is logged and left out.
+        An entry that cannot be read is logged and left out. Of their ``meta`` only plain values are loaded, because
+        others may have written it.
         """
         until = _epoch(until)
         most = "+inf" if until is None else until
@@ -185,7 +188,7 @@ class Scheduler(CheckedScheduler):
             found = self.connection.zrangebyscore(SCHEDULED_JOBS, 0, most, offset, length, withscores=True)
         for word, score in found:
             try:
-                job = self.job_class.fetch(text(word), connection=self.connection, serializer=self._serializer)
+                job = fetch_inert(self.job_class, text(word), self.connection, self._serializer)
             except NoSuchJobError:
                 self.connection.zrem(SCHEDULED_JOBS, word)
                 continue
@@ -357,7 +360,11 @@ class Scheduler(CheckedScheduler):
         if not self.acquire_lock():
             self.log.debug("another scheduler holds the lock")
             return None
-        self.enqueue_jobs()
+        self._mover.keeps_data = False
+        try:
+            self.enqueue_jobs()
+        finally:
+            self._mover.keeps_data = True
         seconds, microseconds = self.connection.time()
         # Jobs that a subclass has left are offered again only after the interval.
         since = f"({self._mover.until}" if self._mover.left else "-inf"

@@ -1,6 +1,7 @@
 """Reads pickles without running code that they name, for processes that only read a job's ``meta``.
 
-A pickle names classes and functions, and loading it imports and calls them. Here each is an ``Inert`` object instead.
+A pickle names classes and functions, and loading it imports and calls them. Here each is an ``Inert`` object instead,
+and so is a key that takes long to hash: fifty tuples, each twice in the next, take years.
 Python's own reader is used: that in C takes 34 GB for ten bytes which number an object 2**31.
 """
 
@@ -11,6 +12,9 @@ import pickle
 from typing import Any, ClassVar
 
 from ..signing.envelope import is_sealed, unverified
+
+#: The most parts of a tuple that is hashed, and what such a part is not.
+_PARTS, _NESTED = 16, (tuple, frozenset)
 
 
 class Inert:
@@ -38,18 +42,57 @@ class Inert:
         raise pickle.PicklingError("what was not loaded cannot be stored again")
 
 
-class _Unpickler(pickle._Unpickler):
+_Reader: Any = pickle._Unpickler
+
+
+class _Unpickler(_Reader):  # type: ignore[misc] # its annotations leave out what it works with
     def load_bytearray8(self) -> None:
         # Python's own makes a buffer as large as the pickle says, before it reads.
-        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))  # type: ignore[attr-defined]
+        self.append(bytearray(self.read(int.from_bytes(self.read(8), "little"))))
 
-    dispatch: ClassVar = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: load_bytearray8}  # type: ignore[dict-item]
+    def load_setitem(self) -> None:
+        self.stack[-2] = _key(self.stack[-2])
+        super().load_setitem()
+
+    def load_setitems(self) -> None:
+        self.stack[::2] = map(_key, self.stack[::2])
+        super().load_setitems()
+
+    def load_dict(self) -> None:
+        self.stack[::2] = map(_key, self.stack[::2])
+        super().load_dict()
+
+    def load_frozenset(self) -> None:
+        self.stack[:] = map(_key, self.stack)
+        super().load_frozenset()
+
+    def load_additems(self) -> None:
+        self.stack[:] = map(_key, self.stack)
+        super().load_additems()
+
+    dispatch: ClassVar = {
+        **_Reader.dispatch,
+        pickle.BYTEARRAY8[0]: load_bytearray8,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.ADDITEMS[0]: load_additems,
+    }
 
     def find_class(self, _module: str, _name: str) -> Any:
         return Inert
 
     def persistent_load(self, _pid: Any) -> Any:
         return Inert()
+
+
+def _key(value: Any) -> Any:
+    """Return a value to be hashed: itself if that is quick, or it cannot be hashed, else an Inert object."""
+    kind = type(value)
+    if kind is frozenset or (kind is tuple and (len(value) > _PARTS or any(type(part) in _NESTED for part in value))):
+        return Inert()
+    return value
 
 
 def loads_inert(data: bytes) -> Any:

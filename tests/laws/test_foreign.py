@@ -557,6 +557,26 @@ def test_a_pickle_takes_no_more_than_its_size(bomb: bytes) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("around", ["{}Ns", "({}Nu", "0({}Nd", "0({}\x91", "0\x8f({}\x90"])
+@pytest.mark.parametrize("key", [")" + "2\x86" * 60, ")" + "\x85" * 1_000_000])
+def test_a_key_of_a_pickle_is_hashed_at_once(key: str, around: str) -> None:
+    """Tuples that stand twice in the next, or a million deep, neither hold nor end the process as a key or member."""
+    code = (
+        "import sys; from rq_pooled.store.unpickling import loads_inert\n"
+        "assert len(loads_inert(sys.stdin.buffer.read())) == 1; print('loaded', flush=True)\n"
+        "import os; os._exit(0)"
+    )
+    data = ("\x80\x05}" + around.format(key) + ".").encode("latin-1")
+    done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, timeout=20, check=False)
+    assert done.stdout == b"loaded\n", done.stderr
+
+
+def test_short_keys_of_a_pickle_stay() -> None:
+    """Keys and members that are plain, and tuples of such, are what they were."""
+    meta = {1: "a", (1, "b"): {(2, None), "c"}, "d": frozenset((1, (2, 3)))}
+    assert plain_meta(pickle.dumps(meta, 5)) == meta
+
+
 @given(st.binary(max_size=60))
 def test_a_damaged_pickle_is_no_meta(data: bytes) -> None:
     """Whatever stands in the place of meta is read as a dictionary, without an error."""

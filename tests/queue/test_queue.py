@@ -477,6 +477,22 @@ def test_the_same_call_is_known_however_it_is_pickled(proxy: CutProxy, redis: Re
     assert redis.lrange(queue.key, 0, -1) == [b"mine"]
 
 
+def test_each_unconfirmed_call_is_known(proxy: CutProxy, redis: Redis) -> None:
+    """Of several unconfirmed enqueues with other pickles of one call, any that landed is returned."""
+    queue = Queue(connection=through(proxy))
+    queue.enqueue(JOB, 1, job_id="warm-up")
+    redis.delete(queue.key)
+    same = {"a": [1], "b": [1]}
+    other = dict(reversed(same.items()))
+    for arm, arguments in ((proxy.hold_on, same), (proxy.cut_on, other)):
+        arm(b"EVALSHA")
+        with pytest.raises(EnqueueUnconfirmed):
+            queue.enqueue(JOB, arguments, job_id="mine")
+    assert list(queue.enqueue(JOB, same, job_id="mine").args[0]) == ["b", "a"]
+    assert redis.lrange(queue.key, 0, -1) == [b"mine"]
+    proxy.let_go()
+
+
 class CautiousQueue(Queue):
     """A queue of a user's, which looks at each job before RQ takes it."""
 
