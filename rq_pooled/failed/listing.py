@@ -75,7 +75,7 @@ def failed_jobs(
     looked = 0
     for job in _jobs(client, entries):
         looked += 1
-        if exception is None or exception in (job["exception"], job["exception"].rpartition(".")[2]):
+        if job is not None and exception in (None, job["exception"], job["exception"].rpartition(".")[2]):
             jobs.append(job)
         if len(jobs) >= limit:
             break
@@ -133,8 +133,11 @@ def _ranges(
     return [[(float(score), text(job_id)) for job_id, score in reply or ()] for reply in replies_of(pipeline)]
 
 
-def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
-    """Yield the jobs until the caller's deadline is near, because a large error takes a while to unpack."""
+def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any] | None]:
+    """Yield the jobs until the caller's deadline is near, because a large error takes a while to unpack.
+
+    None stands for one that is another queue's, which may not be shown.
+    """
     deadline = current()
     for start in range(0, len(entries), _PAGE):
         for job in _page(client, entries[start : start + _PAGE]):
@@ -143,12 +146,13 @@ def _jobs(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[st
                 return
 
 
-def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any]]:
+def _page(client: Redis, entries: Sequence[tuple[str, str]]) -> Iterator[dict[str, Any] | None]:
     rows = run_script(client, failed_look([job_id for _queue, job_id in entries], MAX_FIELD, MAX_RESULTS))
     for (queue, job_id), (exists, ended_at, enqueued_at, left, description, error, older, origin) in zip(entries, rows):
         if origin and not is_shown(text(origin)):
             # The entry is left from before it was enqueued in another queue.
-            exists, description, error, older = 0, "", "", ""
+            yield None
+            continue
         large = isinstance(description, int)
         called = f"(a description of {description} bytes)" if large else text(description)
         if isinstance(error, int):

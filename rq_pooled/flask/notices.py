@@ -70,7 +70,7 @@ def told(client: Redis) -> str:
     try:
         did, queue, done, more, untold = json.loads(note or "")
         sentence = _SENTENCES[did].format(queue=queue, jobs=count(done, "job"), entries=count(done, "entry", "entries"))
-    except (TypeError, ValueError, KeyError):
+    except (TypeError, ValueError, KeyError, RecursionError):
         # The text is no notice, or none of ours.
         return ""
     sentence = f"{sentence[0].upper()}{sentence[1:]}."

@@ -17,7 +17,7 @@ from ..failed.groups import failure_groups
 from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
 from ..store.keys import job_key
-from ..store.queues import all_shown
+from ..store.queues import all_shown, is_shown
 from ..wire import raw, text
 from .guard import connections
 from .processes import note_busy, processes
@@ -115,8 +115,8 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
     pipeline = client.pipeline(transaction=False)
     for (_due, _name, job_id), size in zip(rows, sizes):
         description = "description" if size and size <= MAX_FIELD else ""
-        pipeline.hmget(raw(job_key(job_id)), (description, "retries_left", "started_at", "repeats_left"))
-    found = [fields or [None] * 4 for fields in replies_of(pipeline)]
+        pipeline.hmget(raw(job_key(job_id)), (description, "retries_left", "started_at", "repeats_left", "origin"))
+    found = [fields or [None] * 5 for fields in replies_of(pipeline)]
     return [
         {
             "id": plain(job_id),
@@ -126,5 +126,7 @@ def upcoming(client: Redis, names: list[str], now: float | None = None) -> list[
             "retries_left": whole_number(left),
             "kind": "repeat" if repeats is not None else "retry" if started else "scheduled",
         }
-        for (due, name, job_id), (description, left, started, repeats) in zip(rows, found)
+        for (due, name, job_id), (description, left, started, repeats, origin) in zip(rows, found)
+        # An entry may be of a job that is another queue's.
+        if not origin or is_shown(text(origin))
     ]

@@ -102,7 +102,7 @@ class ListenConnection(RoleConnection):
 def _parse_command(channel: bytes, data: Any) -> list[tuple[str, dict[str, Any]]]:
     try:
         payload = json.loads(data)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return []
     return [(channel.decode(errors="replace"), payload)] if isinstance(payload, dict) else []
 

@@ -152,7 +152,7 @@ class Rules(NamedTuple):
             fields = json.loads(text)
             return cls(int(fields["max"]), tuple(fields.get("on", ())), tuple(fields.get("give_up_on", ())))
         # The field was written by other code; RQ's own fields still count.
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return None
 
     def allow(self, raised: type[BaseException]) -> bool:

@@ -27,7 +27,7 @@ def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) 
     if keys is None or getattr(job, _MARK, False):
         return
     # On the object: job classes are the user's.
-    to_dict = job.to_dict
+    to_dict, had_meta = job.to_dict, bool(kept and kept.get(b"meta"))
 
     def look(raw: Mapping[bytes, bytes]) -> None:
         if not look_at(policy, job.id, None, raw).bound:
@@ -44,7 +44,7 @@ def attach(job: Any, policy: Policy, kept: Mapping[bytes, bytes] | None = None) 
         if kept:
             all_fields = {name: value for name, key in NAMES if (value := kept.get(key)) is not None}
             all_fields.update(fields)
-        fields[FIELD] = sign(keys, job.id, all_fields, data)
+        fields[FIELD] = sign(keys, job.id, all_fields, data, had_meta or "meta" in fields)
         return fields
 
     job.to_dict = signed

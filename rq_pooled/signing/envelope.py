@@ -29,7 +29,7 @@ class Envelope(NamedTuple):
     purpose: bytes
     #: Of the job, empty where its serializer did not know.
     job_id: bytes
-    #: The dotted name that a call calls.
+    #: The dotted name that a call calls; of meta, when its job was created.
     name: bytes
     mac: bytes
     #: Where in the data the content stands.
@@ -87,8 +87,14 @@ def unseal(keys: Keys, data: bytes) -> Envelope:
     return Envelope(data[_START : _START + 1], job_id, what, mac, start)
 
 
-def expect(envelope: Envelope, purposes: bytes, job_id: str | bytes | None) -> None:
+def expect(envelope: Envelope, purposes: bytes, job_id: str | bytes | None, created: bytes | None = None) -> None:
     """Raise unless an envelope is for one of these purposes, and of this job where the job is known.
+
+    Args:
+        envelope: to be looked at.
+        purposes: any of these.
+        job_id: of the job.
+        created: when it was created, for meta: an id may have had a job before.
 
     Raises:
         NotVerified: it was made for something else.
@@ -99,6 +105,8 @@ def expect(envelope: Envelope, purposes: bytes, job_id: str | bytes | None) -> N
         job_id = job_id.encode("utf-8", "surrogateescape")
     if job_id is not None and envelope.job_id != job_id:
         raise NotVerified("it was signed for another job")
+    if created is not None and envelope.name != created:
+        raise NotVerified("it was signed for an earlier job of this id")
 
 
 def unpacked(data: bytes) -> bytes:

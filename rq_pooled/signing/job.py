@@ -1,4 +1,4 @@
-"""What the signature of a job binds, beside its data: id, queue, callbacks, webhooks, time limit, rules of retries.
+"""What the signature of a job binds, beside its data: id, queue, dependencies, callbacks, webhooks, rules of retries.
 
 It stands in a field of its own in the job's hash. RQ's ``save`` writes single fields and leaves it there.
 """
@@ -14,7 +14,7 @@ from .envelope import BOUND, CALL, MAC, META, Envelope, expect, is_sealed, unpac
 from .keys import Keys
 from .policy import Policy
 
-#: The field of a job's hash with its signature: the key's name, and the signature.
+#: The field of a job's hash with its signature: the key's name, whether it was written with meta, and the signature.
 FIELD = "rq_pooled:signature"
 CALLBACKS = ("success_callback_name", "failure_callback_name", "stopped_callback_name")
 #: The fields that its producer decides. What workers write during a job's life cannot be among them.
@@ -22,15 +22,20 @@ SIGNED = (
     *CALLBACKS,
     *("success_callback_timeout", "failure_callback_timeout", "stopped_callback_timeout", "webhooks", "timeout"),
     *("retry_intervals", "repeat_intervals", "rq_pooled:retry"),
+    *("dependency_ids", "dependency_id", "allow_dependency_failures"),
+    # It tells apart jobs that have one id after another: meta names it, too.
+    "created_at",
 )
 _SIGNED = tuple(name.encode() for name in SIGNED)
 #: As text, and as Redis has them.
 NAMES = tuple(zip(SIGNED, _SIGNED))
 _EMPTY = (b"",) * len(SIGNED)
-_ZEROS = len(SIGNED) + 2
+_ZEROS = len(SIGNED) + 3
 _CALLS = BOUND + CALL
 _CALLBACKS = tuple(name.encode() for name in CALLBACKS)
-_FIELD, _PURPOSE = FIELD.encode(), b"rq_pooled job 2"
+_FIELD, _PURPOSE = FIELD.encode(), b"rq_pooled job 3"
+#: Stands in FIELD for a job that was written with meta.
+_WITH_META = b"m"
 
 
 class Verified(NamedTuple):
@@ -46,7 +51,7 @@ class Verified(NamedTuple):
     name: str
 
 
-def sign(keys: Keys, job_id: str, fields: Mapping[str, Any], data: bytes) -> bytes:
+def sign(keys: Keys, job_id: str, fields: Mapping[str, Any], data: bytes, has_meta: bool = False) -> bytes:
     """Return the value of FIELD for a job that is saved.
 
     Args:
@@ -54,15 +59,18 @@ def sign(keys: Keys, job_id: str, fields: Mapping[str, Any], data: bytes) -> byt
         job_id: of the job.
         fields: as RQ's ``to_dict`` returns them.
         data: the job's envelope.
+        has_meta: its hash has meta with it. RQ never removes meta, so a hash without it is refused then.
     """
     get = fields.get
     values = [b"" if value is None or value == "" else as_written(value) for value in map(get, SIGNED)]
-    text = _text(job_id.encode(), as_written(get("origin")), data[-MAC:], values)
+    mark = _WITH_META if has_meta else b""
+    text = _text(job_id.encode(), as_written(get("origin")), data[-MAC:], mark, values)
     if text is None:
         raise ConfigurationError(
-            f"job {job_id} cannot be signed: its id, queue, a callback or a webhook contains a zero byte; leave it out"
+            f"job {job_id} cannot be signed: its id, queue, a dependency, a callback or webhook contains a zero byte; "
+            "leave it out"
         )
-    return keys.name + b":" + keys.secret.mac(text).hex().encode()
+    return b"%b:%b:%b" % (keys.name, mark, keys.secret.mac(text).hex().encode())
 
 
 def as_written(value: Any) -> bytes:
@@ -72,12 +80,12 @@ def as_written(value: Any) -> bytes:
     return b"" if value is None else str(value).encode("utf-8", "surrogateescape")
 
 
-def _text(job_id: bytes, origin: bytes, mac: bytes, values: list[bytes]) -> bytes | None:
+def _text(job_id: bytes, origin: bytes, mac: bytes, mark: bytes, values: list[bytes]) -> bytes | None:
     """Return what is signed; None if it could be read in two ways.
 
     What is not there is the same as what is empty, as for RQ. So the number of zero bytes is always the same.
     """
-    text = b"\0".join((_PURPOSE, job_id, origin, *values))
+    text = b"\0".join((_PURPOSE, job_id, origin, mark, *values))
     return mac + text if text.count(0) == _ZEROS else None
 
 
@@ -137,16 +145,19 @@ def check_callbacks(policy: Policy, raw: Mapping[bytes, bytes]) -> None:
 
 
 def _verify_fields(keys: Keys, job_id: bytes, origin: bytes, envelope: Envelope, raw: Mapping[bytes, bytes]) -> None:
-    name, _, given = raw.get(_FIELD, b"").partition(b":")
+    name, _, rest = raw.get(_FIELD, b"").partition(b":")
+    mark, _, given = rest.partition(b":")
     secret = keys.all.get(name)
     if secret is None:
         raise NotVerified("the signature of its fields is missing, or of a key that is not known here")
-    text = _text(job_id, origin, envelope.mac, list(map(raw.get, _SIGNED, _EMPTY)))
+    text = _text(job_id, origin, envelope.mac, mark, list(map(raw.get, _SIGNED, _EMPTY)))
     if text is None or not compare_digest(secret.mac(text).hex().encode(), given):
         raise NotVerified(
-            "the signature of its fields is wrong: its queue, callbacks, webhooks, timeout or rules of retries were "
-            "altered"
+            "the signature of its fields is wrong: its queue, dependencies, callbacks, webhooks, timeout or rules "
+            "of retries were altered"
         )
+    if mark and not raw.get(b"meta"):
+        raise NotVerified("its meta was removed")
 
 
 def _check_unbound(policy: Policy, raw: Mapping[bytes, bytes]) -> None:
@@ -163,6 +174,6 @@ def _verify_meta(keys: Keys, job_id: str, raw: Mapping[bytes, bytes]) -> None:
     meta = raw.get(b"meta")
     if meta:
         try:
-            expect(unseal(keys, meta), META, job_id)
+            expect(unseal(keys, meta), META, job_id, raw.get(b"created_at", b""))
         except NotVerified as error:
             raise NotVerified(f"its meta does not verify: {error}") from None

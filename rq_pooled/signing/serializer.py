@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from rq.serializers import DefaultSerializer
+from rq.utils import utcformat
 
 from ..errors import ConfigurationError
 from .envelope import BOUND, CALL, META, OTHER, RESULT, expect, is_sealed, seal, unseal
@@ -44,6 +45,8 @@ class _Use(NamedTuple):
     job_id: str | None = None
     #: The job's own data, where a job object calls.
     data: Any = None
+    #: Of meta: when the job was created.
+    created: bytes | None = None
 
 
 _OTHER = _Use(OTHER)
@@ -80,7 +83,7 @@ class Sealed:
         content: bytes = self.inner.dumps(value)
         if use.purpose == META and policy.unsigned and isinstance(use.data, bytes) and not is_sealed(use.data):
             return content
-        called = _called(value) if use.purpose == CALL else ""
+        called = _called(value) if use.purpose == CALL else (use.created or b"").decode()
         purpose = BOUND if use.purpose == CALL and self.bound else use.purpose
         return seal(policy.keys, purpose, use.job_id or "", called, content)
 
@@ -100,7 +103,7 @@ class Sealed:
         if not is_sealed(data) and policy.unsigned and not is_sealed(use.data):
             return self.inner.loads(data)
         envelope = unseal(policy.keys, data)
-        expect(envelope, BOUND + CALL if use.purpose == CALL else use.purpose, use.job_id)
+        expect(envelope, BOUND + CALL if use.purpose == CALL else use.purpose, use.job_id, use.created)
         return self.inner.loads(data[envelope.start : -32])
 
 
@@ -121,7 +124,7 @@ def _writing(frame: FrameType, value: Any) -> _Use:
         return _Use(RESULT, one.job_id)
     if purpose == _RESULT_OR_META:
         purpose = META if one.meta is value else RESULT
-    return _Use(purpose, one.id, one._data)
+    return _Use(purpose, one.id, one._data, utcformat(one.created_at).encode() if purpose == META else None)
 
 
 def _reading(frame: FrameType, data: bytes) -> _Use:
@@ -134,8 +137,11 @@ def _reading(frame: FrameType, data: bytes) -> _Use:
         return _Use(RESULT, caller["job_id"])
     if purpose == _RESULT_OR_META:
         purpose = META if caller["obj"].get("meta") is data else RESULT
-    one = caller["self"]
-    return _Use(purpose, one.id, None if purpose == CALL else one._data)
+    one, created = caller["self"], None
+    if purpose == META:
+        # What stands in the hash: a job's own attribute may be of a moment ago.
+        created = caller["obj"].get("created_at", b"") if "obj" in caller else utcformat(one.created_at).encode()
+    return _Use(purpose, one.id, None if purpose == CALL else one._data, created)
 
 
 def _called(call: Any) -> str:

@@ -373,9 +373,13 @@ def test_a_queue_holds_no_job_that_is_another_queues(
     """Who may act on one queue sees and changes no job of another, also where its entry still stands in the first."""
     ids = fail_jobs(redis, "mail", ["ValueError: one", "ValueError: two"])
     redis.hset(named(f"rq:job:{ids[0]}"), mapping={"origin": "hidden", "description": "f('s3cret')"})
+    redis.zadd(named("rq:scheduled:mail"), {ids[0]: 9e9})
+    redis.zadd(named("rq_pooled:dead:mail"), {ids[0]: 9e9})
     before = redis.dump(named(f"rq:job:{ids[0]}"))
     client = client_of(server, lambda action, queue: queue != "hidden")
-    assert "s3cret" not in client.get("/rq/queues/failed-jobs?queue=mail").text + client.get("/rq/failed").text
+    for page in ("", "queues/failed-jobs?queue=mail", "failed", "failed?queue=mail", "failed?dead=1", "schedule"):
+        shown = client.get(f"/rq/{page}")
+        assert shown.status_code == 200 and "s3cret" not in shown.text and ids[0] not in shown.text, page
     assert client.post(f"/rq/{path}", json={"queue": "mail", **body}).json["done"] == 1
     assert redis.dump(named(f"rq:job:{ids[0]}")) == before and not redis.exists(named("rq:queue:hidden"))
 

@@ -352,7 +352,11 @@ def test_a_job_stopped_while_others_run(server: EmbeddedServer, queue: Queue, re
         assert [ended(jobs[i]) for i in (0, 1, 3)] == [JobStatus.FINISHED] * 3
 
 
-@pytest.mark.parametrize("payload", [b"\xff\xfe", b"[]", b"{}", b'{"command": "no-such"}', b'{"command": "stop-job"}'])
+@pytest.mark.parametrize(
+    "payload",
+    [b"\xff\xfe", b"[]", b"{}", b'{"command": "no-such"}', b'{"command": "stop-job"}', b"[" * 100_000],
+    ids=["bytes", "list", "empty", "unknown", "no-job", "nested"],
+)
 def test_a_malformed_command_is_ignored(
     server: EmbeddedServer, queue: Queue, redis: Redis, tmp_path: Path, payload: Any
 ) -> None:

@@ -19,6 +19,7 @@ from signed_jobs import Evil
 from signing_scene import K1, K2, Signing
 
 from rq_pooled import Queue, SignedSerializer
+from rq_pooled.errors import NotVerified
 
 EVIL_CALL = ("signed_jobs.note", None, (Evil(),), {})
 
@@ -50,6 +51,10 @@ def test_whatever_is_altered_is_refused(signing: Signing) -> None:
         "retry_intervals": "[0]",
         "repeat_intervals": "[0]",
         "rq_pooled:retry": '{"max": 5}',
+        "dependency_ids": '["good"]',
+        "dependency_id": "good",
+        "allow_dependency_failures": "1",
+        "created_at": "2026-01-01T00:00:00.000000Z",
     }
     redis = signing.redis
     for name, value in fields.items():
@@ -94,6 +99,36 @@ def test_whatever_is_altered_is_refused(signing: Signing) -> None:
         assert signing.refused(job_id)
     assert "another job" in signing.refused("copied") and "another queue" in signing.refused("moved")
     assert "its meta" in signing.refused("meta") and "not signed" in signing.refused("unsigned")
+
+
+def test_what_a_job_works_on_is_bound(signing: Signing) -> None:
+    """A job is refused whose dependency was exchanged, whose meta was removed, or which has meta of an earlier job."""
+    redis, queue = signing.redis, Queue("default", connection=signing.redis)
+    for job_id in ("one", "two"):
+        genuine(signing, job_id)
+    genuine(signing, "waits", depends_on="one")
+    redis.hset(named("rq:job:waits"), mapping={"dependency_ids": '["two"]', "dependency_id": "two"})
+    genuine(signing, "waits-no-more", depends_on="one")
+    redis.hdel(named("rq:job:waits-no-more"), "dependency_ids", "dependency_id")
+    for removed in ("hdel", "emptied"):
+        genuine(signing, removed, meta={"dry_run": True})
+    redis.hdel(named("rq:job:hdel"), "meta")
+    redis.hset(named("rq:job:emptied"), "meta", "")
+    # The same call under the same id, so that the meta alone tells them apart.
+    genuine(signing, "daily", meta={"tenant": "first"})
+    earlier = redis.hget(named("rq:job:daily"), "meta")
+    redis.lrem(named("rq:queue:default"), 0, "daily")
+    genuine(signing, "daily", meta={"tenant": "second"})
+    redis.hset(named("rq:job:daily"), "meta", earlier)
+    job = queue.fetch_job("daily")
+    assert job is not None and job.meta != {"tenant": "first"}
+    with pytest.raises(NotVerified, match="earlier job"):
+        job.get_meta()
+    signing.work()
+    assert signing.ran == ["one", "two"]
+    assert "dependencies" in signing.refused("waits") and "dependencies" in signing.refused("waits-no-more")
+    assert "removed" in signing.refused("hdel") and "removed" in signing.refused("emptied")
+    assert "earlier job" in signing.refused("daily")
 
 
 def test_each_purpose_swapped_for_another(signing: Signing) -> None:

@@ -99,10 +99,38 @@ def test_a_job_of_a_missing_key_runs_after_a_requeue(signing: Signing) -> None:
     assert signing.ran == ["kept", "success of a"]
 
 
+def test_meta_through_retries(signing: Signing) -> None:
+    """Meta that a job first writes while it runs, empties, or never saves, stop none of its retries; once a retry
+    has written them, they cannot be removed."""
+    queue = Queue("default", connection=signing.redis)
+    for retry in (0, 1):
+        options = {"retry": Retry(2, interval=retry)}
+        for name, saved, before, value in (
+            ("first", True, {}, {"page": 2}),
+            ("emptied", True, {"page": 1}, {}),
+            ("kept", False, {}, {"page": 2}),
+            ("dropped", False, {"page": 1}, {}),
+        ):
+            job_id = f"{name}{retry}"
+            queue.enqueue(signed_jobs.meta_and_fail_once, saved, value, job_id=job_id, meta=before, **options)
+    queue.enqueue(signed_jobs.meta_and_fail_once, True, {"page": 2}, job_id="robbed", retry=Retry(2, interval=1))
+    signing.work()
+    assert signing.redis.hdel(named("rq:job:robbed"), "meta")
+
+    def all_done() -> bool:
+        signing.work("--with-scheduler")
+        return not signing.redis.zcard(named("rq:scheduled:default"))
+
+    wait_until(all_done, 60)
+    assert "its meta was removed" in signing.refused("robbed")
+    assert len(signing.ran) == 8, signing.ran
+    assert {"first0 {'page': 2}", "first1 {'page': 2}", "emptied0 {}", "emptied1 {}"} < set(signing.ran)
+
+
 def test_moved_to_another_queue(signing: Signing) -> None:
     """A job that verifies is signed for the queue that it is moved to; a forged one is not made genuine so."""
     queue, other = (Queue(name, connection=signing.redis) for name in ("default", "other"))
-    queue.enqueue(signed_jobs.note, "moved", job_id="a", on_success=Callback(signed_jobs.on_success))
+    queue.enqueue(signed_jobs.note, "moved", job_id="a", on_success=Callback(signed_jobs.on_success), meta={"n": 1})
     queue.enqueue(signed_jobs.note, "forged", job_id="b", on_success=Callback(signed_jobs.on_success))
     signing.redis.hset(named("rq:job:b"), "success_callback_name", "os.getpid")
     signing.redis.delete(named("rq:queue:default"))

@@ -42,6 +42,18 @@ def with_meta(word: str) -> str:
     return note(word)
 
 
+def meta_and_fail_once(saved: bool, value: dict[str, Any]) -> str:
+    """Have these meta, in Redis too if saved, and fail the first time."""
+    job = get_current_job()
+    assert job is not None
+    if _connection().incr(f"test:tries:{job.id}") == 1:
+        job.meta = value
+        if saved:
+            job.save_meta()
+        raise ValueError("the first time")
+    return note(f"{job.id} {job.meta}")
+
+
 def fail_once(word: str) -> str:
     """Fail the first time."""
     job = get_current_job()
