@@ -92,9 +92,7 @@ class Outcomes:
         """Give the worker a tape for what its handlers write of a job, of which this was the snapshot."""
         worker, recorder = self._worker, self._recorder
         self.claim = claim
-        execution = Execution(claim.execution_id, claim.job_id, recorder, worker_name=claim.worker_name)
-        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(begun, tz=timezone.utc)
-        rq_api.hold(worker, execution)
+        execution = self.hold_execution(claim, begun)
         worker.tape = Tape(claim.job_id, claim.execution_id, execution.serialize, self._read)
         screened = self.screened
         worker.raw, worker.raw_key, worker.before = claim.raw, job.key.encode(), before
@@ -109,6 +107,13 @@ class Outcomes:
                 (job, status, exc_string)
             )
         return self.queue(claim.queue_key), worker.tape
+
+    def hold_execution(self, claim: Claim, begun: float) -> Execution:
+        """Give the worker the execution of a claim, which code up the stack of a job may look at; return it."""
+        execution = Execution(claim.execution_id, claim.job_id, self._recorder, worker_name=claim.worker_name)
+        execution.created_at = execution.last_heartbeat = datetime.fromtimestamp(begun, tz=timezone.utc)
+        rq_api.hold(self._worker, execution)
+        return execution
 
     def kind_of(self, claim: Claim) -> Kind | None:
         """Return the kind that the job of a claim may have; None where RQ is to read it."""

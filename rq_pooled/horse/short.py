@@ -132,6 +132,7 @@ class ShortRun:
         worker, job = self._worker, self._job
         self.outcome = self.tape = None
         begun = time.time() if waited else claim.created_at
+        self._outcomes.hold_execution(claim, begun)
         before = snapshot(job)
         result: Any = None
         error: BaseException | None = None

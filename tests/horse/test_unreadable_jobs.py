@@ -15,13 +15,9 @@ from rq_pooled.signing.policy import current
 
 #: Values that RQ cannot read, or reads and fails at later, of fields that no signature covers.
 SPOILT: dict[str, tuple[bytes, ...]] = {
-    "created_at": (b"yesterday", b"\xff"),
     "enqueued_at": (b"9" * 5000,),
     "ended_at": (b"\xff",),
     "last_heartbeat": (b"never",),
-    "dependency_ids": (b"[", b"\xff", b"7", b'{"a": 1}', b"[7]", b"[null]", b'["\\ud800"]'),
-    "dependency_id": (b"\xff",),
-    "allow_dependency_failures": (b"x",),
     "enqueue_at_front": (b"",),
     "description": (b"\xff",),
     "group_id": (b"\xff",),
@@ -35,6 +31,10 @@ SPOILT: dict[str, tuple[bytes, ...]] = {
 }
 #: The same of fields that a signature covers.
 COVERED: dict[str, tuple[bytes, ...]] = {
+    "allow_dependency_failures": (b"x",),
+    "dependency_id": (b"\xff",),
+    "dependency_ids": (b"[", b"\xff", b"7", b'{"a": 1}', b"[7]", b"[null]", b'["\\ud800"]'),
+    "created_at": (b"yesterday", b"\xff"),
     "timeout": (b"x",),
     "success_callback_name": (b"\xff",),
     "success_callback_timeout": (b"x",),

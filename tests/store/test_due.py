@@ -52,7 +52,7 @@ def test_promotion_is_never_early(server: EmbeddedServer, redis: Redis) -> None:
             "later": now + 1.5,
         }
         redis.zadd(named("rq:scheduled:default"), scores)
-        *_, wait = ours.run(promote(["default"], "us", {"name": "us"}))
+        *_, wait, _ = ours.run(promote(["default"], "us", {"name": "us"}))
         assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"whole-before", b"fraction"]
         assert 0 < wait <= 580
         wait_until(lambda: redis.time()[0] > now)

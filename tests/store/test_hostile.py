@@ -197,7 +197,7 @@ def test_scheduled_jobs_are_moved_beside_an_odd_one(ours: Engine, redis: Redis, 
     replace(redis, named("rq:scheduled:text"))
     replace(redis, named("rq:scheduler:us"))
     names = ("spoilt", "text", "default", "other")
-    locks, moved, more, _ = ours.run(promote(names, "us", {"name": "us"}))
+    locks, moved, more, *_ = ours.run(promote(names, "us", {"name": "us"}))
     odd = redis.type(named("rq:job:odd")) == b"hash"
     assert (locks, moved, more) == (2, 5 + odd, 0)
     assert sorted(texts(redis)) == sorted(set(IDS) - (set() if odd else {"odd"})) and texts(
