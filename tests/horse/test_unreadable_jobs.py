@@ -64,9 +64,9 @@ def test_a_job_that_cannot_be_read_fails_with_the_field(signing: Signing, signs:
         assert reason.startswith(f"rq.exceptions.DeserializationError: {name} of its hash cannot be read: "), reason
         assert redis.hget(named(f"rq:job:{job_id}"), name) == value or name in ("ended_at", "last_heartbeat")
     assert "died" not in output and "Traceback" not in output
-    raw = redis.hgetall(named("rq:job:created_at-0"))
+    raw = redis.hgetall(named("rq:job:ended_at-0"))
     # It is no attack.
-    assert Screened(current(), Job("created_at-0", connection=redis), queue, raw).counted("x") == []
+    assert Screened(current(), Job("ended_at-0", connection=redis), queue, raw).counted("x") == []
 
 
 @pytest.mark.parametrize("job_id", [b"a:b", b"\xff", b"a b", b"x\n", b"x" * 100_000])
