@@ -385,7 +385,7 @@ def test_chosen_jobs_are_deleted_after_a_question(look: Look, shop: tuple[str, E
     browser.find_element("css selector", 'button[name="act"][value="delete"]').click()
     assert "Delete 2 jobs?" in text(browser, "h1") and redis.zcard(named("rq:failed:mail")) == 3
     button(browser, "Delete 2 jobs").click()
-    assert "2 jobs deleted from “mail”" in text(browser, "#message")
+    wait_until(lambda: "2 jobs deleted from “mail”" in text(browser, "#message"))
     assert redis.zrange(named("rq:failed:mail"), 0, -1) == [b"tick-1"]
 
 
