@@ -211,6 +211,17 @@ def test_what_is_wrapped_sees_plain_jobs(monkeypatch: pytest.MonkeyPatch, owner:
     assert way._look(queue)
 
 
+def test_the_worker_holds_the_execution_of_the_job_that_runs(redis: Redis, server: Any, tmp_path: Path) -> None:
+    """Jobs of one kind, of which all but the first go the short way, find their own execution up the stack."""
+    queue = Queue("default", connection=redis)
+    ran = [queue.enqueue("jobs.held_execution") for _ in range(4)]
+    with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
+        assert worker.wait() == 0, worker.output()
+    found = [job.return_value() for job in ran]
+    assert [one[:2] for one in found] == [[job.id, job.id] for job in ran]
+    assert len({one[2] for one in found}) == 4
+
+
 def test_what_a_subclass_overrides_is_not_passed_over() -> None:
     """The short way is closed to worker and queue classes that override what it passes over."""
 

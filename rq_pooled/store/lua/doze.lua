@@ -17,9 +17,7 @@ if redis.pcall('GET', KEYS[1]) == ARGV[1] then
 end
 -- Among equals the one that had a job last is woken first, since its processes are in the processor's caches.
 local time = redis.call('TIME')
--- A key of another type, or a right that lacks, is found before the first write.
-redis.call('ZCARD', KEYS[2])
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
+-- rights first
 redis.call('ZADD', KEYS[2], ARGV[2] * 1e10 + 1e10 - (time[1] + time[2] / 1e6 - ARGV[3]), ARGV[1])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return 0

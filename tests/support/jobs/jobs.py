@@ -17,6 +17,16 @@ from rq.job import Dependency, Job
 __all__ = ["Repeat"]
 
 
+def held_execution() -> list[str]:
+    """Return the job's id, and whose execution the worker up the stack holds."""
+    job = get_current_job()
+    assert job is not None
+    frame: Any = sys._getframe(1)
+    while not hasattr(worker := frame.f_locals.get("worker", frame.f_locals.get("self")), "perform_job"):
+        frame = frame.f_back
+    return [job.id, worker.execution.job_id, worker.execution.id]
+
+
 # -- outcomes --------------------------------------------------------------------------------------------------------
 
 
