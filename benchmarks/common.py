@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
@@ -154,11 +154,12 @@ def worker(
 def stop(process: subprocess.Popen[bytes]) -> None:
     """End a contender and everything that it has started."""
     process.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         process.wait(15)
-    except subprocess.TimeoutExpired:
+    # RQ's pool, told to end while it starts, leaves workers behind, which would take the next contender's jobs.
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    process.wait()
 
 
 def run_jobs(redis: Redis, number: int, function: str, *args: Any, each: Callable[[], Any] | None = None) -> float:

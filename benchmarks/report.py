@@ -39,7 +39,9 @@ def write(table: Table, where: str) -> None:
     written = re.match(r"\n(?:_[^\n]*_\n\n)?(?:!\[[^\n]*\n\n)?(?:\|[^\n]*\n)*", rest)
     remaining = rest[written.end() :] if written else rest
     picture = f"![{table.title}](pictures/{_picture(table, where)})\n\n" if table.plot else ""
-    page.write_text(text[:begin] + f"\n_{where}_\n\n{picture}{table.markdown()}" + remaining)
+    # Without an empty line, what follows would be a row of the table.
+    after = remaining.lstrip("\n")
+    page.write_text(text[:begin] + f"\n_{where}_\n\n{picture}{table.markdown()}" + (f"\n{after}" if after else ""))
 
 
 def _picture(table: Table, where: str) -> str:
