@@ -25,7 +25,7 @@ from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
 from .jobs import add_job_pages
 from .page import present
-from .parameters import asked_for, number
+from .parameters import asked_for, number, page_of_form
 from .queues import add_queues
 from .rights import VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
@@ -111,7 +111,7 @@ def make_blueprint(
         if isinstance(error, RedisError):
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if isinstance(error, LOST) else "Redis refuses"
-        if "page" in request.form or _view() in _PAGES:
+        if page_of_form() or _view() in _PAGES:
             return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), code
         return jsonify(error=reason), code
 

@@ -25,7 +25,7 @@ from ..monitoring.words import count, moment
 from ..store.queues import queue_names
 from .notices import answer
 from .page import fits_a_form
-from .parameters import asked_for, flag, number, posted
+from .parameters import asked_for, flag, number, page_of_form, posted
 from .rights import BURY, PURGE, REQUEUE, VIEW
 from .trail import noted
 from .views import Views, page_of
@@ -191,7 +191,7 @@ def add_job_pages(views: Views) -> None:
             report = act_on(redis, act, by_queue, dead, count_done)
         report["gone"] += len(ids) - len(known)
         report.update(under_way.report)
-        from_view = request.form.get("page")
+        from_view = page_of_form()
         to: str = ".page"
         where: dict[str, Any] = {}
         if from_view == "job" and act != "delete":

@@ -18,6 +18,7 @@ from ..connection.away import is_forbidden
 from ..foreign import bounded
 from ..monitoring.words import count
 from ..store.keys import notice_key
+from .parameters import page_of_form
 
 #: Seconds for which it is kept: the browser asks for the page at once.
 _KEPT = 60
@@ -51,7 +52,7 @@ def answer(
         did, queue, done, more: what is told, see ``_SENTENCES``; ``more`` could be done.
         to, where: the view that follows, and its parameters.
     """
-    if "page" not in request.form:
+    if not page_of_form():
         return jsonify(bounded(report))
     token = token_hex(16)
     try:

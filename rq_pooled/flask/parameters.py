@@ -29,10 +29,10 @@ def posted(*known: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, str]:
     """
     if request.args:
         raise ConfigurationError("parameters belong into the body, as a form or as JSON, not into the address")
-    size = request.content_length
-    if size is None and "Transfer-Encoding" in request.headers:
-        raise ConfigurationError("the body has no length: send it with Content-Length")
-    if size is not None and size > _MAX_BODY:
+    if not _is_small():
+        size = request.content_length
+        if size is None:
+            raise ConfigurationError("the body has no length: send it with Content-Length")
         raise ConfigurationError(f"the body has {size} bytes: at most {_MAX_BODY} are read")
     given: Any
     if request.is_json:
@@ -64,6 +64,17 @@ def posted(*known: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, str]:
         elif any("\ud800" <= character <= "\udfff" for character in value):
             raise ConfigurationError(f"{name} is {printable(value, 50)!r}: a half of a surrogate pair is no text")
     return dict(given)
+
+
+def page_of_form() -> str:
+    """Return the page whose button sent the request, "" if a program did, or if its body is not read."""
+    return request.form.get("page", "") if _is_small() else ""
+
+
+def _is_small() -> bool:
+    """Tell whether the body may be read: the files of a form would fill the disk."""
+    size = request.content_length
+    return "Transfer-Encoding" not in request.headers if size is None else size <= _MAX_BODY
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

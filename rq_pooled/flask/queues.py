@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from flask import request
 from redis import Redis
 
 from ..errors import ConfigurationError
@@ -16,7 +15,7 @@ from ..queue.limits import clear_limit, limits_in_force, make_limit, set_limit
 from ..queue.pause import pause, resume
 from .notices import answer
 from .page import fits_a_form, queue_row
-from .parameters import asked_for, flag, number, posted, queue_of
+from .parameters import asked_for, flag, number, page_of_form, posted, queue_of
 from .rights import BURY, PAUSE, PURGE, REQUEUE, VIEW
 from .trail import noted, tracked
 from .views import Views, page_of
@@ -128,5 +127,5 @@ def _answer(redis: Redis, report: dict[str, Any], did: str, name: str) -> Any:
     """Answer a POST; a button's page is the one that it stands on."""
     done = report.get("done", 1)
     more = report.get("unfinished", False) or done >= actions.MOST
-    to, where = (".queue", {"name": name}) if request.form.get("page") == "queue" else (".page", {})
+    to, where = (".queue", {"name": name}) if page_of_form() == "queue" else (".page", {})
     return answer(redis, report, did, name, done, to, more, **where)

@@ -119,7 +119,7 @@ class Queue(AdmittingQueue):
         if isinstance(retry, Backoff):
             attach(job, retry)
         # The signature is last, because it covers what the others write.
-        sign_for(self, job)
+        sign_for(self, job, created=True)
         return job
 
     def enqueue_job(

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, NotVerified
 from .envelope import is_sealed
-from .job import FIELD, NAMES, SIGNED, as_written, look_at, sign, verify
+from .job import CALLBACKS, FIELD, NAMES, SIGNED, as_written, look_at, sign, verify
 from .policy import Policy
 from .serializer import Sealed
 
@@ -66,12 +66,14 @@ def guard(job: Any, look: Callable[[Mapping[bytes, bytes]], object]) -> None:
     job.restore = guarded
 
 
-def sign_for(queue: Any, job: Any) -> None:
-    """Have a job that is about to be enqueued sign itself, if it is new, or if it verifies and changes its queue.
+def sign_for(queue: Any, job: Any, created: bool = False) -> None:
+    """Have a job that is about to be enqueued sign itself, if it is new, or verifies and changes its queue or its call.
 
     Args:
         queue: with a ``Sealed`` serializer.
         job: created in this process, or fetched.
+        created: the queue has just created it. Otherwise nothing tells a job that ``Job.create`` made from one that was
+            fetched and whose arguments were set since: what it holds may be what others wrote into its hash.
 
     Raises:
         NotVerified: it was fetched and does not verify: signing it would make a forged job genuine.
@@ -79,23 +81,41 @@ def sign_for(queue: Any, job: Any) -> None:
     policy = queue.signing
     if policy.keys is None or _MARK in job.__dict__:
         return
-    if not isinstance(job._data, bytes):
-        if not isinstance(job.serializer, Sealed) or not job.serializer.bound:
-            job.serializer = queue.serializer
-        if job.timeout is None:
-            job.timeout = queue._default_timeout
+    is_unread = isinstance(job._data, bytes)
+    if created or (not is_unread and not _could_harm(job)):
+        _prepare(queue, job)
         attach(job, policy)
         return
     # As it is, its own worker decides.
-    if job.origin == queue.name or not is_sealed(job.data):
+    if is_unread and (job.origin == queue.name or not is_sealed(job.data)):
         return
     raw = queue.connection.hgetall(job.key)
-    fields = {**job.to_dict(), "data": job.data}
+    if is_unread:
+        fields = {**job.to_dict(), "data": job.data}
+    else:
+        _prepare(queue, job)
+        fields = job.to_dict()
+        # Its call is this process's own.
+        del fields["data"]
     mine = {name: as_written(fields[name]) for name in (*SIGNED, "origin", "data") if name in fields}
     try:
         verified = verify(policy, job.id, None, {**raw, **{name.encode(): value for name, value in mine.items()}})
     except NotVerified as error:
-        raise NotVerified(f"job {job.id} is not moved to the queue {queue.name!r}: {error}") from None
+        what = "moved" if is_unread else "signed"
+        advice = "" if is_unread else "; create one with callbacks or webhooks by Queue.create_job or Queue.enqueue"
+        raise NotVerified(f"job {job.id} is not {what} for the queue {queue.name!r}: {error}{advice}") from None
     if verified.bound:
         job.serializer = queue.serializer
         attach(job, policy, raw)
+
+
+def _prepare(queue: Any, job: Any) -> None:
+    if not isinstance(job.serializer, Sealed) or not job.serializer.bound:
+        job.serializer = queue.serializer
+    if job.timeout is None:
+        job.timeout = queue._default_timeout
+
+
+def _could_harm(job: Any) -> bool:
+    """Tell whether a job holds what runs or sends something beside its call."""
+    return bool(getattr(job, "webhooks", None)) or any(getattr(job, f"_{name}") for name in CALLBACKS)

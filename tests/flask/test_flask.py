@@ -396,6 +396,29 @@ def test_a_body_that_is_not_understood_changes_nothing(
     assert redis.zcard(named("rq:failed:q")) == 1
 
 
+@pytest.mark.parametrize("form", ["multipart/form-data; boundary=b", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "queues/pause"), ("POST", "jobs"), ("GET", "queues/failed-jobs?x=1")]
+)
+def test_a_large_body_is_not_read(operator: Any, method: str, path: str, form: str) -> None:
+    """What is too large is refused by its size, or for want of one: the files of a form would fill the disk."""
+
+    class Unread(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, _into: Any) -> int:
+            raise AssertionError("the body is read")
+
+    for length in (
+        {"CONTENT_LENGTH": "600000000"},
+        {"HTTP_TRANSFER_ENCODING": "chunked", "wsgi.input_terminated": True},
+    ):
+        environ = {"CONTENT_TYPE": form, "wsgi.input": Unread(), **length}
+        response = operator.open(f"/rq/{path}", method=method, environ_overrides=environ)
+        assert response.status_code == 400 and response.json["error"]
+
+
 def test_purging_all_has_to_be_said(operator: Any, redis: Redis) -> None:
     """With all=1 a purge without a filter deletes the failed jobs of the queue."""
     fail_jobs(redis, "q", ["ValueError: one", "KeyError: 2"])

@@ -193,6 +193,17 @@ def test_a_job_goes_back_to_the_queue_that_it_was_popped_from(ours: Engine, redi
     assert redis.lrange(named("rq:queue:other"), 0, -1) == [b"a"]
 
 
+def test_a_job_goes_back_to_nothing_but_a_queue(ours: Engine, redis: Redis) -> None:
+    """Who may write executions, and not the switch that suspends all workers, does not set it by a stalled job."""
+    Queue(connection=redis).enqueue(jobs.nothing, job_id="a")
+    (claim,) = ours.claim("w").claims
+    redis.hset(named(f"rq:execution:{claim.member}"), "queue_key", named("rq:suspended"))
+    end_lease(redis, claim.member)
+    assert len(look(ours).returned) == 1
+    assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"a"]
+    assert not redis.exists(named("rq:suspended"))
+
+
 def test_queues_without_a_worker_are_looked_at_too(ours: Engine, redis: Redis) -> None:
     """The jobs of a queue whose workers are all gone go back as well."""
     Queue("lonely", connection=redis).enqueue(jobs.nothing, job_id="a")

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
 import pytest
 import rq
 import signed_jobs
 from keys import named
+from rq import Callback
+from rq.job import Job
 from signing_scene import K1, Signing
+from support import wait_until
 
-from rq_pooled import Queue, SignedSerializer
+from rq_pooled import Queue, Scheduler, SignedSerializer
 from rq_pooled.errors import NotVerified
 
 
@@ -56,3 +63,63 @@ def test_a_producer_signs_nothing_that_it_reads_again(signing: Signing) -> None:
     job.save()
     signing.work()
     assert signing.ran == ["a"]
+
+
+WAYS: dict[str, Callable[[Signing, Job], Any]] = {
+    "its queue": lambda signing, job: Queue("default", connection=signing.redis).enqueue_job(job),
+    "another queue": lambda signing, job: Queue("other", connection=signing.redis).enqueue_job(job),
+    "its schedule": lambda signing, job: Queue("default", connection=signing.redis).schedule_job(
+        job, datetime.now(timezone.utc) - timedelta(seconds=1)
+    ),
+    "rq-scheduler": lambda signing, job: Scheduler("default", connection=signing.redis).enqueue_job(job),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_changed_call_signs_nothing_that_others_wrote(signing: Signing, way: str) -> None:
+    """A fetched job whose arguments the application sets is not signed with a callback that was forged, whatever became
+    of its hash meanwhile; a genuine one is, and its callback is called."""
+    queue = Queue("default", connection=signing.redis)
+
+    def changed(job_id: str) -> Job:
+        fetched = queue.fetch_job(job_id)
+        assert fetched is not None
+        fetched.args = (f"{fetched.args[0]} again",)
+        return fetched
+
+    for job_id in ("forged", "gone", "genuine"):
+        callback = Callback(signed_jobs.on_success) if job_id == "genuine" else None
+        queue.enqueue(signed_jobs.note, job_id, job_id=job_id, on_success=callback)
+    signing.work()
+    for job_id in ("forged", "gone"):
+        signing.redis.hset(named(f"rq:job:{job_id}"), "success_callback_name", "signed_jobs.forged")
+        job = changed(job_id)
+        if job_id == "gone":
+            signing.redis.delete(named("rq:job:gone"))
+        with pytest.raises(
+            NotVerified, match="is not signed for the queue .* callbacks or webhooks by Queue.create_job"
+        ):
+            WAYS[way](signing, job)
+    WAYS[way](signing, changed("genuine"))
+
+    def all_done() -> bool:
+        signing.work()
+        return not signing.redis.zcard(named("rq:scheduled:default"))
+
+    wait_until(all_done, 30)
+    ended = ["genuine", "success of genuine", "genuine again", "success of genuine"]
+    assert signing.ran == ["forged", "gone", *ended]
+
+
+def test_a_job_that_job_create_made(signing: Signing) -> None:
+    """Without callbacks and webhooks a job of `Job.create` is signed, since nothing is in it but its call."""
+    queue = Queue("default", connection=signing.redis)
+    with_callback = Job.create(
+        signed_jobs.note, ("a",), connection=signing.redis, on_success=Callback(signed_jobs.on_success)
+    )
+    with pytest.raises(NotVerified, match="Queue.create_job"):
+        queue.enqueue_job(with_callback)
+    queue.enqueue_job(Job.create(signed_jobs.note, ("b",), connection=signing.redis))
+    job = queue.enqueue_job(queue.create_job(signed_jobs.note, ("c",), on_success=Callback(signed_jobs.on_success)))
+    signing.work()
+    assert signing.ran == ["b", "c", f"success of {job.id}"]

@@ -63,9 +63,10 @@ local function forget(queue, id, execution)
 end
 
 -- Return the queue to which a job goes back: the one that it was popped from, else its own; nil if neither can take it.
+-- Others may write the execution, and have fewer rights: nothing but a queue is taken from it.
 local function way_back(member, queue)
   local key = redis.pcall('HGET', EXECUTION .. member, 'queue_key')
-  if type(key) == 'string' and fits(key, 'list') then
+  if type(key) == 'string' and string.sub(key, 1, #QUEUE) == QUEUE and fits(key, 'list') then
     return key
   end
   key = QUEUE .. queue
