@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 #: A command that takes longer has hung.
-PATIENCE = 20
+PATIENCE = 45
 
 
 class Page:
