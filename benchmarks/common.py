@@ -26,12 +26,14 @@ from rq_pooled.store.keys import WORKERS
 
 ROOT = Path(__file__).resolve().parent.parent
 QUEUE = "bench"
+#: A checkout of an earlier version with an environment of its own, None where nothing is compared with one.
+BASE = Path(os.environ["BENCH_BASE"]).resolve() if os.environ.get("BENCH_BASE") else None
 
 
 @dataclass(frozen=True)
 class Contender:
     """A way to run jobs: its name in the table, its command, how many RQ workers it registers, what its environment
-    adds.
+    adds, and the checkout whose package it runs.
     """
 
     name: str
@@ -39,12 +41,20 @@ class Contender:
     workers: int
     concurrency: int = 1
     environment: tuple[tuple[str, str], ...] = ()
+    tree: Path = ROOT
 
 
-def ours(concurrency: int) -> Contender:
-    """``rq worker`` with our class."""
+def ours(concurrency: int, tree: Path = ROOT) -> Contender:
+    """``rq worker`` with our class; of an earlier version where ``tree`` is a checkout of it."""
     command = ("worker", "--worker-class", "rq_pooled.Worker")
-    return Contender(f"rq_pooled, concurrency {concurrency}", command, concurrency, concurrency)
+    which = "rq_pooled" if tree == ROOT else f"version {tree.name}"
+    return Contender(f"{which}, concurrency {concurrency}", command, concurrency, concurrency, tree=tree)
+
+
+def python_of(tree: Path) -> str:
+    """Return the interpreter of a checkout's own environment, this one where it has none."""
+    own = tree / ".venv" / "bin" / "python"
+    return str(own) if tree != ROOT and own.exists() else sys.executable
 
 
 def stock_worker() -> Contender:
@@ -128,10 +138,12 @@ def spawn(running: EmbeddedServer, contender: Contender, log: Any, url: str | No
     """
     env = {**os.environ, "RQ_POOLED_CONCURRENCY": str(contender.concurrency), "PYTHONUNBUFFERED": "1"}
     env.update(contender.environment)
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), env.get("PYTHONPATH")]))
+    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(contender.tree), env.get("PYTHONPATH")]))
     verb, *options = contender.command
-    command = [sys.executable, "-m", "rq.cli", verb, "--url", url or running.url, *options, QUEUE]
-    return subprocess.Popen(command, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+    command = [python_of(contender.tree), "-m", "rq.cli", verb, "--url", url or running.url, *options, QUEUE]
+    return subprocess.Popen(
+        command, cwd=contender.tree, env=env, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+    )
 
 
 @contextmanager

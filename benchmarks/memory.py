@@ -1,4 +1,4 @@
-"""Memory of ten job slots: PSS, which counts a page that several processes share once, of all processes together."""
+"""Memory of job slots: PSS, which counts a page that several processes share once, of all processes together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rq_pooled.embedded import EmbeddedServer
 
 from .common import Table, client, family, main, ours, run_jobs, stock_pool, worker
 
-CONTENDERS = [ours(10), stock_pool(10)]
+CONTENDERS = [ours(10), ours(20), stock_pool(10)]
+#: For ten slots; twice as many slots run twice as many.
 JOBS = (200, 6000)
 
 
@@ -27,9 +28,9 @@ def pss(pid: int) -> float:
 def run(server: EmbeddedServer) -> Table:
     """Measure."""
     header = [
-        "ten slots, idle",
+        "slots, idle",
         "processes",
-        *(f"PSS MB after {jobs:,} jobs" for jobs in JOBS),
+        *(f"PSS MB after {jobs // 10:,} jobs a slot" for jobs in JOBS),
         "MB per slot",
         "× ours",
     ]
@@ -41,16 +42,19 @@ def run(server: EmbeddedServer) -> Table:
             taken = []
             for jobs in JOBS:
                 # Stock RQ forks for each job: its memory depends on one job only.
-                run_jobs(redis, jobs if contender is CONTENDERS[0] else min(jobs, JOBS[0]), "benchmarks.jobs.nothing")
+                jobs = min(jobs, JOBS[0]) if contender is CONTENDERS[-1] else jobs * contender.workers // 10
+                run_jobs(redis, jobs, "benchmarks.jobs.nothing")
                 pids = family(process.pid)
                 taken.append(sum(map(pss, pids)))
             results.append((contender, len(pids), taken))
     best = results[0][2][-1]
     rows = [
-        (c.name, str(n), *(f"{mb:.1f}" for mb in taken), f"{taken[-1] / 10:.1f}", f"{taken[-1] / best:.1f}")
+        (c.name, str(n), *(f"{mb:.1f}" for mb in taken), f"{taken[-1] / c.workers:.1f}", f"{taken[-1] / best:.1f}")
         for c, n, taken in results
     ]
-    return Table("Memory", header, rows, "While busy, `rq worker-pool` adds a process per job.")
+    beyond = (results[1][2][-1] - best) / 10
+    note = f"Each slot beyond ten: {beyond:.1f} MB. While busy, `rq worker-pool` adds a process per job."
+    return Table("Memory", header, rows, note)
 
 
 if __name__ == "__main__":

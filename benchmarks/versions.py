@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from rq.registry import FinishedJobRegistry
 
 from rq_pooled.embedded import EmbeddedServer
 
-from .common import QUEUE, ROOT, Table, client, main, stop, wait_until
+from .common import BASE, QUEUE, ROOT, Table, client, main, python_of, stop, wait_until
 from .measured import Rate, rate
 
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-BASE = os.environ.get("BENCH_BASE")
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,6 @@ KINDS = [
 ]
 
 
-def _python(tree: Path) -> str:
-    """Return the interpreter of a checkout's own environment, this one where it has none."""
-    own = tree / ".venv" / "bin" / "python"
-    return str(own) if tree != ROOT and own.exists() else sys.executable
-
-
 def _measure(server: EmbeddedServer, redis: Redis, kind: Kind, tree: Path) -> Rate:
     redis.flushall()
     queue, finished = Queue(QUEUE, connection=redis), FinishedJobRegistry(QUEUE, redis)
@@ -64,7 +56,7 @@ def _measure(server: EmbeddedServer, redis: Redis, kind: Kind, tree: Path) -> Ra
     env = {**os.environ, "RQ_POOLED_CONCURRENCY": str(kind.concurrency)}
     # Jobs come from this folder for both, as module `jobs`: the root would hide the earlier version's package.
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT / "benchmarks"), str(tree)])
-    command = [_python(tree), "-m", "rq.cli", "worker", "--worker-class", "rq_pooled.Worker", "--url", server.url]
+    command = [python_of(tree), "-m", "rq.cli", "worker", "--worker-class", "rq_pooled.Worker", "--url", server.url]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             [*command, "--logging_level", kind.level, QUEUE],
@@ -84,7 +76,7 @@ def _measure(server: EmbeddedServer, redis: Redis, kind: Kind, tree: Path) -> Ra
 
 def run(server: EmbeddedServer) -> Table:
     """Measure, taking turns."""
-    trees = [ROOT, *([Path(BASE)] if BASE else [])]
+    trees = [ROOT, *([BASE] if BASE else [])]
     rates: dict[tuple[str, Path], list[Rate]] = {}
     with client(server) as redis:
         for _ in range(ROUNDS):
