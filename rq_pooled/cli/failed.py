@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -12,28 +14,45 @@ from rq.exceptions import NoSuchJobError
 
 from ..durations import show_duration
 from ..errors import TRY_AGAIN, ConfigurationError
+from ..failed.groups import failure_groups
 from ..failed.history import history
 from ..failed.selection import Selection
 from ..failed.sweeper import Sweeper
 from ..failed.tracebacks import exception_of
 from ..foreign import MAX_VALUE, is_wrong_type, printable, whole_number
+from ..monitoring.processes import server_time
 from .options import dead_option, open_server, selection_options, server_options
 from .printing import say, say_blocked, say_json
 from .tables import table
+
+_TIMES = ("first", "last")
 
 
 @click.command(short_help="List failed jobs, or print the history of one.")
 @click.argument("job", required=False)
 @selection_options
 @dead_option
+@click.option("--groups", is_flag=True, help="Count the newest 1000 by exception and function: what fails most?")
 @server_options
 def failed(
-    job: str | None, queues: tuple[str, ...], dead: bool, url: str | None, as_json: bool, **filters: Any
+    job: str | None, queues: tuple[str, ...], dead: bool, groups: bool, url: str | None, as_json: bool, **filters: Any
 ) -> None:
-    """Print the history of JOB, try by try; without JOB, list failed jobs (100 per queue, or --limit)."""
+    """Print the history of JOB, try by try; without JOB, list failed jobs (100 per queue, or --limit).
+
+    \b
+      rq-pooled failed --groups                                 what fails most, and since when
+      rq-pooled failed --exception ConnectionError              which jobs
+      rq-pooled failed 6d1fb8a0-5d0f-4e21-8c8b-5f6a2f5d7a11     why: its tries, with tracebacks
+      rq-pooled requeue --exception ConnectionError             again, just those
+    """
     connection = open_server(url)
     if job is not None:
         _show(connection, job, as_json)
+        return
+    if groups:
+        if any(filters.values()):
+            raise click.UsageError("--groups takes --queue and --dead, and no other filter")
+        _count(connection, queues, dead, as_json)
         return
     filters["limit"] = filters["limit"] or 100
     sweeper = Sweeper(list(queues) or None, connection, (), dead=dead)
@@ -68,8 +87,36 @@ def failed(
             said = row["message"] or row["exception"] or "-"
             lines.append([row["id"], row["queue"], row["function"] or "-", f"{ago} ago", said])
         say(*table(lines, left=5))
+        listed = Counter(row["queue"] for row in rows)
+        full = ", ".join(str(queue) for queue, number in listed.items() if number >= filters["limit"])
+        if full:
+            say(f"only the oldest {filters['limit']} of {full}: see --limit, or --groups for all at a glance", err=True)
     if blocked:
         say_blocked(blocked, "not read")
+        click.get_current_context().exit(TRY_AGAIN)
+
+
+def _count(connection: Redis, queues: Sequence[str], dead: bool, as_json: bool) -> None:
+    """Print the groups of failed jobs that the page shows, the largest first."""
+    named = Sweeper(list(queues), connection, (), dead=dead).queues() if queues else [None]
+    found = [failure_groups(connection, queue, dead) for queue in named]
+    rows = sorted((group for one in found for group in one["groups"]), key=lambda group: -group["count"])
+    if as_json:
+        say_json(rows)
+        return
+    clock = server_time(connection)
+    lines: list[list[object]] = [["EXCEPTION", "FUNCTION", "QUEUE", "JOBS", "FIRST", "LAST"]]
+    for row in rows:
+        times = [None if row[name] is None else show_duration(round(max(0.0, clock - row[name]))) for name in _TIMES]
+        names = [row["exception"] or "(process ended)", row["function"] or "-", row["queue"], row["count"]]
+        lines.append([*names, *(f"{time} ago" if time else "?" for time in times)])
+    say(*table(lines, left=3) if rows else ["no job matches"])
+    total, looked_at = (sum(one[name] for one in found) for name in ("total", "looked_at"))
+    if looked_at < total:
+        say(f"of the newest {looked_at} of {total}", err=True)
+    blocked = [queue for one in found for queue in one["unreadable"]]
+    if blocked:
+        say_blocked({"its registry is a key of another type": blocked}, "not read")
         click.get_current_context().exit(TRY_AGAIN)
 
 

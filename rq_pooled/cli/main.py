@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import click
 import redis
@@ -39,6 +40,13 @@ from .sweep import sweep
 from .top import top
 from .web import web
 from .worker import worker
+
+#: What people look for under another name.
+_ELSEWHERE = {
+    "workers": "`rq-pooled stats` shows workers and queues, `rq-pooled worker` starts one",
+    "queues": "`rq-pooled stats` shows queues and workers",
+    "jobs": "`rq-pooled failed` lists failed jobs, `rq-pooled schedule list` what is to come",
+}
 
 EXAMPLES = """\b
 Examples:
@@ -119,7 +127,18 @@ def _version() -> str:
         return "(not installed)"
 
 
+class _Group(click.Group):
+    """Has a better answer than the most similar name, where that does something else: `worker` starts one."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        name = args[0] if args else ""
+        if name in _ELSEWHERE:
+            ctx.fail(f"there is no command {name}: {_ELSEWHERE[name]}")
+        return super().resolve_command(ctx, args)
+
+
 @click.group(
+    cls=_Group,
     epilog=EXAMPLES,
     no_args_is_help=False,
     invoke_without_command=True,

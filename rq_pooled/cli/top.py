@@ -20,6 +20,7 @@ from ..monitoring.guard import ConnectionGuard
 from ..monitoring.processes import note_busy, processes
 from ..monitoring.queues import queues
 from ..monitoring.throughput import throughput
+from ..monitoring.words import count as counted
 from ..store.counters import quantile
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -125,7 +126,7 @@ def screen(found: dict[str, Any], width: int, height: int) -> list[str]:
         "lost": "lost_claims",
         "stale": "stale_ids",
         "stalls": "stalls",
-        "horses": "horses_replaced",
+        "restarts": "horses_replaced",
         "reconnects": "reconnects",
     }
     away = show_duration(round(total("outage_seconds"), 1))
@@ -133,7 +134,8 @@ def screen(found: dict[str, Any], width: int, height: int) -> list[str]:
         f"rq-pooled top - {found['address']} - {time.strftime('%H:%M:%S', time.localtime(found['time']))}",
         "connections  " + _connections(connections),
         f"jobs         {jobs:.1f}/s, {busy} of {slots} slots busy; {done}",
-        _throughput(found["throughput"], found["queues"]),
+        _throughput(found["throughput"]),
+        _failed(found["queues"]),
         "trouble      " + ", ".join(f"{word} {total(name)}" for word, name in trouble.items()) + f", away {away}",
         _latency(workers),
     ]
@@ -162,13 +164,15 @@ def _connections(found: dict[str, Any]) -> str:
     return f"{found['connected']}{of}{pace}{growth}; ours {found['ours']}, others {others}{orphans}"
 
 
-def _throughput(ended: dict[str, Any], queues: Sequence[dict[str, Any]]) -> str:
+def _throughput(ended: dict[str, Any]) -> str:
     rates, sums = ([ended[name + per] for name in ("finished", "failed")] for per in ("_per_minute", ""))
-    kept = [sum(queue[state] for queue in queues) for state in ("failed", "dead")]
-    return (
-        f"a minute     {rates[0]:g} finished, {rates[1]:g} failed; in the last hour {sums[0]} and {sums[1]}; "
-        f"kept {kept[0]} failed, {kept[1]} buried"
-    )
+    return f"a minute     {rates[0]:g} finished, {rates[1]:g} failed; in the last hour {sums[0]} and {sums[1]}"
+
+
+def _failed(queues: Sequence[dict[str, Any]]) -> str:
+    """A line of its own, because it is what an operator looks for, and at 80 columns the end of a line is cut."""
+    jobs, dead = (sum(queue[state] for queue in queues) for state in ("failed", "dead"))
+    return f"now failed   {counted(jobs, 'job')}, {counted(dead, 'dead letter')} (rq-pooled failed --groups)"
 
 
 def _latency(workers: Sequence[dict[str, Any]]) -> str:

@@ -92,7 +92,7 @@ def bars(ended: dict[str, Any], now: float) -> dict[str, Any] | None:
     if ended["since"] is None:
         return None
     minutes = _minutes(now - ended["since"])
-    width = 15 if minutes == 4 else 60
+    width = 15 if minutes <= 8 else 60
     sums: dict[int, list[float]] = {}
     for slot in ended["slots"]:
         place = int((now - slot["time"]) // width)
@@ -126,7 +126,7 @@ def bars(ended: dict[str, Any], now: float) -> dict[str, Any] | None:
 
 def _minutes(age: float) -> int:
     """Return the minutes that a chart shows: the least of these into which all data fit."""
-    return next((minutes for minutes in (4, 20) if age <= 60 * minutes), 60)
+    return next((minutes for minutes in (4, 8, 12, 20, 32, 44) if age <= 60 * minutes), 60)
 
 
 def _ticks(minutes: int) -> list[dict[str, Any]]:

@@ -148,16 +148,18 @@ def add_job_pages(views: Views) -> None:
             ids = [one["id"] for one in jobs_of_group(redis, *group, dead)[1] if one["exists"]]
         if not ids:
             raise ConfigurationError("no job is chosen: tick some, and press again")
+        asked = dict(zip(("queue", "exception", "function"), group or ()))
         fields = {"act": act, "dead": "1" if dead else "", "confirm": str(len(ids)) if act == "delete" else ""}
         if group is not None:
-            fields.update(zip(("queue", "exception", "function"), group))
+            fields.update(asked)
         else:
             fields["jobs"] = json.dumps(ids)
         return page_of(
             "confirm",
             redis,
-            {"fields": {name: value for name, value in fields.items() if value}},
+            {"fields": {name: value for name, value in fields.items() if value}, "asked": asked},
             act=act,
+            group=asked,
             count=len(ids),
             ids=ids[:PAGE],
             dead=dead,

@@ -9,7 +9,7 @@ from typing import Any
 from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
 from ..monitoring.verdict import verdict
-from ..monitoring.words import ago, moment, number, span
+from ..monitoring.words import ago, moment, number, rate, span
 from .chart import bars, chart
 
 #: Rows of the tables of processes and others; the rest is summed up.
@@ -145,12 +145,8 @@ def _busiest(queues: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
 
 
 def _ended(ended: dict[str, Any]) -> dict[str, Any]:
-    rates = {f"{name}_rate": _rate(ended[f"{name}_per_minute"]) for name in ("finished", "failed")}
+    rates = {f"{name}_rate": rate(ended[f"{name}_per_minute"]) for name in ("finished", "failed")}
     return {"finished": number(ended["finished"]), "failed_per_minute": ended["failed_per_minute"], **rates}
-
-
-def _rate(per_minute: float) -> str:
-    return number(round(per_minute)) if per_minute >= 10 else f"{per_minute:g}"
 
 
 def _group(group: dict[str, Any], now: float) -> dict[str, Any]:
@@ -183,7 +179,7 @@ def queue_row(queue: dict[str, Any]) -> dict[str, Any]:
         "paused": None if queue["paused_for"] is None else span(queue["paused_for"]),
         "unattended": queue["length"] > 0 and queue["workers"] == 0,
         "oldest": span(queue["oldest_age"]),
-        "rate": _rate(queue.get("rate", 0.0)),
+        "rate": rate(queue.get("rate", 0.0)),
         "limit": queue["limit"],
         "named": fits_a_form(queue["name"]),
         **{key: number(queue[key]) for key in (*_STATES, "rate_limited", "ready")},

@@ -16,7 +16,7 @@ from rq.job import Job
 from ..errors import ConfigurationError
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
-from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, seconds_of, whole_number
+from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..store.unpickling import plain_meta
@@ -28,7 +28,7 @@ SWEEP = "rq_pooled-sweep-"
 _CRONS, _TOLD = 20, 1024 * 1024
 _YEAR_9999 = 253_370_764_800.0
 _CANCELLED_BY = ("origin", "rate_limit_key", "rate_limit_concurrency")
-_FIELDS = ("origin", "started_at", "enqueued_at", "retries_left", "repeats_left")
+_FIELDS = ("origin", "started_at", "enqueued_at", "repeats_left")
 
 
 def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
@@ -110,13 +110,13 @@ def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[st
         )
     entries = []
     for (due, name, job_id), fields in zip(rows, replies_of(pipeline) if rows else ()):
-        origin, started, enqueued, retries, repeats, description, meta = fields or [None] * 7
+        origin, started, enqueued, repeats, description, meta = fields or [None] * 6
         # An entry may be of a job that is another queue's.
         if origin and not is_shown(text(origin)):
             continue
         known = plain_meta(meta) if not name else {}
         every = known.get("cron_string") or known.get("interval") or ""
-        kind = "repeat" if repeats is not None else "retry" if started and whole_number(retries) else "scheduled"
+        kind = "repeat" if repeats is not None else "retry" if started else "scheduled"
         if not name:
             kind = "sweep" if job_id.startswith(SWEEP) else "rq-scheduler"
         entries.append(

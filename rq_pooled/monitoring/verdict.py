@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..foreign import MAX_VALUE, printable
-from .words import ago, count, number, span
+from .words import ago, count, number, rate, span
 
 #: Seconds that the head of a queue may wait, and after which a worker is silent, before the page says so.
 _WAIT, _SILENT = 600.0, 45.0
@@ -41,17 +41,19 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
             what = most["exception"] if most["exception"] != "ghost" else "entries without a job"
             of = f"; most often {printable(what or 'its process ended', MAX_VALUE)}"
             of += f" in {printable(most['function'], MAX_VALUE)}" if most["function"] else ""
-            of += f", since {ago(max(1.0, found['now'] - most['first']))}"
+            of += f", first {ago(max(1.0, found['now'] - most['first']))}"
+            # Older ones were not looked at.
+            of += " or earlier" if found["looked_at"] < found["failed"] else ""
         if fails and share >= 0.1:
-            add("stop", "failures", f"{share:.0%} of the jobs fail, {fails:g} a minute{of}.")
+            add("stop", "failures", f"{share:.0%} of the jobs fail, {rate(fails)} a minute{of}.")
         else:
             lately = ended["failed"] or sum(group["count"] for group in recent)
             add("warn", "failures", f"{count(lately, 'job')} failed in the last hour{of}.")
     stopped = [queue for queue in queues if queue["paused_for"] is not None and queue["length"]]
     if stopped:
         most = max(stopped, key=lambda queue: queue["length"])
-        text = f"{_name(most)} is paused for {span(most['paused_for'])}, and {count(most['length'], 'job')} in it"
-        add("warn", "queues", f"{text} {'waits' if most['length'] == 1 else 'wait'}.")
+        text = f"{_name(most)} has been paused for {span(most['paused_for'])}, and {count(most['length'], 'job')}"
+        add("warn", "queues", f"{text} {'waits' if most['length'] == 1 else 'wait'} in it.")
     late = [
         queue
         for queue in queues

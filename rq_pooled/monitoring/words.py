@@ -16,6 +16,11 @@ def count(value: int, noun: str, many: str = "") -> str:
     return f"{number(value)} {noun if value == 1 else many or noun + 's'}"
 
 
+def rate(per_minute: float) -> str:
+    """Return how often something happens: 2.4, and from 10 on whole numbers."""
+    return number(round(per_minute)) if per_minute >= 10 else f"{per_minute:g}"
+
+
 def span(seconds: float | None) -> str:
     """Return a duration as people say it: 20 ms, 0.4 s, 12 s, 3 min, 5 h, 2 d; None as a dash."""
     if seconds is None:

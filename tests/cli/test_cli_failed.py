@@ -295,3 +295,23 @@ def test_examples_run(redis: Redis, server: EmbeddedServer) -> None:
         "ghosts: 0 of 1",
         "dead letters deleted: 1",
     ]
+
+
+def test_groups_tell_what_fails_most(redis: Redis, run: Run) -> None:
+    """``failed --groups`` counts by exception and function as the page does, and a cut list says that it is one."""
+    fail(redis, "ValueError", "KeyError", "ValueError")
+    code, out, err = run("failed", "--groups")
+    rows = [line.split()[:4] for line in out.splitlines()]
+    assert (code, err) == (0, "") and rows[0] == ["EXCEPTION", "FUNCTION", "QUEUE", "JOBS"]
+    assert rows[1:] == [["ValueError", "retry_jobs.fail", "default", "2"], ["KeyError", *rows[2][1:3], "1"]]
+    assert [one["count"] for one in json.loads(run("failed", "--groups", "-q", "default", "--json")[1])] == [2, 1]
+    assert run("failed", "--groups", "--exception", "KeyError")[0] == 2
+    assert "there is no queue" in run("failed", "--groups", "-q", "nope")[2]
+    assert "only the oldest 2 of default" in run("failed", "--limit", "2")[2]
+
+
+@pytest.mark.parametrize("name", ["workers", "queues", "jobs"])
+def test_what_is_looked_for_under_another_name(run: Run, name: str) -> None:
+    """Who types ``workers`` is sent to what shows them, and not to ``worker``, which would start one."""
+    code, _, err = run(name)
+    assert code == 2 and "`rq-pooled " in err and "Did you mean" not in err

@@ -13,7 +13,7 @@ from keys import named
 from redis import Redis
 
 from rq_pooled.capacity.trend import read_samples
-from rq_pooled.flask.chart import HEIGHT, WIDTH, chart
+from rq_pooled.flask.chart import HEIGHT, WIDTH, bars, chart
 from rq_pooled.monitoring.words import number, span
 from rq_pooled.store.keys import SAMPLES
 from rq_pooled.store.scripts import load
@@ -53,6 +53,15 @@ def test_gaps_stay_gaps() -> None:
     assert found is not None and len(found["lines"]) == 2
     assert found["limits"] == [{"name": "ceiling", "value": 10, "y": pytest.approx(HEIGHT * (1 - 10 / 20))}]
     assert chart([], NOW, {}) is None
+
+
+@given(st.floats(1, 3600))
+def test_the_axis_fits_the_data(age: float) -> None:
+    """Jobs that ended over the last minutes fill at least the right half of the chart, once there are two minutes."""
+    slots = [{"time": NOW - age + at, "finished": 3, "failed": 1} for at in range(0, int(age), 15)]
+    found = bars({"since": NOW - age, "slots": slots}, NOW)
+    assert found is not None and found["minutes"] * 60 >= age
+    assert found["minutes"] * 60 <= max(age * 2, 240) and found["most"] <= 32
 
 
 def test_samples_hold_the_roles_that_processes_published(redis: Redis) -> None:

@@ -51,7 +51,7 @@ def test_failures_are_grouped_by_exception_and_function(redis: Redis, operator: 
     page = operator.get("/rq/").text
     assert "exception=ValueError&amp;function=retry_jobs.fail" in page and "2 h ago" in page
     listed = operator.get("/rq/failed?queue=q&exception=ValueError&function=retry_jobs.fail").text
-    assert "2 of the newest 4 failed jobs of this queue" in unbroken(listed)
+    assert "1 to 2 of 2, the newest first, among the newest 4 failed jobs of this queue" in unbroken(listed)
     assert jobs[0].id in listed and "q-0" not in listed
 
 

@@ -173,10 +173,10 @@ def test_buttons(look: Look, shop: tuple[str, EmbeddedServer], script: bool) -> 
     redis.zadd(named("rq:failed:mail"), {"ghost": 9e9})
     browser = look(script=script)
     assert "entry without a job" in text(browser, "#failures")
-    press(browser, "Requeue: ValueError in mail")
+    press(browser, "Requeue 2: ValueError in mail")
     wait_until(lambda: "2 jobs requeued in “mail”" in text(browser, "#message"))
     assert redis.llen(named("rq:queue:mail")) == 2
-    press(browser, "Bury: shop.Busy in mail")
+    press(browser, "Bury 1: shop.Busy in mail")
     wait_until(lambda: "1 job moved to the dead letters of “mail”" in text(browser, "#message"))
     press(browser, "Sweep: entries without a job in mail")
     wait_until(lambda: "1 entry without a job removed" in text(browser, "#message"))
@@ -221,6 +221,23 @@ def test_readable(look: Look, shop: tuple[str, EmbeddedServer], size: tuple[int,
         assert small == []
 
 
+def test_workers_fit_the_screen(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
+    """The buttons that stop a worker stand on the screen of a laptop, however long its name and its queues' are."""
+    redis, name = shop[1].client(), "f" * 48
+    fields = {"birth": "2026-11-29T00:00:00.000000Z", "queues": "high,default,mail", "hostname": "h", "pid": "1"}
+    redis.hset(named(f"rq:worker:{name}"), mapping={**fields, "state": "idle"})
+    redis.sadd(named("rq:workers"), named(f"rq:worker:{name}"))
+    try:
+        browser = look(DESKTOP, path="/rq/workers")
+        assert name in text(browser, "main")
+        assert "Shut down" in text(browser, "main")
+        all_of_them = "return [...document.querySelectorAll('html, section')]"
+        assert browser.execute_script(f"{all_of_them}.filter(e => e.scrollWidth > e.clientWidth).length") == 0
+    finally:
+        redis.srem(named("rq:workers"), named(f"rq:worker:{name}"))
+        redis.delete(named(f"rq:worker:{name}"))
+
+
 #: Text whose contrast to what is behind it is under 4.5 (WCAG AA), as a list of [text, ratio].
 _CONTRAST = """
 const parse = c => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
@@ -254,7 +271,7 @@ def test_keyboard(look: Look, shop: tuple[str, EmbeddedServer]) -> None:
     for _ in range(60):
         webdriver.ActionChains(browser).send_keys("\ue004").perform()
         active = browser.switch_to.active_element
-        if (active.get_attribute("aria-label") or "").startswith("Requeue: ValueError in mail"):
+        if (active.get_attribute("aria-label") or "").startswith("Requeue 1: ValueError in mail"):
             break
     else:
         raise AssertionError("Tab does not reach the button")
@@ -269,7 +286,7 @@ def test_refreshing_disturbs_nobody(look: Look, shop: tuple[str, EmbeddedServer]
     fail_jobs(redis, "mail", ["ValueError: a"], "f")
     browser = look()
     browser.find_element("css selector", "#others summary").click()
-    focused = button(browser, "Requeue: ValueError in mail")
+    focused = button(browser, "Requeue 1: ValueError in mail")
     browser.execute_script("arguments[0].focus()", focused)
     seen = text(browser, "#as-of")
     wait_until(lambda: text(browser, "#as-of") != seen, 30)
@@ -277,7 +294,7 @@ def test_refreshing_disturbs_nobody(look: Look, shop: tuple[str, EmbeddedServer]
     assert browser.find_element("id", "others").get_attribute("open") is not None
     pause = browser.find_element("id", "pause")
     pause.click()
-    assert pause.text == "Resume" and pause.get_attribute("aria-pressed") == "true"
+    assert pause.text == "Resume refresh" and pause.get_attribute("aria-pressed") == "true"
     redis.sadd(named("rq:queues"), named("rq:queue:mail"))
     pause.click()
     seen = text(browser, "#as-of")
@@ -297,16 +314,21 @@ def test_hostile_data_is_only_text(look: Look, shop: tuple[str, EmbeddedServer])
 
 
 def test_redis_frozen_and_back(look: Look, shop: tuple[str, EmbeddedServer], chromium: Any) -> None:
-    """While Redis is frozen the page says so where it shows its time, keeps what it showed, and goes on afterwards."""
+    """While Redis is frozen the page says so above what it showed, which looks old, and in its title; then it goes on,
+    also where the address has a name and a password in it.
+    """
     browser = look()
+    browser.get(browser.current_url.replace("http://", "http://name:password@"))
     shown = text(browser, "#queues")
+    assert not text(browser, "#stale")
     shop[1].pause()
     try:
-        wait_until(lambda: "Redis does not answer" in text(browser, "#as-of"), 40)
-        assert text(browser, "#queues") == shown
+        wait_until(lambda: "Redis does not answer. What you see is as of" in text(browser, "#stale"), 40)
+        assert text(browser, "#queues") == shown and "Redis does not answer" in browser.title
+        assert browser.find_element("id", "queues").value_of_css_property("opacity") == "0.5"
     finally:
         shop[1].resume()
-    wait_until(lambda: "UTC" in text(browser, "#as-of"), 40)
+    wait_until(lambda: not text(browser, "#stale") and "answer" not in browser.title, 40)
     chromium.get_log("browser")  # the 503 itself is in the log
 
 
@@ -352,7 +374,7 @@ def test_from_the_first_screen_to_the_fault(look: Look, shop: tuple[str, Embedde
     redis.delete(named("rq:failed:orders"))
     fail_jobs(redis, "mail", ["ValueError: the card has expired"] * 5 + ["OSError: x"] * 2, "find")
     browser = look()
-    wait_until(lambda: "most often ValueError in math.factorial, since" in text(browser, ".verdict.first, .verdict"))
+    wait_until(lambda: "most often ValueError in math.factorial, first" in text(browser, ".verdict.first, .verdict"))
     picture(browser, "failures")
     bottom = "return document.querySelector('#failures tbody tr').getBoundingClientRect().bottom"
     assert browser.execute_script(bottom) < 900, "what fails most stands on the screen of a laptop"
@@ -365,7 +387,7 @@ def test_from_the_first_screen_to_the_fault(look: Look, shop: tuple[str, Embedde
     browser.back()
     wait_until(lambda: browser.find_elements("css selector", "#failures tbody th a"))
     browser.find_element("css selector", "#failures tbody th a").click()
-    assert "5 of the newest 7 failed jobs" in text(browser, ".note")
+    assert "1 to 5 of 5, the newest first, among the newest 7 failed jobs" in text(browser, ".note")
     picture(browser, "group")
     button(browser, "Requeue all 5").click()
     wait_until(lambda: "5 jobs requeued in “mail”" in text(browser, "#message"))

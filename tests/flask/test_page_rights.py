@@ -170,7 +170,7 @@ def test_the_old_form_works(server: EmbeddedServer, redis: Redis, said: Any) -> 
     """An authorize without arguments that returns WRITE, or the word of old, does everything with every queue."""
     fail_jobs(redis, "mail", ["ValueError: x"])
     client = client_of(server, lambda: said)
-    assert ">Requeue</button>" in client.get("/rq/").text
+    assert ">Requeue 1</button>" in client.get("/rq/").text
     path, body, _ = ACTIONS["requeue"]
     assert client.post(f"/rq/{path}", data=body).status_code == 200
     assert redis.llen(named("rq:queue:mail")) == 1

@@ -42,7 +42,8 @@ def everything(server: EmbeddedServer, redis: Redis) -> dict[str, Any]:
     mail = Queue("mail", redis)
     mail.enqueue_in(SOON, FACTORIAL, 3, job_id="later")
     tried = mail.enqueue_in(2 * SOON, FACTORIAL, 3, job_id="tried", retry=Retry(max=3))
-    redis.hset(tried.key, "started_at", "2026-01-01T00:00:00.000000Z")
+    # The last of its retries is one, too.
+    redis.hset(tried.key, mapping={"started_at": "2026-01-01T00:00:00.000000Z", "retries_left": 0})
     scheduler = Scheduler("mail", connection=redis)
     scheduler.schedule(datetime.now(timezone.utc) + 3 * SOON, FACTORIAL, (3,), interval=30, id="periodic")
     scheduler.cron("0 3 * * *", FACTORIAL, (3,), id="nightly")

@@ -709,3 +709,13 @@ def test_metrics_tell_of_schedules_budget_and_connections(server: EmbeddedServer
     assert "rq_pooled_budget 9.0" in text and "rq_pooled_budget_held 3.0" in text
     assert re.search(r'rq_pooled_worker_connections{.*role="command".*} 1.0', text)
     assert health.queues(redis)[-1]["schedule_lag"] > 90
+
+
+def test_a_worker_that_was_killed_serves_no_queue(server: EmbeddedServer, redis: Redis) -> None:
+    """A worker counts for its queue as long as RQ's hash of it is there: after the last one nobody tidies up."""
+    Queue("alone", connection=redis).enqueue("math.factorial", 3)
+    redis.sadd(named("rq:workers:alone"), named("rq:worker:killed"), named("rq:worker:alive"))
+    redis.hset(named("rq:worker:alive"), "state", "idle")
+    assert [one["workers"] for one in health.queues(redis)] == [1]
+    redis.delete(named("rq:worker:alive"))
+    assert [one["workers"] for one in health.queues(redis)] == [0]

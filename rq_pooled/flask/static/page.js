@@ -18,6 +18,7 @@
     history.replaceState(null, "", location.pathname + (kept.size ? "?" + kept : "") + location.hash);
   }
 
+  const stale = document.getElementById("stale");
   const pause = document.getElementById("pause");
   const asOf = document.getElementById("as-of");
   let paused = false;
@@ -28,7 +29,7 @@
   pause.addEventListener("click", () => {
     paused = !paused;
     pause.setAttribute("aria-pressed", String(paused));
-    pause.textContent = paused ? "Resume" : "Pause";
+    pause.textContent = paused ? "Resume refresh" : "Pause refresh";
   });
 
   const isInUse = (section) => {
@@ -54,16 +55,27 @@
     localize();
   };
 
+  // Old figures never look like new ones.
+  const tell = (reason) => {
+    document.body.classList.toggle("stale", Boolean(reason));
+    stale.hidden = !reason;
+    stale.textContent = reason && `${reason}. What you see is as of ${asOf.textContent.trim()}.`;
+    if (reason) document.title = `${reason} · rq_pooled`;
+  };
+
   const refresh = async () => {
     if (!paused && !document.hidden) {
+      let reason = "";
       try {
-        const response = await fetch(location.pathname + location.search, { cache: "no-store", credentials: "same-origin" });
+        // Not relative: beside a name and password in the address, fetch takes no such path.
+        const response = await fetch(location.origin + location.pathname + location.search, { cache: "no-store", credentials: "same-origin" });
         const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
         if (response.ok && fresh.getElementById("as-of")) replace(fresh);
-        else asOf.textContent = fresh.querySelector("h1")?.textContent || `error ${response.status}`;
+        else reason = fresh.querySelector("h1")?.textContent || `Error ${response.status}`;
       } catch (error) {
-        asOf.textContent = "the application does not answer";
+        reason = "The application does not answer";
       }
+      tell(reason);
     }
     setTimeout(refresh, INTERVAL);
   };

@@ -4,7 +4,8 @@
 -- KEYS        none
 -- ARGV[1]     ids at the head of each queue to look at
 -- ARGV[2..]   names of queues
--- returns     for each queue { jobs, workers, started, scheduled, deferred, failed, finished, canceled, dead letters,
+-- returns     for each queue { jobs, workers that are there (of at most 50; where there are more, those that registered),
+--             started, scheduled, deferred, failed, finished, canceled, dead letters,
 --             ready (-1 for a key of another type), when the first scheduled job is due or '', enqueued_at of each job at
 --             the head that has one ... }
 local refused
@@ -15,11 +16,28 @@ local function counted(reply)
   refused = refused or (not string.find(reply.err, 'WRONGTYPE') and reply)
   return -1
 end
+-- One that was killed stays in the set until a worker of its queue tidies up: RQ's hash of it expires after its TTL.
+local there = {}
+local function alive(queue)
+  local key = WORKERS .. ':' .. queue
+  local size = counted(redis.pcall('SCARD', key))
+  if size < 1 or size > 50 then
+    return size
+  end
+  local found = 0
+  for _, worker in ipairs(redis.call('SRANDMEMBER', key, 50)) do
+    if there[worker] == nil then
+      there[worker] = redis.call('EXISTS', worker)
+    end
+    found = found + there[worker]
+  end
+  return found
+end
 local states = {}
 for at = 2, #ARGV do
   local name = ARGV[at]
   local list = QUEUE .. name
-  local state = { counted(redis.pcall('LLEN', list)), counted(redis.pcall('SCARD', WORKERS .. ':' .. name)) }
+  local state = { counted(redis.pcall('LLEN', list)), alive(name) }
   for _, registry in ipairs({ WIP, SCHEDULED, DEFERRED, FAILED, FINISHED, CANCELED, DEAD, READY }) do
     state[#state + 1] = counted(redis.pcall('ZCARD', registry .. name))
   end
