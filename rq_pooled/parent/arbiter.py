@@ -80,6 +80,7 @@ class Arbiter:
             on_outcome=committer.add,
             on_request=self._requests.add,
             on_untouched=lambda claims: self._recovery.push_back(claims),
+            on_begun=lambda claims: self._recovery.push_back(claims, begun=True),
             on_ran=expected.add,
             ahead=is_ahead(context.settings),
         )
