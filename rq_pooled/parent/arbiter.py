@@ -177,7 +177,9 @@ class Arbiter:
                 if timeout == 0:
                     break
             jobs.turn()
-        self._slots.assign_tasks()
+        # Otherwise others may have been given the jobs of these tasks; the next heartbeat tells.
+        if self._heartbeat.is_recent:
+            self._slots.assign_tasks()
         self._send()
 
     def _finished(self) -> bool:
