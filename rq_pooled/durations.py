@@ -1,8 +1,9 @@
-"""Durations as people write them, ``10m`` or ``1h30m``, and as they are shown."""
+"""Durations as people write them, ``10m`` or ``1h30m``, and as they are shown, and a clock for long ones."""
 
 from __future__ import annotations
 
 import re
+import time
 
 from .errors import ConfigurationError
 
@@ -10,6 +11,8 @@ _UNITS = {"w": 604_800, "d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _WRITTEN = re.compile("".join(rf"(?:(\d{{1,15}}){unit})?" for unit in _UNITS), re.IGNORECASE)
 #: 100 years. Who writes more means for ever, or has slipped; Redis takes no time whose milliseconds exceed 64 bits.
 LONGEST = 36_525 * 86_400
+#: Counts while the machine sleeps, where the system has such a clock.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 def parse_duration(text: str | float, what: str = "the duration") -> float:
@@ -54,3 +57,8 @@ def show_duration(seconds: float) -> str:
         if number:
             parts.append(f"{number}{unit}")
     return "".join(parts[:2]) or "0s"
+
+
+def since_boot() -> float:
+    """Return seconds of a clock that only moves forward, also while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from ..config.secrets import scrub
 from ..config.settings import Settings
 from ..deadline import clipped
+from ..durations import since_boot
 from ..errors import BudgetExceeded
 from ..store.budget import reserve
 from ..store.keys import budget_keys
@@ -34,8 +34,6 @@ from .clients import connected_processes, process_name
 
 Execute = Callable[..., Any]
 
-#: Counts while the machine sleeps, where the system has such a clock.
-_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _SHOWN = 5
 #: Seconds for which a wish stands: longer than the longest pause between two tries, see ``worker/admission.py``.
 _WISH = 6.0
@@ -44,10 +42,6 @@ _WISH = 6.0
 #: server shows connections of this process as long as it has another pool, so no other process can tell. A deque: the
 #: garbage collector adds to it at any moment, in any thread.
 _dropped: deque[tuple[object, str, float]] = deque()
-
-
-def _now() -> float:
-    return time.clock_gettime(_CLOCK)
 
 
 def execute_on(connection: Any) -> Execute:
@@ -114,17 +108,17 @@ class Lease:
         """Tell whether more than half of the term has passed since it was renewed: renew before using a socket."""
         # A heartbeat that is a little late is no pause, also where the term is hardly twice the interval.
         longest = max(self._settings.heartbeat_ttl / 2, 1.25 * self._settings.heartbeat_interval)
-        return _now() - self._renewed_at > longest
+        return since_boot() - self._renewed_at > longest
 
     @property
     def due(self) -> bool:
         """Tell whether it is time to renew it."""
-        return _now() - self._renewed_at > self._settings.heartbeat_interval
+        return since_boot() - self._renewed_at > self._settings.heartbeat_interval
 
     @property
     def crowded(self) -> bool:
         """Tell whether another process waits for a place, as the last reply said: close what is idle, give it back."""
-        return self._hunger > 0 and _now() - self._heard_at < _WISH
+        return self._hunger > 0 and since_boot() - self._heard_at < _WISH
 
     @property
     def starving(self) -> bool:
@@ -206,13 +200,13 @@ class Lease:
             return self.granted > 0
         granted, hunger, number = int(reply[0]), int(reply[2]), int(reply[3])
         with self._book:
-            self._heard_at, self._hunger = _now(), hunger
+            self._heard_at, self._hunger = since_boot(), hunger
             if any(number == one for one, _ in self._unanswered):
                 # Otherwise the reply to a later command was read before.
                 self._unanswered = [(one, wanted) for one, wanted in self._unanswered if one > number]
                 self._reserved = granted
                 if granted:
-                    self._renewed_at = _now()
+                    self._renewed_at = since_boot()
                 if not self._unanswered and granted:
                     self._wanted = granted
             self._gone_here.clear()
@@ -274,7 +268,7 @@ class Lease:
 def _drop(pid: int, budget: object, token: str, term: float) -> None:
     if pid == os.getpid():
         # A forked child drops copies of what its parent goes on using.
-        _dropped.append((budget, token, _now() + term))
+        _dropped.append((budget, token, since_boot() + term))
 
 
 def _take_dropped(budget: object) -> list[str]:
@@ -285,7 +279,7 @@ def _take_dropped(budget: object) -> list[str]:
             entry = _dropped.popleft()
         except IndexError:
             break
-        if entry[0] == budget and entry[2] < _now():
+        if entry[0] == budget and entry[2] < since_boot():
             taken.append(entry[1])
         else:
             _dropped.append(entry)

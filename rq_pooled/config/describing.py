@@ -104,7 +104,8 @@ def _said(describe: Describe, call: Call, otherwise: str) -> str:
     try:
         said = describe(call)
         problem = f"returned {type(said).__name__}, and no text"
-        is_unawaited(said)
+        if is_unawaited(said):
+            said = None
     except BaseTimeoutException:
         # The job in which this runs is over its time.
         raise

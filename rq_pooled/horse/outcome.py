@@ -55,6 +55,8 @@ class Outcomes:
         # serializer.
         self._queues: dict[str, Queue] = {}
         self._kinds = Kinds()
+        #: The execution whose job turned out to be of another kind.
+        self._of_other_kind = ""
         self._webhooks: list[tuple[Job, str, str | None]] = []
         #: What leaves together with the message that this process is free again.
         self.outbox: list[tuple[Any, ...]] = []
@@ -124,7 +126,9 @@ class Outcomes:
     def rebuilt_as(self, kind: Kind, claim: Claim) -> Job | None:
         """Return the job of a claim, which is about to run without a tape; None if it is not of this kind."""
         job = kind.rebuild(claim.job_id, claim.raw)
-        if job is not None:
+        if job is None:
+            self._of_other_kind = claim.execution_id
+        else:
             self.claim, self.screened = claim, UNSCREENED
             self._worker.name = claim.worker_name
             self._recorder.running, self._recorder.outcome = job.key, None
@@ -148,7 +152,7 @@ class Outcomes:
 
     def _rebuilt(self, claim: Claim, queue: Queue) -> Job:
         worker, fields = self._worker, claim.raw
-        if worker.job_class is Job and not self._policy.checks:
+        if worker.job_class is Job and not self._policy.checks and claim.execution_id != self._of_other_kind:
             job = self._kinds.rebuild(claim.queue_key, claim.job_id, fields)
             if job is not None:
                 self.screened = UNSCREENED

@@ -80,6 +80,7 @@ class Arbiter:
             on_outcome=committer.add,
             on_request=self._requests.add,
             on_untouched=lambda claims: self._recovery.push_back(claims),
+            on_begun=lambda claims: self._recovery.push_back(claims, begun=True),
             on_ran=expected.add,
             ahead=is_ahead(context.settings),
         )
@@ -176,7 +177,9 @@ class Arbiter:
                 if timeout == 0:
                     break
             jobs.turn()
-        self._slots.assign_tasks()
+        # Otherwise others may have been given the jobs of these tasks; the next heartbeat tells.
+        if self._heartbeat.is_recent:
+            self._slots.assign_tasks()
         self._send()
 
     def _finished(self) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from redis.exceptions import ResponseError
 
+from ..durations import since_boot
 from ..errors import BudgetExceeded
 from ..multiplexer.multiplexer import Multiplexer
 from ..store.leases import heartbeat
@@ -42,6 +43,8 @@ class Heartbeat:
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
         self._answered = 0.0
+        #: When the last heartbeat that was answered was sent, or this worker began.
+        self._renewed = since_boot()
         self._complaint = Complaint()
         self.due = False
         events.server_back.append(self.beat)
@@ -55,6 +58,11 @@ class Heartbeat:
         interval = min(context.settings.heartbeat_interval, context.identity.monitoring_interval)
         context.loop.call_every(interval, self.beat)
         context.command.submit(Exchange([report(context, self._slots, self._multiplexer)]))
+
+    @property
+    def is_recent(self) -> bool:
+        """Tell whether no lease that was renewed can be over: otherwise others may have been given its job."""
+        return since_boot() - self._renewed <= self._context.settings.heartbeat_ttl / 2
 
     def settled(self) -> bool:
         """Tell whether leases of others that are over can be trusted to be."""
@@ -96,7 +104,7 @@ class Heartbeat:
     def exchanges(self) -> list[Exchange]:
         """Return the exchange that renews slots and claims, and registers again what the server has forgotten."""
         self.due = False
-        context, now = self._context, time.monotonic()
+        context, now, sent = self._context, time.monotonic(), since_boot()
         # The state that slots without a job show.
         idle = "suspended" if self._suspended or self._held else "idle"
         slots = [
@@ -119,6 +127,7 @@ class Heartbeat:
             self._complaint.end()
             forgotten, handed_on, noted, milliseconds = replies[0]
             self._note_answer(milliseconds / 1000)
+            self._renewed = sent
             self._events.heartbeat_answered()
             # Not those whose outcomes wait: the commit, next in line, finds out and says so.
             for claim in (claims[number - 1] for number in handed_on if number <= len(running)):

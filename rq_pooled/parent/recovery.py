@@ -76,9 +76,9 @@ class Recovery:
         """Note that the claim of a job has been answered."""
         self._unanswered.pop(job_id, None)
 
-    def push_back(self, claims: Sequence[Claim]) -> None:
-        """Put claimed jobs back that have not begun."""
-        command = push_back(self._context.settings, self._context.token, claims)
+    def push_back(self, claims: Sequence[Claim], begun: bool = False) -> None:
+        """Put claimed jobs back; one that has ``begun``, or may have, counts a stall."""
+        command = push_back(self._context.settings, self._context.token, claims, begun)
         self._context.command.submit(Exchange([command], lambda _replies: self._wakeup.wake()))
 
     def exchanges(self) -> list[Exchange]:

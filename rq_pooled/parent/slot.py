@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..multiplexer.streams import Guest
-from ..process.prefork import Horse
+from ..process.prefork import Horse, Unexpected
 from ..store.claim import Claim
 
 
@@ -52,6 +52,8 @@ class Slot:
     jobs: int = 0
     #: A claim for it is under way.
     reserved: bool = False
+    #: Its job has waited at the horse, which may not have begun it.
+    waited: bool = False
     #: The outcome of the task has arrived; the horse is still cleaning up.
     delivered: bool = False
     #: A stop-job command ended the horse.
@@ -88,6 +90,26 @@ class Slot:
     def token(self) -> bytes | None:
         """The token of its horse for the multiplexer."""
         return self.guest.token if self.guest is not None else None
+
+    def check(self, kind: str, rest: Sequence[Any], lease: float) -> None:
+        """Raise Unexpected where its horse says that its task is over, and has not said how it ended.
+
+        It says nothing of a job that it does not begin: one that waited, or, before it leaves, one that is stale.
+
+        Args:
+            kind, rest: what it says.
+            lease: seconds for which a claim stands unless it is renewed.
+        """
+        if kind not in ("next", "free") or (claim := self.claim) is None or self.task is None:
+            return
+        if kind == "free" and self.task.kind == "perform" and (self.waited or (rest[0] and claim.is_stale(lease))):
+            return
+        raise Unexpected(f"it says {kind}, and has not said how its task ended")
+
+    def begin(self, task: Task, waited: bool) -> None:
+        """Note what its horse is at; a job may have ``waited`` there."""
+        self.task, self.waited, self.ready = task, waited, False
+        self.delivered, self.stopped, self.since = False, False, time.monotonic()
 
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""

@@ -50,7 +50,7 @@ class Slots:
         multiplexer: lets jobs use Redis; None where each horse has a connection of its own.
         on_outcome: called with each outcome.
         on_request: called with (slot, ``read`` or ``relay``, commands) when a horse needs Redis; it answers the slot.
-        on_untouched: see Waiting.
+        on_untouched, on_begun: see Waiting.
         on_ran: called with a claim and the seconds that its job took.
         ahead: jobs may wait at horses.
     """
@@ -65,6 +65,7 @@ class Slots:
         on_outcome: Callable[[Outcome], None],
         on_request: Callable[[Slot, str, list[list[bytes]]], None],
         on_untouched: Callable[[list[Claim]], None],
+        on_begun: Callable[[list[Claim]], None],
         on_ran: Callable[[Claim, float], None],
         ahead: bool,
     ) -> None:
@@ -92,7 +93,7 @@ class Slots:
             "phase": lambda slot, seconds: self._deadlines.set(slot, seconds),
             **dict.fromkeys(("failure", "gone"), self._on_unreadable_message),
         }
-        self.waiting = Waiting(self._prefork, on_untouched, context.counters.not_begun)
+        self.waiting = Waiting(self._prefork, on_untouched, on_begun, context.counters.not_begun)
         self._slots = [Slot(name, self._prefork.send) for name in context.identity.names]
         self._deadlines = Deadlines(context, slots=self._slots, waiting=self.waiting, kill=self.kill)
         self._ending = False
@@ -217,10 +218,9 @@ class Slots:
     def _spawn(self, slot: Slot) -> None:
         if self._ending or slot not in self._slots:
             return
-        slot.horse = None
+        slot.horse, slot.jobs = None, 0
         integrations.before_fork()
         slot.ready = slot.worn = slot.killed = False
-        slot.jobs = 0
         slot.end()
         if self._multiplexer is not None:
             slot.guest = self._multiplexer.admit(slot.describe)
@@ -288,6 +288,7 @@ class Slots:
         if slot is None:
             return
         kind, *rest = message
+        slot.check(kind, rest, self._context.settings.heartbeat_ttl)
         if handler := self._handlers.get(kind):
             handler(slot, *rest)
         else:
@@ -368,7 +369,7 @@ class Slots:
 
     def _begin(self, slot: Slot, task: Task, begun_at: float | None = None) -> None:
         """Note that the slot's horse is at ``task``, by the system's clock since ``begun_at``, or since its claim."""
-        slot.task, slot.ready, slot.delivered, slot.stopped, slot.since = task, False, False, False, time.monotonic()
+        slot.begin(task, waited=begun_at is not None)
         if task.kind == "perform" and task.claim is not None:
             slot.jobs += 1
             self._context.counters.begun(task.claim, begun_at)

@@ -15,14 +15,20 @@ class Waiting:
     Args:
         prefork: reads what horses have said.
         on_untouched: called with claims whose jobs never began, and are to be put back.
+        on_begun: the same of jobs that may have begun, which counts as a stall.
         on_not_begun: called where one of them was noted as running.
     """
 
     def __init__(
-        self, prefork: Prefork, on_untouched: Callable[[list[Claim]], None], on_not_begun: Callable[[], None]
+        self,
+        prefork: Prefork,
+        on_untouched: Callable[[list[Claim]], None],
+        on_begun: Callable[[list[Claim]], None],
+        on_not_begun: Callable[[], None],
     ) -> None:
         self._prefork = prefork
         self._on_untouched = on_untouched
+        self._on_begun = on_begun
         self._on_not_begun = on_not_begun
 
     def add(self, slot: Slot, claims: Sequence[Claim]) -> None:
@@ -65,16 +71,22 @@ class Waiting:
         if side is not None:
             side.in_use = False
         claims = list(slot.waiting)
-        if slot.claim is not None and slot.task is not None and slot.task.kind == "perform":
-            # It was noted as running. Code of the job before it has taken its permit.
-            claims.insert(0, slot.claim)
-            self._on_not_begun()
-        if not claims:
+        running = slot.claim if slot.task is not None and slot.task.kind == "perform" else None
+        if not (claims or running):
             return False
-        if side is not None:
-            side.take_back()
+        permits = side.take_back() if side is not None else 0
         slot.waiting.clear()
-        self._on_untouched(claims)
+        if running is not None:
+            # It was noted as running.
+            self._on_not_begun()
+        if running is not None and permits > len(claims):
+            claims.insert(0, running)
+            running = None
+        if claims:
+            self._on_untouched(claims)
+        if running is not None:
+            # It had no permit, or that is gone. So putting back has an end, whatever code of a job says to the parent.
+            self._on_begun([running])
         return True
 
     def task_at_death(self, slot: Slot, horse: Horse) -> Task | None:

@@ -31,6 +31,10 @@ logger = logging.getLogger("rq_pooled.prefork")
 _EOF_GRACE = 1.0
 
 
+class Unexpected(Exception):
+    """A message is well-formed, and was not to be said then: code of a job has written it."""
+
+
 class Horse:
     """One forked child as the parent sees it."""
 
@@ -50,7 +54,8 @@ class Prefork:
         loop: the parent's loop.
         main: runs in the child with ``(slot, channel)``; the child exits when it returns.
         close_in_child: closes the parent's other descriptors (sockets to Redis); runs first in the child.
-        on_message: called with ``(horse, message)`` for every message.
+        on_message: called with ``(horse, message)`` for every message; raises Unexpected for one that is as bad as
+            garbage.
         on_exit: called with ``(horse, wait status, rusage)`` after the last message of a horse that is gone.
         check: raises ValueError for a message that must not reach ``on_message``.
         ahead: horses are given jobs that wait there, see side_channel.py.
@@ -209,7 +214,11 @@ class Prefork:
             except ValueError as error:
                 horse.channel.garbage = error
                 break
-            self._on_message(horse, message)
+            try:
+                self._on_message(horse, message)
+            except Unexpected as error:
+                horse.channel.garbage = error
+                break
         if horse.channel.garbage is not None:
             horse.distrusted = True
             logger.error("horse %d sent what is no message (%s); killing it", horse.pid, horse.channel.garbage)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from parts import claim_of, context_of, name_of, outcome_of
 
 from rq_pooled.parent.arbiter import Arbiter
@@ -50,6 +51,28 @@ def test_what_keeps_claims_goes_first_and_new_claims_last() -> None:
         *("HGETALL", "heartbeat", "commit", "a horse's", "promote", "intermediate", "scheduler_due", "claim")
     ]
     assert not arbiter._due(), "nothing is sent twice, nor while a write is under way"
+
+
+def test_no_horse_ends_a_job_that_others_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a heartbeat is overdue tasks wait for its answer, which tells whose their jobs are."""
+    clock = [1000.0]
+    monkeypatch.setattr("rq_pooled.parent.heartbeat.since_boot", lambda: clock[0])
+    arbiter, assigned = arbiter_of(concurrency=2), []
+    arbiter._context.loop.turn = lambda _timeout: False
+    arbiter._slots.assign_tasks = lambda: assigned.append(clock[0])
+    clock[0] += 29  # of a lease of 60
+    arbiter._turn(0)
+    assert assigned == [1029.0]
+    clock[0] += 2
+    arbiter._context.command.waiting.clear()
+    arbiter._heartbeat.beat()
+    arbiter._turn(0)
+    assert assigned == [1029.0]
+    for exchange in arbiter._context.command.waiting:
+        if name_of(exchange.commands[0]) == "heartbeat":
+            exchange.on_replies([[[], [], 0, 0], None])
+    arbiter._turn(0)
+    assert assigned == [1029.0, 1031.0]
 
 
 def test_with_one_slot_the_claim_waits_for_the_commit() -> None:

@@ -28,13 +28,19 @@ NONE = (0, 0, b"")
 
 
 def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
-    """Do what the job's id says: "ends" sends an outcome and hangs, "ends and is free" goes on, all others hang."""
+    """Do what the job's id says: "ends" sends an outcome and hangs, "ends and is free" goes on, "says ..." says it; all
+    others hang.
+    """
     channel.send(("free", False))
     while True:
         _kind, *rest = channel.receive()
         said = rest[0][0] if isinstance(rest[0], tuple) else ""
         if said.startswith("ends"):
             channel.send(("outcome", "finished", NONE, NONE, NONE, False))
+        if said.startswith("says next"):
+            channel.send(("next", False, 0.001))
+        elif said.startswith("says free"):
+            channel.send(("free", said.endswith("and leaves")))
         if said == "ends and is free":
             channel.send(("free", False))
         else:
@@ -48,10 +54,11 @@ class Stable:
         self.loop = Loop()
         self.outcomes: list[Outcome] = []
         self.untouched: list[list[Claim]] = []
+        self.charged: list[list[Claim]] = []
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
-            settings=SimpleNamespace(kill_grace=0.1),
+            settings=SimpleNamespace(kill_grace=0.1, heartbeat_ttl=60.0),
             counters=Counters(),
             log=WorkerLog(logging.getLogger("rq.worker"), names[0]),
             identity=SimpleNamespace(name=names[0], names=names, default_timeout=Queue.DEFAULT_TIMEOUT),
@@ -66,6 +73,7 @@ class Stable:
             on_outcome=self.outcomes.append,
             on_request=lambda *_: None,
             on_untouched=self.untouched.append,
+            on_begun=self.charged.append,
             on_ran=lambda *_: None,
             ahead=True,
         )
@@ -79,9 +87,9 @@ class Stable:
             assert time.monotonic() < deadline, "it never came to that"
             self.loop.turn(0.02)
 
-    def give(self, slot: Slot, job_id: str) -> Claim:
-        """Hand a job to a slot's horse."""
-        claim = Claim(job_id, "execution", "default", named("rq:queue:default"), slot.name, time.time(), {})
+    def give(self, slot: Slot, job_id: str, age: float = 0.0) -> Claim:
+        """Hand a job to a slot's horse that was claimed so many seconds ago."""
+        claim = Claim(job_id, "execution", "default", named("rq:queue:default"), slot.name, time.time() - age, {})
         self.slots.give(slot, Task("perform", claim))
         return claim
 
@@ -115,6 +123,29 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Stable]]:
 def pid_of(slot: Slot) -> int:
     """The process id of the slot's horse, 0 for none."""
     return slot.horse.pid if slot.horse is not None else 0
+
+
+@pytest.mark.parametrize("said", ["says next", "says free", "says free and leaves"])
+def test_code_of_a_job_cannot_send_it_back(make: Callable[..., Stable], said: str) -> None:
+    """A horse that says that a job is over, and not how it ended, is killed, and its job fails: it is not run again and
+    again.
+    """
+    stable = make("w", "w-1")
+    slot = next(iter(stable.slots))
+    before = slot.horse
+    claim = stable.give(slot, said)
+    stable.until(lambda: slot.horse is not before)
+    assert [(task.kind, task.claim) for task in stable.slots.tasks] == [("bury", claim)]
+    assert not stable.untouched and not stable.outcomes
+
+
+def test_a_stale_job_that_was_not_begun_goes_back_charged(make: Callable[..., Stable]) -> None:
+    """A horse that leaves since its job is stale costs the job a stall: so putting back has an end."""
+    stable = make("w", "w-1")
+    slot = next(iter(stable.slots))
+    claim = stable.give(slot, "says free and leaves", age=31.0)
+    stable.until(lambda: slot.ready)
+    assert stable.charged == [[claim]] and not stable.untouched and not stable.slots.tasks
 
 
 def test_what_has_ended_is_not_put_back_by_a_hard_stop(make: Callable[..., Stable]) -> None:
