@@ -101,6 +101,7 @@ def shown_description(text: str, own_code_only: bool = False) -> str:
 
 
 def _said(describe: Describe, call: Call, otherwise: str) -> str:
+    said: str | None
     try:
         said = describe(call)
         problem = f"returned {type(said).__name__}, and no text"
