@@ -31,7 +31,7 @@ PREFIX = "rq_pooled-sweep-"
 #: Seconds after which a sweep that hangs is ended.
 TIMEOUT = 3600
 #: Seconds since the epoch, a day before datetime ends in any zone.
-_LAST = 253_402_214_400
+_LAST = 253_370_764_800
 #: Options of `rq-pooled sweep` that say nothing about a sweep that comes again.
 _LEFT_OUT = {"url", "as_json", "dead", "dry_run"}
 _EXAMPLES = """\b
