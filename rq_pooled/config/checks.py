@@ -131,6 +131,8 @@ def _url_problem(url: str) -> str | None:
         return "it contains a '#' (in a password it is written as %23)"
     if scheme == "unix":
         return None if parts.path.strip("/") else "it has no path of a socket"
+    if "%40" in (parts.hostname or ""):
+        return "its host contains %40 (the '@' before a host is written as it is)"
     if port == 0 or "@" in parts.path:
         return "its host or port is malformed (a '/' in a password is written as %2F)"
     if not re.fullmatch(r"/?\d*/?", parts.path):

@@ -67,9 +67,9 @@ def _without_ats(url: str) -> str:
 
 
 def _without_login(url: str) -> str:
-    """Return a URL without an ``@`` with ``***`` in place of its host, if no port follows its colon.
+    """Return a URL without an ``@`` with ``***`` in place of a host that contains ``%40``, or a colon and no port.
 
-    The text may be a password whose ``@`` was forgotten, and its end is unknown.
+    The text may be a password whose ``@`` was forgotten or encoded, and its end is unknown.
     """
     found = _SCHEME.search(url)
     if found is None:
@@ -77,6 +77,7 @@ def _without_login(url: str) -> str:
     rest, question, query = url[found.end() :].partition("?")
     hosts = re.split("[/#]", rest, maxsplit=1)[0]
     ports = [re.sub(r"^\[[^\]]*\]", "", host).partition(":") for host in hosts.split(",")]
-    if all(_PORT.fullmatch(port) and not int(port if port.isdigit() else 0) > 65535 for _, _, port in ports):
+    are_ports = all(_PORT.fullmatch(port) and int(port if port.isdigit() else 0) <= 65535 for _, _, port in ports)
+    if are_ports and "%40" not in hosts:
         return url
     return url[: found.end()] + "***" + question + query

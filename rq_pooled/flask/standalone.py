@@ -76,7 +76,11 @@ def guarded_app(credentials: Mapping[str, str], token: str, hosts: Iterable[str]
 def _is_known(credentials: Mapping[str, str]) -> bool:
     if not credentials:
         return session.get("known") is True
-    given = request.authorization
+    try:
+        given = request.authorization
+    except ValueError:
+        # The header is not ASCII, which werkzeug does not expect.
+        given = None
     if given is None or given.type != "basic":
         return False
     # An unknown user costs as much time as a wrong password.

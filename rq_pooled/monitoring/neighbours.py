@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from glob import glob
@@ -22,7 +23,7 @@ from ..deadline import current
 from .guard import ours_and_others
 
 #: Seconds that one worker has for its answer, workers that are asked, and bytes of an answer.
-_WITHIN, _ASKED, _MOST = 1.0, 10, 64 * 1024 * 1024
+_WITHIN, _ASKED, _MOST = 1.0, 10, 16 * 1024 * 1024
 
 
 def ask_neighbours(client: Redis) -> dict[str, Any] | None:
@@ -36,7 +37,8 @@ def ask_neighbours(client: Redis) -> dict[str, Any] | None:
     """
     wanted = _addresses(client.connection_pool.connection_kwargs)
     for path in sorted(glob(os.path.join(tempfile.gettempdir(), "rq_pooled-*", "jobs.sock")))[:_ASKED]:
-        with suppress(OSError, ValueError, TypeError):
+        # A job of this user may listen there, too, and answer anything.
+        with suppress(OSError, ValueError, TypeError, RecursionError):
             # Temporary folders are shared: another user's could answer anything.
             if os.stat(os.path.dirname(path)).st_uid != os.geteuid():
                 continue
@@ -59,17 +61,20 @@ def ask_neighbours(client: Redis) -> dict[str, Any] | None:
 
 def _ask(path: str) -> bytes:
     deadline = current()
+    end = time.monotonic() + max(0.05, min(_WITHIN, deadline.left() if deadline is not None else _WITHIN))
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
-        door.settimeout(max(0.05, min(_WITHIN, deadline.left() if deadline is not None else _WITHIN)))
+        door.settimeout(max(0.001, end - time.monotonic()))
         door.connect(path)
         door.sendall(b"who\n")
-        answer = b""
+        answer = bytearray()
         while not answer.endswith(b"\n") and len(answer) < _MOST:
+            # Each piece has what is left of the time.
+            door.settimeout(max(0.001, end - time.monotonic()))
             piece = door.recv(256 * 1024)
             if not piece:
                 break
             answer += piece
-        return answer
+        return bytes(answer)
 
 
 def _addresses(options: Mapping[str, Any]) -> set[tuple[str, int]]:

@@ -32,6 +32,7 @@ from redis.exceptions import ResponseError
 from rq.exceptions import DuplicateJobError
 from rq.job import Job, JobStatus, Retry
 from rq.queue import EnqueueData
+from rq.registry import StartedJobRegistry
 from rq.utils import utcformat
 
 from ..config.describing import described
@@ -51,6 +52,7 @@ from .dependencies import asking_over, set_up_watching
 from .handlers import is_recording
 from .numbers import check_delay
 from .refused_scripts import refuses_scripts
+from .started import ReadOnlyStartedJobRegistry
 
 #: Jobs of a generator that are enqueued before the next is read.
 _READ_AT_ONCE = 1000
@@ -104,6 +106,13 @@ class Queue(AdmittingQueue):
         self._retry = retry
         self.signing = current()
         self.serializer = sealed(self.serializer)
+
+    @property
+    def started_job_registry(self) -> StartedJobRegistry:
+        """RQ's registry; with keys or ALLOWED one that leaves abandoned jobs to workers, see queue/started.py."""
+        checks = self.signing.keys is not None or self.signing.allowed
+        registry = ReadOnlyStartedJobRegistry if checks else StartedJobRegistry
+        return registry(queue=self, job_class=self.job_class, serializer=self.serializer)
 
     def create_job(self, *args: Any, **kwargs: Any) -> Job:
         """Create a job as RQ does, with this queue's ``retry``, and DESCRIBE's description, where none is given."""

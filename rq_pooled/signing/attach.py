@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from rq.utils import utcformat
+
 from ..errors import ConfigurationError, NotVerified
 from .envelope import is_sealed
 from .job import CALLBACKS, FIELD, NAMES, SIGNED, as_written, look_at, sign, verify
@@ -72,8 +74,9 @@ def sign_for(queue: Any, job: Any, created: bool = False) -> None:
     Args:
         queue: with a ``Sealed`` serializer.
         job: created in this process, or fetched.
-        created: the queue has just created it. Otherwise nothing tells a job that ``Job.create`` made from one that was
-            fetched and whose arguments were set since: what it holds may be what others wrote into its hash.
+        created: the queue has just created it. Otherwise it may be one that was fetched, and whose arguments were set
+            since: what it holds may be what others wrote into its hash. One of ``Job.create`` is told from it by the
+            time of its creation, which others can remove with the hash: so with callbacks it has to verify, too.
 
     Raises:
         NotVerified: it was fetched and does not verify: signing it would make a forged job genuine.
@@ -82,14 +85,14 @@ def sign_for(queue: Any, job: Any, created: bool = False) -> None:
     if policy.keys is None or _MARK in job.__dict__:
         return
     is_unread = isinstance(job._data, bytes)
-    if created or (not is_unread and not _could_harm(job)):
-        _prepare(queue, job)
-        attach(job, policy)
-        return
     # As it is, its own worker decides.
     if is_unread and (job.origin == queue.name or not is_sealed(job.data)):
         return
-    raw = queue.connection.hgetall(job.key)
+    raw = {} if created else queue.connection.hgetall(job.key)
+    if created or not (is_unread or _could_harm(job) or _stands_for(job, raw)):
+        _prepare(queue, job)
+        attach(job, policy)
+        return
     if is_unread:
         fields = {**job.to_dict(), "data": job.data}
     else:
@@ -104,7 +107,8 @@ def sign_for(queue: Any, job: Any, created: bool = False) -> None:
         what = "moved" if is_unread else "signed"
         advice = "" if is_unread else "; create one with callbacks or webhooks by Queue.create_job or Queue.enqueue"
         raise NotVerified(f"job {job.id} is not {what} for the queue {queue.name!r}: {error}{advice}") from None
-    if verified.bound:
+    # A call that was set here has been sealed already. Without a signature beside it, it would be refused.
+    if verified.bound or not is_unread:
         job.serializer = queue.serializer
         attach(job, policy, raw)
 
@@ -114,6 +118,12 @@ def _prepare(queue: Any, job: Any) -> None:
         job.serializer = queue.serializer
     if job.timeout is None:
         job.timeout = queue._default_timeout
+
+
+def _stands_for(job: Any, raw: Mapping[bytes, bytes]) -> bool:
+    """Tell whether a job may have been read from this hash; one that was made here is younger."""
+    created_at = raw.get(b"created_at")
+    return bool(raw) and (not created_at or created_at == utcformat(job.created_at).encode())
 
 
 def _could_harm(job: Any) -> bool:

@@ -66,6 +66,7 @@ def test_closed_to_strangers(server: EmbeddedServer, redis: Redis, tmp_path: Pat
         wrong = {"Authorization": "Basic " + base64.b64encode(b"ops:wrong").decode()}
         for path in ("/", "/failed", "/job?id=q-0", "/metrics", "/rq-pooled-static/page.css"):
             assert request(f"{address}{path}")[0] == request(f"{address}{path}", **wrong)[0] == 401
+        assert request(f"{address}/", Authorization="Basic \xe9\xe9")[0] == 401
         assert request(f"{address}/health/redis")[0] == 200 and request(f"{address}/enter?token=")[0] == 403
         status, body = request(f"{address}/", **LOGIN)
         assert status == 200 and "ValueError" in body and 'action="/jobs"' in body

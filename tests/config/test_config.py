@@ -274,6 +274,7 @@ def test_unknown_argument() -> None:
         (f"redis://:{SECRET}#x@localhost", "'#'"),
         (f"redis://:{SECRET} x@localhost", "white space"),
         (f"redis://:{SECRET}@[::1", "malformed"),
+        (f"redis://u%3A{SECRET}%40localhost:6379/0", "contains %40"),
         (f"redis://:{SECRET}@localhost/zero", "not a number"),
         (f"unix://:{SECRET}@", "no path"),
         ("", "no scheme"),
@@ -341,6 +342,7 @@ def test_scrub_hides_a_password_whose_at_was_forgotten(scheme: str, rest: str) -
         Settings(url=url)
     assert SECRET not in str(caught.value)
     assert "123456789" not in scrub_url(f"{scheme}://:123456789{rest}")
+    assert SECRET not in scrub(f"to {scheme}://u%3A{SECRET}%40host:6379{rest}")
 
 
 @pytest.mark.parametrize(

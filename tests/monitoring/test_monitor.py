@@ -17,7 +17,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -624,10 +624,13 @@ def test_no_name_can_write_to_the_terminal() -> None:
     assert table([["red\x1b[31m\nx", 1]]) == ["red\\x1b[31m\\nx  1"]
 
 
+@pytest.mark.parametrize("said", [b"[null, null, null]\n", b"[" * 100_000 + b"]" * 100_000 + b"\n", b"slowly"])
 def test_a_worker_that_knows_nothing_is_passed_over(
-    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    """A worker whose own server is away answers without a list of clients, and is no error of the command."""
+    """A worker whose own server is away answers without a list of clients, and is no error of the command; nor is a job
+    that answers in its place, and never ends.
+    """
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "rq_pooled-x").mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
@@ -638,7 +641,11 @@ def test_a_worker_that_knows_nothing_is_passed_over(
         def answer() -> None:
             with door.accept()[0] as asked:
                 asked.recv(64)
-                asked.sendall(b"[null, null, null]\n")
+                with suppress(OSError):
+                    while said == b"slowly":
+                        asked.sendall(b"[")
+                        time.sleep(0.1)
+                    asked.sendall(said)
 
         answering = threading.Thread(target=answer)
         answering.start()

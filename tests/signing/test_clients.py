@@ -21,6 +21,7 @@ from keys import named
 from proxy import CutProxy
 from redis import Redis
 from rq.job import Job
+from rq.registry import StartedJobRegistry
 from rq.utils import now, utcformat
 from signed_jobs import Evil
 from signing_scene import K1, Signing
@@ -132,6 +133,30 @@ def test_an_unconfirmed_job_that_was_fetched_is_not_loaded(client: Signing) -> N
 
     enqueue(lost(client, enqueue))
     assert client.ran == []
+
+
+@pytest.mark.parametrize("ask", ["count", "get_job_ids", "get_job_and_execution_ids", "cleanup"])
+def test_a_registry_calls_nothing(signing: Signing, ask: str) -> None:
+    """With keys, or an allow-list, no process that asks for started jobs calls what an abandoned one's hash names;
+    without them the registry is RQ's.
+    """
+    for checks in (True, False):
+        signing.use(K1 if checks else None)
+        if not checks:
+            signing.use(None, ALLOWED="signed_jobs.note")
+        hash_of = {
+            "origin": "default",
+            "status": "started",
+            "data": b"x",
+            "failure_callback_name": "signed_jobs.forged",
+        }
+        signing.redis.hset(named("rq:job:evil"), mapping=hash_of)  # type: ignore[arg-type]
+        signing.redis.zadd(named("rq:wip:default"), {"evil:abc": 1})
+        found = getattr(Queue(connection=signing.redis).started_job_registry, ask)
+        found = found() if callable(found) else found
+        assert signing.ran == [] and signing.redis.zcard(named("rq:wip:default")) == 1
+    signing.use(None)
+    assert type(Queue(connection=signing.redis).started_job_registry) is StartedJobRegistry
 
 
 def test_lists_load_no_meta(client: Signing) -> None:

@@ -111,6 +111,39 @@ def test_a_changed_call_signs_nothing_that_others_wrote(signing: Signing, way: s
     assert signing.ran == ["forged", "gone", *ended]
 
 
+@pytest.mark.parametrize("forged", ["timeout", "rq_pooled:signature", "created_at"])
+def test_a_changed_call_signs_nothing_else_that_others_wrote(signing: Signing, forged: str) -> None:
+    """Nor is one signed whose other fields were altered, or removed."""
+    queue = Queue("default", connection=signing.redis)
+    queue.enqueue(signed_jobs.note, "a", job_id="a")
+    signing.work()
+    if forged == "timeout":
+        signing.redis.hset(named("rq:job:a"), "timeout", "-1")
+    else:
+        signing.redis.hdel(named("rq:job:a"), forged)
+    job = queue.fetch_job("a")
+    assert job is not None
+    job.args = (f"{job.args[0]} again",)
+    with pytest.raises(NotVerified, match="is not signed for the queue"):
+        queue.enqueue_job(job)
+
+
+def test_a_changed_job_is_signed_while_unsigned_ones_are_accepted(signing: Signing) -> None:
+    """During a migration a job that was never signed, and whose arguments change, is signed and runs."""
+    signing.use(None)
+    Queue("default", connection=signing.redis).enqueue(signed_jobs.note, "a", job_id="a")
+    signing.use(K1, signing="accept-unsigned")
+    signing.work()
+    queue = Queue("default", connection=signing.redis)
+    job = queue.fetch_job("a")
+    assert job is not None
+    job.args = (f"{job.args[0]} again",)
+    queue.enqueue_job(job)
+    signing.use(K1)
+    signing.work()
+    assert signing.ran == ["a", "a again"]
+
+
 def test_a_job_that_job_create_made(signing: Signing) -> None:
     """Without callbacks and webhooks a job of `Job.create` is signed, since nothing is in it but its call."""
     queue = Queue("default", connection=signing.redis)
