@@ -159,6 +159,7 @@ def claim_jobs(
     per_name: int = 1,
     crew: str = "",
     sentry: bool = False,
+    behind: bool = False,
 ) -> tuple[Command, ClaimRequest]:
     """Return the command that claims jobs for worker names, and the object that reads its reply.
 
@@ -169,6 +170,7 @@ def claim_jobs(
         per_name: most jobs of a name; those after the first round are claimed ahead.
         crew: the workers of which it wakes the next one, see store/sentries.py.
         sentry: the worker is their sentry.
+        behind: it takes nothing, and is answered by None, while a claim of this worker stands.
     """
     created_at, names = time.time(), names[:MAX_CLAIM_JOBS]
     most = max(len(names), min(MAX_CLAIM_AHEAD, per_name * len(names)))
@@ -189,6 +191,7 @@ def claim_jobs(
         crew,
         int(sentry),
         SENTRY_LIFE,
+        int(behind),
         *names,
     )
     return command, ClaimRequest(created_at, executions, names, most)
