@@ -6,11 +6,11 @@ A claim is one job, popped and marked started by one script, and fenced by its e
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from rq.utils import now, utcformat
 
@@ -174,7 +174,7 @@ def claim_jobs(
     """
     created_at, names = time.time(), names[:MAX_CLAIM_JOBS]
     most = max(len(names), min(MAX_CLAIM_AHEAD, per_name * len(names)))
-    executions = uuid4().hex[:24]
+    executions = os.urandom(12).hex()
     command = call(
         "claim",
         queue_keys,
