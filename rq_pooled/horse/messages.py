@@ -27,7 +27,8 @@ read     commands                                             reads on which an 
 relay    commands                                             commands for the parent's connection
 failure  reason                                               the job, or its outcome, cannot pass: fail it plainly
 gone                                                          the job was deleted before it could be read
-plain    free, seconds, number of words, words in RESP        the outcome of a plain success, then free or next
+plain    free, seconds, number of words, words in RESP        the outcome of a plain success of a job that has not used
+                                                              Redis, then free or next
 outcome  status, guards, commands, dependents, receipt        see ``Outcome`` in store/commit.py; wire.py packs each
                                                               part. ``receipt`` asks for committed
 ======== ==================================================== =========================================================

@@ -139,12 +139,17 @@ class Outcomes:
         self.delivered_at = time.perf_counter()
         self._plain = commands
 
-    def messages(self, kind: str, flag: bool, seconds: float | None = None) -> list[Any]:
-        """Return what is in the outbox, and a last message; afterwards it is empty."""
+    def messages(self, kind: str, flag: bool, seconds: float | None = None, streams: bool = False) -> list[Any]:
+        """Return what is in the outbox, and a last message; afterwards it is empty.
+
+        Args:
+            kind, flag, seconds: the last message.
+            streams: the job has used Redis, so that the parent has to look at its streams: no short form says so.
+        """
         messages, self.outbox = self.outbox, []
         plain, self._plain = self._plain, None
         if plain is not None:
-            if seconds is not None and not flag and not messages:
+            if seconds is not None and not (flag or messages or streams):
                 return [encode_plain(kind == "free", seconds, *plain)]
             messages.insert(0, ("outcome", "finished", _NOTHING, (1, *plain), _NOTHING, False))
         messages.append((kind, flag) if seconds is None else (kind, flag, seconds))

@@ -114,7 +114,7 @@ class HorseProcess:
             leaving = self._do("perform", claim, at > 0)
             seconds = max(0.0, self._outcomes.delivered_at - begun)
             if leaving or at == len(claims) - 1:
-                self._send("free", leaving, seconds)
+                self._send("free", leaving, seconds, StreamConnection.sent != sent)
                 return leaving
             if StreamConnection.sent != sent:
                 # Streams with replies on their way are the parent's to close, before the next job uses them.
@@ -146,9 +146,9 @@ class HorseProcess:
             self._worker.log.exception("Worker %s: error while cleaning up after a job", self._worker.name)
             return True
 
-    def _send(self, kind: str, flag: bool, seconds: float | None = None) -> None:
+    def _send(self, kind: str, flag: bool, seconds: float | None = None, streams: bool = False) -> None:
         """Send the outbox and a message in one write, so that the parent's answer is one write too."""
-        self._channel.send(*self._outcomes.messages(kind, flag, seconds))
+        self._channel.send(*self._outcomes.messages(kind, flag, seconds, streams))
 
     def _clean_up(self) -> bool:
         """Leave nothing of a job to the next one; return whether this process should end instead."""

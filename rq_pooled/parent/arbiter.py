@@ -131,6 +131,8 @@ class Arbiter:
             *(self._stall_finder, self._cleaner, self._scheduling, self._claimer, wakeup),
         )
         self._idle_since = time.monotonic()
+        #: The duties had nothing to send when this turn ended.
+        self._nothing_due = False
         self.completed = 0
         events.job_dispatched.append(self._on_dispatched)
         events.job_done.append(self._on_job_done)
@@ -153,7 +155,7 @@ class Arbiter:
         loop.call_every(self._context.settings.block, self._on_block_over)
         try:
             while not self._finished():
-                self._turn(0 if self._due() else self._patience())
+                self._turn(0 if not self._nothing_due and self._due() else self._patience())
         finally:
             self._slots.close()
             if self._multiplexer is not None:
@@ -233,6 +235,7 @@ class Arbiter:
     def _send(self) -> None:
         """Send all that is due in one write."""
         self._reconnector.check_lease()
+        self._nothing_due = False
         if not self._can_send():
             return
         if self._committer.singled_out and not (self._recovery.due or self._heartbeat.due):
@@ -244,6 +247,8 @@ class Arbiter:
         if exchanges:
             self._context.command.submit(*exchanges)
             self._reconnector.check()
+        else:
+            self._nothing_due = True
 
     def _on_dispatched(self) -> None:
         self._idle_since = time.monotonic()

@@ -90,11 +90,9 @@ class Claimer:
     @property
     def due(self) -> bool:
         """Tell whether a claim may be sent and may find something."""
-        # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim.
-        singly = self._context.settings.concurrency == 1
         if self._wakeup.handing_on and not self._places():
             return not any(slot.reserved for slot in self._slots)
-        if self._closed or (self._committer.under_way and singly):
+        if self._closed:
             return False
         # No claim is sent while outcomes wait that did not fit into the commit: they would clear what a slot's next
         # claim writes.
@@ -107,8 +105,11 @@ class Claimer:
         per_slot = self._ahead.per_slot(slots) if slots and not self._recovery.singly else 1
         keys, strategy = self._context.identity.order()
         names = [slot.name for slot in slots]
+        # One job at a time is RQ's strict order: what a job enqueues when it ends stands before the next claim. That
+        # of dependents needs a second outcome, so behind the first one nothing is taken unless it has ended the claim.
+        behind = self._committer.under_way and self._context.settings.concurrency == 1
         command, request = claim_jobs(
-            self._context.settings, self._context.token, keys, strategy, names, per_slot, *self._wakeup.post()
+            self._context.settings, self._context.token, keys, strategy, names, per_slot, *self._wakeup.post(), behind
         )
         for slot in slots:
             slot.reserved = True
@@ -121,7 +122,9 @@ class Claimer:
             release()
             self._recovery.on_claim_answered()
             self._slots.renew_worn()
-            self._on_claimed(slots, request, replies[0])
+            # Where a claim stood the next one is sent when that has ended.
+            if replies[0] is not None:
+                self._on_claimed(slots, request, replies[0])
 
         def on_lost(error: Exception) -> None:
             release()

@@ -311,7 +311,8 @@ class Slots:
             slot.delivered = True
             commands = (1, Packed(words, data))
             self._on_outcome(Outcome(claim, "finished", NOTHING, commands, NOTHING, task.receipt_for, task.changes))
-        (self._on_free if is_free else self._on_next)(slot, False, seconds)
+        # This form says, too, that the job has sent nothing over streams.
+        (self._on_free if is_free else self._on_next)(slot, False, seconds, False)
 
     def _on_unreadable_message(self, slot: Slot, reason: str | None = None) -> None:
         if (claim := slot.claim) is not None and (task := slot.task) is not None:
@@ -324,9 +325,9 @@ class Slots:
             self._context.counters.run_time.add(seconds)
             self._on_ran(slot.task.claim, seconds)
 
-    def _on_next(self, slot: Slot, waits: bool, seconds: float) -> None:
+    def _on_next(self, slot: Slot, waits: bool, seconds: float, streams: bool = True) -> None:
         self._note_run_time(slot, seconds)
-        if waits and self._multiplexer is not None and slot.guest is not None:
+        if waits and streams and self._multiplexer is not None and slot.guest is not None:
             self._multiplexer.job_ended(slot.guest)
         slot.end()
         if slot.waiting:
@@ -335,11 +336,11 @@ class Slots:
         if waits and slot.horse is not None:
             self._prefork.send(slot.horse, ("begin",))
 
-    def _on_free(self, slot: Slot, leaving: bool, seconds: float = 0.0) -> None:
+    def _on_free(self, slot: Slot, leaving: bool, seconds: float = 0.0, streams: bool = True) -> None:
         # A new horse costs what a long job does.
         cut_short = self.waiting.end(slot)
         self._note_run_time(slot, max(seconds, NEW_HORSE_TIME) if cut_short else seconds)
-        if self._multiplexer is not None and slot.guest is not None:
+        if streams and self._multiplexer is not None and slot.guest is not None:
             self._multiplexer.job_ended(slot.guest)
         slot.end()
         slot.stillborn, slot.begun = 0, True

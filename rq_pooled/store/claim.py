@@ -6,11 +6,11 @@ A claim is one job, popped and marked started by one script, and fenced by its e
 from __future__ import annotations
 
 import math
+import os
 import random
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
-from uuid import uuid4
 
 from rq.utils import now, utcformat
 
@@ -163,6 +163,7 @@ def claim_jobs(
     per_name: int = 1,
     crew: str = "",
     sentry: bool = False,
+    behind: bool = False,
 ) -> tuple[Command, ClaimRequest]:
     """Return the command that claims jobs for worker names, and the object that reads its reply.
 
@@ -173,10 +174,11 @@ def claim_jobs(
         per_name: most jobs of a name; those after the first round are claimed ahead.
         crew: the workers of which it wakes the next one, see store/sentries.py.
         sentry: the worker is their sentry.
+        behind: it takes nothing, and is answered by None, while a claim of this worker stands.
     """
     created_at, names = time.time(), names[:MAX_CLAIM_JOBS]
     most = max(len(names), min(MAX_CLAIM_AHEAD, per_name * len(names)))
-    executions = uuid4().hex[:24]
+    executions = os.urandom(12).hex()
     command = call(
         "claim",
         queue_keys,
@@ -193,6 +195,7 @@ def claim_jobs(
         crew,
         int(sentry),
         SENTRY_LIFE,
+        int(behind),
         *names,
     )
     return command, ClaimRequest(created_at, executions, names, most)

@@ -80,7 +80,7 @@ def asked(parts: Parts) -> int:
     (exchange,) = parts.claimer.exchanges()
     parts.context.command.submit(exchange)
     words = list(exchange.commands[0])
-    return int(words[words.index("w") - 4])
+    return int(words[words.index("w") - 5])
 
 
 def test_several_jobs_are_asked_for_while_they_are_short() -> None:
@@ -174,16 +174,23 @@ def test_no_more_is_claimed_than_may_run() -> None:
     assert parts.claimer.exhausted and not parts.claimer.due
 
 
-def test_one_job_at_a_time_is_recorded_before_the_next_is_claimed() -> None:
-    """With one slot the commit is answered first: what a job enqueues at its end stands before the next claim."""
-    for concurrency, both in ((1, False), (2, True)):
-        parts = Parts(*"wx"[:concurrency])
-        parts.committer.add(outcome_of(claim_of("a")))
-        assert not parts.claimer.due, "outcomes that did not fit into a commit are recorded first"
-        parts.context.command.submit(parts.committer.commit())
-        assert parts.claimer.due == both
-        parts.context.command.answer([b"ok"])
-        assert parts.claimer.due
+@pytest.mark.parametrize(("names", "asks"), [("w", 1), ("wx", 0)])
+def test_one_job_at_a_time_is_recorded_before_the_next_is_claimed(names: str, asks: int) -> None:
+    """With one slot a claim behind a commit takes nothing unless that ends the job: what a job enqueues at its end
+    stands before the next claim. The claim that got nothing leaves all as it was, and the next one asks no more.
+    """
+    parts = Parts(*names)
+    parts.committer.add(outcome_of(claim_of("a")))
+    assert not parts.claimer.due, "outcomes that did not fit into a commit are recorded first"
+    parts.context.command.submit(parts.committer.commit())
+    assert parts.claimer.due
+    (exchange,) = parts.claimer.exchanges()
+    assert exchange.commands[0][-1 - len(names)] == asks
+    parts.context.command.answer([b"ok"])
+    exchange.on_replies([None])
+    assert not any(slot.reserved for slot in parts.slots) and parts.wakeup.awake
+    assert parts.claimer.due
+    assert parts.claimer.exchanges()[0].commands[0][-1 - len(names)] == 0
 
 
 @pytest.mark.parametrize("burst", [False, True])

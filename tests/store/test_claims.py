@@ -12,7 +12,7 @@ from typing import Any
 
 import claim_jobs
 import pytest
-from engine import engine, residue
+from engine import engine, finished, key_space, residue
 from keys import named
 from redis import Redis
 from rq import Queue, SimpleWorker
@@ -21,6 +21,7 @@ from rq.suspension import resume, suspend
 from support import running_worker, wait_until
 
 from rq_pooled.store.claim import Claim
+from rq_pooled.store.claim import claim_jobs as build_claim
 
 
 def lines(path: Path) -> list[str]:
@@ -167,6 +168,22 @@ def test_what_a_job_enqueues_in_front_is_next_at_concurrency_1(server: Any, redi
     with running_worker(server.url, "--burst", log=tmp_path / "log", ready=None) as worker:
         assert worker.wait() == 0
     assert lines(notes) == [f"{letter}{i}" for i in range(10) for letter in "ab"]
+
+
+def test_a_claim_behind_a_commit_takes_nothing_while_a_claim_stands(server: Any, redis: Redis) -> None:
+    """Sent behind the commit, a claim is answered by None until that has ended the job before, and changes nothing."""
+    for job_id in "ab":
+        Queue(connection=redis).enqueue("math.factorial", 3, job_id=job_id)
+    with engine(server.url) as ours:
+        ours.register("w")
+        (first,) = ours.claim("w").claims
+        before = key_space(redis)
+        keys = [named("rq:queue:default")]
+        command, request = build_claim(ours.settings, ours.token, keys, "default", ["w"], behind=True)
+        assert ours.run(command) is None
+        assert key_space(redis) == before
+        assert ours.commit(finished(first)) == ["ok"]
+        assert [claim.job_id for claim in request.read(ours.run(command)).claims] == ["b"]
 
 
 def test_round_robin_takes_turns(server: Any, redis: Redis, tmp_path: Path) -> None:

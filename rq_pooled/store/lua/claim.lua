@@ -8,8 +8,10 @@
 -- ARGV[9]     what execution ids begin with     ARGV[10] jobs in all; those beyond one per slot are claimed ahead
 -- ARGV[11]    crew whose sleepers it wakes, '' for none
 -- ARGV[12]    1 if this worker is its sentry   ARGV[13] life of a sentry's post, milliseconds
--- ARGV[14..]  per free slot: worker name; none where a sentry only hands on its post
--- returns     { suspended (0/1), held, { stale id ... }, { text ... one per job, for one slot after the other, and again
+-- ARGV[14]    1 if it takes nothing while a claim of this worker stands: it is sent behind the commit that ends it
+-- ARGV[15..]  per free slot: worker name; none where a sentry only hands on its post
+-- returns     false where a claim stands, else
+--             { suspended (0/1), held, { stale id ... }, { text ... one per job, for one slot after the other, and again
 --             from the first },
 --             { { queue key, microseconds until it may start a job, -1 or -2, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached, or that is paused (-2) },
@@ -20,7 +22,9 @@
 --             claim. Between each two stands ARGV[9]. No value has it, since it is new.
 --             Clients cut one text much faster than they read forty.
 -- RQ
-if redis.call('EXISTS', SUSPENDED) == 1 then
+if ARGV[14] == '1' and redis.call('EXISTS', ARGV[8]) == 1 then
+  return false
+elseif redis.call('EXISTS', SUSPENDED) == 1 then
   return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]), '', '' }
 end
 
@@ -272,7 +276,7 @@ end
 local stale, held, jobs, bytes = {}, {}, {}, 0
 -- Spent-once keys whose jobs this call holds back; many jobs may wait for one, so their data are not read.
 local taken_keys = {}
-local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 13
+local executions, most, slots = ARGV[9], tonumber(ARGV[10]), #ARGV - 14
 local last, dry = nil, false
 while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local ahead = #jobs >= slots
@@ -336,7 +340,7 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     beyond[key] = 0
   elseif register(key, id, origin or string.sub(key, #QUEUE + 1), execution) then
     -- The claim stands from here on, so the commands that follow cannot fail, or are only tried.
-    local name = ARGV[14 + #jobs % slots]
+    local name = ARGV[15 + #jobs % slots]
     pass_turn(key)
     local queue = origin or string.sub(key, #QUEUE + 1)
     local member = id .. ':' .. execution
