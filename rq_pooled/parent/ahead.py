@@ -68,20 +68,26 @@ class Ahead:
         return max(1, min(MAX_JOBS, int(BUDGET / max(mean, 1e-6)), until_replaced))
 
     def share(self, claims: Sequence[Claim]) -> tuple[list[Claim], list[Claim]]:
-        """Return which of a slot's claims it is given, and which go back.
+        """Return which of a slot's claims it is given, in this order, and which go back.
 
-        None is to wait behind a job that is expected to be long. They keep their order, since a job may wait for the
-        end of one before it.
+        A job that is expected to be long comes last, so that none waits behind it.
         """
         if len(claims) == 1:
             return list(claims), []
-        given, total = 1, self._expected.of(claims[0])
-        for claim in claims[1:]:
+        given: list[Claim] = []
+        back: list[Claim] = []
+        last: Claim | None = None
+        total = 0.0
+        for claim in claims:
             seconds = self._expected.of(claim)
-            if total > BUDGET or (seconds <= BUDGET < total + seconds):
-                break
-            given, total = given + 1, total + seconds
-        return list(claims[:given]), list(claims[given:])
+            if seconds > BUDGET and last is None:
+                last = claim
+            elif (given or last is not None) and total + seconds > BUDGET:
+                back.append(claim)
+            else:
+                total += seconds
+                given.append(claim)
+        return given + ([last] if last is not None else []), back
 
     def watch(self) -> None:
         """Look soon at slots where jobs wait, and until none waits."""

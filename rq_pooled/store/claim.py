@@ -48,8 +48,6 @@ class Claim(NamedTuple):
     left_out: tuple[bytes, ...] = ()
     #: What ``raw`` was read from, if that was one text: what stands between two words, the text, and words before.
     packed: tuple[bytes, bytes, int] | None = None
-    #: Where the job stood: of two that were popped from a queue the earlier one has the smaller text. Empty: unknown.
-    place: str = ""
 
     @classmethod
     def from_message(cls, fields: Sequence[Any]) -> Claim:
@@ -59,7 +57,7 @@ class Claim(NamedTuple):
             between, words, start = raw
             words = words.split(between)
             raw = dict(zip(words[start::2], words[start + 1 :: 2]))
-        return cls._make((*fields[:6], raw, fields[7], None, ""))
+        return cls._make((*fields[:6], raw, fields[7], None))
 
     def message(self) -> tuple[Any, ...]:
         """Return it as it travels to a horse, which cuts the text of a hash itself."""
@@ -126,13 +124,12 @@ class ClaimRequest(NamedTuple):
 
     def read(self, reply: Any) -> Claimed:
         """Return the reply of claim.lua in our terms."""
-        suspended, held, stale, jobs, closed, left, sentry, between, clock = reply
-        at = text(clock)
+        suspended, held, stale, jobs, closed, left, sentry, between = reply
         claims = []
         for number, job in enumerate(jobs):
             words = job.split(between)
-            key, job_id, queue, place, lacking = words[:5]
-            start = 5 + int(lacking)
+            key, job_id, queue, lacking = words[:4]
+            start = 4 + int(lacking)
             claims.append(
                 Claim(
                     text(job_id),
@@ -142,9 +139,8 @@ class ClaimRequest(NamedTuple):
                     self.names[number % len(self.names)],
                     self.created_at,
                     dict(zip(words[start::2], words[start + 1 :: 2])),
-                    tuple(words[5:start]),
+                    tuple(words[4:start]),
                     (between, job, start),
-                    text(place) or f"{at:0>17}{number:03d}",
                 )
             )
         limited = [

@@ -45,8 +45,9 @@ def heartbeat(
 def push_back(settings: Settings, token: str, claims: Iterable[Claim], begun: bool = False) -> Command:
     """Return the command that puts claimed jobs back at the front of their queues; a begun job counts as stalled."""
     words: list[Word] = []
-    for claim in sorted(claims, key=lambda claim: (claim.place, claim.created_at, claim.execution_id)):
-        words += (claim.job_id, claim.execution_id, claim.queue, claim.worker_name, claim.queue_key, claim.place)
+    # The ids of one claim's executions end with their number.
+    for claim in sorted(claims, key=lambda claim: (claim.created_at, claim.execution_id)):
+        words += (claim.job_id, claim.execution_id, claim.queue, claim.worker_name, claim.queue_key)
     return call("push_back", (), utcformat(now()), claims_key(token), settings.max_stalls, int(begun), *words)
 
 
@@ -71,8 +72,7 @@ def stalled_of(reply: Any, name: str) -> Stalled:
     for key, job_id, queue, stalls, execution, raw, *left_out in failed:
         fields = dict(zip(raw[::2], raw[1::2]))
         ids = (text(job_id), text(execution), text(queue), text(key))
-        missing = tuple(left_out[0]) if left_out else ()
-        taken.append((Claim(*ids, name, time.time(), fields, missing), stalls))
+        taken.append((Claim(*ids, name, time.time(), fields, *map(tuple, left_out)), stalls))
     return Stalled(bool(more), returned, taken)
 
 

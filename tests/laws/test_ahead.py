@@ -172,19 +172,6 @@ def test_a_job_may_wait_for_one_behind_it(server: EmbeddedServer, redis: Redis, 
         assert once(notes, ids) and not stalls(redis, ids)
 
 
-def test_jobs_may_wait_for_those_before_them(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
-    """Jobs each of which waits for the one before it all end, as without jobs ahead, whatever goes back how often."""
-    with (
-        running_worker(server.url, "q", log=notes.parent / "log1", concurrency=2),
-        running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2),
-    ):
-        warm(queue, notes)
-        told = [("sleep", "0.02") if number % 20 == 0 else ("wait for", f"j{number - 1}") for number in range(300)]
-        ids = enqueue(queue, notes, *told)
-        finished(queue, 300)
-        assert once(notes, ids) and not stalls(redis, ids)
-
-
 @pytest.mark.parametrize("how", ["cancel", "delete"])
 def test_a_waiting_job_that_is_cancelled_does_not_run(
     server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path, how: str
@@ -397,26 +384,6 @@ def test_what_a_frozen_machine_was_about_to_begin_runs_elsewhere_alone(
         wait_until(lambda: not left(redis), what="no traces of claims")
         enqueue(queue, notes, *[SHORT] * 40, first=100)
         finished(queue, 80)
-
-
-def test_a_death_at_a_frozen_worker_is_judged_by_its_lease(
-    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
-) -> None:
-    """A horse dies while its worker is frozen, and the job ends well elsewhere: nothing is told of the death, however
-    late the server tells whose job it is.
-    """
-    gate = notes.parent / "gate"
-    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2, **QUICK) as worker:
-        (job_id,) = enqueue(queue, notes, ("freeze", str(gate)))
-        wait_until(lambda: is_stopped(worker.process.pid), what="a frozen worker")
-        os.kill(int(notes.read_text().split()[2]), signal.SIGKILL)
-        with running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2, **QUICK):
-            finished(queue, 1)
-            redis.execute_command("CLIENT", "PAUSE", 500, "WRITE")
-            os.kill(worker.process.pid, signal.SIGCONT)
-            worker.wait_for("was handed on")
-        assert "unexpectedly" not in worker.output() and "Work horse killed" not in worker.output()
-        assert Job.fetch(job_id, connection=redis).get_status() == JobStatus.FINISHED
 
 
 def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:

@@ -181,14 +181,13 @@ def claimed(*job_ids: str, suspended: bool = False, hashes: Sequence[Sequence[by
         0,
         [],
         [
-            b"|".join([named(b"rq:queue:default"), job_id.encode(), b"default", b"", b"0", *raw])
+            b"|".join([named(b"rq:queue:default"), job_id.encode(), b"default", b"0", *raw])
             for job_id, raw in zip_longest(job_ids, hashes, fillvalue=())
         ],
         [],
         bool(job_ids),
         0,
         b"|",
-        b"1700000000000000",
     ]
 
 

@@ -113,21 +113,19 @@ def of_function(parts: Parts, jobs: dict[str, bytes]) -> list[Any]:
     return claimed(*jobs, hashes=[(b"description", function + b"()") for function in jobs.values()])
 
 
-def test_a_slot_is_given_jobs_up_to_a_long_one() -> None:
-    """Of what was claimed ahead a slot is given 5 ms of work, in its order, and none behind a long job; the rest goes
-    back.
-    """
+def test_a_long_job_comes_last_and_only_one_per_slot() -> None:
+    """Of what was claimed ahead a slot is given 5 ms of work and at most one long job behind it; the rest goes back."""
     parts = Parts("w", "w-1")
     knows(parts, 1.0, b"long()")
     for _ in range(200):
         knows(parts, 0.0001, b"short()")
     knows(parts, 0.003, b"middling()")
-    kinds = {"a": "short", "b": "short", "c": "short", "d": "middling", "e": "long", "f": "middling", "g": "short"}
-    kinds |= {"h": "short", "i": "short"}
+    kinds = {"a": "long", "b": "short", "c": "short", "d": "long", "e": "short", "f": "middling", "g": "short"}
+    kinds |= {"h": "middling", "i": "short"}
     parts.claim(of_function(parts, {job_id: kind.encode() for job_id, kind in kinds.items()}))
     first, second = parts.slots
-    assert [first.claim and first.claim.job_id, *(claim.job_id for claim in first.waiting)] == list("ace")
-    assert [second.claim and second.claim.job_id, *(claim.job_id for claim in second.waiting)] == list("bd")
+    assert [first.claim and first.claim.job_id, *(claim.job_id for claim in first.waiting)] == list("cegia")
+    assert [second.claim and second.claim.job_id, *(claim.job_id for claim in second.waiting)] == list("bfd")
     assert parts.context.command.sent[-1] == "push_back"
 
 

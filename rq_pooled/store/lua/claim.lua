@@ -15,17 +15,15 @@
 --             from the first },
 --             { { queue key, microseconds until it may start a job, -1 or -2, key that is there until that may change }
 --             ... one per queue that has jobs and whose limit is reached, or that is paused (-2) },
---             1 if work may be left, 1 if this worker is still the sentry, what stands between two words of a job, the
---             server's time in microseconds }
---             A job's text is queue key, job id, wip queue, the place that it had when it was popped first, if it went
---             back since, number of fields that were left out of its hash, these, and field, value ... as before the
---             claim. Between each two stands ARGV[9]. No value has it, since it is new.
+--             1 if work may be left, 1 if this worker is still the sentry, what stands between two words of a job }
+--             A job's text is queue key, job id, wip queue, number of fields that were left out of its hash, these, and
+--             field, value ... as before the claim. Between each two stands ARGV[9]. No value has it, since it is new.
 --             Clients cut one text much faster than they read forty.
 -- RQ
 if ARGV[14] == '1' and redis.call('EXISTS', ARGV[8]) == 1 then
   return false
 elseif redis.call('EXISTS', SUSPENDED) == 1 then
-  return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]), '', '' }
+  return { 1, 0, {}, {}, {}, 1, tonumber(ARGV[12]), '' }
 end
 
 -- This changes nothing, but is refused when the server is out of memory; after the first LPOP no command would be.
@@ -291,7 +289,7 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
   local listed = redis.call('EXISTS', EXECUTIONS .. id) == 1 -- seldom
   local refused = listed and of_few()
   local running = listed and not refused and runs_already(job, id, key)
-  local raw, data, origin, once, timeout, size, placed = {}, false, false, false, false, 0, nil
+  local raw, data, origin, once, timeout, size = {}, false, false, false, false, 0
   local spender, taken, left_out
   if not running and next(taken_keys) then
     local fields = redis.pcall('HMGET', job, 'rq_pooled_once', 'rq_pooled_once_of', 'created_at')
@@ -312,8 +310,6 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
       timeout = seconds_of(raw[i + 1])
     elseif raw[i] == 'rq_pooled_once' then
       once = raw[i + 1]
-    elseif raw[i] == 'rq_pooled_place' then
-      placed = i
     end
     size = size + #raw[i + 1]
   end
@@ -344,13 +340,6 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     pass_turn(key)
     local queue = origin or string.sub(key, #QUEUE + 1)
     local member = id .. ':' .. execution
-    local place = ''
-    if placed then -- see push_back.lua
-      place = raw[placed + 1]
-      table.remove(raw, placed + 1)
-      table.remove(raw, placed)
-      redis.pcall('HDEL', job, 'rq_pooled_place')
-    end
     redis.call('HSET', job, 'status', 'started', 'started_at', now, 'last_heartbeat', now, 'worker_name', name)
     redis.call('PERSIST', job)
     redis.call('HSET', EXECUTION .. member, 'id', execution, 'job_id', id, 'created_at', now_seconds,
@@ -386,7 +375,7 @@ while #jobs < most and bytes < max_bytes and #stale + #held < MAX_SKIPPED do
     if size > LARGE and not left_out then
       raw, left_out = lighten(raw)
     end
-    local head = { key, id, queue, place, left_out and #left_out or 0 }
+    local head = { key, id, queue, left_out and #left_out or 0 }
     for _, field in ipairs(left_out or {}) do
       head[#head + 1] = field
     end
@@ -422,5 +411,4 @@ if crew ~= '' then
     is_sentry = is_sentry and not (told or full)
   end
 end
-return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0, executions,
-  string.format('%.0f', microseconds) }
+return { 0, #held, stale, jobs, limited, left and 1 or 0, is_sentry and 1 or 0, executions }

@@ -3,12 +3,8 @@
 -- KEYS        none: they follow from the names
 -- ARGV[1]     now, as RQ formats a date        ARGV[2]  this worker's claims hash
 -- ARGV[3]     how often a job may stall        ARGV[4]  1: they had begun, which counts as a stall
--- ARGV[5..]   per claim, in the order of their places: job id, execution id, wip queue, worker name, queue key to push to,
---             the place that it was popped from, '' if that is not known
+-- ARGV[5..]   per claim: job id, execution id, wip queue, worker name, queue key to push to
 -- returns     number of jobs that were put back
---
--- Jobs that went back before, and were popped before these, stay in front of these: a job may wait for one that was
--- enqueued before it, which must not stand behind it then. A field of the job's hash keeps its place until it is claimed.
 --
 -- A job that would exceed its stalls stays claimed, with its lease ended, so the next search for stalled claims fails
 -- it. A job whose queue cannot take it stays claimed, too, until it can.
@@ -23,13 +19,10 @@ redis.call('DEL', NONE)
 -- include show_rest
 
 local now, claims, max_stalls, begun = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
--- Most jobs that went back before and are looked at.
-local MOST = 500
-local pushed, back = 0, {}
+local pushed = 0
 -- Jobs go back from the last to the first, so that the queue has its old order.
-for at = #ARGV - 5, 5, -6 do
+for at = #ARGV - 4, 5, -5 do
   local id, execution, queue, name, key = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
-  local place = ARGV[at + 5]
   local member = id .. ':' .. execution
   local job, worker = JOB .. id, WORKER .. name
   local stalls = count_of(redis.pcall('HGET', job, 'rq_pooled_stalls'))
@@ -46,11 +39,7 @@ for at = #ARGV - 5, 5, -6 do
       if ttl then
         redis.call('EXPIRE', job, ttl)
       end
-      if begun == 0 and place ~= '' then
-        redis.call('HSET', job, 'rq_pooled_place', place)
-      end
-      back[key] = back[key] or {}
-      table.insert(back[key], { id, place })
+      redis.call('LPUSH', key, id)
       pushed = pushed + 1
     end
     redis.call('DEL', EXECUTION .. member, ASIDE .. member)
@@ -62,25 +51,5 @@ for at = #ARGV - 5, 5, -6 do
   redis.pcall('HDEL', claims, member)
   redis.pcall('SREM', worker .. ':executions', member)
   show_rest(worker, now)
-end
-for key, ours in pairs(back) do
-  local before = {}
-  while #before < MOST do
-    local id = redis.call('LINDEX', key, 0)
-    local place = id and redis.pcall('HGET', JOB .. id, 'rq_pooled_place')
-    if type(place) ~= 'string' or place >= ours[1][2] then
-      break
-    end
-    table.insert(before, { redis.call('LPOP', key), place })
-  end
-  for _, one in ipairs(ours) do
-    while #before > 0 and before[#before][2] > one[2] do
-      redis.call('LPUSH', key, table.remove(before)[1])
-    end
-    redis.call('LPUSH', key, one[1])
-  end
-  while #before > 0 do
-    redis.call('LPUSH', key, table.remove(before)[1])
-  end
 end
 return pushed
