@@ -311,7 +311,6 @@ class Slots:
             slot.delivered = True
             commands = (1, Packed(words, data))
             self._on_outcome(Outcome(claim, "finished", NOTHING, commands, NOTHING, task.receipt_for, task.changes))
-        # This form says, too, that the job has sent nothing over streams.
         (self._on_free if is_free else self._on_next)(slot, False, seconds, False)
 
     def _on_unreadable_message(self, slot: Slot, reason: str | None = None) -> None:
