@@ -120,7 +120,7 @@ clean:
 # The newest that runs: a name on PATH may be a shim of pyenv's that only prints an error.
 .venv/bin/python:
 	@old=; bare=; \
-	for python in $(PYTHON) python3.13 python3.12 python3.11 python3.10 python3 python; do \
+	for python in $(PYTHON) python3.14 python3.13 python3.12 python3.11 python3.10 python3 python; do \
 	    "$$python" -c '' 2>/dev/null || continue; \
 	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { old=$$python; continue; }; \
 	    "$$python" -c 'import ensurepip, venv' 2>/dev/null || { bare=$${bare:-$$python}; continue; }; \
