@@ -22,6 +22,7 @@ from rq.timeouts import JobTimeoutException
 from rq.utils import now
 
 from .. import rq_api
+from ..frequent_lines import FrequentLines
 from ..originals import is_rqs_own
 from ..store.claim import STALLS, Claim
 from ..wire import Packed
@@ -65,6 +66,7 @@ class ShortRun:
         classes = type(worker).__mro__
         self._next_class: Any = classes[classes.index(HorseMixin) + 1]
         self._heads: dict[tuple[str, str], str] = {}
+        self._lines = FrequentLines(worker.log)
         self._functions: tuple[Any, ...] = (None,)
         self._is_open = False
         #: The functions have been looked at since another way was taken.
@@ -177,14 +179,13 @@ class ShortRun:
 
     def _log(self, job: Job, ttl: int) -> None:
         """Log a success as RQ does."""
-        worker = self._worker
-        worker.log_success(job)
-        worker.log.info("Worker %s: %s: %s (%s)", worker.name, green(job.origin), blue("Job OK"), job.id)
+        worker, info = self._worker, self._lines.info
+        worker.log_success(job, info)
+        info("Worker %s: %s: %s (%s)", worker.name, green(job.origin), blue("Job OK"), job.id)
         if worker.log_result_lifespan and ttl > 0:
-            worker.log.info("Worker %s: job %s result is kept for %s seconds", worker.name, job.id, ttl)
+            info("Worker %s: job %s result is kept for %s seconds", worker.name, job.id, ttl)
         elif worker.log_result_lifespan:
-            line = "Worker %s: job %s result will never expire, clean up result key manually"
-            worker.log.info(line, worker.name, job.id)
+            info("Worker %s: job %s result will never expire, clean up result key manually", worker.name, job.id)
 
     def _repeat(
         self, claim: Claim, begun: float, before: Any, started_at: datetime, result: Any, error: BaseException | None

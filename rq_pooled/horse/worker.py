@@ -104,13 +104,13 @@ class HorseMixin(Worker):
                 self.connection.delete(Result.get_key(job.id))
         self.tape.succeeded = self.tape.complete = True
 
-    def log_success(self, job: Job) -> None:
-        """Log that the job has succeeded, as RQ's handler does."""
+    def log_success(self, job: Job, info: Callable[..., None] | None = None) -> None:
+        """Log that the job has succeeded, as RQ's handler does; by ``info``, if that is given."""
         assert job.ended_at and job.started_at
         what = job.description if self.log_job_description else job.id
         line = "Successfully completed %s job in %ss on worker %s"
         line = line if self.log_job_description else "Successfully completed job %s in %ss on worker %s"
-        self.log.info(line, what, job.ended_at - job.started_at, self.name)
+        (info or self.log.info)(line, what, job.ended_at - job.started_at, self.name)
 
     def _expect_own_ways_of(self, queue: Queue, failed: bool) -> None:
         """Let a queue class that enqueues dependents in its own way see them in the first pass.

@@ -11,6 +11,7 @@ from rq.utils import now, utcformat
 from rq.worker import Worker
 
 from ..config.describing import shown_description
+from ..frequent_lines import FrequentLines
 from ..store.claim import Claim
 from ..store.keys import worker_key
 from ..store.scheduled import promote
@@ -28,6 +29,7 @@ class Identity:
 
     def __init__(self, worker: Worker, concurrency: int) -> None:
         self._worker = worker
+        self._lines = FrequentLines(worker.log)
         self.name = worker.name
         #: The names of the slots. Each is an RQ worker to the outside.
         self.names = [worker.name, *(f"{worker.name}-{number}" for number in range(1, concurrency))]
@@ -61,9 +63,9 @@ class Identity:
         if worker.log_job_description:
             text = claim.raw.get(b"description", b"").decode(errors="replace")
             description = blue(shown_description(text, own_code_only=True))
-            worker.log.info("Worker %s: %s: %s (%s)", claim.worker_name, queue, description, claim.job_id)
+            self._lines.info("Worker %s: %s: %s (%s)", claim.worker_name, queue, description, claim.job_id)
         else:
-            worker.log.info("Worker %s: %s: %s", claim.worker_name, queue, claim.job_id)
+            self._lines.info("Worker %s: %s: %s", claim.worker_name, queue, claim.job_id)
 
     # -- what is written about it --------------------------------------------------------------------------------
 
