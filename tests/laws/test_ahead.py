@@ -386,6 +386,26 @@ def test_what_a_frozen_machine_was_about_to_begin_runs_elsewhere_alone(
         finished(queue, 80)
 
 
+def test_a_death_at_a_frozen_worker_is_judged_by_its_lease(
+    server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path
+) -> None:
+    """A horse dies while its worker is frozen, and the job ends well elsewhere: nothing is told of the death, however
+    late the server tells whose job it is.
+    """
+    gate = notes.parent / "gate"
+    with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2, **QUICK) as worker:
+        (job_id,) = enqueue(queue, notes, ("freeze", str(gate)))
+        wait_until(lambda: is_stopped(worker.process.pid), what="a frozen worker")
+        os.kill(int(notes.read_text().split()[2]), signal.SIGKILL)
+        with running_worker(server.url, "q", log=notes.parent / "log2", concurrency=2, **QUICK):
+            finished(queue, 1)
+            redis.execute_command("CLIENT", "PAUSE", 500, "WRITE")
+            os.kill(worker.process.pid, signal.SIGCONT)
+            worker.wait_for("was handed on")
+        assert "unexpectedly" not in worker.output() and "Work horse killed" not in worker.output()
+        assert Job.fetch(job_id, connection=redis).get_status() == JobStatus.FINISHED
+
+
 def test_suspending_puts_back_what_waits(server: EmbeddedServer, redis: Redis, queue: Queue, notes: Path) -> None:
     """Once a worker has noticed that RQ is suspended, nothing is claimed or begun until it is resumed."""
     with running_worker(server.url, "q", log=notes.parent / "log", concurrency=2) as worker:
