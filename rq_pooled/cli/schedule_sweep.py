@@ -30,7 +30,7 @@ FUNCTION = "rq_pooled.sweeper.sweep"
 PREFIX = "rq_pooled-sweep-"
 #: Seconds after which a sweep that hangs is ended.
 TIMEOUT = 3600
-#: Seconds since the epoch, a day before datetime ends in any zone.
+#: Seconds since the epoch, a year before datetime ends: Python 3.14 looks a day further to find a zone.
 _LAST = 253_370_764_800
 #: Options of `rq-pooled sweep` that say nothing about a sweep that comes again.
 _LEFT_OUT = {"url", "as_json", "dead", "dry_run"}
