@@ -19,6 +19,8 @@ from .wire import text
 MAX_VALUE, MAX_LINE = 200, 4000
 #: Bytes of a recorded error that are unpacked, and how many of them are kept at either end.
 MAX_UNPACKED, _HEAD, _TAIL = 8 * 1024 * 1024, 512 * 1024, 256 * 1024
+#: Seconds since the epoch, a year before datetime ends: Python 3.14 looks a day further to find a zone.
+LAST_TIME = 253_370_764_800
 #: Bytes for which one byte of a zlib stream can stand.
 _DENSEST = 1032
 #: What is no character: ``text`` makes it of bytes that are no UTF-8, and JSON may contain it.

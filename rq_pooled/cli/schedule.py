@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ..foreign import MAX_VALUE, printable
+from ..foreign import LAST_TIME, MAX_VALUE, printable
 from ..monitoring.audit import Deed
 from ..monitoring.schedules import cancel as cancel_job
 from ..monitoring.schedules import scheduled_in, schedules
@@ -62,4 +62,4 @@ def cancel(job: str, url: str | None, as_json: bool) -> None:
 def _when(seconds: Any) -> str:
     if seconds is None:
         return "-"
-    return f"{datetime.fromtimestamp(min(max(seconds, 0), 253_370_764_800), tz=timezone.utc):%Y-%m-%d %H:%M:%S}Z"
+    return f"{datetime.fromtimestamp(min(max(seconds, 0), LAST_TIME), tz=timezone.utc):%Y-%m-%d %H:%M:%S}Z"

@@ -15,7 +15,7 @@ from rq.job import Job
 
 from ..errors import ConfigurationError, UnknownQueue
 from ..failed.policies import Policy
-from ..foreign import MAX_VALUE, is_text, names_key, printable, replies_of
+from ..foreign import LAST_TIME, MAX_VALUE, is_text, names_key, printable, replies_of
 from ..monitoring.audit import Deed
 from ..store.keys import QUEUES, SCHEDULED_JOBS, job_key, queue_key
 from ..store.unpickling import plain_meta
@@ -30,8 +30,6 @@ FUNCTION = "rq_pooled.sweeper.sweep"
 PREFIX = "rq_pooled-sweep-"
 #: Seconds after which a sweep that hangs is ended.
 TIMEOUT = 3600
-#: Seconds since the epoch, a year before datetime ends: Python 3.14 looks a day further to find a zone.
-_LAST = 253_370_764_800
 #: Options of `rq-pooled sweep` that say nothing about a sweep that comes again.
 _LEFT_OUT = {"url", "as_json", "dead", "dry_run"}
 _EXAMPLES = """\b
@@ -151,7 +149,7 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
                 "what": description,
                 "in_queue": origin,
                 # What has no date in this calendar is due at its end.
-                "next": datetime.fromtimestamp(min(due, _LAST)).astimezone().isoformat(timespec="minutes"),
+                "next": datetime.fromtimestamp(min(due, LAST_TIME)).astimezone().isoformat(timespec="minutes"),
                 "last_status": status or None,
             }
         )

@@ -15,7 +15,7 @@ from rq.job import Job
 from rq.results import Result
 
 from ..config.describing import current
-from ..foreign import seconds_of, unpacked_error, whole_number
+from ..foreign import LAST_TIME, seconds_of, unpacked_error, whole_number
 from ..retry.attempts import NEXT_AT
 from ..store.keys import dead_letters_key, registry_key
 from ..wire import raw, text
@@ -30,8 +30,6 @@ NAMES = (
 )
 #: Fields that may be of any size, and what is read of a job's results and dependents.
 _LONG, _TRIES, _DEPENDENTS = ("description", "exc_info", "meta"), 20, 20
-#: Seconds since the epoch at which datetime ends.
-_YEAR_9999 = 253_370_764_800
 
 
 def history(connection: Redis, job_id: str) -> dict[str, Any]:
@@ -146,7 +144,7 @@ def _seconds(value: bytes | str | None, of: int = 1) -> float | None:
         seconds = float(value or "nan") / of
     except ValueError:
         return None
-    return seconds if 0 <= seconds < _YEAR_9999 else None
+    return seconds if 0 <= seconds < LAST_TIME else None
 
 
 def _iso(seconds: float) -> str:

@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 
 from ..config.secrets import message_of
 from ..errors import ConfigurationError, UnknownQueue
-from ..foreign import MAX_VALUE, label, names_key, printable, whole_number
+from ..foreign import LAST_TIME, MAX_VALUE, label, names_key, printable, whole_number
 from ..store.keys import AUDIT
 from ..store.queues import all_shown, is_shown
 from ..wire import raw, text
@@ -177,7 +177,7 @@ def trail(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
 
 
 def _entry(entry_id: str, written: dict[str, Any]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"time": min(whole_number(entry_id.partition("-")[0]) / 1000, 253_370_764_800.0)}
+    entry: dict[str, Any] = {"time": min(whole_number(entry_id.partition("-")[0]) / 1000, LAST_TIME)}
     for name in ("who", "origin", "door", "action", "queue", "count", "what"):
         entry[name] = printable(written.get(name, b""), MAX_TEXT if name == "what" else MAX_VALUE)
     if "cut" in written:

@@ -16,7 +16,7 @@ from rq.job import Job
 from ..errors import ConfigurationError
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
-from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
+from ..foreign import LAST_TIME, MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..store.unpickling import plain_meta
@@ -26,7 +26,6 @@ from ..wire import raw, text
 SWEEP = "rq_pooled-sweep-"
 #: Processes of RQ's cron that are asked, and bytes of what one tells.
 _CRONS, _TOLD = 20, 1024 * 1024
-_YEAR_9999 = 253_370_764_800.0
 _CANCELLED_BY = ("origin", "rate_limit_key", "rate_limit_concurrency")
 _FIELDS = ("origin", "started_at", "enqueued_at", "repeats_left")
 
@@ -127,7 +126,7 @@ def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[st
                 "what": described(plain(description or b"")) or plain(job_id),
                 "every": every if isinstance(every, (str, int, float)) else "",
                 # Beyond these, Python has no date.
-                "next": min(max(due, 0.0), _YEAR_9999),
+                "next": min(max(due, 0.0), LAST_TIME),
                 "last": seconds_of(started) or (seconds_of(enqueued) if not name else None),
             }
         )

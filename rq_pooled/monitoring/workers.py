@@ -13,7 +13,7 @@ from redis import Redis
 
 from ..failed.description import described
 from ..failed.listing import MAX_FIELD
-from ..foreign import plain, replies_of, seconds_of, whole_number
+from ..foreign import LAST_TIME, plain, replies_of, seconds_of, whole_number
 from ..store.keys import EXECUTION, HOLD_COMMAND, WORKER, WORKERS, commands_channel, job_key, registry_key
 from ..store.queues import is_shown, queue_names
 from ..wire import raw, text
@@ -129,4 +129,4 @@ def _moment(word: str) -> float | None:
         seconds = float(word)
     except ValueError:
         return seconds_of(word)
-    return seconds if 0 <= seconds < 253_370_764_800 else None
+    return seconds if 0 <= seconds < LAST_TIME else None

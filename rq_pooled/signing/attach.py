@@ -92,8 +92,14 @@ def sign_for(queue: Any, job: Any, created: bool = False) -> None:
     if created or not (is_unread or _could_harm(job) or _stands_for(job, raw)):
         _prepare(queue, job)
         attach(job, policy)
-        return
-    if is_unread:
+    else:
+        _sign_fetched(queue, job, raw, is_unread)
+
+
+def _sign_fetched(queue: Any, job: Any, raw: Mapping[bytes, bytes], is_moved: bool) -> None:
+    """Sign a job that was fetched, or may have been, if what it holds verifies: as it was read, or but for its call."""
+    policy = queue.signing
+    if is_moved:
         fields = {**job.to_dict(), "data": job.data}
     else:
         _prepare(queue, job)
@@ -104,11 +110,11 @@ def sign_for(queue: Any, job: Any, created: bool = False) -> None:
     try:
         verified = verify(policy, job.id, None, {**raw, **{name.encode(): value for name, value in mine.items()}})
     except NotVerified as error:
-        what = "moved" if is_unread else "signed"
-        advice = "" if is_unread else "; create one with callbacks or webhooks by Queue.create_job or Queue.enqueue"
+        what = "moved" if is_moved else "signed"
+        advice = "" if is_moved else "; create one with callbacks or webhooks by Queue.create_job or Queue.enqueue"
         raise NotVerified(f"job {job.id} is not {what} for the queue {queue.name!r}: {error}{advice}") from None
     # A call that was set here has been sealed already. Without a signature beside it, it would be refused.
-    if verified.bound or not is_unread:
+    if verified.bound or not is_moved:
         job.serializer = queue.serializer
         attach(job, policy, raw)
 
