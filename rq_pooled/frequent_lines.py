@@ -16,9 +16,9 @@ import time
 from types import FunctionType
 from typing import Any
 
-#: What is passed over.
-_OF_LOGGERS = operator.attrgetter("info", "_log", "makeRecord", "findCaller")
+#: The methods of loggers that are passed over.
 _PASSED_OVER = ("info", "_log", "makeRecord", "findCaller")
+_METHODS = operator.attrgetter(*_PASSED_OVER)
 #: Lines that are known at once; each is a text of this package.
 _MAX_KNOWN = 100
 
@@ -44,7 +44,7 @@ class FrequentLines:
         self._is_open = False
 
     def _may_copy(self) -> bool:
-        functions = (*_OF_LOGGERS(logging.Logger), logging.LogRecord.__init__, logging.getLogRecordFactory())
+        functions = (*_METHODS(logging.Logger), logging.LogRecord.__init__, logging.getLogRecordFactory())
         # By identity, since wrapt's wrappers equal what they wrap.
         if not all(map(operator.is_, functions, self._functions)):
             self._functions = functions
