@@ -37,8 +37,8 @@ SETTINGS = {
     # Workers of a harness that was killed end by themselves, within minutes.
     "RECONNECT_ATTEMPTS": 300,
 }
-#: Jobs at once in one worker.
-CONCURRENCY = 3
+#: Jobs at once in one worker, by turns: one, several and many take ways of their own through the engine.
+CONCURRENCIES = (3, 1, 10)
 
 
 @dataclass
@@ -121,12 +121,13 @@ class Stage:
 
     def start_worker(self) -> Member:
         """Start one more worker, without waiting for it."""
-        name = f"chaos-{len(self.members) + 1}"
+        number = len(self.members)
+        name = f"chaos-{number + 1}"
         path = [str(self._engine)] if self._engine else []
         env = {**os.environ, "PYTHONUNBUFFERED": "1", "CHAOS_JOURNAL": str(self._journal)}
         env["PYTHONPATH"] = os.pathsep.join([*path, str(TESTS), PYTHONPATH, env.get("PYTHONPATH", "")])
         env |= {f"RQ_POOLED_{name}": str(value) for name, value in SETTINGS.items()}
-        env["RQ_POOLED_CONCURRENCY"] = str(CONCURRENCY)
+        env["RQ_POOLED_CONCURRENCY"] = str(CONCURRENCIES[number % len(CONCURRENCIES)])
         command = self.command(name)
         # Not in the current directory: its rq_pooled would come before that of ``engine``.
         member = Member(name, WorkerProcess(command, env, self.directory / f"{name}.log", self.directory))

@@ -18,14 +18,14 @@ from rq_pooled.config import Settings
 from .jobs import QUEUE
 from .journal import Run
 from .load import CHILDREN, LIMIT, RETRIES, Crowd, Order
-from .stage import CONCURRENCY, INTERVAL, TTL, Deed
+from .stage import CONCURRENCIES, INTERVAL, TTL, Deed
 
 #: Statuses that are an end. A child whose parent failed stays deferred for ever, as RQ has it.
 ENDS = ("finished", "failed")
 #: What RQ writes for a job whose process was killed.
 KILLED = "Work-horse terminated unexpectedly"
 #: Law 1: what one worker may hold; the roles that it has, none of which is a horse's.
-MOST = 3 + max(CONCURRENCY, Settings().max_connections - 3)
+MOST = 3 + max(*CONCURRENCIES, Settings().max_connections - 3)
 ROLES = ("command", "exclusive", "jobs", "listen")
 ON_SERVER = ("freeze server", "crash server", "restart server", "cut connections")
 #: Seconds by which clocks, samples and logs may disagree.
