@@ -42,12 +42,14 @@ def printable(value: object, most: int | None = None) -> str:
 
 
 def label(value: object) -> str:
-    """Return a name as one line of at most about MAX_VALUE characters; two that are cut differ as the names do."""
-    shown = printable(value)
-    if len(shown) <= MAX_VALUE:
-        return shown
-    digest = hashlib.sha256(shown.encode("utf-8", "backslashreplace")).hexdigest()[:8]
-    return f"{printable(value, MAX_VALUE)} #{digest}"
+    """Return a name as one line of at most about MAX_VALUE characters; two that are cut or escaped differ as the names
+    do.
+    """
+    name = text(value) if isinstance(value, bytes) else str(value)
+    if name.isprintable() and len(name) <= MAX_VALUE:
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return f"{printable(name, MAX_VALUE)} #{digest}"
 
 
 def shown(data: Any, most: int | None = MAX_LINE) -> Any:
@@ -125,11 +127,12 @@ def is_number(value: object) -> bool:
 
 
 def seconds_of(value: bytes | str | None) -> float | None:
-    """Return a date as RQ writes it as seconds since the epoch, None if it is not one."""
+    """Return a date as RQ writes it as seconds since the epoch, None if it is not one, or not of 1970 to 9998."""
     try:
-        return datetime.fromisoformat(text(value or b"").rstrip("Z")).replace(tzinfo=timezone.utc).timestamp()
+        seconds = datetime.fromisoformat(text(value or b"").rstrip("Z")).replace(tzinfo=timezone.utc).timestamp()
     except (ValueError, OverflowError):
         return None
+    return seconds if 0 <= seconds < LAST_TIME else None
 
 
 def unpacked_error(packed: bytes | str | None) -> str:

@@ -15,7 +15,7 @@ from ..pool.registry import get_connection
 from ..rq_version import check_prefix
 from ..store.failed import failed_look
 from ..store.keys import dead_letters_key, job_key
-from ..store.queues import is_shown, queue_names
+from ..store.queues import first_queues, is_shown
 from ..store.scripts import run_script
 from ..wire import raw, text
 from .description import described, function_of
@@ -49,7 +49,7 @@ def failed_jobs(
     ``next_offset`` says where to go on. Inside a deadline it ends a second early, with the jobs found so far.
 
     Args:
-        queue: the only queue to list.
+        queue: the only queue to list; without it, the first 2,000 by name are.
         exception: the name, with or without its module, that a listed job's exception must have.
         offset, limit: the jobs to skip, and the most to return. Without ``queue`` the offset has a limit.
         dead: list the dead letters instead.
@@ -68,7 +68,7 @@ def failed_jobs(
     client = connection or get_connection()
     if queue is None and offset > MAX_OFFSET:
         raise ConfigurationError(f"offset is {offset}: give at most {MAX_OFFSET}, or name a queue")
-    known = queue_names(client.execute_command) if queue is None else [queue] if is_shown(queue) else []
+    known = first_queues(client.execute_command) if queue is None else [queue] if is_shown(queue) else []
     scanned = limit if exception is None else max(limit, MAX_SCANNED)
     total, unreadable, entries = _entries(client, known, offset, scanned, dead)
     jobs: list[dict[str, Any]] = []

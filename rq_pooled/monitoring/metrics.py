@@ -17,6 +17,7 @@ from ..connection.away import LOST
 from ..foreign import label, whole_number
 from ..pool.registry import get_connection
 from ..store.keys import budget_keys
+from ..store.queues import left_out
 from .guard import connections
 from .health import health
 from .processes import processes, server_time
@@ -102,6 +103,7 @@ class _Collector:
                 lost = GaugeMetricFamily("rq_pooled_unreadable", "entries of another type or shape", labels=["kind"])
                 lost.add_metric(["process"], len(unreadable))
                 lost.add_metric(["queue"], sum(len(queue["unreadable"]) for queue in found))
+                lost.add_metric(["left_out"], left_out((self._connection or get_connection()).execute_command))
                 yield lost
                 yield from _budget(self._connection or get_connection(), self._settings)
             except LOST:

@@ -17,7 +17,7 @@ from ..failed.groups import failure_groups
 from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
 from ..store.keys import job_key
-from ..store.queues import all_shown, is_shown
+from ..store.queues import all_shown, is_shown, left_out
 from ..wire import raw, text
 from .guard import connections
 from .processes import note_busy, processes
@@ -64,6 +64,7 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         "upcoming": upcoming(client, names, now),
         "scheduled": sum(queue["scheduled"] for queue in states),
         "unreadable": unreadable,
+        "left_out": left_out(client.execute_command),
     }
 
 

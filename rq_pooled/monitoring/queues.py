@@ -8,13 +8,13 @@ from typing import Any
 
 from redis import Redis
 
-from ..foreign import plain, replies_of, seconds_of
+from ..foreign import is_number, plain, replies_of, seconds_of
 from ..pool.registry import get_connection
 from ..queue.limits import read_limit
 from ..queue.pause import known, paused_since
 from ..rq_version import check_prefix
 from ..store.keys import LIMITS, PAUSED, RATE_LIMITS, SUSPENDED, job_key, waiting_key
-from ..store.queues import PAGE, queue_names, queue_states
+from ..store.queues import PAGE, first_queues, queue_states
 from ..store.scripts import run_script
 from ..wire import raw, text
 
@@ -27,7 +27,7 @@ _LIMITS, _COUNTED = 100, 200
 
 
 def queues(connection: Redis | None = None, only: str | None = None) -> list[dict[str, Any]]:
-    """Return the state of every queue, by name, or ``only`` of this one; changes nothing, and cleans nothing up.
+    """Return the state of the first 2,000 queues, by name, or ``only`` of this one; changes nothing.
 
     Blocks for two round trips, one for each 100 queues, and two more where jobs wait at rate limits.
 
@@ -46,7 +46,7 @@ def queues(connection: Redis | None = None, only: str | None = None) -> list[dic
     """
     check_prefix()
     client = connection or get_connection()
-    names = queue_names(client.execute_command) if only is None else [known(client, only)]
+    names = first_queues(client.execute_command) if only is None else [known(client, only)]
     pipeline: Any = client.pipeline(transaction=False)
     pipeline.time()
     pipeline.exists(SUSPENDED)
@@ -70,7 +70,7 @@ def queues(connection: Redis | None = None, only: str | None = None) -> list[dic
                     "length": max(0, length),
                     "oldest_age": round(max(0.0, now - min(times)), 3) if times else None,
                     "workers": max(0, workers),
-                    "schedule_lag": round(max(0.0, now - float(due)), 3) if due else 0.0,
+                    "schedule_lag": _lag(due, now),
                     "suspended": bool(suspended),
                     "paused_for": round(max(0.0, now - paused[name]), 3) if name in paused else None,
                     "limit": own.get(name),
@@ -82,6 +82,12 @@ def queues(connection: Redis | None = None, only: str | None = None) -> list[dic
                 }
             )
     return found
+
+
+def _lag(due: bytes, now: float) -> float:
+    """Return for how many seconds a job has been due by its score; what is due at minus infinity is not late."""
+    score = float(due or "inf")
+    return round(max(0.0, now - score), 3) if is_number(score) else 0.0
 
 
 def _held_back(client: Redis, limits: Sequence[bytes]) -> Counter[str]:

@@ -18,7 +18,7 @@ from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import LAST_TIME, MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
-from ..store.queues import is_shown, queue_names
+from ..store.queues import first_queues, is_shown
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
 
@@ -38,7 +38,7 @@ def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     since the epoch, or None).
     """
     rows: list[tuple[float, str, str]] = []
-    names = queue_names(client.execute_command)
+    names = first_queues(client.execute_command)
     pipeline: Any = client.pipeline(transaction=False)
     for name in names:
         pipeline.zrange(raw(registry_key("scheduled", name)), 0, limit - 1, withscores=True)
@@ -69,7 +69,9 @@ def cancel(client: Redis, job_id: str) -> str:
         _to_cancel(client, job_id).cancel()
     except (NoSuchJobError, InvalidJobOperation, ValueError):
         # The job is gone, was cancelled meanwhile, or RQ takes no such id: the entry is all that can be removed.
-        client.zrem(raw(registry_key("scheduled", queue)), raw(job_id))
+        pass
+    # RQ removes it from the registry of its status only.
+    client.zrem(raw(registry_key("scheduled", queue)), raw(job_id))
     return queue
 
 
@@ -124,7 +126,7 @@ def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[st
                 "kind": kind,
                 "queue": name or text(origin or b""),
                 "what": described(plain(description or b"")) or plain(job_id),
-                "every": every if isinstance(every, (str, int, float)) else "",
+                "every": every if isinstance(every, str) or is_number(every) else "",
                 # Beyond these, Python has no date.
                 "next": min(max(due, 0.0), LAST_TIME),
                 "last": seconds_of(started) or (seconds_of(enqueued) if not name else None),
@@ -159,7 +161,7 @@ def _crons(client: Redis) -> list[dict[str, Any]]:
                         "kind": "cron",
                         "queue": one["queue_name"],
                         "what": plain(str(one.get("func_name") or one.get("name") or "")),
-                        "every": every if isinstance(every, (str, int, float)) else "",
+                        "every": every if isinstance(every, str) or is_number(every) else "",
                         "next": seconds_of(_text_of(one.get("next_enqueue_time"))),
                         "last": seconds_of(_text_of(one.get("latest_enqueue_time"))),
                     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..foreign import MAX_VALUE, printable
+from ..store.queues import MAX_NAME, MAX_QUEUES
 from .words import ago, count, number, rate, span
 
 #: Seconds that the head of a queue may wait, and after which a worker is silent, before the page says so.
@@ -66,6 +67,9 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
     if overdue is not None and overdue["schedule_lag"] > 60:
         late_by = span(overdue["schedule_lag"])
         add("warn", "upcoming", f"Scheduled jobs of {_name(overdue)} are late by {late_by}: no worker moves them.")
+    if found["left_out"]:
+        kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} bytes"
+        add("warn", "queues", f"{count(found['left_out'], 'queue is', 'queues are')} left out: {kept}.")
     if connections["level"] == "warn":
         add("warn", "connections", f"The server fills up: {held}.")
     if connections["budget"] is not None and connections["budgeted"] > connections["budget"]:

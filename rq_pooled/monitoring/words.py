@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
+from ..foreign import LAST_TIME
+
 
 def number(value: float | None) -> str:
     """Return 1234567 as 1 234 567 with narrow spaces, None as a dash."""
@@ -41,8 +43,11 @@ def ago(seconds: float) -> str:
 
 
 def moment(seconds: float | None, now: float) -> dict[str, Any] | None:
-    """Return how long ago a moment was (``ago``), and itself for a reader (``full``) and a script (``iso``)."""
-    if seconds is None:
+    """Return how long ago a moment was (``ago``), and itself for a reader (``full``) and a script (``iso``).
+
+    None, and what Python has no date for, is None.
+    """
+    if seconds is None or not 0 <= seconds <= LAST_TIME:
         return None
     when = datetime.fromtimestamp(seconds, tz=timezone.utc)
     return {"ago": ago(now - seconds), "full": f"{when:%Y-%m-%d %H:%M:%S} UTC", "iso": f"{when:%Y-%m-%dT%H:%M:%SZ}"}

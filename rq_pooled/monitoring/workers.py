@@ -15,7 +15,7 @@ from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import LAST_TIME, plain, replies_of, seconds_of, whole_number
 from ..store.keys import EXECUTION, HOLD_COMMAND, WORKER, WORKERS, commands_channel, job_key, registry_key
-from ..store.queues import is_shown, queue_names
+from ..store.queues import first_queues, is_shown
 from ..wire import raw, text
 from .processes import processes
 
@@ -67,7 +67,7 @@ def running(client: Redis) -> list[dict[str, Any]]:
 
     Each has ``id``, ``execution``, ``queue``, ``worker``, ``what`` and ``since`` (seconds since the epoch or None).
     """
-    names = queue_names(client.execute_command)
+    names = first_queues(client.execute_command)
     pipeline: Any = client.pipeline(transaction=False)
     for name in names:
         pipeline.zrange(raw(registry_key("wip", name)), 0, JOBS - 1)

@@ -285,6 +285,9 @@ def _next_time(job: Job, now: int) -> int | None:
     """Return when a job is due again, None if never; count down its repeats, as rq-scheduler does."""
     meta = job.meta
     interval, times, cron = meta.get("interval"), meta.get("repeat"), meta.get("cron_string")
+    # It would be due again at once, for ever.
+    if interval and int(interval) < 1:
+        raise ValueError("its interval is less than a second")
     if times:
         meta["repeat"] = int(times) - 1
     if times is not None and meta["repeat"] == 0:

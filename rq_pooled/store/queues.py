@@ -13,6 +13,8 @@ from .scripts import call
 
 #: Queues in one call, which takes the server about 2 ms.
 PAGE = 100
+#: Queues that pages, commands and metrics look at, the first by name, and bytes of a name. Others are counted.
+MAX_QUEUES, MAX_NAME = 2_000, 1_000
 
 #: Tells of a queue whether it may be shown; each thread, greenlet and task has its own.
 _may_show: ContextVar[Callable[[str], bool] | None] = ContextVar("rq_pooled_may_show", default=None)
@@ -34,7 +36,7 @@ def is_shown(queue: str) -> bool:
 
 def all_shown(ask: Callable[[str, str], Any]) -> bool:
     """Tell whether every queue may be shown, and so what is known of all together."""
-    return _may_show.get() is None or len(queue_names(ask)) == ask("SCARD", QUEUES)
+    return _may_show.get() is None or all(map(is_shown, _known(ask)))
 
 
 def queue_names(ask: Callable[[str, str], Any]) -> list[str]:
@@ -43,9 +45,23 @@ def queue_names(ask: Callable[[str, str], Any]) -> list[str]:
     Args:
         ask: sends a command, such as a client's ``execute_command``.
     """
+    return sorted(name for name in _known(ask) if len(name) <= MAX_NAME and is_shown(name))
+
+
+def first_queues(ask: Callable[[str, str], Any]) -> list[str]:
+    """Return the first MAX_QUEUES of ``queue_names``, for views of all of them at once."""
+    return queue_names(ask)[:MAX_QUEUES]
+
+
+def left_out(ask: Callable[[str, str], Any]) -> int:
+    """Return how many queues that may be shown ``first_queues`` leaves out."""
+    shown = list(filter(is_shown, _known(ask)))
+    return len(shown) - min(MAX_QUEUES, sum(len(name) <= MAX_NAME for name in shown))
+
+
+def _known(ask: Callable[[str, str], Any]) -> set[str]:
     with names_key(QUEUES):
-        names = sorted({text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)})
-    return [name for name in names if is_shown(name)]
+        return {text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)}
 
 
 def queue_states(names: Sequence[str], heads: int) -> Command:

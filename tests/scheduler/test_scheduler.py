@@ -278,6 +278,18 @@ def test_moving_unpickles_nothing(redis: Redis, ours: Scheduler, caplog: pytest.
     assert "--with-scheduler" in caplog.text and not hasattr(sys, "exploded")
 
 
+@pytest.mark.parametrize("interval", [-5, 0.5, -(10**5000)], ids=["negative", "half", "huge"])
+def test_an_interval_below_a_second_floods_no_queue(redis: Redis, ours: Scheduler, interval: float) -> None:
+    """A job that would be due again at once is put off, and one that is due after it moves."""
+    job = ours.enqueue_at(PAST, once_jobs.accept, job_id="flood")
+    redis.hset(job.key, "meta", pickle.dumps({"interval": interval}))
+    redis.zadd(SCHEDULED_JOBS, {"flood": 1})
+    ours.enqueue_at(PAST, once_jobs.accept, job_id="good")
+    ours.acquire_lock()
+    assert [job.id for job in ours.enqueue_jobs()] == ["good"]
+    assert (redis.zscore(SCHEDULED_JOBS, "flood") or 0) > time.time() + 30
+
+
 def test_wakes_up_when_the_next_job_is_due_and_ends_in_order(server: Any, redis: Redis, tmp_path: Path) -> None:
     """With an interval of a minute a job due in two seconds is moved then; SIGTERM ends it with its death
     registered.

@@ -1,0 +1,139 @@
+"""Values that others wrote into any field and score: the page, its endpoints, metrics and commands go on."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from commands import run_command
+from keys import named
+from redis import Redis
+from support import drop_pools
+
+from rq_pooled import health
+from rq_pooled.config import Settings
+from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.metrics import metrics
+from rq_pooled.monitoring.overview import overview
+from rq_pooled.monitoring.schedules import cancel, schedules
+from rq_pooled.monitoring.verdict import verdict
+from rq_pooled.store import queues as store_queues
+from rq_pooled.store.keys import LIMITS, PAUSED, SCHEDULED_JOBS
+
+pytest.importorskip("flask")
+from page_client import client_of
+
+JOB, WORKER, EXECUTION = named("rq:job:j"), named("rq:worker:w"), named("rq:execution:j:e")
+FIELDS = {
+    JOB: "created_at enqueued_at started_at ended_at timeout retries_left status repeats_left meta exc_info worker_name"
+    " group_id dependency_id description retry_intervals ttl result_ttl rq_pooled:requeues",
+    WORKER: "birth last_heartbeat queues pid hostname state current_job successful_job_count failed_job_count"
+    " total_working_time version python_version",
+    EXECUTION: "created_at last_heartbeat worker_name",
+    LIMITS: "mail",
+    PAUSED: "mail",
+}
+REGISTRIES = ("rq:failed", "rq_pooled:dead", "rq:scheduled", "rq:deferred", "rq:finished", "rq:wip")
+VIEWS = (
+    *("", "queues/status", "queues/failed-jobs", "redis/pool-stats", "failed", "failed?dead=1", "workers", "schedule"),
+    *("trail", "queue?name=mail", "job?id=j", "failed?queue=mail&exception=ValueError&function=f"),
+)
+COMMANDS = (["stats"], ["failed", "j"], ["schedule", "list"])
+VALUES: tuple[str | bytes, ...] = (
+    *("9" * 5000, "-" + "9" * 5000, "nan", "inf", "-1", "1e999", "1e308", "1_000", "²", "[" * 1000, "null", b"\xff"),
+    *("9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z", "2026-11-28T00:00:00+23:59"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_pool_stays() -> Iterator[None]:
+    yield
+    drop_pools()
+
+
+def put(redis: Redis, score: float | None = None) -> None:
+    """Write a job that failed, is scheduled and runs, and a worker."""
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"))
+    redis.rpush(named("rq:queue:mail"), "j")
+    redis.hset(JOB, mapping={"origin": "mail", "description": "f(1)", "data": b"x", "status": "failed"})
+    for name in REGISTRIES:
+        redis.zadd(named(f"{name}:mail"), {"j:e" if name == "rq:wip" else "j": time.time() if score is None else score})
+    redis.sadd(named("rq:workers"), WORKER)
+    redis.sadd(named("rq:workers:mail"), WORKER)
+
+
+def look(server: EmbeddedServer, redis: Redis) -> None:
+    """Ask for all that shows what stands in Redis."""
+    client = client_of(server)
+    for view in VIEWS:
+        answer = client.get(f"/rq/{view}")
+        assert answer.status_code < 500, (view, answer.text[-300:])
+    assert "rq_pooled_up 1.0" in metrics(redis)
+    for command in COMMANDS:
+        result = run_command(server.url, *command)
+        assert "Traceback (most recent call last):\n  File" not in result.stderr, (command, result.stderr[-300:])
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: repr(value)[:30])
+def test_no_value_of_a_field_hides_the_others(server: EmbeddedServer, redis: Redis, value: str | bytes) -> None:
+    """One value in every field that RQ and rq_pooled write costs neither page, metrics nor a command its answer."""
+    put(redis)
+    for key, names in FIELDS.items():
+        redis.hset(key, mapping={name: value for name in names.split()})
+    redis.xadd(named("rq:results:j"), {name: value for name in ("type", "created_at", "exc_string", "worker_name")})
+    look(server, redis)
+
+
+@pytest.mark.parametrize("score", [float("inf"), float("-inf"), 1e300, -1e300, 1e15, -5.0])
+def test_no_score_hides_the_others(server: EmbeddedServer, redis: Redis, score: float) -> None:
+    """A score that is no time costs neither page, metrics nor a command its answer, and is no lag of the schedule."""
+    put(redis, score)
+    redis.zadd(SCHEDULED_JOBS, {"j": score})
+    look(server, redis)
+    json.dumps(health.queues(redis), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "interval", [10**5000, float("nan"), float("inf"), -(10**5000)], ids=["big", "nan", "inf", "low"]
+)
+def test_no_interval_hides_the_schedule(server: EmbeddedServer, redis: Redis, interval: Any) -> None:
+    """A job of rq-scheduler whose interval is no number to reckon with is listed without it, as JSON, too."""
+    put(redis)
+    redis.hset(JOB, "meta", pickle.dumps({"interval": interval}))
+    redis.zadd(SCHEDULED_JOBS, {"j": time.time() + 60})
+    look(server, redis)
+    assert [one["every"] for one in schedules(redis) if one["kind"] == "rq-scheduler"] == [""]
+    json.dumps(schedules(redis), allow_nan=False)
+
+
+def test_what_is_cancelled_leaves_its_schedule(redis: Redis) -> None:
+    """A scheduled job whose status says otherwise is not scheduled any more when it was cancelled."""
+    put(redis)
+    assert cancel(redis, "j") == "mail" and redis.zscore(named("rq:scheduled:mail"), "j") is None
+
+
+def test_many_and_long_names_of_queues_hide_no_other(
+    server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queues beyond the first, and with names of megabytes, are counted and left out; all that is shown stays."""
+    monkeypatch.setattr(store_queues, "MAX_QUEUES", 5)
+    put(redis)
+    names = [b"n%d" % number for number in range(9)] + [bytes([65 + number]) * 5_000_000 for number in range(8)]
+    redis.sadd(named("rq:queues"), *(named(b"rq:queue:") + name for name in names))
+    look(server, redis)
+    assert [one["name"] for one in health.queues(redis)] == ["mail", "n0", "n1", "n2", "n3"]
+    told = [one["text"] for one in verdict(overview(redis, Settings()))]
+    assert any(text.startswith("13 queues are left out") for text in told), told
+    assert 'rq_pooled_unreadable{kind="left_out"} 13.0' in metrics(redis)
+    assert "8 queues are left out" in run_command(server.url, "stats").stderr
+
+
+def test_names_that_are_escaped_alike_are_two_in_metrics(redis: Redis) -> None:
+    """A line break and the text of its escape do not make one series."""
+    redis.sadd(named("rq:queues"), named("rq:queue:a\nb"), named("rq:queue:a\\nb"))
+    lines = [line for line in metrics(redis).splitlines() if line.startswith("rq_pooled_queue_paused{")]
+    assert len(set(lines)) == 2, lines
