@@ -53,7 +53,9 @@ _SHARED = frozenset(
     ZREMRANGEBYRANK ZREMRANGEBYSCORE ZREVRANGE ZREVRANGEBYLEX ZREVRANGEBYSCORE ZREVRANK ZSCAN ZSCORE ZUNION
     ZUNIONSTORE""".split()
 )
-_EXCLUSIVE_FLAGS = frozenset((b"blocking", b"noscript"))
+#: A command of the server's administration may have no reply, as CLUSTER SYNCSLOTS CAPA in Valkey 9, and one that may
+#: not stand in a transaction changes the connection.
+_EXCLUSIVE_FLAGS = frozenset((b"admin", b"blocking", b"no_multi", b"noscript"))
 #: Names that are remembered, and how long one may be: jobs may send anything.
 _MOST_NAMES, _LONGEST_NAME = 1000, 40
 
@@ -65,7 +67,7 @@ class CommandTable:
         #: Whether a command is shared; None where it depends on its words, see ``is_shared``.
         self.known: dict[bytes, bool | None] = dict.fromkeys(_SCRIPTS, True)
         self.known.update(dict.fromkeys(_LASTING | TRANSACTION | SUBSCRIBE | UNSUBSCRIBE, False))
-        self.known.update(dict.fromkeys(WAITS_FOR_REPLICAS | _TREACHEROUS, False))
+        self.known.update(dict.fromkeys(WAITS_FOR_REPLICAS | _TREACHEROUS | {b"CLUSTER"}, False))
         self.known.update(dict.fromkeys(_READS_STREAMS | {b"CLIENT", b"SCRIPT"}))
         self._subcommands: dict[bytes, frozenset[bytes]] = {}
 
@@ -126,8 +128,13 @@ def is_harmless(words: Sequence[bytes]) -> bool:
 
 def is_lasting(words: Sequence[bytes]) -> bool:
     """Tell whether a command that is not shared leaves the connection changed."""
-    name = words[0].upper()
-    return name in _LASTING or (name == b"CLIENT" and words[1:2] != [] and words[1].upper() not in _CLIENT_LOOKS)
+    name, second = words[0].upper(), words[1].upper() if len(words) > 1 else None
+    if second is None or name in _LASTING:
+        return name in _LASTING
+    return (
+        (name == b"CLIENT" and second not in _CLIENT_LOOKS)
+        or (name == b"CLUSTER" and second == b"SYNCSLOTS")
+    )
 
 
 def may_block(name: bytes) -> bool:

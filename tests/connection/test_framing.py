@@ -333,7 +333,9 @@ def asked(row: Any, name: bytes) -> CommandTable:
 
 
 def test_what_is_shared_neither_waits_nor_changes_the_connection(redis: Redis) -> None:
-    """Of all commands of the running server those that are flagged blocking or noscript share only where named."""
+    """Of all commands of the running server those that wait, administer it, or may not stand in a script or transaction
+    share only where named.
+    """
     rows = rows_of(redis)
     assert len(rows) > 200
     shared = 0
@@ -348,15 +350,17 @@ def test_what_is_shared_neither_waits_nor_changes_the_connection(redis: Redis) -
                     for word in letter_cases(second):
                         if table.is_shared(written, [written, word]):
                             named = name == b"SCRIPT" and word.upper() in (b"LOAD", b"EXISTS")
-                            assert named or not flags_of(sub) & {b"blocking", b"noscript"}, (written, word)
+                            assert named or not flags_of(sub) & EXCLUSIVE, (written, word)
                 assert not table.is_shared(written, [written]) and not table.is_shared(written, [written, b"NEWER"])
             elif table.is_shared(written, [written, b"a"]):
                 shared += 1
                 reads = name in (b"XREAD", b"XREADGROUP")
-                assert name in SCRIPTS or reads or not flags_of(row) & {b"blocking", b"noscript"}, written
+                assert name in SCRIPTS or reads or not flags_of(row) & EXCLUSIVE, written
     assert shared > 4 * 100
 
 
+#: What the server flags like this has a connection of its own.
+EXCLUSIVE = {b"admin", b"blocking", b"no_multi", b"noscript"}
 NEVER = [
     *(
         [name]
@@ -378,6 +382,9 @@ NEVER = [
         [b"POST"],
         [b"Host:"],
         [b"SCRIPT", b"KILL"],
+        [b"CLUSTER", b"SYNCSLOTS", b"CAPA"],
+        [b"CLUSTER", b"SLOTS"],
+        [b"CONFIG", b"SET"],
     ),
     *([name, *BLOCKING[name]] for name in BLOCKING),
 ]
@@ -415,7 +422,7 @@ def test_the_built_in_table_shares_nothing_that_the_server_would_not(redis: Redi
     rows = {row[0].upper(): row for row in rows_of(redis)}
     for name in sorted(_SHARED & set(rows)):
         flags = flags_of(rows[name]).union(*(flags_of(sub) for sub in (rows[name][9] if len(rows[name]) > 9 else [])))
-        assert not flags & {b"blocking", b"noscript"}, name
+        assert not flags & EXCLUSIVE, name
     table = CommandTable()
     for name in b"get SET hgetall Zadd xadd PUBLISH ping DEL EXPIRE rpush".split():
         table.learn(name, RuntimeError("NOPERM"))
@@ -482,6 +489,7 @@ def test_what_lasts_until_the_stream_is_closed() -> None:
         [b"client", b"SetName", b"x"],
         [b"CLIENT", b"reply", b"off"],
         [b"monitor"],
+        [b"cluster", b"SyncSlots", b"CAPA"],
     ):
         assert is_lasting(words)
     for words in (
@@ -489,6 +497,8 @@ def test_what_lasts_until_the_stream_is_closed() -> None:
         [b"CLIENT", b"List"],
         [b"BLPOP", b"a", b"0"],
         [b"CLIENT"],
+        [b"CLUSTER"],
+        [b"CLUSTER", b"SLOTS"],
         [b"CONFIG", b"GET", b"x"],
     ):
         assert not is_lasting(words)
