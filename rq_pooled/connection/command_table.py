@@ -29,6 +29,8 @@ _TREACHEROUS = frozenset((b"HOST:", b"POST"))
 #: The server flags these "noscript" since no script may call them; a shared connection may.
 _SCRIPTS = frozenset(b"EVAL EVALSHA EVALSHA_RO EVAL_RO FCALL FCALL_RO".split())
 _SCRIPT_LOOKS = frozenset((b"EXISTS", b"LOAD"))
+#: Subcommands of SCRIPT that leave the connection as it was; DEBUG has each later script of it debugged.
+_SCRIPT_ENDS = _SCRIPT_LOOKS | frozenset((b"FLUSH", b"HELP", b"KILL", b"SHOW"))
 #: Blocks only with the word BLOCK.
 _READS_STREAMS = frozenset((b"XREAD", b"XREADGROUP"))
 #: Where the time to wait stands (from the end if below 0), and how many of it are a second.
@@ -133,6 +135,7 @@ def is_lasting(words: Sequence[bytes]) -> bool:
         return name in _LASTING
     return (
         (name == b"CLIENT" and second not in _CLIENT_LOOKS)
+        or (name == b"SCRIPT" and second not in _SCRIPT_ENDS)
         or (name == b"CLUSTER" and second == b"SYNCSLOTS")
     )
 

@@ -382,6 +382,7 @@ NEVER = [
         [b"POST"],
         [b"Host:"],
         [b"SCRIPT", b"KILL"],
+        [b"SCRIPT", b"DEBUG", b"YES"],
         [b"CLUSTER", b"SYNCSLOTS", b"CAPA"],
         [b"CLUSTER", b"SLOTS"],
         [b"CONFIG", b"SET"],
@@ -489,6 +490,8 @@ def test_what_lasts_until_the_stream_is_closed() -> None:
         [b"client", b"SetName", b"x"],
         [b"CLIENT", b"reply", b"off"],
         [b"monitor"],
+        [b"script", b"Debug", b"sync"],
+        [b"SCRIPT", b"NEWER"],
         [b"cluster", b"SyncSlots", b"CAPA"],
     ):
         assert is_lasting(words)
@@ -500,5 +503,6 @@ def test_what_lasts_until_the_stream_is_closed() -> None:
         [b"CLUSTER"],
         [b"CLUSTER", b"SLOTS"],
         [b"CONFIG", b"GET", b"x"],
+        *([b"SCRIPT", second] for second in (b"exists", b"LOAD", b"Flush", b"KILL", b"SHOW", b"HELP")),
     ):
         assert not is_lasting(words)
