@@ -104,6 +104,15 @@ def test_the_schema_accepts_the_compose_file() -> None:
     accepts(tool("check-jsonschema"), "--quiet", *schema, str(DEPLOY / "compose.yaml"))
 
 
+def test_the_compose_file_starts_no_server_without_a_password() -> None:
+    """The server's password, and that of all who reach it, is what REDIS_PASSWORD says, and must be said."""
+    services = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]
+    server, password = services["redis"]["command"], "${REDIS_PASSWORD:?set REDIS_PASSWORD}"
+    assert server[server.index("--requirepass") + 1] == password
+    for name in ("web", "worker"):
+        assert services[name]["environment"]["RQ_POOLED_URL"] == f"redis://:{password}@redis:6379/0"
+
+
 def test_the_schema_accepts_the_manifests() -> None:
     """The manifests are what the API of Kubernetes says, and hold no name that it does not know."""
     accepts(tool("kubernetes-validate"), "--strict", "--quiet", str(DEPLOY / "kubernetes.yaml"))
