@@ -6,31 +6,29 @@ A GET changes nothing. A POST needs its right, see rights.py, and must come from
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
-from urllib.parse import urlsplit
+from typing import Any
 
 from flask import Blueprint, Response, abort, jsonify, render_template, request
 from redis import Redis
 from redis.exceptions import RedisError
 
 from ..config.secrets import message_of
-from ..config.settings import Settings
 from ..connection.away import LOST, is_forbidden
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
 from ..foreign import bounded, shown
+from ..monitoring.audit import trail
 from ..monitoring.health import health_word
 from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
 from .jobs import add_job_pages
 from .page import present
-from .parameters import asked_for, number, page_of_form
+from .parameters import asked_for, list_address, number, page_of_form
 from .queues import add_queues
 from .rights import VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
-from .trail import add_trail
-from .views import Views, page_of
+from .views import Client, Views, page_of
 from .workers import add_workers
 
 #: Seconds within which health is answered. It promises 2, of which Flask takes a part.
@@ -46,18 +44,12 @@ _HEADERS = {
     "X-Frame-Options": "DENY",
 }
 
+#: What an error of ours is answered with.
+_CODES = {ConfigurationError: 400, UnknownQueue: 404, SweepUnderWay: 409}
+#: Entries on the page of the trail.
+_TRAIL = 100
 #: Views that answer with a page for people, an error too.
 _PAGES = ("page", "failed", "job", "queue", "failed_confirm", "trail_page", "schedule", "workers_page")
-
-
-class Client(Protocol):
-    """What an application has: its settings, and a client of its server."""
-
-    settings: Settings
-
-    @property
-    def redis(self) -> Redis:
-        """The client."""
 
 
 def make_blueprint(
@@ -98,21 +90,16 @@ def make_blueprint(
     @blueprint.errorhandler(RQPooledError)
     @blueprint.errorhandler(RedisError)
     def refuse(error: Exception) -> tuple[Any, int]:
-        code = 503
-        if isinstance(error, ConfigurationError):
-            code = 400
-        elif isinstance(error, UnknownQueue):
-            code = 404
-        elif isinstance(error, SweepUnderWay):
-            code = 409
-        elif is_forbidden(error):
-            code = 403
+        other = 403 if is_forbidden(error) else 503
+        code = next((code for kind, code in _CODES.items() if isinstance(error, kind)), other)
         reason, title = _reason(error, client_of), "That did not work"
         if isinstance(error, RedisError):
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if isinstance(error, LOST) else "Redis refuses"
         if page_of_form() or _view() in _PAGES:
-            return render_template("rq_pooled/problem.html", title=title, reason=shown(reason)), code
+            return render_template(
+                "rq_pooled/problem.html", title=title, reason=shown(reason), back=list_address()
+            ), code
         return jsonify(error=reason), code
 
     @blueprint.get("/health/redis")
@@ -129,7 +116,7 @@ def make_blueprint(
     def redis_pool_stats() -> Response:
         return jsonify(pool_stats())
 
-    views = Views(blueprint, lambda: client_of().redis, rights)
+    views = Views(blueprint, client_of, rights)
 
     @views.get("/queues/status")
     def queues_status(redis: Redis) -> Response:
@@ -159,7 +146,11 @@ def make_blueprint(
         may_write = rights.may_any([queue["name"] for queue in found["queues"]])
         return page_of("page", redis, {**found, "may": rights.may, "may_write": may_write, "sort": sort})
 
-    for add in (add_queues, add_schedule, add_workers, add_trail, add_job_pages):
+    @views.get("/trail")
+    def trail_page(redis: Redis) -> Any:
+        return page_of("trail", redis, entries=trail(redis, _TRAIL))
+
+    for add in (add_queues, add_schedule, add_workers, add_job_pages):
         add(views)
     return blueprint
 
@@ -189,9 +180,5 @@ def _is_from_this_site() -> bool:
     if site is not None:
         return site == "same-origin"
     if origin is not None:
-        try:
-            from_there = urlsplit(origin)
-        except ValueError:
-            return False
-        return (from_there.scheme, from_there.netloc) == (request.scheme, request.host)
+        return origin == f"{request.scheme}://{request.host}"
     return "X-Requested-With" in request.headers

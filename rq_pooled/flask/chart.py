@@ -26,10 +26,10 @@ def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int |
         limits: name -> number of connections, or None.
 
     Returns:
-        ``bands``: from the bottom up, each ``name``, ``latest``, and ``areas`` (SVG paths, one for each stretch without
-        a gap); ``lines`` (paths of the total), ``grid`` (``y``, ``label``), ``limits`` (``name``, ``value``, ``y``),
-        ``hidden`` (name and value of limits far above), ``ticks`` (``x``, ``label``), ``lowest``, ``highest``,
-        ``latest``, ``minutes``.
+        ``bands``: from the bottom up, each ``name``, ``class``, ``latest``, and ``areas`` (SVG paths, one for each
+        stretch without a gap); ``lines`` (paths of the total), ``grid`` (``y``, ``label``), ``limits`` (``name``,
+        ``value``, ``y``), ``hidden`` (name and value of limits far above), ``ticks`` (``x``, ``label``), ``lowest``,
+        ``highest``, ``latest``, ``minutes``.
     """
     recent = [sample for sample in samples if now - _HOUR <= sample["time"] <= now + 60]
     if not recent:
@@ -53,15 +53,20 @@ def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int |
         return "L".join(f"{px} {py}" for px, py in stretch)
 
     names = _names(recent)
-    bands: list[dict[str, Any]] = [{"name": name, "latest": 0, "areas": []} for name in names]
+    bands: list[dict[str, Any]] = [
+        {"name": name, "class": name if name == OTHERS else f"b{place}", "latest": 0, "areas": []}
+        for place, name in enumerate(names)
+    ]
     lines = []
     for stretch in _stretches(recent):
         times = [x(sample["time"]) for sample in stretch]
         lower = [0] * len(stretch)
-        for name, band in zip(names, bands):
-            sizes = [_size(sample, name, names) for sample in stretch]
+        sizes = [[int(sample["roles"].get(name, 0)) for name in names[:-1]] for sample in stretch]
+        for roles, sample in zip(sizes, stretch):
+            roles.append(max(0, int(sample["connected"]) - sum(roles)))
+        for band, of in zip(bands, zip(*sizes)):
             # What was published may be a little older than the total: no band goes above it.
-            upper = [min(low + size, sample["connected"]) for low, size, sample in zip(lower, sizes, stretch)]
+            upper = [min(low + size, sample["connected"]) for low, size, sample in zip(lower, of, stretch)]
             band["latest"] = upper[-1] - lower[-1]
             there = path([(px, y(value)) for px, value in zip(times, upper)])
             back = path([(px, y(value)) for px, value in zip(times, lower)])
@@ -142,13 +147,6 @@ def _names(samples: Sequence[dict[str, Any]]) -> list[str]:
             most[role] = max(most.get(role, 0), int(count))
     named = sorted(sorted(most, key=lambda role: -most[role])[:BANDS])
     return [*named, OTHERS]
-
-
-def _size(sample: dict[str, Any], name: str, names: Sequence[str]) -> int:
-    if name != OTHERS:
-        return int(sample["roles"].get(name, 0))
-    ours = sum(int(count) for role, count in sample["roles"].items() if role in names)
-    return max(0, int(sample["connected"]) - ours)
 
 
 def _step(most: float) -> int:

@@ -17,12 +17,12 @@ from redis import Redis
 from ..config import describing
 from ..config.settings import PREFIX, Settings
 from ..errors import ConfigurationError
-from ..pool.registry import get_connection
 from ..queue.queue import Queue
 from ..rq_version import check_rq
 from ..signing.policy import sign_by
 from .blueprint import make_blueprint
 from .rights import Authorize, Who
+from .views import Client
 
 __all__ = ["RQPooled"]
 
@@ -46,7 +46,7 @@ class RQPooled:
         self._default = queue
         self._queue_class = queue_class
         self._queue_options = queue_options
-        self._clients: WeakKeyDictionary[Flask, _Client] = WeakKeyDictionary()
+        self._clients: WeakKeyDictionary[Flask, Client] = WeakKeyDictionary()
         if app is not None:
             self.init_app(app)
 
@@ -61,11 +61,14 @@ class RQPooled:
         check_rq()
         if app.extensions.get("rq_pooled", self) is not self:
             raise ConfigurationError("this application has an RQPooled already: use app.extensions['rq_pooled']")
-        settings = _settings_of(app)
-        sign_by(settings, {key for key in app.config if key.startswith(PREFIX)})
-        if f"{PREFIX}DESCRIBE" in app.config:
+        given = {key: value for key, value in app.config.items() if key.startswith(PREFIX)}
+        # Other keys may be the application's own, as URL is. RQ_POOLED_APP is for the worker.
+        names = {key[len(PREFIX) :].lower(): value for key, value in given.items() if key != f"{PREFIX}APP"}
+        settings = Settings.load(names)
+        sign_by(settings, set(given))
+        if f"{PREFIX}DESCRIBE" in given:
             describing.use(settings)
-        self._clients[app] = _Client(settings)
+        self._clients[app] = Client(settings)
         app.extensions["rq_pooled"] = self
 
     @property
@@ -130,7 +133,7 @@ class RQPooled:
         """
         return make_blueprint(self._client, authorize, name, who)
 
-    def _client(self) -> _Client:
+    def _client(self) -> Client:
         if has_app_context():
             client = self._clients.get(current_app._get_current_object())  # type: ignore[attr-defined]
             if client is None:
@@ -143,29 +146,3 @@ class RQPooled:
             if not self._clients
             else "several applications share this RQPooled: say which one is meant by app.app_context()"
         )
-
-
-class _Client:
-    """What one application has: its settings, and its client, made when it is first needed.
-
-    Not before: gunicorn may load the application, fork, and only then let gevent replace the locks.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
-
-    @property
-    def redis(self) -> Redis:
-        found: Redis | None = self.__dict__.get("_redis")
-        if found is None:
-            # Twice at the same time does no harm: there is one per server.
-            found = self.__dict__["_redis"] = get_connection(self.settings)
-        return found
-
-
-def _settings_of(app: Flask) -> Settings:
-    """Return the application's settings. Only keys with our prefix: an application may have a URL or APP of its own."""
-    given = {key[len(PREFIX) :].lower(): value for key, value in app.config.items() if key.startswith(PREFIX)}
-    # It is for the worker.
-    given.pop("app", None)
-    return Settings.load(given)

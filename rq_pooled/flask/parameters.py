@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from flask import current_app, request
+from flask import current_app, request, url_for
 
 from ..errors import ConfigurationError
 from ..foreign import printable
@@ -69,6 +69,12 @@ def posted(*known: str, may_be_empty: tuple[str, ...] = ()) -> dict[str, str]:
 def page_of_form() -> str:
     """Return the page whose button sent the request, "" if a program did, or if its body is not read."""
     return request.form.get("page", "") if _is_small() else ""
+
+
+def list_address() -> str:
+    """Return the address of the list of jobs that the request was sent from, "" if it does not say."""
+    back = request.args.get("back", "")
+    return f"{url_for('.failed')}?{back}" if back else ""
 
 
 def _is_small() -> bool:

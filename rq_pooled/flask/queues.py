@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from redis import Redis
@@ -17,7 +18,6 @@ from .notices import answer
 from .page import fits_a_form, queue_row
 from .parameters import asked_for, flag, number, page_of_form, posted, queue_of
 from .rights import BURY, PAUSE, PURGE, REQUEUE, VIEW
-from .trail import noted, tracked
 from .views import Views, page_of
 
 #: What a sweep of each policy is called in the trail, and on the page.
@@ -28,6 +28,15 @@ def add_queues(views: Views) -> None:
     """Add the page and its endpoints."""
     rights = views.rights
 
+    def run(redis: Redis, action: str, given: dict[str, str], act: Callable[..., dict[str, Any]], **how: Any) -> Any:
+        """Run an action on failed jobs of a queue, write down which, and return its report."""
+        words = ", ".join(f"{key}={value}" for key, value in given.items() if key not in ("queue", "policy", "confirm"))
+        how.update(exception=given.get("exception"), exactly=flag(given, "exactly"))
+        with views.noted(redis, Deed(action, given["queue"], None, words)) as under_way:
+            report = act(redis, given["queue"], **how)
+            under_way.done(report["done"])
+        return {**report, **under_way.report}
+
     @views.get("/queue")
     def queue(redis: Redis) -> Any:
         asked = asked_for("name", "act", "did")
@@ -35,17 +44,14 @@ def add_queues(views: Views) -> None:
         rights.require(VIEW, name)
         (found,) = queues(redis, name)
         limit = limits_in_force(redis).get(name)
-        counted = actions.counted(redis, name, act) if act else None
-        return page_of(
-            "queue",
-            redis,
-            {"name": name},
-            queue=queue_row(found),
-            limit=limit and {"text": str(limit.limit), "by_operator": limit.by_operator},
-            act=act,
-            counted=counted,
-            acts={right for right in (REQUEUE, BURY, PAUSE) if fits_a_form(name) and rights.may(right, name)},
-        )
+        values = {
+            "queue": queue_row(found),
+            "limit": limit and {"text": str(limit.limit), "by_operator": limit.by_operator},
+            "act": act,
+            "counted": actions.counted(redis, name, act) if act else None,
+            "acts": {right for right in (REQUEUE, BURY, PAUSE) if fits_a_form(name) and rights.may(right, name)},
+        }
+        return page_of("queue", redis, {"name": name}, **values)
 
     @views.post("/queues/pause")
     def queue_pause(redis: Redis) -> Any:
@@ -54,7 +60,7 @@ def add_queues(views: Views) -> None:
         if act not in ("pause", "resume"):
             raise ConfigurationError(f"act is {printable(act, 50)!r}: give pause or resume")
         rights.require(PAUSE, name)
-        with noted(redis, rights, Deed(act, name)) as under_way:
+        with views.noted(redis, Deed(act, name)) as under_way:
             changed = (pause if act == "pause" else resume)(redis, name)
             if not changed:
                 under_way.deeds.clear()
@@ -71,7 +77,7 @@ def add_queues(views: Views) -> None:
         if clear and (most is not None or "rate" in given):
             raise ConfigurationError("clear=1 excludes rate and max_running")
         limit = None if clear else make_limit(given.get("rate"), most)
-        with noted(redis, rights, Deed("limit", name, None, str(limit or "cleared"))) as under_way:
+        with views.noted(redis, Deed("limit", name, None, str(limit or "cleared"))) as under_way:
             if limit is None:
                 clear_limit(redis, name)
             else:
@@ -86,15 +92,7 @@ def add_queues(views: Views) -> None:
         given = posted("queue", "exception", "exactly", "confirm")
         name = queue_of(given)
         rights.require(REQUEUE, name)
-        limit, exactly = number(given, "confirm", actions.MOST), flag(given, "exactly")
-        report = tracked(
-            redis,
-            rights,
-            REQUEUE,
-            name,
-            given,
-            lambda: actions.requeue(redis, name, given.get("exception"), limit, exactly),
-        )
+        report = run(redis, REQUEUE, given, actions.requeue, limit=number(given, "confirm", actions.MOST))
         return _answer(redis, report, "requeued", name)
 
     @views.post("/queues/sweep")
@@ -103,24 +101,13 @@ def add_queues(views: Views) -> None:
         name, policy = queue_of(given), given.get("policy", "ghosts")
         rights.require(PURGE if policy == "purge" else BURY, name)
         action, did = _SWEEPS.get(policy, ("sweep", "swept"))
-        report = tracked(
-            redis,
-            rights,
-            action,
-            name,
-            given,
-            lambda: actions.sweep(
-                redis,
-                name,
-                policy,
-                given.get("exception"),
-                given.get("older_than"),
-                exactly=flag(given, "exactly"),
-                everything=flag(given, "all"),
-                confirmed=number(given, "confirm", 0) if "confirm" in given else None,
-            ),
-        )
-        return _answer(redis, report, did, name)
+        how: dict[str, Any] = {
+            "policy": policy,
+            "older_than": given.get("older_than"),
+            "everything": flag(given, "all"),
+        }
+        how["confirmed"] = number(given, "confirm", 0) if "confirm" in given else None
+        return _answer(redis, run(redis, action, given, actions.sweep, **how), did, name)
 
 
 def _answer(redis: Redis, report: dict[str, Any], did: str, name: str) -> Any:

@@ -9,14 +9,11 @@ from redis import Redis
 
 from ..errors import ConfigurationError
 from ..monitoring.audit import Deed
-from ..monitoring.processes import server_time
 from ..monitoring.schedules import cancel, scheduled_in, schedules
-from ..monitoring.words import moment, span
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import PURGE
-from .trail import noted
 from .views import Views, page_of
 
 #: Entries on the page.
@@ -30,19 +27,10 @@ def add_schedule(views: Views) -> None:
     @views.get("/schedule")
     def schedule(redis: Redis) -> Any:
         asked_for("cancel", "did")
-        now = server_time(redis)
         entries = schedules(redis, SHOWN)
-        rows = [
-            {
-                **one,
-                "due": moment(one["next"], now),
-                "in": "–" if one["next"] is None else "now" if one["next"] <= now else f"in {span(one['next'] - now)}",
-                "ran": moment(one["last"], now),
-                "may_cancel": bool(one["id"]) and fits_a_form(one["id"]) and rights.may(PURGE, one["queue"]),
-            }
-            for one in entries
-        ]
-        return page_of("schedule", redis, entries=rows, most=SHOWN, asked=request.args.get("cancel", ""))
+        for one in entries:
+            one["may_cancel"] = bool(one["id"]) and fits_a_form(one["id"]) and rights.may(PURGE, one["queue"])
+        return page_of("schedule", redis, entries=entries, most=SHOWN, asked=request.args.get("cancel", ""))
 
     @views.post("/schedule/cancel")
     def schedule_cancel(redis: Redis) -> Any:
@@ -51,9 +39,8 @@ def add_schedule(views: Views) -> None:
         if queue is None or not rights.may("view", queue):
             raise ConfigurationError("this job is not scheduled, or not any more")
         rights.require(PURGE, queue)
-        deed = Deed("cancel", queue, None, f"of {job_id}")
-        with noted(redis, rights, deed) as under_way:
+        with views.noted(redis, Deed("cancel", queue, None, f"of {job_id}")) as under_way:
             cancel(redis, job_id)
-            under_way.deeds = [deed._replace(jobs=1)]
+            under_way.done(1)
         report = {"job": job_id, "queue": queue, **under_way.report}
         return answer(redis, report, "cancelled", queue, 1, ".schedule")

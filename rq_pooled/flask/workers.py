@@ -11,14 +11,11 @@ from ..errors import ConfigurationError
 from ..failed.listing import origins_of
 from ..foreign import printable
 from ..monitoring.audit import Deed
-from ..monitoring.processes import server_time
-from ..monitoring.words import moment
 from ..monitoring.workers import hold, running, shut_down, stop_job, workers
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
 from .rights import STOP
-from .trail import noted
 from .views import Views, page_of
 
 #: Jobs on the page.
@@ -35,35 +32,13 @@ def add_workers(views: Views) -> None:
     @views.get("/workers")
     def workers_page(redis: Redis) -> Any:
         asked_for("stop", "act", "did")
-        now = server_time(redis)
         found, jobs = workers(redis), running(redis)
-        rows = [
-            {
-                **one,
-                "up": moment(one["since"], now),
-                "reported": moment(one["seen"], now),
-                **_sizes(one),
-                "may_stop": fits_a_form(one["names"][0]) and may_stop(one),
-            }
-            for one in found
-        ]
-        listed = [
-            {
-                **one,
-                "began": moment(one["since"], now),
-                "may_stop": bool(one["worker"]) and fits_a_form(one["id"]) and rights.may(STOP, one["queue"]),
-            }
-            for one in jobs[:SHOWN]
-        ]
-        return page_of(
-            "workers",
-            redis,
-            workers=rows,
-            jobs=listed,
-            more=max(0, len(jobs) - SHOWN),
-            asked=request.args.get("stop", ""),
-            act=request.args.get("act", "shutdown"),
-        )
+        for worker in found:
+            worker.update(_sizes(worker), may_stop=fits_a_form(worker["names"][0]) and may_stop(worker))
+        for job in jobs[:SHOWN]:
+            job["may_stop"] = bool(job["worker"]) and fits_a_form(job["id"]) and rights.may(STOP, job["queue"])
+        asked: dict[str, Any] = {"asked": request.args.get("stop", ""), "act": request.args.get("act", "shutdown")}
+        return page_of("workers", redis, workers=found, jobs=jobs[:SHOWN], more=max(0, len(jobs) - SHOWN), **asked)
 
     @views.post("/workers/stop")
     def workers_stop(redis: Redis) -> Any:
@@ -91,7 +66,7 @@ def add_workers(views: Views) -> None:
                 raise ConfigurationError("a stock worker claims until it is shut down: pause knows none, either")
         for queue in queues:
             rights.require(STOP, queue)
-        with noted(redis, rights, *(deed._replace(queue=queue) for queue in queues)) as under_way:
+        with views.noted(redis, *(deed._replace(queue=queue) for queue in queues)) as under_way:
             for one in claims:
                 stop_job(redis, one["worker"], one["id"], queues)
             if not claims and act == "shutdown":

@@ -76,6 +76,10 @@ class Noted:
         #: An error has ended them, of which is told anyhow.
         self.failed = False
 
+    def done(self, jobs: int) -> None:
+        """Note with how many jobs each has been done."""
+        self.deeds = [one._replace(jobs=jobs) for one in self.deeds]
+
     @property
     def report(self) -> dict[str, str]:
         """What a report says of it: ``trail_error`` where the stream could not be written, else nothing."""

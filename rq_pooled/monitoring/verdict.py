@@ -78,8 +78,11 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
             "connections",
             f"{connections['budgeted']} connections exceed the budget of {connections['budget']}.",
         )
-    if connections["steady_growth"]:
-        add("warn", "connections", "Connections grow steadily: does a process leak them?")
+    if connections["steady_growth"] and connections["trend_per_minute"]:
+        left = connections["minutes_left"]
+        full = "" if left is None else f", full in about {span(left * 60)}"
+        growth = f"Connections grow steadily by {connections['trend_per_minute']:g} a minute{full}"
+        add("warn", "connections", f"{growth}: does a process leak them?")
     held = sum(one["worker"]["held"] for one in found["workers"])
     if held:
         add("warn", "workers", f"{count(held, 'worker')} {'was' if held == 1 else 'were'} told to claim nothing.")

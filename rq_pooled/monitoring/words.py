@@ -42,6 +42,11 @@ def ago(seconds: float) -> str:
     return "now" if seconds < 1 else f"{span(seconds)} ago"
 
 
+def due(seconds: float) -> str:
+    """Return when something is to come, in so many seconds; what is a little late comes now."""
+    return f"in {span(seconds)}" if seconds > 0 else "now" if seconds > -5 else f"late by {span(-seconds)}"
+
+
 def moment(seconds: float | None, now: float) -> dict[str, Any] | None:
     """Return how long ago a moment was (``ago``), and itself for a reader (``full``) and a script (``iso``).
 
