@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flask import Blueprint, Response, abort, jsonify, render_template, request
+from flask.blueprints import BlueprintSetupState
 from redis import Redis
 from redis.exceptions import RedisError
 
@@ -17,7 +18,7 @@ from ..connection.away import LOST, is_forbidden
 from ..deadline import within
 from ..errors import ConfigurationError, RQPooledError, SweepUnderWay, UnknownQueue
 from ..failed.listing import failed_jobs
-from ..foreign import bounded, shown
+from ..foreign import MAX_VALUE, bounded, printable, shown
 from ..monitoring.audit import trail
 from ..monitoring.health import health_word
 from ..monitoring.overview import overview, queue_states
@@ -49,7 +50,7 @@ _CODES = {ConfigurationError: 400, UnknownQueue: 404, SweepUnderWay: 409}
 #: Entries on the page of the trail.
 _TRAIL = 100
 #: Views that answer with a page for people, an error too.
-_PAGES = ("page", "failed", "job", "queue", "failed_confirm", "trail_page", "schedule", "workers_page")
+_PAGES = ("page", "failed", "job", "queue", "failed_confirm", "trail_page", "schedule", "workers_page", "nowhere")
 
 
 def make_blueprint(
@@ -149,6 +150,15 @@ def make_blueprint(
     @views.get("/trail")
     def trail_page(redis: Redis) -> Any:
         return page_of("trail", redis, entries=trail(redis, _TRAIL))
+
+    def nowhere(path: str) -> Any:
+        raise UnknownQueue(f"there is no page {printable(path, MAX_VALUE)}")
+
+    @blueprint.record
+    def add_nowhere(state: BlueprintSetupState) -> None:
+        # Without a prefix, other addresses are the application's.
+        if (state.url_prefix or "/") != "/" or state.options.get("alone"):
+            state.add_url_rule("/<path:path>", "nowhere", nowhere)
 
     for add in (add_queues, add_schedule, add_workers, add_job_pages):
         add(views)

@@ -21,7 +21,7 @@ VIEW, REQUEUE, BURY, PURGE, STOP, PAUSE = RIGHTS = ("view", "requeue", "bury", "
 ASKING = {
     *("static", "redis_pool_stats", "queues_status", "queues_failed_jobs", "metrics", "page", "trail_page"),
     *("queue", "queue_pause", "queue_limit", "queue_requeue", "queue_sweep", "schedule", "schedule_cancel"),
-    *("workers_page", "workers_stop", "failed", "job", "failed_confirm", "jobs_act"),
+    *("workers_page", "workers_stop", "failed", "job", "failed_confirm", "jobs_act", "nowhere"),
 }
 
 

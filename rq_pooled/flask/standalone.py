@@ -31,7 +31,7 @@ def page_app(authorize: Authorize | None, *, who: Who | None = None, **settings:
     """
     app = Flask("rq_pooled.page", static_folder=None)
     app.config.update({f"{PREFIX}{name.upper()}": value for name, value in settings.items() if value is not None})
-    app.register_blueprint(RQPooled(app).blueprint(authorize, who=who))
+    app.register_blueprint(RQPooled(app).blueprint(authorize, who=who), alone=True)
     return app
 
 

@@ -21,6 +21,7 @@ from support import drop_pools
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.failed.groups import failure_groups
 from rq_pooled.failed.history import history
+from rq_pooled.flask import page_app
 
 SAME_SITE = {"Sec-Fetch-Site": "same-origin"}
 GROUP = {"queue": "q", "exception": "ValueError", "function": FACTORIAL}
@@ -110,6 +111,22 @@ def test_hostile_jobs_are_only_text(redis: Redis, operator: Any) -> None:
         assert client.get(odd).status_code == 400
     for odd in ({"act": "requeue"}, {"act": "delete", "jobs": "[1]"}, {"act": "x", "queue": "q"}, {"queue": "q"}):
         assert client.post("/rq/jobs", data=odd).status_code == 400
+
+
+def test_what_is_not_there_leads_back(redis: Redis, server: EmbeddedServer, operator: Any) -> None:
+    """Where no job is ticked a page of ours leads back to the list, and from no page at all to the overview."""
+    fill(redis, 120, "q")
+    page = operator.get("/rq/failed?queue=q&offset=50").text
+    (back,) = re.findall(r'name="back" value="(.*?)"', page)
+    asked = operator.get("/rq/failed/confirm", query_string={"act": "bury", "back": back.replace("&amp;", "&")})
+    assert asked.status_code == 400 and "no job is chosen" in asked.text.lower()
+    assert 'href="/rq/failed?queue=q&amp;offset=50">Back to the list' in asked.text
+    with page_app(lambda: "write", url=server.url).test_client() as alone:
+        for client, place in ((operator, "/rq"), (alone, "")):
+            nowhere = client.get(f"{place}/nowhere/<b>")
+            assert nowhere.status_code == 404 and "there is no page nowhere/&lt;b&gt;" in nowhere.text.lower()
+            assert f'href="{place}/">Back to the overview' in nowhere.text
+    assert "rq_pooled" not in operator.get("/elsewhere").text
 
 
 @pytest.mark.parametrize("act", ["requeue", "bury", "delete"])
