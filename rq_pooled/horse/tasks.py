@@ -30,7 +30,7 @@ from .outcome import Outcomes
 from .relay import Relay
 from .short import ShortRun
 from .tape import Tape
-from .tolerant_maintenance import check_unreadable, screen_groups
+from .tolerant_maintenance import check_unreadable, clean_groups, say_unreadable
 from .worker import HorseMixin, attempt
 
 
@@ -225,12 +225,13 @@ class Tasks:
         worker, relay = self._worker, self._relay
         try:
             relay.execute([first])
-            with integrations.around_job(), relay.carry():
+            cleaned = rq_api.groups_cleaned_by(lambda: clean_groups(relay.run_script))
+            with integrations.around_job(), relay.carry(), cleaned:
                 try:
                     worker.run_maintenance_tasks()
                 except Exception as error:  # noqa: BLE001 - see horse/tolerant_maintenance.py
                     check_unreadable(error)
-                    screen_groups(worker, error)
+                    say_unreadable(worker, "maintenance ended early", error)
             sweep_in_maintenance(worker.queue_names(), self._policies, relay.execute, worker.log)
         except (RedisError, Refused) as error:
             # The server was lost, or an access control list refuses a command.

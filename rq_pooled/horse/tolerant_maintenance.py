@@ -15,10 +15,13 @@ from rq.exceptions import NoSuchJobError
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
-from ..foreign import MAX_VALUE, error_words, is_text, is_wrong_type, printable
-from ..store.keys import GROUPS, group_key
-from ..wire import raw, text
+from ..foreign import MAX_VALUE, error_words, is_wrong_type, printable
+from ..store.repair import clean_groups as clean_page
+from ..wire import Command, raw
 from .large import Refused
+
+#: Seconds in which one round of maintenance begins pages of groups.
+CLEANING_TIME = 0.1
 
 
 def maintain_each(worker: Any, maintain: Callable[[], Any]) -> None:
@@ -55,7 +58,7 @@ def _again(worker: Any, queue: Queue, maintain: Callable[[], Any]) -> None:
         maintain()
     except Exception as error:  # noqa: BLE001 - as above
         check_unreadable(error)
-        _say(worker, f"the registries of queue {printable(queue.name, MAX_VALUE)} cannot be cleaned", error)
+        say_unreadable(worker, f"the registries of queue {printable(queue.name, MAX_VALUE)} cannot be cleaned", error)
 
 
 def _screen_started(worker: Any, queue: Queue) -> None:
@@ -70,35 +73,23 @@ def _screen_started(worker: Any, queue: Queue) -> None:
             continue
         except Exception as error:  # noqa: BLE001 - a damaged hash may raise anything
             check_unreadable(error)
-            _say(worker, f"dropping {printable(entry, MAX_VALUE)}, which is abandoned and cannot be read", error)
+            say_unreadable(
+                worker, f"dropping {printable(entry, MAX_VALUE)}, which is abandoned and cannot be read", error
+            )
             connection.zrem(key, entry)
 
 
-def screen_groups(worker: Any, error: Exception) -> None:
-    """Drop groups, and entries of groups, that RQ cannot read: its next maintenance cleans the others."""
-    _say(worker, "RQ's groups cannot be cleaned, dropping what is no text", error)
-    connection: Any = worker.connection
-    try:
-        groups = connection.smembers(GROUPS)
-    except RedisError as refused:
-        # The set of groups is of another type: there is nothing to look through.
-        check_unreadable(refused)
-        return
-    for group in groups:
-        if not is_text(group):
-            connection.srem(GROUPS, group)
-            continue
-        key = raw(group_key(text(group)))
-        try:
-            strange = [entry for entry in connection.smembers(key) if not is_text(entry)]
-        except RedisError as refused:
-            check_unreadable(refused)
-            connection.srem(GROUPS, group)
-            continue
-        for entry in strange:
-            connection.srem(key, entry)
+def clean_groups(run: Callable[[Command], Any]) -> None:
+    """Clean RQ's groups in pages, for as long as CLEANING_TIME; the next round goes on where this one ended.
+
+    It stands for Group.clean_registries, which cleans all of them at once: the jobs of this horse and the stop of its
+    worker would wait for that.
+    """
+    ends = time.monotonic() + CLEANING_TIME
+    while not run(clean_page())[0] and time.monotonic() < ends:
+        pass
 
 
-def _say(worker: Any, what: str, error: Exception) -> None:
+def say_unreadable(worker: Any, what: str, error: Exception) -> None:
     reason = error_words(error)
     worker.log.warning("Worker %s: %s (%s)", worker.name, what, reason)

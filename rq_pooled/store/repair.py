@@ -18,6 +18,11 @@ def remove_executions(cursor: str, count: int, owner: str, lock_ttl: int) -> Com
     return call("executions", (), cursor, count, owner, lock_ttl)
 
 
+def clean_groups() -> Command:
+    """Clean the next page of RQ's groups."""
+    return call("groups", ())
+
+
 def rescue_intermediate(queue_keys: Sequence[str], age: float) -> Command:
     """Rescue ids that were left in intermediate lists for ``age`` seconds."""
     return call("intermediate", queue_keys, age)

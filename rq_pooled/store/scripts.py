@@ -34,7 +34,7 @@ _WORDS: dict[str, tuple[bool, int]] = {
     **dict.fromkeys(("SCARD", "SRANDMEMBER", "TTL", "TYPE", "UNLINK", "ZCARD", "ZPOPMIN"), (True, 0)),
     **dict.fromkeys(("EXPIRE", "HDEL", "HEXISTS", "HGET", "HMGET", "HSTRLEN", "LINDEX", "LPOS", "LPUSH"), (True, 1)),
     **dict.fromkeys(("LPUSHX", "PEXPIRE", "RPUSH", "SADD", "SET", "SISMEMBER", "SREM", "ZRANK", "ZREM"), (True, 1)),
-    **dict.fromkeys(("ZSCAN", "ZSCORE"), (True, 1)),
+    **dict.fromkeys(("SSCAN", "ZSCAN", "ZSCORE"), (True, 1)),
     **dict.fromkeys(("HINCRBY", "HINCRBYFLOAT", "HSET", "LRANGE", "LREM", "LTRIM", "XREVRANGE", "ZADD"), (True, 2)),
     **dict.fromkeys(("ZCOUNT", "ZRANGE", "ZRANGEBYSCORE", "ZREMRANGEBYSCORE"), (True, 2)),
     **dict.fromkeys(("EXPIREAT", "HMSET", "HSETNX", "XTRIM", "ZINCRBY"), (True, 2)),

@@ -381,6 +381,7 @@ def test_an_abandoned_entry_that_cannot_be_read_stops_no_maintenance(
     redis.set(named("rq:wip:a"), "no registry")
     redis.sadd(named("rq:groups"), b"\xff", "good", "odd")
     redis.sadd(named("rq:group:good"), b"\xff", "x")
+    redis.hset(named("rq:job:x"), "status", "finished")
     redis.set(named("rq:group:odd"), "no set")
     for name in "abc":
         redis.sadd(named("rq:queues"), named(f"rq:queue:{name}"))
