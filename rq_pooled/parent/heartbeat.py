@@ -43,11 +43,15 @@ class Heartbeat:
         #: When the last heartbeat was answered: by the server's clock, and by the monotonic one.
         self._answered_at: float | None = None
         self._answered = 0.0
+        #: The outages that ended within the life of a lease: when, by the server's clock, and for how long nothing was
+        #: answered. Whoever could not use the time between two of them was away for both.
+        self._outages: list[tuple[float, float]] = []
+        self._is_back = False
         #: When the last heartbeat that was answered was sent, or this worker began.
         self._renewed = since_boot()
         self._complaint = Complaint()
         self.due = False
-        events.server_back.append(self.beat)
+        events.server_back.append(self._on_back)
         events.suspension_changed.append(self._on_suspension)
         events.hold_changed.append(self._on_hold)
 
@@ -84,10 +88,18 @@ class Heartbeat:
 
     def _note_answer(self, clock: float) -> None:
         last, self._answered_at, self._answered = self._answered_at, clock, time.monotonic()
+        ttl, gap = self._context.settings.heartbeat_ttl, clock - (clock if last is None else last)
+        if self._is_back:
+            self._outages = [(ended, away) for ended, away in self._outages if clock - ended <= ttl] + [(clock, gap)]
+            self._is_back, gap = False, sum(away for _, away in self._outages)
         # At least twice the interval: the server was away, this process was stopped, or the whole machine was asleep.
         # Then everybody's leases may be over, not only those of the dead. Before the first answer nothing is known.
-        if last is None or clock - last > self._context.settings.heartbeat_ttl / 2:
+        if last is None or gap > ttl / 2:
             self._good_since = time.monotonic()
+
+    def _on_back(self) -> None:
+        self._is_back = True
+        self.beat()
 
     def beat(self) -> None:
         """Have a heartbeat sent with the next exchange."""

@@ -107,6 +107,35 @@ def test_others_are_judged_only_while_nothing_kept_them_from_renewing(monkeypatc
     assert not parts.heartbeat.settled()
 
 
+def test_outages_in_a_row_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short outages within the life of a lease keep a worker from judging as a long one does: others may have come
+    back only after the last; one that is long over does not.
+    """
+    clock = [time.monotonic()]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time))
+    parts = Parts()
+    server = [1000.0]
+
+    def beat(after: float, back: bool = False) -> float | None:
+        clock[0] += after
+        server[0] += after
+        if back:
+            parts.events.server_back()
+        parts.beat([], [], 2, server[0] * 1000)
+        return parts.heartbeat.trusted_until()
+
+    part = TTL / 3
+    while beat(part / 2) is None:
+        pass
+    assert beat(part, back=True) is not None, "one alone is shorter than half a lease"
+    assert beat(part / 2) is not None and beat(part, back=True) is None
+    while beat(part / 2) is None:
+        pass
+    for _ in range(8):
+        beat(part / 2)
+    assert beat(part, back=True) is not None
+
+
 def test_without_its_place_in_the_budget_a_worker_has_no_connection() -> None:
     """A lease of the budget that was taken meanwhile closes the connections, and the reply is not acted on."""
     lease = SimpleNamespace(accept=lambda reply: reply == 1, command=lambda _places: ("EVALSHA", "lease", 0))
