@@ -376,7 +376,18 @@ def test_a_url_in_a_file_is_in_no_environment(guarded: Guarded, tmp_path: Path) 
 
 #: What only a worker writes.
 OF_WORKERS = {
-    *("WORKER", "WORKERS", "EVENTS", "STALLED_LOCK", "GHOSTS_LOCK", "STARTS", "LEASES", "INTERMEDIATE", "DUE_LOCK"),
+    *(
+        "WORKER",
+        "WORKERS",
+        "EVENTS",
+        "STALLED_LOCK",
+        "GHOSTS_LOCK",
+        "STARTS",
+        "LEASES",
+        "INTERMEDIATE",
+        "CLEANING",
+        "DUE_LOCK",
+    ),
     *("SCHEDULER_LOCK", "SCHEDULER_INSTANCE", "SCHEDULER_RUNS", "CRON_SCHEDULERS", "CRON_SCHEDULER"),
 }
 
