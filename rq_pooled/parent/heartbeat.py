@@ -44,7 +44,7 @@ class Heartbeat:
         self._answered_at: float | None = None
         self._answered = 0.0
         #: The outages that ended within the life of a lease: when, by the server's clock, and for how long nothing was
-        #: answered. Whoever could not use the time between two of them was away for both.
+        #: answered. A worker that could not use the time between two of them was away for both.
         self._outages: list[tuple[float, float]] = []
         self._is_back = False
         #: When the last heartbeat that was answered was sent, or this worker began.
