@@ -38,7 +38,7 @@ def stats(url: str | None, as_json: bool) -> None:
         count = f"{len(unreadable)} process{'es' * (len(unreadable) != 1)}"
         say(f"rq-pooled: {count} published what cannot be read: {', '.join(unreadable[:_NAMED])}", err=True)
     if hidden := left_out(client.execute_command):
-        kept = f"{MAX_QUEUES:,} are shown, of names of at most {MAX_NAME:,} bytes"
+        kept = f"{MAX_QUEUES:,} are shown, of names of at most {MAX_NAME:,} characters"
         say(f"rq-pooled: {hidden} queue{'s are' if hidden > 1 else ' is'} left out: {kept}", err=True)
     for queue in waiting:
         if queue["unreadable"]:

@@ -2,6 +2,7 @@
 
 RQ reads at once all that is to be cleaned. So one id that is no text would stop its maintenance for every job of every
 queue, each time anew. Here each queue has its own turn, and one that fails is looked through and tried again.
+Groups, of which there may be many, are cleaned by a script, in pages.
 """
 
 from __future__ import annotations
@@ -91,5 +92,6 @@ def clean_groups(run: Callable[[Command], Any]) -> None:
 
 
 def say_unreadable(worker: Any, what: str, error: Exception) -> None:
+    """Log what maintenance does about an error, and the error in one line."""
     reason = error_words(error)
     worker.log.warning("Worker %s: %s (%s)", worker.name, what, reason)

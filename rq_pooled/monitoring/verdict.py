@@ -68,7 +68,7 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
         late_by = span(overdue["schedule_lag"])
         add("warn", "upcoming", f"Scheduled jobs of {_name(overdue)} are late by {late_by}: no worker moves them.")
     if found["left_out"]:
-        kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} bytes"
+        kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} characters"
         add("warn", "queues", f"{count(found['left_out'], 'queue is', 'queues are')} left out: {kept}.")
     if connections["level"] == "warn":
         add("warn", "connections", f"The server fills up: {held}.")

@@ -88,7 +88,7 @@ class Heartbeat:
 
     def _note_answer(self, clock: float) -> None:
         last, self._answered_at, self._answered = self._answered_at, clock, time.monotonic()
-        ttl, gap = self._context.settings.heartbeat_ttl, clock - (clock if last is None else last)
+        ttl, gap = self._context.settings.heartbeat_ttl, 0.0 if last is None else clock - last
         if self._is_back:
             self._outages = [(ended, away) for ended, away in self._outages if clock - ended <= ttl] + [(clock, gap)]
             self._is_back, gap = False, sum(away for _, away in self._outages)

@@ -13,7 +13,7 @@ from .scripts import call
 
 #: Queues in one call, which takes the server about 2 ms.
 PAGE = 100
-#: Queues that pages, commands and metrics look at, the first by name, and bytes of a name. Others are counted.
+#: Queues that pages, commands and metrics look at, the first by name, and characters of a name. Others are counted.
 MAX_QUEUES, MAX_NAME = 2_000, 1_000
 
 #: Tells of a queue whether it may be shown; each thread, greenlet and task has its own.

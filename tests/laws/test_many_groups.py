@@ -80,3 +80,16 @@ def test_groups_of_any_text_are_cleaned_in_pages(redis: Redis, name: str) -> Non
     redis.sadd(GROUPS, name)
     redis.sadd(named("rq:group:") + name, *(f"gone{number}" for number in range(5000)))
     assert rounds(redis) > 3 and not redis.exists(GROUPS, CLEANING, named("rq:group:") + name)
+
+
+def test_a_small_group_in_a_large_table_is_cleaned_to_its_end(redis: Redis) -> None:
+    """A group that has shrunk may take several pages: one round removes each id whose job is gone."""
+    key = named("rq:group:shrunk")
+    redis.sadd(GROUPS, "shrunk")
+    redis.hset(named("rq:job:alive"), "status", "finished")
+    redis.sadd(key, "alive", *(f"gone{number}" for number in range(50_000)))
+    pipeline = redis.pipeline()
+    pipeline.srem(key, *(f"gone{number}" for number in range(90, 50_000)))
+    pipeline.execute()
+    rounds(redis)
+    assert redis.smembers(key) == {b"alive"} and not redis.exists(CLEANING)

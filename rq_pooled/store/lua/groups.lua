@@ -14,27 +14,33 @@ redis.call('DEL', NONE)
 local PAGE, SMALL, LARGE_PAGE, LIFE, MOST_NOTES = 50, 100, 1000, 86400, 1000
 local removed = 0
 
--- Clean one page of a group, and return the cursor of the next one: 0 at the end, and where it is no set.
-local function clean(key, cursor, count)
-  local reply = redis.pcall('SSCAN', key, cursor, 'COUNT', count)
-  if reply.err then
-    return '0'
+-- Drop a group that is empty, or that RQ cannot read, and tell whether it was.
+local function drop_if_empty(name)
+  local size = redis.pcall('SCARD', GROUP .. name)
+  if size ~= 0 and type(size) == 'number' and is_text(name) then
+    return false
   end
-  for _, id in ipairs(reply[2]) do
+  removed = removed + redis.call('SREM', GROUPS, name)
+  return true
+end
+
+-- Clean one page of a group; tell whether it was the last one, else note the cursor of the next.
+local function clean(name, cursor, count)
+  local key = GROUP .. name
+  local reply = redis.pcall('SSCAN', key, cursor, 'COUNT', count)
+  for _, id in ipairs(reply.err and {} or reply[2]) do
     if redis.call('EXISTS', JOB .. id) == 0 or not is_text(id) then
       removed = removed + redis.call('SREM', key, id)
     end
   end
-  return reply[1]
-end
-
-local function drop_if_empty(name)
-  local size = redis.pcall('SCARD', GROUP .. name)
-  if size == 0 or type(size) == 'table' or not is_text(name) then
-    removed = removed + redis.call('SREM', GROUPS, name)
-    size = 0
+  local is_last = reply.err or reply[1] == '0'
+  if is_last then
+    redis.call('HDEL', CLEANING, 'group:' .. name)
+    drop_if_empty(name)
+  else
+    redis.call('HSET', CLEANING, 'group:' .. name, reply[1])
   end
-  return size
+  return is_last
 end
 
 local count = fits(CLEANING, 'hash') and redis.call('HLEN', CLEANING) or MOST_NOTES
@@ -55,15 +61,8 @@ for i = 1, #notes, 2 do
 end
 
 if large then
-  local name = large[1]
-  local at = clean(GROUP .. name, large[2], LARGE_PAGE)
-  if at == '0' then
-    redis.call('HDEL', CLEANING, 'group:' .. name)
-    drop_if_empty(name)
-  else
-    redis.call('HSET', CLEANING, 'group:' .. name, at)
-  end
-  return { at == '0' and noted == 1 and 1 or 0, removed }
+  local is_last = clean(large[1], large[2], LARGE_PAGE)
+  return { is_last and noted == 1 and 1 or 0, removed }
 end
 
 local reply = redis.pcall('SSCAN', GROUPS, cursor, 'COUNT', PAGE)
@@ -73,13 +72,9 @@ if reply.err then
 end
 local left = false
 for _, name in ipairs(reply[2]) do
-  local size = drop_if_empty(name)
-  if size > SMALL then
-    redis.call('HSET', CLEANING, 'group:' .. name, 0)
+  -- Even a small group may take several pages, where its table is large still.
+  if not drop_if_empty(name) and not clean(name, 0, SMALL) then
     left = true
-  elseif size > 0 then
-    clean(GROUP .. name, 0, SMALL)
-    drop_if_empty(name)
   end
 end
 if reply[1] ~= '0' then
