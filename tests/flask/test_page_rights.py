@@ -95,6 +95,26 @@ def test_an_action_needs_the_sight_of_its_queue(server: EmbeddedServer, redis: R
     assert redis.zcard(named("rq:failed:mail")) == 1
 
 
+@pytest.mark.parametrize("act", ["requeue", "bury", "delete"])
+def test_an_act_reaches_only_the_queue_that_its_right_was_asked_of(
+    server: EmbeddedServer, redis: Redis, act: str
+) -> None:
+    """A job that is another queue's by the time of the act is left alone, also where its hash said otherwise before."""
+    fail_jobs(redis, "secret", ["ValueError: x"])
+    redis.hset(named("rq:job:q-0"), "origin", "mail")
+
+    def authorize(action: str, queue: Any) -> bool:
+        if queue == "mail":
+            # Its hash was read: from now on the job is the other queue's again.
+            redis.hset(named("rq:job:q-0"), "origin", "secret")
+        return of_mail(*RIGHTS)(action, queue)
+
+    client = client_of(server, authorize)
+    client.post("/rq/jobs", data={"act": act, "jobs": '["q-0"]', "confirm": "1"})
+    assert redis.zscore(named("rq:failed:secret"), "q-0") and redis.hexists(named("rq:job:q-0"), "data")
+    assert not redis.exists(named("rq:queue:secret"), named("rq:queue:mail"), named("rq_pooled:dead:secret"))
+
+
 def test_what_may_not_be_viewed_is_nowhere(server: EmbeddedServer, redis: Redis) -> None:
     """Names, jobs, errors and numbers of a queue that may not be viewed are in no page, JSON, metric or sum."""
     pytest.importorskip("prometheus_client")
