@@ -2,13 +2,13 @@
 
 RQ reads at once all that is to be cleaned. So one id that is no text would stop its maintenance for every job of every
 queue, each time anew. Here each queue has its own turn, and one that fails is looked through and tried again.
-Groups, of which there may be many, are cleaned by a script, in pages.
+Groups, of which there may be many, are cleaned by a script, in pages: RQ takes two round trips for each.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -20,9 +20,6 @@ from ..foreign import MAX_VALUE, error_words, is_wrong_type, printable
 from ..store.repair import clean_groups as clean_page
 from ..wire import Command, raw
 from .large import Refused
-
-#: Seconds in which one round of maintenance begins pages of groups.
-CLEANING_TIME = 0.1
 
 
 def maintain_each(worker: Any, maintain: Callable[[], Any]) -> None:
@@ -81,14 +78,20 @@ def _screen_started(worker: Any, queue: Queue) -> None:
 
 
 def clean_groups(run: Callable[[Command], Any]) -> None:
-    """Clean RQ's groups in pages, for as long as CLEANING_TIME; the next round goes on where this one ended.
+    """Clean RQ's groups page by page; ``run`` calls a script. It stands for Group.clean_registries."""
+    for large in _pages(run):
+        for group in large:
+            for _ in _pages(run, group):
+                pass
 
-    It stands for Group.clean_registries, which cleans all of them at once: the jobs of this horse and the stop of its
-    worker would wait for that.
-    """
-    ends = time.monotonic() + CLEANING_TIME
-    while not run(clean_page())[0] and time.monotonic() < ends:
-        pass
+
+def _pages(run: Callable[[Command], Any], *group: bytes) -> Iterator[list[bytes]]:
+    """Clean pages of all groups, or of one, and yield the names of groups that take pages of their own."""
+    cursor, is_last = b"0", False
+    while not is_last:
+        cursor, *large = run(clean_page(cursor, *group))
+        yield large
+        is_last = cursor == b"0"
 
 
 def say_unreadable(worker: Any, what: str, error: Exception) -> None:

@@ -92,7 +92,7 @@ class Arbiter:
         self._wakeup = wakeup = Wakeup(context, events, refusals=refusals, slots=slots, burst=burst)
         self._heartbeat = Heartbeat(context, events, slots=slots, committer=committer, multiplexer=multiplexer)
         self._recovery = recovery = Recovery(context, events, slots=slots, committer=committer, wakeup=wakeup)
-        self._maintenance = Maintenance(context, tasks=tasks)
+        self._maintenance = Maintenance(context, events, slots=slots)
         self._stall_finder = StallFinder(context, events, heartbeat=self._heartbeat, tasks=tasks)
         self._cleaner = Cleaner(context, heartbeat=self._heartbeat)
         self._scheduling = Scheduling(context, events, slots=slots, wanted=with_scheduler)

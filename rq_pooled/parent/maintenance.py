@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 
 from ..store.leases import postpone
 from .context import Context
+from .events import Events
 from .slot import Task
+from .slots import Slots
+
+#: Seconds that a shutdown waits for maintenance, and between later looks whether a callback is over.
+PATIENCE, LOOK_AGAIN = 5.0, 0.25
 
 
 class Maintenance:
-    """Adds the task at the start, as RQ, and then at RQ's interval."""
+    """Begins it at the start, as RQ, and then at RQ's interval; ends it at a shutdown."""
 
-    def __init__(self, context: Context, *, tasks: deque[Task]) -> None:
+    def __init__(self, context: Context, events: Events, *, slots: Slots) -> None:
         self._context = context
-        self._tasks = tasks
+        self._slots = slots
+        events.shutdown_began.append(self._on_shutdown)
 
     def start(self) -> None:
         """Begin at once."""
-        self._add_task()
-        self._context.loop.call_every(self._context.identity.maintenance_interval, self._add_task)
+        self._begin()
+        self._context.loop.call_every(self._context.identity.maintenance_interval, self._begin)
 
-    def _add_task(self) -> None:
-        if not any(task.kind == "maintain" for task in self._tasks):
+    def _begin(self) -> None:
+        if not self._slots.maintaining():
             context = self._context
             command = postpone(context.identity.queue_keys, math.ceil(context.settings.abandon_after))
-            self._tasks.append(Task("maintain", arguments=(tuple(command),)))
+            self._slots.maintenance = Task("maintain", arguments=(tuple(command),))
+
+    def _on_shutdown(self) -> None:
+        self._context.loop.call_later(PATIENCE, self._end)
+
+    def _end(self) -> None:
+        """Kill the horse that is still at it; what is left is cleaned up by the next one."""
+        for slot in self._slots.maintaining():
+            # A user's callback has a time limit of its own.
+            if slot.deadline is not None:
+                self._context.loop.call_later(LOOK_AGAIN, self._end)
+            elif not slot.killed:
+                self._context.log.warning("maintenance takes longer than %g s after the stop; ending it", PATIENCE)
+                slot.handed_on = True
+                self._slots.kill(slot)

@@ -58,7 +58,7 @@ class Slot:
     delivered: bool = False
     #: A stop-job command ended the horse.
     stopped: bool = False
-    #: Another worker has been given its job: nothing of it is to be recorded.
+    #: Another worker has been given its job, or goes on with its task: nothing of it is to be recorded.
     handed_on: bool = False
     #: Its horse was sent SIGKILL: whatever it still says, it is given nothing more.
     killed: bool = False

@@ -36,8 +36,8 @@ CLEAN_UP_TIME = 5.0
 SCHEDULE_TIME = 60.0
 #: Seconds that a job counts whose horse was replaced after it, though others waited there.
 NEW_HORSE_TIME = 0.05
-#: Longest time in seconds for which the first claim waits for the first horses, which take some milliseconds.
-FIRST_HORSES_WAIT = 0.5
+#: Longest time in seconds for which the first claim waits for the first horse and for maintenance: mostly 50 ms do.
+START_WAIT = 2.0
 
 
 class Slots:
@@ -71,6 +71,8 @@ class Slots:
     ) -> None:
         self._context = context
         self.tasks = tasks
+        #: Waits for a horse of its own: it takes long where there is much to clean up, and no job waits for it.
+        self.maintenance: Task | None = None
         self._multiplexer = multiplexer
         self._on_outcome = on_outcome
         self._on_request = on_request
@@ -107,6 +109,10 @@ class Slots:
     def __iter__(self) -> Iterator[Slot]:
         return iter(self._slots)
 
+    def maintaining(self) -> list[Slot]:
+        """Return the slots whose horse does RQ's maintenance."""
+        return [slot for slot in self._slots if slot.task is not None and slot.task.kind == "maintain"]
+
     def regular(self) -> list[Slot]:
         """Return the slots that are RQ workers: all but spare ones."""
         return [slot for slot in self._slots if not slot.spare]
@@ -123,12 +129,13 @@ class Slots:
 
     def forget_maintenance(self) -> None:
         """Drop waiting tasks that belong to no job: they are not waited for at the end."""
+        self.maintenance = None
         for task in [task for task in self.tasks if task.claim is None]:
             self.tasks.remove(task)
 
     def busy(self) -> bool:
         """Tell whether any horse has a task, or one is waiting for a horse."""
-        return bool(self.tasks) or any(slot.task is not None for slot in self._slots)
+        return bool(self.tasks or self.maintenance) or any(slot.task is not None for slot in self._slots)
 
     # -- horses --------------------------------------------------------------------------------------------------
 
@@ -136,21 +143,15 @@ class Slots:
         """Fork a horse for each slot, and begin to watch their deadlines."""
         for slot in self._slots:
             self._spawn(slot)
-        self._wait_until = time.monotonic() + FIRST_HORSES_WAIT
-        # This wakes the loop: a horse that hangs sends nothing.
-        self._context.loop.call_later(FIRST_HORSES_WAIT, lambda: None)
+        self._wait_until = time.monotonic() + START_WAIT
+        # This wakes the loop, too: a horse that hangs sends nothing.
         self._deadlines.start()
 
     @property
     def starting(self) -> bool:
-        """Tell whether the first two horses are awaited: one for the first job, under RQ's name, one for
-        maintenance.
-        """
-        if self._wait_until and (
-            time.monotonic() >= self._wait_until or all(slot.begun or slot.stillborn for slot in self._slots[:2])
-        ):
-            self._wait_until = 0.0
-        return bool(self._wait_until)
+        """Tell whether the first claim waits: for a horse, under RQ's name, and for maintenance, as RQ's workers do."""
+        first, is_over = self._slots[0], time.monotonic() >= self._wait_until
+        return not is_over and bool(self.maintenance or self.maintaining() or not (first.begun or first.stillborn))
 
     def close(self) -> None:
         """End all horses."""
@@ -345,7 +346,7 @@ class Slots:
         slot.stillborn, slot.begun = 0, True
         if slot.spare:
             self._spares_died = 0
-        if slot.spare and (leaving or not self.tasks):
+        if slot.spare and (leaving or not (self.tasks or self.maintenance)):
             self._slots.remove(slot)
             if slot.horse is not None:
                 self._prefork.retire(slot.horse)
@@ -374,27 +375,25 @@ class Slots:
             slot.jobs += 1
             self._context.counters.begun(task.claim, begun_at)
             # A horse that has to read large fields first says when the job begins.
-            self._deadlines.set(
-                slot, -1 if task.claim.left_out else task.claim.time_limit(self._context.identity.default_timeout)
-            )
+            limit = task.claim.time_limit(self._context.identity.default_timeout)
+            self._deadlines.set(slot, -1 if task.claim.left_out else limit)
         elif task.kind == "schedule":
             # Unpickling users' meta may run anything.
             self._deadlines.set(slot, SCHEDULE_TIME)
 
     def assign_tasks(self) -> None:
-        """Give waiting tasks to horses that are free; fork a spare one where all are busy with jobs.
-
-        The last slot comes first, since the lowest are for jobs.
-        """
-        if not self.tasks or self.starting:
+        """Give waiting tasks to horses that are free, the last first: the lowest are for jobs. Fork spare ones."""
+        if not (self.tasks or self.maintenance):
             return
         for slot in reversed(self._slots):
-            if not self.tasks:
-                return
-            if slot.free:
+            if slot.free and self.tasks:
                 self.give(slot, self.tasks.popleft())
-        urgent = any(task.claim is not None or task.kind == "schedule" for task in self.tasks)
-        if urgent and time.monotonic() >= self._spare_after and all(slot.task is not None for slot in self._slots):
-            spare = Slot(self._context.identity.name, self._prefork.send, spare=True)
-            self._slots.append(spare)
-            self._spawn(spare)
+            elif slot.free and slot.spare and self.maintenance:
+                self.give(slot, self.maintenance)
+                self.maintenance = None
+        # A spare one without a task is about to be ready.
+        idle = [slot for slot in self._slots if slot.task is None]
+        wanted = (self.tasks and not idle) or (self.maintenance and not any(slot.spare for slot in idle))
+        if wanted and time.monotonic() >= self._spare_after:
+            self._slots.append(Slot(self._context.identity.name, self._prefork.send, spare=True))
+            self._spawn(self._slots[-1])

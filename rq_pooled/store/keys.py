@@ -58,8 +58,6 @@ EVENTS = f"{OURS}:events"
 LIMITS, DECLARED_LIMITS = f"{OURS}:limits", f"{OURS}:limits:code"
 #: The locks under which one worker at a time looks for stalled jobs, and for ghosts.
 STALLED_LOCK, GHOSTS_LOCK = f"{OURS}:lock:stalled", f"{OURS}:lock:ghosts"
-#: The hash of where the clean-up of groups ended, see groups.lua.
-CLEANING = f"{OURS}:cleaning"
 #: The prefixes of the starts that a limit counts, and of the keys that exist while a queue's limit is reached: by
 #: running jobs, by started jobs.
 STARTS, FULL, LIMITED = f"{OURS}:starts:", f"{OURS}:full:", f"{OURS}:limited:"

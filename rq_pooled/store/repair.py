@@ -18,9 +18,9 @@ def remove_executions(cursor: str, count: int, owner: str, lock_ttl: int) -> Com
     return call("executions", (), cursor, count, owner, lock_ttl)
 
 
-def clean_groups() -> Command:
-    """Clean the next page of RQ's groups."""
-    return call("groups", ())
+def clean_groups(cursor: bytes, *group: bytes) -> Command:
+    """Clean one page of RQ's groups, or of one of them."""
+    return call("groups", (), cursor, *group)
 
 
 def rescue_intermediate(queue_keys: Sequence[str], age: float) -> Command:

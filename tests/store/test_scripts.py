@@ -77,7 +77,7 @@ def calls() -> dict[str, tuple[Command, int]]:
         "enqueue_new": (enqueue.enqueue_new(named("rq:job:j"), named("rq:queue:a"), "j", True, 9, ["data", b""]), 3),
         "executions": (repair.remove_executions("0", 10, "t", 10), 0),
         "ghosts": (repair.remove_ghosts(named("rq:failed:a"), "0", 10, "t", 10), 1),
-        "groups": (repair.clean_groups(), 0),
+        "groups": (repair.clean_groups(b"0"), 0),
         "heartbeat": (leases.heartbeat(ours, "t", 480, [], []), 0),
         "intermediate": (repair.rescue_intermediate([named("rq:queue:a")], 20), 1),
         "limit": (limits.change_limit("a", "operator", "1 1000000 0"), 2),

@@ -73,6 +73,13 @@ def on_failure_take_time(job: Job, connection: Redis, *_error: Any) -> None:
     connection.rpush("callbacks", job.id)
 
 
+def on_failure_outlast(job: Job, connection: Redis, *_error: Any) -> None:
+    """A callback that takes longer than a stop waits for maintenance."""
+    connection.rpush("began", job.id)
+    time.sleep(6)
+    connection.rpush("callbacks", job.id)
+
+
 def on_abandoned(job: Job, connection: Redis, kind: Any, *_error: Any) -> None:
     """A failure callback that needs plain commands only."""
     connection.rpush("abandoned", f"{os.getpid()} {job.id} {kind.__name__}")

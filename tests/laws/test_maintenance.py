@@ -1,0 +1,119 @@
+"""RQ's maintenance: however much there is to clean up, no job and no stop waits for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import promise_jobs
+import pytest
+from keys import named
+from redis import Redis
+from rq import Callback, Queue
+from support import running_worker, wait_until
+
+from rq_pooled.horse.tolerant_maintenance import clean_groups
+from rq_pooled.rq_api import RQ3
+from rq_pooled.store.repair import clean_groups as clean_page
+from rq_pooled.store.scripts import run_script
+
+GROUPS, STARTED = named("rq:groups"), named("rq:wip:a")
+MANY = 100_000
+
+
+def clean(redis: Redis) -> int:
+    """Clean all groups as the horse does, and return how many pages it took."""
+    pages = []
+
+    def run(command: Any) -> Any:
+        pages.append(command)
+        assert len(pages) < 1000, "a round has no end"
+        return run_script(redis, command)
+
+    clean_groups(run)
+    return len(pages)
+
+
+def fill(redis: Redis, kind: str) -> str:
+    """Write what RQ's maintenance is busy with for long, and return a key that stands until it has done that."""
+    pipeline = redis.pipeline(transaction=False)
+    for number in range(MANY):
+        if kind == "abandoned":
+            pipeline.zadd(STARTED, {f"j{number}:e": 1})
+        else:
+            pipeline.sadd(named("rq:rl-keys"), f"k{number}")
+    pipeline.execute()
+    return STARTED if kind == "abandoned" else named("rq:rl-keys")
+
+
+@pytest.mark.parametrize("kind", ["abandoned", *(["rate limits"] if RQ3 else [])])
+def test_maintenance_holds_up_neither_jobs_nor_the_stop(server: Any, redis: Redis, tmp_path: Path, kind: str) -> None:
+    """A worker with one slot begins jobs, and ends, long before all that RQ has to clean up is cleaned up."""
+    left = fill(redis, kind)
+    queue = Queue("a", connection=redis)
+    with running_worker(server.url, "a", log=tmp_path / "log") as worker:
+        for _ in range(3):
+            job = queue.enqueue("math.sqrt", 4)
+            wait_until(lambda: job.get_status(refresh=True) == "finished", 10, what="the job")  # noqa: B023
+        assert redis.exists(left), "there was too little to hold anything up"
+        assert worker.stop() == 0
+    assert redis.exists(left)
+
+
+def test_a_callback_of_maintenance_is_not_cut_short_by_a_stop(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A failure callback that maintenance has begun runs to its end, though the worker is told to stop meanwhile."""
+    queue = Queue("a", connection=redis)
+    job = queue.enqueue("math.sqrt", 4, on_failure=Callback(promise_jobs.on_failure_outlast, timeout=30))
+    redis.hset(job.key, "status", "started")
+    redis.lrem(queue.key, 0, job.id)
+    redis.zadd(STARTED, {f"{job.id}:e": 1})
+    with running_worker(server.url, "a", log=tmp_path / "log") as worker:
+        wait_until(lambda: redis.exists("began"), 10, what="the callback")
+        assert worker.stop() == 0
+    assert redis.lrange("callbacks", 0, -1) == [job.id.encode()]
+
+
+# -- groups ----------------------------------------------------------------------------------------------------------
+
+
+def test_groups_are_cleaned_in_pages_as_by_rq(redis: Redis) -> None:
+    """Ids whose job is gone, and groups that are empty, are removed; all else stays."""
+    redis.hset(named("rq:job:alive"), "status", "finished")
+    for number in range(300):
+        redis.sadd(GROUPS, f"g{number}", f"empty{number}")
+        redis.sadd(named(f"rq:group:g{number}"), f"gone{number}", *(["alive"] if number % 2 else []))
+    redis.sadd(GROUPS, "large")
+    redis.sadd(named("rq:group:large"), "alive", *(f"gone{number}" for number in range(5000)))
+    assert clean(redis) > 5
+    assert redis.smembers(GROUPS) == {b"large", *(b"g%d" % number for number in range(1, 300, 2))}
+    assert redis.smembers(named("rq:group:large")) == redis.smembers(named("rq:group:g1")) == {b"alive"}
+
+
+def test_groups_that_come_meanwhile_have_their_turn(redis: Redis) -> None:
+    """A group that is emptied after its page is removed by the next round."""
+    redis.sadd(GROUPS, *(f"g{number}" for number in range(500)))
+    run_script(redis, clean_page(b"0"))
+    redis.sadd(GROUPS, "late")
+    clean(redis)
+    assert not redis.exists(GROUPS)
+
+
+@pytest.mark.parametrize("name", ["a\nb", "é𝄞", "", "g:x"])
+def test_groups_of_any_text_are_cleaned_in_pages(redis: Redis, name: str) -> None:
+    """A large group whose name is any text takes pages of its own."""
+    redis.sadd(GROUPS, name)
+    redis.sadd(named("rq:group:") + name, *(f"gone{number}" for number in range(5000)))
+    assert clean(redis) > 3 and not redis.exists(GROUPS, named("rq:group:") + name)
+
+
+def test_a_small_group_in_a_large_table_is_cleaned_to_its_end(redis: Redis) -> None:
+    """A group that has shrunk may take several pages: one round removes each id whose job is gone."""
+    key = named("rq:group:shrunk")
+    redis.sadd(GROUPS, "shrunk")
+    redis.hset(named("rq:job:alive"), "status", "finished")
+    redis.sadd(key, "alive", *(f"gone{number}" for number in range(50_000)))
+    pipeline = redis.pipeline()
+    pipeline.srem(key, *(f"gone{number}" for number in range(90, 50_000)))
+    pipeline.execute()
+    clean(redis)
+    assert redis.smembers(key) == {b"alive"}
