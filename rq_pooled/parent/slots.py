@@ -37,7 +37,7 @@ SCHEDULE_TIME = 60.0
 #: Seconds that a job counts whose horse was replaced after it, though others waited there.
 NEW_HORSE_TIME = 0.05
 #: Longest time in seconds for which the first claim waits for the first horse and for maintenance: mostly 50 ms do.
-START_WAIT = 2.0
+START_WAIT = 0.5
 
 
 class Slots:

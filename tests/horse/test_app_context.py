@@ -68,7 +68,9 @@ def test_a_failing_teardown_does_not_change_the_outcome(
         wait_until(lambda: ended(jobs))
         assert [job.return_value() for job in jobs] == ["done", (42, False)]
         assert "teardown on purpose" in worker.output()
-        assert len({line.split()[1] for line in notes() if line.startswith("teardown")}) == 1
+        # Maintenance has a horse and a teardown of its own.
+        pids = Counter(line.split()[1] for line in notes() if line.startswith("teardown"))
+        assert max(pids.values()) == 2
 
 
 def test_callbacks_run_in_the_context(

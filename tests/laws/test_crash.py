@@ -235,7 +235,7 @@ def test_horses_that_die_at_once_do_not_make_the_parent_spin(
     with running_worker(
         server.url, "q", log=tmp_path / "log", worker_class="stillborn_worker.Worker", ready=None
     ) as worker:
-        deaths = lambda: worker.output().count("ended before it was ready")
+        deaths = lambda: worker.output().count("a horse ended before it was ready")
         wait_until(deaths, what="the first death")
         began = time.monotonic()
         wait_until(lambda: deaths() >= 5, 15, "a few more")
