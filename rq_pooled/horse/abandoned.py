@@ -10,6 +10,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from .. import rq_api
+from ..errors import NotVerified
 from ..retry import attempts
 from ..retry.backoff import Rules
 from ..signing.policy import current
@@ -28,17 +29,33 @@ def use_in_maintenance(worker: HorseMixin) -> None:
         rq_api.on_abandoned(lambda job, run: _call_back(worker, job, lambda: run(penalty)))
     # The worker's own queues are used by maintenance only.
     for queue in worker.queues:
-        queue.job_class = _abandoned(queue.job_class, worker, penalty)
+        queue.job_class = _abandoned(queue, worker, penalty)
 
 
-def _abandoned(job_class: type[Job], worker: HorseMixin, penalty: Any) -> type[Job]:
-    class Abandoned(job_class):  # type: ignore[misc, valid-type]
+def _abandoned(home: Queue, worker: HorseMixin, penalty: Any) -> type[Job]:
+    class Abandoned(home.job_class):  # type: ignore[misc, name-defined]
+        #: The queue from which it has to be: None for dependents, which RQ fetches together.
+        _home: Queue | None = None
+
+        def refresh(self) -> None:
+            # One that is fetched alone stands in a registry of this queue.
+            self._home = home
+            super().refresh()
+
         def restore(self, raw_data: Any) -> None:
             self._raw = raw_data
-            self._screened = Screened(current(), self, None, raw_data, super().restore)
+            self._screened = Screened(current(), self, self._home, raw_data, super().restore)
+            self._came_from = self.origin
             if self._screened.unreadable and not self.origin:
                 # It would fail in no queue.
                 raise ValueError(self._screened.refusal)
+
+        def to_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+            # RQ takes what stands in a queue's registry of ready jobs for its own: it would be signed for that queue.
+            if current().keys is not None and self.origin != self._came_from:
+                raise NotVerified(f"job {self.id} of {self._came_from} stands in a registry of {self.origin}")
+            fields: dict[str, Any] = super().to_dict(*args, **kwargs)
+            return fields
 
         def retry(self, queue: Queue, pipeline: Any) -> None:
             already = len(pipeline.command_stack)
@@ -60,5 +77,6 @@ def _call_back(worker: HorseMixin, job: Any, call: Callable[[], Any]) -> None:
     if job._screened.refusal is not None:
         return
     attempts.decide(job, job._raw, AbandonedJobError)
-    attempt(worker, job, call)
+    with worker.connection.live():
+        attempt(worker, job, call)
     worker.announce(-1)

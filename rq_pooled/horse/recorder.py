@@ -52,6 +52,15 @@ class Recorder(Redis):
         finally:
             self._recording_in = outer
 
+    @contextlib.contextmanager
+    def live(self) -> Iterator[None]:
+        """Relay nothing inside the block: a user's code has the rights of jobs, and not those of the worker."""
+        relay, self.relay = self.relay, None
+        try:
+            yield
+        finally:
+            self.relay = relay
+
     @property
     def recording(self) -> bool:
         """Tell whether commands of this thread are recorded."""

@@ -99,6 +99,9 @@ class Relay:
             raise replies
         if replies is None:
             raise WatchError("a watched key has changed")
+        # As redis-py does; the others have been executed.
+        if error := next((reply for reply in replies if isinstance(reply, Exception)), None):
+            raise error
         return [self._recorder.parse(args, options, reply) for (args, options), reply in zip(stack, replies)]
 
     def execute(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -124,4 +127,11 @@ class Relay:
         _kind, replies = self._channel.ask(("relay", [list(words) for words in commands]))
         if isinstance(replies, str):
             raise RedisConnectionError(replies)
-        return [ResponseError(reply[1]) if isinstance(reply, tuple) else reply for reply in replies]
+        return [_raisable(reply) for reply in replies]
+
+
+def _raisable(reply: Any) -> Any:
+    """Return a reply with the errors in it, which came as tuples."""
+    if isinstance(reply, list):
+        return [_raisable(one) for one in reply]
+    return ResponseError(reply[1]) if isinstance(reply, tuple) else reply

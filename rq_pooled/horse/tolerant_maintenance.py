@@ -11,12 +11,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from rq.exceptions import NoSuchJobError
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
 
-from ..foreign import MAX_VALUE, error_words, is_wrong_type, printable
+from ..connection.away import is_away, is_forbidden
+from ..foreign import MAX_VALUE, error_words, printable
 from ..store.repair import clean_groups as clean_page
 from ..wire import Command, raw
 from .large import Refused
@@ -36,14 +37,16 @@ def maintain_each(worker: Any, maintain: Callable[[], Any]) -> None:
                 maintain()
             except Exception as error:  # noqa: BLE001 - whatever one entry is must not stop the others
                 check_unreadable(error)
+                say_unreadable(worker, f"cleaning up queue {printable(queue.name, MAX_VALUE)} once more", error)
                 _again(worker, queue, maintain)
     finally:
         worker.queues = queues
 
 
 def check_unreadable(error: Exception) -> None:
-    """Raise the error again if it is not about an entry that RQ cannot read."""
-    if isinstance(error, (RedisError, Refused)) and not is_wrong_type(error):
+    """Raise the error again if it is not about what others wrote, but about the server or this worker's rights."""
+    is_of_data = isinstance(error, ResponseError) and not is_away(error) and not is_forbidden(error)
+    if isinstance(error, (RedisError, Refused)) and not is_of_data:
         raise error
 
 

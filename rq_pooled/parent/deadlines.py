@@ -38,6 +38,8 @@ class Deadlines:
     def set(self, slot: Slot, timeout: float) -> None:
         """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
         slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._context.settings.kill_grace
+        if timeout < 0 and slot.dismissed:
+            self._kill(slot)
 
     def _look(self) -> None:
         now = time.monotonic()

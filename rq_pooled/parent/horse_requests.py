@@ -69,7 +69,7 @@ class HorseRequests:
             if kind == "read":
                 answer = str(replies[0]) if isinstance(replies[0], ResponseError) else replies[0]
             else:
-                answer = [("error", str(reply)) if isinstance(reply, ResponseError) else reply for reply in replies]
+                answer = [_passable(reply) for reply in replies]
             reply(answer)
 
         exchange = Exchange(commands, on_replies)
@@ -82,3 +82,10 @@ class HorseRequests:
             self._waiting.append(exchange)
         else:
             reply("the server is away")
+
+
+def _passable(reply: Any) -> Any:
+    """Return a reply as a horse can be sent it; errors stand in replies of EXEC and of scripts, too."""
+    if isinstance(reply, list):
+        return [_passable(one) for one in reply]
+    return ("error", str(reply)) if isinstance(reply, ResponseError) else reply

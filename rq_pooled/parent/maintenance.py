@@ -10,8 +10,8 @@ from .events import Events
 from .slot import Task
 from .slots import Slots
 
-#: Seconds that a shutdown waits for maintenance, and between later looks whether a callback is over.
-PATIENCE, LOOK_AGAIN = 5.0, 0.25
+#: Seconds that a shutdown waits for maintenance.
+PATIENCE = 5.0
 
 
 class Maintenance:
@@ -37,12 +37,11 @@ class Maintenance:
         self._context.loop.call_later(PATIENCE, self._end)
 
     def _end(self) -> None:
-        """Kill the horse that is still at it; what is left is cleaned up by the next one."""
+        """Kill the horse that is still at it, or have it killed after the callback that it has begun, which has a time
+        limit of its own; what is left is cleaned up by the next one.
+        """
         for slot in self._slots.maintaining():
-            # A user's callback has a time limit of its own.
-            if slot.deadline is not None:
-                self._context.loop.call_later(LOOK_AGAIN, self._end)
-            elif not slot.killed:
-                self._context.log.warning("maintenance takes longer than %g s after the stop; ending it", PATIENCE)
-                slot.handed_on = True
+            self._context.log.warning("maintenance takes longer than %g s after the stop; ending it", PATIENCE)
+            slot.handed_on = slot.dismissed = True
+            if slot.deadline is None:
                 self._slots.kill(slot)

@@ -62,6 +62,8 @@ class Slot:
     handed_on: bool = False
     #: Its horse was sent SIGKILL: whatever it still says, it is given nothing more.
     killed: bool = False
+    #: Its horse is to be killed when the callback that it has begun has ended.
+    dismissed: bool = False
     #: Its horse is to be replaced once it has nothing to do.
     worn: bool = False
     since: float = field(default_factory=time.monotonic)

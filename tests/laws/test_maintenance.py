@@ -10,6 +10,7 @@ import pytest
 from keys import named
 from redis import Redis
 from rq import Callback, Queue
+from rq.job import Job
 from support import running_worker, wait_until
 
 from rq_pooled.horse.tolerant_maintenance import clean_groups
@@ -60,17 +61,48 @@ def test_maintenance_holds_up_neither_jobs_nor_the_stop(server: Any, redis: Redi
     assert redis.exists(left)
 
 
-def test_a_callback_of_maintenance_is_not_cut_short_by_a_stop(server: Any, redis: Redis, tmp_path: Path) -> None:
-    """A failure callback that maintenance has begun runs to its end, though the worker is told to stop meanwhile."""
-    queue = Queue("a", connection=redis)
-    job = queue.enqueue("math.sqrt", 4, on_failure=Callback(promise_jobs.on_failure_outlast, timeout=30))
+def abandon(redis: Redis, queue: Queue, callback: Any) -> Job:
+    """Enqueue a job, and leave it as a worker does that died long ago."""
+    job = queue.enqueue("math.sqrt", 4, on_failure=Callback(callback, timeout=30))
     redis.hset(job.key, "status", "started")
     redis.lrem(queue.key, 0, job.id)
-    redis.zadd(STARTED, {f"{job.id}:e": 1})
+    redis.zadd(queue.started_job_registry.key, {f"{job.id}:e": 1})
+    return job
+
+
+def test_a_callback_of_maintenance_is_not_cut_short_by_a_stop(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A failure callback that maintenance has begun runs to its end, though the worker is told to stop meanwhile, and
+    no other begins then.
+    """
+    for _ in range(3):
+        abandon(redis, Queue("a", connection=redis), promise_jobs.on_failure_outlast)
     with running_worker(server.url, "a", log=tmp_path / "log") as worker:
         wait_until(lambda: redis.exists("began"), 10, what="the callback")
         assert worker.stop() == 0
-    assert redis.lrange("callbacks", 0, -1) == [job.id.encode()]
+    assert redis.lrange("callbacks", 0, -1) == redis.lrange("began", 0, -1) and redis.llen("began") == 1
+
+
+HASH = {"created_at": "2026-11-01T00:00:00.000000Z", "origin": "a", "data": "x", "timeout": "30"}
+
+
+@pytest.mark.parametrize("forged", ["failure_ttl", "results", "failed", *(["ready", "ttl", "queue"] if RQ3 else [])])
+def test_no_entry_ends_the_maintenance_of_others(server: Any, redis: Redis, tmp_path: Path, forged: str) -> None:
+    """What the server refuses of RQ's clean-up, for what others wrote, does not keep it from other queues."""
+    if forged == "ready":
+        redis.rpush(named("rq:job:x"), "x")
+    elif forged in ("ttl", "queue"):
+        redis.hset(named("rq:job:x"), mapping={**HASH, "status": "ready_to_enqueue"})
+    else:
+        redis.hset(named("rq:job:x"), mapping={**HASH, "status": "started"})
+    if forged in ("failure_ttl", "ttl"):
+        redis.hset(named("rq:job:x"), forged, "9" * 300)
+    elif forged != "ready":
+        redis.set(named({"results": "rq:results:x", "failed": "rq:failed:a", "queue": "rq:queue:a"}[forged]), "x")
+    redis.zadd(*((named("rq:ready:a"), {"x": 1}) if forged in ("ready", "ttl", "queue") else (STARTED, {"x:e": 1})))
+    redis.sadd(named("rq:queues"), named("rq:queue:a"))
+    job = abandon(redis, Queue("b", connection=redis), promise_jobs.on_abandoned)
+    with running_worker(server.url, "a", "b", log=tmp_path / "log"):
+        wait_until(lambda: job.get_status(refresh=True) == "failed", 10, what="the other queue")
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------

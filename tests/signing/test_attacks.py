@@ -13,13 +13,14 @@ import rq
 import signed_jobs
 from commands import run
 from keys import named
-from rq import Callback
+from rq import Callback, Retry
 from rq.job import Job
 from signed_jobs import Evil
 from signing_scene import K1, K2, Signing
 
 from rq_pooled import Queue, SignedSerializer
 from rq_pooled.errors import NotVerified
+from rq_pooled.rq_api import RQ3
 
 EVIL_CALL = ("signed_jobs.note", None, (Evil(),), {})
 
@@ -276,6 +277,24 @@ def test_maintenance_calls_no_forged_callback(signing: Signing) -> None:
     assert [word for word in signing.ran if "of bad" in word] == []
     assert "failure of good" in signing.ran and "next" in signing.ran
     assert signing.status("bad") == signing.status("good") == "failed"
+
+
+@pytest.mark.parametrize("retry", [None, Retry(max=2)], ids=["fails", "is retried"])
+@pytest.mark.parametrize("registry", ["wip", *(["ready"] if RQ3 else [])])
+def test_maintenance_moves_no_job_to_another_queue(signing: Signing, registry: str, retry: Retry | None) -> None:
+    """A genuine job that stands in a registry of another queue is neither run nor signed for it, and calls nothing."""
+    redis = signing.redis
+    genuine(signing, "good", on_failure=Callback(signed_jobs.on_failure), retry=retry)
+    before = redis.hgetall(named("rq:job:good"))
+    redis.delete(named("rq:queue:default"))
+    redis.sadd(named("rq:queues"), named("rq:queue:other"))
+    redis.hset(named("rq:job:good"), "status", {"wip": "started", "ready": "ready_to_enqueue"}[registry])
+    redis.zadd(named(f"rq:{registry}:other"), {"good:e" if registry == "wip" else "good": 1})
+    for _ in range(2):
+        signing.work("other")
+    after = redis.hgetall(named("rq:job:good"))
+    assert signing.ran == []
+    assert all(after[name] == before[name] for name in (b"origin", b"rq_pooled:signature", b"data"))
 
 
 def test_rq_unpacks_with_a_bound() -> None:

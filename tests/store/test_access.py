@@ -331,6 +331,10 @@ def test_jobs_have_a_login_of_their_own(guarded: Guarded, tmp_path: Path, share:
     """With JOBS_LOGIN jobs are another user to the server, however they connect; a wrong one ends the worker."""
     queue = Queue("default", connection=guarded.client("web"))
     tried = ALSO_BEYOND["jobs"] + [["GET", "other:x"], ["INFO"]]
+    abandoned = queue.enqueue(role_jobs.use_redis, on_failure=Callback(role_jobs.call_back))
+    guarded.admin.delete(queue.key)
+    guarded.admin.hset(abandoned.key, "status", "started")
+    guarded.admin.zadd(named("rq:wip:default"), {f"{abandoned.id}:e": 1})
     settings = {"RQ_POOLED_JOBS_SHARE": share}
     with running_worker(
         guarded.url("worker"), log=tmp_path / "log", RQ_POOLED_JOBS_LOGIN=f"jobs:{PASSWORD}", **settings
@@ -339,6 +343,8 @@ def test_jobs_have_a_login_of_their_own(guarded: Guarded, tmp_path: Path, share:
         finished([used, tries], guarded.admin)
         assert used.return_value() == "jobs"
         assert tries.return_value() == ["NoPermissionError"] * (len(tried) - 1) + [""]
+        wait_until(lambda: abandoned.get_status() == JobStatus.FAILED, what="maintenance")
+        assert not guarded.admin.sismember(named("rq:workers"), "forged"), "its callback has the rights of the worker"
     line = refusal(run_command(guarded.url("worker"), "worker", RQ_POOLED_JOBS_LOGIN="jobs:wr0ng", **settings))
     assert "JOBS_LOGIN: the server refuses the login" in line and "wr0ng" not in line
 
