@@ -722,6 +722,16 @@ def test_metrics_tell_of_schedules_budget_and_connections(server: EmbeddedServer
     assert health.queues(redis)[-1]["schedule_lag"] > 90
 
 
+def test_an_overview_asks_once_for_the_queues(redis: Redis) -> None:
+    """All parts of the page are of the same queues: the server is asked for their names once, and anew for the next."""
+    Queue("a", connection=redis).enqueue("math.factorial", 3)
+    redis.config_resetstat()
+    assert len(overview(redis, Settings())["queues"]) == 1
+    assert redis.info("commandstats")["cmdstat_smembers"]["calls"] == 1
+    Queue("b", connection=redis).enqueue("math.factorial", 3)
+    assert len(overview(redis, Settings())["queues"]) == 2
+
+
 def test_a_worker_that_was_killed_serves_no_queue(server: EmbeddedServer, redis: Redis) -> None:
     """A worker counts for its queue as long as RQ's hash of it is there: after the last one nobody tidies up."""
     Queue("alone", connection=redis).enqueue("math.factorial", 3)
