@@ -41,6 +41,12 @@ def printable(value: object, most: int | None = None) -> str:
     return (shown if shown.isprintable() else "".join(map(_escaped, shown))) + more
 
 
+def middle_left_out(words: str, most: int) -> str:
+    """Return both ends of a long text, such as a traceback, and how much was between them."""
+    left_out, half = len(words) - most, most // 2
+    return words if left_out <= 0 else f"{words[:half]}\n[{left_out} characters left out]\n{words[-half:]}"
+
+
 def label(value: object) -> str:
     """Return a name as one line of at most about MAX_VALUE characters; two that are cut or escaped differ as the names
     do.

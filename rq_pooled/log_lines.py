@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from rq.logutils import colorizer
 
-from .foreign import MAX_LINE, printable
+from .foreign import MAX_LINE, middle_left_out, printable
 
 #: What is allowed in a traceback, and how RQ's messages end that contain one.
 _BREAKS = re.compile(r"([\n\t])")
 _ENDS_WITH_TRACEBACK = "\n%s"
-#: Characters of a traceback that are kept at either end.
-MAX_TRACEBACK = 32 * 1024
+#: Characters of a traceback that are kept.
+MAX_TRACEBACK = 64 * 1024
 #: Types whose values are short and printable.
 _FINE = frozenset((bool, float, int, timedelta, type(None)))
 
@@ -78,7 +78,7 @@ def _shown(value: object, is_traceback: bool = False) -> object:
     if len(words) <= MAX_LINE and words.isprintable():
         return value
     if is_traceback:
-        parts = enumerate(_BREAKS.split(_middle_left_out(words)))
+        parts = enumerate(_BREAKS.split(middle_left_out(words, MAX_TRACEBACK)))
         return "".join(part if number % 2 else printable(part) for number, part in parts)
     return printable(words, MAX_LINE)
 
@@ -88,13 +88,6 @@ def _is_fine(value: object) -> bool:
     if type(value) is str:
         return len(value) <= MAX_LINE and value.isprintable()
     return type(value) in _FINE
-
-
-def _middle_left_out(words: str) -> str:
-    left_out = len(words) - 2 * MAX_TRACEBACK
-    if left_out <= 0:
-        return words
-    return f"{words[:MAX_TRACEBACK]}\n[{left_out} characters left out]\n{words[-MAX_TRACEBACK:]}"
 
 
 class OneLine(logging.Filter):

@@ -9,8 +9,9 @@ from ..foreign import MAX_VALUE, printable
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
 from ..monitoring.throughput import throughput
+from ..monitoring.verdict import sentence_of_left_out
 from ..store.counters import NAMES, quantile
-from ..store.queues import MAX_NAME, MAX_QUEUES, left_out
+from ..store.queues import left_out
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import OLD, process_rows, queue_rows, seconds, table
@@ -38,8 +39,7 @@ def stats(url: str | None, as_json: bool) -> None:
         count = f"{len(unreadable)} process{'es' * (len(unreadable) != 1)}"
         say(f"rq-pooled: {count} published what cannot be read: {', '.join(unreadable[:_NAMED])}", err=True)
     if hidden := left_out(client.execute_command):
-        kept = f"{MAX_QUEUES:,} are shown, of names of at most {MAX_NAME:,} characters"
-        say(f"rq-pooled: {hidden} queue{'s are' if hidden > 1 else ' is'} left out: {kept}", err=True)
+        say(f"rq-pooled: {sentence_of_left_out(hidden)}", err=True)
     for queue in waiting:
         if queue["unreadable"]:
             states = ", ".join(queue["unreadable"])

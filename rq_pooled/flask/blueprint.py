@@ -27,7 +27,7 @@ from .jobs import add_job_pages
 from .page import present
 from .parameters import asked_for, list_address, number, page_of_form
 from .queues import add_queues
-from .rights import VIEW, Authorize, Rights, Who
+from .rights import RIGHTS, VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
 from .views import Client, Views, page_of
 from .workers import add_workers
@@ -77,9 +77,7 @@ def make_blueprint(
         if changes and not _is_from_this_site():
             abort(403, "not from a page of this site (programs send the header X-Requested-With)")
 
-    @blueprint.teardown_request
-    def end(_error: BaseException | None) -> None:
-        rights.leave()
+    blueprint.teardown_request(lambda _error: rights.leave())
 
     @blueprint.after_request
     def add_headers(response: Response) -> Response:
@@ -98,9 +96,8 @@ def make_blueprint(
             # An ACL forbids it, or a script runs for too long.
             title = "Redis does not answer" if isinstance(error, LOST) else "Redis refuses"
         if page_of_form() or _view() in _PAGES:
-            return render_template(
-                "rq_pooled/problem.html", title=title, reason=shown(reason), back=list_address()
-            ), code
+            told = {"title": title, "reason": shown(reason), "back": list_address()}
+            return render_template("rq_pooled/problem.html", **told), code
         return jsonify(error=reason), code
 
     @blueprint.get("/health/redis")
@@ -134,17 +131,16 @@ def make_blueprint(
     @views.get("/metrics")
     def metrics(redis: Redis) -> Response:
         try:
-            from ..monitoring.metrics import CONTENT_TYPE
-            from ..monitoring.metrics import metrics as text
+            from ..monitoring import metrics as exposed
         except ImportError:
             abort(501, "install prometheus_client: pip install 'rq_pooled[metrics]'")
-        return Response(text(redis, client_of().settings), content_type=CONTENT_TYPE)
+        return Response(exposed.metrics(redis, client_of().settings), content_type=exposed.CONTENT_TYPE)
 
     @views.get("/")
     def page(redis: Redis) -> Any:
         sort = request.args.get("sort", "")
         found = present(overview(redis, client_of().settings), sort)
-        may_write = rights.may_any([queue["name"] for queue in found["queues"]])
+        may_write = any(rights.may(action, queue["name"]) for queue in found["queues"] for action in RIGHTS[1:])
         return page_of("page", redis, {**found, "may": rights.may, "may_write": may_write, "sort": sort})
 
     @views.get("/trail")

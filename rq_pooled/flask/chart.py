@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,32 +48,26 @@ def chart(samples: Sequence[dict[str, Any]], now: float, limits: dict[str, int |
     def y(value: float) -> float:
         return round(HEIGHT * (1 - value / top), 1)
 
-    def path(stretch: list[tuple[float, float]]) -> str:
-        # A single look is a dash, not nothing.
-        stretch = stretch if len(stretch) > 1 else [(max(0.0, stretch[0][0] - 4), stretch[0][1]), *stretch]
-        return "L".join(f"{px} {py}" for px, py in stretch)
-
-    names = _names(recent)
     bands: list[dict[str, Any]] = [
         {"name": name, "class": name if name == OTHERS else f"b{place}", "latest": 0, "areas": []}
-        for place, name in enumerate(names)
+        for place, name in enumerate(_names(recent))
     ]
     lines = []
     for stretch in _stretches(recent):
         times = [x(sample["time"]) for sample in stretch]
+        if len(stretch) == 1:
+            # A single look is a dash, not nothing.
+            stretch, times = stretch * 2, [max(0.0, times[0] - 4), *times]
         lower = [0] * len(stretch)
-        sizes = [[int(sample["roles"].get(name, 0)) for name in names[:-1]] for sample in stretch]
-        for roles, sample in zip(sizes, stretch):
-            roles.append(max(0, int(sample["connected"]) - sum(roles)))
-        for band, of in zip(bands, zip(*sizes)):
-            # What was published may be a little older than the total: no band goes above it.
-            upper = [min(low + size, sample["connected"]) for low, size, sample in zip(lower, of, stretch)]
+        for band in bands:
+            # What was published may be a little older than the total: no band goes above it, and the last up to it.
+            sizes = [{**sample["roles"], OTHERS: sample["connected"]}.get(band["name"], 0) for sample in stretch]
+            upper = [min(low + int(size), sample["connected"]) for low, size, sample in zip(lower, sizes, stretch)]
             band["latest"] = upper[-1] - lower[-1]
-            there = path([(px, y(value)) for px, value in zip(times, upper)])
-            back = path([(px, y(value)) for px, value in zip(times, lower)])
-            band["areas"].append(f"M{there}L{'L'.join(reversed(back.split('L')))}Z")
+            there, back = ([f"{px} {y(value)}" for px, value in zip(times, edge)] for edge in (upper, lower))
+            band["areas"].append(f"M{'L'.join([*there, *reversed(back)])}Z")
             lower = upper
-        lines.append("M" + path([(px, y(sample["connected"])) for px, sample in zip(times, stretch)]))
+        lines.append(f"M{'L'.join(there)}")
     return {
         "bands": bands,
         "lines": lines,
@@ -141,12 +136,11 @@ def _ticks(minutes: int) -> list[dict[str, Any]]:
 
 
 def _names(samples: Sequence[dict[str, Any]]) -> list[str]:
-    most: dict[str, int] = {}
+    most: Counter[str] = Counter()
     for sample in samples:
-        for role, count in sample["roles"].items():
-            most[role] = max(most.get(role, 0), int(count))
-    named = sorted(sorted(most, key=lambda role: -most[role])[:BANDS])
-    return [*named, OTHERS]
+        # Of each role the most that it had.
+        most |= Counter({role: int(count) for role, count in sample["roles"].items()})
+    return [*sorted(name for name, _ in most.most_common(BANDS)), OTHERS]
 
 
 def _step(most: float) -> int:

@@ -111,11 +111,9 @@ class RQPooled:
         if callable(queue):
             return self.job()(queue)
 
-        def queue_of(name: str, connection: None) -> Any:
-            return self.get_queue(name)
-
         make: Any = rq.decorators.job
-        return make(queue or self._default, connection=None, queue_class=queue_of, **options)
+        options["queue_class"] = lambda name, connection: self.get_queue(name)
+        return make(queue or self._default, connection=None, **options)
 
     def blueprint(
         self, authorize: Authorize | None = None, name: str = "rq_pooled", *, who: Who | None = None

@@ -19,7 +19,7 @@ from ..failed.actions import act_on
 from ..failed.groups import NEWEST, jobs_of_group
 from ..failed.history import history, no_job
 from ..failed.listing import failed_jobs, origins_of
-from ..foreign import printable, seconds_of
+from ..foreign import middle_left_out, printable, seconds_of
 from ..monitoring.audit import Deed
 from ..monitoring.words import count
 from ..store.queues import queue_names
@@ -74,18 +74,10 @@ def add_job_pages(views: Views) -> None:
         for job in jobs:
             job["has_link"] = job["exists"] and fits_a_form(job["id"])
         asked = {**({"queue": queue} if queue else {}), **group, **({"dead": "1"} if dead else {})}
+        raw = {"asked": asked, "address": urlencode({**asked, "offset": offset})}
         values = {"jobs": jobs, "total": total, "looked_at": looked_at, "group": group, "queue": queue, "dead": dead}
-        return page_of(
-            "jobs",
-            redis,
-            {"asked": asked, "address": urlencode({**asked, "offset": offset})},
-            **values,
-            first=offset + 1 if jobs else 0,
-            last=offset + len(jobs),
-            before=max(0, offset - PAGE) if offset else None,
-            after=offset + PAGE if offset + PAGE < total else None,
-            acts=acts([queue] if queue else queue_names(redis.execute_command), dead),
-        )
+        values["acts"] = acts([queue] if queue else queue_names(redis.execute_command), dead)
+        return page_of("jobs", redis, raw, offset=offset, most=PAGE, **values)
 
     @views.get("/job")
     def job(redis: Redis) -> Any:
@@ -106,7 +98,9 @@ def add_job_pages(views: Views) -> None:
         times = {name: seconds_of(found[f"{name.lower()}_at"]) for name in ("Created", "Enqueued", "Started", "Ended")}
         tries = found.pop("tries")[::-1]
         for one in tries:
-            one.update(at=seconds_of(one["at"]), lines=_cut(one.pop("traceback")).splitlines())
+            one.update(
+                at=seconds_of(one["at"]), lines=middle_left_out(one.pop("traceback"), MAX_TRACEBACK).splitlines()
+            )
         allowed = acts([origin], found["place"] == "dead") if fits_a_form(found["id"]) else []
         return page_of("job", redis, job=found, times=times, tries=tries, acts=allowed)
 
@@ -196,9 +190,3 @@ def _ids(value: str) -> list[str]:
     if not isinstance(ids, list) or not ids or len(ids) > NEWEST or not all(isinstance(one, str) for one in ids):
         raise ConfigurationError(f"jobs is no JSON list of 1 to {NEWEST} ids")
     return list(dict.fromkeys(ids))
-
-
-def _cut(trace: str) -> str:
-    left_out = len(trace) - MAX_TRACEBACK
-    half = MAX_TRACEBACK // 2
-    return trace if left_out <= 0 else f"{trace[:half]}\n[{left_out} characters left out]\n{trace[-half:]}"

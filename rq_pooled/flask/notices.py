@@ -74,7 +74,5 @@ def told(client: Redis) -> str:
     except (TypeError, ValueError, KeyError, RecursionError):
         # The text is no notice, or none of ours.
         return ""
-    sentence = f"{sentence[0].upper()}{sentence[1:]}."
-    return f"{sentence}{' There are more: press again.' if more else ''}" + (
-        " The trail in Redis was not written." if untold else ""
-    )
+    sentence = f"{sentence[0].upper()}{sentence[1:]}.{' There are more: press again.' if more else ''}"
+    return sentence + (" The trail in Redis was not written." if untold else "")

@@ -10,14 +10,13 @@ from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
 from ..monitoring.verdict import verdict
 from ..monitoring.words import moment
+from ..store.queues import MAX_NAME
 from .chart import bars, chart
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
 #: Rows of the table of queues, and names of what cannot be read.
 _QUEUES, _NAMED = 100, 5
-#: Characters of a queue's name above which it has no buttons.
-_LONGEST = 1000
 #: What is counted of a queue.
 _STATES = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers")
 #: What is summed up over all queues.
@@ -31,10 +30,9 @@ _SORTS: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "busy": itemgetter("busy_now"),
         "up": lambda one: one["uptime"] + one["age"],
         "age": itemgetter("age"),
-        **{
-            key: lambda one, key=key: one["worker"]["counters"][key]  # type: ignore[misc]
-            for key in ("finished", "failed", "retried")
-        },
+        "finished": lambda one: one["worker"]["counters"]["finished"],
+        "failed": lambda one: one["worker"]["counters"]["failed"],
+        "retried": lambda one: one["worker"]["counters"]["retried"],
     },
 }
 
@@ -82,7 +80,7 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
 
 def fits_a_form(name: str) -> bool:
     """Tell whether a form can carry a name as it is: the page shows what is not printable as something else."""
-    return len(name) <= _LONGEST and name.isprintable()
+    return len(name) <= MAX_NAME and name.isprintable()
 
 
 def _holder(one: dict[str, Any], process: dict[str, Any] | None) -> dict[str, Any]:

@@ -20,9 +20,6 @@ from .parameters import asked_for, flag, number, page_of_form, posted, queue_of
 from .rights import BURY, PAUSE, PURGE, REQUEUE, VIEW
 from .views import Views, page_of
 
-#: What a sweep of each policy is called in the trail, and on the page.
-_SWEEPS = {"bury": ("bury", "buried"), "purge": ("purge", "purged")}
-
 
 def add_queues(views: Views) -> None:
     """Add the page and its endpoints."""
@@ -100,13 +97,14 @@ def add_queues(views: Views) -> None:
         given = posted("queue", "policy", "exception", "exactly", "older_than", "all", "confirm")
         name, policy = queue_of(given), given.get("policy", "ghosts")
         rights.require(PURGE if policy == "purge" else BURY, name)
-        action, did = _SWEEPS.get(policy, ("sweep", "swept"))
+        did = {"bury": "buried", "purge": "purged"}.get(policy, "swept")
         how: dict[str, Any] = {
             "policy": policy,
             "older_than": given.get("older_than"),
             "everything": flag(given, "all"),
         }
         how["confirmed"] = number(given, "confirm", 0) if "confirm" in given else None
+        action = "sweep" if did == "swept" else policy
         return _answer(redis, run(redis, action, given, actions.sweep, **how), did, name)
 
 

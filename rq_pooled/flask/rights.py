@@ -93,10 +93,6 @@ class Rights:
             of = "" if queue is None else f" in queue {printable(queue, MAX_VALUE)!r}"
             abort(403, f"not allowed: {action}{of}")
 
-    def may_any(self, queues: list[str]) -> bool:
-        """Tell whether the request may do more than look at one of these queues."""
-        return any(self.may(action, queue) for queue in queues for action in RIGHTS[1:])
-
     def who(self) -> str:
         """Return who is asking, "" if that is not known."""
         said = self._who() if self._who is not None else request.remote_user

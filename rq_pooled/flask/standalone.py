@@ -15,8 +15,6 @@ from .rights import Authorize, Who
 
 #: What a browser is told where it has to log in.
 _LOGIN = {"WWW-Authenticate": 'Basic realm="rq_pooled", charset="UTF-8"'}
-#: Where the printed address with a token leads.
-_ENTER = "/enter"
 
 
 def page_app(authorize: Authorize | None, *, who: Who | None = None, **settings: Any) -> Flask:
@@ -62,7 +60,7 @@ def guarded_app(credentials: Mapping[str, str], token: str, hosts: Iterable[str]
         if name not in allowed:
             abort(400, "this host is not served here: name it with --allow-host")
 
-    @app.get(_ENTER)
+    @app.get("/enter")
     def enter() -> Any:
         given = request.args.get("token", "")
         if credentials or not hmac.compare_digest(given.encode(), token.encode()):
@@ -89,7 +87,6 @@ def _is_known(credentials: Mapping[str, str]) -> bool:
 
 
 def _refused(by_password: bool) -> Response:
-    if by_password:
-        return Response("Log in.\n", 401, _LOGIN, content_type="text/plain; charset=utf-8")
-    text = "Open the address with the token that the terminal shows.\n"
-    return Response(text, 403, content_type="text/plain; charset=utf-8")
+    text = "Log in." if by_password else "Open the address with the token that the terminal shows."
+    code, headers = (401, _LOGIN) if by_password else (403, None)
+    return Response(f"{text}\n", code, headers, content_type="text/plain; charset=utf-8")

@@ -54,19 +54,9 @@ class Views(NamedTuple):
     client_of: Callable[[], Client]
     rights: Rights
 
-    def get(self, path: str) -> Callable[[View], View]:
-        """Add a view that answers GET, under the name of its function."""
-        return self._add(path, "GET")
+    def get(self, path: str, method: str = "GET") -> Callable[[View], View]:
+        """Add a view that answers GET, or another method, under the name of its function."""
 
-    def post(self, path: str) -> Callable[[View], View]:
-        """Add a view that answers POST, under the name of its function."""
-        return self._add(path, "POST")
-
-    def noted(self, redis: Redis, *deeds: Deed) -> AbstractContextManager[Noted]:
-        """Write down what this request does, before and after, see ``noting``."""
-        return noting(redis, Actor(self.rights.who(), request.remote_addr or "", "page"), *deeds)
-
-    def _add(self, path: str, method: str) -> Callable[[View], View]:
         def add(view: View) -> View:
             def call() -> Any:
                 with within(DEADLINE, "the deadline of a page"):
@@ -76,6 +66,14 @@ class Views(NamedTuple):
             return view
 
         return add
+
+    def post(self, path: str) -> Callable[[View], View]:
+        """Add a view that answers POST, under the name of its function."""
+        return self.get(path, "POST")
+
+    def noted(self, redis: Redis, *deeds: Deed) -> AbstractContextManager[Noted]:
+        """Write down what this request does, before and after, see ``noting``."""
+        return noting(redis, Actor(self.rights.who(), request.remote_addr or "", "page"), *deeds)
 
 
 def page_of(template: str, redis: Redis, raw: dict[str, Any] | None = None, **values: Any) -> str:

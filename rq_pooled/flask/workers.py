@@ -26,15 +26,13 @@ def add_workers(views: Views) -> None:
     """Add the page and its endpoint."""
     rights = views.rights
 
-    def may_stop(worker: dict[str, Any]) -> bool:
-        return bool(worker["queues"]) and all(rights.may(STOP, queue) for queue in worker["queues"])
-
     @views.get("/workers")
     def workers_page(redis: Redis) -> Any:
         asked_for("stop", "act", "did")
         found, jobs = workers(redis), running(redis)
         for worker in found:
-            worker.update(_sizes(worker), may_stop=fits_a_form(worker["names"][0]) and may_stop(worker))
+            may_stop = bool(worker["queues"]) and all(rights.may(STOP, queue) for queue in worker["queues"])
+            worker["may_stop"] = may_stop and fits_a_form(worker["names"][0])
         for job in jobs[:SHOWN]:
             job["may_stop"] = bool(job["worker"]) and fits_a_form(job["id"]) and rights.may(STOP, job["queue"])
         asked: dict[str, Any] = {"asked": request.args.get("stop", ""), "act": request.args.get("act", "shutdown")}
@@ -75,13 +73,3 @@ def add_workers(views: Views) -> None:
                 hold(redis, given["worker"], act == "hold", queues)
         report = {**given, "queues": queues, **under_way.report}
         return answer(redis, report, deed.action, deed.what, 1, ".workers_page")
-
-
-def _sizes(worker: dict[str, Any]) -> dict[str, str]:
-    """Return the memory of a worker's parent and of each horse, a dash where it is not known."""
-    memory, pids = worker["memory"] or {"parent": None, "horses": []}, worker["horses"] or []
-    sizes = [f":\u202f{size:.0f}\u202fMB" for size in memory["horses"]] or [""] * len(pids)
-    return {
-        "size": "–" if memory["parent"] is None else f"{memory['parent']:.0f} MB",
-        "horse_sizes": ", ".join(f"{pid}{size}" for pid, size in zip(pids, sizes)) or "–",
-    }

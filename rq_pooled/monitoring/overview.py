@@ -17,7 +17,7 @@ from ..failed.groups import failure_groups
 from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
 from ..store.keys import job_key
-from ..store.queues import all_shown, is_shown, left_out
+from ..store.queues import all_shown, asked_once, is_shown, left_out
 from ..wire import raw, text
 from .guard import connections
 from .processes import note_busy, processes
@@ -28,6 +28,7 @@ from .throughput import throughput
 UPCOMING = 10
 
 
+@asked_once()
 def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     """Return the state of a server. Blocks for about forty round trips, whatever the number of queues and jobs.
 

@@ -68,8 +68,7 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
         late_by = span(overdue["schedule_lag"])
         add("warn", "upcoming", f"Scheduled jobs of {_name(overdue)} are late by {late_by}: no worker moves them.")
     if found["left_out"]:
-        kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} characters"
-        add("warn", "queues", f"{count(found['left_out'], 'queue is', 'queues are')} left out: {kept}.")
+        add("warn", "queues", f"{sentence_of_left_out(found['left_out'])}.")
     if connections["level"] == "warn":
         add("warn", "connections", f"The server fills up: {held}.")
     if connections["budget"] is not None and connections["budgeted"] > connections["budget"]:
@@ -90,6 +89,12 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
     if silent:
         add("warn", "workers", f"{count(len(silent), 'worker')} reported nothing for {span(silent[0]['age'])}.")
     return sorted(wrong, key=lambda one: one["level"] != "stop")
+
+
+def sentence_of_left_out(queues: int) -> str:
+    """Say that so many queues are not shown, and why, without a full stop."""
+    kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} characters"
+    return f"{count(queues, 'queue is', 'queues are')} left out: {kept}"
 
 
 def _name(queue: dict[str, Any]) -> str:

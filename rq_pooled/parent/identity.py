@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from rq.utils import now, utcformat
 from rq.worker import Worker
 
 from ..config.describing import shown_description
+from ..config.settings import Settings
 from ..frequent_lines import FrequentLines
 from ..store.claim import Claim
 from ..store.keys import worker_key
@@ -24,21 +26,23 @@ class Identity:
 
     Args:
         worker: of RQ's class; its scheduler only says what a scheduler's hash looks like.
-        concurrency: how many slots there are.
+        settings: CONCURRENCY, which is how many slots there are, and HEARTBEAT_TTL.
     """
 
-    def __init__(self, worker: Worker, concurrency: int) -> None:
+    def __init__(self, worker: Worker, settings: Settings) -> None:
         self._worker = worker
         self._lines = FrequentLines(worker.log)
         self.name = worker.name
         #: The names of the slots. Each is an RQ worker to the outside.
-        self.names = [worker.name, *(f"{worker.name}-{number}" for number in range(1, concurrency))]
+        self.names = [worker.name, *(f"{worker.name}-{number}" for number in range(1, settings.concurrency))]
         self._queues = {queue.key: queue for queue in worker.queues}
         self.queue_keys = [queue.key for queue in worker.queues]
         self.queue_names: list[str] = worker.queue_names()
-        #: Seconds between two rounds of maintenance, and for which a slot's hash outlives its heartbeat.
+        #: Seconds between two rounds of maintenance.
         self.maintenance_interval = max(1, worker.maintenance_interval)
-        self.ttl = worker.worker_ttl + 60
+        #: Seconds for which a slot's hash outlives its heartbeat: RQ's are a minute more than its worker may wait until
+        #: the next. Ours never wait so long, and one whose leases are over counts for no queue.
+        self.ttl = math.ceil(min(worker.worker_ttl + 60, settings.heartbeat_ttl))
         #: RQ's --job-monitoring-interval, its heartbeat while a job runs.
         self.monitoring_interval = max(1, worker.job_monitoring_interval)
         #: Seconds that a job may run which does not say so itself.

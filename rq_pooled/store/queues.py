@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -18,6 +19,8 @@ MAX_QUEUES, MAX_NAME = 2_000, 1_000
 
 #: Tells of a queue whether it may be shown; each thread, greenlet and task has its own.
 _may_show: ContextVar[Callable[[str], bool] | None] = ContextVar("rq_pooled_may_show", default=None)
+#: Keeps what the server has said, where it is asked once.
+_said: ContextVar[list[set[str]] | None] = ContextVar("rq_pooled_said", default=None)
 
 
 def show_only(may_show: Callable[[str], bool] | None) -> None:
@@ -26,6 +29,16 @@ def show_only(may_show: Callable[[str], bool] | None) -> None:
     It stands here, below all that reads queues, so that no list or sum can forget it.
     """
     _may_show.set(may_show)
+
+
+@contextmanager
+def asked_once() -> Iterator[None]:
+    """Ask one server once for its queues while the block lasts, so that all parts of a view are of the same ones."""
+    token = _said.set([])
+    try:
+        yield
+    finally:
+        _said.reset(token)
 
 
 def is_shown(queue: str) -> bool:
@@ -60,8 +73,14 @@ def left_out(ask: Callable[[str, str], Any]) -> int:
 
 
 def _known(ask: Callable[[str, str], Any]) -> set[str]:
+    said = _said.get()
+    if said:
+        return said[0]
     with names_key(QUEUES):
-        return {text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)}
+        known = {text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)}
+    if said is not None:
+        said.append(known)
+    return known
 
 
 def queue_states(names: Sequence[str], heads: int) -> Command:

@@ -194,7 +194,7 @@ class Worker(rq.worker.Worker):
 
     def _make_context(self, settings: Settings, loop: Loop) -> Context:
         """Return what the parts of the parent share; nothing is connected yet."""
-        identity = Identity(self, settings.concurrency)
+        identity = Identity(self, settings)
         command = CommandConnection(self._connector(settings, "command"), load(), settings.socket_timeout)
         make_listen = self._connector(settings, "listen")
         listen = ListenConnection(

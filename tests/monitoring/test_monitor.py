@@ -33,6 +33,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.utils import now, utcformat
+from rq.worker import Worker as RQWorker
 from support import ROOT, running_worker, wait_until
 
 from rq_pooled import health
@@ -45,6 +46,9 @@ from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.failed.tracebacks import exception_of
 from rq_pooled.metrics import metrics
 from rq_pooled.monitoring.neighbours import ask_neighbours
+from rq_pooled.monitoring.overview import overview
+from rq_pooled.monitoring.verdict import verdict
+from rq_pooled.monitoring.workers import workers
 from rq_pooled.pool import Pool
 
 NOTHING_ENDED = dict.fromkeys(("finished", "failed", "finished_per_minute", "failed_per_minute"), 0)
@@ -718,6 +722,16 @@ def test_metrics_tell_of_schedules_budget_and_connections(server: EmbeddedServer
     assert health.queues(redis)[-1]["schedule_lag"] > 90
 
 
+def test_an_overview_asks_once_for_the_queues(redis: Redis) -> None:
+    """All parts of the page are of the same queues: the server is asked for their names once, and anew for the next."""
+    Queue("a", connection=redis).enqueue("math.factorial", 3)
+    redis.config_resetstat()
+    assert len(overview(redis, Settings())["queues"]) == 1
+    assert redis.info("commandstats")["cmdstat_smembers"]["calls"] == 1
+    Queue("b", connection=redis).enqueue("math.factorial", 3)
+    assert len(overview(redis, Settings())["queues"]) == 2
+
+
 def test_a_worker_that_was_killed_serves_no_queue(server: EmbeddedServer, redis: Redis) -> None:
     """A worker counts for its queue as long as RQ's hash of it is there: after the last one nobody tidies up."""
     Queue("alone", connection=redis).enqueue("math.factorial", 3)
@@ -726,3 +740,49 @@ def test_a_worker_that_was_killed_serves_no_queue(server: EmbeddedServer, redis:
     assert [one["workers"] for one in health.queues(redis)] == [1]
     redis.delete(named("rq:worker:alive"))
     assert [one["workers"] for one in health.queues(redis)] == [0]
+
+
+def test_a_worker_that_died_or_froze_serves_no_queue(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """One that was killed, or froze, counts no longer once its leases are over: in no view of its queue, nor in RQ's.
+    Another goes on, one that thaws counts again, and a stock worker counts as long as RQ keeps it.
+    """
+    quick = {"RQ_POOLED_HEARTBEAT_INTERVAL": "0.3", "RQ_POOLED_HEARTBEAT_TTL": "2"}
+    shared, alone = (Queue(name, connection=redis) for name in ("shared", "alone"))
+    stock = named("rq:worker:stock")
+    redis.hset(stock, mapping={"last_heartbeat": "2026-01-01T00:00:00.000000Z", "queues": "shared"})
+    redis.sadd(named("rq:workers:shared"), stock)
+
+    def serving(of_shared: int, of_alone: int) -> bool:
+        return {one["name"]: one["workers"] for one in health.queues(redis)} == {"shared": of_shared, "alone": of_alone}
+
+    with (
+        running_worker(server.url, "shared", log=tmp_path / "kept", **quick),
+        running_worker(server.url, "shared", "alone", log=tmp_path / "ends", concurrency=2, **quick) as ends,
+    ):
+        for queue in (shared, alone):
+            queue.enqueue("math.factorial", 3)
+        wait_until(lambda: all(queue.finished_job_registry.count == 1 for queue in (shared, alone)))
+        assert serving(4, 2)
+        ends.process.send_signal(signal.SIGSTOP)
+        wait_until(lambda: serving(2, 0), what="the frozen one to count no longer")
+        ends.process.send_signal(signal.SIGCONT)
+        wait_until(lambda: serving(4, 2), what="it to count again")
+        ends.kill()
+        alone.enqueue("math.factorial", 3)
+        wait_until(lambda: serving(2, 0), what="the killed one to count no longer")
+        assert len(workers(redis)) == len(RQWorker.all(connection=redis, queue=shared)) - 1 == 1
+        said = [one["text"] for one in verdict(overview(redis, Settings()))]
+        assert "No worker serves “alone”, where 1 job waits." in said
+        assert re.search(r"^alone +1 .* 0$", run_command(server.url, "stats").stdout, re.MULTILINE)
+        assert 'rq_pooled_queue{queue="alone",state="workers"} 0.0' in metrics(redis, Settings(url=server.url))
+        shared.enqueue("math.factorial", 3)
+        wait_until(lambda: shared.finished_job_registry.count == 2)
+
+
+def test_a_large_fleet_that_was_killed_serves_no_queue(redis: Redis) -> None:
+    """Of a queue with more than 50 registered workers it is told, too, when none of them is there; one is enough."""
+    Queue("alone", connection=redis).enqueue("math.factorial", 3)
+    redis.sadd(named("rq:workers:alone"), *(named(f"rq:worker:w-{number}") for number in range(300)))
+    assert [one["workers"] for one in health.queues(redis)] == [0]
+    redis.hset(named("rq:worker:w-299"), "state", "idle")
+    assert [one["workers"] for one in health.queues(redis)] == [300]

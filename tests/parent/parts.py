@@ -160,7 +160,7 @@ def context_of(*, burst: bool = False, **settings: Any) -> Any:
     worker.scheduler = RQScheduler(["default"], connection=Redis(), name="w")
     log = WorkerLog(logging.getLogger("rq.worker"), "w")
     listen = SimpleNamespace(connected=True, client_id=7, connect=lambda _patience: None, close=lambda: None)
-    parts: Any = (Identity(worker, ours.concurrency), ours, "token", Connection(), listen)
+    parts: Any = (Identity(worker, ours), ours, "token", Connection(), listen)
     return Context(*parts, Timers(), log)  # type: ignore[arg-type]
 
 

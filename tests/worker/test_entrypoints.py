@@ -229,9 +229,10 @@ def test_results_ttl(run: Run, redis: Redis, queue: Queue) -> None:
 
 
 def test_worker_ttl(worker: Any, redis: Redis) -> None:
-    """--worker-ttl is how long each slot's registration lives without a heartbeat, and a minute more, as with RQ."""
-    with worker("q", "--worker-ttl", "77", "--name", "w", concurrency=2):
-        assert all(127 < redis.ttl(named(f"rq:worker:{name}")) <= 137 for name in ("w", "w-1"))
+    """Each slot's registration lives as long as its leases without a heartbeat, at most --worker-ttl and a minute."""
+    for ttl, lives in (("60", 60), ("600", 137)):
+        with worker("q", "--worker-ttl", "77", "--name", "w", concurrency=2, RQ_POOLED_HEARTBEAT_TTL=ttl):
+            assert all(lives - 10 < redis.ttl(named(f"rq:worker:{name}")) <= lives for name in ("w", "w-1"))
 
 
 def test_maintenance_interval(worker: Any, redis: Redis) -> None:
