@@ -249,7 +249,7 @@ class EmbeddedServer:
             files: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": log, "stderr": subprocess.STDOUT}
             self._process = subprocess.Popen(command, cwd=self.directory, start_new_session=True, **files)
         deadline = time.monotonic() + self._start_timeout
-        while not _answers(self.host, self.port):
+        while not (_answers(self.host, self.port) and self._is_ready()):
             if self._process.poll() is not None:
                 raise EmbeddedServerError(f"{program} ended at once: {self._last_words()}")
             if time.monotonic() > deadline:
@@ -258,6 +258,10 @@ class EmbeddedServer:
                     f"{program} gave no answer in {self._start_timeout:g} s: {self._last_words()}"
                 )
             time.sleep(0.005)
+
+    def _is_ready(self) -> bool:
+        """Tell whether it has said so: until then what answers may be another program, which has taken the port."""
+        return "loglevel" in self._options or "Ready to accept connections" in self._log()
 
     def _write_configuration(self) -> str:
         options: dict[str, Option] = {

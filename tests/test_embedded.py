@@ -7,8 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -181,3 +183,26 @@ def test_a_server_has_a_random_password() -> None:
         assert len(password) >= 32 and password not in repr(one)
     with EmbeddedServer(password=False) as one:
         assert "@" not in one.url and one.client().ping()
+
+
+def test_another_program_on_its_port_is_not_taken_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that took the port first, and answers as a server does, is sent no password; another port is taken."""
+    said: list[bytes] = []
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                asked, _ = door.accept()
+                with asked:
+                    while words := asked.recv(1000):
+                        said.append(words)
+                        asked.sendall(b"+PONG\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        taken, free = door.getsockname()[1], embedded._free_port
+        ports = iter([taken])
+        monkeypatch.setattr(embedded, "_free_port", lambda host: next(ports, None) or free(host))
+        threading.Thread(target=answer, daemon=True).start()
+        with EmbeddedServer() as server:
+            assert server.port != taken and server.client().ping()
+    assert b"".join(said).replace(b"PING\r\n", b"") == b""

@@ -40,7 +40,7 @@ def add_schedule(views: Views) -> None:
             raise ConfigurationError("this job is not scheduled, or not any more")
         rights.require(PURGE, queue)
         with views.noted(redis, Deed("cancel", queue, None, f"of {job_id}")) as under_way:
-            cancel(redis, job_id)
+            cancel(redis, job_id, queue)
             under_way.done(1)
         report = {"job": job_id, "queue": queue, **under_way.report}
         return answer(redis, report, "cancelled", queue, 1, ".schedule")

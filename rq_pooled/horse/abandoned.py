@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -27,9 +28,21 @@ def use_in_maintenance(worker: HorseMixin) -> None:
     # RQ 3 calls a function; the job's method, which ``_abandoned`` replaces, is RQ 2's.
     if rq_api.RQ3:
         rq_api.on_abandoned(lambda job, run: _call_back(worker, job, lambda: run(penalty)))
+    worker._exc_handlers = [_for_verified(handler) for handler in worker._exc_handlers]
     # The worker's own queues are used by maintenance only.
     for queue in worker.queues:
         queue.job_class = _abandoned(queue, worker, penalty)
+
+
+def _for_verified(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an exception handler that is not called with a job that is not loaded."""
+
+    @functools.wraps(handler)
+    def handle(job: Job, *exc_info: Any) -> Any:
+        screened = getattr(job, "_screened", None)
+        return handler(job, *exc_info) if screened is None or screened.refusal is None else None
+
+    return handle
 
 
 def _abandoned(home: Queue, worker: HorseMixin, penalty: Any) -> type[Job]:

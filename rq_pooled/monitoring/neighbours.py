@@ -40,7 +40,7 @@ def ask_neighbours(client: Redis) -> dict[str, Any] | None:
         # A job of this user may listen there, too, and answer anything.
         with suppress(OSError, ValueError, TypeError, RecursionError):
             # Temporary folders are shared: another user's could answer anything.
-            if os.stat(os.path.dirname(path)).st_uid != os.geteuid():
+            if os.lstat(os.path.dirname(path)).st_uid != os.geteuid():
                 continue
             address, info, clients = json.loads(_ask(path))
             # A worker whose server is away, or refuses the list, knows none.

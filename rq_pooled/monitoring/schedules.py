@@ -52,21 +52,27 @@ def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     return sorted(shown, key=lambda one: (one["next"] is None, one["next"] or 0.0, one["id"]))[:limit]
 
 
-def cancel(client: Redis, job_id: str) -> str:
+def cancel(client: Redis, job_id: str, asked: str | None = None) -> str:
     """Cancel a scheduled job, and return its queue. Blocks for a few round trips.
 
     A job of RQ is cancelled as RQ does it. One of rq-scheduler leaves its schedule, and what of it runs goes on.
 
+    Args:
+        client, job_id: as the names say.
+        asked: the queue that it has to be of, if given: the right may hold there only.
+
     Raises:
-        ConfigurationError: it is not scheduled (any more).
+        ConfigurationError: it is not scheduled (any more), or is of another queue by now.
     """
     queue = scheduled_in(client, job_id)
-    if queue is None:
+    if queue is None or asked not in (None, queue):
         raise ConfigurationError(f"{printable(job_id, MAX_VALUE)} is not scheduled, or not any more")
     if client.zrem(SCHEDULED_JOBS, raw(job_id)):
         return queue
     try:
-        _to_cancel(client, job_id).cancel()
+        job = _to_cancel(client, job_id)
+        if job.origin == queue:
+            job.cancel()
     except (NoSuchJobError, InvalidJobOperation, ValueError):
         # The job is gone, was cancelled meanwhile, or RQ takes no such id: the entry is all that can be removed.
         pass

@@ -151,7 +151,7 @@ def remove_stale_folders() -> None:
     """Remove the folders of killed workers: those in which no process listens any more."""
     for folder in glob(os.path.join(tempfile.gettempdir(), _PREFIX + "*")):
         with contextlib.suppress(OSError):
-            if os.stat(folder).st_uid != os.geteuid():
+            if os.lstat(folder).st_uid != os.geteuid():
                 continue
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
                 probe.settimeout(0.1)

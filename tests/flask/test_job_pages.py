@@ -14,6 +14,7 @@ import pytest
 from failures import FACTORIAL, HOSTILE, fail, fail_jobs, fill, ids_in, work
 from flask_app import make_app
 from keys import named
+from page_client import Forms
 from redis import Redis
 from rq import Queue as StockQueue
 from support import drop_pools
@@ -127,6 +128,28 @@ def test_what_is_not_there_leads_back(redis: Redis, server: EmbeddedServer, oper
             assert nowhere.status_code == 404 and "there is no page nowhere/&lt;b&gt;" in nowhere.text.lower()
             assert f'href="{place}/">Back to the overview' in nowhere.text
     assert "rq_pooled" not in operator.get("/elsewhere").text
+
+
+@pytest.mark.parametrize("job_id", ["q-0", 'a"b', "a'b <i> &amp; \u00e9"])
+@pytest.mark.parametrize("dead", [False, True])
+def test_the_buttons_of_one_job_do_what_they_say(redis: Redis, operator: Any, job_id: str, dead: bool) -> None:
+    """Each form of a job's page, sent as a browser sends it, acts on this job, whatever its id is."""
+    address, done = {"id": job_id}, []
+    for number in range(1 if dead else 2):
+        redis.flushdb()
+        (job,) = fail(redis, "ValueError", queue="q")
+        redis.rename(job.key, named("rq:job:") + job_id)
+        redis.zrem(named("rq:failed:q"), job.id)
+        redis.zadd(named("rq:failed:q"), {job_id: 9e9})
+        if dead:
+            assert operator.post("/rq/jobs", data={"act": "bury", "jobs": json.dumps([job_id])}).json["done"] == 1
+        forms = Forms(operator.get("/rq/job", query_string=address).text).posted()
+        assert len(forms) == (1 if dead else 2)
+        action, fields = forms[number]
+        answer = operator.post(action, data=fields)
+        assert answer.status_code == 303, answer.text
+        done.append((fields["act"], redis.zcard(named("rq:failed:q")) + dead * redis.zcard(named("rq_pooled:dead:q"))))
+    assert done == [("requeue", 0)] + ([] if dead else [("bury", 0)])
 
 
 @pytest.mark.parametrize("act", ["requeue", "bury", "delete"])

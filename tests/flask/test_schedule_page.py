@@ -18,8 +18,9 @@ from rq.job import Job
 from support import drop_pools
 
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.errors import ConfigurationError
 from rq_pooled.monitoring.audit import trail
-from rq_pooled.monitoring.schedules import schedules
+from rq_pooled.monitoring.schedules import cancel, schedules
 
 pytest.importorskip("flask")
 from page_client import client_of
@@ -120,6 +121,13 @@ def test_one_is_cancelled(everything: dict[str, Any], server: EmbeddedServer, re
     assert (one["action"], one["queue"], one["what"]) == ("cancel", "mail", f"of {name}")
     assert client.post("/rq/schedule/cancel", data={"job": name}).status_code == 400
     assert "is not scheduled" in refusal(run_command(server.url, "schedule", "cancel", name))
+
+
+def test_a_job_is_cancelled_only_in_the_queue_that_was_asked_about(everything: dict[str, Any], redis: Redis) -> None:
+    """A job that has moved since the right was asked stays scheduled in its new queue."""
+    with pytest.raises(ConfigurationError, match="is not scheduled, or not any more"):
+        cancel(redis, "later", "other")
+    assert "later" in {one["id"] for one in schedules(redis)} and not Job.fetch("later", redis).is_canceled
 
 
 @pytest.mark.parametrize("right", ["view", "requeue", "bury", "purge", "stop", "pause"])

@@ -82,6 +82,18 @@ def test_a_callback_of_maintenance_is_not_cut_short_by_a_stop(server: Any, redis
     assert redis.lrange("callbacks", 0, -1) == redis.lrange("began", 0, -1) and redis.llen("began") == 1
 
 
+def test_a_dependent_that_depends_on_nothing_holds_no_job_back(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """An abandoned job is failed though a job is listed among its dependents that names no dependency."""
+    queue = Queue("a", connection=redis)
+    redis.hset(Queue("b", connection=redis).enqueue("math.sqrt", 4, job_id="alien").key, "status", "deferred")
+    redis.zadd(named("rq:deferred:a"), {"alien": 1})
+    job = abandon(redis, queue, promise_jobs.on_abandoned)
+    redis.delete(queue.key)
+    redis.sadd(named(f"rq:job:{job.id}:dependents"), "alien")
+    with running_worker(server.url, "a", log=tmp_path / "log"):
+        wait_until(lambda: job.get_status(refresh=True) == "failed", 10, what="maintenance")
+
+
 HASH = {"created_at": "2026-11-01T00:00:00.000000Z", "origin": "a", "data": "x", "timeout": "30"}
 
 

@@ -658,15 +658,22 @@ def test_a_worker_that_knows_nothing_is_passed_over(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a folder is given to another user")
-def test_another_user_s_folder_is_not_asked(redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("linked", [False, True], ids=["folder", "link to one of ours"])
+def test_another_user_s_folder_is_not_asked(
+    redis: Redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linked: bool
+) -> None:
     """Who holds a full server's connections is asked of workers of this user alone, since all may write to /tmp."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     folder = tmp_path / "rq_pooled-x"
-    folder.mkdir()
+    if linked:
+        (tmp_path / "ours").mkdir()
+        folder.symlink_to("ours")
+    else:
+        folder.mkdir()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
         door.bind(str(folder / "jobs.sock"))
         door.listen()
-        os.chown(folder, 65534, 65534)
+        os.lchown(folder, 65534, 65534)
         assert ask_neighbours(redis) is None
         assert not select.select([door], [], [], 0)[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html.parser import HTMLParser
 from typing import Any
 
 import flask
@@ -18,3 +19,24 @@ def client_of(server: EmbeddedServer, authorize: Any = lambda action, queue: Tru
     client = app.test_client()
     client.environ_base["HTTP_SEC_FETCH_SITE"] = "same-origin"
     return client
+
+
+class Forms(HTMLParser):
+    """The forms of a page that are posted: where to, and the fields that a browser sends."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a form, or a field of the last one."""
+        one = {name: value or "" for name, value in attrs}
+        if tag == "form":
+            self.found.append((one.get("action", ""), {"": one.get("method", "get")}))
+        elif "name" in one and self.found and one.get("type") != "checkbox":
+            self.found[-1][1][one["name"]] = one.get("value", "")
+
+    def posted(self) -> list[tuple[str, dict[str, str]]]:
+        """Return those whose method is post, without that."""
+        return [(action, fields) for action, fields in self.found if fields.pop("") == "post"]

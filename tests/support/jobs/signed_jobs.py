@@ -115,6 +115,11 @@ def on_success(job: Any, connection: Redis, _result: Any) -> None:
     connection.rpush(RAN, f"success of {job.id}")
 
 
+def handler(job: Job, *_error: Any) -> None:
+    """An exception handler."""
+    job.connection.rpush(RAN, f"handler of {job.id}")
+
+
 def on_failure(job: Any, connection: Redis, *_error: Any) -> None:
     """Say that it was called."""
     connection.rpush(RAN, f"failure of {job.id}")
