@@ -35,6 +35,8 @@ KINDS = ("valkey", "redis")
 #: Answers of a server that is up; the second one wants a password.
 _ANSWERS = (b"+PONG", b"-NOAUTH")
 _PORT_ATTEMPTS = 5
+#: What a server's log says once it has bound its port; what is loaded from disk comes between both.
+_BOUND = ("Server initialized", "Ready to accept connections")
 
 # Runs in the server's process before the server, which must end with us, also when we are killed with SIGKILL. A
 # preexec_fn would fork this (perhaps threaded) Python, which 3.12+ warns about. On Linux the kernel sends SIGKILL when
@@ -260,8 +262,8 @@ class EmbeddedServer:
             time.sleep(0.005)
 
     def _is_ready(self) -> bool:
-        """Tell whether it has said so: until then what answers may be another program, which has taken the port."""
-        return "loglevel" in self._options or "Ready to accept connections" in self._log()
+        """Tell whether it has bound the port, and said so: until then another program may answer there."""
+        return "loglevel" in self._options or any(words in self._log() for words in _BOUND)
 
     def _write_configuration(self) -> str:
         options: dict[str, Option] = {
