@@ -26,10 +26,11 @@ from ..config.settings import Settings
 from ..deadline import clipped
 from ..durations import since_boot
 from ..errors import BudgetExceeded
+from ..foreign import MAX_VALUE, printable, whole_number
 from ..store.budget import reserve
 from ..store.keys import budget_keys
 from ..store.scripts import is_unknown, run, with_text
-from ..wire import Command
+from ..wire import Command, text
 from .clients import connected_processes, process_name
 
 Execute = Callable[..., Any]
@@ -212,7 +213,8 @@ class Lease:
             self._gone_here.clear()
             if len(reply) > 5:
                 flat = reply[5]
-                held = [(token.decode().rpartition(":")[0], int(count)) for token, count in zip(flat[::2], flat[1::2])]
+                pairs = zip(flat[::2], flat[1::2])
+                held = [(printable(token, MAX_VALUE).rpartition(":")[0], whole_number(count)) for token, count in pairs]
                 self._refused = int(reply[1]), held
             return self.granted > 0
 
@@ -230,7 +232,7 @@ class Lease:
         A refused one looks whether leases that have ended belong to processes that have no connection any more.
         """
         reply = self._call(execute, wanted)
-        ended = [token.decode() for token in reply[4]] if len(reply) > 4 else []
+        ended = [text(token) for token in reply[4]] if len(reply) > 4 else []
         if ended and (gone := self._gone(execute, ended)):
             reply = self._call(execute, wanted, gone)
         self.accept(reply)

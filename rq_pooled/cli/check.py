@@ -168,7 +168,7 @@ def check(
                 text = f"{len(stopped)} queue{'s' * (len(stopped) != 1)} paused: {listed}"
                 findings.append(Finding("paused", OK, text, f"paused={len(stopped)}"))
             if settings.signing_keys is not None or settings.signing_keys_file is not None:
-                findings.append(_signatures(client))
+                findings.append(_signatures(client, secure))
             if secure:
                 for name, (well, text) in (("rights", secured.rights(client)), ("signing", secured.signing(settings))):
                     findings.append(Finding(name, OK if well else WARNING, text))
@@ -307,13 +307,13 @@ def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, floa
     return Finding(state, _judged(count, limits), text, f"{state}={count};{limits[0]:g};{limits[1]:g}")
 
 
-def _signatures(client: Redis) -> Finding:
-    """Tell what workers did since their starts; the alert rules judge it."""
+def _signatures(client: Redis, secure: bool) -> Finding:
+    """Tell what workers with keys did since their starts. Without ``secure`` the alert rules judge it."""
     counters = [one["worker"]["counters"] for one in processes(client) if one["worker"]]
     unsigned, refused = (sum(one[name] for one in counters) for name in ("unsigned", "refused"))
-    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded (by the workers that run now)"
+    kept = f"{refused} {'was' if refused == 1 else 'were'} not loaded (by the workers that run now and have keys)"
     text = f"{unsigned} job{'s' * (unsigned != 1)} ran without a signature, {kept}"
-    return Finding("signatures", OK, text, f"unsigned={unsigned} refused={refused}")
+    return Finding("signatures", WARNING if secure and unsigned else OK, text, f"unsigned={unsigned} refused={refused}")
 
 
 def _failures(client: Redis, limits: tuple[float, float]) -> Finding:

@@ -142,14 +142,15 @@ def _sweeps(connection: Redis) -> list[dict[str, Any]]:
         meta, *texts = fields
         description, origin, status = (text(value or b"") for value in texts)
         cron = plain_meta(meta).get("cron_string")
+        # What has no date in this calendar is due at its end, or at the first second.
+        at = datetime.fromtimestamp(min(max(due, 0.0), LAST_TIME)).astimezone()
         found.append(
             {
                 "name": text(word).removeprefix(PREFIX),
                 "cron": cron if isinstance(cron, str) else None,
                 "what": description,
                 "in_queue": origin,
-                # What has no date in this calendar is due at its end.
-                "next": datetime.fromtimestamp(min(due, LAST_TIME)).astimezone().isoformat(timespec="minutes"),
+                "next": at.isoformat(timespec="minutes"),
                 "last_status": status or None,
             }
         )

@@ -11,15 +11,17 @@ from ..config.settings import Settings
 from ..foreign import MAX_VALUE, printable
 from ..signing.policy import policy_of
 
-#: What no process of ours needs: a key of another application, and the server's configuration.
+#: What no process of ours needs: a key of another application, the server's configuration, and its users.
 _BEYOND = (
     ("EXISTS", "another-application:key", "other applications' keys"),
+    ("GET", "another-application:key", "other applications' keys"),
     ("CONFIG GET", "maxclients", "the server's configuration"),
+    ("ACL GETUSER", "another-user", "the server's users"),
 )
 
 
 def rights(client: Redis) -> tuple[bool, str]:
-    """Tell whether the server refuses this user what it does not need; leaves two lines in its ACL LOG. Blocks."""
+    """Tell whether the server refuses this user what it does not need; leaves lines in its ACL LOG. Blocks."""
     try:
         user = printable(str(client.client_info().get("user", "")) or "unknown", MAX_VALUE)
     except ResponseError:
@@ -30,11 +32,11 @@ def rights(client: Redis) -> tuple[bool, str]:
     for command, word, what in _BEYOND:
         try:
             execute(command, word)
-            open_to_it.append(what)
+            open_to_it += [what] * (what not in open_to_it)
         except NoPermissionError:
             pass
     if open_to_it:
-        return False, f"the user {user} may read {' and '.join(open_to_it)}: see rq-pooled acl"
+        return False, f"the user {user} may read {', '.join(open_to_it)}: see rq-pooled acl"
     return True, f"the user {user} has no rights beyond the application"
 
 

@@ -175,7 +175,8 @@ def trail(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     for entry_id, fields in entries or ():
         written = {text(name): value for name, value in fields.items() if len(name) < MAX_VALUE}
         queue = text(written.get("queue", b""))
-        if everything if "cut" in written else (not queue or is_shown(queue)):
+        # What names no queue may be about any.
+        if everything or ("cut" not in written and queue and is_shown(queue)):
             found.append(_entry(text(entry_id), written))
     return found[:limit]
 

@@ -18,7 +18,7 @@ from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import LAST_TIME, MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
-from ..store.queues import first_queues, is_shown
+from ..store.queues import all_shown, first_queues, is_shown
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
 
@@ -115,7 +115,7 @@ def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[st
         pipeline.hmget(
             raw(job_key(job_id)), *_FIELDS, *(name if 0 < (size or 0) <= MAX_FIELD else "" for name, size in long)
         )
-    entries = []
+    entries, everything = [], all_shown(client.execute_command)
     for (due, name, job_id), fields in zip(rows, replies_of(pipeline) if rows else ()):
         origin, started, enqueued, repeats, description, meta = fields or [None] * 6
         # An entry may be of a job that is another queue's.
@@ -126,6 +126,9 @@ def _jobs(client: Redis, rows: Sequence[tuple[float, str, str]]) -> list[dict[st
         kind = "repeat" if repeats is not None else "retry" if started else "scheduled"
         if not name:
             kind = "sweep" if job_id.startswith(SWEEP) else "rq-scheduler"
+        # It names the queues that it sweeps, which may be others than the one in which it runs.
+        if kind == "sweep" and not everything:
+            continue
         entries.append(
             {
                 "id": plain(job_id),

@@ -99,6 +99,25 @@ def _try(pool: Pool) -> Any:
         return None
 
 
+@pytest.mark.parametrize("word", ["abc", "-1000000", "nan", "inf", "", "9" * 400, b"\xff"])
+def test_what_is_no_number_of_connections_holds_up_nobody(
+    redis: Redis, server: EmbeddedServer, word: str | bytes
+) -> None:
+    """A process takes its place, and another is refused one beyond the budget, though others wrote nonsense there."""
+    redis.hset(HELD, "forged", word)
+    redis.hset(ORDER, "forged", word)
+    if word in ("inf", "9" * 400):
+        # More than any budget: all of it is held, and that is said.
+        with pytest.raises(BudgetExceeded):
+            Pool(shop(server, 1), max_connections=1, timeout=0.2).get_connection()
+        return
+    first, second = (Pool(shop(server, 1), max_connections=1, timeout=0.2) for _ in range(2))
+    connection = first.get_connection()
+    with pytest.raises(BudgetExceeded):
+        second.get_connection()
+    first.release(connection)
+
+
 def test_a_lease_that_stands_keeps_its_place_whoever_calls_it_gone(redis: Redis, server: EmbeddedServer) -> None:
     """A process that CLIENT LIST does not show yet, or no more, keeps its place until its lease has ended."""
     with engine(server.url) as one:

@@ -72,6 +72,15 @@ def test_default_names_tell_queues_apart(redis: Redis, run: Run) -> None:
     assert sorted(map(repr, found)) == sorted(repr(queues or None) for queues in sweeps)
 
 
+@pytest.mark.parametrize("due", [float("-inf"), -1e300, float("inf"), 1e300])
+def test_any_time_is_shown(redis: Redis, run: Run, due: float) -> None:
+    """A sweep whose time others have set to one that no calendar has is listed."""
+    run("--cron", "0 4 * * *", "--ghosts", "--name", "s")
+    redis.zadd(SCHEDULED_JOBS, {"rq_pooled-sweep-s": due})
+    result = run()
+    assert result.returncode == 0 and "0 4 * * *" in result.stdout
+
+
 def test_sweep_whose_job_vanished_is_forgotten(redis: Redis, run: Run) -> None:
     """A sweep whose job was deleted is dropped from the list and from the schedule."""
     run(*TEN, "--ghosts")

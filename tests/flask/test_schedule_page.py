@@ -148,6 +148,17 @@ def test_what_may_not_be_viewed_is_not_to_come(everything: dict[str, Any], serve
     assert answers[0].status_code == answers[1].status_code == 400 and answers[0].text == answers[1].text
 
 
+def test_a_sweep_is_shown_to_who_may_view_all_queues(server: EmbeddedServer, redis: Redis) -> None:
+    """A recurring sweep names other queues than the one in which it runs, and so does the entry of its removal."""
+    redis.sadd(named("rq:queues"), named("rq:queue:mail"), named("rq:queue:hidden"))
+    words = ("schedule-sweep", "--cron", "0 4 * * *", "--ghosts", "-q", "hidden", "--in-queue", "mail")
+    assert run_command(server.url, *words).returncode == 0
+    tenant, operator = client_of(server, lambda action, queue: queue != "hidden"), client_of(server)
+    assert "hidden" in operator.get("/rq/schedule").text and "hidden" not in tenant.get("/rq/schedule").text
+    assert run_command(server.url, "schedule-sweep", "--remove", "ghosts-hidden").returncode == 0
+    assert operator.get("/rq/trail").text.count("ghosts-hidden") == 2 and "hidden" not in tenant.get("/rq/trail").text
+
+
 def test_what_others_wrote_breaks_nothing(server: EmbeddedServer, redis: Redis) -> None:
     """Keys of another type, jobs that are gone, odd times and odd JSON cost neither page nor command its answer."""
     Queue("mail", redis).enqueue_in(SOON, FACTORIAL, 3, job_id="later")

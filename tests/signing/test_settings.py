@@ -144,7 +144,7 @@ def test_what_workers_count(signing: Signing, tmp_path: Path) -> None:
     signing.redis.hset(named("rq:job:a"), "timeout", 5)
     url = signing.server.url
     with running_worker(url, "default", log=tmp_path / "log", RQ_POOLED_HEARTBEAT_INTERVAL="0.2"):
-        expected = "1 job ran without a signature, 1 was not loaded (by the workers that run now)"
+        expected = "1 job ran without a signature, 1 was not loaded (by the workers that run now and have keys)"
         wait_until(lambda: expected in run_command(url, "check").stdout, 30)
         signing.use(None)
         assert "signature" not in run_command(url, "check").stdout

@@ -413,7 +413,11 @@ def test_check_says_whether_it_is_so(guarded: Guarded, monkeypatch: pytest.Monke
     assert well.returncode == 0 and "the user worker has no rights beyond" in well.stdout, well.stdout
     assert "signed with the key k1 |" in well.stdout
     for url, settings, said in (
-        (guarded.server.url, keys_of, "the user default may read other applications' keys and the server's conf"),
+        (
+            guarded.server.url,
+            keys_of,
+            "default may read other applications' keys, the server's configuration, the ser",
+        ),
         (guarded.url("web"), {}, "jobs are not signed"),
         (guarded.url("web"), {**keys_of, "RQ_POOLED_SIGNING": "accept-unsigned"}, "without a signature run, too"),
     ):

@@ -19,6 +19,7 @@
 -- As in heartbeat.lua, a write that the server never denies comes first, so places are found when memory is full.
 redis.call('DEL', NONE)
 -- rights first
+-- include numbers
 
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
@@ -44,9 +45,9 @@ local held = redis.call('HGETALL', KEYS[2])
 for i = 1, #held, 2 do
   holds[held[i]] = true
   if held[i] == token then
-    mine = tonumber(held[i + 1])
+    mine = count_of(held[i + 1])
   else
-    others = others + tonumber(held[i + 1])
+    others = others + count_of(held[i + 1])
   end
 end
 
@@ -58,7 +59,7 @@ for _, one in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
   end
 end
 
-local last = tonumber(redis.call('HGET', KEYS[3], token) or 0)
+local last = tonumber(redis.call('HGET', KEYS[3], token) or 0) or 0
 if number < last or (wish == 0 and wanted > mine) then
   -- A later command of this token came first, or others have taken the connections that this one gives back.
   return { mine, others, hunger, number }
