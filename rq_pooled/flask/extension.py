@@ -112,8 +112,8 @@ class RQPooled:
             return self.job()(queue)
 
         make: Any = rq.decorators.job
-        options["queue_class"] = lambda name, connection: self.get_queue(name)
-        return make(queue or self._default, connection=None, **options)
+        own: Any = lambda name, connection: self.get_queue(name)
+        return make(queue or self._default, None, queue_class=own, **options)
 
     def blueprint(
         self, authorize: Authorize | None = None, name: str = "rq_pooled", *, who: Who | None = None

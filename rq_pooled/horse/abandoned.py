@@ -28,19 +28,22 @@ def use_in_maintenance(worker: HorseMixin) -> None:
     # RQ 3 calls a function; the job's method, which ``_abandoned`` replaces, is RQ 2's.
     if rq_api.RQ3:
         rq_api.on_abandoned(lambda job, run: _call_back(worker, job, lambda: run(penalty)))
-    worker._exc_handlers = [_for_verified(handler) for handler in worker._exc_handlers]
+    worker._exc_handlers = [_for_verified(worker, handler) for handler in worker._exc_handlers]
     # The worker's own queues are used by maintenance only.
     for queue in worker.queues:
         queue.job_class = _abandoned(queue, worker, penalty)
 
 
-def _for_verified(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Return an exception handler that is not called with a job that is not loaded."""
+def _for_verified(worker: HorseMixin, handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Return an exception handler that is not called with a job that is not loaded, and has the rights of jobs."""
 
     @functools.wraps(handler)
     def handle(job: Job, *exc_info: Any) -> Any:
         screened = getattr(job, "_screened", None)
-        return handler(job, *exc_info) if screened is None or screened.refusal is None else None
+        if screened is not None and screened.refusal is not None:
+            return None
+        with worker.connection.live():
+            return handler(job, *exc_info)
 
     return handle
 

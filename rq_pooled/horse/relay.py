@@ -2,7 +2,7 @@
 
 Maintenance has to run where user code may run (RQ calls failure callbacks of abandoned jobs in it), and must not cost
 a connection. The horse sends simple commands to the parent, which executes them between its own. Everything else
-(blocking commands, PubSub, scripts of a callback) goes over a connection of the horse's own.
+(blocking commands, PubSub, all that a user's callback or handler sends) goes over a connection of the horse's own.
 """
 
 from __future__ import annotations

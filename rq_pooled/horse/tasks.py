@@ -224,7 +224,8 @@ class Tasks:
         """
         worker, relay = self._worker, self._relay
         try:
-            relay.execute([first])
+            # The horse before may have died with keys watched.
+            relay.execute([("UNWATCH",), first])
             cleaned = rq_api.groups_cleaned_by(lambda: clean_groups(relay.run_script))
             with integrations.around_job(), relay.carry(), cleaned:
                 try:

@@ -44,9 +44,9 @@ def maintain_each(worker: Any, maintain: Callable[[], Any]) -> None:
 
 
 def check_unreadable(error: Exception) -> None:
-    """Raise the error again if it is not about what others wrote, but about the server or this worker's rights."""
+    """Raise the error again if it is not about what others wrote, but about the server, the parent or rights."""
     is_of_data = isinstance(error, ResponseError) and not is_away(error) and not is_forbidden(error)
-    if isinstance(error, (RedisError, Refused)) and not is_of_data:
+    if isinstance(error, (RedisError, Refused, OSError, EOFError)) and not is_of_data:
         raise error
 
 

@@ -14,7 +14,7 @@ from redis import Redis
 
 from ..config.settings import Settings
 from ..connection.away import LOST
-from ..foreign import label, whole_number
+from ..foreign import label, replies_of, whole_number
 from ..pool.registry import get_connection
 from ..store.keys import budget_keys
 from ..store.queues import left_out
@@ -188,9 +188,11 @@ def _budget(client: Redis, settings: Settings | None) -> Iterator[Any]:
     settings = settings or Settings.load()
     if settings.budget is not None:
         leases, places, *_ = budget_keys(settings.budget_name or "")
-        alive = set(client.zrangebyscore(leases, server_time(client), "+inf"))
-        counts: Any = client.hgetall(places)
-        held = sum(whole_number(count) for process, count in counts.items() if process in alive)
+        pipeline: Any = client.pipeline(transaction=False)
+        pipeline.zrangebyscore(leases, server_time(client), "+inf")
+        pipeline.hgetall(places)
+        alive, counts = (reply or () for reply in replies_of(pipeline))
+        held = sum(whole_number(counts[process]) for process in set(alive).intersection(counts))
         yield GaugeMetricFamily("rq_pooled_budget", "places that BUDGET has", value=settings.budget)
         yield GaugeMetricFamily("rq_pooled_budget_held", "places that processes hold", value=held)
 

@@ -20,6 +20,7 @@ class Maintenance:
     def __init__(self, context: Context, events: Events, *, slots: Slots) -> None:
         self._context = context
         self._slots = slots
+        self._shutdown_began = events.shutdown_began
         events.shutdown_began.append(self._on_shutdown)
 
     def start(self) -> None:
@@ -28,12 +29,18 @@ class Maintenance:
         self._context.loop.call_every(self._context.identity.maintenance_interval, self._begin)
 
     def _begin(self) -> None:
-        if not self._slots.maintaining():
-            context = self._context
+        context = self._context
+        if self._slots.maintaining():
+            context.log.warning("maintenance takes longer than its interval")
+        elif not self._shutdown_began.happened:
             command = postpone(context.identity.queue_keys, math.ceil(context.settings.abandon_after))
             self._slots.maintenance = Task("maintain", arguments=(tuple(command),))
 
     def _on_shutdown(self) -> None:
+        """Drop what waits and belongs to no job, and end what runs after a while: neither is waited for at the end."""
+        self._slots.maintenance = None
+        for task in [task for task in self._slots.tasks if task.claim is None]:
+            self._slots.tasks.remove(task)
         self._context.loop.call_later(PATIENCE, self._end)
 
     def _end(self) -> None:

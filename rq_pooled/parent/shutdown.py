@@ -111,7 +111,6 @@ class Shutdown:
             if timeout is not None:
                 self._context.loop.call_later(timeout, self._stop_hard)
             self._events.shutdown_began()
-            self._slots.forget_maintenance()
             busy = [slot.name for slot in self._slots.regular() if slot.claim]
             if notes := self._context.identity.warm_shutdown(busy):
                 self._context.command.submit(Exchange(notes))

@@ -41,7 +41,7 @@ class Slot:
     name: str
     #: Sends a message to a horse without waiting.
     send: Callable[[Horse, tuple[Any, ...]], None]
-    #: Forked for a task while all others were busy; ends when there are no more.
+    #: Forked for maintenance, or for a task while all others were busy; ends when no task waits.
     spare: bool = False
     horse: Horse | None = None
     ready: bool = False

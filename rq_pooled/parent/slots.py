@@ -36,7 +36,7 @@ CLEAN_UP_TIME = 5.0
 SCHEDULE_TIME = 60.0
 #: Seconds that a job counts whose horse was replaced after it, though others waited there.
 NEW_HORSE_TIME = 0.05
-#: Longest time in seconds for which the first claim waits for the first horse and for maintenance: mostly 50 ms do.
+#: Seconds for which the first claim waits for the first horse and for maintenance, until the next look at deadlines.
 START_WAIT = 0.5
 
 
@@ -127,12 +127,6 @@ class Slots:
         claims += [claim for slot in self._slots for claim in slot.waiting]
         return sorted((claim for claim in claims if claim is not None), key=lambda claim: claim.created_at)
 
-    def forget_maintenance(self) -> None:
-        """Drop waiting tasks that belong to no job: they are not waited for at the end."""
-        self.maintenance = None
-        for task in [task for task in self.tasks if task.claim is None]:
-            self.tasks.remove(task)
-
     def busy(self) -> bool:
         """Tell whether any horse has a task, or one is waiting for a horse."""
         return bool(self.tasks or self.maintenance) or any(slot.task is not None for slot in self._slots)
@@ -144,7 +138,6 @@ class Slots:
         for slot in self._slots:
             self._spawn(slot)
         self._wait_until = time.monotonic() + START_WAIT
-        # This wakes the loop, too: a horse that hangs sends nothing.
         self._deadlines.start()
 
     @property
@@ -192,7 +185,7 @@ class Slots:
         self.waiting.put_back(*self._slots)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
         claims = [slot.claim for slot in interrupted if slot.claim is not None]
-        for slot in interrupted:
+        for slot in [*interrupted, *self.maintaining()]:
             slot.handed_on = True
             self.kill(slot)
         return sorted(claims, key=lambda claim: claim.created_at)
@@ -234,7 +227,15 @@ class Slots:
             if self._multiplexer is not None and slot.guest is not None:
                 self._multiplexer.drop(slot.guest)
             self._context.log.error("cannot fork (%s); trying again", error, worker=slot.name)
-            self._context.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
+            if slot.spare:
+                self._forget_spare(slot, RESPAWN_CAP)
+            else:
+                self._context.loop.call_later(RESPAWN_CAP, lambda: self._spawn_if_empty(slot))
+
+    def _forget_spare(self, slot: Slot, pause: float) -> None:
+        """Fork none for ``pause`` seconds. Maintenance has its next time: the end of a burst worker waits for it."""
+        self._slots.remove(slot)
+        self._spare_after, self.maintenance = time.monotonic() + pause, None
 
     def _spawn_if_empty(self, slot: Slot) -> None:
         if slot.horse is None:
@@ -265,19 +266,19 @@ class Slots:
             if task.kind == "perform":
                 self._context.counters.run_time.add(time.monotonic() - slot.since)
             self._deaths.on_death(task, horse.pid, status, rusage, stopped)
-        if slot.spare:
-            self._slots.remove(slot)
         if was_idle and not was_ready:
             slot.stillborn += 1
             self._spares_died += slot.spare
             delay = min(RESPAWN_CAP, RESPAWN_BASE * 2 ** ((self._spares_died if slot.spare else slot.stillborn) - 1))
-            if slot.spare:
-                self._spare_after = time.monotonic() + delay
             what = "a spare horse" if slot.spare else "a horse"
             self._context.log.error("%s ended before it was ready (status %d)", what, status, worker=slot.name)
-            # For a spare one this only wakes the loop.
-            self._context.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
-        elif not slot.spare:
+            if slot.spare:
+                self._forget_spare(slot, delay)
+            else:
+                self._context.loop.call_later(delay, lambda: self._spawn_if_empty(slot))
+        elif slot.spare:
+            self._slots.remove(slot)
+        else:
             self._context.counters.horses_replaced += 1
             self._spawn(slot)
 

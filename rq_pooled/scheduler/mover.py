@@ -264,7 +264,7 @@ def _check_meta(job: Job) -> None:
 def _check_queue_class(job: Job) -> None:
     """Raise NotVerified if meta that is not signed names a class which ALLOWED does not: it would be imported."""
     name, policy = job.meta.get("queue_class_name"), current()
-    if name and policy.keys is None and name not in _KNOWN:
+    if name and (policy.keys is None or policy.unsigned) and name not in _KNOWN:
         policy.check_allowed(str(name), "the class of its queue is")
 
 

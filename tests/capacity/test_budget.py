@@ -31,6 +31,7 @@ from rq_pooled.capacity.reservation import Reservation
 from rq_pooled.config import Settings
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import BudgetExceeded, ConfigurationError, PoolExhausted
+from rq_pooled.metrics import metrics
 from rq_pooled.pool import Pool
 from rq_pooled.pool.budgeted import Budgeted
 from rq_pooled.store.scripts import scripts
@@ -116,6 +117,18 @@ def test_what_is_no_number_of_connections_holds_up_nobody(
     with pytest.raises(BudgetExceeded):
         second.get_connection()
     first.release(connection)
+
+
+@pytest.mark.parametrize("key", [LEASES, HELD, ORDER, WAITING])
+def test_keys_of_another_type_hold_up_nobody(redis: Redis, server: EmbeddedServer, key: str) -> None:
+    """A process takes its place, though another program wrote the keys of the budget, and metrics are told."""
+    redis.set(key, "x")
+    settings = shop(server, 1)
+    assert "rq_pooled_budget_held 0.0" in metrics(redis, settings)
+    pool = Pool(settings, max_connections=1, timeout=0.2)
+    connection = pool.get_connection()
+    assert redis.hvals(HELD) == [b"1"]
+    pool.release(connection)
 
 
 def test_a_lease_that_stands_keeps_its_place_whoever_calls_it_gone(redis: Redis, server: EmbeddedServer) -> None:

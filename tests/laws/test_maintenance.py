@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
+import jobs
 import promise_jobs
 import pytest
 from keys import named
@@ -92,6 +95,48 @@ def test_a_dependent_that_depends_on_nothing_holds_no_job_back(server: Any, redi
     redis.sadd(named(f"rq:job:{job.id}:dependents"), "alien")
     with running_worker(server.url, "a", log=tmp_path / "log"):
         wait_until(lambda: job.get_status(refresh=True) == "failed", 10, what="maintenance")
+
+
+@pytest.mark.parametrize("worker_class", ["crowded_worker.Worker", "rq_pooled.Worker"])
+@pytest.mark.parametrize("end", [("--burst",), ("--max-jobs", "1")], ids=["burst", "max-jobs"])
+def test_a_worker_without_room_for_maintenance_ends(
+    server: Any, redis: Redis, tmp_path: Path, end: tuple[str, ...], worker_class: str
+) -> None:
+    """A worker that cannot fork a horse for maintenance does its jobs and ends, as one that can."""
+    job = Queue("a", connection=redis).enqueue("math.sqrt", 4)
+    log = tmp_path / "log"
+    with running_worker(server.url, "a", *end, log=log, ready=None, worker_class=worker_class) as worker:
+        assert worker.wait() == 0
+        assert ("cannot fork" in worker.output()) == worker_class.startswith("crowded")
+    assert job.get_status(refresh=True) == "finished"
+
+
+def test_no_maintenance_begins_after_the_stop(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A worker that finishes a job after it was told to stop begins no maintenance, which its end would wait for."""
+    queue = Queue("a", connection=redis)
+    line = ("a", "--maintenance-interval", "1")
+    with running_worker(server.url, *line, log=tmp_path / "log", concurrency=2) as worker:
+        held = queue.enqueue(jobs.wait_for, "go", "running")
+        wait_until(lambda: redis.llen("running"), 10, what="the job")
+        worker.process.send_signal(signal.SIGTERM)
+        worker.wait_for("warm shut down requested")
+        job = abandon(redis, queue, promise_jobs.on_abandoned)
+        time.sleep(2.5)
+        redis.lpush("go", 1)
+        assert worker.wait() == 0
+    assert held.get_status(refresh=True) == "finished" and job.get_status(refresh=True) == "started"
+
+
+def test_a_second_stop_ends_maintenance_at_once(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """A cold stop waits for no maintenance, and says nothing of what it cut short but that."""
+    fill(redis, "abandoned")
+    with running_worker(server.url, "a", log=tmp_path / "log") as worker:
+        worker.wait_for("cleaning registries")
+        worker.process.send_signal(signal.SIGTERM)
+        time.sleep(1.1)  # one that comes within a second is the same signal
+        worker.process.send_signal(signal.SIGTERM)
+        assert worker.wait() == 0
+        assert "cold shut down" in worker.output() and "clean" not in worker.output().rpartition("registries")[2]
 
 
 HASH = {"created_at": "2026-11-01T00:00:00.000000Z", "origin": "a", "data": "x", "timeout": "30"}

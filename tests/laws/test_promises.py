@@ -30,6 +30,7 @@ from rq.job import Job, JobStatus
 from rq.results import Result
 from rq.suspension import resume, suspend
 from rq.webhook import Webhook
+from sampling import names_of_clients
 from stalls import abandon
 from support import PYTHONPATH, WorkerProcess, keys_of_jobs, running_worker, wait_until
 
@@ -807,7 +808,7 @@ MAINTAINING = ("--maintenance-interval", "1", "--job-monitoring-interval", "1")
 
 
 def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue) -> None:
-    """An expired job of a dead stock worker fails; its callback runs in a horse and costs no connection."""
+    """An expired job of a dead stock worker fails; its callback runs in a horse, and uses the connection of jobs."""
     with start(*MAINTAINING) as worker:
         suspend(redis)  # so that the job is not taken before it is made an abandoned one
         wait_until(lambda: worker_field(redis, "w", "state") == "suspended", what="the first heartbeat")
@@ -816,7 +817,8 @@ def test_abandoned_jobs_fail_in_a_horse(start: Start, redis: Redis, queue: Queue
         abandon(redis, job)
         assert ended(job) == JobStatus.FAILED
         wait_until(lambda: queue.failed_job_registry.get_job_ids(cleanup=False) == [job.id])
-        assert redis.info("stats")["total_connections_received"] == opened
+        assert redis.info("stats")["total_connections_received"] == opened + 1
+        assert [name for name in names_of_clients(redis) if name.endswith(":jobs")]
         pid, job_id, kind = texts(redis, "abandoned")[0].split()
         assert (job_id, kind) == (job.id, "AbandonedJobError")
         assert int(pid) != worker.pid

@@ -87,7 +87,7 @@ def test_a_hard_stop_records_what_ended_and_then_puts_back_what_ran(monkeypatch:
     # A server that is there gives what has ended some time to be recorded.
     parts.command.connected = False
     assert parts.context.loop.fire() == 9.0
-    assert [name for name, *_ in order][1:] == ["interrupt", "close", "commit", "HGETALL", "push_back"]
+    assert [name for name, *_ in order] == ["interrupt", "close", "commit", "HGETALL", "push_back"]
     assert parts.shutdown.exit_code == 0 and not parts.committer
 
 

@@ -15,7 +15,7 @@ from commands import run_command
 from keys import named
 from rq import Callback
 from rq.job import Job
-from signing_scene import Signing
+from signing_scene import K1, Signing
 from support import wait_until
 
 from rq_pooled import Queue, Scheduler
@@ -85,16 +85,20 @@ def test_a_scheduler_without_keys_leaves_signed_jobs(signing: Signing) -> None:
     assert signing.redis.zscore(SCHEDULED_JOBS, "again") and not signing.redis.llen(named("rq:queue:default"))
 
 
+@pytest.mark.parametrize("keys", [None, K1])
 @pytest.mark.parametrize("allowed", ["signed_jobs.*", None])
 def test_a_scheduler_imports_no_class_that_is_not_allowed(
-    signing: Signing, tmp_path: Path, allowed: str | None
+    signing: Signing, tmp_path: Path, allowed: str | None, keys: str | None
 ) -> None:
-    """Without keys a queue's class in meta is imported if ALLOWED names it, and used if it is a queue's."""
+    """Of jobs without a signature a queue's class in meta is imported if ALLOWED names it, and used if it is a
+    queue's.
+    """
     (tmp_path / "forged.py").write_text("import pathlib; pathlib.Path(__file__ + '.imported').touch(); path = 1")
-    signing.use(None, **({"ALLOWED": allowed} if allowed else {}))
+    signing.use(None)
     scheduler = Scheduler(connection=signing.redis)
     for job_id, name in (("forged", "forged.path"), ("own", "rq_pooled.Queue")):
         scheduler.enqueue_at(PAST, signed_jobs.note, job_id, job_id=job_id, meta={"queue_class_name": name})
+    signing.use(keys, **({"SIGNING": "accept-unsigned"} if keys else {}), **({"ALLOWED": allowed} if allowed else {}))
     result = run_command(signing.server.url, "scheduler", "--burst", PYTHONPATH=str(tmp_path))
     words = "NotVerified: the class of its queue is 'forged.path'" if allowed else "as the class of its queue, which is"
     assert words in result.stderr and "Traceback" not in result.stderr

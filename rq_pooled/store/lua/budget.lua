@@ -19,8 +19,15 @@
 -- As in heartbeat.lua, a write that the server never denies comes first, so places are found when memory is full.
 redis.call('DEL', NONE)
 -- rights first
+-- include fits
 -- include numbers
 
+-- None of these was written here, and all processes would wait for it.
+for i, kind in ipairs({ 'zset', 'hash', 'hash', 'zset' }) do
+  if not fits(KEYS[i], kind) then
+    redis.call('DEL', KEYS[i])
+  end
+end
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local token, number, wanted, least = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
