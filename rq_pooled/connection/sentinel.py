@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from redis import ConnectionPool, Redis
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.sentinel import MasterNotFoundError, Sentinel
 
@@ -97,7 +97,7 @@ class _Client(Redis):
             for service, state in masters.items():
                 if "failover_in_progress" in state["flags"]:
                     self._look_ahead(service, state)
-        except (RedisError, OSError) as error:
+        except Exception as error:
             self.error = error
             raise RedisConnectionError(str(error)) from error
         self.known = sorted(map(str, masters))

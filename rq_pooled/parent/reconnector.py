@@ -143,7 +143,7 @@ class Reconnector:
             patience = None if self._failures % 4 == 3 else min(IMPATIENT, context.settings.socket_timeout)
             context.command.connect(patience)
             context.listen.connect(patience)
-        except (RedisError, OSError) as error:
+        except Exception as error:  # noqa: BLE001 - an odd word of a server or a sentinel must not be the last attempt
             context.command.close()
             self._failures += 1
             self._say_reason(error)

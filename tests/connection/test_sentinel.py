@@ -6,8 +6,10 @@ import os
 import re
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import crash_jobs
@@ -158,6 +160,25 @@ def test_dead_and_silent_sentinels_cost_bounded_time(topology: Topology) -> None
         with pytest.raises(BlockingIOError):  # nobody came back to it
             silent.accept()
         pool.disconnect()
+
+
+@pytest.mark.parametrize("reply", [b"*-1", b":5", b"+OK", b"*1\r\n*1\r\n$4\r\nname", b"*1\r\n-ERR x", b"HTTP/1.1 400"])
+def test_a_sentinel_that_answers_oddly_is_no_help(reply: bytes) -> None:
+    """A reply that is no list of masters is an unreachable server with the reason, and no other error."""
+
+    def answer() -> None:
+        with suppress(OSError):
+            while True:
+                asked, _ = door.accept()
+                with asked:
+                    while asked.recv(1000):
+                        asked.sendall(reply + b"\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as door:
+        threading.Thread(target=answer, daemon=True).start()
+        url = f"sentinel://127.0.0.1:{door.getsockname()[1]}/{SERVICE}/0?socket_connect_timeout=2"
+        with pytest.raises(ServerUnreachable, match="is no help"):
+            get_connection(Settings(url=url)).ping()
 
 
 def test_what_is_wrong_with_each_sentinel_is_said(topology: Topology) -> None:

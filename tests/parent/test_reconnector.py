@@ -56,6 +56,15 @@ def test_a_loss_is_told_once_and_the_server_is_sought() -> None:
     assert parts.heard[2:] == ["back"] and parts.context.counters.reconnects == 1
 
 
+def test_an_odd_reply_is_no_last_attempt() -> None:
+    """Whatever an attempt raises, such as redis-py where a sentinel answers nil, another one follows."""
+    parts = Parts()
+    parts.lose(TypeError("'NoneType' object is not iterable"))
+    for _ in range(2):
+        parts.context.loop.fire()
+    assert parts.heard[1:] == ["back"]
+
+
 def test_attempts_grow_rarer_and_most_are_impatient() -> None:
     """The pauses between attempts grow; each fourth attempt gives a slow server the usual time to answer."""
     parts = Parts()
