@@ -80,7 +80,8 @@ def schedule_sweep(
     name = name or _name(type(policy).__name__.lower(), queues)
     _check(cron, name, in_queue)
     words = f"{name}: {cron}, {type(policy).__name__.lower()} {words_of(policy)}"
-    with noted(connection, *(Deed("schedule-sweep", queue, None, words) for queue in queues or ("",))):
+    # Its name may tell all of them.
+    with noted(connection, Deed("schedule-sweep", queues[0] if len(queues) == 1 else "", None, words)):
         _register(connection, cron, name, in_queue, queues, policy)
     _show([one for one in _sweeps(connection) if one["name"] == name], as_json, "")
 

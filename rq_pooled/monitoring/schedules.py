@@ -95,7 +95,9 @@ def _to_cancel(client: Redis, job_id: str) -> Job:
 
 
 def scheduled_in(client: Redis, job_id: str) -> str | None:
-    """Return the queue of a scheduled job, None if it is not scheduled."""
+    """Return the queue of a scheduled job, None if it is not scheduled, or is a sweep and may not be shown."""
+    if job_id.startswith(SWEEP) and not all_shown(client.execute_command):
+        return None
     queue = text(client.hget(raw(job_key(job_id)), "origin") or b"")
     pipeline: Any = client.pipeline(transaction=False)
     pipeline.zscore(SCHEDULED_JOBS, raw(job_id))

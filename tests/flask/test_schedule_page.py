@@ -154,6 +154,11 @@ def test_a_sweep_is_shown_to_who_may_view_all_queues(server: EmbeddedServer, red
     words = ("schedule-sweep", "--cron", "0 4 * * *", "--ghosts", "-q", "hidden", "--in-queue", "mail")
     assert run_command(server.url, *words).returncode == 0
     tenant, operator = client_of(server, lambda action, queue: queue != "hidden"), client_of(server)
+    refused = tenant.post("/rq/schedule/cancel", data={"job": "rq_pooled-sweep-ghosts-hidden"})
+    assert refused.status_code == 400 and "is not scheduled" in refused.text
+    assert run_command(server.url, *words, "-q", "mail", "--name", "of-hidden-and-mail").returncode == 0
+    assert "of-hidden" in operator.get("/rq/trail").text and "of-hidden" not in tenant.get("/rq/trail").text
+    assert run_command(server.url, "schedule-sweep", "--remove", "of-hidden-and-mail").returncode == 0
     assert "hidden" in operator.get("/rq/schedule").text and "hidden" not in tenant.get("/rq/schedule").text
     assert run_command(server.url, "schedule-sweep", "--remove", "ghosts-hidden").returncode == 0
     assert operator.get("/rq/trail").text.count("ghosts-hidden") == 2 and "hidden" not in tenant.get("/rq/trail").text
