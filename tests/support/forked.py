@@ -24,8 +24,8 @@ from typing import Any
 import fork_server
 
 _SUPPORT = Path(__file__).resolve().parent
-#: That of the tests before one of them changes it.
-_ENVIRONMENT = dict(os.environ)
+#: That of the tests before one of them changes it, but for what conftest.py removes after this module is loaded.
+_ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 _ROOT = _SUPPORT.parent.parent
 _MODULES = ("rq.cli", "rq_pooled")
 #: A text of `python -c` that begins so asks for nothing that the server has not loaded before it does anything else.
