@@ -10,6 +10,8 @@ local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local token, life = ARGV[1], tonumber(ARGV[3])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', clock - life)
+-- No worker comes later than now.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], '(' .. clock, '+inf')
 if ARGV[2] == '0' then
   redis.call('ZREM', KEYS[1], token)
   return { 0, 0 }
