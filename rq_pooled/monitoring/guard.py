@@ -116,10 +116,13 @@ class ConnectionGuard:
             maxclients = _number((config or {}).get("maxclients"))
         return level_of(self.settings, connected, self.settings.guard_maxclients or maxclients)
 
-    def check(self) -> Check:
+    def check(self, published: list[dict[str, Any]] | None = None) -> Check:
         """Return everything that is known about the server's connections. Blocks for four round trips.
 
         CLIENT LIST holds a server with 4 000 clients for 24 ms: not for a tight loop.
+
+        Args:
+            published: what processes have published, if it has been read.
 
         Raises:
             redis.exceptions.ConnectionError, TimeoutError: the server is away.
@@ -129,13 +132,14 @@ class ConnectionGuard:
         clients = self._ask(refused, "CLIENT LIST", lambda: self.client.client_list()) or []
         if level.connected is None and clients:
             level = level_of(self.settings, len(clients), level.maxclients)
-        processes = self._ask(refused, STATISTICS, lambda: read_processes(self.client)) or []
+        if published is None:
+            published = self._ask(refused, STATISTICS, lambda: read_processes(self.client)) or []
         samples = self._ask(refused, "LRANGE", lambda: read_samples(self.client)) or []
-        return Check(level, clients, processes, samples, refused)
+        return Check(level, clients, published, samples, refused)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, published: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         """Return ``check`` as a plain dictionary with stable keys, see docs/monitoring.md. Blocks likewise."""
-        check = self.check()
+        check = self.check(published)
         level, grown = check.level, trend(check.samples)
         ours, others = check.ours(), check.others()
         roles: dict[str, int] = {}

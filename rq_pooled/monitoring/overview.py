@@ -19,8 +19,8 @@ from ..foreign import is_number, plain, replies_of, whole_number
 from ..store.keys import job_key
 from ..store.queues import all_shown, asked_once, is_shown, left_out
 from ..wire import raw, text
-from .guard import connections
-from .processes import note_busy, processes
+from .guard import ConnectionGuard
+from .processes import note_busy, only_shown, processes, read_processes
 from .queues import queues
 from .throughput import throughput
 
@@ -40,12 +40,13 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
         ``scheduled``, ``unreadable`` (what is of another type).
     """
     unreadable: list[str] = []
-    found = processes(client, unreadable)
+    published = read_processes(client, unreadable)
+    found = only_shown(published)
     unreadable = [f"what {name} has published" for name in unreadable]
     states = queue_states(client, found)
     unreadable += [f"{state} of {queue['name']}" for queue in states for state in queue["unreadable"]]
     names = [queue["name"] for queue in states if queue["scheduled"]]
-    held = connections(client, settings)
+    held = ConnectionGuard(settings, client).describe(published)
     seconds, microseconds = client.time()
     failing = failure_groups(client)
     now = seconds + microseconds / 1e6

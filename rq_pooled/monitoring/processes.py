@@ -30,12 +30,16 @@ def processes(connection: Redis | None = None, unreadable: list[str] | None = No
     ``queue_wait`` and ``run_time``. What is something else than statistics is left out, and
     its name added to ``unreadable``.
     """
-    found = read_processes(connection or get_connection(), unreadable)
-    for one in found:
-        # A worker's numbers are sums over its queues.
-        if one["worker"] and not all(map(is_shown, one["worker"]["queues"])):
-            one["worker"] = None
-    return found
+    return only_shown(read_processes(connection or get_connection(), unreadable))
+
+
+def only_shown(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return processes without what is of workers that serve a queue which may not be shown."""
+    # A worker's numbers are sums over its queues.
+    return [
+        one if not one["worker"] or all(map(is_shown, one["worker"]["queues"])) else {**one, "worker": None}
+        for one in found
+    ]
 
 
 def pool_stats() -> dict[str, Any]:
