@@ -30,7 +30,7 @@ from ..foreign import MAX_VALUE, printable, whole_number
 from ..store.budget import reserve
 from ..store.keys import budget_keys
 from ..store.scripts import is_unknown, run, with_text
-from ..wire import Command, text
+from ..wire import Command, encoded, text
 from .clients import connected_processes, process_name
 
 Execute = Callable[..., Any]
@@ -256,7 +256,7 @@ class Lease:
         return self._wanted
 
     def _call(self, execute: Execute, wanted: int | None, gone: Sequence[str] = ()) -> Any:
-        return run(lambda command: execute(*command), self.command(wanted, gone))
+        return run(lambda command: execute(*encoded(command)), self.command(wanted, gone))
 
     def _gone(self, execute: Execute, ended: Sequence[str]) -> list[str]:
         """Return those of the ended leases whose process has no connection: all, where the server does not tell."""

@@ -74,6 +74,18 @@ def test_pools_take_what_they_need_then_are_refused(redis: Redis, server: Embedd
     assert not redis.exists(LEASES, HELD, ORDER)
 
 
+def test_a_place_that_others_wrote_is_given_away_too(redis: Redis, server: EmbeddedServer) -> None:
+    """A lease that ended, and whose token is no text, keeps its place no longer than any other."""
+    token = b"shop:\xffhost:77:abc"
+    redis.zadd(LEASES, {token: 1})
+    redis.hset(HELD, token, 1)
+    pool = Pool(shop(server, 1), max_connections=1, timeout=0.2)
+    connection = pool.get_connection()
+    assert redis.hlen(HELD) == 1 and not redis.hexists(HELD, token)
+    pool.release(connection)
+    pool.disconnect()
+
+
 def test_a_place_is_given_away_only_when_its_sockets_are_gone(redis: Redis, server: EmbeddedServer) -> None:
     """A lease that ended keeps its place while its process has connections, and loses it when they are closed."""
     # Two processes to the server: the first speaks under the name of another program.

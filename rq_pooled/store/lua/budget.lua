@@ -22,7 +22,7 @@ redis.call('DEL', NONE)
 -- include fits
 -- include numbers
 
--- None of these was written here, and all processes would wait for it.
+-- A key of another type was not written here, and all processes would wait for it.
 for i, kind in ipairs({ 'zset', 'hash', 'hash', 'zset' }) do
   if not fits(KEYS[i], kind) then
     redis.call('DEL', KEYS[i])
