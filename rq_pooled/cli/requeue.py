@@ -80,8 +80,12 @@ def _requeue_ids(
     """Requeue single jobs, wherever they stand; those that cannot be are named, and are no error."""
     words: dict[str, str] = {}
     done: dict[str, list[str]] = {}
-    places = [] if dry_run else list(queues) or [name for name in origins_of(connection, ids) if name]
-    begun = [Deed("requeue", name, None, f"of {', '.join(ids)}") for name in dict.fromkeys(places)]
+    places: dict[str, list[str]] = {name: list(ids) for name in queues}
+    for job_id, name in zip(ids, [] if dry_run or queues else origins_of(connection, ids)):
+        # An entry is for who may view its queue, and names no job of another.
+        if name:
+            places.setdefault(name, []).append(job_id)
+    begun = [] if dry_run else [Deed("requeue", name, None, f"of {', '.join(some)}") for name, some in places.items()]
     with noted(connection, *begun) as under_way:
         for job_id in ids:
             try:

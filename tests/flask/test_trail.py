@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from commands import run_command
 from failures import FACTORIAL, HOSTILE, fail_jobs
 from keys import named
@@ -21,6 +22,7 @@ from redis.exceptions import ResponseError
 from rq import Queue as StockQueue
 from support import drop_pools
 
+from rq_pooled.cli.main import cli
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.errors import ConfigurationError
 from rq_pooled.foreign import printable
@@ -306,6 +308,20 @@ def test_a_command_that_breaks_off_is_written_down(
     assert run_command(server.url, *words).returncode != 0
     (one,) = trail(redis)
     assert (one["action"], one["count"] or None) == (action, None) and one["what"].startswith("broken off")
+
+
+def test_an_entry_names_no_job_of_another_queue(
+    server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jobs of two queues that are requeued at once stand each in the entry of its own queue, before it is done too."""
+    fail_jobs(redis, "mail", ["ValueError: x"], prefix="mail")
+    fail_jobs(redis, "other", ["ValueError: x"], prefix="other")
+    monkeypatch.setattr("rq_pooled.cli.requeue._requeue_id", lambda *_: 1 / 0)
+    CliRunner().invoke(cli, ["requeue", "mail-0", "other-0", "--url", server.url])
+    assert {one["queue"]: one["what"] for one in trail(redis)} == {
+        "mail": "broken off; of mail-0",
+        "other": "broken off; of other-0",
+    }
 
 
 @pytest.mark.parametrize(
