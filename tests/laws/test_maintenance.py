@@ -139,6 +139,25 @@ def test_a_second_stop_ends_maintenance_at_once(server: Any, redis: Redis, tmp_p
         assert "cold shut down" in worker.output() and "clean" not in worker.output().rpartition("registries")[2]
 
 
+@pytest.mark.skipif(not RQ3, reason="RQ 2 has no ready jobs")
+def test_what_a_dead_horse_watched_ends_no_other_round(server: Any, redis: Redis, tmp_path: Path) -> None:
+    """Keys that were watched when maintenance died, and have changed since, do not end the next round."""
+    queue, ready = Queue("a", connection=redis), named("rq:ready:a")
+    deadly = queue.enqueue("math.sqrt", 4, job_id="deadly")
+    redis.hset(deadly.key, "status", "ready_to_enqueue")
+    redis.lrem(queue.key, 0, deadly.id)
+    redis.zadd(ready, {deadly.id: time.time()})
+    line = ("a", "--maintenance-interval", "1", "--job-class", "deadly_class.Deadly")
+    with running_worker(server.url, *line, log=tmp_path / "log", DEADLY=str(tmp_path / "told")) as worker:
+        worker.wait_for("died during maintain")
+        redis.delete(deadly.key, ready)
+        job = abandon(redis, queue, promise_jobs.on_abandoned)
+        redis.hset(job.key, "retries_left", 1)
+        redis.delete(named("rq:clean_registries:a"))
+        wait_until(lambda: job.get_status(refresh=True) == "finished", 10, worker.output())
+        assert "given up" not in worker.output()
+
+
 HASH = {"created_at": "2026-11-01T00:00:00.000000Z", "origin": "a", "data": "x", "timeout": "30"}
 
 

@@ -344,6 +344,7 @@ def test_jobs_have_a_login_of_their_own(guarded: Guarded, tmp_path: Path, share:
         assert used.return_value() == "jobs"
         assert tries.return_value() == ["NoPermissionError"] * (len(tried) - 1) + [""]
         wait_until(lambda: abandoned.get_status() == JobStatus.FAILED, what="maintenance")
+        assert guarded.admin.exists(named("rq:job:called-back"))
         assert not guarded.admin.sismember(named("rq:workers"), "forged"), "its callback has the rights of the worker"
     line = refusal(run_command(guarded.url("worker"), "worker", RQ_POOLED_JOBS_LOGIN="jobs:wr0ng", **settings))
     assert "JOBS_LOGIN: the server refuses the login" in line and "wr0ng" not in line

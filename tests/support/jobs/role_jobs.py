@@ -35,7 +35,8 @@ def use_redis() -> str:
 
 
 def call_back(_job: Job, connection: Redis, *_error: Any) -> None:
-    """A failure callback that does what only a worker may, with a simple command as RQ's maintenance sends."""
+    """A failure callback that enqueues, and then does what only a worker may, with a command as maintenance sends."""
+    rq_pooled.Queue("later", connection=connection).enqueue("jobs.nothing", job_id="called-back")
     connection.sadd(REDIS_WORKER_KEYS, "forged")
 
 
