@@ -98,6 +98,7 @@ class _Client(Redis):
                 if "failover_in_progress" in state["flags"]:
                     self._look_ahead(service, state)
         except Exception as error:
+            # redis-py raises anything where a reply is of another kind.
             self.error = error
             raise RedisConnectionError(str(error)) from error
         self.known = sorted(map(str, masters))

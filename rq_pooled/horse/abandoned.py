@@ -50,7 +50,7 @@ def _for_verified(worker: HorseMixin, handler: Callable[..., Any]) -> Callable[.
 
 def _abandoned(home: Queue, worker: HorseMixin, penalty: Any) -> type[Job]:
     class Abandoned(home.job_class):  # type: ignore[misc, name-defined]
-        #: The queue from which it has to be: None for dependents, which RQ fetches together.
+        #: The queue from which it has to be: None for ready jobs, which RQ fetches together, see to_dict.
         _home: Queue | None = None
 
         def refresh(self) -> None:

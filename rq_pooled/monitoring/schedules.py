@@ -18,7 +18,7 @@ from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import LAST_TIME, MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
-from ..store.queues import all_shown, first_queues, is_shown
+from ..store.queues import all_shown, asked_once, first_queues, is_shown
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
 
@@ -30,6 +30,7 @@ _CANCELLED_BY = ("origin", "rate_limit_key", "rate_limit_concurrency")
 _FIELDS = ("origin", "started_at", "enqueued_at", "repeats_left")
 
 
+@asked_once()
 def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     """Return what is due first, of queues that may be shown. Blocks for about eight round trips.
 

@@ -36,7 +36,7 @@ class Deadlines:
         self._context.loop.call_every(DEADLINE_INTERVAL, self._look)
 
     def set(self, slot: Slot, timeout: float) -> None:
-        """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never."""
+        """Have the horse killed KILL_GRACE seconds after ``timeout``; -1 never, or now if its slot is dismissed."""
         slot.deadline = None if timeout < 0 else time.monotonic() + timeout + self._context.settings.kill_grace
         if timeout < 0 and slot.dismissed:
             self._kill(slot)

@@ -180,7 +180,7 @@ class Slots:
         return waited
 
     def interrupt(self) -> list[Claim]:
-        """Kill horses that run jobs, and return those jobs' claims: they are to run again, not to fail."""
+        """Kill horses that run jobs or maintenance; return the jobs' claims: they are to run again, not to fail."""
         # A job that has ended is not put back.
         self.waiting.put_back(*self._slots)
         interrupted = [slot for slot in self._slots if slot.claim and slot.task and slot.task.kind == "perform"]
