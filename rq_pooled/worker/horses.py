@@ -35,7 +35,17 @@ MOST_STREAMS = 64
 
 def job_connections(settings: Settings) -> int:
     """Return how many connections each horse may open for jobs that use Redis, with JOBS_SHARE=no."""
-    return max(_JOB_NEEDS, (settings.max_connections - ROLES) // settings.concurrency)
+    return max(_JOB_NEEDS, (settings.max_connections - ROLES) // _horses(settings))
+
+
+def all_job_connections(settings: Settings) -> int:
+    """Return how many connections all horses together may open for jobs that use Redis."""
+    return 0 if settings.jobs_share else job_connections(settings) * _horses(settings)
+
+
+def _horses(settings: Settings) -> int:
+    """Return how many horses there may be: one more than slots, since RQ's maintenance has its own."""
+    return settings.concurrency + 1
 
 
 def jobs_login(settings: Settings) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from ..errors import ConfigurationError, PlatformUnsupported
 from ..horse.integrations import load_app, use_app
 from ..log_lines import WorkerLog
 from ..rq_version import TESTED, check_handlers, check_keys, check_rq, is_tested
-from .horses import ROLES, job_connections
+from .horses import ROLES, all_job_connections
 
 #: Methods of RQ's Worker for which there is no occasion here, see docs/architecture.md: a subclass that overrides one
 #: is told.
@@ -96,7 +96,7 @@ def warn(worker: Worker, base: type[Worker], settings: Settings, log: WorkerLog)
             "`manage.py rqworker` RQ_QUEUES",
             *found,
         )
-    jobs = 0 if settings.jobs_share else job_connections(settings) * settings.concurrency
+    jobs = all_job_connections(settings)
     if ROLES + jobs > settings.max_connections:
         log.warning(
             "with JOBS_SHARE=no and CONCURRENCY=%d, jobs that use Redis may hold %d connections of their own, beyond "

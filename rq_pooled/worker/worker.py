@@ -49,7 +49,7 @@ from ..store.scripts import load, rights
 from ..wire import Command
 from . import preflight, startup
 from .admission import Admission
-from .horses import ROLES, job_connections, jobs_login, prepare_horses
+from .horses import ROLES, all_job_connections, jobs_login, prepare_horses
 from .registration import register, unregister
 from .server_check import check_rights, check_server, leads_to_one_node
 from .signals import STOP_SIGNALS, loop_for_stop_signals, start_anew
@@ -222,7 +222,7 @@ class Worker(rq.worker.Worker):
         """Return what reserves this worker's connections, if there is a BUDGET: at its start, one for jobs included."""
         if settings.budget is None:
             return None
-        need = ALWAYS if settings.jobs_share else ROLES + job_connections(settings) * settings.concurrency
+        need = ALWAYS if settings.jobs_share else ROLES + all_job_connections(settings)
         if need > settings.budget:
             what = (
                 "command, listen, jobs" if settings.jobs_share else f"JOBS_SHARE=no, CONCURRENCY={settings.concurrency}"

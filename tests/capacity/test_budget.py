@@ -502,10 +502,13 @@ def test_what_cannot_work_is_refused(server: EmbeddedServer, tmp_path: Path) -> 
     """A budget without a name, and one that a single worker exceeds, are errors in the settings: 2."""
     with pytest.raises(ConfigurationError, match="set BUDGET_NAME"):
         Settings(budget=5)
-    settings = {**WORKER, "RQ_POOLED_BUDGET": "2"}
-    with running_worker(server.url, "a", log=tmp_path / "log", ready=None, **settings) as worker:
-        assert worker.wait() == 2
-        assert "BUDGET is 2, and a worker needs 3 connections" in worker.output()
+    # With JOBS_SHARE=no one job and RQ's maintenance may have two each.
+    for share, budget, need in (("yes", 2, 3), ("no", 5, 6)):
+        settings = {**WORKER, "RQ_POOLED_BUDGET": str(budget), "RQ_POOLED_JOBS_SHARE": share}
+        settings["RQ_POOLED_MAX_CONNECTIONS"] = "3"
+        with running_worker(server.url, "a", log=tmp_path / share, ready=None, **settings) as worker:
+            assert worker.wait() == 2
+            assert f"BUDGET is {budget}, and a worker needs {need} connections" in worker.output()
 
 
 def test_a_lost_server_is_no_question_of_the_budget(start_server: Callable[..., EmbeddedServer]) -> None:
