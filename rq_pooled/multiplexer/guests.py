@@ -48,11 +48,10 @@ class Guests:
         for stream in list(guest.streams):
             stream.close()
 
-    def accept(self, accepted: socket.socket) -> Stream | None:
-        """Return the stream of a socket that has connected; None while too many strangers are open."""
+    def accept(self, accepted: socket.socket) -> Stream:
+        """Return the stream of a socket that has connected; of too many strangers the one that came first goes."""
         if len(self.strangers) >= _MOST_STRANGERS:
-            accepted.close()
-            return None
+            min(self.strangers, key=lambda stranger: stranger.since).close()
         stream = self._make(accepted, time.monotonic())
         self._streams.add(stream)
         self.strangers.add(stream)

@@ -125,8 +125,7 @@ class Multiplexer:
     def _accept(self, accepted: socket.socket) -> None:
         stream = self._guests.accept(accepted)
         # Bytes that it has sent already are served in this turn.
-        if stream is not None:
-            self._on_readable(stream)
+        self._on_readable(stream)
 
     def _make_stream(self, accepted: socket.socket, now: float) -> Stream:
         return Stream(self._loop, accepted, now, self._on_readable, self._on_flushed, self._on_closed)
