@@ -22,7 +22,7 @@ from ..failed.listing import failed_jobs, origins_of
 from ..foreign import middle_left_out, printable, seconds_of
 from ..monitoring.audit import Deed
 from ..monitoring.words import count
-from ..store.queues import queue_names
+from ..store.queues import all_shown, queue_names
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, flag, list_address, number, page_of_form, posted
@@ -91,10 +91,11 @@ def add_job_pages(views: Views) -> None:
             raise UnknownQueue(str(no_job(job_id)))
         near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
         hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
-        if hidden:
-            found["dependents"] = [one for one in found["dependents"] if one not in hidden]
-            found["dependent_count"] = len(found["dependents"])
-            found["dependency_id"] = None if found["dependency_id"] in hidden else found["dependency_id"]
+        found["dependents"] = [one for one in found["dependents"] if one not in hidden]
+        found["dependency_id"] = None if found["dependency_id"] in hidden else found["dependency_id"]
+        if hidden or not all_shown(redis.execute_command):
+            # It counts what may not be seen, too.
+            found["dependent_count"] = None
         times = {name: seconds_of(found[f"{name.lower()}_at"]) for name in ("Created", "Enqueued", "Started", "Ended")}
         tries = found.pop("tries")[::-1]
         for one in tries:

@@ -12,7 +12,7 @@ from ..failed import actions
 from ..foreign import printable
 from ..monitoring.audit import Deed
 from ..monitoring.queues import queues
-from ..queue.limits import clear_limit, limits_in_force, make_limit, set_limit
+from ..queue.limits import clear_limit, limit_in_force, make_limit, set_limit
 from ..queue.pause import pause, resume
 from .notices import answer
 from .page import fits_a_form, queue_row
@@ -40,7 +40,7 @@ def add_queues(views: Views) -> None:
         name, act = asked.get("name", ""), asked.get("act", "")
         rights.require(VIEW, name)
         (found,) = queues(redis, name)
-        limit = limits_in_force(redis).get(name)
+        limit = limit_in_force(redis, name)
         values = {
             "queue": queue_row(found),
             "limit": limit and {"text": str(limit.limit), "by_operator": limit.by_operator},
@@ -79,7 +79,7 @@ def add_queues(views: Views) -> None:
                 clear_limit(redis, name)
             else:
                 set_limit(redis, name, limit)
-        now = limits_in_force(redis).get(name)
+        now = limit_in_force(redis, name)
         report = {"queue": name, "limit": now and str(now.limit), "by_operator": now and now.by_operator}
         report.update(under_way.report)
         return _answer(redis, report, "limited" if limit else "unlimited", name)

@@ -8,16 +8,17 @@ limit holds until it is cleared.
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from redis import Redis
 
 from ..durations import parse_duration, show_duration
 from ..errors import ConfigurationError
-from ..foreign import names_key
+from ..foreign import names_key, replies_of
 from ..store.keys import LIMITS
 from ..store.limits import change_limit
 from ..store.scripts import run_script
+from ..wire import raw
 from ..wire import text as text_of
 
 #: The most starts that are remembered per queue, and the longest period.
@@ -115,6 +116,13 @@ def limits_in_force(connection: Redis, unreadable: dict[str, str] | None = None)
         elif unreadable is not None:
             unreadable[text_of(name)] = text_of(text)
     return found
+
+
+def limit_in_force(connection: Redis, queue: str) -> LimitInForce | None:
+    """Return the limit of one queue. Waits for Redis; a key of another type holds no limit, as for claim.lua."""
+    pipeline: Any = connection.pipeline(transaction=False)
+    pipeline.hget(LIMITS, raw(queue))
+    return read_limit(replies_of(pipeline)[0])
 
 
 def read_limit(text: bytes | str | None) -> LimitInForce | None:

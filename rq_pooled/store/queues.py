@@ -47,9 +47,17 @@ def is_shown(queue: str) -> bool:
     return may_show is None or may_show(queue)
 
 
+def is_restricted() -> bool:
+    """Tell whether single queues may be hidden from whom is read for."""
+    return _may_show.get() is not None
+
+
 def all_shown(ask: Callable[[str, str], Any]) -> bool:
-    """Tell whether every queue may be shown, and so what is known of all together."""
-    return _may_show.get() is None or all(map(is_shown, _known(ask)))
+    """Tell whether every queue may be shown, and so what is known of all together.
+
+    A queue that was deleted is not asked about: what names a queue is to be asked about by its name.
+    """
+    return not is_restricted() or all(map(is_shown, _known(ask)))
 
 
 def queue_names(ask: Callable[[str, str], Any]) -> list[str]:

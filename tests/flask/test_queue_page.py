@@ -72,6 +72,15 @@ def test_a_limit_that_is_none_is_refused(redis: Redis, operator: Any, sent: dict
     assert limits_in_force(redis) == {} and trail(redis) == []
 
 
+def test_limits_of_another_type_cost_no_queue_its_page(redis: Redis, operator: Any) -> None:
+    """Where the limits of queues are of another type, as for workers there is none, and each queue has its page."""
+    Queue("mail", redis).enqueue(print)
+    redis.set(named("rq_pooled:limits"), "spoilt")
+    assert operator.get("/rq/queue?name=mail").status_code == 200
+    operator.post("/rq/queues/limit", data={"queue": "mail", "max_running": "2"})
+    assert limits_in_force(redis)["mail"].limit == Limit(max_running=2)
+
+
 def test_failed_jobs_are_counted_before_they_change(redis: Redis, operator: Any) -> None:
     """Requeue and sweep name their number first, and a requeue takes no more than that, though more failed since."""
     fail_jobs(redis, "mail", ["ValueError: x"] * 3)

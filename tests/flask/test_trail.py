@@ -228,6 +228,10 @@ def test_the_trail_of_a_queue_that_may_not_be_viewed_is_hidden(server: EmbeddedS
     redis.sadd(named("rq:queues"), named("rq:queue:payroll"), named("rq:queue:mail"))
     page = client_of(server, lambda action, queue: queue in (None, "mail")).get("/rq/trail").text
     assert "mail" in page and "payroll" not in page and ">41<" not in page
+    # Who may view each queue that there is does not thereby view one that was deleted.
+    redis.srem(named("rq:queues"), named("rq:queue:payroll"))
+    page = client_of(server, lambda action, queue: queue in (None, "mail")).get("/rq/trail").text
+    assert "mail" in page and "payroll" not in page
 
 
 def test_who_is_unknown_without_a_word_of_the_application(server: EmbeddedServer, redis: Redis) -> None:
