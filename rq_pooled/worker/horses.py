@@ -106,6 +106,7 @@ def prepare_horses(
         worker._is_horse = True
         # The parent has logged what is shown of the call; RQ would log all of it at the end.
         worker.log_job_description = worker.log_job_description and describing.current() is None
+        describing.keep_arguments_from("rq.worker")
         worker.connection, worker.queues, worker.serializer = recorder, queues, sealed(worker.serializer)
         limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
         HorseProcess(worker, channel, *limits, policies, multiplexer is not None, settings.heartbeat_ttl).run()

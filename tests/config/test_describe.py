@@ -197,6 +197,17 @@ def test_a_secret_is_shown_nowhere(server: EmbeddedServer, redis: Redis, tmp_pat
     assert page.status_code == 200 and "secret_jobs.refuse" in page.text and SECRET not in page.text
 
 
+def test_a_log_of_json_shows_no_arguments(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """The attributes of a failed job's record, which formatters of JSON print, show arguments only without DESCRIBE."""
+    for describe, shown in (("rq_pooled.redaction.redact", False), (None, True)):
+        environ = {} if describe is None else {"RQ_POOLED_DESCRIBE": describe}
+        job = rq.Queue("q", connection=redis).enqueue(secret_jobs.refuse, 1, password=SECRET, description="a call")
+        with running_worker(server.url, "-c", "secret_jobs", "q", log=tmp_path / str(shown), **environ) as worker:
+            wait_until(lambda: job.get_status() == JobStatus.FAILED, what="the job")  # noqa: B023 - ends in this turn
+            assert worker.stop() == 0
+            assert '"queue": "q"' in worker.output() and (SECRET in worker.output()) == shown
+
+
 def test_a_wrong_setting_ends_a_worker_at_once(server: EmbeddedServer) -> None:
     """A worker whose DESCRIBE cannot be imported starts nothing."""
     line = refusal(run_command(server.url, "worker", RQ_POOLED_DESCRIBE="nowhere.at_all"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from typing import Any
 
 from rq_pooled.redaction import Call
@@ -15,6 +17,23 @@ def pay(_order: int, _card_token: str, *_rest: Any, **_more: Any) -> None:
 
 def refuse(_order: int, password: str) -> None:
     raise ValueError("refused")
+
+
+class Json(logging.Formatter):
+    """Prints all attributes of a record, as formatters of JSON do."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps({**vars(record), "message": record.getMessage()}, default=repr)
+
+
+#: A settings module's logging, for ``rq worker -c``.
+DICT_CONFIG = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"json": {"()": "secret_jobs.Json"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "json"}},
+    "loggers": {"rq.worker": {"handlers": ["console"], "level": "INFO", "propagate": False}},
+}
 
 
 def only_order(call: Call) -> str:
