@@ -111,6 +111,7 @@ class Slot:
     def begin(self, task: Task, waited: bool) -> None:
         """Note what its horse is at; a job may have ``waited`` there."""
         self.task, self.waited, self.ready = task, waited, False
+        self.jobs += task.kind == "perform"
         self.delivered, self.stopped, self.since = False, False, time.monotonic()
 
     def end(self) -> None:

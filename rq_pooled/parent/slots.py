@@ -373,7 +373,7 @@ class Slots:
         """Note that the slot's horse is at ``task``, by the system's clock since ``begun_at``, or since its claim."""
         slot.begin(task, waited=begun_at is not None)
         if task.kind == "perform" and task.claim is not None:
-            slot.jobs += 1
+            slot.worn = slot.worn or slot.jobs >= self._context.settings.max_jobs_per_horse
             self._context.counters.begun(task.claim, begun_at)
             # A horse that has to read large fields first says when the job begins.
             limit = task.claim.time_limit(self._context.identity.default_timeout)

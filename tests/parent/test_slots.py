@@ -58,7 +58,7 @@ class Stable:
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
-            settings=SimpleNamespace(kill_grace=0.1, heartbeat_ttl=60.0),
+            settings=SimpleNamespace(kill_grace=0.1, heartbeat_ttl=60.0, max_jobs_per_horse=2),
             counters=Counters(),
             log=WorkerLog(logging.getLogger("rq.worker"), names[0]),
             identity=SimpleNamespace(name=names[0], names=names, default_timeout=Queue.DEFAULT_TIMEOUT),
@@ -201,3 +201,15 @@ def test_a_horse_that_was_killed_is_given_nothing(make: Callable[..., Stable]) -
     stable.slots.kill(slot)
     stable.until(lambda: stable.slots.receive(slot) or stable.outcomes)
     assert not slot.free
+
+
+def test_a_horse_does_not_decide_that_it_stays(make: Callable[..., Stable]) -> None:
+    """A horse that was given MAX_JOBS_PER_HORSE jobs is replaced, though it says that it is free for another."""
+    stable = make("w", "w-1")
+    slot = next(iter(stable.slots))
+    first = slot.horse
+    for ended in (1, 2):
+        assert slot.horse is first
+        stable.give(slot, "ends and is free")
+        stable.until(lambda: len(stable.outcomes) == ended and slot.ready)  # noqa: B023 - it is awaited in this turn
+    assert slot.horse is not first and not slot.worn and slot.jobs == 0

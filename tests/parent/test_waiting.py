@@ -78,7 +78,7 @@ class Stable:
         nothing = SimpleNamespace(close_in_child=lambda: None)
         parent: Any = SimpleNamespace(
             loop=self.loop,
-            settings=SimpleNamespace(kill_grace=0.1, heartbeat_ttl=60.0),
+            settings=SimpleNamespace(kill_grace=0.1, heartbeat_ttl=60.0, max_jobs_per_horse=1000),
             counters=self.counters,
             log=WorkerLog(logging.getLogger("rq.worker"), "w"),
             identity=SimpleNamespace(name="w", names=["w"], default_timeout=Queue.DEFAULT_TIMEOUT),
