@@ -13,7 +13,7 @@ from ..durations import LONGEST
 from ..errors import ConfigurationError
 from .fields import Field, convert
 from .own_urls import form_of, is_own_url, server_url
-from .secrets import scrub, scrub_url
+from .secrets import is_scheme, scrub, scrub_url
 
 _SCHEMES = ("redis", "rediss", "unix")
 _ALLOWED = r"[\w*]+(?:\.[\w*]+)*"
@@ -113,7 +113,7 @@ def _url_problem(url: str) -> str | None:
     if not colon:
         return "it has no scheme"
     if scheme not in _SCHEMES and not is_own_url(url):
-        return f"the scheme {scheme!r} is unknown"
+        return f"the scheme {scheme!r} is unknown" if is_scheme(scheme) else "its scheme is unknown"
     if re.search(r"[\s\x00-\x1f]", url):
         return "it contains white space (encode it with %20)"
     if is_own_url(url):

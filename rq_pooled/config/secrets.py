@@ -7,7 +7,10 @@ import re
 _RUN = re.compile(r"[^\s'\"]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]{0,40}://")
 _SECRET = r"(?:password|passwd|secret|token)="
-_SECRET_IN_QUERY = re.compile(rf"({_SECRET})[^&\s'\"]*", re.IGNORECASE)
+#: What follows an ``&`` and is no parameter belongs to the password before it.
+_SECRET_IN_QUERY = re.compile(rf"({_SECRET})[^&\s'\"]*(?:&[^&=\s'\"]*(?![^&\s'\"]))*", re.IGNORECASE)
+#: The same where all of the text is one URL: a server takes a password with a quote or a space that is not encoded.
+_SECRET_IN_URL = re.compile(rf"({_SECRET})[^&]*(?:&[^&=]*(?![^&]))*", re.IGNORECASE)
 _SECRET_PARAMETER = re.compile(rf"(?:^|[?])\w*{_SECRET}", re.IGNORECASE)
 #: The text that may follow the colon of a host; our own messages write the word "port" there.
 _PORT = re.compile(r"\d{0,5}|port")
@@ -32,9 +35,15 @@ def scrub_url(url: str) -> str:
     url = _without_ats(url)
     head, at, tail = url.rpartition("@")
     if not at:
-        return _SECRET_IN_QUERY.sub(r"\1***", _without_login(url))
+        return _SECRET_IN_URL.sub(r"\1***", _without_login(url))
     scheme, colon, _ = head.partition("://")
-    return _SECRET_IN_QUERY.sub(r"\1***", (scheme + colon if colon else "") + "***@" + tail)
+    scheme = scheme if is_scheme(scheme) else "***"
+    return _SECRET_IN_URL.sub(r"\1***", (scheme + colon if colon else "") + "***@" + tail)
+
+
+def is_scheme(text: str) -> bool:
+    """Tell whether a text before ``://`` may be shown: what is no scheme may be part of a password."""
+    return _SCHEME.fullmatch(f"{text}://") is not None
 
 
 def _scrub_run(run: str) -> str:

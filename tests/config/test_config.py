@@ -332,6 +332,21 @@ def test_scrub_removes_parameters() -> None:
     assert SECRET not in scrub(f"redis://h?PASSWORD={SECRET}")
 
 
+@pytest.mark.parametrize("between", ["'", '"', " ", "\t", "&", "&&", "@", "://", "#"])
+def test_scrub_removes_a_parameter_that_is_not_encoded(between: str) -> None:
+    """Of one URL a password parameter is hidden to its end, whatever stands in it and was not encoded."""
+    url = f"redis://h:6379/0?password=first{between}{SECRET}&db=1"
+    assert SECRET not in scrub_url(url) and "first" not in scrub_url(url) and scrub_url(url).endswith("&db=1")
+
+
+def test_what_is_no_scheme_is_not_shown() -> None:
+    """A password at the beginning of a malformed URL is not taken for its scheme, by the error neither."""
+    for url in (f":{SECRET}://x@h/0", f"redis:/u:{SECRET}://@h/0"):
+        with pytest.raises(ConfigurationError) as caught:
+            Settings(url=url)
+        assert SECRET not in str(caught.value) and SECRET not in scrub_url(url)
+
+
 @pytest.mark.parametrize("rest", ["", "/0", "/x/0", ":6379/0", "#x", "?db=1"])
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel", "redis+sentinel"])
 def test_scrub_hides_a_password_whose_at_was_forgotten(scheme: str, rest: str) -> None:
