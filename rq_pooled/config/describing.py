@@ -128,18 +128,3 @@ def _imported(name: str) -> Describe:
     if not callable(found):
         raise ConfigurationError(f"DESCRIBE names {name!r}, which cannot be called: name a function")
     return found  # type: ignore[no-any-return]
-
-
-class _WithoutArguments(logging.Filter):
-    """Leaves a job's arguments out of a record's extra attributes, where RQ's error of a failed job has them."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Change the record; let it pass."""
-        record.__dict__.update({name: LEFT_OUT for name in ("arguments", "kwargs") if name in record.__dict__})
-        return True
-
-
-def keep_arguments_from(logger: str) -> None:
-    """Have a logger's records show no arguments where DESCRIBE is set: formatters of JSON print all attributes."""
-    if current() is not None:
-        logging.getLogger(logger).addFilter(_WithoutArguments())

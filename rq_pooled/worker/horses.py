@@ -6,6 +6,7 @@ import resource
 from typing import Any
 
 from ..config import describing
+from ..config.log_secrets import keep_secrets
 from ..config.settings import Settings
 from ..config.withheld import withhold
 from ..connection.defaults import accepted_options
@@ -106,7 +107,7 @@ def prepare_horses(
         worker._is_horse = True
         # The parent has logged what is shown of the call; RQ would log all of it at the end.
         worker.log_job_description = worker.log_job_description and describing.current() is None
-        describing.keep_arguments_from("rq.worker")
+        keep_secrets()
         worker.connection, worker.queues, worker.serializer = recorder, queues, sealed(worker.serializer)
         limits = (settings.max_jobs_per_horse, settings.max_horse_memory)
         HorseProcess(worker, channel, *limits, policies, multiplexer is not None, settings.heartbeat_ttl).run()

@@ -551,6 +551,15 @@ def test_webhooks_of_a_job_that_dies(start: Start, redis: Redis, queue: Queue, h
     assert UNEXPECTEDLY in hooks.seen[0][2]["exc_info"]
 
 
+def test_a_webhook_shows_no_password(start: Start, queue: Queue) -> None:
+    """The log names a webhook's address without what in it is secret, when it is sent and when that fails."""
+    hook = Webhook("http://127.0.0.1:1/ended?token=hunter2", "finished", method="POST", timeout=3)
+    with start("--logging_level", "DEBUG") as worker:
+        assert ended(queue.enqueue(jobs.add, 1, 2, webhooks=[hook])) == JobStatus.FINISHED
+        assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED  # by the same horse, afterwards
+        assert worker.output().count("/ended?token=***") == 2 and "hunter2" not in worker.output()
+
+
 def test_a_retry_sends_no_webhook(start: Start, redis: Redis, queue: Queue, hooks: Hooks) -> None:
     """Only the last failure of a job that is retried sends its webhook."""
     with start():
