@@ -15,6 +15,8 @@ from ..store.keys import SAMPLES
 
 #: Seconds of samples that count for the trend, and how many it takes at least.
 TREND_SECONDS, TREND_SAMPLES = 600.0, 20
+#: The most samples that are read: one per second of an hour.
+_MOST = 3600
 #: Share of the steps between samples that may go down while the growth is still called steady.
 _DIPS = 0.1
 
@@ -54,7 +56,7 @@ class Trend(NamedTuple):
 
 def read_samples(client: Redis) -> list[Sample]:
     """Return the samples of the last hour, oldest first; what is none is left out."""
-    samples = (_sample(entry) for entry in reversed(client.lrange(SAMPLES, 0, -1)))
+    samples = (_sample(entry) for entry in reversed(client.lrange(SAMPLES, 0, _MOST)))
     return [sample for sample in samples if sample is not None]
 
 

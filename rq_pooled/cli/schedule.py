@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from ..foreign import LAST_TIME, MAX_VALUE, printable
-from ..monitoring.audit import Deed
 from ..monitoring.schedules import cancel as cancel_job
-from ..monitoring.schedules import scheduled_in, schedules
+from ..monitoring.schedules import deed_of_cancel, scheduled_in, schedules
 from .audit import noted
 from .options import open_server, server_options
 from .printing import say, say_json
@@ -50,9 +49,9 @@ def cancel(job: str, url: str | None, as_json: bool) -> None:
     schedule of `rq cron` is in its file.
     """
     connection = open_server(url)
-    with noted(connection, Deed("cancel", scheduled_in(connection, job) or "", None, f"of {job}")) as under_way:
+    with noted(connection, deed_of_cancel(job, scheduled_in(connection, job) or "")) as under_way:
         queue = cancel_job(connection, job)
-        under_way.deeds = [Deed("cancel", queue, 1, f"of {job}")]
+        under_way.deeds = [deed_of_cancel(job, queue, 1)]
     if as_json:
         say_json({"job": job, "queue": queue})
     else:

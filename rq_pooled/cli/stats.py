@@ -36,8 +36,8 @@ def stats(url: str | None, as_json: bool) -> None:
         say_json({"processes": found, "queues": waiting, "throughput": ended, "unreadable": unreadable})
         return
     if unreadable:
-        count = f"{len(unreadable)} process{'es' * (len(unreadable) != 1)}"
-        say(f"rq-pooled: {count} published what cannot be read: {', '.join(unreadable[:_NAMED])}", err=True)
+        more = " …" if len(unreadable) > _NAMED else ""
+        say(f"rq-pooled: statistics that are not read: {', '.join(unreadable[:_NAMED])}{more}", err=True)
     if hidden := left_out(client.execute_command):
         say(f"rq-pooled: {sentence_of_left_out(hidden)}", err=True)
     for queue in waiting:

@@ -22,7 +22,7 @@ from ..failed.listing import failed_jobs, origins_of
 from ..foreign import middle_left_out, printable, seconds_of
 from ..monitoring.audit import Deed
 from ..monitoring.words import count
-from ..store.queues import all_shown, queue_names
+from ..store.queues import all_shown, first_queues
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, flag, list_address, number, page_of_form, posted
@@ -76,7 +76,7 @@ def add_job_pages(views: Views) -> None:
         asked = {**({"queue": queue} if queue else {}), **group, **({"dead": "1"} if dead else {})}
         raw = {"asked": asked, "address": urlencode({**asked, "offset": offset})}
         values = {"jobs": jobs, "total": total, "looked_at": looked_at, "group": group, "queue": queue, "dead": dead}
-        values["acts"] = acts([queue] if queue else queue_names(redis.execute_command), dead)
+        values["acts"] = acts([queue] if queue else first_queues(redis.execute_command), dead)
         return page_of("jobs", redis, raw, offset=offset, most=PAGE, **values)
 
     @views.get("/job")

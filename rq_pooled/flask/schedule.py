@@ -8,8 +8,7 @@ from flask import request
 from redis import Redis
 
 from ..errors import ConfigurationError
-from ..monitoring.audit import Deed
-from ..monitoring.schedules import cancel, scheduled_in, schedules
+from ..monitoring.schedules import cancel, deed_of_cancel, scheduled_in, schedules
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
@@ -39,7 +38,7 @@ def add_schedule(views: Views) -> None:
         if queue is None or not rights.may("view", queue):
             raise ConfigurationError("this job is not scheduled, or not any more")
         rights.require(PURGE, queue)
-        with views.noted(redis, Deed("cancel", queue, None, f"of {job_id}")) as under_way:
+        with views.noted(redis, deed_of_cancel(job_id, queue)) as under_way:
             cancel(redis, job_id, queue)
             under_way.done(1)
         report = {"job": job_id, "queue": queue, **under_way.report}

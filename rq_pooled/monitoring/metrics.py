@@ -20,7 +20,7 @@ from ..store.keys import budget_keys
 from ..store.queues import left_out
 from .guard import connections
 from .health import health
-from .processes import processes, server_time
+from .processes import MAX_PROCESSES, processes, server_time
 from .queues import queues
 from .throughput import throughput
 
@@ -189,10 +189,11 @@ def _budget(client: Redis, settings: Settings | None) -> Iterator[Any]:
     if settings.budget is not None:
         leases, places, *_ = budget_keys(settings.budget_name or "")
         pipeline: Any = client.pipeline(transaction=False)
-        pipeline.zrangebyscore(leases, server_time(client), "+inf")
-        pipeline.hgetall(places)
-        alive, counts = (reply or () for reply in replies_of(pipeline))
-        held = sum(whole_number(counts[process]) for process in set(alive).intersection(counts))
+        # Those whose leases end first: who lives renews its own.
+        pipeline.zrangebyscore(leases, server_time(client), "+inf", start=0, num=MAX_PROCESSES)
+        alive = replies_of(pipeline)[0]
+        pipeline.hmget(places, alive or ("",))
+        held = sum(map(whole_number, replies_of(pipeline)[0] or ()))
         yield GaugeMetricFamily("rq_pooled_budget", "places that BUDGET has", value=settings.budget)
         yield GaugeMetricFamily("rq_pooled_budget_held", "places that processes hold", value=held)
 

@@ -42,7 +42,7 @@ def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     unreadable: list[str] = []
     published = read_processes(client, unreadable)
     found = only_shown(published)
-    unreadable = [f"what {name} has published" for name in unreadable]
+    unreadable = [f"statistics of {name}" for name in unreadable]
     states = queue_states(client, found)
     unreadable += [f"{state} of {queue['name']}" for queue in states for state in queue["unreadable"]]
     names = [queue["name"] for queue in states if queue["scheduled"]]

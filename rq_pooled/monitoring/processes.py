@@ -7,9 +7,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from redis import Redis
-from redis.exceptions import ResponseError
 
-from ..foreign import MAX_VALUE, is_number, is_wrong_type, plain, printable, replies_of, whole_number
+from ..foreign import MAX_VALUE, is_number, plain, printable, replies_of, whole_number
 from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
@@ -19,16 +18,18 @@ from ..wire import raw, text
 
 #: Hashes read in one pipeline, and slots of a worker that are asked for their state.
 _PAGE = _SLOTS = 200
+#: Processes that are read: those that have to publish again first, which all that live soon have to.
+MAX_PROCESSES = 2_000
 
 
 def processes(connection: Redis | None = None, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the statistics that workers and web processes have published. Blocks for three round trips per 200.
+    """Return the statistics that workers and web processes have published. Blocks for a round trip per 200.
 
     Each has ``name``, ``app``, ``host``, ``pid``, ``kind`` (``worker`` or ``web``), ``age`` (seconds since it was
     published), ``uptime``, ``connections`` (role -> open ones), ``pools``, and ``worker``: None, or ``name``,
     ``queues``, ``concurrency``, ``busy``, ``held`` (it claims nothing), ``horses`` (pids), ``memory``, ``counters``,
     ``queue_wait`` and ``run_time``. What is something else than statistics is left out, and
-    its name added to ``unreadable``.
+    its name added to ``unreadable``, as is the number of those beyond MAX_PROCESSES.
     """
     return only_shown(read_processes(connection or get_connection(), unreadable))
 
@@ -81,16 +82,15 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
         unreadable: is given the names of entries that are something else; they are left out.
     """
     now = server_time(client)
-    keys: list[Any] = []
-    try:
-        keys = sorted(client.zrangebyscore(STATS, now, "+inf"))
-    except ResponseError as error:
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.zcount(STATS, now, "+inf")
+    pipeline.zrangebyscore(STATS, now, "+inf", start=0, num=MAX_PROCESSES)
+    count, keys = replies_of(pipeline)
+    said = [] if unreadable is None else unreadable
+    if count is None:
         # The key is of another type; each process makes it anew with its next heartbeat.
-        if not is_wrong_type(error):
-            raise
-        if unreadable is not None:
-            unreadable.append(STATS)
-    found = []
+        said.append(STATS)
+    keys, found = sorted(keys or ()), []
     for start in range(0, len(keys), _PAGE):
         pipeline = client.pipeline(transaction=False)
         for key in keys[start : start + _PAGE]:
@@ -103,8 +103,9 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
                 found.append(_process(text(key), {text(k): text(v) for k, v in fields.items()}, now))
             except (AttributeError, ValueError, RecursionError):
                 # It is no hash, no JSON, or JSON of another shape.
-                if unreadable is not None:
-                    unreadable.append(printable(text(key).removeprefix(stats_key("")), MAX_VALUE))
+                said.append(printable(text(key).removeprefix(stats_key("")), MAX_VALUE))
+    if (count or 0) > MAX_PROCESSES:
+        said.insert(0, f"{count - MAX_PROCESSES} more processes")
     return found
 
 

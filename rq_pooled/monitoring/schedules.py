@@ -21,6 +21,7 @@ from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_ke
 from ..store.queues import all_shown, asked_once, first_queues, is_shown
 from ..store.unpickling import plain_meta
 from ..wire import raw, text
+from .audit import Deed
 
 #: What the ids of recurring sweeps begin with, as ``rq-pooled schedule-sweep`` makes them.
 SWEEP = "rq_pooled-sweep-"
@@ -93,6 +94,11 @@ def _to_cancel(client: Redis, job_id: str) -> Job:
     job = Job(job_id, connection=client)
     job.restore({"data": b"", **{name: value for name, value in zip(_CANCELLED_BY, values) if value is not None}})
     return job
+
+
+def deed_of_cancel(job_id: str, queue: str, jobs: int | None = None) -> Deed:
+    """Return what the trail says; of a sweep without its queue, since its id names those that it sweeps."""
+    return Deed("cancel", "" if job_id.startswith(SWEEP) else queue, jobs, f"of {job_id}")
 
 
 def scheduled_in(client: Redis, job_id: str) -> str | None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from redis import Redis
@@ -21,6 +22,8 @@ from .processes import processes
 
 #: Workers, and jobs of one queue, that are looked at.
 MOST, JOBS = 500, 100
+#: Names of workers that are read to find the first of them.
+_READ = 20 * MOST
 _FIELDS = ("hostname", "pid", "queues", "state", "birth", "last_heartbeat")
 
 
@@ -31,7 +34,7 @@ def workers(client: Redis) -> list[dict[str, Any]]:
     and ``seen`` (seconds since the epoch or None). Of workers of rq_pooled it has ``held`` (told to claim nothing),
     ``horses`` (pids), ``memory``, ``replaced`` (horses forked in place of others) and ``slots``; else None.
     """
-    keys = sorted(client.sscan_iter(WORKERS, count=MOST))[:MOST]
+    keys = sorted(islice(client.sscan_iter(WORKERS, count=MOST), _READ))[:MOST]
     pipeline: Any = client.pipeline(transaction=False)
     for key in keys:
         pipeline.hmget(key, *_FIELDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..foreign import names_key
 from ..wire import Command, text
@@ -16,11 +16,21 @@ from .scripts import call
 PAGE = 100
 #: Queues that pages, commands and metrics look at, the first by name, and characters of a name. Others are counted.
 MAX_QUEUES, MAX_NAME = 2_000, 1_000
+#: Names among which these are looked for, however many there are.
+MAX_NAMES = 20_000
+
+
+class _Names(NamedTuple):
+    """Names of queues that the server knows, and how many others there are."""
+
+    read: set[str]
+    others: int
+
 
 #: Tells of a queue whether it may be shown; each thread, greenlet and task has its own.
 _may_show: ContextVar[Callable[[str], bool] | None] = ContextVar("rq_pooled_may_show", default=None)
 #: Keeps what the server has said, where it is asked once.
-_said: ContextVar[list[set[str]] | None] = ContextVar("rq_pooled_said", default=None)
+_said: ContextVar[list[_Names] | None] = ContextVar("rq_pooled_said", default=None)
 
 
 def show_only(may_show: Callable[[str], bool] | None) -> None:
@@ -52,43 +62,63 @@ def is_restricted() -> bool:
     return _may_show.get() is not None
 
 
-def all_shown(ask: Callable[[str, str], Any]) -> bool:
+def all_shown(ask: Callable[..., Any]) -> bool:
     """Tell whether every queue may be shown, and so what is known of all together.
 
     A queue that was deleted is not asked about: what names a queue is to be asked about by its name.
     """
-    return not is_restricted() or all(map(is_shown, _known(ask)))
+    if not is_restricted():
+        return True
+    names = _read(ask)
+    return not names.others and all(map(is_shown, names.read))
 
 
-def queue_names(ask: Callable[[str, str], Any]) -> list[str]:
+def queue_names(ask: Callable[..., Any]) -> list[str]:
     """Return the names of all queues that the server knows, in order; see ``show_only``.
+
+    It is for what has to look at each of them. Views take ``first_queues``.
 
     Args:
         ask: sends a command, such as a client's ``execute_command``.
     """
-    return sorted(name for name in _known(ask) if len(name) <= MAX_NAME and is_shown(name))
+    with names_key(QUEUES):
+        names = {text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)}
+    return sorted(name for name in names if len(name) <= MAX_NAME and is_shown(name))
 
 
-def first_queues(ask: Callable[[str, str], Any]) -> list[str]:
-    """Return the first MAX_QUEUES of ``queue_names``, for views of all of them at once."""
-    return queue_names(ask)[:MAX_QUEUES]
+def first_queues(ask: Callable[..., Any]) -> list[str]:
+    """Return the first MAX_QUEUES by name, for views of all of them at once; of MAX_NAMES where there are more."""
+    return sorted(name for name in _read(ask).read if len(name) <= MAX_NAME and is_shown(name))[:MAX_QUEUES]
 
 
-def left_out(ask: Callable[[str, str], Any]) -> int:
-    """Return how many queues that may be shown ``first_queues`` leaves out."""
-    shown = list(filter(is_shown, _known(ask)))
-    return len(shown) - min(MAX_QUEUES, sum(len(name) <= MAX_NAME for name in shown))
+def left_out(ask: Callable[..., Any]) -> int:
+    """Return how many queues that may be shown ``first_queues`` leaves out.
+
+    Where single ones may be hidden, those beyond MAX_NAMES are not among them.
+    """
+    names = _read(ask)
+    shown = list(filter(is_shown, names.read))
+    others = 0 if is_restricted() else names.others
+    return len(shown) - min(MAX_QUEUES, sum(len(name) <= MAX_NAME for name in shown)) + others
 
 
-def _known(ask: Callable[[str, str], Any]) -> set[str]:
+def _read(ask: Callable[..., Any]) -> _Names:
     said = _said.get()
     if said:
         return said[0]
+    found: set[str] = set()
+    cursor: Any = 0
     with names_key(QUEUES):
-        known = {text(key).removeprefix(QUEUE) for key in ask("SMEMBERS", QUEUES)}
+        while True:
+            cursor, keys = ask("SSCAN", QUEUES, cursor, "COUNT", MAX_NAMES)
+            found.update(text(key).removeprefix(QUEUE) for key in keys)
+            if int(cursor) == 0 or len(found) >= MAX_NAMES:
+                break
+        others = max(0, ask("SCARD", QUEUES) - len(found)) if int(cursor) else 0
+    names = _Names(found, others)
     if said is not None:
-        said.append(known)
-    return known
+        said.append(names)
+    return names
 
 
 def queue_states(names: Sequence[str], heads: int) -> Command:

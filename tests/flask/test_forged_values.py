@@ -132,6 +132,34 @@ def test_many_and_long_names_of_queues_hide_no_other(
     assert "8 queues are left out" in run_command(server.url, "stats").stderr
 
 
+def test_no_number_of_names_is_too_much_for_a_view(server: EmbeddedServer, redis: Redis) -> None:
+    """Of more names of queues and processes than can be looked at the first are shown, and the others are counted."""
+    put(redis)
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(25_000)))
+    redis.hset(named("rq_pooled:stats:app:host:1"), mapping={"kind": '"web"'})
+    forged = {named(f"rq_pooled:stats:app:host:{number}"): 9e9 for number in range(10_000, 13_000)}
+    redis.zadd(named("rq_pooled:stats"), {**forged, named("rq_pooled:stats:app:host:1"): time.time() + 60})
+    look(server, redis)
+    found = overview(redis, Settings())
+    assert found["left_out"] == 25_001 - 2_000 and len(found["queues"]) == 2_000
+    # A process that lives has to publish again soon, so that it is among the first.
+    assert [one["pid"] for one in health.processes(redis)] == [1]
+    assert found["unreadable"] == ["statistics of 1001 more processes"]
+    assert "1001 more processes" in run_command(server.url, "stats").stderr
+
+
+def test_a_view_of_some_queues_is_partial_where_not_all_names_are_read(redis: Redis) -> None:
+    """Who may view each queue that is looked at is not shown what is known of all together."""
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(25_000)))
+    assert store_queues.all_shown(redis.execute_command)
+    store_queues.show_only(lambda queue: True)
+    try:
+        assert not store_queues.all_shown(redis.execute_command)
+        assert len(store_queues.queue_names(redis.execute_command)) == 25_000
+    finally:
+        store_queues.show_only(None)
+
+
 def test_names_that_are_escaped_alike_are_two_in_metrics(redis: Redis) -> None:
     """A line break and the text of its escape do not make one series."""
     redis.sadd(named("rq:queues"), named("rq:queue:a\nb"), named("rq:queue:a\\nb"))

@@ -46,6 +46,8 @@ from rq_pooled.log_lines import keep_lines
 from rq_pooled.metrics import metrics
 from rq_pooled.monitoring.overview import overview
 from rq_pooled.store.keys import SAMPLES
+from rq_pooled.store.scripts import run_script
+from rq_pooled.store.statistics import note_clients
 from rq_pooled.store.unpickling import Inert, plain_meta
 from rq_pooled.wire import raw, text
 
@@ -195,10 +197,10 @@ def test_statistics_of_another_shape_hide_no_worker(
     assert run("check", "--worker", "w")[0] == 0
     assert run("check", "--failed-rate", "0.5")[0] == 0
     code, out, err = run("stats")
-    assert code == 0 and "app:host:1" in out and err.startswith("rq-pooled: 1 process published what cannot be read: ")
+    assert code == 0 and "app:host:1" in out and err.startswith("rq-pooled: statistics that are not read: ")
     unreadable: list[str] = []
     assert [one["pid"] for one in health.processes(redis, unreadable)] == [1] and len(unreadable) == 1
-    assert overview(redis, Settings())["unreadable"] == [f"what {unreadable[0]} has published"]
+    assert overview(redis, Settings())["unreadable"] == [f"statistics of {unreadable[0]}"]
     assert 'rq_pooled_unreadable{kind="process"} 1.0' in metrics(redis)
 
 
@@ -217,6 +219,15 @@ def test_samples_of_another_shape_are_left_out(redis: Redis, sample: bytes) -> N
     redis.rpush(SAMPLES, "[2.0, 5, 100, {}]", sample)
     assert [one.time for one in read_samples(redis)][-1] == 2.0
     assert health.connections(redis)["connected"]
+
+
+def test_no_sample_stops_the_others(redis: Redis) -> None:
+    """A sample from the future and a list that never ends cost neither the chart nor the next sample, which cuts it."""
+    redis.rpush(SAMPLES, "[9e15, 5, 0, {}]", *["0"] * 10_000)
+    assert [one.time for one in read_samples(redis)] == [9e15]
+    before = redis.llen(SAMPLES)
+    run_script(redis, note_clients(3, 10, 15.0))
+    assert redis.llen(SAMPLES) < 300 < before and read_samples(redis)[-1].connected == 3
 
 
 def test_queues_of_any_name_are_counted(redis: Redis) -> None:

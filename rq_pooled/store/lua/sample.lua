@@ -10,10 +10,10 @@
 local time = redis.call('TIME')
 local clock = tonumber(time[1]) + tonumber(time[2]) / 1000000
 local newest = redis.call('LINDEX', KEYS[1], 0)
--- A text that is no sample is ignored.
+-- A text that is no sample is ignored, as is one from the future.
 local known, sample = pcall(cjson.decode, newest or '')
 local noted = known and type(sample) == 'table' and tonumber(sample[1])
-if noted and clock - noted < tonumber(ARGV[3]) then
+if noted and math.abs(clock - noted) < tonumber(ARGV[3]) then
   return 0
 end
 local roles = {}
