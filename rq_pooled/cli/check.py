@@ -172,6 +172,8 @@ def check(
             if secure:
                 for name, (well, text) in (("rights", secured.rights(client)), ("signing", secured.signing(settings))):
                     findings.append(Finding(name, OK if well else WARNING, text))
+                if text := secured.workers(client):
+                    findings.append(Finding("workers", WARNING, text))
     except ConfigurationError as error:
         findings = [Finding("settings", UNKNOWN, message_of(error))]
     except (RedisError, OSError, RQPooledError) as error:

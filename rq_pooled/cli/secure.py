@@ -9,6 +9,8 @@ from redis.exceptions import NoPermissionError, ResponseError
 
 from ..config.settings import Settings
 from ..foreign import MAX_VALUE, printable
+from ..monitoring.processes import processes
+from ..monitoring.words import count
 from ..signing.policy import policy_of
 
 #: What no process of ours needs: a key of another application, the server's configuration, and its users.
@@ -18,6 +20,8 @@ _BEYOND = (
     ("CONFIG GET", "maxclients", "the server's configuration"),
     ("ACL GETUSER", "another-user", "the server's users"),
 )
+#: Workers that are named.
+_NAMED = 5
 
 
 def rights(client: Redis) -> tuple[bool, str]:
@@ -38,6 +42,16 @@ def rights(client: Redis) -> tuple[bool, str]:
     if open_to_it:
         return False, f"the user {user} may read {', '.join(open_to_it)}: see rq-pooled acl"
     return True, f"the user {user} has no rights beyond the application"
+
+
+def workers(client: Redis) -> str:
+    """Return which workers of ours run jobs without a signature, by what they publish; "" if there are none. Blocks."""
+    found = [one["worker"] for one in processes(client) if one["worker"]]
+    named = [printable(one["name"], MAX_VALUE) for one in found if one["signing"] != "require"]
+    if not named:
+        return ""
+    which = ", ".join(named[:_NAMED]) + (" …" if len(named) > _NAMED else "")
+    return f"jobs without a signature are run by {len(named)} of {count(len(found), 'worker')}: {which}"
 
 
 def signing(settings: Settings) -> tuple[bool, str]:

@@ -27,9 +27,9 @@ def processes(connection: Redis | None = None, unreadable: list[str] | None = No
 
     Each has ``name``, ``app``, ``host``, ``pid``, ``kind`` (``worker`` or ``web``), ``age`` (seconds since it was
     published), ``uptime``, ``connections`` (role -> open ones), ``pools``, and ``worker``: None, or ``name``,
-    ``queues``, ``concurrency``, ``busy``, ``held`` (it claims nothing), ``horses`` (pids), ``memory``, ``counters``,
-    ``queue_wait`` and ``run_time``. What is something else than statistics is left out, and
-    its name added to ``unreadable``, as is the number of those beyond MAX_PROCESSES.
+    ``queues``, ``concurrency``, ``busy``, ``held`` (it claims nothing), ``signing`` (as SIGNING says it, "" without
+    keys), ``horses`` (pids), ``memory``, ``counters``, ``queue_wait`` and ``run_time``. What is something else than
+    statistics is left out, and its name added to ``unreadable``, as is the number of those beyond MAX_PROCESSES.
     """
     return only_shown(read_processes(connection or get_connection(), unreadable))
 
@@ -137,6 +137,7 @@ def _process(key: str, fields: Mapping[str, str], now: float) -> dict[str, Any]:
             "concurrency": values.get("concurrency", 0),
             "busy": values.get("busy", 0),
             "held": values.get("held", False),
+            "signing": values.get("signing", ""),
             "horses": values.get("horses", []),
             "memory": _memory(values.get("memory", [])),
             "recent": values.get("recent", {"seconds": 0.0, **dict.fromkeys(RECENT, 0)}),
@@ -179,7 +180,7 @@ def _are_pools(value: object) -> bool:
 #: What each published value looks like; what is not in it is not read.
 _SHAPES: dict[str, Callable[[object], bool]] = {
     **dict.fromkeys((*NAMES, "published_at", "uptime", "concurrency", "busy"), is_number),
-    **dict.fromkeys(("kind", "worker"), _is_text),
+    **dict.fromkeys(("kind", "worker", "signing"), _is_text),
     **dict.fromkeys(("connections", "rates"), _are_counts),
     **dict.fromkeys(("queue_wait", "run_time"), lambda value: _are_numbers(value) and value != []),
     **dict.fromkeys(("horses", "memory"), _are_numbers),

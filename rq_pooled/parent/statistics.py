@@ -7,6 +7,7 @@ import time
 from ..capacity.clients import process_name
 from ..multiplexer.multiplexer import Multiplexer
 from ..process.memory import resident_megabytes, resident_of
+from ..signing.policy import current
 from ..store.statistics import publish
 from ..wire import Command
 from .context import Context
@@ -31,6 +32,7 @@ def report(context: Context, slots: Slots, multiplexer: Multiplexer | None, held
         "concurrency": context.settings.concurrency,
         "busy": sum(slot.claim is not None for slot in slots),
         "held": held,
+        "signing": current().mode,
         "horses": horses,
         "memory": [round(size, 1) for size in (resident_megabytes(), *resident_of(horses))],
         "connections": {

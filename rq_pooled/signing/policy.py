@@ -32,6 +32,11 @@ class Policy:
         """Tell whether jobs are looked at before they are loaded."""
         return self.keys is not None or bool(self.allowed)
 
+    @property
+    def mode(self) -> str:
+        """What becomes of jobs without a signature, as SIGNING says it; "" where there are no keys."""
+        return "" if self.keys is None else "accept-unsigned" if self.unsigned else "require"
+
     def check_allowed(self, name: str, what: str = "the job calls") -> None:
         """Raise unless a function may be called.
 

@@ -426,6 +426,17 @@ def test_check_says_whether_it_is_so(guarded: Guarded, monkeypatch: pytest.Monke
         assert asked.returncode == 1 and asked.stdout.startswith("WARNING") and said in asked.stdout, asked.stdout
 
 
+def test_check_names_the_worker_that_has_no_keys(guarded: Guarded, tmp_path: Path) -> None:
+    """`check --secure` of a process that has keys warns of a worker that has none, or runs jobs without a signature."""
+    keys_of = {"RQ_POOLED_SIGNING_KEYS": "k1:0123456789abcdef"}
+    url = guarded.url("worker")
+    for settings, code in ((keys_of, 0), ({}, 1), ({**keys_of, "RQ_POOLED_SIGNING": "accept-unsigned"}, 1)):
+        with running_worker(url, "q", "--name", "w-here", log=tmp_path / str(len(settings)), **settings):
+            asked = run_command(guarded.url("web"), "check", "--secure", **keys_of)
+            said = "jobs without a signature are run by 1 of 1 worker: w-here" in asked.stdout
+            assert (asked.returncode, said) == (code, bool(code)), asked.stdout
+
+
 def test_a_page_under_the_users_of_others_says_which_user_it_needs(guarded: Guarded) -> None:
     """Mounted in a process that logs in as `web`, each act that this user may not do is 403, and names the user `page`.
 
