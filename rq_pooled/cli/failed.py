@@ -59,7 +59,7 @@ def failed(
     rows = []
     clock = time.time()
     blocked: dict[str, list[str]] = {}
-    for queue in sweeper.queues():
+    for queue in sweeper.filled():
         try:
             for one in sweeper.jobs(queue, Selection(**filters), with_data=True):
                 rows.append(

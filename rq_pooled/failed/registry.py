@@ -29,6 +29,8 @@ from .selection import FailedJob, Selection
 
 #: The jobs that one command reads or changes, and the entries that one checks for ghosts; a command takes about 1 ms.
 PAGE, GHOST_PAGE = 25, 500
+#: Queues that are looked at in one round trip.
+_QUEUES = 500
 #: Bytes of errors and data after which a page ends. A job with larger data is known by its description.
 PAGE_BYTES = 256 * 1024
 #: Seconds without a page after which another sweep may begin.
@@ -68,9 +70,15 @@ class FailedJobs:
         """Return the number of entries, ghosts included."""
         return int(self._one(("ZCARD", self.registry(queue))))
 
-    def is_empty(self, queue: str) -> bool:
-        """Tell whether the queue has neither entries nor dead letters."""
-        return not any(self._many([("ZCARD", self.registry(queue)), ("ZCARD", dead_letters_key(queue))]))
+    def filled(self, names: Sequence[str]) -> list[str]:
+        """Return those of these queues that have entries or dead letters, or a key of another type in their place."""
+        found: list[str] = []
+        for start in range(0, len(names), _QUEUES):
+            some = names[start : start + _QUEUES]
+            keys = [(self.registry(name), dead_letters_key(name)) for name in some]
+            replies = self._execute([("ZCARD", key) for pair in keys for key in pair])
+            found += [name for name, *counts in zip(some, replies[::2], replies[1::2]) if counts != [0, 0]]
+        return found
 
     def queues(self, names: Sequence[str] | None) -> list[str]:
         """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""

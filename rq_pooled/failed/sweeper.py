@@ -104,11 +104,18 @@ class Sweeper:
         self._deadline = time.monotonic() + (_FOREVER if max_seconds is None else max_seconds)
         self.reports = []
         first: Exception | None = None
-        for queue in self._names if self._names is not None and not check_queues else self.queues():
+        names = self._names if self._names is not None and not check_queues else self.queues()
+        # A registry without entries is the usual case, and needs no lock.
+        filled = set(self._store.filled(names))
+        for queue in names:
             mine = [Report(queue, type(policy).__name__.lower(), dry_run) for policy in self._policies]
             self.reports += mine
+            if queue not in filled:
+                continue
             try:
-                self._sweep(queue, mine, dry_run, progress or (lambda _done, _total: None))
+                with nullcontext(self._store.no_lock(queue)) if dry_run else self._store.locked(queue) as lock:
+                    for policy, report in zip(self._policies, mine):
+                        self._apply(policy, lock, report, progress or (lambda _done, _total: None))
             except (SweepUnderWay, ResponseError) as error:
                 first = first or error
                 for report in mine:
@@ -120,6 +127,10 @@ class Sweeper:
     def queues(self) -> list[str]:
         """Return the names of the queues that are worked on. Raises UnknownQueue."""
         return self._store.queues(self._names)
+
+    def filled(self) -> list[str]:
+        """Return those of ``queues`` that have entries."""
+        return self._store.filled(self.queues())
 
     def jobs(self, queue: str, selection: Selection | None = None, with_data: bool = False) -> Iterator[FailedJob]:
         """Yield the selected failed jobs of a queue in the order of the registry, without ghosts.
@@ -158,14 +169,6 @@ class Sweeper:
     def trim(self, queue: str, max_count: int) -> int:
         """Delete the oldest dead letters of a queue beyond ``max_count``; return how many."""
         return self._dead_letters.trim(queue, self._store.no_lock(queue), max_count)
-
-    def _sweep(self, queue: str, reports: list[Report], dry_run: bool, progress: Progress) -> None:
-        if self._store.is_empty(queue):
-            # A registry within its bound is the usual case, and needs no lock.
-            return
-        with nullcontext(self._store.no_lock(queue)) if dry_run else self._store.locked(queue) as lock:
-            for policy, report in zip(self._policies, reports):
-                self._apply(policy, lock, report, progress)
 
     # -- policies ------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from keys import named
 from keyspace import differences, dump
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq import Callback, Retry
 from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
@@ -629,6 +630,29 @@ def test_worker_drops_ghosts_by_default(server: EmbeddedServer, redis: Redis, tm
         # The job itself uses Redis.
         assert {name.rpartition(":")[2] for name in names} == {"command", "listen", "jobs"}
         worker.wait_for("ghosts did 1500")  # said after the lock is given back
+
+
+def test_queues_without_failed_jobs_cost_a_sweep_next_to_nothing(redis: Redis) -> None:
+    """Of thousands of queues those with entries are found together; one of another type costs the others nothing."""
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:empty-{number}") for number in range(3_000)))
+    redis.sadd(named("rq:queues"), named("rq:queue:spoilt"))
+    redis.set(named("rq:failed:spoilt"), "x")
+    fill(redis, 3, "q")
+    redis.zadd(named("rq:failed:q"), {"ghost": time.time() + 1000})
+    trips: list[int] = []
+    send = through(redis)
+
+    def counted(commands: Any) -> list[Any]:
+        trips.append(len(commands))
+        return send(commands)
+
+    sweeper = Sweeper(None, policies=Ghosts(), execute=counted)
+    with pytest.raises(ResponseError, match="another type|WRONGTYPE"):
+        sweeper.run()
+    assert len(sweeper.reports) == 3_002 and len(trips) < 50
+    assert {one.queue for one in sweeper.reports if one.done} == {"q"}
+    assert [one.queue for one in sweeper.reports if one.error] == ["spoilt"]
+    assert sorted(sweeper.filled()) == ["q", "spoilt"]
 
 
 @pytest.mark.parametrize(
