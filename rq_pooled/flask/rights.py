@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Final
 
-from flask import abort, g, request
+from flask import abort, request
 
 from ..config.user_code import check_not_async, is_unawaited
 from ..errors import ConfigurationError
@@ -102,7 +102,8 @@ class Rights:
         """Return what the application says, asked once per request."""
         if self._authorize is None:
             return None
-        answers: dict[Any, Any] = g.setdefault("rq_pooled_rights", {})
+        # Not in flask.g: an application context that was pushed at import lives as long as the process.
+        answers: dict[Any, Any] = request.environ.setdefault("rq_pooled.rights", {})
         if (self, about) not in answers:
             said = self._authorize(*about)
             answers[self, about] = None if _is_unawaited("authorize", said) else said

@@ -184,6 +184,20 @@ def test_no_request_sees_with_the_eyes_of_another(server: EmbeddedServer, redis:
         assert [queue["name"] for queue in queues(redis)] == ["mail", "payroll"]
 
 
+def test_each_request_is_asked_anew_whatever_the_application_has_pushed(server: EmbeddedServer, redis: Redis) -> None:
+    """In an application context that lives as long as the process, no answer to one visitor holds for another."""
+    from flask import request
+
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    client = client_of(server, lambda action, queue: request.headers.get("X-User") == "admin")
+    with client.application.app_context():
+        for user, code in (("admin", 200), ("nobody", 403), ("admin", 200), ("", 403)):
+            assert client.get("/rq/queues/status", headers={"X-User": user}).status_code == code
+        body = {"act": "delete", "jobs": '["q-0"]', "confirm": "1"}
+        assert client.post("/rq/jobs", data=body, headers={"X-User": "nobody"}).status_code == 403
+    assert redis.zcard(named("rq:failed:mail")) == 1
+
+
 @pytest.mark.parametrize("said", ["read", "write", 1, WRITE, object(), [True]])
 def test_only_true_allows(server: EmbeddedServer, redis: Redis, said: Any) -> None:
     """authorize(action, queue) allows with True alone: a function of the old form in disguise opens nothing."""
