@@ -37,10 +37,13 @@ def checked(
     result: dict[str, Any] = {}
 
     def refuse(name: str, problem: str, remedy: str) -> ConfigurationError:
-        given = str(values.get(name, fields[name].default))
-        # The message shows most of a URL, and nothing of other secrets.
-        hidden = fields[name].metadata["setting"].secret and name != "url"
-        shown = (scrub_url(given) if name == "url" else "***" if hidden else scrub(given)) or "empty"
+        given = values.get(name, fields[name].default)
+        # The message shows most of a URL, and nothing of other secrets, nor of a URL that is no text.
+        if name == "url" and isinstance(given, str):
+            shown = scrub_url(given)
+        else:
+            shown = "***" if fields[name].metadata["setting"].secret else scrub(str(given))
+        shown = shown or "empty"
         source = sources.get(name, "the argument " + name if name in values else "the default")
         line = f"{name.upper()} is {shown} (from {source}): {problem}; {remedy}"
         return ConfigurationError(" ".join(line.split()))

@@ -82,6 +82,21 @@ class Pool(BlockingConnectionPool):
         )
         pools.add(self)
 
+    @classmethod
+    def from_url(cls, url: str, **kwargs: Any) -> Pool:
+        """Return a pool for the server, sentinels or cluster of a URL, with the environment's other settings.
+
+        Unlike redis-py's own method it takes all forms of RQ_POOLED_URL, and its errors show no password.
+
+        Args:
+            url: as RQ_POOLED_URL.
+            kwargs: as for the class, but for ``settings`` and ``client``.
+
+        Raises:
+            ConfigurationError: a setting or the URL cannot be used.
+        """
+        return cls(Settings.load({"url": url}), **kwargs)
+
     def __repr__(self) -> str:
         # redis-py's own shows the keyword arguments, in some versions with the password.
         return f"<{type(self).__name__} {self.role} {self.address} {self.in_use}/{self.max_connections} in use>"

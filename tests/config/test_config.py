@@ -236,7 +236,7 @@ def test_direct_construction_is_checked() -> None:
         Settings(concurrency=0)
     with pytest.raises(ConfigurationError, match="HEARTBEAT_INTERVAL is 31"):
         Settings(heartbeat_interval=31)
-    with pytest.raises(ConfigurationError, match="URL is 5 .* a text"):
+    with pytest.raises(ConfigurationError, match=r"URL is \*\*\* .* a text"):
         Settings(url=5)  # type: ignore[arg-type]
 
 
@@ -337,6 +337,14 @@ def test_scrub_removes_a_parameter_that_is_not_encoded(between: str) -> None:
     """Of one URL a password parameter is hidden to its end, whatever stands in it and was not encoded."""
     url = f"redis://h:6379/0?password=first{between}{SECRET}&db=1"
     assert SECRET not in scrub_url(url) and "first" not in scrub_url(url) and scrub_url(url).endswith("&db=1")
+
+
+@pytest.mark.parametrize("url", [{"host": "h", "password": SECRET}, ("redis", SECRET), SECRET.encode(), 6379])
+def test_a_url_that_is_no_text_is_not_shown(url: Any) -> None:
+    """Of a dictionary, or anything else that is given for a URL, the message shows nothing."""
+    with pytest.raises(ConfigurationError, match=r"URL is \*\*\*") as caught:
+        Settings(url=url)
+    assert SECRET not in str(caught.value)
 
 
 def test_what_is_no_scheme_is_not_shown() -> None:

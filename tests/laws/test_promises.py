@@ -553,11 +553,16 @@ def test_webhooks_of_a_job_that_dies(start: Start, redis: Redis, queue: Queue, h
 
 def test_a_webhook_shows_no_password(start: Start, queue: Queue) -> None:
     """The log names a webhook's address without what in it is secret, when it is sent and when that fails."""
-    hook = Webhook("http://127.0.0.1:1/ended?token=hunter2", "finished", method="POST", timeout=3)
+    addresses = (
+        *("http://127.0.0.1:1/ended?token=hunter2", "http://127.0.0.1:1/ended?token=hunter2 3"),
+        *("http://user:hunter2@127.0.0.1/x", "http://127.0.0.1:hunter2/x"),
+    )
+    hooks = [Webhook(address, "finished", method="POST", timeout=3) for address in addresses]
     with start("--logging_level", "DEBUG") as worker:
-        assert ended(queue.enqueue(jobs.add, 1, 2, webhooks=[hook])) == JobStatus.FINISHED
+        assert ended(queue.enqueue(jobs.add, 1, 2, webhooks=hooks)) == JobStatus.FINISHED
         assert ended(queue.enqueue(jobs.add, 1, 2)) == JobStatus.FINISHED  # by the same horse, afterwards
-        assert worker.output().count("/ended?token=***") == 2 and "hunter2" not in worker.output()
+        assert worker.output().count("/ended?token=***") == 4 and worker.output().count("Failed to send webhook") == 4
+        assert "hunter2" not in worker.output() and "URLError: Connection refused" in worker.output()
 
 
 def test_a_retry_sends_no_webhook(start: Start, redis: Redis, queue: Queue, hooks: Hooks) -> None:

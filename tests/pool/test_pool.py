@@ -749,3 +749,15 @@ def test_last_words_leave_nothing_of_their_connection(server: Any, redis: Redis)
         assert pool.part([("SET", "said", "1")]) and not pool.part([])
     assert (len(pool._connections), len(pool.book.lines)) == (0, 0) and redis.get("said") == b"1"
     assert pool.is_whole
+
+
+def test_a_pool_is_made_from_every_form_of_url(server: Any) -> None:
+    """``Pool.from_url`` takes what RQ_POOLED_URL takes, and what it refuses it refuses without the password."""
+    pool = Pool.from_url(server.url, decode_responses=True, max_connections=3)
+    assert Redis(connection_pool=pool).echo("text") == "text" and pool.max_connections == 3
+    pool.disconnect()
+    assert Pool.from_url("sentinel://127.0.0.1:1/mymaster").address.startswith("sentinel://127.0.0.1:1")
+    for url in ("redis://:hunter2a/b@h:6379/0", "rediss://app:hunter2a?b@h:6379/0", "redis://h:hunter2a"):
+        with pytest.raises(ConfigurationError) as caught:
+            Pool.from_url(url)
+        assert "hunter2" not in str(caught.value)
