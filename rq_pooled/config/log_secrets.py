@@ -19,13 +19,25 @@ class _WithoutArguments(logging.Filter):
 
 
 class _WithoutPasswords(logging.Filter):
-    """Scrubs the addresses in a record."""
+    """Scrubs the addresses in a record. An error in it is named without its text, which has parts of an address."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
         if isinstance(record.args, tuple):
             record.args = tuple(scrub(one) if isinstance(one, str) and "://" in one else one for one in record.args)
+        if record.exc_info and (error := record.exc_info[1]) is not None:
+            record.exc_info = record.exc_text = None
+            record.msg, record.args = f"{record.msg}: %s", (*(record.args or ()), _reason(error))
         return True
+
+
+def _reason(error: BaseException) -> str:
+    """Return what the system or the web server said, else the error's type."""
+    said, name = getattr(error, "reason", error), type(error).__name__
+    code = getattr(error, "code", None)
+    if isinstance(code, int):
+        return f"status {code}"
+    return f"{name}: {said.strerror}" if isinstance(said, OSError) and said.strerror else name
 
 
 def keep_secrets() -> None:
