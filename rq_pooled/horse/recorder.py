@@ -66,11 +66,15 @@ class Recorder(Redis):
         """Tell whether commands of this thread are recorded."""
         return self._recording_in == get_ident()
 
+    @property
+    def _relays(self) -> bool:
+        return self.relay is not None and self.relay.thread == get_ident()
+
     def execute_command(self, *args: Any, **options: Any) -> Any:
         """Record, relay, or send to the server."""
         if self.recording:
             return self.answer(args, options)
-        if self.relay is not None and self.relay.takes(args):
+        if self._relays and self.relay.takes(args):
             return self.relay.answer(args, options)
         if args[0] == "PERSIST" and args[1] == self.running:
             return 1
@@ -97,7 +101,7 @@ class Recorder(Redis):
         """Return a pipeline of the kind that the switch asks for."""
         if self.recording:
             return HandedPipeline(self, self)
-        if self.relay is not None:
+        if self._relays:
             return HandedPipeline(self, self.relay)
         return super().pipeline(transaction, shard_hint)
 

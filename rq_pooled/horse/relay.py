@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from threading import get_ident
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -44,11 +45,13 @@ class Relay:
         self._channel = channel
         self._recorder = recorder
         self._large = large
+        #: The thread whose commands are carried: those that a job has left behind talk to the server themselves.
+        self.thread: int | None = None
 
     @contextlib.contextmanager
     def carry(self) -> Iterator[None]:
         """Send the recorder's simple commands through the parent inside the block."""
-        self._recorder.relay = self
+        self._recorder.relay, self.thread = self, get_ident()
         try:
             yield
         finally:

@@ -12,6 +12,9 @@ from ..multiplexer.streams import Guest
 from ..process.prefork import Horse, Unexpected
 from ..store.claim import Claim
 
+#: The tasks in which RQ's own code asks the server through the parent; in others a horse asks this about large values.
+_RELAYED, _ABOUT_LARGE = ("maintain", "schedule"), (b"HSTRLEN", b"PING")
+
 
 @dataclass
 class Task:
@@ -64,6 +67,8 @@ class Slot:
     killed: bool = False
     #: Its horse is to be killed when the callback that it has begun has ended.
     dismissed: bool = False
+    #: Its horse waits for the answer to read or relay.
+    asks: bool = False
     #: Its horse is to be replaced once it has nothing to do.
     worn: bool = False
     since: float = field(default_factory=time.monotonic)
@@ -94,14 +99,22 @@ class Slot:
         return self.guest.token if self.guest is not None else None
 
     def check(self, kind: str, rest: Sequence[Any], lease: float) -> None:
-        """Raise Unexpected where its horse says that its task is over, and has not said how it ended.
+        """Raise Unexpected where its horse says that its task is over, and has not said how it ended, or asks twice.
 
-        It says nothing of a job that it does not begin: one that waited, or, before it leaves, one that is stale.
+        Answers that it does not read would stay in the parent. It says nothing of a job that it does not begin: one
+        that waited, or, before it leaves, one that is stale.
 
         Args:
             kind, rest: what it says.
             lease: seconds for which a claim stands unless it is renewed.
         """
+        if kind in ("read", "relay"):
+            if self.asks:
+                raise Unexpected("it asks for something, and has not waited for the last answer")
+            self.asks = self.task is not None
+            may_ask = kind == "read" or self.task is None or self.task.kind in _RELAYED
+            if not may_ask and any(words[0] not in _ABOUT_LARGE for words in rest[0]):
+                raise Unexpected("it asks the server for what no job has to know")
         if kind not in ("next", "free") or (claim := self.claim) is None or self.task is None:
             return
         if kind == "free" and self.task.kind == "perform" and (self.waited or (rest[0] and claim.is_stale(lease))):
@@ -117,9 +130,11 @@ class Slot:
     def end(self) -> None:
         """Note that the horse has nothing to do any more."""
         self.task, self.delivered, self.stopped, self.handed_on, self.deadline = None, False, False, False, None
+        self.asks = False
 
     def reply(self, message: tuple[Any, ...]) -> None:
         """Send the answer that the horse waits for, if it still lives."""
+        self.asks = self.asks and message[0] != "reply"
         if self.horse is not None and self.task is not None:
             self.send(self.horse, message)
 

@@ -207,7 +207,7 @@ class Slots:
     def receive(self, slot: Slot) -> None:
         """Take what the slot's horse has sent until now, before it is killed: a complete outcome wins."""
         if slot.horse is not None:
-            self._prefork.receive(slot.horse)
+            self._prefork.receive_last(slot.horse)
 
     def _spawn(self, slot: Slot) -> None:
         if self._ending or slot not in self._slots:

@@ -50,7 +50,7 @@ class Waiting:
         taken: list[Claim] = []
         if slot.waiting and slot.horse.channel.side is not None:
             taken = self._last(slot, slot.horse.channel.side.take_back())
-        self._prefork.receive(slot.horse)
+        self._prefork.receive_last(slot.horse)
         return taken
 
     def put_back(self, *slots: Slot) -> None:

@@ -24,6 +24,8 @@ _HEADER = struct.Struct(">I")
 #: The longest accepted message. Redis refuses strings over 512 MB, so a longer message is garbage.
 MAX_MESSAGE = 512 * 1024 * 1024
 _CHUNK = 64 * 1024
+#: Bytes and messages taken in one go, about: one that never stops holds no other up. Last, more than is unread.
+_MOST, _MOST_MESSAGES, LAST = 1024 * 1024, 1000, 16 * 1024 * 1024
 #: In marshal's second version the same data is always written alike, without references. It is the quickest, too.
 _VERSION = 2
 #: The most objects in one message, since the parent checks each.
@@ -36,7 +38,7 @@ _PLAIN = struct.Struct(">?dH")
 _FIXED = {ord("N"): 1, ord("T"): 1, ord("F"): 1, ord("i"): 5, ord("g"): 9}
 #: The types that announce how many bytes or objects follow; large numbers announce pairs of bytes.
 _STRINGS, _CONTAINERS, _LONG = frozenset(b"su"), frozenset(b"(["), ord("l")
-#: The errors that reading a message may raise.
+#: What reading a message may raise.
 GARBAGE = (ValueError, EOFError, TypeError)
 
 
@@ -138,10 +140,7 @@ class Inbox:
 
 
 class ChildChannel:
-    """The horse's end: blocking, since a horse has nothing else to do.
-
-    It belongs to the process that made it. A process that a job has forked sends nothing and receives EOF.
-    """
+    """The horse's end: blocking, and its own; a process that a job has forked sends nothing and receives EOF."""
 
     def __init__(self, sock: socket.socket, side: ChildSide | None = None) -> None:
         self._pid = os.getpid()
@@ -252,14 +251,15 @@ class ParentChannel:
             self.unsent.clear()
         return True
 
-    def receive(self) -> list[Any]:
-        """Return the complete messages that have arrived.
+    def receive(self, most: int = _MOST) -> list[Any]:
+        """Return complete messages that have arrived, of about as many bytes; what is left stays readable.
 
         Sets ``at_eof`` once the other end is closed, ``garbage`` when it wrote bytes that are no message.
         """
         messages: list[Any] = []
         aloud: list[Any] = []
-        while not self.at_eof and self.garbage is None:
+        taken = 0
+        while not self.at_eof and self.garbage is None and taken < most and len(aloud) < _MOST_MESSAGES:
             try:
                 data = self._socket.recv(_CHUNK)
             except BlockingIOError:
@@ -267,6 +267,7 @@ class ParentChannel:
             except OSError:
                 data = b""
             self.at_eof = not data
+            taken += len(data)
             try:
                 self._inbox.feed(data, aloud)
             except GARBAGE as error:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from ..errors import PlatformUnsupported
-from .channel import ChildChannel, ParentChannel
+from .channel import LAST, ChildChannel, ParentChannel
 from .child import become_horse
 from .deaths import kill_group, pidfd_works, wait_for
 from .event_loop import Loop
@@ -198,17 +198,21 @@ class Prefork:
         # The horse was reaped earlier in the same turn.
         if horse.pid not in self.horses:
             return
-        self.receive(horse)
+        self._receive(horse)
         if horse.channel.at_eof:
             # EOF is only a hint: the horse may be about to die, or a job has closed descriptors that are not its own.
             self._loop.unwatch(horse.channel)
             self._loop.call_later(_EOF_GRACE, lambda: self.kill(horse))
 
-    def receive(self, horse: Horse) -> None:
+    def receive_last(self, horse: Horse) -> None:
+        """Pass on all that the horse has sent: it is dead, or about to be killed, and a complete outcome counts."""
+        self._receive(horse, LAST)
+
+    def _receive(self, horse: Horse, *most: int) -> None:
         """Pass on the horse's messages. A horse that sends garbage is killed, and its later messages are ignored."""
         if horse.distrusted:
             return
-        for message in horse.channel.receive():
+        for message in horse.channel.receive(*most):
             try:
                 self._check(message)
             except ValueError as error:
@@ -254,8 +258,7 @@ class Prefork:
         if ended is None:
             return
         if not horse.retiring:
-            # An outcome that was sent completely before the death counts.
-            self.receive(horse)
+            self.receive_last(horse)
         del self.horses[horse.pid]
         self._loop.unwatch(horse.channel)
         horse.channel.close()

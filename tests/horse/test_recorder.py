@@ -79,6 +79,25 @@ def test_what_runs_after_maintenance_is_not_relayed(recorder: Recorder) -> None:
     assert recorder.relay is None
 
 
+def test_only_one_thread_is_relayed(recorder: Recorder, redis: Redis) -> None:
+    """A thread that a job has left behind reaches the server while maintenance speaks through the parent."""
+    channel: Any = None  # nothing is said over it
+    relay = Relay(channel, recorder)
+    replies: list[Any] = []
+
+    def use() -> None:
+        replies.append(recorder.set("mine", 1))
+        with recorder.pipeline() as pipe:
+            pipe.get("mine")
+            replies.extend(pipe.execute())
+
+    with relay.carry():
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+    assert replies == [True, b"1"]
+
+
 def test_what_is_written_after_the_outcome_has_left_reaches_the_server(recorder: Recorder, redis: Redis) -> None:
     """A write about the job joins its outcome until that is delivered; later nobody would send it."""
     recorder.outcome = one = tape()

@@ -104,6 +104,21 @@ def test_a_job_that_ends_its_process_fails(
         wait_until(lambda: len(horses(worker)) == 1 and not zombies(worker), what="one horse and no zombie")
 
 
+def test_a_job_that_never_stops_talking_holds_up_no_other(server: EmbeddedServer, queue: Queue, tmp_path: Path) -> None:
+    """While a job floods the parent with messages, the jobs beside it begin, end and are recorded."""
+    end = tmp_path / "end"
+    with running_worker(server.url, "q", log=tmp_path / "log", concurrency=2) as worker:
+        try:
+            flood = queue.enqueue(crash_jobs.flood_the_parent, str(end))
+            wait_until(lambda: flood.get_status() == JobStatus.STARTED)
+            assert [ended(queue.enqueue(crash_jobs.nothing)) for _ in range(20)] == [JobStatus.FINISHED] * 20
+            assert flood.get_status() == JobStatus.STARTED
+        finally:
+            end.touch()
+        assert ended(flood) == JobStatus.FINISHED
+        assert worker.stop() == 0
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -115,10 +130,12 @@ def test_a_job_that_ends_its_process_fails(
         encode(("relay", [[b"SUBSCRIBE", b"channel"]])),
         encode(("relay", [[b"SELECT", b"3"]])),
         encode(("relay", [[b"BLPOP", b"nothing", b"0"]])),
+        encode(("relay", [[b"PING"]])) * 2,
+        encode(("relay", [[b"GET", b"large"]])),
         encode(("free",)),
         encode([]),
     ],
-    ids=["memory", "text", "words", "phase", "relay", "subscribe", "select", "block", "free", "shape"],
+    ids=["memory", "text", "words", "phase", "relay", "subscribe", "select", "block", "twice", "get", "free", "shape"],
 )
 def test_a_wrong_message_ends_its_horse_alone(
     server: EmbeddedServer, queue: Queue, tmp_path: Path, data: bytes

@@ -244,6 +244,21 @@ def test_a_big_message_of_a_horse_arrives_in_parts() -> None:
     theirs.close()
 
 
+def test_what_one_horse_says_is_taken_in_parts() -> None:
+    """Of thousands of messages that have arrived the parent takes some at a time, in order, and loses none."""
+    mine, theirs = socket.socketpair()
+    parent = ParentChannel(mine)
+    theirs.sendall(b"".join(encode(number) for number in range(8_000)))
+    first = parent.receive()
+    assert 1_000 <= len(first) < 8_000
+    got = first
+    while more := parent.receive():
+        got += more
+    assert got == list(range(8_000))
+    parent.close()
+    theirs.close()
+
+
 def test_what_was_complete_before_the_end_is_received() -> None:
     """An outcome that was sent before its horse died counts; half of one does not."""
     mine, theirs = socket.socketpair()

@@ -4,6 +4,7 @@ meanwhile.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import signal
@@ -596,7 +597,8 @@ def test_meta_that_hangs_when_it_is_loaded_stops_no_other_job(server: Any, redis
         )
         assert redis.lrange(named("rq:queue:default"), 0, -1) == [b"hanging0"]
         for horse in psutil.Process(worker.pid).children():  # as the worker does after a minute
-            horse.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                horse.kill()
         wait_until(
             lambda: redis.lrange(named("rq:queue:default"), 0, -1) == [b"hanging0", b"good"], what="the next job"
         )

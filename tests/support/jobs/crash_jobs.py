@@ -31,7 +31,7 @@ from redis import Redis
 from rq import Retry, get_current_job
 
 import rq_pooled
-from rq_pooled.process.channel import ChildChannel
+from rq_pooled.process.channel import ChildChannel, encode
 
 _imported_by = os.getpid()
 
@@ -552,6 +552,22 @@ def write_to_the_parent(data: bytes) -> None:
     (channel,) = (thing for thing in gc.get_objects() if isinstance(thing, ChildChannel))
     os.write(channel.fileno(), data)
     time.sleep(60)
+
+
+def flood_the_parent(until: str) -> None:
+    """Write well-formed messages to the parent without a pause, from a process of its own, until a file exists."""
+    (channel,) = (thing for thing in gc.get_objects() if isinstance(thing, ChildChannel))
+    flood = socket.socket(fileno=os.dup(channel.fileno()))
+    # So much room and so short writes that there is always more to read.
+    flood.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 24)
+    message = encode(("phase", 600.0))
+    if (pid := os.fork()) == 0:
+        try:
+            while not os.path.exists(until):
+                flood.sendall(message * (8192 // len(message)))
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
 
 
 def close_all_descriptors() -> None:
