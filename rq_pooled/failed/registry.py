@@ -20,9 +20,9 @@ from rq.utils import now, utcformat
 from ..errors import SweepUnderWay, UnknownQueue
 from ..foreign import MAX_VALUE, names_key, printable
 from ..store.failed import failed_bury, failed_ghosts, failed_page, failed_purge, failed_requeue
-from ..store.keys import dead_letters_key, sweep_lock_key
+from ..store.keys import QUEUES, dead_letters_key, queue_key, sweep_lock_key
 from ..store.locks import SweepLock, unlock
-from ..store.queues import queue_names
+from ..store.queues import first_queues, queue_names
 from ..store.scripts import run
 from ..wire import Command, encoded, text
 from .selection import FailedJob, Selection
@@ -82,12 +82,16 @@ class FailedJobs:
 
     def queues(self, names: Sequence[str] | None) -> list[str]:
         """Return these queues, each once, or all that the server knows. Raises UnknownQueue."""
-        known = queue_names(lambda *command: self._one(command))
+
+        def ask(*command: Any) -> Any:
+            return self._one(command)
+
         if names is None:
-            return known
-        for name in sorted(set(names) - set(known)):
-            if not self._one(("EXISTS", FailedJobRegistry.key_template.format(name), dead_letters_key(name))):
-                shown = ", ".join(known[:10]) or "none"
+            return queue_names(ask)
+        for name in sorted(set(names)):
+            keys = FailedJobRegistry.key_template.format(name), dead_letters_key(name)
+            if not any(self._many([("SISMEMBER", QUEUES, queue_key(name)), ("EXISTS", *keys)])):
+                shown = ", ".join(first_queues(ask)[:10]) or "none"
                 raise UnknownQueue(f"there is no queue {name!r}; the server knows: {shown}")
         return list(dict.fromkeys(names))
 

@@ -20,6 +20,8 @@ from ..wire import raw, text
 _PAGE = _SLOTS = 200
 #: Processes that are read: those that have to publish again first, which all that live soon have to.
 MAX_PROCESSES = 2_000
+#: Bytes of statistics after which no further page of them is read.
+_MAX_BYTES = 16 * 1024 * 1024
 
 
 def processes(connection: Redis | None = None, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
@@ -90,12 +92,16 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
     if count is None:
         # The key is of another type; each process makes it anew with its next heartbeat.
         said.append(STATS)
-    keys, found = sorted(keys or ()), []
+    keys, found, looked_at, size = sorted(keys or ()), [], 0, 0
     for start in range(0, len(keys), _PAGE):
+        if size > _MAX_BYTES:
+            break
         pipeline = client.pipeline(transaction=False)
         for key in keys[start : start + _PAGE]:
             pipeline.hgetall(key)
         for key, fields in zip(keys[start : start + _PAGE], replies_of(pipeline)):
+            looked_at += 1
+            size += sum(map(len, fields.values())) if isinstance(fields, dict) else 0
             if fields == {}:
                 # It has just expired.
                 continue
@@ -104,8 +110,8 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
             except (AttributeError, ValueError, RecursionError):
                 # It is no hash, no JSON, or JSON of another shape.
                 said.append(printable(text(key).removeprefix(stats_key("")), MAX_VALUE))
-    if (count or 0) > MAX_PROCESSES:
-        said.insert(0, f"{count - MAX_PROCESSES} more processes")
+    if count and (looked_at < len(keys) or len(keys) == MAX_PROCESSES) and count > looked_at:
+        said.insert(0, f"{count - looked_at} more processes")
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import islice
 from typing import Any, NamedTuple
 
 from ..foreign import names_key
@@ -16,19 +18,38 @@ from .scripts import call
 PAGE = 100
 #: Queues that pages, commands and metrics look at, the first by name, and characters of a name. Others are counted.
 MAX_QUEUES, MAX_NAME = 2_000, 1_000
-#: Names among which these are looked for, however many there are.
-MAX_NAMES = 20_000
+#: Names among which these are looked for, however many there are, and seconds for asking who may see them.
+MAX_NAMES, ASKING = 20_000, 1.0
 
 
 class _Names(NamedTuple):
-    """Names of queues that the server knows, and how many others there are."""
+    """Names of queues that the server knows, in order, and how many others there are."""
 
-    read: set[str]
+    read: list[str]
     others: int
 
 
-#: Tells of a queue whether it may be shown; each thread, greenlet and task has its own.
-_may_show: ContextVar[Callable[[str], bool] | None] = ContextVar("rq_pooled_may_show", default=None)
+class _Viewer:
+    """Says of queues whether they may be shown to one whose views are restricted, and remembers it."""
+
+    def __init__(self, may_show: Callable[[str], bool]) -> None:
+        self._may_show = may_show
+        self._said: dict[str, bool] = {}
+        self._left = ASKING
+
+    def may(self, queue: str) -> bool:
+        """Ask, once. What there is no time to ask about may not be shown: others choose how many names there are."""
+        if queue not in self._said:
+            if self._left <= 0:
+                return False
+            begun = time.monotonic()
+            self._said[queue] = self._may_show(queue)
+            self._left -= time.monotonic() - begun
+        return self._said[queue]
+
+
+#: Who is shown something; each thread, greenlet and task has its own.
+_viewer: ContextVar[_Viewer | None] = ContextVar("rq_pooled_viewer", default=None)
 #: Keeps what the server has said, where it is asked once.
 _said: ContextVar[list[_Names] | None] = ContextVar("rq_pooled_said", default=None)
 
@@ -38,7 +59,7 @@ def show_only(may_show: Callable[[str], bool] | None) -> None:
 
     It stands here, below all that reads queues, so that no list or sum can forget it.
     """
-    _may_show.set(may_show)
+    _viewer.set(_Viewer(may_show) if may_show is not None else None)
 
 
 @contextmanager
@@ -53,13 +74,13 @@ def asked_once() -> Iterator[None]:
 
 def is_shown(queue: str) -> bool:
     """Tell whether a queue may be shown to whom it is read for."""
-    may_show = _may_show.get()
-    return may_show is None or may_show(queue)
+    viewer = _viewer.get()
+    return viewer is None or viewer.may(queue)
 
 
 def is_restricted() -> bool:
     """Tell whether single queues may be hidden from whom is read for."""
-    return _may_show.get() is not None
+    return _viewer.get() is not None
 
 
 def all_shown(ask: Callable[..., Any]) -> bool:
@@ -74,9 +95,9 @@ def all_shown(ask: Callable[..., Any]) -> bool:
 
 
 def queue_names(ask: Callable[..., Any]) -> list[str]:
-    """Return the names of all queues that the server knows, in order; see ``show_only``.
+    """Return the names of all queues that the server knows, in order, for what has to look at each; see ``show_only``.
 
-    It is for what has to look at each of them. Views take ``first_queues``.
+    Views take ``first_queues``, which bounds how long is asked.
 
     Args:
         ask: sends a command, such as a client's ``execute_command``.
@@ -88,13 +109,15 @@ def queue_names(ask: Callable[..., Any]) -> list[str]:
 
 def first_queues(ask: Callable[..., Any]) -> list[str]:
     """Return the first MAX_QUEUES by name, for views of all of them at once; of MAX_NAMES where there are more."""
-    return sorted(name for name in _read(ask).read if len(name) <= MAX_NAME and is_shown(name))[:MAX_QUEUES]
+    names = (name for name in _read(ask).read if len(name) <= MAX_NAME and is_shown(name))
+    return list(islice(names, MAX_QUEUES))
 
 
 def left_out(ask: Callable[..., Any]) -> int:
     """Return how many queues that may be shown ``first_queues`` leaves out.
 
-    Where single ones may be hidden, those beyond MAX_NAMES are not among them.
+    Where single ones may be hidden, those beyond MAX_NAMES, or about which there was no time to ask, are not among
+    them.
     """
     names = _read(ask)
     shown = list(filter(is_shown, names.read))
@@ -115,7 +138,7 @@ def _read(ask: Callable[..., Any]) -> _Names:
             if int(cursor) == 0 or len(found) >= MAX_NAMES:
                 break
         others = max(0, ask("SCARD", QUEUES) - len(found)) if int(cursor) else 0
-    names = _Names(found, others)
+    names = _Names(sorted(found), others)
     if said is not None:
         said.append(names)
     return names

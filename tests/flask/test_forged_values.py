@@ -148,6 +148,35 @@ def test_no_number_of_names_is_too_much_for_a_view(server: EmbeddedServer, redis
     assert "1001 more processes" in run_command(server.url, "stats").stderr
 
 
+def test_a_slow_authorize_is_asked_for_a_bounded_time(
+    server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many names there are, asking who may see them ends, and what was not asked about is hidden."""
+    monkeypatch.setattr(store_queues, "ASKING", 0.05)
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number:05}") for number in range(15_000)))
+    for number in range(20):
+        key = named(f"rq_pooled:stats:app:host:{number + 1}")
+        served = [f"of-{number}-{other}" for other in range(500)]
+        redis.hset(key, mapping={"kind": '"worker"', "worker": '"w"', "queues": json.dumps(served)})
+        redis.zadd(named("rq_pooled:stats"), {key: time.time() + 60})
+    asked: list[Any] = []
+
+    def authorize(action: str, queue: Any) -> bool:
+        asked.append((action, queue))
+        time.sleep(0.001)
+        return True
+
+    client = client_of(server, authorize)
+    for path in ("", "queues/status", "failed", "workers", "schedule", "trail"):
+        asked.clear()
+        answer = client.get(f"/rq/{path}")
+        assert answer.status_code == 200 and 1 < len(asked) < 1_000, path
+        assert len(asked) == len(set(asked)), "what was answered is not asked again"
+    redis.delete(named("rq_pooled:stats"))
+    named_ones = [one["name"] for one in client.get("/rq/queues/status").get_json()["queues"]]
+    assert named_ones == sorted(named_ones) and 0 < len(named_ones) < 1_000
+
+
 def test_a_view_of_some_queues_is_partial_where_not_all_names_are_read(redis: Redis) -> None:
     """Who may view each queue that is looked at is not shown what is known of all together."""
     redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(25_000)))

@@ -252,6 +252,17 @@ def test_a_short_user_of_a_pool_publishes_nothing(redis: Redis, server: Embedded
     assert not redis.keys(named("rq_pooled:*"))
 
 
+def test_large_statistics_are_read_in_part(redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of statistics of many megabytes the first are read, and the number of the others is told."""
+    monkeypatch.setattr("rq_pooled.monitoring.processes._MAX_BYTES", 100_000)
+    for number in range(1, 500):
+        key = named(f"rq_pooled:stats:app:host:{number}")
+        redis.hset(key, mapping={"kind": '"web"', "odd": json.dumps("x" * 2_000)})
+        redis.zadd(named("rq_pooled:stats"), {key: time.time() + 60})
+    unreadable: list[str] = []
+    assert len(health.processes(redis, unreadable)) == 200 and unreadable == ["299 more processes"]
+
+
 def test_silent_processes_are_forgotten(redis: Redis, server: EmbeddedServer) -> None:
     """The list of processes does not grow with those that ended without a word."""
     for command in load():
