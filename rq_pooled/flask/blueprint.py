@@ -23,6 +23,7 @@ from ..monitoring.audit import trail
 from ..monitoring.health import health_word
 from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
+from ..store.queues import asked_all
 from .jobs import add_job_pages
 from .page import present
 from .parameters import asked_for, list_address, number, page_of_form
@@ -118,7 +119,7 @@ def make_blueprint(
 
     @views.get("/queues/status")
     def queues_status(redis: Redis) -> Response:
-        return jsonify(queues=bounded(queue_states(redis)))
+        return jsonify(queues=bounded(queue_states(redis)), asked_all=asked_all())
 
     @views.get("/queues/failed-jobs")
     def queues_failed_jobs(redis: Redis) -> Response:
@@ -126,7 +127,8 @@ def make_blueprint(
         offset, limit = number(asked, "offset", 0), min(number(asked, "limit", 50), 200)
         if "queue" in asked:
             rights.require(VIEW, asked["queue"])
-        return jsonify(bounded(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, redis)))
+        found = bounded(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, redis))
+        return jsonify({**found, "asked_all": asked_all()})
 
     @views.get("/metrics")
     def metrics(redis: Redis) -> Response:

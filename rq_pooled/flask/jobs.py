@@ -93,15 +93,13 @@ def add_job_pages(views: Views) -> None:
         hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
         found["dependents"] = [one for one in found["dependents"] if one not in hidden]
         found["dependency_id"] = None if found["dependency_id"] in hidden else found["dependency_id"]
-        if hidden or not all_shown(redis.execute_command):
-            # It counts what may not be seen, too.
+        if hidden or not all_shown(redis.execute_command):  # it counts what may not be seen, too
             found["dependent_count"] = None
         times = {name: seconds_of(found[f"{name.lower()}_at"]) for name in ("Created", "Enqueued", "Started", "Ended")}
         tries = found.pop("tries")[::-1]
         for one in tries:
-            one.update(
-                at=seconds_of(one["at"]), lines=middle_left_out(one.pop("traceback"), MAX_TRACEBACK).splitlines()
-            )
+            one["at"] = seconds_of(one["at"])
+            one["lines"] = middle_left_out(one.pop("traceback"), MAX_TRACEBACK).splitlines()
         allowed = acts([origin], found["place"] == "dead") if fits_a_form(found["id"]) else []
         return page_of("job", redis, job=found, times=times, tries=tries, acts=allowed)
 

@@ -93,7 +93,7 @@ def verdict(found: dict[str, Any]) -> list[dict[str, str]]:
 
 def sentence_of_left_out(queues: int) -> str:
     """Say that so many queues are not shown, and why, without a full stop."""
-    kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} characters"
+    kept = f"{number(MAX_QUEUES)} are shown, of names of at most {number(MAX_NAME)} characters, as far as asked about"
     return f"{count(queues, 'queue is', 'queues are')} left out: {kept}"
 
 

@@ -109,10 +109,10 @@ class Slot:
             lease: seconds for which a claim stands unless it is renewed.
         """
         if kind in ("read", "relay"):
-            if self.asks:
-                raise Unexpected("it asks for something, and has not waited for the last answer")
-            self.asks = self.task is not None
-            may_ask = kind == "read" or self.task is None or self.task.kind in _RELAYED
+            if self.asks or self.task is None:
+                raise Unexpected("it asks for something, and has no task, or has not waited for the last answer")
+            self.asks = True
+            may_ask = kind == "read" or self.task.kind in _RELAYED
             if not may_ask and any(words[0] not in _ABOUT_LARGE for words in rest[0]):
                 raise Unexpected("it asks the server for what no job has to know")
         if kind not in ("next", "free") or (claim := self.claim) is None or self.task is None:

@@ -18,8 +18,10 @@ from .scripts import call
 PAGE = 100
 #: Queues that pages, commands and metrics look at, the first by name, and characters of a name. Others are counted.
 MAX_QUEUES, MAX_NAME = 2_000, 1_000
-#: Names among which these are looked for, however many there are, and seconds for asking who may see them.
-MAX_NAMES, ASKING = 20_000, 1.0
+#: Names among which these are looked for, however many there are.
+MAX_NAMES = 20_000
+#: Seconds for asking who may see them, and how many are asked about nevertheless.
+ASKING, AT_LEAST = 1.0, 200
 
 
 class _Names(NamedTuple):
@@ -36,11 +38,14 @@ class _Viewer:
         self._may_show = may_show
         self._said: dict[str, bool] = {}
         self._left = ASKING
+        #: The queues about which there was no time to ask.
+        self.unasked: set[str] = set()
 
     def may(self, queue: str) -> bool:
         """Ask, once. What there is no time to ask about may not be shown: others choose how many names there are."""
         if queue not in self._said:
-            if self._left <= 0:
+            if self._left <= 0 and len(self._said) >= AT_LEAST:
+                self.unasked.add(queue)
                 return False
             begun = time.monotonic()
             self._said[queue] = self._may_show(queue)
@@ -76,6 +81,12 @@ def is_shown(queue: str) -> bool:
     """Tell whether a queue may be shown to whom it is read for."""
     viewer = _viewer.get()
     return viewer is None or viewer.may(queue)
+
+
+def asked_all() -> bool:
+    """Tell whether there was time to ask about each queue that came up; what shows others has to say if not."""
+    viewer = _viewer.get()
+    return viewer is None or not viewer.unasked
 
 
 def is_restricted() -> bool:
@@ -116,12 +127,11 @@ def first_queues(ask: Callable[..., Any]) -> list[str]:
 def left_out(ask: Callable[..., Any]) -> int:
     """Return how many queues that may be shown ``first_queues`` leaves out.
 
-    Where single ones may be hidden, those beyond MAX_NAMES, or about which there was no time to ask, are not among
-    them.
+    Where single ones may be hidden, those beyond MAX_NAMES are not among them.
     """
-    names = _read(ask)
+    names, viewer = _read(ask), _viewer.get()
     shown = list(filter(is_shown, names.read))
-    others = 0 if is_restricted() else names.others
+    others = names.others if viewer is None else len(viewer.unasked)
     return len(shown) - min(MAX_QUEUES, sum(len(name) <= MAX_NAME for name in shown)) + others
 
 

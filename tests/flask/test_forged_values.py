@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -153,6 +155,7 @@ def test_a_slow_authorize_is_asked_for_a_bounded_time(
 ) -> None:
     """However many names there are, asking who may see them ends, and what was not asked about is hidden."""
     monkeypatch.setattr(store_queues, "ASKING", 0.05)
+    monkeypatch.setattr(store_queues, "AT_LEAST", 10)
     redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number:05}") for number in range(15_000)))
     for number in range(20):
         key = named(f"rq_pooled:stats:app:host:{number + 1}")
@@ -171,10 +174,24 @@ def test_a_slow_authorize_is_asked_for_a_bounded_time(
         asked.clear()
         answer = client.get(f"/rq/{path}")
         assert answer.status_code == 200 and 1 < len(asked) < 1_000, path
+        # What is left out is said: on each page, as JSON, and in the metrics.
+        said = answer.get_json()["asked_all"] is False if answer.is_json else "This page is not whole" in answer.text
+        assert said and "Nothing is wrong" not in answer.text, path
         assert len(asked) == len(set(asked)), "what was answered is not asked again"
     redis.delete(named("rq_pooled:stats"))
+    if importlib.util.find_spec("prometheus_client"):
+        counted = re.search(r'rq_pooled_unreadable{kind="left_out"} ([0-9.]+)', client.get("/rq/metrics").text)
+        assert counted and 10_000 < float(counted[1]) < 15_000
     named_ones = [one["name"] for one in client.get("/rq/queues/status").get_json()["queues"]]
     assert named_ones == sorted(named_ones) and 0 < len(named_ones) < 1_000
+
+
+def test_one_slow_answer_hides_nothing(server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An authorize that is slow once is still asked about the few queues that most servers have."""
+    monkeypatch.setattr(store_queues, "ASKING", 0.0)
+    redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(100)))
+    answer = client_of(server).get("/rq/queues/status").get_json()
+    assert len(answer["queues"]) == 100 and answer["asked_all"] is True
 
 
 def test_a_view_of_some_queues_is_partial_where_not_all_names_are_read(redis: Redis) -> None:

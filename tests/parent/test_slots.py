@@ -41,6 +41,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
             channel.send(("next", False, 0.001))
         elif said.startswith("says free"):
             channel.send(("free", said.endswith("and leaves")))
+        if said.startswith("ends, is free, and asks by "):
+            channel.send(("free", False), (said.rpartition(" ")[2], [[b"GET", b"key"]]))
         if said == "ends and is free":
             channel.send(("free", False))
         else:
@@ -53,6 +55,7 @@ class Stable:
     def __init__(self, *names: str) -> None:
         self.loop = Loop()
         self.outcomes: list[Outcome] = []
+        self.requests: list[Any] = []
         self.untouched: list[list[Claim]] = []
         self.charged: list[list[Claim]] = []
         nothing = SimpleNamespace(close_in_child=lambda: None)
@@ -71,7 +74,7 @@ class Stable:
             run_horse=run_horse,
             multiplexer=None,
             on_outcome=self.outcomes.append,
-            on_request=lambda *_: None,
+            on_request=lambda *asked: self.requests.append(asked),
             on_untouched=self.untouched.append,
             on_begun=self.charged.append,
             on_ran=lambda *_: None,
@@ -213,3 +216,14 @@ def test_a_horse_does_not_decide_that_it_stays(make: Callable[..., Stable]) -> N
         stable.give(slot, "ends and is free")
         stable.until(lambda: len(stable.outcomes) == ended and slot.ready)  # noqa: B023 - it is awaited in this turn
     assert slot.horse is not first and not slot.worn and slot.jobs == 0
+
+
+@pytest.mark.parametrize("kind", ["read", "relay"])
+def test_who_has_no_task_asks_for_nothing(make: Callable[..., Stable], kind: str) -> None:
+    """What a job has left behind in its horse is not answered by the server: the horse is killed, and replaced."""
+    stable = make("w", "w-1")
+    slot = next(iter(stable.slots))
+    before = slot.horse
+    stable.give(slot, f"ends, is free, and asks by {kind}")
+    stable.until(lambda: slot.horse is not before and slot.ready)
+    assert not stable.requests and len(stable.outcomes) == 1
