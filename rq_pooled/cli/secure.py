@@ -45,8 +45,13 @@ def rights(client: Redis) -> tuple[bool, str]:
 
 
 def workers(client: Redis) -> str:
-    """Return which workers of ours run jobs without a signature, by what they publish; "" if there are none. Blocks."""
-    found = [one["worker"] for one in processes(client) if one["worker"]]
+    """Return which workers of ours run jobs without a signature, by what they publish, or of which it is not known; ""
+    if there are none. Blocks.
+    """
+    unreadable: list[str] = []
+    found = [one["worker"] for one in processes(client, unreadable) if one["worker"]]
+    if unreadable:
+        return f"statistics that are not read may be of workers without keys: {', '.join(unreadable[:_NAMED])}"
     named = [printable(one["name"], MAX_VALUE) for one in found if one["signing"] != "require"]
     if not named:
         return ""

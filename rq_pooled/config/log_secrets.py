@@ -6,7 +6,7 @@ import logging
 
 from ..redaction import LEFT_OUT
 from .describing import current
-from .secrets import scrub
+from .secrets import is_scheme, scrub, scrub_url
 
 
 class _WithoutArguments(logging.Filter):
@@ -24,11 +24,16 @@ class _WithoutPasswords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
         if isinstance(record.args, tuple):
-            record.args = tuple(scrub(one) if isinstance(one, str) and "://" in one else one for one in record.args)
+            record.args = tuple(_scrubbed(one) if isinstance(one, str) else one for one in record.args)
         if record.exc_info and (error := record.exc_info[1]) is not None:
             record.exc_info = record.exc_text = None
             record.msg, record.args = f"{record.msg}: %s", (*(record.args or ()), _reason(error))
         return True
+
+
+def _scrubbed(text: str) -> str:
+    scheme, colon, _ = text.partition("://")
+    return text if not colon else scrub_url(text) if is_scheme(scheme) else scrub(text)
 
 
 def _reason(error: BaseException) -> str:

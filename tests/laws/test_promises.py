@@ -554,7 +554,7 @@ def test_webhooks_of_a_job_that_dies(start: Start, redis: Redis, queue: Queue, h
 def test_a_webhook_shows_no_password(start: Start, queue: Queue) -> None:
     """The log names a webhook's address without what in it is secret, when it is sent and when that fails."""
     addresses = (
-        *("http://127.0.0.1:1/ended?token=hunter2", "http://127.0.0.1:1/ended?token=hunter2 3"),
+        *("http://127.0.0.1:1/ended?token=hunter2", "http://127.0.0.1:1/ended?token=1'hunter2 3"),
         *("http://user:hunter2@127.0.0.1/x", "http://127.0.0.1:hunter2/x"),
     )
     hooks = [Webhook(address, "finished", method="POST", timeout=3) for address in addresses]

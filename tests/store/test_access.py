@@ -435,6 +435,12 @@ def test_check_names_the_worker_that_has_no_keys(guarded: Guarded, tmp_path: Pat
             asked = run_command(guarded.url("web"), "check", "--secure", **keys_of)
             said = "jobs without a signature are run by 1 of 1 worker: w-here" in asked.stdout
             assert (asked.returncode, said) == (code, bool(code)), asked.stdout
+    # What cannot be read may be of one.
+    key = named("rq_pooled:stats:app:host:1")
+    guarded.admin.hset(key, mapping={"kind": '"worker"', "concurrency": '"x"'})
+    guarded.admin.zadd(named("rq_pooled:stats"), {key: 9e9})
+    asked = run_command(guarded.url("web"), "check", "--secure", **keys_of)
+    assert asked.returncode == 1 and "not read may be of workers without keys: app:host:1" in asked.stdout
 
 
 def test_a_page_under_the_users_of_others_says_which_user_it_needs(guarded: Guarded) -> None:
