@@ -45,18 +45,21 @@ def rights(client: Redis) -> tuple[bool, str]:
 
 
 def workers(client: Redis) -> str:
-    """Return which workers of ours run jobs without a signature, by what they publish, or of which it is not known; ""
-    if there are none. Blocks.
-    """
+    """Return which workers of ours run jobs without a signature, or may do so; "" if there are none. Blocks."""
     unreadable: list[str] = []
     found = [one["worker"] for one in processes(client, unreadable) if one["worker"]]
+    open_to_all = [printable(one["name"], MAX_VALUE) for one in found if one["signing"] != "require"]
+    said = []
+    if open_to_all:
+        of = f"{len(open_to_all)} of {count(len(found), 'worker')}"
+        said.append(f"jobs without a signature are run by {of}: {_first(open_to_all)}")
     if unreadable:
-        return f"statistics that are not read may be of workers without keys: {', '.join(unreadable[:_NAMED])}"
-    named = [printable(one["name"], MAX_VALUE) for one in found if one["signing"] != "require"]
-    if not named:
-        return ""
-    which = ", ".join(named[:_NAMED]) + (" …" if len(named) > _NAMED else "")
-    return f"jobs without a signature are run by {len(named)} of {count(len(found), 'worker')}: {which}"
+        said.append(f"statistics that are not read may be of workers without keys: {_first(unreadable)}")
+    return "; ".join(said)
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
 
 
 def signing(settings: Settings) -> tuple[bool, str]:

@@ -25,13 +25,14 @@ _MAX_BYTES = 16 * 1024 * 1024
 
 
 def processes(connection: Redis | None = None, unreadable: list[str] | None = None) -> list[dict[str, Any]]:
-    """Return the statistics that workers and web processes have published. Blocks for a round trip per 200.
+    """Return the statistics that workers and web processes have published. Blocks for two round trips, and one per 200.
 
     Each has ``name``, ``app``, ``host``, ``pid``, ``kind`` (``worker`` or ``web``), ``age`` (seconds since it was
     published), ``uptime``, ``connections`` (role -> open ones), ``pools``, and ``worker``: None, or ``name``,
     ``queues``, ``concurrency``, ``busy``, ``held`` (it claims nothing), ``signing`` (as SIGNING says it, "" without
     keys), ``horses`` (pids), ``memory``, ``counters``, ``queue_wait`` and ``run_time``. What is something else than
-    statistics is left out, and its name added to ``unreadable``, as is the number of those beyond MAX_PROCESSES.
+    statistics is left out, and its name added to ``unreadable``, as is the number of those beyond MAX_PROCESSES, or
+    16 MB.
     """
     return only_shown(read_processes(connection or get_connection(), unreadable))
 
@@ -92,7 +93,7 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
     if count is None:
         # The key is of another type; each process makes it anew with its next heartbeat.
         said.append(STATS)
-    keys, found, looked_at, size = sorted(keys or ()), [], 0, 0
+    keys, found, looked_at, size = keys or [], [], 0, 0
     for start in range(0, len(keys), _PAGE):
         if size > _MAX_BYTES:
             break
@@ -112,7 +113,7 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
                 said.append(printable(text(key).removeprefix(stats_key("")), MAX_VALUE))
     if count and (looked_at < len(keys) or len(keys) == MAX_PROCESSES) and count > looked_at:
         said.insert(0, f"{count - looked_at} more processes")
-    return found
+    return sorted(found, key=lambda one: one["name"])
 
 
 def _process(key: str, fields: Mapping[str, str], now: float) -> dict[str, Any]:

@@ -24,7 +24,7 @@ _HEADER = struct.Struct(">I")
 #: The longest accepted message. Redis refuses strings over 512 MB, so a longer message is garbage.
 MAX_MESSAGE = 512 * 1024 * 1024
 _CHUNK = 64 * 1024
-#: Bytes and messages taken in one go, about: one that never stops holds no other up. Last, more than is unread.
+#: Bytes and messages that are taken at once, so that no horse holds up others; before it is killed, all there can be.
 _MOST, _MOST_MESSAGES, LAST = 1024 * 1024, 1000, 16 * 1024 * 1024
 #: In marshal's second version the same data is always written alike, without references. It is the quickest, too.
 _VERSION = 2
