@@ -441,6 +441,9 @@ def test_check_names_the_worker_that_has_no_keys(guarded: Guarded, tmp_path: Pat
     guarded.admin.zadd(named("rq_pooled:stats"), {key: 9e9})
     asked = run_command(guarded.url("web"), "check", "--secure", **keys_of)
     assert asked.returncode == 1 and "not read may be of workers without keys: app:host:1" in asked.stdout
+    with running_worker(url, "q", "--name", "w-open", log=tmp_path / "open"):
+        asked = run_command(guarded.url("web"), "check", "--secure", **keys_of)
+        assert "are run by 1 of 1 worker: w-open; statistics that are not read" in asked.stdout, asked.stdout
 
 
 def test_a_page_under_the_users_of_others_says_which_user_it_needs(guarded: Guarded) -> None:
