@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from ..redaction import LEFT_OUT
 from .describing import current
 from .secrets import is_scheme, scrub, scrub_url
+
+_HOST = re.compile(r"(https?://[^/?#]*).+", re.IGNORECASE | re.DOTALL)
 
 
 class _WithoutArguments(logging.Filter):
@@ -32,8 +35,9 @@ class _WithoutPasswords(logging.Filter):
 
 
 def _scrubbed(text: str) -> str:
+    """Return an address's scheme and host: a webhook's path may be its secret, and any parameter of it."""
     scheme, colon, _ = text.partition("://")
-    return text if not colon else scrub_url(text) if is_scheme(scheme) else scrub(text)
+    return text if not colon else _HOST.sub(r"\1/***", scrub_url(text)) if is_scheme(scheme) else scrub(text)
 
 
 def _reason(error: BaseException) -> str:
