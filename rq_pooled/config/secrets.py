@@ -76,17 +76,16 @@ def _without_ats(url: str) -> str:
 
 
 def _without_login(url: str) -> str:
-    """Return a URL without an ``@`` with ``***`` in place of a host that contains ``%40``, or a colon and no port.
+    """Return a URL without an ``@``, with ``***`` for all of it where its host contains ``%40``, or a colon and no port.
 
     The text may be a password whose ``@`` was forgotten or encoded, and its end is unknown.
     """
     found = _SCHEME.search(url)
     if found is None:
         return url
-    rest, question, query = url[found.end() :].partition("?")
-    hosts = re.split("[/#]", rest, maxsplit=1)[0]
+    hosts = re.split("[/?#]", url[found.end() :], maxsplit=1)[0]
     ports = [re.sub(r"^\[[^\]]*\]", "", host).partition(":") for host in hosts.split(",")]
     are_ports = all(_PORT.fullmatch(port) and int(port if port.isdigit() else 0) <= 65535 for _, _, port in ports)
     if are_ports and "%40" not in hosts:
         return url
-    return url[: found.end()] + "***" + question + query
+    return url[: found.end()] + "***"

@@ -355,7 +355,7 @@ def test_what_is_no_scheme_is_not_shown() -> None:
         assert SECRET not in str(caught.value) and SECRET not in scrub_url(url)
 
 
-@pytest.mark.parametrize("rest", ["", "/0", "/x/0", ":6379/0", "#x", "?db=1"])
+@pytest.mark.parametrize("rest", ["", "/0", "/x/0", ":6379/0", "#x", "?db=1", f"?{SECRET}"])
 @pytest.mark.parametrize("scheme", ["redis", "rediss", "sentinel", "redis+sentinel"])
 def test_scrub_hides_a_password_whose_at_was_forgotten(scheme: str, rest: str) -> None:
     """A URL whose password stands where the port belongs shows nothing of it, in a text and alone."""
