@@ -76,7 +76,7 @@ def _without_ats(url: str) -> str:
 
 
 def _without_login(url: str) -> str:
-    """Return a URL without an ``@``, with ``***`` for all of it where its host contains ``%40``, or a colon and no port.
+    """Return a URL without an ``@``, with ``***`` for all of it where its host has ``%40``, or a colon and no port.
 
     The text may be a password whose ``@`` was forgotten or encoded, and its end is unknown.
     """

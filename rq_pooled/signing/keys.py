@@ -80,7 +80,8 @@ def parse_keys(text: str, source: str) -> Keys:
             )
         if len(secret) < SHORTEST:
             raise ConfigurationError(
-                f"{source}: the secret of the key {name} has {len(secret)} characters, and {SHORTEST} are the fewest; "
+                # A secret with a colon, whose name was forgotten, would be shown in part as the name.
+                f"{source}: the secret of key {place} has {len(secret)} characters, and {SHORTEST} are the fewest; "
                 f"{_MAKE}"
             )
         if name.encode() in found:

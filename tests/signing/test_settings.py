@@ -30,6 +30,7 @@ from rq_pooled.signing.keys import parse_keys
     [
         ("k1:", "0 characters"),
         ("k1:short", "5 characters"),
+        ("a-secret-:short", "secret of key 1 has 5 characters"),
         ("a-secret-without-a-name", "key 1 has no name"),
         (f"{K1},:another-secret-without", "key 2 has no name"),
         (f"{K1},k1:another-secret-of-k1", "two keys have the name k1"),
