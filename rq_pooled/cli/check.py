@@ -23,11 +23,11 @@ from ..connection.connect_errors import FULL
 from ..deadline import within
 from ..durations import parse_duration, show_duration
 from ..errors import USAGE, ConfigurationError, RQPooledError, ServerUnreachable
-from ..foreign import MAX_VALUE, printable
 from ..monitoring.guard import ConnectionGuard, holders
 from ..monitoring.neighbours import ask_neighbours
 from ..monitoring.processes import processes
 from ..monitoring.queues import queues
+from ..monitoring.words import count, some
 from ..queue.pause import paused
 from . import secure as secured
 from .options import open_server, server_options
@@ -102,7 +102,11 @@ class CheckCommand(click.Command):
     metavar="SECONDS",
     help="End after this time, whatever the server does. [SOCKET_TIMEOUT]",
 )
-@click.option("--secure", is_flag=True, help="Jobs have to be signed, and this user's rights to end at its keys.")
+@click.option(
+    "--secure",
+    is_flag=True,
+    help="Jobs have to be signed, workers to run no others, and this user's rights to end at its keys.",
+)
 @server_options
 @click.pass_context
 def check(
@@ -164,8 +168,7 @@ def check(
                 findings.append(_failures(client, rates))
             stopped = {name: since for name, since in paused(client).items() if not names or name in names}
             if stopped:
-                listed = ", ".join(printable(name, MAX_VALUE) for name in list(stopped)[:5])
-                text = f"{len(stopped)} queue{'s' * (len(stopped) != 1)} paused: {listed}"
+                text = f"{count(len(stopped), 'queue')} paused: {some(list(stopped))}"
                 findings.append(Finding("paused", OK, text, f"paused={len(stopped)}"))
             if settings.signing_keys is not None or settings.signing_keys_file is not None:
                 findings.append(_signatures(client, secure))
@@ -304,9 +307,9 @@ _BESIDE = {
 
 
 def _counted(queues: list[dict[str, Any]], state: str, limits: tuple[float, float], names: Sequence[str]) -> Finding:
-    count = sum(queue[state] for queue in queues if not names or queue["name"] in names)
-    text = f"{count} job{'s' * (count != 1)} {_BESIDE[state]}"
-    return Finding(state, _judged(count, limits), text, f"{state}={count};{limits[0]:g};{limits[1]:g}")
+    jobs = sum(queue[state] for queue in queues if not names or queue["name"] in names)
+    data = f"{state}={jobs};{limits[0]:g};{limits[1]:g}"
+    return Finding(state, _judged(jobs, limits), f"{count(jobs, 'job')} {_BESIDE[state]}", data)
 
 
 def _signatures(client: Redis, secure: bool) -> Finding:

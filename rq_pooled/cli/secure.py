@@ -10,7 +10,7 @@ from redis.exceptions import NoPermissionError, ResponseError
 from ..config.settings import Settings
 from ..foreign import MAX_VALUE, printable
 from ..monitoring.processes import processes
-from ..monitoring.words import count
+from ..monitoring.words import count, some
 from ..signing.policy import policy_of
 
 #: What no process of ours needs: a key of another application, the server's configuration, and its users.
@@ -20,8 +20,6 @@ _BEYOND = (
     ("CONFIG GET", "maxclients", "the server's configuration"),
     ("ACL GETUSER", "another-user", "the server's users"),
 )
-#: Workers that are named.
-_NAMED = 5
 
 
 def rights(client: Redis) -> tuple[bool, str]:
@@ -48,18 +46,14 @@ def workers(client: Redis) -> str:
     """Return which workers of ours run jobs without a signature, or may do so; "" if there are none. Blocks."""
     unreadable: list[str] = []
     found = [one["worker"] for one in processes(client, unreadable) if one["worker"]]
-    open_to_all = [printable(one["name"], MAX_VALUE) for one in found if one["signing"] != "require"]
+    open_to_all = [one["name"] for one in found if one["signing"] != "require"]
     said = []
     if open_to_all:
         of = f"{len(open_to_all)} of {count(len(found), 'worker')}"
-        said.append(f"jobs without a signature are run by {of}: {_first(open_to_all)}")
+        said.append(f"jobs without a signature are run by {of}: {some(open_to_all)}")
     if unreadable:
-        said.append(f"statistics that are not read may be of workers without keys: {_first(unreadable)}")
+        said.append(f"statistics that are not read may be of workers without keys: {some(unreadable)}")
     return "; ".join(said)
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
 
 
 def signing(settings: Settings) -> tuple[bool, str]:

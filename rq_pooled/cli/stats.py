@@ -10,14 +10,13 @@ from ..monitoring.processes import processes
 from ..monitoring.queues import queues
 from ..monitoring.throughput import throughput
 from ..monitoring.verdict import sentence_of_left_out
+from ..monitoring.words import some
 from ..store.counters import NAMES, quantile
 from ..store.queues import left_out
 from .options import open_server, server_options
 from .printing import say, say_json
 from .tables import OLD, process_rows, queue_rows, seconds, table
 
-#: Names of what cannot be read that are shown.
-_NAMED = 5
 _COUNTED = [name for name in NAMES if name != "outage_seconds"]
 
 
@@ -36,8 +35,7 @@ def stats(url: str | None, as_json: bool) -> None:
         say_json({"processes": found, "queues": waiting, "throughput": ended, "unreadable": unreadable})
         return
     if unreadable:
-        more = " …" if len(unreadable) > _NAMED else ""
-        say(f"rq-pooled: statistics that are not read: {', '.join(unreadable[:_NAMED])}{more}", err=True)
+        say(f"rq-pooled: statistics that are not read: {some(unreadable)}", err=True)
     if hidden := left_out(client.execute_command):
         say(f"rq-pooled: {sentence_of_left_out(hidden)}", err=True)
     for queue in waiting:

@@ -21,7 +21,7 @@ from ..failed.history import history, no_job
 from ..failed.listing import failed_jobs, origins_of
 from ..foreign import middle_left_out, printable, seconds_of
 from ..monitoring.audit import Deed
-from ..monitoring.words import count
+from ..monitoring.words import count, some
 from ..store.queues import all_shown, first_queues
 from .notices import answer
 from .page import fits_a_form
@@ -141,8 +141,8 @@ def add_job_pages(views: Views) -> None:
             by_queue.setdefault(group.get("queue", origin), []).append(job_id)
         words = f"exception={group['exception']}, function={group['function']}" if group else ""
         deeds = [
-            Deed(ACTS[act][1], name, None, (words or f"of {_some(some)}") + (", dead letters" if dead else ""))
-            for name, some in by_queue.items()
+            Deed(ACTS[act][1], name, None, (words or f"of {some(jobs)}") + (", dead letters" if dead else ""))
+            for name, jobs in by_queue.items()
         ]
         with views.noted(redis, *deeds) as under_way:
 
@@ -159,11 +159,6 @@ def add_job_pages(views: Views) -> None:
         elif page_of_form() in ("job", "failed"):
             to, where = ".failed", {"dead": "1"} if dead else {}
         return answer(redis, report, ACTS[act][0], ", ".join(report["queues"]), report["done"], to, **where)
-
-
-def _some(ids: list[str]) -> str:
-    """Name the first of these jobs."""
-    return f"{', '.join(ids[:5])}{' …' if len(ids) > 5 else ''}"
 
 
 def _group(args: Any) -> dict[str, Any]:

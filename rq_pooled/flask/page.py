@@ -9,14 +9,14 @@ from typing import Any
 from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
 from ..monitoring.verdict import verdict
-from ..monitoring.words import moment
+from ..monitoring.words import moment, some
 from ..store.queues import MAX_NAME
 from .chart import bars, chart
 
 #: Rows of the tables of processes and others; the rest is summed up.
 _ROWS = 30
-#: Rows of the table of queues, and names of what cannot be read.
-_QUEUES, _NAMED = 100, 5
+#: Rows of the table of queues.
+_QUEUES = 100
 #: What is counted of a queue.
 _STATES = ("length", "started", "scheduled", "deferred", "failed", "dead", "workers")
 #: What is summed up over all queues.
@@ -64,7 +64,7 @@ def present(found: dict[str, Any], sort: str = "") -> dict[str, Any]:
         "queues": [queue_row(queue) for queue in _busiest(queues, sort)],
         "queue_count": len(queues),
         "more_queues": max(0, len(queues) - _QUEUES),
-        "unreadable": [printable(name, MAX_VALUE) for name in found["unreadable"][:_NAMED]],
+        "unreadable": some(found["unreadable"]),
         "unreadable_count": len(found["unreadable"]),
         "oldest": max((queue["oldest_age"] or 0 for queue in queues), default=0) or None,
         **{name: sum(queue[state] for queue in queues) for name, state in _SUMS.items()},

@@ -11,7 +11,7 @@ from ..errors import ConfigurationError
 from ..failed.listing import origins_of
 from ..foreign import printable
 from ..monitoring.audit import Deed
-from ..monitoring.workers import hold, running, shut_down, stop_job, workers
+from ..monitoring.workers import MOST, hold, running, shut_down, stop_job, workers
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
@@ -35,8 +35,9 @@ def add_workers(views: Views) -> None:
             worker["may_stop"] = may_stop and fits_a_form(worker["names"][0])
         for job in jobs[:SHOWN]:
             job["may_stop"] = bool(job["worker"]) and fits_a_form(job["id"]) and rights.may(STOP, job["queue"])
-        asked: dict[str, Any] = {"asked": request.args.get("stop", ""), "act": request.args.get("act", "shutdown")}
-        return page_of("workers", redis, workers=found, jobs=jobs[:SHOWN], more=max(0, len(jobs) - SHOWN), **asked)
+        asked, act = request.args.get("stop", ""), request.args.get("act", "shutdown")
+        more = max(0, len(jobs) - SHOWN)
+        return page_of("workers", redis, workers=found, jobs=jobs[:SHOWN], more=more, asked=asked, act=act, most=MOST)
 
     @views.post("/workers/stop")
     def workers_stop(redis: Redis) -> Any:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from ..foreign import LAST_TIME
+from ..foreign import LAST_TIME, MAX_VALUE, printable
+
+#: Names in a list of some.
+_NAMED = 5
 
 
 def number(value: float | None) -> str:
@@ -16,6 +20,11 @@ def number(value: float | None) -> str:
 def count(value: int, noun: str, many: str = "") -> str:
     """Return ``1 job``, ``2 jobs``; ``many`` is said of two where that is not the noun with an s."""
     return f"{number(value)} {noun if value == 1 else many or noun + 's'}"
+
+
+def some(names: Sequence[str]) -> str:
+    """Return the first of these names, and ``…`` where there are more."""
+    return ", ".join(printable(name, MAX_VALUE) for name in names[:_NAMED]) + (" …" if len(names) > _NAMED else "")
 
 
 def rate(per_minute: float) -> str:
