@@ -22,7 +22,7 @@ from ..failed.tracebacks import exception_of
 from ..foreign import MAX_VALUE, is_wrong_type, printable, whole_number
 from ..monitoring.processes import server_time
 from .options import dead_option, open_server, selection_options, server_options
-from .printing import say, say_blocked, say_json
+from .printing import say, say_blocked, say_json, saying_cuts
 from .tables import table
 
 _TIMES = ("first", "last")
@@ -99,7 +99,8 @@ def failed(
 def _count(connection: Redis, queues: Sequence[str], dead: bool, as_json: bool) -> None:
     """Print the groups of failed jobs that the page shows, the largest first."""
     named = Sweeper(list(queues), connection, (), dead=dead).queues() if queues else [None]
-    found = [failure_groups(connection, queue, dead) for queue in named]
+    with saying_cuts():
+        found = [failure_groups(connection, queue, dead) for queue in named]
     rows = sorted((group for one in found for group in one["groups"]), key=lambda group: -group["count"])
     if as_json:
         say_json(rows)

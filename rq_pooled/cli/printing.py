@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
 
 from ..config.secrets import message_of
 from ..foreign import MAX_LINE, MAX_VALUE, plain, printable
+from ..store.views import is_whole, one_view
 
 
 def say(*lines: object, err: bool = False) -> None:
@@ -20,6 +23,15 @@ def say(*lines: object, err: bool = False) -> None:
 def say_json(data: Any, indent: int | None = 2) -> None:
     """Print data as JSON, in ASCII."""
     click.echo(json.dumps(plain(data), indent=indent).replace("\x7f", "\\u007f"))
+
+
+@contextmanager
+def saying_cuts() -> Iterator[None]:
+    """Say at the end of the block if it could not look at all queues."""
+    with one_view():
+        yield
+        if not is_whole():
+            say("rq-pooled: there is more than is read: see `rq-pooled stats`", err=True)
 
 
 def say_blocked(blocked: dict[str, list[str]], what: str) -> None:

@@ -12,7 +12,7 @@ from ..monitoring.schedules import cancel as cancel_job
 from ..monitoring.schedules import deed_of_cancel, scheduled_in, schedules
 from .audit import noted
 from .options import open_server, server_options
-from .printing import say, say_json
+from .printing import say, say_json, saying_cuts
 from .tables import table
 
 
@@ -28,7 +28,8 @@ def listed(limit: int, url: str | None, as_json: bool) -> None:
     """List what is due first: scheduled jobs, retries and repeats of RQ, jobs of rq-scheduler, recurring sweeps, RQ's
     cron.
     """
-    found = schedules(open_server(url), limit)
+    with saying_cuts():
+        found = schedules(open_server(url), limit)
     if as_json:
         say_json(found)
         return

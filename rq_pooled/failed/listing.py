@@ -15,8 +15,9 @@ from ..pool.registry import get_connection
 from ..rq_version import check_prefix
 from ..store.failed import failed_look
 from ..store.keys import dead_letters_key, job_key
-from ..store.queues import first_queues, is_shown
+from ..store.queues import first_queues
 from ..store.scripts import run_script
+from ..store.views import is_shown
 from ..wire import raw, text
 from .description import described, function_of
 from .tracebacks import exception_of
@@ -49,7 +50,7 @@ def failed_jobs(
     ``next_offset`` says where to go on. Inside a deadline it ends a second early, with the jobs found so far.
 
     Args:
-        queue: the only queue to list; without it, the first 2,000 by name are.
+        queue: the only queue to list; without it, the first 2,000 are, see ``first_queues``.
         exception: the name, with or without its module, that a listed job's exception must have.
         offset, limit: the jobs to skip, and the most to return. Without ``queue`` the offset has a limit.
         dead: list the dead letters instead.

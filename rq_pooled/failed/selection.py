@@ -17,6 +17,7 @@ from ..foreign import seconds_of, unpacked_error, whole_number
 from ..retry.exception_names import is_kind, is_recorded_kind, names_of
 from ..signing.envelope import is_sealed, unverified
 from ..wire import text
+from .description import function_of
 from .tracebacks import recorded_name
 
 #: Bytes of a job's data that are unpacked to find its function's name, which stands at the beginning.
@@ -86,7 +87,7 @@ class FailedJob:
     @cached_property
     def function(self) -> str:
         """The dotted name of its function: from its data if they were read, else from its description."""
-        return _function_in(self.data) or self.description.partition("(")[0]
+        return _function_in(self.data) or function_of(self.description)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, abort, jsonify, render_template, request
 from flask.blueprints import BlueprintSetupState
 from redis import Redis
 from redis.exceptions import RedisError
+from rq.exceptions import NoSuchJobError
 
 from ..config.secrets import message_of
 from ..connection.away import LOST, is_forbidden
@@ -23,12 +24,12 @@ from ..monitoring.audit import trail
 from ..monitoring.health import health_word
 from ..monitoring.overview import overview, queue_states
 from ..monitoring.processes import pool_stats
-from ..store.queues import asked_all
+from ..store.views import is_whole
 from .jobs import add_job_pages
 from .page import present
 from .parameters import asked_for, list_address, number, page_of_form
 from .queues import add_queues
-from .rights import RIGHTS, VIEW, Authorize, Rights, Who
+from .rights import BURY, PAUSE, REQUEUE, VIEW, Authorize, Rights, Who
 from .schedule import add_schedule
 from .views import Client, Views, page_of
 from .workers import add_workers
@@ -47,7 +48,7 @@ _HEADERS = {
 }
 
 #: What an error of ours is answered with.
-_CODES = {ConfigurationError: 400, UnknownQueue: 404, SweepUnderWay: 409}
+_CODES = {ConfigurationError: 400, NoSuchJobError: 404, UnknownQueue: 404, SweepUnderWay: 409}
 #: Entries on the page of the trail.
 _TRAIL = 100
 #: Views that answer with a page for people, an error too.
@@ -87,6 +88,7 @@ def make_blueprint(
                 response.headers[key] = value
         return response
 
+    @blueprint.errorhandler(NoSuchJobError)
     @blueprint.errorhandler(RQPooledError)
     @blueprint.errorhandler(RedisError)
     def refuse(error: Exception) -> tuple[Any, int]:
@@ -119,7 +121,7 @@ def make_blueprint(
 
     @views.get("/queues/status")
     def queues_status(redis: Redis) -> Response:
-        return jsonify(queues=bounded(queue_states(redis)), asked_all=asked_all())
+        return jsonify(queues=bounded(queue_states(redis)), whole=is_whole())
 
     @views.get("/queues/failed-jobs")
     def queues_failed_jobs(redis: Redis) -> Response:
@@ -127,8 +129,8 @@ def make_blueprint(
         offset, limit = number(asked, "offset", 0), min(number(asked, "limit", 50), 200)
         if "queue" in asked:
             rights.require(VIEW, asked["queue"])
-        found = bounded(failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, redis))
-        return jsonify({**found, "asked_all": asked_all()})
+        found = failed_jobs(asked.get("queue"), asked.get("exception"), offset, limit, redis)
+        return jsonify(**bounded(found), whole=is_whole())
 
     @views.get("/metrics")
     def metrics(redis: Redis) -> Response:
@@ -140,10 +142,10 @@ def make_blueprint(
 
     @views.get("/")
     def page(redis: Redis) -> Any:
-        sort = request.args.get("sort", "")
-        found = present(overview(redis, client_of().settings), sort)
-        may_write = any(rights.may(action, queue["name"]) for queue in found["queues"] for action in RIGHTS[1:])
-        return page_of("page", redis, {**found, "may": rights.may, "may_write": may_write, "sort": sort})
+        found = present(overview(redis, client_of().settings), sort := request.args.get("sort", ""))
+        asked = [(PAUSE, queue["name"]) for queue in found["queues"]]
+        asked += [(action, group["queue"]) for group in found["failures"] for action in (REQUEUE, BURY)]
+        return page_of("page", redis, {**found, "may": {one for one in asked if rights.may(*one)}, "sort": sort})
 
     @views.get("/trail")
     def trail_page(redis: Redis) -> Any:

@@ -12,9 +12,8 @@ from urllib.parse import urlencode
 
 from flask import request, url_for
 from redis import Redis
-from rq.exceptions import NoSuchJobError
 
-from ..errors import ConfigurationError, UnknownQueue
+from ..errors import ConfigurationError
 from ..failed.actions import act_on
 from ..failed.groups import NEWEST, jobs_of_group
 from ..failed.history import history, no_job
@@ -22,7 +21,7 @@ from ..failed.listing import failed_jobs, origins_of
 from ..foreign import middle_left_out, printable, seconds_of
 from ..monitoring.audit import Deed
 from ..monitoring.words import count, some
-from ..store.queues import all_shown, first_queues
+from ..store.queues import all_shown
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, flag, list_address, number, page_of_form, posted
@@ -48,7 +47,7 @@ def add_job_pages(views: Views) -> None:
 
     def origins(redis: Redis, act: str, ids: list[str]) -> dict[str, str]:
         """Return the queues of those of these jobs that the request may see; 403 if it may not do this to one."""
-        found = {one: name for one, name in zip(ids, origins_of(redis, ids)) if name and rights.may(VIEW, name)}
+        found = {one: name for one, name in zip(ids, origins_of(redis, ids)) if name and rights.allows(VIEW, name)}
         for name in found.values():
             rights.require(ACTS[act][1], name)
         return found
@@ -76,19 +75,16 @@ def add_job_pages(views: Views) -> None:
         asked = {**({"queue": queue} if queue else {}), **group, **({"dead": "1"} if dead else {})}
         raw = {"asked": asked, "address": urlencode({**asked, "offset": offset})}
         values = {"jobs": jobs, "total": total, "looked_at": looked_at, "group": group, "queue": queue, "dead": dead}
-        values["acts"] = acts([queue] if queue else first_queues(redis.execute_command), dead)
+        values["acts"] = acts([queue] if queue else {job["queue"] for job in jobs}, dead)
         return page_of("jobs", redis, raw, offset=offset, most=PAGE, **values)
 
     @views.get("/job")
     def job(redis: Redis) -> Any:
         job_id = asked_for("id", "did").get("id", "")
-        try:
-            found = history(redis, job_id)
-        except NoSuchJobError as error:
-            raise UnknownQueue(str(error)) from None
-        origin = found["origin"] or ""
-        if not rights.may(VIEW, origin):
-            raise UnknownQueue(str(no_job(job_id)))
+        # Before it is read, because how long that takes tells of it.
+        found = history(redis, job_id) if rights.may(VIEW, origins_of(redis, [job_id])[0]) else None
+        if found is None or not rights.may(VIEW, origin := found["origin"] or ""):
+            raise no_job(job_id)
         near = [one for one in (found["dependency_id"], *found["dependents"]) if one]
         hidden = {one for one, name in zip(near, origins_of(redis, near)) if not rights.may(VIEW, name)}
         found["dependents"] = [one for one in found["dependents"] if one not in hidden]

@@ -10,7 +10,7 @@ from ..failed.groups import GHOST
 from ..foreign import MAX_VALUE, printable, shown
 from ..monitoring.verdict import verdict
 from ..monitoring.words import moment, some
-from ..store.queues import MAX_NAME
+from ..store.views import MAX_NAME
 from .chart import bars, chart
 
 #: Rows of the tables of processes and others; the rest is summed up.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 from flask import current_app, request, url_for
@@ -86,8 +87,7 @@ def _is_small() -> bool:
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Return the object of these pairs; a name that comes twice cannot be used, as in a form."""
     given = dict(pairs)
-    if len(given) < len(pairs):
-        given.update(dict.fromkeys((name for name, _ in pairs if sum(name == other for other, _ in pairs) > 1), None))
+    given.update(dict.fromkeys((name for name, times in Counter(name for name, _ in pairs).items() if times > 1), None))
     return given
 
 

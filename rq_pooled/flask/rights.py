@@ -12,7 +12,7 @@ from flask import abort, request
 from ..config.user_code import check_not_async, is_unawaited
 from ..errors import ConfigurationError
 from ..foreign import MAX_VALUE, printable
-from ..store.queues import show_only
+from ..store.views import begin_view, current_view, end_view
 
 #: What ``authorize`` is asked about.
 VIEW, REQUEUE, BURY, PURGE, STOP, PAUSE = RIGHTS = ("view", "requeue", "bury", "purge", "stop", "pause")
@@ -71,16 +71,20 @@ class Rights:
             abort(403, "not allowed: authorize has to return rq_pooled.flask.WRITE for this")
         if self._by_queue and view not in ASKING:
             abort(403, f"not allowed: {view} does not ask about single queues")
-        if self._by_queue:
-            show_only(lambda queue: self.may(VIEW, queue))
+        request.environ["rq_pooled.before"] = begin_view(self.allows if self._by_queue else None)
 
     def leave(self) -> None:
-        """End a request."""
-        show_only(None)
+        """End a request, which may have been made inside another."""
+        if "rq_pooled.before" in request.environ:
+            end_view(request.environ.pop("rq_pooled.before"))
 
     def may(self, action: str, queue: str | None = None) -> bool:
-        """Tell whether the request may do this; what may not be seen cannot be acted on."""
-        if action != VIEW and not self.may(VIEW, queue):
+        """Tell whether the request may do this; what may not be seen cannot be acted on. See ``View`` for the time."""
+        return self.allows(action, queue) if queue is None or not self._by_queue else current_view().may(action, queue)
+
+    def allows(self, action: str, queue: str | None) -> bool:
+        """Tell the same for what is to be done, however long it takes to ask."""
+        if action != VIEW and not self.allows(VIEW, queue):
             return False
         if not self._by_queue:
             said = self._ask()
@@ -89,7 +93,7 @@ class Rights:
 
     def require(self, action: str, queue: str | None = None) -> None:
         """End the request with 403 if it may not do this, whether the queue exists or not."""
-        if not self.may(action, queue):
+        if not self.allows(action, queue):
             of = "" if queue is None else f" in queue {printable(queue, MAX_VALUE)!r}"
             abort(403, f"not allowed: {action}{of}")
 

@@ -16,7 +16,7 @@ from ..monitoring.audit import Actor, Deed, Noted, noting
 from ..monitoring.processes import server_time
 from ..monitoring.words import ago, count, due, moment, number, rate, span
 from ..pool.registry import get_connection
-from ..store.queues import asked_all
+from ..store.views import is_whole
 from .notices import told
 from .rights import Rights
 
@@ -85,5 +85,5 @@ def page_of(template: str, redis: Redis, raw: dict[str, Any] | None = None, **va
         raw: what links and forms are to carry as it is.
         values: whose texts are made fit to be shown.
     """
-    values.update(message=told(redis), now=server_time(redis), asked_all=asked_all())
+    values.update(message=told(redis), now=server_time(redis), whole=is_whole())
     return render_template(f"rq_pooled/{template}.html", **_WORDS, **shown(values), **(raw or {}))

@@ -11,7 +11,7 @@ from ..errors import ConfigurationError
 from ..failed.listing import origins_of
 from ..foreign import printable
 from ..monitoring.audit import Deed
-from ..monitoring.workers import MOST, hold, running, shut_down, stop_job, workers
+from ..monitoring.workers import MOST, claims_of, hold, running, shut_down, stop_job, workers
 from .notices import answer
 from .page import fits_a_form
 from .parameters import asked_for, posted
@@ -48,7 +48,7 @@ def add_workers(views: Views) -> None:
         if act not in ("shutdown", "hold", "release"):
             raise ConfigurationError(f"act is {printable(act, 50)!r}: give shutdown, hold or release")
         if "job" in given:
-            claims = [one for one in running(redis) if one["id"] == given["job"] and one["worker"]]
+            claims = [one for one in claims_of(redis, given["job"]) if one["worker"]]
             if not claims:
                 raise ConfigurationError("this job does not run, or not any more")
             # Redis' word alone does not say that the job is this queue's.

@@ -22,7 +22,8 @@ from ..config.secrets import message_of
 from ..errors import ConfigurationError, UnknownQueue
 from ..foreign import LAST_TIME, MAX_VALUE, label, names_key, printable, whole_number
 from ..store.keys import AUDIT
-from ..store.queues import all_shown, is_restricted, is_shown
+from ..store.queues import all_shown
+from ..store.views import current_view, is_shown
 from ..wire import raw, text
 
 #: Entries that the stream keeps (a few more, since the server drops whole nodes), and characters of a long text.
@@ -170,7 +171,7 @@ def trail(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
         )
     everything = all_shown(client.execute_command)
     with names_key(AUDIT):
-        entries: Any = client.xrevrange(AUDIT, count=KEPT if is_restricted() else limit)
+        entries: Any = client.xrevrange(AUDIT, count=KEPT if current_view().is_restricted else limit)
     found: list[dict[str, Any]] = []
     for entry_id, fields in entries or ():
         written = {text(name): value for name, value in fields.items() if len(name) < MAX_VALUE}

@@ -17,7 +17,7 @@ from ..connection.away import LOST
 from ..foreign import label, replies_of, whole_number
 from ..pool.registry import get_connection
 from ..store.keys import budget_keys
-from ..store.queues import left_out
+from ..store.queues import all_shown, left_out
 from .guard import connections
 from .health import health
 from .processes import MAX_PROCESSES, processes, server_time
@@ -94,8 +94,10 @@ class _Collector:
                 yield from self._server(report)
                 unreadable: list[str] = []
                 yield from _processes(processes(self._connection, unreadable))
-                ended = throughput(self._connection)
-                for name in ("finished", "failed"):
+                client = self._connection or get_connection()
+                ended = throughput(client)
+                # They are of all queues together: 0 would be wrong where some may not be shown.
+                for name in ("finished", "failed") if all_shown(client.execute_command) else ():
                     value = ended[f"{name}_per_minute"]
                     yield GaugeMetricFamily(f"rq_pooled_{name}_per_minute", "jobs that ended, lately", value=value)
                 found = queues(self._connection)
@@ -103,9 +105,9 @@ class _Collector:
                 lost = GaugeMetricFamily("rq_pooled_unreadable", "entries of another type or shape", labels=["kind"])
                 lost.add_metric(["process"], len(unreadable))
                 lost.add_metric(["queue"], sum(len(queue["unreadable"]) for queue in found))
-                lost.add_metric(["left_out"], left_out((self._connection or get_connection()).execute_command))
+                lost.add_metric(["left_out"], left_out(client.execute_command))
                 yield lost
-                yield from _budget(self._connection or get_connection(), self._settings)
+                yield from _budget(client, self._settings)
             except LOST:
                 away = True
         yield GaugeMetricFamily("rq_pooled_up", "1 while the server answers", value=float(not away))

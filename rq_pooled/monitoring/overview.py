@@ -17,7 +17,8 @@ from ..failed.groups import failure_groups
 from ..failed.listing import MAX_FIELD
 from ..foreign import is_number, plain, replies_of, whole_number
 from ..store.keys import job_key
-from ..store.queues import all_shown, asked_once, is_shown, left_out
+from ..store.queues import all_shown, left_out
+from ..store.views import is_shown, one_view
 from ..wire import raw, text
 from .guard import ConnectionGuard
 from .processes import note_busy, only_shown, processes, read_processes
@@ -28,7 +29,7 @@ from .throughput import throughput
 UPCOMING = 10
 
 
-@asked_once()
+@one_view()
 def overview(client: Redis, settings: Settings) -> dict[str, Any]:
     """Return the state of a server. Blocks for about forty round trips, whatever the number of queues and jobs.
 

@@ -13,7 +13,7 @@ from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
 from ..store.keys import STATS, stats_key, worker_key
-from ..store.queues import is_shown
+from ..store.views import is_shown
 from ..wire import raw, text
 
 #: Hashes read in one pipeline, and slots of a worker that are asked for their state.

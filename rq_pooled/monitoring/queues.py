@@ -27,7 +27,7 @@ _LIMITS, _COUNTED = 100, 200
 
 
 def queues(connection: Redis | None = None, only: str | None = None) -> list[dict[str, Any]]:
-    """Return the state of the first 2,000 queues, by name, or ``only`` of this one; changes nothing.
+    """Return the state of the first 2,000 queues (``first_queues``), or ``only`` of this one; changes nothing.
 
     Blocks for two round trips, one for each 100 queues, and two more where jobs wait at rate limits.
 

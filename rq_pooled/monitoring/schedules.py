@@ -18,8 +18,9 @@ from ..failed.description import described
 from ..failed.listing import MAX_FIELD
 from ..foreign import LAST_TIME, MAX_VALUE, is_number, plain, printable, replies_of, seconds_of
 from ..store.keys import CRON_SCHEDULER, CRON_SCHEDULERS, SCHEDULED_JOBS, job_key, registry_key
-from ..store.queues import all_shown, asked_once, first_queues, is_shown
+from ..store.queues import all_shown, first_queues
 from ..store.unpickling import plain_meta
+from ..store.views import is_shown, note_cut, one_view
 from ..wire import raw, text
 from .audit import Deed
 
@@ -27,11 +28,13 @@ from .audit import Deed
 SWEEP = "rq_pooled-sweep-"
 #: Processes of RQ's cron that are asked, and bytes of what one tells.
 _CRONS, _TOLD = 20, 1024 * 1024
+#: So many times the entries of rq-scheduler that are shown are read: those of all queues stand in one set.
+_PAGES = 10
 _CANCELLED_BY = ("origin", "rate_limit_key", "rate_limit_concurrency")
 _FIELDS = ("origin", "started_at", "enqueued_at", "repeats_left")
 
 
-@asked_once()
+@one_view()
 def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     """Return what is due first, of queues that may be shown. Blocks for about eight round trips.
 
@@ -40,17 +43,25 @@ def schedules(client: Redis, limit: int = 100) -> list[dict[str, Any]]:
     since the epoch, or None).
     """
     rows: list[tuple[float, str, str]] = []
+    entries: list[dict[str, Any]] = []
     names = first_queues(client.execute_command)
     pipeline: Any = client.pipeline(transaction=False)
     for name in names:
         pipeline.zrange(raw(registry_key("scheduled", name)), 0, limit - 1, withscores=True)
-    pipeline.zrange(SCHEDULED_JOBS, 0, limit - 1, withscores=True)
+    pipeline.zrange(SCHEDULED_JOBS, 0, _PAGES * limit - 1, withscores=True)
     *registries, others = replies_of(pipeline)
+    are_all = all(len(found or ()) < limit for found in registries) and len(others or ()) < _PAGES * limit
     for name, found in zip(names, registries):
         rows += [(due, name, text(job_id)) for job_id, due in found or () if is_number(due)]
     rows += [(due, "", text(job_id)) for job_id, due in others or () if is_number(due)]
-    entries = _jobs(client, sorted(rows)[:limit]) + _crons(client)
-    shown = [one for one in entries if is_shown(one["queue"])]
+    rows.sort()
+    # What may not be shown takes no place of what may.
+    while rows and len(entries) < limit:
+        entries += _jobs(client, rows[:limit])
+        del rows[:limit]
+    if len(entries) < limit and not are_all:
+        note_cut()
+    shown = [one for one in entries + _crons(client) if is_shown(one["queue"])]
     return sorted(shown, key=lambda one: (one["next"] is None, one["next"] or 0.0, one["id"]))[:limit]
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from ..foreign import MAX_VALUE, printable
-from ..store.queues import MAX_NAME, MAX_QUEUES
+from ..store.queues import MAX_QUEUES
+from ..store.views import MAX_NAME
 from .words import ago, count, number, rate, span
 
 #: Seconds that the head of a queue may wait, and after which a worker is silent, before the page says so.

@@ -13,10 +13,20 @@ from typing import Any
 from redis import Redis
 
 from ..failed.description import described
-from ..failed.listing import MAX_FIELD
+from ..failed.listing import MAX_FIELD, origins_of
 from ..foreign import LAST_TIME, plain, replies_of, seconds_of, whole_number
-from ..store.keys import EXECUTION, HOLD_COMMAND, WORKER, WORKERS, commands_channel, job_key, registry_key
-from ..store.queues import first_queues, is_shown
+from ..store.keys import (
+    EXECUTION,
+    HOLD_COMMAND,
+    WORKER,
+    WORKERS,
+    commands_channel,
+    executions_key,
+    job_key,
+    registry_key,
+)
+from ..store.queues import first_queues
+from ..store.views import is_shown, note_cut
 from ..wire import raw, text
 from .processes import processes
 
@@ -73,10 +83,27 @@ def running(client: Redis) -> list[dict[str, Any]]:
     names = first_queues(client.execute_command)
     pipeline: Any = client.pipeline(transaction=False)
     for name in names:
-        pipeline.zrange(raw(registry_key("wip", name)), 0, JOBS - 1)
-    claims = [
-        (name, text(one)) for name, found in zip(names, replies_of(pipeline) if names else ()) for one in found or ()
-    ]
+        pipeline.zrange(raw(registry_key("wip", name)), 0, JOBS)
+    registries = [found or () for found in (replies_of(pipeline) if names else ())]
+    if any(len(found) > JOBS for found in registries):
+        note_cut()
+    return _claims(client, [(name, text(one)) for name, found in zip(names, registries) for one in found[:JOBS]])
+
+
+def claims_of(client: Redis, job_id: str) -> list[dict[str, Any]]:
+    """Return what ``running`` does, of one job, however many others run. Blocks for five round trips."""
+    (name,) = origins_of(client, [job_id])
+    pipeline: Any = client.pipeline(transaction=False)
+    pipeline.zrange(raw(executions_key(job_id)), 0, JOBS - 1)
+    members = [f"{job_id}:{text(execution)}" for execution in replies_of(pipeline)[0] or ()]
+    for member in members:
+        pipeline.zscore(raw(registry_key("wip", name)), raw(member))
+    scores = replies_of(pipeline) if members else ()
+    return _claims(client, [(name, member) for member, score in zip(members, scores) if score is not None])
+
+
+def _claims(client: Redis, claims: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    pipeline: Any = client.pipeline(transaction=False)
     for _, member in claims:
         pipeline.hmget(raw(EXECUTION + member), "worker_name", "created_at")
         pipeline.hstrlen(raw(job_key(member.rpartition(":")[0])), "description")

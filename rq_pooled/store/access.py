@@ -30,8 +30,13 @@ _ALWAYS = (
 )
 #: How the server's connections are counted; the server calls it dangerous, since it shows addresses.
 _LOOKS = ("client|list",)
-#: Commands that show names of other applications' keys; tracking tells whichever key changes.
-_OTHERS_NAMES = ("randomkey", "dbsize", "scan", "client|tracking")
+#: Commands that show names of other applications' keys; tracking tells whichever key changes. The category has those
+#: of servers to come, such as Valkey 9.1's CLUSTERSCAN. What in it names its key is given back.
+_OTHERS_NAMES = ("@keyspace", "client|tracking")
+_OF_A_KEY = ("dump", "exists", "object", "pttl", "touch", "ttl", "type")
+_CHANGE_A_KEY = (
+    *("copy", "del", "expire", "expireat", "persist", "pexpire", "pexpireat", "rename", "renamenx", "unlink"),
+)
 #: Functions are the server's, and no keys': who replaces another application's runs code with its callers' rights.
 _SERVERS = ("function",)
 #: How the nodes of a cluster, and the state of replication, are asked.
@@ -75,7 +80,7 @@ ROLES = {
         (*_ENQUEUES, f"{keys.ASIDE}*"),
         keys.ALL,
         (keys.NONE,),
-        (*_ALWAYS, "publish"),
+        (*_ALWAYS, "publish", *_OF_A_KEY, *_CHANGE_A_KEY),
         without=_OTHERS_NAMES,
     ),
     "web": Role(
@@ -83,7 +88,7 @@ ROLES = {
         _ENQUEUES,
         keys.ALL,
         (),
-        (*_ALWAYS, *_LOOKS, *_PLACES),
+        (*_ALWAYS, *_LOOKS, *_PLACES, *_OF_A_KEY, *_CHANGE_A_KEY),
         without=_OTHERS_NAMES,
     ),
     "page": Role(
@@ -91,7 +96,7 @@ ROLES = {
         (*_ENQUEUES, *_ACTS),
         keys.ALL,
         (_STOPS,),
-        (*_ALWAYS, *_LOOKS, *_PLACES, "publish"),
+        (*_ALWAYS, *_LOOKS, *_PLACES, "publish", *_OF_A_KEY, *_CHANGE_A_KEY),
         without=_OTHERS_NAMES,
     ),
     "page-view": Role(
@@ -100,7 +105,7 @@ ROLES = {
         keys.ALL,
         (),
         (),
-        (*_ALWAYS, *_LOOKS, *_PLACES),
+        (*_ALWAYS, *_LOOKS, *_PLACES, *_OF_A_KEY),
         may_write=False,
         without=_OTHERS_NAMES,
     ),

@@ -24,6 +24,7 @@ from rq_pooled.monitoring.overview import overview
 from rq_pooled.monitoring.schedules import cancel, schedules
 from rq_pooled.monitoring.verdict import verdict
 from rq_pooled.store import queues as store_queues
+from rq_pooled.store import views
 from rq_pooled.store.keys import LIMITS, PAUSED, SCHEDULED_JOBS
 
 pytest.importorskip("flask")
@@ -154,8 +155,8 @@ def test_a_slow_authorize_is_asked_for_a_bounded_time(
     server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many names there are, asking who may see them ends, and what was not asked about is hidden."""
-    monkeypatch.setattr(store_queues, "ASKING", 0.05)
-    monkeypatch.setattr(store_queues, "AT_LEAST", 10)
+    monkeypatch.setattr(views, "ASKING", 0.05)
+    monkeypatch.setattr(views, "AT_LEAST", 10)
     redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number:05}") for number in range(15_000)))
     for number in range(20):
         key = named(f"rq_pooled:stats:app:host:{number + 1}")
@@ -175,7 +176,7 @@ def test_a_slow_authorize_is_asked_for_a_bounded_time(
         answer = client.get(f"/rq/{path}")
         assert answer.status_code == 200 and 1 < len(asked) < 1_000, path
         # What is left out is said: on each page, as JSON, and in the metrics.
-        said = answer.get_json()["asked_all"] is False if answer.is_json else "This page is not whole" in answer.text
+        said = answer.get_json()["whole"] is False if answer.is_json else "This page is not whole" in answer.text
         assert said and "Nothing is wrong" not in answer.text, path
         assert len(asked) == len(set(asked)), "what was answered is not asked again"
     redis.delete(named("rq_pooled:stats"))
@@ -188,10 +189,16 @@ def test_a_slow_authorize_is_asked_for_a_bounded_time(
 
 def test_one_slow_answer_hides_nothing(server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     """An authorize that is slow once is still asked about the few queues that most servers have."""
-    monkeypatch.setattr(store_queues, "ASKING", 0.0)
+    monkeypatch.setattr(views, "ASKING", 2.0)
     redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(100)))
-    answer = client_of(server).get("/rq/queues/status").get_json()
-    assert len(answer["queues"]) == 100 and answer["asked_all"] is True
+    slow = [2.1]
+
+    def authorize(action: str, queue: Any) -> bool:
+        time.sleep(slow.pop() if queue is not None and slow else 0)
+        return True
+
+    answer = client_of(server, authorize).get("/rq/queues/status").get_json()
+    assert len(answer["queues"]) == 100 and answer["whole"] is True
 
 
 def test_a_view_of_some_queues_is_partial_where_not_all_names_are_read(
@@ -202,13 +209,13 @@ def test_a_view_of_some_queues_is_partial_where_not_all_names_are_read(
     monkeypatch.setattr(store_queues, "_AT_ONCE", 1_000)
     redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(25_000)))
     assert store_queues.all_shown(redis.execute_command)
-    store_queues.show_only(lambda queue: True)
+    views.begin_view(lambda action, queue: True)
     try:
-        assert not store_queues.all_shown(redis.execute_command) and not store_queues.asked_all()
+        assert not store_queues.all_shown(redis.execute_command) and not views.is_whole()
         assert store_queues.left_out(redis.execute_command) > 20_000
         assert len(store_queues.queue_names(redis.execute_command)) == 25_000
     finally:
-        store_queues.show_only(None)
+        views.end_view()
 
 
 def test_names_that_are_escaped_alike_are_two_in_metrics(redis: Redis) -> None:

@@ -205,6 +205,7 @@ def test_a_stop_reaches_only_what_its_visitor_may_stop(server: EmbeddedServer, r
         wait_until(started.exists)
         (now,) = running(redis)
         redis.zadd(named("rq:wip:mail"), {f"{job.id}:forged": 9e9})
+        redis.zadd(named(f"rq:executions:{job.id}"), {"forged": 9e9})
         redis.hset(named(f"rq:execution:{job.id}:forged"), mapping={"worker_name": now["worker"], "created_at": "1"})
         assert of_mail.post("/rq/workers/stop", data={"job": job.id}).status_code == 400
         assert job.id not in of_mail.get("/rq/workers").text

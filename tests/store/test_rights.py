@@ -26,7 +26,18 @@ from rq_pooled.store import scripts as loader
 from rq_pooled.store.scripts import commands_of
 
 #: Scripts that try each command alone, and those that do one thing.
-APART = {"groups", "heartbeat", "unregister", "rights", "reads", "failed_page", "failed_look", "queue_states", "unlock"}
+APART = {
+    "groups",
+    "heartbeat",
+    "unregister",
+    "rights",
+    "reads",
+    "failed_page",
+    "failed_look",
+    "queue_states",
+    "served_queues",
+    "unlock",
+}
 
 
 SCRIPTS = {path.stem for path in (Path(rq_pooled.__file__).parent / "store" / "lua").glob("*.lua")}

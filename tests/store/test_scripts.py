@@ -101,6 +101,7 @@ def calls() -> dict[str, tuple[Command, int]]:
         "failed_ghosts": (failed.failed_ghosts("r", LOCK, 0, 10, False), 2),
         "failed_look": (failed.failed_look(["a"], 10, 10), 0),
         "queue_states": (queues.queue_states(["a"], 10), 0),
+        "served_queues": (queues.served_queues(), 0),
         "failed_page": (failed.failed_page("r", LOCK, ("", 0, ""), 10, 10, True), 2),
         "failed_purge": (failed.failed_purge("r", LOCK, [("a", "any")]), 2),
         "failed_requeue": (failed.failed_requeue("r", LOCK, "now", b"", 1, False, 1, "q", 1, [("a", "any", "")]), 2),

@@ -5,7 +5,7 @@
 -- ARGV[2]     bytes of a job's results in memory above which its newest is not read
 -- ARGV[3..]   ids of jobs
 -- returns     for each job { 1 if it exists, ended_at, enqueued_at, retries_left, description or its size, the error in
---             its newest result, or the memory of its results, the error in its hash, its queue }
+--             its newest result, or the memory of its results, the error in its hash, the beginning of its queue's name }
 local most, memory = tonumber(ARGV[1]), tonumber(ARGV[2])
 -- include has_job
 local jobs = {}
@@ -32,7 +32,7 @@ for at = 3, #ARGV do
     end
     local old = error == '' and text('exc_info') or ''
     jobs[#jobs + 1] = { has_job(job) and 1 or 0, fields[1] or '', fields[2] or '', fields[3] or '', text('description'),
-      error, type(old) == 'string' and old or '', fields[4] or '' }
+      error, type(old) == 'string' and old or '', string.sub(fields[4] or '', 1, most) }
   end
 end
 return jobs
