@@ -21,6 +21,7 @@ from ..connection.defaults import accepted_options
 from ..connection.resending import Resending
 from ..deadline import current as current_deadline
 from ..errors import BudgetExceeded, PoolExhausted, ServerUnreachable
+from ..process.peer import is_of_this_user
 
 #: Begins the errors that the parent sends in the place of a reply; see multiplexer/streams.py.
 ERROR = "RQPOOLED"
@@ -70,6 +71,8 @@ class Greeting:
     def __call__(self, connection: Any) -> None:
         """Greet the parent on a connection whose socket has just been opened."""
         connection.door = self.door
+        if not is_of_this_user(connection._sock):
+            raise RedisConnectionError(f"the socket for jobs, {self.door.path}, is another user's: restart the worker")
         connection._sock.sendall(self.door.token + b"\n")
         connection._parser.on_connect(connection)
         protocol = int(connection.protocol or 2)

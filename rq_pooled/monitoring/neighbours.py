@@ -20,6 +20,7 @@ from redis import Redis
 from ..capacity.clients import client_rows
 from ..capacity.level import read_info
 from ..deadline import current
+from ..process.peer import is_of_this_user
 from .guard import ours_and_others
 
 #: Seconds that one worker has for its answer, workers that are asked, and bytes of an answer.
@@ -65,6 +66,8 @@ def _ask(path: str) -> bytes:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as door:
         door.settimeout(max(0.001, end - time.monotonic()))
         door.connect(path)
+        if not is_of_this_user(door):
+            return b""
         door.sendall(b"who\n")
         answer = bytearray()
         while not answer.endswith(b"\n") and len(answer) < _MOST:

@@ -7,13 +7,13 @@ import errno
 import os
 import shutil
 import socket
-import struct
 import tempfile
 from collections.abc import Callable
 from glob import glob
 
 from ..errors import PlatformUnsupported
 from ..process.event_loop import Loop
+from ..process.peer import is_of_this_user
 
 _PREFIX, _BACKLOG = "rq_pooled-", 1024
 #: Seconds between checks that the socket's folder still exists.
@@ -39,6 +39,10 @@ class Listener:
         self._warn = warn
         self._on_accepted = on_accepted
         self._folder: str | None = None
+        #: The path's device and inode, by which it is known to be ours still.
+        self._inode: tuple[int, int] | None = None
+        #: It was said that the path is gone.
+        self._has_warned = False
         self._listener, self.path = self._listen()
         loop.watch(self._listener, self._accept)
         loop.call_every(_LOOK_AT_FOLDER, self._look_at_folder)
@@ -50,7 +54,7 @@ class Listener:
         try:
             self._folder = tempfile.mkdtemp(prefix=_PREFIX)
             path = os.path.join(self._folder, "jobs.sock")
-            _bind(listener, path)
+            self._inode = _bind(listener, path)
         except OSError as error:
             self._remove_folder()
             listener.close()
@@ -69,8 +73,11 @@ class Listener:
         return listener, path
 
     def _look_at_folder(self) -> None:
-        """Make the folder again if a cleaner has removed it, because horses know only its path."""
-        if self._folder is None or os.path.exists(self.path):
+        """Make the folder again if a cleaner has removed it, because horses know only its path.
+
+        Another user may have taken its name since. Horses show the token to no one but this user.
+        """
+        if self._folder is None or _inode_of(self.path) == self._inode:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
@@ -80,11 +87,14 @@ class Listener:
             if os.lstat(self._folder).st_uid != os.geteuid():
                 raise PermissionError(f"{self._folder} has another owner now")
             os.chmod(self._folder, 0o700)
-            _bind(listener, self.path)
+            self._inode = _bind(listener, self.path)
         except OSError as error:
             listener.close()
-            self._warn("the socket for jobs is gone, and cannot be made again: %s", error)
+            if not self._has_warned:
+                self._warn("the socket for jobs is gone, and cannot be made again: %s: restart this worker", error)
+            self._has_warned = True
             return
+        self._has_warned = False
         self._warn("the socket for jobs, %s, was removed; it is made again: keep what cleans up from it", self.path)
         self._loop.unwatch(self._listener)
         self._listener.close()
@@ -106,7 +116,7 @@ class Listener:
                 self._loop.unwatch(self._listener)
                 self._loop.call_later(1.0, lambda: self._loop.watch(self._listener, self._accept))
             return False
-        if not _is_own(accepted):
+        if not is_of_this_user(accepted):
             accepted.close()
             return True
         accepted.setblocking(False)
@@ -129,22 +139,22 @@ class Listener:
             self._folder = None
 
 
-def _is_own(accepted: socket.socket) -> bool:
-    """Tell whether the other end has our user id; where the system does not say, the folder keeps others out."""
-    option = getattr(socket, "SO_PEERCRED", None)
-    if option is None:
-        return True
-    _pid, uid, _gid = struct.unpack("3i", accepted.getsockopt(socket.SOL_SOCKET, option, struct.calcsize("3i")))
-    return bool(uid == os.geteuid())
-
-
-def _bind(listener: socket.socket, path: str) -> None:
+def _bind(listener: socket.socket, path: str) -> tuple[int, int] | None:
     """Listen first, then make the path appear: a path without a listener looks like a dead worker's."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path + "~")
     listener.bind(path + "~")
     listener.listen(_BACKLOG)
     os.rename(path + "~", path)
+    return _inode_of(path)
+
+
+def _inode_of(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def remove_stale_folders() -> None:

@@ -7,7 +7,6 @@ that cannot be shared (blocking, WATCH, subscriptions, anything long) go over a 
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections import deque
@@ -33,6 +32,7 @@ from .opener import Opener
 from .shared import Shared
 from .sharing import Sharing
 from .streams import LONG_REQUEST, MOST_UNREAD, Guest, Stream
+from .telling import Telling
 from .upstream import CHUNK, Upstream
 
 #: Seconds of one turn of the loop that jobs may take; the rest is served in the next turn.
@@ -86,7 +86,7 @@ class Multiplexer:
         #: Sources with something to read, each with the function that reads it.
         self._ready: deque[tuple[Any, Callable[[Any], None]]] = deque()
         self._ask = ask
-        self._guests = Guests(self._make_stream, self._tell_clients)
+        self._guests = Guests(self._make_stream, Telling(loop, ask, place).tell)
         self._listener = Listener(loop, warn, self._accept)
         loop.call_every(_TICK, self._tick)
 
@@ -129,20 +129,6 @@ class Multiplexer:
 
     def _make_stream(self, accepted: socket.socket, now: float) -> Stream:
         return Stream(self._loop, accepted, now, self._on_readable, self._on_flushed, self._on_closed)
-
-    def _tell_clients(self, stream: Stream) -> None:
-        """Answer who holds the server's connections: over the command connection, which is there in any case."""
-        found: list[Any] = []
-
-        def on_reply(reply: Any) -> None:
-            found.append(reply.decode(errors="replace") if isinstance(reply, bytes) else None)
-            if len(found) == 2:
-                place = self._place()
-                address = list(place.address) if place and isinstance(place.address, tuple) else None
-                stream.deliver(json.dumps([address, *found]).encode() + b"\n")
-
-        self._ask(("INFO", "clients"), on_reply)
-        self._ask(("CLIENT", "LIST"), on_reply)
 
     def _on_flushed(self, stream: Stream) -> None:
         self._shared.on_flushed(stream)

@@ -113,7 +113,7 @@ class Slot:
                 raise Unexpected("it asks for something, and has no task, or has not waited for the last answer")
             self.asks = True
             may_ask = kind == "read" or self.task.kind in _RELAYED
-            if not may_ask and any(words[0] not in _ABOUT_LARGE for words in rest[0]):
+            if not may_ask and (len(rest[0]) > 1 or any(words[0] not in _ABOUT_LARGE for words in rest[0])):
                 raise Unexpected("it asks the server for what no job has to know")
         if kind not in ("next", "free") or (claim := self.claim) is None or self.task is None:
             return

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,7 @@ from rq_pooled.connection.framing import ReplyCutter
 from rq_pooled.connection.options import make_connection
 from rq_pooled.connection.place import Place
 from rq_pooled.embedded import EmbeddedServer
+from rq_pooled.horse.stream import stream_class, stream_options
 from rq_pooled.multiplexer import guests, listener
 from rq_pooled.multiplexer.dialer import Dialer
 from rq_pooled.multiplexer.lending import _MOST_UNSENT
@@ -785,6 +786,85 @@ def test_a_socket_that_was_removed_is_made_again(hub: Hub) -> None:
     assert os.stat(os.path.dirname(hub.mux.path)).st_mode & 0o777 == 0o700
     assert before.ask("PING") == hub.client(guest).ask("PING") == b"+PONG\r\n"
     assert any("was removed" in line for line in hub.said)
+
+
+def test_a_socket_that_another_process_has_put_there_is_replaced(hub: Hub, tmp_path: Path) -> None:
+    """What listens at the path after a cleaner, and is not the parent's, is noticed, and horses find their parent."""
+    guest, path = hub.guest(), hub.mux.path
+    shutil.rmtree(os.path.dirname(path))
+    os.mkdir(os.path.dirname(path))
+    with socket.socket(socket.AF_UNIX) as other:
+        other.bind(path)
+        other.listen()
+        hub.until(lambda: hub.said, what="the warning")
+        assert "was removed" in hub.said[-1]
+        assert hub.client(guest).ask("PING") == b"+PONG\r\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+def test_no_token_is_shown_to_another_user(hub: Hub) -> None:
+    """A horse that finds another user's process at the path of its parent's socket says nothing there."""
+    path, heard = hub.mux.path, os.pipe()
+    shutil.rmtree(os.path.dirname(path))
+    folder = os.path.dirname(path)
+    os.mkdir(folder)
+    os.chown(folder, 65534, 65534)
+    listening = os.fork()
+    if not listening:
+        os.setuid(65534)
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(path)
+            os.chmod(path, 0o777)
+            other.listen()
+            os.write(heard[1], b"listens.")
+            os.write(heard[1], other.accept()[0].recv(100) + b"end")
+        os._exit(0)
+    os.close(heard[1])
+    try:
+        with open(heard[0], "rb", buffering=0) as said:
+            assert said.read(8) == b"listens."
+            door = replace(hub.mux.door(hub.guest().token), path=path)
+            connection = stream_class(door)(**stream_options({}, door, "job"))
+            with pytest.raises(RedisConnectionError, match="is another user's"):
+                connection.connect()
+            connection.disconnect()
+            assert said.read() == b"end"
+        hub.until(lambda: hub.said, what="the warning")
+        assert "has another owner now" in hub.said[-1] and len(hub.said) == 1
+        hub.rest(2.5)
+        assert len(hub.said) == 1
+    finally:
+        os.waitpid(listening, 0)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_questions_without_end_cost_a_look_at_a_time(hub: Hub, redis: Redis) -> None:
+    """However often processes ask who holds the connections, the server lists its clients four times a second."""
+
+    def lists() -> int:
+        stats: Any = redis.info("commandstats")
+        return sum(value["calls"] for name, value in stats.items() if name == "cmdstat_client|list")
+
+    def ask() -> bytes:
+        with socket.socket(socket.AF_UNIX) as asker:
+            asker.connect(hub.mux.path)
+            asker.sendall(b"who\n")
+            asker.setblocking(False)
+            answer = bytearray()
+
+            def is_answered() -> bool:
+                with suppress(BlockingIOError):
+                    answer.extend(asker.recv(1 << 20))
+                return answer.endswith(b"\n")
+
+            hub.until(is_answered, what="the answer")
+            return bytes(answer)
+
+    before, begun, asked = lists(), time.monotonic(), 0
+    while time.monotonic() - begun < 1.0:
+        assert b"addr=" in ask()
+        asked += 1
+    assert asked >= 2 and lists() - before <= 6
 
 
 def test_workers_that_start_together_leave_each_other_s_socket(tmp_path: Path, server: EmbeddedServer) -> None:

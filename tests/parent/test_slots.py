@@ -43,6 +43,8 @@ def run_horse(channel: ChildChannel, _token: bytes | None) -> None:
             channel.send(("free", said.endswith("and leaves")))
         if said.startswith("ends, is free, and asks by "):
             channel.send(("free", False), (said.rpartition(" ")[2], [[b"GET", b"key"]]))
+        if said == "asks much":
+            channel.send(("relay", [[b"PING"]] * 2))
         if said == "ends and is free":
             channel.send(("free", False))
         else:
@@ -216,6 +218,16 @@ def test_a_horse_does_not_decide_that_it_stays(make: Callable[..., Stable]) -> N
         stable.give(slot, "ends and is free")
         stable.until(lambda: len(stable.outcomes) == ended and slot.ready)  # noqa: B023 - it is awaited in this turn
     assert slot.horse is not first and not slot.worn and slot.jobs == 0
+
+
+def test_a_job_asks_about_one_thing_at_a_time(make: Callable[..., Stable]) -> None:
+    """Many questions in one message would hold the parent up: its horse is killed."""
+    stable = make("w")
+    slot = next(iter(stable.slots))
+    before = slot.horse
+    stable.give(slot, "asks much")
+    stable.until(lambda: slot.horse is not before and slot.ready)
+    assert not stable.requests
 
 
 @pytest.mark.parametrize("kind", ["read", "relay"])
