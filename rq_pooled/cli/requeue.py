@@ -98,7 +98,10 @@ def _requeue_ids(
                 if words[job_id] == "done":
                     done.setdefault(queue, []).append(job_id)
             deeds = [Deed("requeue", name, len(some), f"of {', '.join(some)}") for name, some in done.items()]
-            under_way.deeds = [] if dry_run else deeds + [one for one in begun if one.queue not in done]
+            # Those that are still to be tried: of one whose answer is lost, it is not known what became of it.
+            left = {name: [one for one in some if one not in words] for name, some in places.items()}
+            deeds += [Deed("requeue", name, None, f"of {', '.join(some)}") for name, some in left.items() if some]
+            under_way.deeds = [] if dry_run else deeds
         under_way.deeds = [one for one in under_way.deeds if one.jobs]
     if as_json:
         say_json({"dry_run": dry_run, "jobs": words})

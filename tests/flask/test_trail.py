@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from commands import run_command
 from failures import FACTORIAL, HOSTILE, fail_jobs
 from keys import named
+from proxy import CutProxy
 from redis import Redis
 from redis.exceptions import ResponseError
 from rq import Queue as StockQueue
@@ -312,6 +313,20 @@ def test_a_command_that_breaks_off_is_written_down(
     assert run_command(server.url, *words).returncode != 0
     (one,) = trail(redis)
     assert (one["action"], one["count"] or None) == (action, None) and one["what"].startswith("broken off")
+
+
+def test_a_job_whose_requeue_is_not_known_to_be_done_is_written_down(server: EmbeddedServer, redis: Redis) -> None:
+    """Of jobs that are requeued by id, one whose answer is lost stands in the trail as broken off."""
+    fail_jobs(redis, "mail", ["ValueError: x"] * 3)
+    proxy = CutProxy(server.port)
+    try:
+        # Its own command: the trail's entry names all three.
+        proxy.cut_on(b"\r\n$3\r\nq-2\r\n$")
+        url = server.url.replace(f":{server.port}", f":{proxy.port}")
+        assert run_command(url, "requeue", "q-0", "q-1", "q-2").returncode != 0
+    finally:
+        proxy.close()
+    assert {(one["count"], one["what"]) for one in trail(redis)} == {(2, "of q-0, q-1"), (None, "broken off; of q-2")}
 
 
 def test_an_entry_names_no_job_of_another_queue(

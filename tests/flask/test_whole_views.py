@@ -25,6 +25,8 @@ from rq_pooled.store.keys import SCHEDULED_JOBS
 pytest.importorskip("flask")
 from page_client import client_of
 
+from rq_pooled.flask.parameters import _once_each
+
 NOT_WHOLE = "This page is not whole"
 LISTS = ("", "failed", "workers", "schedule", "trail", "queues/status", "queues/failed-jobs")
 
@@ -186,3 +188,33 @@ def test_metrics_of_all_queues_together_are_left_out_for_who_sees_some(server: E
     of_some = client_of(server, lambda action, queue: queue != "bank").get("/rq/metrics").text
     for name in ("rq_pooled_failed_per_minute", "rq_pooled_finished_per_minute"):
         assert f"\n{name} 0.0" in of_all and name not in of_some
+
+
+def test_a_request_inside_a_request_shows_no_more_of_the_other(server: EmbeddedServer, redis: Redis) -> None:
+    """An ``authorize`` that asks another address of ours leaves the outer request its own sight."""
+    name_queues(redis, "mail", "bank")
+
+    def authorize(action: str, queue: Any) -> bool:
+        if queue == "bank":
+            assert inner.get("/rq/health/redis").status_code == inner.get("/rq/queues/status").status_code == 200
+        return queue in (None, "mail")
+
+    inner, outer = client_of(server), client_of(server, authorize)
+    assert [one["name"] for one in outer.get("/rq/queues/status").get_json()["queues"]] == ["mail"]
+    assert "bank" not in outer.get("/rq/").text
+
+
+def test_a_body_of_many_members_is_read_in_a_moment() -> None:
+    """Members of an object are not compared each with all others to find those that come twice."""
+    compared: list[str] = []
+
+    class Name(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other: object) -> bool:
+            compared.append(self)
+            return str.__eq__(self, other)
+
+    pairs = [(Name(name), 1) for name in ("a", "b", "c") for _ in range(1_000)]
+    assert _once_each([*pairs, ("once", 2)]) == {"a": None, "b": None, "c": None, "once": 2}
+    assert len(compared) < 10 * len(pairs)

@@ -39,6 +39,7 @@ from rq_pooled.queue.limits import limits_in_force
 from rq_pooled.rq_api import RQ3
 from rq_pooled.store import keys
 from rq_pooled.store.access import ROLES
+from rq_pooled.wire import text
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -185,6 +186,21 @@ def test_one_step_beyond_is_refused(guarded: Guarded, role: str) -> None:
     for script in ("return redis.call('GET', 'other:x')", "return redis.call('FLUSHALL')"):
         with pytest.raises((NoPermissionError, ResponseError), match="ermission|ACL failure|user executing"):
             client.eval(script, 0)
+
+
+@pytest.mark.parametrize("role", sorted({*ROLES} - {"worker"}))
+def test_no_command_of_any_server_shows_names_of_keys(guarded: Guarded, role: str) -> None:
+    """Of the commands on keys that this server has, a role may use those that name the key, and none that looks for it:
+    servers bring new ones, as Valkey 9.1 did with CLUSTERSCAN.
+    """
+    lookers = []
+    for name, known in guarded.admin.command().items():
+        # OBJECT's subcommands name theirs.
+        if "@keyspace" in map(text, known["acl_categories"]) and not known["first_key_pos"] and name != "object":
+            words = [name, *["1"] * (abs(known["arity"]) - 1)]
+            if guarded.admin.execute_command("ACL", "DRYRUN", role, *words) in (b"OK", "OK"):
+                lookers.append(name)
+    assert lookers == []
 
 
 def test_what_is_printed_is_a_file_of_users(guarded: Guarded, tmp_path: Path) -> None:
