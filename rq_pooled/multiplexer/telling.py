@@ -12,7 +12,7 @@ from ..connection.place import Place
 from ..process.event_loop import Loop
 from .streams import Stream
 
-#: Seconds between two looks. The server writes a line per client, and whoever asks may ask without end.
+#: Seconds between two looks. The server writes a line per client, and a process may ask without end.
 _BETWEEN = 0.25
 
 
