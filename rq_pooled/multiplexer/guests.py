@@ -66,6 +66,8 @@ class Guests:
             return False
         if token == WHO:
             stream.data = b""
+            # One question each: it may read no answer, and a job may ask without end.
+            stream.read_on(False)
             self._tell(stream)
             return False
         guest = next((guest for own, guest in self._guests.items() if hmac.compare_digest(own, token)), None)

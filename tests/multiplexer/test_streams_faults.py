@@ -860,6 +860,18 @@ def test_questions_without_end_cost_a_look_at_a_time(hub: Hub, redis: Redis) -> 
             hub.until(is_answered, what="the answer")
             return bytes(answer)
 
+    with socket.socket(socket.AF_UNIX) as greedy:
+        greedy.connect(hub.mux.path)
+        greedy.settimeout(20)
+        for _ in range(50):
+            greedy.sendall(b"who\n")
+            hub.turn()
+        hub.until(lambda: not hub.mux._guests.strangers, 20, what="the end of its time")
+        answers = b""
+        with suppress(ConnectionResetError):
+            while piece := greedy.recv(1 << 20):
+                answers += piece
+        assert answers.count(b"\n") == 1, "who asks is answered once"
     before, begun, asked = lists(), time.monotonic(), 0
     while time.monotonic() - begun < 1.0:
         assert b"addr=" in ask()
