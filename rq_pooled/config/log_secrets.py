@@ -7,9 +7,9 @@ import re
 
 from ..redaction import LEFT_OUT
 from .describing import current
-from .secrets import is_scheme, scrub, scrub_url
+from .secrets import scrub, scrub_url
 
-_HOST = re.compile(r"(https?://[^/?#]*).+", re.IGNORECASE | re.DOTALL)
+_HOST = re.compile(r"https?://[^/?#\s]*", re.IGNORECASE)
 
 
 class _WithoutArguments(logging.Filter):
@@ -27,17 +27,21 @@ class _WithoutPasswords(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Change the record; let it pass."""
         if isinstance(record.args, tuple):
-            record.args = tuple(_scrubbed(one) if isinstance(one, str) else one for one in record.args)
+            hide = _host_of if "webhook" in str(record.msg) else scrub
+            record.args = tuple(hide(one) if isinstance(one, str) else one for one in record.args)
         if record.exc_info and (error := record.exc_info[1]) is not None:
             record.exc_info = record.exc_text = None
             record.msg, record.args = f"{record.msg}: %s", (*(record.args or ()), _reason(error))
         return True
 
 
-def _scrubbed(text: str) -> str:
+def _host_of(text: str) -> str:
     """Return an address's scheme and host: a webhook's path may be its secret, and any parameter of it."""
-    scheme, colon, _ = text.partition("://")
-    return text if not colon else _HOST.sub(r"\1/***", scrub_url(text)) if is_scheme(scheme) else scrub(text)
+    if "://" not in text:
+        return text
+    # As urllib does.
+    found = _HOST.match(text.strip())
+    return f"{scrub_url(found[0])}/***" if found else "***"
 
 
 def _reason(error: BaseException) -> str:
