@@ -79,8 +79,6 @@ def make_blueprint(
         if changes and not _is_from_this_site():
             abort(403, "not from a page of this site (programs send the header X-Requested-With)")
 
-    blueprint.teardown_request(lambda _error: rights.leave())
-
     @blueprint.after_request
     def add_headers(response: Response) -> Response:
         for key, value in _HEADERS.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 from flask import abort, request
@@ -12,7 +13,7 @@ from flask import abort, request
 from ..config.user_code import check_not_async, is_unawaited
 from ..errors import ConfigurationError
 from ..foreign import MAX_VALUE, printable
-from ..store.views import begin_view, current_view, end_view
+from ..store.views import current_view, viewing
 
 #: What ``authorize`` is asked about.
 VIEW, REQUEUE, BURY, PURGE, STOP, PAUSE = RIGHTS = ("view", "requeue", "bury", "purge", "stop", "pause")
@@ -62,7 +63,7 @@ class Rights:
         self._by_queue = authorize is not None and _takes_action_and_queue(authorize)
 
     def enter(self, view: str, changes: bool) -> None:
-        """Begin a request: 403 where the page may not be opened, and hide what may not be seen until ``leave``."""
+        """Begin a request: 403 where the page may not be opened."""
         if self._authorize is None:
             abort(403, "RQPooled.blueprint() was given no authorize, so this is closed to all")
         if not self.may(VIEW):
@@ -71,16 +72,15 @@ class Rights:
             abort(403, "not allowed: authorize has to return rq_pooled.flask.WRITE for this")
         if self._by_queue and view not in ASKING:
             abort(403, f"not allowed: {view} does not ask about single queues")
-        request.environ["rq_pooled.before"] = begin_view(self.allows if self._by_queue else None)
 
-    def leave(self) -> None:
-        """End a request, which may have been made inside another."""
-        if "rq_pooled.before" in request.environ:
-            end_view(request.environ.pop("rq_pooled.before"))
+    def showing(self) -> AbstractContextManager[None]:
+        """Hide what may not be seen while the block lasts."""
+        return viewing(self.allows if self._by_queue else None)
 
     def may(self, action: str, queue: str | None = None) -> bool:
         """Tell whether the request may do this; what may not be seen cannot be acted on. See ``View`` for the time."""
-        return self.allows(action, queue) if queue is None or not self._by_queue else current_view().may(action, queue)
+        view = current_view()
+        return self.allows(action, queue) if queue is None or not view.is_restricted else view.may(action, queue)
 
     def allows(self, action: str, queue: str | None) -> bool:
         """Tell the same for what is to be done, however long it takes to ask."""

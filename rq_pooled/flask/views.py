@@ -60,7 +60,7 @@ class Views(NamedTuple):
 
         def add(view: View) -> View:
             def call() -> Any:
-                with within(DEADLINE, "the deadline of a page"):
+                with within(DEADLINE, "the deadline of a page"), self.rights.showing():
                     return view(self.client_of().redis)
 
             self.blueprint.add_url_rule(path, view.__name__, call, methods=[method])

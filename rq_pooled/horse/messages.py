@@ -43,6 +43,7 @@ from ..connection.command_table import is_harmless
 
 #: The types of what follows the kind of a message, where that says all.
 _SHAPES: dict[str, tuple[type, ...]] = {"free": (bool,), "next": (bool, float), "failure": (str,), "gone": ()}
+_PLAIN = (bool, float, int, bytes)
 #: Bytes that say how long a word is, to the bytes that it has with them and its end: looked up, not computed.
 _LENGTHS: dict[bytes, int] = {}
 _MAX_LENGTHS = 10_000
@@ -73,9 +74,9 @@ def check_message(message: Any) -> None:
         _check_part(message[3], 0)
         _check_part(message[4], 0)
     elif kind == "plain":
-        # Types and size are those of the channel's own form.
-        if not 0 <= message[2] < sys.float_info.max:
-            raise ValueError("a plain outcome is followed by seconds")
+        # Those of the channel's own form; a horse may also marshal such a message.
+        if tuple(map(type, message[1:])) != _PLAIN or not 0 <= message[2] < sys.float_info.max:
+            raise ValueError("a plain outcome is followed by a flag, seconds, a number of words, and bytes")
         if not _is_one_run(1, message[3], message[4]):
             _check_part((1, message[3], message[4]), 0)
     elif kind == "phase":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -81,29 +81,21 @@ class View:
 _view: ContextVar[View | None] = ContextVar("rq_pooled_view", default=None)
 
 
-def begin_view(ask: Ask | None = None) -> View | None:
-    """Have all that reads queues show only what may be; return the view that was there before, for ``end_view``."""
-    before = _view.get()
-    _view.set(View(ask))
-    return before
-
-
-def end_view(before: View | None = None) -> None:
-    """Return to the view before, a request that was made inside another; without one, every queue may be shown."""
-    _view.set(before)
+@contextmanager
+def viewing(ask: Ask | None = None) -> Iterator[None]:
+    """Have all that reads queues show only what may be while the block lasts; without a view, all may be."""
+    token = _view.set(View(ask))
+    try:
+        yield
+    finally:
+        _view.reset(token)
 
 
 @contextmanager
 def one_view() -> Iterator[None]:
-    """Begin a view for as long as the block lasts, if there is none, so that all parts of it are of the same queues."""
-    begun = _view.get() is None
-    if begun:
-        begin_view()
-    try:
+    """Have the parts of a block be of the same queues: in the view that there is, or else in one of its own."""
+    with viewing() if _view.get() is None else nullcontext():
         yield
-    finally:
-        if begun:
-            end_view()
 
 
 def current_view() -> View:

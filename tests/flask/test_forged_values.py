@@ -209,13 +209,10 @@ def test_a_view_of_some_queues_is_partial_where_not_all_names_are_read(
     monkeypatch.setattr(store_queues, "_AT_ONCE", 1_000)
     redis.sadd(named("rq:queues"), *(named(f"rq:queue:n{number}") for number in range(25_000)))
     assert store_queues.all_shown(redis.execute_command)
-    views.begin_view(lambda action, queue: True)
-    try:
+    with views.viewing(lambda action, queue: True):
         assert not store_queues.all_shown(redis.execute_command) and not views.is_whole()
         assert store_queues.left_out(redis.execute_command) > 20_000
         assert len(store_queues.queue_names(redis.execute_command)) == 25_000
-    finally:
-        views.end_view()
 
 
 def test_names_that_are_escaped_alike_are_two_in_metrics(redis: Redis) -> None:

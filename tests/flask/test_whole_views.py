@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,12 +18,13 @@ from redis import Redis
 from rq import Queue
 from support import drop_pools, running_worker, wait_until
 
+from rq_pooled import health
 from rq_pooled.embedded import EmbeddedServer
 from rq_pooled.store import queues as store_queues
 from rq_pooled.store import views
 from rq_pooled.store.keys import SCHEDULED_JOBS
 
-pytest.importorskip("flask")
+flask = pytest.importorskip("flask")
 from page_client import client_of
 
 from rq_pooled.flask.parameters import _once_each
@@ -190,19 +192,36 @@ def test_metrics_of_all_queues_together_are_left_out_for_who_sees_some(server: E
         assert f"\n{name} 0.0" in of_all and name not in of_some
 
 
-def test_a_request_inside_a_request_shows_no_more_of_the_other(server: EmbeddedServer, redis: Redis) -> None:
-    """An ``authorize`` that asks another address of ours leaves the outer request its own sight."""
-    fail_jobs(redis, "bank", ["SecretError: x"])
+def test_what_authorize_does_ends_no_restriction(server: EmbeddedServer, redis: Redis) -> None:
+    """Neither a request inside the request nor a copy of its context, here or in a thread, changes what is shown; and
+    what the application reads afterwards is not restricted.
+    """
     name_queues(redis, "mail", "bank")
+    fail_jobs(redis, "bank", ["SecretError: x"])
+    inner = client_of(server)
 
-    def authorize(action: str, queue: Any) -> bool:
-        if queue == "bank":
-            assert inner.get("/rq/health/redis").status_code == inner.get("/rq/queues/status").status_code == 200
-        return queue in (None, "mail")
+    def by_a_request() -> None:
+        assert inner.get("/rq/health/redis").status_code == inner.get("/rq/queues/status").status_code == 200
 
-    inner, outer = client_of(server), client_of(server, authorize)
-    assert [one["name"] for one in outer.get("/rq/queues/status").get_json()["queues"]] == ["mail"]
-    assert "SecretError" not in outer.get("/rq/").text
+    def by_a_copy() -> None:
+        flask.copy_current_request_context(lambda: None)()
+
+    def by_a_thread() -> None:
+        thread = threading.Thread(target=flask.copy_current_request_context(lambda: None))
+        thread.start()
+        thread.join()
+
+    for look in (by_a_request, by_a_copy, by_a_thread):
+
+        def authorize(action: str, queue: Any, look: Any = look) -> bool:
+            if queue == "bank":
+                look()
+            return queue in (None, "mail")
+
+        outer = client_of(server, lambda action, queue, authorize=authorize: authorize(action, queue))
+        assert [one["name"] for one in outer.get("/rq/queues/status").get_json()["queues"]] == ["mail"], look
+        assert "SecretError" not in outer.get("/rq/").text, look
+        assert [one["name"] for one in health.queues(redis)] == ["bank", "mail"], look
 
 
 def test_a_body_of_many_members_is_read_in_a_moment() -> None:
