@@ -51,6 +51,7 @@ from .confirming import confirming, is_unconfirmed, landed
 from .dependencies import asking_over, set_up_watching
 from .handlers import is_recording
 from .numbers import check_delay
+from .older import forget_older
 from .refused_scripts import refuses_scripts
 from .started import ReadOnlyStartedJobRegistry
 
@@ -129,6 +130,8 @@ class Queue(AdmittingQueue):
             attach(job, retry)
         # The signature is last, because it covers what the others write.
         sign_for(self, job, created=True)
+        if self.signing.keys is not None:
+            forget_older(job)
         return job
 
     def enqueue_job(

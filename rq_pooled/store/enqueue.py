@@ -19,6 +19,11 @@ def enqueue_new(
     return call("enqueue_new", (job_key, queue_key, QUEUES), job_id, "L" if at_front else "R", ttl or -1, *fields)
 
 
+def forget(job_key: str, created_at: str) -> Command:
+    """Have an older job's hash forget what a signed job with its id may not write, see forget.lua."""
+    return call("forget", (job_key,), created_at)
+
+
 def enqueue_many(queue_key: str, jobs: Iterable[tuple[str, bool, int | None, Sequence[Word]]]) -> Command:
     """Enqueue jobs, each (id, at front, ttl, field and value ...), whether or not others with their ids exist."""
     words: list[Word] = []

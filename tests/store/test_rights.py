@@ -34,6 +34,7 @@ APART = {
     "reads",
     "failed_page",
     "failed_look",
+    "forget",
     "queue_states",
     "served_queues",
     "unlock",

@@ -73,6 +73,7 @@ def calls() -> dict[str, tuple[Command, int]]:
             ),
             1,
         ),
+        "forget": (enqueue.forget(named("rq:job:j"), "now"), 1),
         "enqueue_many": (enqueue.enqueue_many(named("rq:queue:a"), [("j", True, 9, ["data", b""])]), 2),
         "enqueue_new": (enqueue.enqueue_new(named("rq:job:j"), named("rq:queue:a"), "j", True, 9, ["data", b""]), 3),
         "executions": (repair.remove_executions("0", 10, "t", 10), 0),

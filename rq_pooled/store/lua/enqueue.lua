@@ -21,6 +21,7 @@ local once, unique, now = ARGV[3], ARGV[4], ARGV[6]
 -- include fits
 -- include pass_limit
 -- include expire_job
+-- include forget_older
 
 local life = math.floor(math.min(math.max(1, tonumber(ARGV[5]) or 1), 3155760000000))
 
@@ -83,6 +84,9 @@ for _, first in ipairs(jobs) do
   local id, side, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 3])
   local ttl = seconds_of(ARGV[first + 2])
   local job = JOB .. id
+  if replace and is_signed(first + 4, first + 3 + words) then
+    forget_older(job)
+  end
   redis.call('HSET', job, unpack(ARGV, first + 4, first + 3 + words))
   if ttl then
     expire_job(id, ttl)

@@ -1,0 +1,12 @@
+-- Have the hash of an older job forget what a signed job with its id, which is saved next, may not write.
+--
+-- KEYS[1]     job (rq:job:<id>)
+-- ARGV[1]     created_at of the job that is saved
+-- returns     1 | 0: there is no older one
+
+-- include forget_older
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.pcall('HGET', KEYS[1], 'created_at') == ARGV[1] then
+  return 0
+end
+forget_older(KEYS[1])
+return 1
