@@ -25,7 +25,7 @@ KNOW_THE_PREFIX = {
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 LUA = sorted(path.relative_to(PACKAGE).as_posix() for path in (PACKAGE / "store" / "lua").rglob("*.lua"))
 #: Fields of a job's hash, which scripts read and write as the modules do.
-FIELDS = {"rq_pooled:requeues", "rq_pooled:retry"}
+FIELDS = {"rq_pooled:requeues", "rq_pooled:retry", "rq_pooled:signature"}
 #: What a script is given by the server, the loader, or the standard library of Lua.
 GIVEN = {"KEYS", "ARGV", "RQ3", "LOG_WARNING", "QUESTIONS", "COMMANDS", "NOW_AND_THEN"}
 STRING = re.compile("\"[^\"]*\"|'[^']*'")
