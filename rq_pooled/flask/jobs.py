@@ -150,7 +150,7 @@ def add_job_pages(views: Views) -> None:
         report.update(under_way.report)
         to: str = ".page"
         where: dict[str, Any] = {}
-        if page_of_form() == "job" and act != "delete":
+        if page_of_form() == "job" and act != "delete" and ids:
             to, where = ".job", {"id": ids[0]}
         elif page_of_form() in ("job", "failed"):
             to, where = ".failed", {"dead": "1"} if dead else {}

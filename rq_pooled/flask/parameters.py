@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from typing import Any
+from urllib.parse import parse_qsl, urlencode
 
 from flask import current_app, request, url_for
 
@@ -74,7 +75,7 @@ def page_of_form() -> str:
 
 def list_address() -> str:
     """Return the address of the list of jobs that the request was sent from, "" if it does not say."""
-    back = request.args.get("back", "")
+    back = urlencode(parse_qsl(request.args.get("back", "")))
     return f"{url_for('.failed')}?{back}" if back else ""
 
 

@@ -48,7 +48,7 @@ def add_workers(views: Views) -> None:
         if act not in ("shutdown", "hold", "release"):
             raise ConfigurationError(f"act is {printable(act, 50)!r}: give shutdown, hold or release")
         if "job" in given:
-            claims = [one for one in claims_of(redis, given["job"]) if one["worker"]]
+            claims = [one for one in claims_of(redis, given["job"]) if one["worker"] and one["queue"]]
             if not claims:
                 raise ConfigurationError("this job does not run, or not any more")
             # Redis' word alone does not say that the job is this queue's.

@@ -238,3 +238,30 @@ def test_a_body_of_many_members_is_read_in_a_moment() -> None:
     pairs = [(Name(name), 1) for name in ("a", "b", "c") for _ in range(1_000)]
     assert _once_each([*pairs, ("once", 2)]) == {"a": None, "b": None, "c": None, "once": 2}
     assert len(compared) < 10 * len(pairs)
+
+
+def test_a_job_of_no_queue_is_not_stopped(server: EmbeddedServer, redis: Redis) -> None:
+    """A job that names no queue, whose right could be asked for, is told to stop by nobody."""
+    redis.hset(named("rq:job:j"), mapping={"data": b"x", "origin": ""})
+    redis.zadd(named("rq:wip:"), {"j:e": 9e9})
+    redis.zadd(named("rq:executions:j"), {"e": 9e9})
+    redis.hset(named("rq:execution:j:e"), mapping={"worker_name": "w", "created_at": "1"})
+    client = client_of(server, lambda action, queue: queue is None)
+    assert client.post("/rq/workers/stop", data={"job": "j"}).status_code == 400
+
+
+@pytest.mark.parametrize("act", ["requeue", "bury"])
+def test_a_group_that_is_gone_is_no_error(server: EmbeddedServer, redis: Redis, act: str) -> None:
+    """The button of a group whose jobs were dealt with meanwhile leads back, from each page that has it."""
+    name_queues(redis, "mail")
+    group = {"queue": "mail", "exception": "ValueError", "function": "f"}
+    for page in ("job", "failed", "page"):
+        answer = client_of(server).post("/rq/jobs", data={**group, "act": act, "page": page})
+        assert answer.status_code == 303, page
+
+
+def test_a_link_back_has_no_control_characters(server: EmbeddedServer, redis: Redis) -> None:
+    """What an address says that it came from stands encoded in the page."""
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    page = client_of(server).get("/rq/failed/confirm?act=bury&job=q-0&back=queue%3Dm%1b%e2%80%aeq").text
+    assert "/rq/failed?queue=m%1B%E2%80%AEq" in page and "\x1b" not in page and "\u202e" not in page
