@@ -9,7 +9,7 @@ from ..redaction import LEFT_OUT
 from .describing import current
 from .secrets import scrub, scrub_url
 
-_HOST = re.compile(r"https?://[^/?#\s]*", re.IGNORECASE)
+_HOST = re.compile(r"https?://[^/?#\s]*(?=[/?#]|$)", re.IGNORECASE)
 
 
 class _WithoutArguments(logging.Filter):

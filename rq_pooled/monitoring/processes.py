@@ -13,7 +13,8 @@ from ..pool.local import local_pools
 from ..pool.registry import get_connection
 from ..store.counters import BOUNDS, NAMES, RECENT, histogram
 from ..store.keys import STATS, stats_key, worker_key
-from ..store.views import is_shown
+from ..store.queues import first_queues
+from ..store.views import current_view, is_shown
 from ..wire import raw, text
 
 #: Hashes read in one pipeline, and slots of a worker that are asked for their state.
@@ -84,6 +85,9 @@ def read_processes(client: Redis, unreadable: list[str] | None = None) -> list[d
         client: of the server.
         unreadable: is given the names of entries that are something else; they are left out.
     """
+    if current_view().is_restricted:
+        # Statistics name queues, too. There is a time for asking, and it is for those that the server knows first.
+        first_queues(client.execute_command)
     now = server_time(client)
     pipeline: Any = client.pipeline(transaction=False)
     pipeline.zcount(STATS, now, "+inf")

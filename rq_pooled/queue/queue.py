@@ -129,8 +129,7 @@ class Queue(AdmittingQueue):
         if isinstance(retry, Backoff):
             attach(job, retry)
         # The signature is last, because it covers what the others write.
-        sign_for(self, job, created=True)
-        if self.signing.keys is not None:
+        if sign_for(self, job, created=True):
             forget_older(job)
         return job
 
@@ -139,7 +138,8 @@ class Queue(AdmittingQueue):
     ) -> Job:
         """Enqueue a job, or return the one that an unconfirmed call with this id has enqueued; see the class."""
         _check_unique(job, unique)
-        sign_for(self, job)
+        if sign_for(self, job):
+            forget_older(job)
         # Arguments are passed by keyword, because Sentry's integration replaces rq's method and takes only those.
         if pipeline is not None or not self._is_async:
             return super().enqueue_job(job, pipeline=pipeline, at_front=at_front, unique=unique)
@@ -166,7 +166,8 @@ class Queue(AdmittingQueue):
     ) -> Job:
         """Schedule a job, or return the one that an unconfirmed call with this id has scheduled; see the class."""
         _check_unique(job, unique)
-        sign_for(self, job)
+        if sign_for(self, job):
+            forget_older(job)
         if pipeline is not None:
             return super().schedule_job(job, datetime, pipeline=pipeline, unique=unique)
         with confirming(self.name, self.connection, [job.id], job):

@@ -10,6 +10,7 @@ from rq.job import Job
 
 from ..foreign import names_key, plain
 from ..queue.numbers import check_floats, check_interval, check_moment, check_numbers
+from ..queue.older import forget_older
 from ..signing.attach import attach
 from ..signing.policy import current
 from ..signing.serializer import sealed
@@ -40,6 +41,7 @@ class CheckedScheduler(rq_scheduler.Scheduler):  # type: ignore[misc] # it has n
                 # What moves it would set that, and the signature covers it.
                 job.timeout = self.get_queue_for_job(job)._default_timeout
             attach(job, policy)
+            forget_older(job)
         if commit:
             job.save()
         return job

@@ -68,8 +68,10 @@ def guard(job: Any, look: Callable[[Mapping[bytes, bytes]], object]) -> None:
     job.restore = guarded
 
 
-def sign_for(queue: Any, job: Any, created: bool = False) -> None:
+def sign_for(queue: Any, job: Any, created: bool = False) -> bool:
     """Have a job that is about to be enqueued sign itself, if it is new, or verifies and changes its queue or its call.
+
+    Returns whether it is new.
 
     Args:
         queue: with a ``Sealed`` serializer.
@@ -83,17 +85,18 @@ def sign_for(queue: Any, job: Any, created: bool = False) -> None:
     """
     policy = queue.signing
     if policy.keys is None or _MARK in job.__dict__:
-        return
+        return False
     is_unread = isinstance(job._data, bytes)
     # As it is, its own worker decides.
     if is_unread and (job.origin == queue.name or not is_sealed(job.data)):
-        return
+        return False
     raw = {} if created else queue.connection.hgetall(job.key)
     if created or not (is_unread or _could_harm(job) or _stands_for(job, raw)):
         _prepare(queue, job)
         attach(job, policy)
-    else:
-        _sign_fetched(queue, job, raw, is_unread)
+        return True
+    _sign_fetched(queue, job, raw, is_unread)
+    return False
 
 
 def _sign_fetched(queue: Any, job: Any, raw: Mapping[bytes, bytes], is_moved: bool) -> None:

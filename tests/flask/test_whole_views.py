@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import logging
 import sqlite3
 import threading
@@ -138,6 +140,30 @@ def test_asking_ends_before_the_page_does(
         answer = client.get(f"/rq/{path}")
         assert answer.status_code == 200 and len(asked) <= 25, path
         assert answer.get_json()["whole"] is False if answer.is_json else NOT_WHOLE in answer.text, path
+
+
+def test_names_in_statistics_take_no_time_from_queues(
+    server: EmbeddedServer, redis: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that publishes statistics with thousands of names hides no queue that the server knows."""
+    monkeypatch.setattr(views, "ASKING", 0.2)
+    fail_jobs(redis, "mail", ["ValueError: x"])
+    name_queues(redis, "mail", "other")
+    key = named("rq_pooled:stats:app:host:1")
+    forged = json.dumps([f"a{number}" for number in range(3_000)])
+    redis.hset(key, mapping={"kind": '"worker"', "worker": '"w"', "queues": forged, "concurrency": "1", "busy": "0"})
+    redis.zadd(named("rq_pooled:stats"), {key: time.time() + 600})
+
+    def authorize(action: str, queue: Any) -> bool:
+        time.sleep(0.002 if queue else 0)
+        return True
+
+    client = client_of(server, authorize)
+    for path in ("", "queues/status", "failed"):
+        assert "mail" in client.get(f"/rq/{path}").text, path
+    if importlib.util.find_spec("prometheus_client"):
+        assert 'queue="mail"' in client.get("/rq/metrics").text
+    assert "a99" not in client.get("/rq/workers").text
 
 
 def test_a_name_that_authorize_cannot_take_is_left_out(

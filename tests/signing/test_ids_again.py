@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,25 @@ def in_a_pipeline(queue: Queue, redis: Redis) -> None:
         pipeline.execute()
 
 
+def made_by_hand(queue: Queue, redis: Redis) -> None:
+    queue.enqueue_job(Job.create(signed_jobs.note, ("ran",), connection=redis, id="again", origin="default"))
+
+
+def by_rq_scheduler(queue: Queue, redis: Redis) -> None:
+    pytest.importorskip("rq_scheduler")
+    scheduler = rq_pooled.Scheduler("default", connection=redis)
+    scheduler.enqueue_at(datetime.now(timezone.utc) - timedelta(seconds=1), signed_jobs.note, "ran", job_id="again")
+    scheduler.run(burst=True)
+
+
 DOORS: dict[str, Callable[[Queue, Redis], Any]] = {
     "enqueue": lambda queue, _: queue.enqueue(signed_jobs.note, "ran", job_id="again"),
     "once": lambda queue, _: queue.enqueue(signed_jobs.note, "ran", job_id="again", once="key"),
     "many": lambda queue, _: queue.enqueue_many([Queue.prepare_data(signed_jobs.note, ("ran",), job_id="again")]),
     "later": lambda queue, _: queue.enqueue_in(timedelta(0), signed_jobs.note, "ran", job_id="again"),
     "pipeline": in_a_pipeline,
+    "by hand": made_by_hand,
+    "rq-scheduler": by_rq_scheduler,
     "dependent": lambda queue, _: queue.enqueue(
         signed_jobs.note, "ran", job_id="again", depends_on=queue.enqueue(signed_jobs.with_meta, "x", job_id="first")
     ),
