@@ -99,7 +99,9 @@ def claims_of(client: Redis, job_id: str) -> list[dict[str, Any]]:
     for member in members:
         pipeline.zscore(raw(registry_key("wip", name)), raw(member))
     scores = replies_of(pipeline) if members else ()
-    return _claims(client, [(name, member) for member, score in zip(members, scores) if score is not None])
+    found = _claims(client, [(name, member) for member, score in zip(members, scores) if score is not None])
+    # Others may have written executions before its own; then it may be among the first of its registry.
+    return found or [one for one in running(client) if one["id"] == job_id]
 
 
 def _claims(client: Redis, claims: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -85,6 +85,17 @@ def test_running_jobs_that_are_not_listed_are_stopped_and_said_to_be_left_out(
         wait_until(lambda: job.get_status(refresh=True) == "stopped")
 
 
+def test_forged_executions_keep_no_job_from_being_stopped(server: EmbeddedServer, redis: Redis, tmp_path: Path) -> None:
+    """A job that stands on the page is stopped there, whatever was written before its own execution."""
+    started = tmp_path / "started"
+    job = Queue("mail", redis).enqueue(claim_jobs.wait_for_file, str(started), str(tmp_path / "gate"))
+    with running_worker(server.url, "mail", log=tmp_path / "log"):
+        wait_until(started.exists)
+        redis.zadd(named(f"rq:executions:{job.id}"), {f"forged-{number}": 1 for number in range(200)})
+        assert client_of(server).post("/rq/workers/stop", data={"job": job.id}).status_code == 200
+        wait_until(lambda: job.get_status(refresh=True) == "stopped")
+
+
 def test_a_schedule_of_hidden_queues_hides_no_visible_one(server: EmbeddedServer, redis: Redis) -> None:
     """Jobs of rq-scheduler of a queue that may not be viewed take no place of those that may be."""
     for number in range(150):
