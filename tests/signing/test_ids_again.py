@@ -17,7 +17,7 @@ from signing_scene import Signing
 from support import wait_until
 
 import rq_pooled
-from rq_pooled import Queue
+from rq_pooled import Backoff, Queue
 from rq_pooled.signing.job import SIGNED
 
 #: What a job whose rules have changed since has left, or others have written.
@@ -79,6 +79,21 @@ def test_an_id_is_used_again(signing: Signing, door: str) -> None:
 
     wait_until(is_done, 60)
     assert [one for one in signing.ran if one != "x"] == ["ran"] and signing.status("again") == "finished"
+
+
+@pytest.mark.parametrize("most", [None, 100])
+def test_a_job_that_is_enqueued_again_keeps_its_rules(signing: Signing, most: int | None) -> None:
+    """A job that was fetched and is enqueued in another queue, by a script too, keeps rules and meta, and verifies."""
+    rules = Backoff(2, base=0.1, cap=1, on=ValueError)
+    queue = Queue("default", connection=signing.redis)
+    queue.enqueue(signed_jobs.note, "ran", job_id="a", retry=rules, meta={"count": 1})
+    signing.work()
+    job = queue.fetch_job("a")
+    assert job is not None
+    Queue("other", connection=signing.redis, max_length=most).enqueue_job(job)
+    signing.work()
+    assert signing.ran == ["ran"] * 2 and signing.status("a") == "finished"
+    assert signing.redis.hexists(job.key, "rq_pooled:retry")
 
 
 def test_a_job_that_is_saved_again_keeps_what_others_wrote(signing: Signing) -> None:

@@ -84,8 +84,8 @@ for _, first in ipairs(jobs) do
   local id, side, words = ARGV[first], ARGV[first + 1], tonumber(ARGV[first + 3])
   local ttl = seconds_of(ARGV[first + 2])
   local job = JOB .. id
-  if replace and is_signed(first + 4, first + 3 + words) then
-    forget_older(job)
+  if replace then
+    forget_if_signed(job, first + 4, first + 3 + words)
   end
   redis.call('HSET', job, unpack(ARGV, first + 4, first + 3 + words))
   if ttl then

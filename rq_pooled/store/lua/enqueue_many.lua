@@ -28,8 +28,8 @@ end
 redis.call('SADD', KEYS[2], KEYS[1])
 for _, first in ipairs(jobs) do
   local id, ttl = ARGV[first], ARGV[first + 2] ~= '-1' and seconds_of(ARGV[first + 2])
-  if replaced[first] and is_signed(first + 4, first + 3 + tonumber(ARGV[first + 3])) then
-    forget_older(JOB .. id)
+  if replaced[first] then
+    forget_if_signed(JOB .. id, first + 4, first + 3 + tonumber(ARGV[first + 3]))
   end
   redis.call('HSET', JOB .. id, unpack(ARGV, first + 4, first + 3 + tonumber(ARGV[first + 3])))
   if ttl then

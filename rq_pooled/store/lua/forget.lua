@@ -2,11 +2,11 @@
 --
 -- KEYS[1]     job (rq:job:<id>)
 -- ARGV[1]     created_at of the job that is saved
--- returns     1 | 0: there is no older one
+-- returns     1 | 0: there is none of its id
 
 -- include forget_older
-if redis.call('EXISTS', KEYS[1]) == 0 or redis.pcall('HGET', KEYS[1], 'created_at') == ARGV[1] then
+if redis.call('EXISTS', KEYS[1]) == 0 then
   return 0
 end
-forget_older(KEYS[1])
+forget_older(KEYS[1], ARGV[1])
 return 1
