@@ -91,7 +91,7 @@ def running(client: Redis) -> list[dict[str, Any]]:
 
 
 def claims_of(client: Redis, job_id: str) -> list[dict[str, Any]]:
-    """Return what ``running`` does, of one job, however many others run. Blocks for five round trips."""
+    """Return what ``running`` does, of one job, however many others run. Blocks for five round trips, or nine."""
     (name,) = origins_of(client, [job_id])
     pipeline: Any = client.pipeline(transaction=False)
     pipeline.zrange(raw(executions_key(job_id)), 0, JOBS - 1)

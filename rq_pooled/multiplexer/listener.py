@@ -39,8 +39,8 @@ class Listener:
         self._warn = warn
         self._on_accepted = on_accepted
         self._folder: str | None = None
-        #: The path's device and inode, by which it is known to be ours still.
-        self._inode: tuple[int, int] | None = None
+        #: By which the path is known to be ours still.
+        self._identity: tuple[int, ...] | None = None
         #: It was said that the path is gone.
         self._has_warned = False
         self._listener, self.path = self._listen()
@@ -54,7 +54,7 @@ class Listener:
         try:
             self._folder = tempfile.mkdtemp(prefix=_PREFIX)
             path = os.path.join(self._folder, "jobs.sock")
-            self._inode = _bind(listener, path)
+            self._identity = _bind(listener, path)
         except OSError as error:
             self._remove_folder()
             listener.close()
@@ -77,7 +77,7 @@ class Listener:
 
         Another user may have taken its name since. Horses show the token to no one but this user.
         """
-        if self._folder is None or _inode_of(self.path) == self._inode:
+        if self._folder is None or _identity_of(self.path) == self._identity:
             return
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         listener.setblocking(False)
@@ -87,7 +87,7 @@ class Listener:
             if os.lstat(self._folder).st_uid != os.geteuid():
                 raise PermissionError(f"{self._folder} has another owner now")
             os.chmod(self._folder, 0o700)
-            self._inode = _bind(listener, self.path)
+            self._identity = _bind(listener, self.path)
         except OSError as error:
             listener.close()
             if not self._has_warned:
@@ -139,22 +139,23 @@ class Listener:
             self._folder = None
 
 
-def _bind(listener: socket.socket, path: str) -> tuple[int, int] | None:
+def _bind(listener: socket.socket, path: str) -> tuple[int, ...] | None:
     """Listen first, then make the path appear: a path without a listener looks like a dead worker's."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path + "~")
     listener.bind(path + "~")
     listener.listen(_BACKLOG)
     os.rename(path + "~", path)
-    return _inode_of(path)
+    return _identity_of(path)
 
 
-def _inode_of(path: str) -> tuple[int, int] | None:
+def _identity_of(path: str) -> tuple[int, ...] | None:
+    """Return what tells a file from another at its path; a number of an inode is used again. None: there is none."""
     try:
         found = os.lstat(path)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def remove_stale_folders() -> None:
